@@ -1,0 +1,38 @@
+"""Errors that a person can act on.
+
+Three kinds of mistake are kept apart. A guest's mistake is a value (a status
+byte, DEVICE_NEEDS_RESET) and never an exception. A mistake of the host's or
+the user's is a :class:`PykvmError`: what went wrong, and what to do next. A
+bug is an assertion.
+"""
+
+
+class PykvmError(Exception):
+    """A run cannot go on, and here is why and what helps.
+
+    ``message`` is one sentence without a full stop; ``hint`` says what to do
+    next and may be empty. ``exit_status`` is the command line's (125: the VMM
+    failed).
+    """
+
+    exit_status = 125
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+
+class UsageError(PykvmError):
+    """An option, a file or a value that the user gave cannot be used."""
+
+    exit_status = 2
+
+
+class HostError(PykvmError):
+    """This host cannot run a VM: no /dev/kvm, no permission, too old."""
+
+    exit_status = 77

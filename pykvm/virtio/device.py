@@ -1,0 +1,109 @@
+"""The contract between a virtio device and the transport that carries it.
+
+A device knows requests, a transport knows registers, and this file is all
+that they know of each other: the PCI transport can host any device that
+implements :class:`VirtioDevice`, and a device runs on any transport that can
+fill in an :class:`Activation` (the tests use one made of a mock driver and
+eventfds). Nothing here does I/O.
+
+Who calls what, and from where::
+
+    transport (a vCPU thread)         device (its own I/O thread)
+    -------------------------         ---------------------------
+    features, queue_sizes
+    read_config / write_config   -->
+    activate(activation)         -->  starts to serve the queues
+                                 <--  activation.interrupt(queue)
+                                 <--  activation.config_changed()
+                                 <--  activation.broken(reason)
+    reset()                      -->  drains, stops; returns when quiet
+    close()                      -->  the end
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pykvm.memory.ram import Ram
+from pykvm.virtio.split import SplitQueue
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What a transport hands to a device when the driver sets DRIVER_OK.
+
+    ``ram`` is the guest's memory and ``features`` the negotiated bits.
+    ``queues[i]`` is queue i, ready for use, or None where the driver left it
+    disabled; ``kicks[i]`` is the eventfd, non-blocking, that becomes readable
+    when the driver notifies queue i (owned by the transport).
+
+    ``interrupt(i)`` tells the driver that queue i has used buffers: call it
+    only when :meth:`SplitQueue.publish` asks for it. ``config_changed()``
+    tells it that the configuration space changed. ``broken(reason)`` sets
+    DEVICE_NEEDS_RESET (virtio 1.2 §2.1.2): the guest's rings can no longer be
+    trusted and the device serves nothing until reset. All three may be called
+    from any thread and never block on the guest.
+    """
+
+    ram: Ram
+    features: int
+    queues: Sequence[SplitQueue | None]
+    kicks: Sequence[int]
+    interrupt: Callable[[int], None]
+    config_changed: Callable[[], None]
+    broken: Callable[[str], None]
+
+
+class VirtioDevice(Protocol):
+    """A virtio device as its transport sees it. The transport serialises these calls."""
+
+    @property
+    def device_id(self) -> int:
+        """The virtio device type, such as 2 for a block device (virtio 1.2 §5)."""
+        ...
+
+    @property
+    def features(self) -> int:
+        """The device-type and ring feature bits offered.
+
+        The transport adds VIRTIO_F_VERSION_1 and what it provides itself.
+        """
+        ...
+
+    @property
+    def queue_sizes(self) -> Sequence[int]:
+        """The largest size of each queue, a power of 2; its length is the number of queues."""
+        ...
+
+    @property
+    def config_size(self) -> int:
+        """Bytes in the device-specific configuration space."""
+        ...
+
+    def read_config(self, offset: int, size: int) -> int:
+        """Little-endian integer at ``offset``; 0 for bytes past ``config_size``."""
+        ...
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        """The driver's write to the configuration space; what cannot be written is ignored."""
+        ...
+
+    def negotiated(self, features: int) -> bool:
+        """May the driver run with these bits? False withholds FEATURES_OK."""
+        ...
+
+    def activate(self, activation: Activation) -> None:
+        """Start to serve; whatever lies in the queues already is served without a kick."""
+        ...
+
+    def reset(self) -> None:
+        """Stop serving: drain what is in flight, complete nothing after, then forget the rings.
+
+        Returns when no thread of the device touches guest memory any more.
+        Harmless when not active.
+        """
+        ...
+
+    def close(self) -> None:
+        """Reset, then release files and threads. The device is not used again."""
+        ...
