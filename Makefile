@@ -1,0 +1,50 @@
+# make boot and make test do everything on a fresh machine; make help lists the rest.
+.DELETE_ON_ERROR:
+.PHONY: boot test lint guest guest-sources wheel clean help
+
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+ARGS   ?=
+# Arguments for pytest, such as: make test TESTS='tests/unit -k ring'
+TESTS  ?=
+# Only root can install what is missing; others are told the command to run.
+INSTALL_DEPS := $(shell [ "$$(id -u)" = 0 ] && echo --install-deps)
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+boot: guest  ## Set up, build the guest if needed, and boot it to a shell (ARGS= adds options)
+	@$(PYTHON) -m pykvm boot guest $(ARGS)
+
+test: lint guest  ## Set up, then run linters and every test (TESTS= selects)
+	$(PYTHON) -m pytest $(TESTS)
+
+lint: $(READY)  ## Style, types and the import contract
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(VENV)/bin/lint-imports
+
+guest: $(READY)  ## Build the bundled guest for this host (quick when nothing changed)
+	@$(PYTHON) guest/build.py $(INSTALL_DEPS)
+
+guest-sources: $(READY)  ## Collect the exact sources of the bundled guest in dist/guest-sources
+	$(PYTHON) guest/build.py $(INSTALL_DEPS) --flavour all --sources dist/guest-sources
+
+wheel: $(READY)  ## Build the wheel, with both flavours of the guest, in dist/
+	$(PYTHON) guest/build.py $(INSTALL_DEPS) --flavour all
+	$(PYTHON) -m build --wheel --outdir dist
+
+$(READY): pyproject.toml
+	@command -v python3 >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv" >&2; exit 1; }
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || \
+	    { [ -n "$(INSTALL_DEPS)" ] && apt-get update -q && apt-get install -qy python3-venv; } || \
+	    { echo "python3 has no venv module: apt-get install python3-venv" >&2; exit 1; }
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean:  ## Remove everything that make made here (the guest cache stays)
+	rm -rf $(VENV) build dist pykvm/bundles .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

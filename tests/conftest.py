@@ -1,0 +1,52 @@
+"""Shared rules of the suite: what runs where, and what a test may leave behind (nothing)."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REQUIRE_KVM = os.environ.get("PYKVM_REQUIRE_KVM") == "1"
+
+
+def kvm_problem() -> str:
+    """Why KVM tests cannot run here, or an empty string."""
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"/dev/kvm: {error.strerror}"
+    return ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip KVM tests with the reason, or fail the run if PYKVM_REQUIRE_KVM=1."""
+    wanting = [item for item in items if item.get_closest_marker("kvm")]
+    problem = kvm_problem() if wanting else ""
+    if not problem:
+        return
+    if REQUIRE_KVM:
+        raise pytest.UsageError(f"PYKVM_REQUIRE_KVM=1, but {problem}")
+    for item in wanting:
+        item.add_marker(pytest.mark.skip(reason=problem))
+
+
+@pytest.fixture(autouse=True)
+def _no_descriptor_leaks(request: pytest.FixtureRequest):
+    """A test that marks itself ``kvm`` must close every descriptor that it opened."""
+    if not request.node.get_closest_marker("kvm"):
+        yield
+        return
+    before = open_descriptors()
+    yield
+    leaked = {fd: name for fd, name in open_descriptors().items() if fd not in before}
+    assert not leaked, f"descriptors left open: {leaked}"
+
+
+def open_descriptors() -> dict[int, str]:
+    """Open file descriptors of this process and what they refer to."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found[int(entry.name)] = str(entry.readlink())
+        except OSError:
+            continue
+    return found
