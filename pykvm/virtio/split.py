@@ -1,0 +1,431 @@
+"""The device's side of a split virtqueue (virtio 1.2 §2.7). Pure.
+
+A device's loop over one queue::
+
+    queue.disable_notifications()
+    while True:
+        queue.begin_drain()                    # what is available now, at most size heads
+        while (head := queue.pop()) >= 0:
+            chain = queue.chains[head]         # parsed, checked, translated
+            ...                                # sooner or later: queue.push(head, length)
+        if queue.publish():                    # used.idx, fence, used_event
+            interrupt()
+        if queue.error:
+            broken(queue.error)
+            break
+        if not queue.enable_notifications():   # avail_event, fence, avail.idx again
+            break
+
+Ring memory is the guest's and may change under the reader at any time: every
+index and every descriptor is read exactly once, and nothing is written that is
+read back. What a hostile or broken driver can do, and what it gets:
+
+===================================================  ==================================
+avail.idx runs ahead by more than the queue size,    BROKEN: the ring's state means
+or backwards (the same thing modulo 2^16)            nothing any more. The transport
+a head ≥ the queue size                              sets DEVICE_NEEDS_RESET. Sticky:
+a head that is still in flight                       pop() never returns a head again
+---------------------------------------------------  ----------------------------------
+device-readable after device-writable (§2.7.4.2)     CHAIN_BAD_ORDER       all segments
+more than 2^32 bytes in one chain (§2.7.5)           CHAIN_TOO_MANY_BYTES  are there
+---------------------------------------------------  ----------------------------------
+``next`` ≥ the queue's or the table's size           CHAIN_BAD_NEXT        no segments:
+a loop; more descriptors than the queue or table     CHAIN_TOO_LONG        where the
+INDIRECT not negotiated; nested; with NEXT; a table  CHAIN_BAD_INDIRECT    chain ends is
+of length 0, not a multiple of 16, more than                               unknown
+``indirect_limit`` entries, or not in guest RAM
+---------------------------------------------------  ----------------------------------
+a buffer that is not guest RAM (hole, MMIO, wrap)    a segment with offset -1, no error
+a zero-length descriptor                             no segment, no error
+reserved flag bits                                   ignored
+WRITE on the descriptor of an indirect table         ignored (§2.7.5.3.2)
+===================================================  ==================================
+
+A chain with an error has a valid head, so the device must complete it: with a
+status if it still finds where that goes (CHAIN_BAD_ORDER, CHAIN_TOO_MANY_BYTES),
+else with ``push(head, 0)``. The ring itself stays usable.
+
+Drivers are told to keep a chain within the queue size (§2.7.5.3.1), but a
+block driver's segment limit is its own field and other devices take tables of
+1024 data segments whatever the queue size, so an indirect table may hold
+``max(queue size, 1026)`` descriptors.
+
+Memory order: x86 keeps loads in order and stores in order, and an interpreter
+adds no reordering of its own, so "element before index" needs nothing. What
+x86 does not keep is a store before a later load of another address: that is
+what ``fence`` is for, see :mod:`pykvm.virtio.fence`.
+"""
+
+from array import array
+from collections.abc import Callable
+from struct import Struct
+
+from pykvm.memory.ram import Ram
+from pykvm.virtio.constants import (
+    VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_INDIRECT_DESC,
+    VIRTQ_AVAIL_ALIGN,
+    VIRTQ_AVAIL_F_NO_INTERRUPT,
+    VIRTQ_DESC_ALIGN,
+    VIRTQ_DESC_F_INDIRECT,
+    VIRTQ_DESC_F_NEXT,
+    VIRTQ_DESC_F_WRITE,
+    VIRTQ_DESC_SIZE,
+    VIRTQ_MAX_SIZE,
+    VIRTQ_USED_ALIGN,
+    VIRTQ_USED_F_NO_NOTIFY,
+)
+
+EMPTY = -1
+"""pop(): nothing more in this drain."""
+BROKEN = -2
+"""pop(): the ring is unusable until the device is reset; ``error`` says why."""
+
+CHAIN_OK = 0
+CHAIN_BAD_ORDER = 1
+CHAIN_TOO_MANY_BYTES = 2
+CHAIN_BAD_NEXT = 3
+CHAIN_TOO_LONG = 4
+CHAIN_BAD_INDIRECT = 5
+
+CHAIN_ERRORS = (
+    "no error",
+    "a device-readable descriptor follows a device-writable one",
+    "the chain has more than 2^32 bytes",
+    "a descriptor's next field is out of range",
+    "the chain is a loop or longer than the queue",
+    "an indirect descriptor or its table is malformed",
+)
+"""The text for each ``DescriptorChain.error``."""
+
+MAX_CHAIN_BYTES = 1 << 32
+MIN_INDIRECT_LIMIT = 1026
+
+_DESC = Struct("<QIHH")
+
+
+def no_fence() -> None:
+    """The fence of a ring that only one thread touches."""
+
+
+def ring_error(ram: Ram, size: int, desc: int, avail: int, used: int) -> str:
+    """Why a queue cannot work with this geometry, or "" if it can (§2.7, §2.7.10).
+
+    ``size`` in descriptors, the rest guest-physical addresses of the three areas.
+    """
+    if not 0 < size <= VIRTQ_MAX_SIZE or size & (size - 1):
+        return f"the queue size {size} is not a power of 2 up to {VIRTQ_MAX_SIZE}"
+    for name, address, align, length in (
+        ("descriptor table", desc, VIRTQ_DESC_ALIGN, VIRTQ_DESC_SIZE * size),
+        ("available ring", avail, VIRTQ_AVAIL_ALIGN, 6 + 2 * size),
+        ("used ring", used, VIRTQ_USED_ALIGN, 6 + 8 * size),
+    ):
+        if address % align:
+            return f"the {name} at {address:#x} is not aligned to {align} bytes"
+        if (offset := ram.translate(address, length)) < 0:
+            return f"the {name} at {address:#x} ({length} bytes) does not lie within guest RAM"
+        # Regions are page-aligned in the buffer; single-access words depend on it.
+        assert offset % align == 0, "a RAM region is misaligned in its buffer"
+    return ""
+
+
+class DescriptorChain:
+    """One chain, parsed. Owned by its queue, one per head, overwritten by the next pop of it.
+
+    ``offsets[i]`` and ``lengths[i]`` describe segment i: first ``readable``
+    device-readable segments, then ``writable`` device-writable ones, in chain
+    order. An offset is an index into ``ram.bytes``, or -1 for a range that is
+    not guest RAM; lengths are bytes, never 0. Entries past ``readable +
+    writable`` are stale. ``readable_bytes`` and ``writable_bytes`` are the
+    sums of lengths, segments at -1 included. ``error`` is CHAIN_OK or the code
+    of the worst mistake (table at the head of this file).
+
+    Valid from pop() to push() of the same head.
+    """
+
+    __slots__ = (
+        "error",
+        "head",
+        "in_flight",
+        "lengths",
+        "offsets",
+        "readable",
+        "readable_bytes",
+        "writable",
+        "writable_bytes",
+    )
+
+    def __init__(self, head: int) -> None:
+        self.head = head
+        self.in_flight = False
+        self.readable = 0
+        self.writable = 0
+        self.readable_bytes = 0
+        self.writable_bytes = 0
+        self.error = CHAIN_OK
+        # Room for header, data and status; longer chains grow it once.
+        self.offsets = array("q", (0, 0, 0, 0))
+        self.lengths = array("q", (0, 0, 0, 0))
+
+    def clear(self, error: int = CHAIN_OK) -> None:
+        """No segments, and ``error``."""
+        self.readable = self.writable = 0
+        self.readable_bytes = self.writable_bytes = 0
+        self.error = error
+
+    def add(self, offset: int, length: int, writable: bool) -> None:
+        """Append a segment of ``length`` > 0 bytes; notes CHAIN_BAD_ORDER, TOO_MANY_BYTES."""
+        at = self.readable + self.writable
+        if at == len(self.offsets):
+            self.offsets.append(0)
+            self.lengths.append(0)
+        if writable:
+            self.writable += 1
+            self.writable_bytes += length
+        else:
+            if self.writable:
+                self.error = self.error or CHAIN_BAD_ORDER
+                # Keep the readable segments together: shift the writable ones up.
+                first = self.readable
+                self.offsets[first + 1 : at + 1] = self.offsets[first:at]
+                self.lengths[first + 1 : at + 1] = self.lengths[first:at]
+                at = first
+            self.readable += 1
+            self.readable_bytes += length
+        self.offsets[at] = offset
+        self.lengths[at] = length
+        if self.readable_bytes + self.writable_bytes > MAX_CHAIN_BYTES:
+            self.error = self.error or CHAIN_TOO_MANY_BYTES
+
+
+class SplitQueue:
+    """The device's side of one split virtqueue.
+
+    ``chains[head]`` is the parsed chain of a popped head; ``size`` the number
+    of descriptors; ``index`` the queue's number; ``error`` "" or why the queue
+    is broken. ``last_avail`` is the available index up to which heads were
+    popped and ``used`` the used index up to which they were pushed, both
+    modulo 2^16. One thread at a time may use a queue.
+    """
+
+    def __init__(
+        self,
+        ram: Ram,
+        index: int,
+        size: int,
+        desc: int,
+        avail: int,
+        used: int,
+        features: int = 0,
+        fence: Callable[[], None] = no_fence,
+    ) -> None:
+        """A queue at index 0 of both rings. The geometry must have passed :func:`ring_error`.
+
+        ``desc``, ``avail`` and ``used`` are guest-physical addresses;
+        ``features`` the negotiated bits, of which VIRTIO_F_INDIRECT_DESC and
+        VIRTIO_F_EVENT_IDX matter here; ``fence`` orders earlier stores before
+        later loads. ValueError if the geometry cannot work.
+        """
+        if reason := ring_error(ram, size, desc, avail, used):
+            raise ValueError(reason)
+        self.index = index
+        self.size = size
+        self.indirect_limit = max(size, MIN_INDIRECT_LIMIT)
+        self.error = ""
+        self.last_avail = 0
+        self.used = 0
+        self.in_flight = 0
+        self.chains = tuple(DescriptorChain(head) for head in range(size))
+        self._ram = ram
+        self._fence = fence
+        self._indirect = bool(features & VIRTIO_F_INDIRECT_DESC)
+        self._event_idx = bool(features & VIRTIO_F_EVENT_IDX)
+        self._mask = size - 1
+        self._drain_end = 0
+        self._published = 0
+        self._bytes = ram.bytes
+        self._u16 = ram.u16
+        self._u32 = ram.u32
+        # The region that most buffers lie in, so that the common translation is two compares.
+        first = ram.regions[0]
+        self._start, self._end, self._delta = first.start, first.end, first.offset - first.start
+        self._desc = ram.translate(desc, VIRTQ_DESC_SIZE * size)
+        at = ram.translate(avail, 6 + 2 * size) // 2
+        self._avail_flags, self._avail_idx, self._avail_ring = at, at + 1, at + 2
+        self._used_event = at + 2 + size
+        at = ram.translate(used, 6 + 8 * size)
+        self._used_flags, self._used_idx = at // 2, at // 2 + 1
+        self._used_ring = at // 4 + 1
+        self._avail_event = at // 2 + 2 + 4 * size
+
+    # -- taking requests ---------------------------------------------------
+
+    def begin_drain(self) -> int:
+        """Look at avail.idx: how many heads :meth:`pop` will give, at most ``size``; or BROKEN.
+
+        A driver that refills the ring meanwhile is served by the next drain,
+        so a drain always ends.
+        """
+        if self.error:
+            return BROKEN
+        available = self._u16[self._avail_idx]
+        count = (available - self.last_avail) & 0xFFFF
+        if count > self.size - self.in_flight:
+            return self._break(
+                f"avail.idx is {available} after {self.last_avail}: "
+                f"more than {self.size} buffers with {self.in_flight} in use"
+            )
+        self._drain_end = available
+        return count
+
+    def pop(self) -> int:
+        """The next head of this drain, with ``chains[head]`` filled in; or EMPTY; or BROKEN."""
+        last = self.last_avail
+        if last == self._drain_end:
+            return BROKEN if self.error else EMPTY
+        head = self._u16[self._avail_ring + (last & self._mask)]
+        if head >= self.size:
+            return self._break(f"the available ring names head {head} of {self.size}")
+        chain = self.chains[head]
+        if chain.in_flight:
+            return self._break(f"the available ring names head {head}, which is still in use")
+        self.last_avail = (last + 1) & 0xFFFF
+        self.in_flight += 1
+        chain.in_flight = True
+        self._walk(chain, head)
+        return head
+
+    # -- giving them back --------------------------------------------------
+
+    def push(self, head: int, length: int) -> None:
+        """Put ``head`` on the used ring: ``length`` bytes were written to it (§2.7.8).
+
+        The driver sees nothing of it before :meth:`publish`. Any order of
+        heads is allowed; each popped head exactly once.
+        """
+        chain = self.chains[head]
+        assert chain.in_flight, f"head {head} is not in flight"
+        chain.in_flight = False
+        self.in_flight -= 1
+        at = self._used_ring + 2 * (self.used & self._mask)
+        self._u32[at] = head
+        self._u32[at + 1] = length if length < MAX_CHAIN_BYTES else MAX_CHAIN_BYTES - 1
+        self.used = (self.used + 1) & 0xFFFF
+
+    def publish(self) -> bool:
+        """Show the driver what was pushed. True: it wants an interrupt (§2.7.7.2, §2.7.10)."""
+        new, old = self.used, self._published
+        if new == old:
+            return False
+        self._u16[self._used_idx] = new
+        self._published = new
+        self._fence()
+        if self._event_idx:
+            event = self._u16[self._used_event]
+            return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
+        return not self._u16[self._avail_flags] & VIRTQ_AVAIL_F_NO_INTERRUPT
+
+    # -- notifications -----------------------------------------------------
+
+    def disable_notifications(self) -> None:
+        """Tell the driver not to notify for now. Only a hint: it may still do so."""
+        # With EVENT_IDX an avail_event that was passed asks for nothing (§2.7.10).
+        if not self._event_idx:
+            self._u16[self._used_flags] = VIRTQ_USED_F_NO_NOTIFY
+
+    def enable_notifications(self) -> bool:
+        """Ask the driver to notify from now on. True: more is waiting already, so drain again."""
+        if self._event_idx:
+            self._u16[self._avail_event] = self.last_avail
+        else:
+            self._u16[self._used_flags] = 0
+        self._fence()
+        return not self.error and self._u16[self._avail_idx] != self.last_avail
+
+    # -- state -------------------------------------------------------------
+
+    def save(self) -> dict[str, int]:
+        """The queue's place in its rings, for a snapshot. Nothing may be in flight."""
+        assert not self.in_flight, "a queue is saved when it is quiet"
+        return {"last_avail": self.last_avail, "used": self.used}
+
+    def restore(self, state: dict[str, int]) -> str:
+        """Go on where :meth:`save` was. "" or why that state is impossible (it is hostile input)."""
+        last, used = state.get("last_avail"), state.get("used")
+        if not isinstance(last, int) or not isinstance(used, int):
+            return "the queue's state lacks last_avail or used"
+        if not 0 <= last <= 0xFFFF or last != used:
+            return f"last_avail {last} and used {used} do not belong to a quiet queue"
+        self.last_avail = self._drain_end = last
+        self.used = self._published = used
+        return ""
+
+    def _break(self, reason: str) -> int:
+        self.error = f"queue {self.index}: {reason}"
+        self._drain_end = self.last_avail
+        return BROKEN
+
+    # -- parsing -----------------------------------------------------------
+
+    def _walk(self, chain: DescriptorChain, head: int) -> None:
+        chain.clear()
+        left = self.size
+        at = head
+        while True:
+            address, length, flags, following = _DESC.unpack_from(
+                self._bytes, self._desc + VIRTQ_DESC_SIZE * at
+            )
+            if flags & VIRTQ_DESC_F_INDIRECT:
+                self._walk_table(chain, address, length, flags)
+                return
+            self._add(chain, address, length, flags)
+            if not flags & VIRTQ_DESC_F_NEXT:
+                return
+            left -= 1
+            if left == 0:
+                chain.clear(CHAIN_TOO_LONG)
+                return
+            if following >= self.size:
+                chain.clear(CHAIN_BAD_NEXT)
+                return
+            at = following
+
+    def _walk_table(self, chain: DescriptorChain, address: int, length: int, flags: int) -> None:
+        count = length // VIRTQ_DESC_SIZE
+        offset = self._ram.translate(address, length)
+        if (
+            not self._indirect
+            or flags & VIRTQ_DESC_F_NEXT
+            or length % VIRTQ_DESC_SIZE
+            or not 0 < count <= self.indirect_limit
+            or offset < 0
+        ):
+            chain.clear(CHAIN_BAD_INDIRECT)
+            return
+        table = bytes(self._bytes[offset : offset + length])
+        at = 0
+        left = count
+        while True:
+            address, length, flags, following = _DESC.unpack_from(table, VIRTQ_DESC_SIZE * at)
+            if flags & VIRTQ_DESC_F_INDIRECT:
+                chain.clear(CHAIN_BAD_INDIRECT)
+                return
+            self._add(chain, address, length, flags)
+            if not flags & VIRTQ_DESC_F_NEXT:
+                return
+            left -= 1
+            if left == 0:
+                chain.clear(CHAIN_TOO_LONG)
+                return
+            if following >= count:
+                chain.clear(CHAIN_BAD_NEXT)
+                return
+            at = following
+
+    def _add(self, chain: DescriptorChain, address: int, length: int, flags: int) -> None:
+        if length:
+            if self._start <= address and address + length <= self._end:
+                offset = address + self._delta
+            else:
+                offset = self._ram.translate(address, length)
+            chain.add(offset, length, flags & VIRTQ_DESC_F_WRITE != 0)
