@@ -350,7 +350,7 @@ class SplitQueue:
         return {"last_avail": self.last_avail, "used": self.used}
 
     def restore(self, state: dict[str, int]) -> str:
-        """Go on where :meth:`save` was. "" or why that state is impossible (it is hostile input)."""
+        """Go on where :meth:`save` was: "", or why a state, hostile input, is impossible."""
         last, used = state.get("last_avail"), state.get("used")
         if not isinstance(last, int) or not isinstance(used, int):
             return "the queue's state lacks last_avail or used"
