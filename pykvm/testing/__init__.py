@@ -1,0 +1,1 @@
+"""What tests of devices and guests are made of."""

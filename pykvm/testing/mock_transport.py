@@ -1,0 +1,201 @@
+"""A transport made of eventfds and lists, to run a whole device without a guest.
+
+::
+
+    with MockTransport(device) as transport:
+        transport.start()
+        driver = transport.drivers[0]
+        head = driver.send([header], [512, 1])
+        length = transport.wait(head)          # notifies, waits for the interrupt, collects
+        data = driver.response(head)
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from threading import Condition
+from types import TracebackType
+
+from pykvm.memory.ram import Ram
+from pykvm.testing.mock_driver import MockDriver
+from pykvm.virtio.constants import (
+    VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_VERSION_1,
+)
+from pykvm.virtio.device import Activation, VirtioDevice
+from pykvm.virtio.fence import full_fence
+
+DEFAULT_RAM = 4 << 20
+
+
+class MockTransport:
+    """Carries ``device`` between :class:`MockDriver` objects, one per queue.
+
+    ``interrupts`` lists the queue number of each interrupt, in order;
+    ``config_changes`` counts configuration interrupts; ``broken`` lists the
+    reasons given. ``done`` maps (queue, head) to the bytes written, for what
+    was collected and not yet asked for. One test thread uses it; the device
+    calls in from its own.
+    """
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        ram: Ram | None = None,
+        *,
+        features: int | None = None,
+        queue_size: int | None = None,
+        disabled: Sequence[int] = (),
+    ) -> None:
+        """Negotiate nothing yet: only lay out one driver per queue.
+
+        ``ram`` defaults to 4 MiB at address 0, divided evenly between the
+        queues; ``features`` to everything that the device offers;
+        ``queue_size`` to each queue's largest. The queues in ``disabled`` are
+        None in the activation.
+        """
+        self.device = device
+        self.ram = ram or Ram.flat(DEFAULT_RAM)
+        offered = device.features | VIRTIO_F_VERSION_1
+        self.features = offered if features is None else features
+        assert not self.features & ~offered, "features that the device does not offer"
+        self.interrupts: list[int] = []
+        self.config_changes = 0
+        self.broken: list[str] = []
+        self.done: dict[tuple[int, int], int] = {}
+        self.active = False
+        self._changed = Condition()
+        self._disabled = frozenset(disabled)
+        self.drivers = self._lay_out(queue_size)
+        self.kicks = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in self.drivers]
+
+    def _lay_out(self, queue_size: int | None) -> list[MockDriver]:
+        sizes = self.device.queue_sizes
+        region = self.ram.regions[0]
+        share = (region.size - 0x1000) // len(sizes) & ~0xFFF
+        ring_features = VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX
+        drivers = []
+        for index, largest in enumerate(sizes):
+            size = min(queue_size or largest, largest)
+            base = region.start + 0x1000 + index * share
+            driver = MockDriver(
+                self.ram,
+                size=size,
+                features=self.features & ring_features,
+                base=base,
+                heap=share - 30 * size - 256,
+                fence=full_fence(),
+            )
+            drivers.append(driver)
+        return drivers
+
+    def start(self) -> None:
+        """What happens at DRIVER_OK: the device is activated with fresh queues."""
+        assert not self.active, "started twice"
+        assert self.device.negotiated(self.features), "the device refuses these features"
+        fence = full_fence()
+        queues = [
+            None if index in self._disabled else driver.device_queue(index, fence)
+            for index, driver in enumerate(self.drivers)
+        ]
+        self.active = True
+        self.device.activate(
+            Activation(
+                ram=self.ram,
+                features=self.features,
+                queues=queues,
+                kicks=self.kicks,
+                interrupt=self._interrupt,
+                config_changed=self._config_changed,
+                broken=self._broken,
+            )
+        )
+
+    def notify(self, queue: int = 0) -> None:
+        """Kick, wanted or not."""
+        os.eventfd_write(self.kicks[queue], 1)
+
+    def submit(self, queue: int = 0) -> bool:
+        """Publish what was added and notify if the device wants it; whether it did."""
+        wanted = self.drivers[queue].publish()
+        if wanted:
+            self.notify(queue)
+        return wanted
+
+    def wait(self, head: int, queue: int = 0, timeout: float = 5.0) -> int:
+        """Submit, then wait until ``head`` is used; bytes written. TimeoutError.
+
+        Sleeps until an interrupt, like a driver: a lost interrupt shows as a timeout.
+        """
+        self.submit(queue)
+        deadline = time.monotonic() + timeout
+        while (queue, head) not in self.done:
+            self.collect(queue)
+            with self._changed:
+                if (queue, head) in self.done or self.drivers[queue].enable_interrupts():
+                    continue
+                seen = len(self.interrupts)
+                left = deadline - time.monotonic()
+                if not self._changed.wait_for(lambda n=seen: len(self.interrupts) > n, left):  # type: ignore[misc]
+                    raise TimeoutError(f"queue {queue}: no interrupt for head {head}")
+        return self.done.pop((queue, head))
+
+    def wait_broken(self, timeout: float = 5.0) -> str:
+        """Wait until the device declares itself broken; the reason. TimeoutError."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: bool(self.broken), timeout):
+                raise TimeoutError("the device did not report a broken ring")
+            return self.broken[0]
+
+    def collect(self, queue: int = 0) -> list[tuple[int, int]]:
+        """Take what is used, without waiting, into ``done`` too."""
+        used = self.drivers[queue].collect()
+        for head, length in used:
+            self.done[queue, head] = length
+        return used
+
+    def reset(self) -> None:
+        """What a driver's write of 0 to the status does: the device is quiet afterwards.
+
+        Rings are laid out anew, so :meth:`start` can follow.
+        """
+        self.device.reset()
+        self.active = False
+        self.done.clear()
+        self.drivers = self._lay_out(self.drivers[0].size)
+
+    def close(self) -> None:
+        """Reset the device (which stays the caller's to close) and free the eventfds."""
+        self.device.reset()
+        for kick in self.kicks:
+            os.close(kick)
+        self.kicks.clear()
+
+    def __enter__(self) -> "MockTransport":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- called by the device, from any thread -----------------------------
+
+    def _interrupt(self, queue: int) -> None:
+        with self._changed:
+            self.interrupts.append(queue)
+            self._changed.notify_all()
+
+    def _config_changed(self) -> None:
+        with self._changed:
+            self.config_changes += 1
+            self._changed.notify_all()
+
+    def _broken(self, reason: str) -> None:
+        with self._changed:
+            self.broken.append(reason)
+            self._changed.notify_all()
