@@ -1,0 +1,101 @@
+"""Entry point of the command line: subcommands, and errors as one sentence each."""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pykvm import __version__
+from pykvm.errors import PykvmError, UsageError
+
+INTERNAL_ERROR = 125
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose mistakes are UsageErrors, with the nearest option named."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError instead of printing the usage and leaving."""
+        raise UsageError(message, f"'{self.prog} --help' lists what there is")
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
+        """Parse, and say what an unknown option may have meant."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0]
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            close = difflib.get_close_matches(word.split("=")[0], known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"see '{self.prog} --help'"
+            kind = "option" if word.startswith("-") else "argument"
+            raise UsageError(f"unknown {kind} '{word}'", hint)
+        return parsed
+
+
+COMMANDS = {
+    "boot": "boot a guest, to a shell or to run a command in it",
+    "doctor": "show what this host offers for running guests",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``pykvm`` with ``argv`` (default: the process's) and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments[:1] or os.environ.get("PYKVM_DEBUG") == "1"
+    if arguments[:1] == ["--debug"]:
+        del arguments[0]
+    try:
+        return _dispatch(arguments)
+    except PykvmError as error:
+        if debug:
+            raise
+        print(f"pykvm: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f"pykvm: internal error: {type(error).__name__}: {error}; "
+            "this is a bug in pykvm: run 'pykvm --debug …' for the traceback and report it",
+            file=sys.stderr,
+        )
+        return INTERNAL_ERROR
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if command in ("-V", "--version"):
+        print(f"pykvm {__version__}")
+        return 0
+    # Each command is imported only when it is run: start-up time is a feature.
+    if command == "boot":
+        from pykvm.cli.boot import run_boot
+
+        return run_boot(arguments[1:])
+    if command == "doctor":
+        from pykvm.cli.doctor import run_doctor
+
+        return run_doctor(arguments[1:])
+    close = difflib.get_close_matches(command, COMMANDS, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else "see 'pykvm --help'"
+    raise UsageError(f"there is no command '{command}'", hint)
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  {name:<8} {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: pykvm [--debug] COMMAND …      (or: python -m pykvm …)\n\n"
+        "A small hypervisor in Python, with a virtio-blk disk.\n\n"
+        f"commands:\n{commands}\n\n"
+        "options:\n"
+        "  --help     this text; 'pykvm COMMAND --help' for a command's options\n"
+        "  --version  the version\n"
+        "  --debug    show a traceback for errors (first on the line)"
+    )

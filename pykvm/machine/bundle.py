@@ -1,0 +1,94 @@
+"""Guests by name: a kernel, an initrd and what they need on the command line.
+
+A bundle is a folder with a ``bundle.json`` (written by guest/build.py)::
+
+    {"format": 1, "name": "guest", "memory_mib": 64,
+     "flavours": {"native": {"kernel": "vmlinux-native", "initrd": "initrd.cpio",
+                             "append": "console=ttyS0"}, ...}}
+
+Flavours are builds of one guest for different hosts: ``native`` for hosts
+with hardware virtualization, ``emulated`` for those whose KVM emulates the
+guest's kernel code instruction by instruction.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pykvm.errors import UsageError
+
+FORMAT = 1
+BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
+"""Where the bundles that come with pykvm lie: filled by ``make guest``, part of every wheel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """One flavour of a guest, ready to boot. ``memory`` is in bytes, 0 if the bundle names none."""
+
+    name: str
+    flavour: str
+    kernel: Path
+    initrd: Path | None
+    append: str
+    memory: int
+
+
+def find_bundle(guest: str, flavour: str) -> Bundle:
+    """The bundle that ``guest`` names, in ``flavour`` or else in the one that there is.
+
+    ``guest`` is a name of a bundle that comes with pykvm, and only if there
+    is none, a folder (``./guest`` is always a folder). UsageError otherwise.
+    """
+    folder = BUNDLES / guest
+    if "/" in guest or not folder.is_dir():
+        if "/" not in guest and guest == "guest":
+            raise UsageError(
+                "the bundled guest is not built yet",
+                "run 'make guest' in the checkout, or install a wheel, which carries it",
+            )
+        folder = Path(guest)
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise UsageError(
+            f"no guest is called '{guest}', and as a path it {what}",
+            "give 'guest', a folder that holds a bundle.json, or --kernel FILE",
+        )
+    return _load(folder, flavour)
+
+
+def _load(folder: Path, flavour: str) -> Bundle:
+    manifest = folder / "bundle.json"
+    try:
+        data = json.loads(manifest.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{folder} holds no bundle.json, so it is not a guest",
+            "guest/build.py --output DIR makes such a folder; for a kernel file use --kernel",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{manifest} cannot be read: {error}", "build the guest again") from None
+    try:
+        return _bundle(folder, data, flavour)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"{manifest} is not a guest's manifest ({error!r})", "build the guest again"
+        ) from None
+
+
+def _bundle(folder: Path, data: Any, flavour: str) -> Bundle:
+    if data["format"] != FORMAT:
+        raise ValueError(f"format {data['format']} is not {FORMAT}")
+    flavours = data["flavours"]
+    chosen = flavour if flavour in flavours else next(iter(sorted(flavours)))
+    entry = flavours[chosen]
+    initrd = entry.get("initrd")
+    return Bundle(
+        name=str(data["name"]),
+        flavour=chosen,
+        kernel=folder / str(entry["kernel"]),
+        initrd=folder / str(initrd) if initrd else None,
+        append=str(entry.get("append", "")),
+        memory=int(data.get("memory_mib", 0)) << 20,
+    )

@@ -1,0 +1,56 @@
+"""What a machine is made of: plain values, checked when the machine is built."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+MIB = 1 << 20
+DEFAULT_MEMORY = 64 * MIB
+
+
+class ConsoleMode(Enum):
+    """What the bundled guest runs on its console (guest/README.md has its side of this)."""
+
+    SHELL = "shell"
+    """An interactive shell."""
+    PIPE = "pipe"
+    """A shell that reads a script: no prompt, no echo, Ctrl-D is the end of file."""
+    NONE = "none"
+    """Nothing: the guest is driven through its agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskConfig:
+    """One virtio-blk disk backed by the raw image or block device at ``path``.
+
+    ``readonly`` offers VIRTIO_BLK_F_RO and opens the file for reading only.
+    ``serial`` is what GET_ID answers (at most 20 bytes of ASCII).
+    """
+
+    path: Path
+    readonly: bool = False
+    serial: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """A virtual machine before it exists.
+
+    ``guest`` names a bundle (a name that comes with pykvm, or a folder); its
+    kernel and initrd are used unless ``kernel`` and ``initrd`` are given.
+    Without ``guest``, ``kernel`` is needed. ``initrd`` is a path or the bytes
+    themselves. ``append`` goes at the end of the guest's command line.
+    ``memory`` is in bytes; 0 means what the bundle says, or 64 MiB.
+    ``console`` and ``agent`` (whether to run commands through it) are wishes
+    that only bundles understand.
+    """
+
+    guest: str | None = None
+    kernel: Path | None = None
+    initrd: Path | bytes | None = None
+    append: str = ""
+    memory: int = 0
+    cpus: int = 1
+    disks: list[DiskConfig] = field(default_factory=list)
+    console: ConsoleMode = ConsoleMode.SHELL
+    agent: bool = False

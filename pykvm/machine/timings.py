@@ -1,0 +1,38 @@
+"""Where the time of a run went: named marks since the process began."""
+
+import os
+import time
+
+
+class Timings:
+    """Marks in the order in which they were made; each name counts once, at its first mark.
+
+    Times are seconds since the process was started, as the kernel recorded
+    it (to 10 ms), so that the interpreter's own start is in them.
+    """
+
+    def __init__(self) -> None:
+        self.marks: dict[str, float] = {}
+        self._zero = _process_start()
+
+    def mark(self, name: str) -> None:
+        """Note that ``name`` has been reached now; cheap, from any thread."""
+        if name not in self.marks:
+            self.marks[name] = time.clock_gettime(time.CLOCK_BOOTTIME) - self._zero
+
+    def table(self) -> str:
+        """A line for each mark: seconds since the start, and since the mark before."""
+        lines = ["pykvm: seconds since the process began, and of each step:"]
+        before = 0.0
+        for name, at in sorted(self.marks.items(), key=lambda item: item[1]):
+            lines.append(f"  {at:8.3f}  {at - before:+8.3f}  {name}")
+            before = at
+        return "\n".join(lines)
+
+
+def _process_start() -> float:
+    """When this process was started, on CLOCK_BOOTTIME (proc(5), field 22 of stat)."""
+    with open("/proc/self/stat", "rb") as stat:
+        # The second field, the command's name, may hold spaces and brackets.
+        fields = stat.read().rpartition(b")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
