@@ -1,0 +1,28 @@
+"""CPUID leaves as values."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class CpuidEntry:
+    """One CPUID leaf (``function``) and subleaf (``index``).
+
+    The subleaf matters only if ``flags`` has KVM_CPUID_FLAG_SIGNIFCANT_INDEX.
+    """
+
+    function: int
+    index: int
+    flags: int
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+
+    @classmethod
+    def from_table(cls, table: Any) -> "list[CpuidEntry]":
+        """The entries of a struct kvm_cpuid2."""
+        return [
+            cls(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
+            for e in table.entries[0 : table.nent]
+        ]

@@ -1,0 +1,55 @@
+"""A file descriptor of KVM's, its one owner, and ioctls on it."""
+
+import os
+from types import TracebackType
+from typing import Any, Self
+
+from pykvm.kvm._abi import ffi
+from pykvm.kvm.errors import KvmError
+
+libc = ffi.dlopen(None)
+
+
+class Descriptor:
+    """Owns ``fd`` and closes it exactly once, at :meth:`close` or the end of ``with``."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    @property
+    def fd(self) -> int:
+        """The open descriptor; ValueError once closed."""
+        if self._fd < 0:
+            raise ValueError(f"{type(self).__name__} is closed")
+        return self._fd
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` has run."""
+        return self._fd < 0
+
+    def close(self) -> None:
+        """Close the descriptor. Again is fine and does nothing."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ioctl(self, name: str, request: int, argument: Any = 0) -> int:
+        """ioctl with an integer or a cffi pointer; its result, or KvmError."""
+        if isinstance(argument, int):
+            argument = ffi.cast("void *", argument)
+        result: int = libc.ioctl(self.fd, request, argument)
+        if result < 0:
+            raise KvmError(name, ffi.errno)
+        return result

@@ -1,0 +1,191 @@
+"""A vCPU's state, got and set with one ioctl each."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pykvm.kvm import constants as c
+from pykvm.kvm._abi import ffi
+from pykvm.kvm.cpuid import CpuidEntry
+from pykvm.kvm.descriptor import Descriptor
+from pykvm.kvm.errors import KvmError
+from pykvm.kvm.structs import Regs, Sregs, VcpuEvents
+
+_MAX_CPUID_ENTRIES = 256
+
+
+class VcpuState(Descriptor):
+    """Getters return a fresh C structure (a cffi view); setters take one.
+
+    Every call is an ioctl that waits while another thread is in KVM_RUN of
+    the same vCPU: pause it first. Setting registers before the port or MMIO
+    access of the last exit is completed mixes both up: see
+    :meth:`pykvm.kvm.vcpu.Vcpu.complete_io`.
+    """
+
+    def _get(self, type_name: str, name: str, request: int) -> Any:
+        value = ffi.new(f"{type_name} *")
+        self._ioctl(name, request, value)
+        return value
+
+    def get_regs(self) -> Regs:
+        """The general registers."""
+        regs: Regs = self._get("struct kvm_regs", "KVM_GET_REGS", c.KVM_GET_REGS)
+        return regs
+
+    def set_regs(self, regs: Regs) -> None:
+        """Load the general registers."""
+        self._ioctl("KVM_SET_REGS", c.KVM_SET_REGS, regs)
+
+    def get_sregs(self) -> Sregs:
+        """Segment, control and system registers."""
+        sregs: Sregs = self._get("struct kvm_sregs", "KVM_GET_SREGS", c.KVM_GET_SREGS)
+        return sregs
+
+    def set_sregs(self, sregs: Sregs) -> None:
+        """Load them; KvmError EINVAL if they contradict each other."""
+        self._ioctl("KVM_SET_SREGS", c.KVM_SET_SREGS, sregs)
+
+    def get_events(self) -> VcpuEvents:
+        """Pending and injected exceptions, interrupts and NMIs."""
+        events: VcpuEvents = self._get(
+            "struct kvm_vcpu_events", "KVM_GET_VCPU_EVENTS", c.KVM_GET_VCPU_EVENTS
+        )
+        return events
+
+    def set_events(self, events: VcpuEvents) -> None:
+        """Load what :meth:`get_events` gives, changed to inject or drop an event."""
+        self._ioctl("KVM_SET_VCPU_EVENTS", c.KVM_SET_VCPU_EVENTS, events)
+
+    def get_fpu(self) -> Any:
+        """struct kvm_fpu: x87 and SSE state."""
+        return self._get("struct kvm_fpu", "KVM_GET_FPU", c.KVM_GET_FPU)
+
+    def set_fpu(self, fpu: Any) -> None:
+        """Load a struct kvm_fpu."""
+        self._ioctl("KVM_SET_FPU", c.KVM_SET_FPU, fpu)
+
+    def get_xsave(self) -> Any:
+        """struct kvm_xsave: the extended state, 4096 bytes in XSAVE's standard format."""
+        return self._get("struct kvm_xsave", "KVM_GET_XSAVE", c.KVM_GET_XSAVE)
+
+    def set_xsave(self, xsave: Any) -> None:
+        """Load a struct kvm_xsave."""
+        self._ioctl("KVM_SET_XSAVE", c.KVM_SET_XSAVE, xsave)
+
+    def get_xcrs(self) -> Any:
+        """struct kvm_xcrs: XCR0."""
+        return self._get("struct kvm_xcrs", "KVM_GET_XCRS", c.KVM_GET_XCRS)
+
+    def set_xcrs(self, xcrs: Any) -> None:
+        """Load a struct kvm_xcrs."""
+        self._ioctl("KVM_SET_XCRS", c.KVM_SET_XCRS, xcrs)
+
+    def get_debugregs(self) -> Any:
+        """struct kvm_debugregs: the guest's own DR0-DR3, DR6 and DR7."""
+        return self._get("struct kvm_debugregs", "KVM_GET_DEBUGREGS", c.KVM_GET_DEBUGREGS)
+
+    def set_debugregs(self, debugregs: Any) -> None:
+        """Load a struct kvm_debugregs."""
+        self._ioctl("KVM_SET_DEBUGREGS", c.KVM_SET_DEBUGREGS, debugregs)
+
+    def get_lapic(self) -> bytes:
+        """The local APIC's register page, 1024 bytes."""
+        state = self._get("struct kvm_lapic_state", "KVM_GET_LAPIC", c.KVM_GET_LAPIC)
+        return bytes(ffi.buffer(state))
+
+    def set_lapic(self, regs: bytes) -> None:
+        """Load the local APIC's register page, 1024 bytes."""
+        state = ffi.new("struct kvm_lapic_state *")
+        ffi.buffer(state)[:] = regs
+        self._ioctl("KVM_SET_LAPIC", c.KVM_SET_LAPIC, state)
+
+    def get_mp_state(self) -> int:
+        """KVM_MP_STATE_*: running, halted, waiting for INIT or SIPI."""
+        state = self._get("struct kvm_mp_state", "KVM_GET_MP_STATE", c.KVM_GET_MP_STATE)
+        return int(state.mp_state)
+
+    def set_mp_state(self, mp_state: int) -> None:
+        """Set KVM_MP_STATE_*."""
+        self._ioctl(
+            "KVM_SET_MP_STATE", c.KVM_SET_MP_STATE, ffi.new("struct kvm_mp_state *", [mp_state])
+        )
+
+    def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
+        """The values of MSRs; KvmError names the first that KVM does not have."""
+        wanted = list(indices)
+        table = ffi.new("struct kvm_msrs *", {"entries": len(wanted)})
+        table.nmsrs = len(wanted)
+        for entry, index in zip(table.entries[0 : len(wanted)], wanted, strict=True):
+            entry.index = index
+        done = self._ioctl("KVM_GET_MSRS", c.KVM_GET_MSRS, table)
+        if done < len(wanted):
+            raise KvmError("KVM_GET_MSRS", 0, f"KVM cannot read MSR {wanted[done]:#x}")
+        return {entry.index: entry.data for entry in table.entries[0:done]}
+
+    def set_msrs(self, values: Mapping[int, int]) -> None:
+        """Load MSRs in the mapping's order; KvmError names the first that KVM refuses."""
+        table = ffi.new("struct kvm_msrs *", {"entries": len(values)})
+        table.nmsrs = len(values)
+        for entry, (index, value) in zip(
+            table.entries[0 : len(values)], values.items(), strict=True
+        ):
+            entry.index, entry.data = index, value
+        done = self._ioctl("KVM_SET_MSRS", c.KVM_SET_MSRS, table)
+        if done < len(values):
+            index = table.entries[done].index
+            raise KvmError("KVM_SET_MSRS", 0, f"KVM refuses the value for MSR {index:#x}")
+
+    def get_cpuid2(self) -> list[CpuidEntry]:
+        """The CPUID leaves that this vCPU shows."""
+        table = ffi.new("struct kvm_cpuid2 *", {"entries": _MAX_CPUID_ENTRIES})
+        table.nent = _MAX_CPUID_ENTRIES
+        self._ioctl("KVM_GET_CPUID2", c.KVM_GET_CPUID2, table)
+        return CpuidEntry.from_table(table)
+
+    def set_cpuid2(self, entries: Iterable[CpuidEntry]) -> None:
+        """The CPUID leaves to show, before the vCPU first runs."""
+        rows = [
+            {
+                "function": e.function,
+                "index": e.index,
+                "flags": e.flags,
+                "eax": e.eax,
+                "ebx": e.ebx,
+                "ecx": e.ecx,
+                "edx": e.edx,
+            }
+            for e in entries
+        ]
+        table = ffi.new("struct kvm_cpuid2 *", {"nent": len(rows), "entries": rows})
+        self._ioctl("KVM_SET_CPUID2", c.KVM_SET_CPUID2, table)
+
+    def set_guest_debug(self, control: int, debugreg: Iterable[int] = ()) -> None:
+        """Debug the guest: ``control`` is KVM_GUESTDBG_* bits, ``debugreg`` DR0 to DR7.
+
+        With KVM_GUESTDBG_USE_HW_BP these replace the guest's own; a control of
+        0 ends it. Breakpoints and steps come back as Debug exits.
+        """
+        debug = ffi.new("struct kvm_guest_debug *")
+        debug.control = control
+        for number, value in enumerate(debugreg):
+            debug.arch.debugreg[number] = value
+        self._ioctl("KVM_SET_GUEST_DEBUG", c.KVM_SET_GUEST_DEBUG, debug)
+
+    def translate(self, address: int) -> int:
+        """Guest-physical address of guest-virtual ``address`` now, or -1 if it is not mapped."""
+        translation = ffi.new("struct kvm_translation *")
+        translation.linear_address = address
+        self._ioctl("KVM_TRANSLATE", c.KVM_TRANSLATE, translation)
+        return int(translation.physical_address) if translation.valid else -1
+
+    def interrupt(self, vector: int) -> None:
+        """Queue an interrupt, on a VM without the in-kernel interrupt controllers."""
+        self._ioctl("KVM_INTERRUPT", c.KVM_INTERRUPT, ffi.new("struct kvm_interrupt *", [vector]))
+
+    def nmi(self) -> None:
+        """Queue a non-maskable interrupt."""
+        self._ioctl("KVM_NMI", c.KVM_NMI)
+
+    def tsc_khz(self) -> int:
+        """The guest's TSC frequency, in kHz."""
+        return self._ioctl("KVM_GET_TSC_KHZ", c.KVM_GET_TSC_KHZ)

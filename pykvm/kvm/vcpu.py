@@ -1,0 +1,155 @@
+"""One vCPU: running it, and its registers between two runs."""
+
+import errno
+import signal
+from collections.abc import Iterable
+from typing import Any
+
+from pykvm.kvm import constants as c
+from pykvm.kvm._abi import ffi
+from pykvm.kvm.constants import KVM_RUN, KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS
+from pykvm.kvm.descriptor import libc
+from pykvm.kvm.errors import KvmError
+from pykvm.kvm.exits import INTERRUPTED, Exit, decode
+from pykvm.kvm.run_page import RunPage
+from pykvm.kvm.state import VcpuState
+from pykvm.kvm.structs import Regs, Sregs, VcpuEvents
+
+_SIGSET_BYTES = 8
+_PARTS = (
+    (KVM_SYNC_X86_REGS, "regs", "KVM_GET_REGS", "KVM_SET_REGS"),
+    (KVM_SYNC_X86_SREGS, "sregs", "KVM_GET_SREGS", "KVM_SET_SREGS"),
+    (KVM_SYNC_X86_EVENTS, "events", "KVM_GET_VCPU_EVENTS", "KVM_SET_VCPU_EVENTS"),
+)
+
+
+class Vcpu(VcpuState):
+    """Owns a vCPU's descriptor and its kvm_run area. One thread uses it at a time.
+
+    ``regs``, ``sregs`` and ``events`` are the registers as of the last exit,
+    fetched at most once per exit and only if asked for. To change them, change
+    their fields and call :meth:`changed` before the next :meth:`run`::
+
+        vcpu.regs.rip += 2
+        vcpu.changed(KVM_SYNC_X86_REGS)
+
+    With :meth:`sync` they come and go with KVM_RUN itself, without an ioctl.
+    The views are valid until the next run or :meth:`close`.
+    """
+
+    def __init__(self, fd: int, index: int, mmap_size: int, sync_caps: int = 0) -> None:
+        """Take over ``fd``; ``sync_caps`` is what KVM_CHECK_EXTENSION says of SYNC_REGS."""
+        super().__init__(fd)
+        self.index = index
+        self._sync_caps = sync_caps
+        self._synced = 0
+        self._loaded = 0
+        self._dirty = 0
+        try:
+            self._page = RunPage(fd, mmap_size)
+        except BaseException:
+            super().close()
+            raise
+
+    def close(self) -> None:
+        """Unmap and close; nothing of this vCPU may be running."""
+        if not self.closed:
+            self._page.close()
+        super().close()
+
+    @property
+    def page(self) -> RunPage:
+        """The kvm_run area."""
+        return self._page
+
+    def run(self) -> Exit:
+        """Run the guest until something is to be done, and say what.
+
+        The GIL is released meanwhile. A signal gives Interrupted; so does a
+        vCPU that waits for INIT or SIPI and has seen one: run it again.
+        KvmError if KVM cannot run it at all.
+        """
+        if self._dirty:
+            self._store_dirty()
+        failed = libc.ioctl(self._fd, KVM_RUN, ffi.NULL) < 0
+        self._loaded = self._synced
+        if failed:
+            number = ffi.errno
+            if number in {errno.EINTR, errno.EAGAIN}:
+                return INTERRUPTED
+            raise KvmError("KVM_RUN", number)
+        return decode(self._page)
+
+    def complete_io(self) -> Exit:
+        """Let KVM finish the access of the last exit without running the guest.
+
+        Interrupted once done; registers may be changed after that. An access
+        in several pieces gives the next piece instead, which has to be handled
+        before calling again.
+        """
+        run = self._page.run
+        run.immediate_exit = 1
+        try:
+            return self.run()
+        finally:
+            run.immediate_exit = 0
+
+    def set_immediate_exit(self, on: bool) -> None:
+        """Whether KVM_RUN returns Interrupted at once. From any thread."""
+        self._page.run.immediate_exit = on
+
+    def sync(self, parts: int) -> int:
+        """Have KVM_RUN itself deliver ``parts`` (KVM_SYNC_X86_*) at every exit.
+
+        Worth it where most exits look at them. Gives the parts that this host
+        can; the others keep being fetched with an ioctl when asked for.
+        """
+        self._synced = parts & self._sync_caps
+        self._page.run.kvm_valid_regs = self._synced
+        return self._synced
+
+    @property
+    def regs(self) -> Regs:
+        """The general registers as of the last exit."""
+        regs: Regs = self._part(KVM_SYNC_X86_REGS).regs
+        return regs
+
+    @property
+    def sregs(self) -> Sregs:
+        """The segment, control and system registers as of the last exit."""
+        sregs: Sregs = self._part(KVM_SYNC_X86_SREGS).sregs
+        return sregs
+
+    @property
+    def events(self) -> VcpuEvents:
+        """Pending and injected events as of the last exit."""
+        events: VcpuEvents = self._part(KVM_SYNC_X86_EVENTS).events
+        return events
+
+    def changed(self, parts: int) -> None:
+        """``parts`` (KVM_SYNC_X86_*) were changed and are to be loaded at the next run."""
+        assert parts & ~self._loaded == 0, "only what was read can have been changed"
+        self._dirty |= parts
+
+    def flush(self) -> None:
+        """Load changed registers now, for an ioctl that depends on them (translate)."""
+        raise NotImplementedError
+
+    def _part(self, part: int) -> Any:
+        """The sync area, with ``part`` in it; KVM uses the same layout without sync."""
+        raise NotImplementedError
+
+    def _store_dirty(self) -> None:
+        raise NotImplementedError
+
+    def set_signal_mask(self, blocked: Iterable[int]) -> None:
+        """The signals blocked while in KVM_RUN, in place of the thread's own mask.
+
+        One that is blocked by the thread but not here ends KVM_RUN with
+        Interrupted and stays pending; no handler runs.
+        """
+        bits = sum(1 << (number - 1) for number in set(blocked))
+        mask = ffi.new("struct kvm_signal_mask *", {"sigset": _SIGSET_BYTES})
+        mask.len = _SIGSET_BYTES
+        ffi.buffer(mask.sigset)[:] = bits.to_bytes(_SIGSET_BYTES, "little")
+        self._ioctl("KVM_SET_SIGNAL_MASK", c.KVM_SET_SIGNAL_MASK, mask)

@@ -1,0 +1,190 @@
+"""One VM: memory, interrupt controllers, eventfds and vCPUs."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pykvm.kvm import constants as c
+from pykvm.kvm._abi import ffi
+from pykvm.kvm.descriptor import Descriptor
+from pykvm.kvm.errors import MissingCapability
+from pykvm.kvm.routing import IrqchipRoute, Route
+from pykvm.kvm.vcpu import Vcpu
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """kvm-clock of a guest: nanoseconds, and KVM_CLOCK_* ``flags``."""
+
+    nanoseconds: int
+    flags: int
+
+
+class Vm(Descriptor):
+    """Owns a VM's descriptor. Its vCPUs are owned by whoever created them.
+
+    The kernel keeps the VM alive until the last of both is closed. Every
+    method may be called from any thread, also while vCPUs run.
+    """
+
+    def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
+        super().__init__(fd)
+        self._vcpu_mmap_size = vcpu_mmap_size
+
+    def check_extension(self, cap: int) -> int:
+        """What KVM_CHECK_EXTENSION says of ``cap`` for this VM; 0 if it is absent."""
+        return self._ioctl("KVM_CHECK_EXTENSION", c.KVM_CHECK_EXTENSION, cap)
+
+    def require(self, *caps: int) -> None:
+        """MissingCapability, naming all that are absent, unless KVM has every one of ``caps``."""
+        missing = [cap for cap in caps if self.check_extension(cap) <= 0]
+        if missing:
+            raise MissingCapability(missing)
+
+    def create_irqchip(self) -> None:
+        """Two PICs, an I/O APIC, and a local APIC for each vCPU created after this."""
+        self._ioctl("KVM_CREATE_IRQCHIP", c.KVM_CREATE_IRQCHIP)
+
+    def create_pit2(self) -> None:
+        """An i8254 timer on GSI 0, with port 0x61 answered too; needs the irqchip."""
+        config = ffi.new("struct kvm_pit_config *")
+        config.flags = c.KVM_PIT_SPEAKER_DUMMY
+        self._ioctl("KVM_CREATE_PIT2", c.KVM_CREATE_PIT2, config)
+
+    def set_tss_address(self, address: int) -> None:
+        """Guest-physical address of three free pages below 4 GiB, which VMX needs."""
+        self._ioctl("KVM_SET_TSS_ADDR", c.KVM_SET_TSS_ADDR, address)
+
+    def set_identity_map_address(self, address: int) -> None:
+        """Guest-physical address of a free page below 4 GiB; before the first vCPU."""
+        argument = ffi.new("uint64_t *", address)
+        self._ioctl("KVM_SET_IDENTITY_MAP_ADDR", c.KVM_SET_IDENTITY_MAP_ADDR, argument)
+
+    def set_memory(
+        self, slot: int, guest_address: int, size: int, host_address: int, readonly: bool = False
+    ) -> None:
+        """Show ``size`` bytes at ``host_address`` to the guest at ``guest_address``.
+
+        All three are multiples of 4096. The host memory must stay mapped until
+        the slot is deleted or the VM is gone. Writes to a ``readonly`` slot
+        come back as MmioExit.
+        """
+        region = ffi.new("struct kvm_userspace_memory_region *")
+        region.slot = slot
+        region.flags = c.KVM_MEM_READONLY if readonly else 0
+        region.guest_phys_addr = guest_address
+        region.memory_size = size
+        region.userspace_addr = host_address
+        self._ioctl("KVM_SET_USER_MEMORY_REGION", c.KVM_SET_USER_MEMORY_REGION, region)
+
+    def delete_memory(self, slot: int) -> None:
+        """Take the memory of ``slot`` away from the guest."""
+        self.set_memory(slot, 0, 0, 0)
+
+    def create_vcpu(self, index: int) -> Vcpu:
+        """vCPU number ``index`` (also its APIC id). The caller closes it."""
+        fd = self._ioctl("KVM_CREATE_VCPU", c.KVM_CREATE_VCPU, index)
+        sync = self.check_extension(c.KVM_CAP_SYNC_REGS)
+        return Vcpu(fd, index, self._vcpu_mmap_size, sync)
+
+    def irq_line(self, gsi: int, level: bool) -> None:
+        """Drive interrupt line ``gsi``; an edge interrupt is high, then low."""
+        argument = ffi.new("struct kvm_irq_level *", [gsi, level])
+        self._ioctl("KVM_IRQ_LINE", c.KVM_IRQ_LINE, argument)
+
+    def irqfd(self, eventfd: int, gsi: int, assign: bool = True) -> None:
+        """Raise ``gsi`` whenever ``eventfd`` is written, or stop doing so.
+
+        What is in the eventfd already when assigned is raised too. When
+        this returns from deassigning, nothing more arrives from it.
+        """
+        argument = ffi.new("struct kvm_irqfd *")
+        argument.fd = eventfd
+        argument.gsi = gsi
+        argument.flags = 0 if assign else c.KVM_IRQFD_FLAG_DEASSIGN
+        self._ioctl("KVM_IRQFD", c.KVM_IRQFD, argument)
+
+    def ioeventfd(
+        self,
+        eventfd: int,
+        address: int,
+        length: int,
+        *,
+        pio: bool = False,
+        datamatch: int | None = None,
+        assign: bool = True,
+    ) -> None:
+        """Signal ``eventfd`` on guest writes of ``length`` bytes to ``address``, without an exit.
+
+        ``length`` 0 matches every width; ``datamatch`` restricts it to one
+        value. ``pio``: a port instead of a guest-physical address. The same
+        arguments with ``assign`` false undo it.
+        """
+        argument = ffi.new("struct kvm_ioeventfd *")
+        argument.fd = eventfd
+        argument.addr = address
+        argument.len = length
+        argument.flags = 0 if assign else c.KVM_IOEVENTFD_FLAG_DEASSIGN
+        if pio:
+            argument.flags |= c.KVM_IOEVENTFD_FLAG_PIO
+        if datamatch is not None:
+            argument.flags |= c.KVM_IOEVENTFD_FLAG_DATAMATCH
+            argument.datamatch = datamatch
+        self._ioctl("KVM_IOEVENTFD", c.KVM_IOEVENTFD, argument)
+
+    def set_gsi_routing(self, routes: Sequence[Route]) -> None:
+        """Replace the whole routing table: every GSI not in ``routes`` leads nowhere."""
+        table = ffi.new("struct kvm_irq_routing *", {"entries": len(routes)})
+        table.nr = len(routes)
+        for entry, route in zip(table.entries[0 : len(routes)], routes, strict=True):
+            entry.gsi = route.gsi
+            if isinstance(route, IrqchipRoute):
+                entry.type = c.KVM_IRQ_ROUTING_IRQCHIP
+                entry.u.irqchip.irqchip = route.irqchip
+                entry.u.irqchip.pin = route.pin
+            else:
+                entry.type = c.KVM_IRQ_ROUTING_MSI
+                entry.u.msi.address_lo = route.address & 0xFFFFFFFF
+                entry.u.msi.address_hi = route.address >> 32
+                entry.u.msi.data = route.data
+        self._ioctl("KVM_SET_GSI_ROUTING", c.KVM_SET_GSI_ROUTING, table)
+
+    def signal_msi(self, address: int, data: int) -> bool:
+        """Send one message now; False if the guest blocked it."""
+        message = ffi.new("struct kvm_msi *")
+        message.address_lo = address & 0xFFFFFFFF
+        message.address_hi = address >> 32
+        message.data = data
+        return self._ioctl("KVM_SIGNAL_MSI", c.KVM_SIGNAL_MSI, message) > 0
+
+    def enable_cap(self, cap: int, *args: int) -> None:
+        """Switch on KVM_CAP_* ``cap`` with up to four arguments; MissingCapability."""
+        self.require(cap)
+        argument = ffi.new("struct kvm_enable_cap *")
+        argument.cap = cap
+        for number, value in enumerate(args):
+            argument.args[number] = value
+        self._ioctl("KVM_ENABLE_CAP", c.KVM_ENABLE_CAP, argument)
+
+    def set_msr_filter(
+        self,
+        *,
+        deny_writes: Iterable[tuple[int, int]] = (),
+        deny_reads: Iterable[tuple[int, int]] = (),
+    ) -> None:
+        """Give accesses to MSR ranges (first index, count) to us as MsrWrite and MsrRead exits.
+
+        Everything else stays as it is. No ranges at all end it. At most 16
+        ranges of at most 12288 MSRs. MissingCapability if KVM cannot.
+        """
+        raise NotImplementedError
+
+    def get_clock(self) -> Clock:
+        """kvm-clock now."""
+        data = ffi.new("struct kvm_clock_data *")
+        self._ioctl("KVM_GET_CLOCK", c.KVM_GET_CLOCK, data)
+        return Clock(data.clock, data.flags)
+
+    def set_clock(self, nanoseconds: int) -> None:
+        """Set kvm-clock."""
+        data = ffi.new("struct kvm_clock_data *", [nanoseconds])
+        self._ioctl("KVM_SET_CLOCK", c.KVM_SET_CLOCK, data)
