@@ -95,6 +95,7 @@ class MockDriver:
         ram.write(base, bytes(self._heap - base))
         self._set(self.avail + 2, start)
         self._set(self.used + 2, start)
+        self._set(self.used + 4 + 8 * size, start)
         self.avail_index = start
         """What the next :meth:`publish` writes to avail.idx; may be set to anything."""
         self.enable_interrupts()

@@ -56,11 +56,21 @@ x86 does not keep is a store before a later load of another address: that is
 what ``fence`` is for, see :mod:`pykvm.virtio.fence`.
 """
 
-from array import array
 from collections.abc import Callable
 from struct import Struct
 
 from pykvm.memory.ram import Ram
+from pykvm.virtio.chain import (
+    CHAIN_BAD_INDIRECT,
+    CHAIN_BAD_NEXT,
+    CHAIN_BAD_ORDER,
+    CHAIN_ERRORS,
+    CHAIN_OK,
+    CHAIN_TOO_LONG,
+    CHAIN_TOO_MANY_BYTES,
+    MAX_CHAIN_BYTES,
+    DescriptorChain,
+)
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
@@ -76,32 +86,30 @@ from pykvm.virtio.constants import (
     VIRTQ_USED_F_NO_NOTIFY,
 )
 
+__all__ = [
+    "BROKEN",
+    "CHAIN_BAD_INDIRECT",
+    "CHAIN_BAD_NEXT",
+    "CHAIN_BAD_ORDER",
+    "CHAIN_ERRORS",
+    "CHAIN_OK",
+    "CHAIN_TOO_LONG",
+    "CHAIN_TOO_MANY_BYTES",
+    "EMPTY",
+    "DescriptorChain",
+    "SplitQueue",
+    "no_fence",
+    "ring_error",
+]
+
 EMPTY = -1
 """pop(): nothing more in this drain."""
 BROKEN = -2
 """pop(): the ring is unusable until the device is reset; ``error`` says why."""
 
-CHAIN_OK = 0
-CHAIN_BAD_ORDER = 1
-CHAIN_TOO_MANY_BYTES = 2
-CHAIN_BAD_NEXT = 3
-CHAIN_TOO_LONG = 4
-CHAIN_BAD_INDIRECT = 5
-
-CHAIN_ERRORS = (
-    "no error",
-    "a device-readable descriptor follows a device-writable one",
-    "the chain has more than 2^32 bytes",
-    "a descriptor's next field is out of range",
-    "the chain is a loop or longer than the queue",
-    "an indirect descriptor or its table is malformed",
-)
-"""The text for each ``DescriptorChain.error``."""
-
-MAX_CHAIN_BYTES = 1 << 32
 MIN_INDIRECT_LIMIT = 1026
 
-_DESC = Struct("<QIHH")
+_unpack = Struct("<QIHH").unpack_from
 
 
 def no_fence() -> None:
@@ -127,75 +135,6 @@ def ring_error(ram: Ram, size: int, desc: int, avail: int, used: int) -> str:
         # Regions are page-aligned in the buffer; single-access words depend on it.
         assert offset % align == 0, "a RAM region is misaligned in its buffer"
     return ""
-
-
-class DescriptorChain:
-    """One chain, parsed. Owned by its queue, one per head, overwritten by the next pop of it.
-
-    ``offsets[i]`` and ``lengths[i]`` describe segment i: first ``readable``
-    device-readable segments, then ``writable`` device-writable ones, in chain
-    order. An offset is an index into ``ram.bytes``, or -1 for a range that is
-    not guest RAM; lengths are bytes, never 0. Entries past ``readable +
-    writable`` are stale. ``readable_bytes`` and ``writable_bytes`` are the
-    sums of lengths, segments at -1 included. ``error`` is CHAIN_OK or the code
-    of the worst mistake (table at the head of this file).
-
-    Valid from pop() to push() of the same head.
-    """
-
-    __slots__ = (
-        "error",
-        "head",
-        "in_flight",
-        "lengths",
-        "offsets",
-        "readable",
-        "readable_bytes",
-        "writable",
-        "writable_bytes",
-    )
-
-    def __init__(self, head: int) -> None:
-        self.head = head
-        self.in_flight = False
-        self.readable = 0
-        self.writable = 0
-        self.readable_bytes = 0
-        self.writable_bytes = 0
-        self.error = CHAIN_OK
-        # Room for header, data and status; longer chains grow it once.
-        self.offsets = array("q", (0, 0, 0, 0))
-        self.lengths = array("q", (0, 0, 0, 0))
-
-    def clear(self, error: int = CHAIN_OK) -> None:
-        """No segments, and ``error``."""
-        self.readable = self.writable = 0
-        self.readable_bytes = self.writable_bytes = 0
-        self.error = error
-
-    def add(self, offset: int, length: int, writable: bool) -> None:
-        """Append a segment of ``length`` > 0 bytes; notes CHAIN_BAD_ORDER, TOO_MANY_BYTES."""
-        at = self.readable + self.writable
-        if at == len(self.offsets):
-            self.offsets.append(0)
-            self.lengths.append(0)
-        if writable:
-            self.writable += 1
-            self.writable_bytes += length
-        else:
-            if self.writable:
-                self.error = self.error or CHAIN_BAD_ORDER
-                # Keep the readable segments together: shift the writable ones up.
-                first = self.readable
-                self.offsets[first + 1 : at + 1] = self.offsets[first:at]
-                self.lengths[first + 1 : at + 1] = self.lengths[first:at]
-                at = first
-            self.readable += 1
-            self.readable_bytes += length
-        self.offsets[at] = offset
-        self.lengths[at] = length
-        if self.readable_bytes + self.writable_bytes > MAX_CHAIN_BYTES:
-            self.error = self.error or CHAIN_TOO_MANY_BYTES
 
 
 class SplitQueue:
@@ -368,64 +307,65 @@ class SplitQueue:
     # -- parsing -----------------------------------------------------------
 
     def _walk(self, chain: DescriptorChain, head: int) -> None:
-        chain.clear()
-        left = self.size
-        at = head
+        # One loop for the queue's table and an indirect one, on local variables: this is
+        # most of what a request costs. A table is a private copy, so both read each
+        # descriptor once.
+        offsets, lengths = chain.offsets, chain.lengths
+        start, end, delta = self._start, self._end, self._delta
+        memory: memoryview | bytes = self._bytes
+        base, count, at, left = self._desc, self.size, head, self.size
+        readable = writable = readable_bytes = writable_bytes = error = 0
         while True:
-            address, length, flags, following = _DESC.unpack_from(
-                self._bytes, self._desc + VIRTQ_DESC_SIZE * at
-            )
+            address, length, flags, following = _unpack(memory, base + VIRTQ_DESC_SIZE * at)
             if flags & VIRTQ_DESC_F_INDIRECT:
-                self._walk_table(chain, address, length, flags)
-                return
-            self._add(chain, address, length, flags)
+                nested = memory is not self._bytes
+                memory = b"" if nested else self._table(address, length, flags)
+                base, at = 0, 0
+                count = left = len(memory) // VIRTQ_DESC_SIZE
+                if not count:
+                    return chain.clear(CHAIN_BAD_INDIRECT)
+                continue
+            if length:
+                if start <= address and address + length <= end:
+                    offset = address + delta
+                else:
+                    offset = self._ram.translate(address, length)
+                last = readable + writable
+                if last == len(offsets):
+                    offsets.append(0)
+                    lengths.append(0)
+                if flags & VIRTQ_DESC_F_WRITE:
+                    writable += 1
+                    writable_bytes += length
+                else:
+                    if writable:
+                        error = CHAIN_BAD_ORDER
+                        last = chain.make_room(readable, last)
+                    readable += 1
+                    readable_bytes += length
+                offsets[last] = offset
+                lengths[last] = length
             if not flags & VIRTQ_DESC_F_NEXT:
-                return
+                break
             left -= 1
             if left == 0:
-                chain.clear(CHAIN_TOO_LONG)
-                return
-            if following >= self.size:
-                chain.clear(CHAIN_BAD_NEXT)
-                return
-            at = following
-
-    def _walk_table(self, chain: DescriptorChain, address: int, length: int, flags: int) -> None:
-        count = length // VIRTQ_DESC_SIZE
-        offset = self._ram.translate(address, length)
-        if (
-            not self._indirect
-            or flags & VIRTQ_DESC_F_NEXT
-            or length % VIRTQ_DESC_SIZE
-            or not 0 < count <= self.indirect_limit
-            or offset < 0
-        ):
-            chain.clear(CHAIN_BAD_INDIRECT)
-            return
-        table = bytes(self._bytes[offset : offset + length])
-        at = 0
-        left = count
-        while True:
-            address, length, flags, following = _DESC.unpack_from(table, VIRTQ_DESC_SIZE * at)
-            if flags & VIRTQ_DESC_F_INDIRECT:
-                chain.clear(CHAIN_BAD_INDIRECT)
-                return
-            self._add(chain, address, length, flags)
-            if not flags & VIRTQ_DESC_F_NEXT:
-                return
-            left -= 1
-            if left == 0:
-                chain.clear(CHAIN_TOO_LONG)
-                return
+                return chain.clear(CHAIN_TOO_LONG)
             if following >= count:
-                chain.clear(CHAIN_BAD_NEXT)
-                return
+                return chain.clear(CHAIN_BAD_NEXT)
             at = following
+        if readable_bytes + writable_bytes > MAX_CHAIN_BYTES:
+            error = CHAIN_TOO_MANY_BYTES
+        chain.readable, chain.readable_bytes = readable, readable_bytes
+        chain.writable, chain.writable_bytes = writable, writable_bytes
+        chain.error = error
+        return None
 
-    def _add(self, chain: DescriptorChain, address: int, length: int, flags: int) -> None:
-        if length:
-            if self._start <= address and address + length <= self._end:
-                offset = address + self._delta
-            else:
-                offset = self._ram.translate(address, length)
-            chain.add(offset, length, flags & VIRTQ_DESC_F_WRITE != 0)
+    def _table(self, address: int, length: int, flags: int) -> bytes:
+        """A copy of an indirect table, empty if the descriptor that refers to it is malformed."""
+        limit = VIRTQ_DESC_SIZE * self.indirect_limit
+        if flags & VIRTQ_DESC_F_NEXT or not self._indirect:
+            return b""
+        if length % VIRTQ_DESC_SIZE or length > limit:
+            return b""
+        offset = self._ram.translate(address, length)
+        return bytes(self._bytes[offset : offset + length]) if offset >= 0 else b""

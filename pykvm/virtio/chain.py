@@ -1,0 +1,77 @@
+"""A descriptor chain as a device sees it: parsed, checked and translated. Pure.
+
+:class:`pykvm.virtio.split.SplitQueue` fills them in; the table of mistakes and
+what each gets stands at the head of that file.
+"""
+
+from array import array
+
+CHAIN_OK = 0
+CHAIN_BAD_ORDER = 1
+CHAIN_TOO_MANY_BYTES = 2
+CHAIN_BAD_NEXT = 3
+CHAIN_TOO_LONG = 4
+CHAIN_BAD_INDIRECT = 5
+
+CHAIN_ERRORS = (
+    "no error",
+    "a device-readable descriptor follows a device-writable one",
+    "the chain has more than 2^32 bytes",
+    "a descriptor's next field is out of range",
+    "the chain is a loop or longer than the queue",
+    "an indirect descriptor or its table is malformed",
+)
+"""The text for each ``DescriptorChain.error``."""
+
+MAX_CHAIN_BYTES = 1 << 32
+
+
+class DescriptorChain:
+    """One chain, parsed. Owned by its queue, one per head, overwritten by the next pop of it.
+
+    ``offsets[i]`` and ``lengths[i]`` describe segment i: first ``readable``
+    device-readable segments, then ``writable`` device-writable ones, in chain
+    order. An offset is an index into ``ram.bytes``, or -1 for a range that is
+    not guest RAM; lengths are bytes, never 0. Entries past ``readable +
+    writable`` are stale. ``readable_bytes`` and ``writable_bytes`` are the
+    sums of lengths, segments at -1 included. ``error`` is CHAIN_OK or the code
+    of a mistake (table at the head of this file).
+
+    Valid from pop() to push() of the same head.
+    """
+
+    __slots__ = (
+        "error",
+        "head",
+        "in_flight",
+        "lengths",
+        "offsets",
+        "readable",
+        "readable_bytes",
+        "writable",
+        "writable_bytes",
+    )
+
+    def __init__(self, head: int) -> None:
+        self.head = head
+        self.in_flight = False
+        self.readable = 0
+        self.writable = 0
+        self.readable_bytes = 0
+        self.writable_bytes = 0
+        self.error = CHAIN_OK
+        # Room for header, data and status; longer chains grow it once.
+        self.offsets = array("q", (0, 0, 0, 0))
+        self.lengths = array("q", (0, 0, 0, 0))
+
+    def clear(self, error: int = CHAIN_OK) -> None:
+        """No segments, and ``error``."""
+        self.readable = self.writable = 0
+        self.readable_bytes = self.writable_bytes = 0
+        self.error = error
+
+    def make_room(self, index: int, end: int) -> int:
+        """Shift the segments from ``index`` to ``end`` (exclusive) up by one; ``index``."""
+        self.offsets[index + 1 : end + 1] = self.offsets[index:end]
+        self.lengths[index + 1 : end + 1] = self.lengths[index:end]
+        return index
