@@ -1,0 +1,13 @@
+"""x86 boot: a kernel, its initrd and command line, placed in guest RAM ready to run."""
+
+from pykvm.x86.cpu import DescriptorTable, EntryState, Segment, SpecialRegisters
+from pykvm.x86.loader import LoadedKernel, load_kernel
+
+__all__ = [
+    "DescriptorTable",
+    "EntryState",
+    "LoadedKernel",
+    "Segment",
+    "SpecialRegisters",
+    "load_kernel",
+]

@@ -1,0 +1,71 @@
+"""Where the boot data lies in guest memory, and the memory map the guest is told.
+
+The data occupy as little as possible of the first megabyte, because foreign
+kernels are sometimes linked there. Linux reserves the first 64 KiB for itself
+and has copied everything it needs before it uses them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pykvm.memory import Region
+
+MIB = 1 << 20
+PAGE = 4096
+
+MP_FLOATING_POINTER = 0x300
+"""In the first KiB, the first place where Linux looks (``default_find_smp_config``)."""
+GDT = 0x500
+BOOT_PARAMS = 0x1000
+COMMAND_LINE = 0x2000
+COMMAND_LINE_SPACE = 0x1000
+"""Bytes for the command line and its NUL."""
+PVH_START_INFO = 0x3000
+"""The start info, its module list and its memory map share one page."""
+PML4 = 0x4000
+PDPT = 0x5000
+PAGE_DIRECTORIES = 0x6000
+"""Four pages: 4 GiB by 2 MiB pages."""
+BOOT_DATA_END = 0xA000
+
+BASE_MEMORY_END = 0x9FC00
+"""End of the conventional memory that the guest may use (639 KiB)."""
+MP_TABLE = 0xF0000
+"""In the BIOS area, which no guest takes for ordinary memory."""
+HIGH_MEMORY = 0x100000
+
+BOOT_DATA = ((0, BOOT_DATA_END), (MP_TABLE, HIGH_MEMORY))
+"""Address ranges ``(start, end)`` that no part of a kernel may be loaded to."""
+
+PLATFORM_START = 0xFEC00000
+"""I/O APIC, local APIC and the pages KVM keeps for itself: no place for a PCI BAR."""
+PLATFORM_END = 1 << 32
+
+E820_RAM = 1
+E820_RESERVED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class MapEntry:
+    """One range of the guest's memory map: bytes, and an E820 type."""
+
+    start: int
+    size: int
+    type: int
+
+
+def memory_map(regions: Iterable[Region]) -> list[MapEntry]:
+    """What E820 and the PVH memory map say of RAM at ``regions``, by rising address.
+
+    The first region starts at 0 and is at least 1 MiB long.
+    """
+    entries = [
+        MapEntry(0, BASE_MEMORY_END, E820_RAM),
+        MapEntry(BASE_MEMORY_END, HIGH_MEMORY - BASE_MEMORY_END, E820_RESERVED),
+        MapEntry(PLATFORM_START, PLATFORM_END - PLATFORM_START, E820_RESERVED),
+    ]
+    for region in regions:
+        start = max(region.start, HIGH_MEMORY)
+        if region.end > start:
+            entries.append(MapEntry(start, region.end - start, E820_RAM))
+    return sorted(entries, key=lambda entry: entry.start)
