@@ -1,0 +1,273 @@
+"""What every virtio transport does with its registers: the device status machine. Pure.
+
+A transport decodes its own register layout (PCI structures, MMIO words) and
+calls :class:`TransportState`; the rules of virtio 1.2 §2.1, §2.2 and §3.1 are
+here, once.
+
+The status register only ever gains bits until 0 is written (§2.1.1). What a
+written bit does, in the order in which the bits of one write are looked at:
+
+============  ======================  ==============================================
+bit           needs                   effect
+============  ======================  ==============================================
+ACKNOWLEDGE   nothing                 set
+DRIVER        ACKNOWLEDGE             set
+FEATURES_OK   DRIVER                  set if the accepted bits were offered, include
+                                      VERSION_1 and the device agrees; else withheld
+DRIVER_OK     FEATURES_OK             set; the device is activated, or NEEDS_RESET
+                                      is set if an enabled queue is impossible
+FAILED        nothing                 set: the driver gave up
+NEEDS_RESET   (the device sets it)    ignored, as are all other bits
+0             nothing                 reset: returns when the device is quiet
+============  ======================  ==============================================
+
+A bit whose needs are unmet is ignored. So is clearing a bit.
+
+What else a driver may write, and until when; later writes are ignored:
+
+==================================  ==================================================
+feature bits                        until FEATURES_OK; bits not offered are kept, so
+                                    that FEATURES_OK can be withheld for them
+size, addresses of a queue          until it is enabled or DRIVER_OK. A size that is 0,
+                                    not a power of 2 or above the maximum is ignored
+enable of a queue                   1 only, until DRIVER_OK. Ring addresses are checked
+                                    at DRIVER_OK, when they are used
+queue select                        always; out of range: reads give 0, writes nothing
+==================================  ==================================================
+
+Threads: the transport serialises every call that comes from the driver. The
+callbacks of the :class:`Activation` come from the device's threads at any
+time, also while :meth:`TransportState.reset` waits for them, so they touch
+only single attributes and the transport's :class:`Signals`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from pykvm.memory.ram import Ram
+from pykvm.virtio.constants import (
+    VIRTIO_CONFIG_S_ACKNOWLEDGE,
+    VIRTIO_CONFIG_S_DRIVER,
+    VIRTIO_CONFIG_S_DRIVER_OK,
+    VIRTIO_CONFIG_S_FAILED,
+    VIRTIO_CONFIG_S_FEATURES_OK,
+    VIRTIO_CONFIG_S_NEEDS_RESET,
+    VIRTIO_F_VERSION_1,
+)
+from pykvm.virtio.device import Activation, VirtioDevice
+from pykvm.virtio.split import SplitQueue, no_fence, ring_error
+
+_STATUS_RULES = (
+    (VIRTIO_CONFIG_S_ACKNOWLEDGE, 0),
+    (VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_ACKNOWLEDGE),
+    (VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_DRIVER),
+    (VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK),
+    (VIRTIO_CONFIG_S_FAILED, 0),
+)
+"""(bit, the bit that must be set before), the table above."""
+
+
+class Signals(Protocol):
+    """How a transport interrupts the driver. Any thread; must not wait for the driver's calls."""
+
+    def queue_interrupt(self, index: int) -> None:
+        """Queue ``index`` has used buffers."""
+        ...
+
+    def config_interrupt(self) -> None:
+        """The configuration changed, or the status gained NEEDS_RESET."""
+        ...
+
+
+class QueueRegisters:
+    """What the driver wrote about one queue. Addresses are guest-physical and unchecked."""
+
+    __slots__ = ("avail", "desc", "enabled", "max_size", "size", "used")
+
+    def __init__(self, max_size: int) -> None:
+        self.max_size = max_size
+        self.clear()
+
+    def clear(self) -> None:
+        """The state after reset."""
+        self.size = self.max_size
+        self.enabled = False
+        self.desc = self.avail = self.used = 0
+
+
+class TransportState:
+    """The device-independent registers of one virtio device.
+
+    ``kicks`` are the transport's eventfds, one per queue, as in
+    :class:`Activation`; ``fence`` goes to the queues; ``extra_features`` are
+    bits that the transport itself provides. ``reason`` says why FEATURES_OK
+    was withheld or why the device needs a reset, for whoever debugs a driver.
+    """
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        ram: Ram,
+        kicks: Sequence[int],
+        signals: Signals,
+        *,
+        fence: Callable[[], None] = no_fence,
+        extra_features: int = 0,
+    ) -> None:
+        self.device = device
+        self.offered = device.features | VIRTIO_F_VERSION_1 | extra_features
+        self.queues = tuple(QueueRegisters(size) for size in device.queue_sizes)
+        self.device_feature_select = 0
+        self.driver_feature_select = 0
+        self.driver_features = 0
+        self.queue_select = 0
+        self.generation = 0
+        self.reason = ""
+        self._ram = ram
+        self._kicks = kicks
+        self._signals = signals
+        self._fence = fence
+        self._status = 0
+        self._needs_reset = False
+
+    # -- features ----------------------------------------------------------
+
+    @property
+    def device_feature(self) -> int:
+        """The 32 offered bits that ``device_feature_select`` selects; 0 beyond 64."""
+        return _window(self.offered, self.device_feature_select)
+
+    @property
+    def driver_feature(self) -> int:
+        """The 32 accepted bits that ``driver_feature_select`` selects; 0 beyond 64."""
+        return _window(self.driver_features, self.driver_feature_select)
+
+    def write_driver_feature(self, value: int) -> None:
+        """Accept 32 bits of features; until FEATURES_OK."""
+        if self._status & VIRTIO_CONFIG_S_FEATURES_OK or self.driver_feature_select > 1:
+            return
+        shift = 32 * self.driver_feature_select
+        kept = self.driver_features & ~(0xFFFFFFFF << shift)
+        self.driver_features = kept | (value & 0xFFFFFFFF) << shift
+
+    # -- status ------------------------------------------------------------
+
+    @property
+    def status(self) -> int:
+        """The device status register."""
+        return self._status | (VIRTIO_CONFIG_S_NEEDS_RESET if self._needs_reset else 0)
+
+    @property
+    def active(self) -> bool:
+        """DRIVER_OK is set and the device was activated: notifications make sense."""
+        return bool(self._status & VIRTIO_CONFIG_S_DRIVER_OK) and not self._needs_reset
+
+    def write_status(self, value: int) -> None:
+        """The driver's write to the status register (table at the head of this file)."""
+        if value == 0:
+            self.reset()
+            return
+        for bit, needed in _STATUS_RULES:
+            if not value & bit or self._status & bit or self._status & needed != needed:
+                continue
+            if bit == VIRTIO_CONFIG_S_FEATURES_OK and not self._features_agreed():
+                continue
+            self._status |= bit
+            if bit == VIRTIO_CONFIG_S_DRIVER_OK:
+                self._activate()
+
+    def reset(self) -> None:
+        """Back to the state after power-on; returns when the device is quiet."""
+        self.device.reset()
+        self._status = 0
+        self._needs_reset = False
+        self.reason = ""
+        self.device_feature_select = self.driver_feature_select = 0
+        self.driver_features = 0
+        self.queue_select = 0
+        for queue in self.queues:
+            queue.clear()
+
+    def _features_agreed(self) -> bool:
+        extra = self.driver_features & ~self.offered
+        if extra:
+            self.reason = f"the driver accepts feature bits that were not offered: {extra:#x}"
+        elif not self.driver_features & VIRTIO_F_VERSION_1:
+            self.reason = "the driver does not accept VIRTIO_F_VERSION_1"
+        elif not self.device.negotiated(self.driver_features):
+            self.reason = f"the device cannot work with the features {self.driver_features:#x}"
+        else:
+            return True
+        return False
+
+    # -- queues ------------------------------------------------------------
+
+    @property
+    def queue(self) -> QueueRegisters | None:
+        """The selected queue, None if there is no such queue."""
+        return self.queues[self.queue_select] if self.queue_select < len(self.queues) else None
+
+    @property
+    def writable_queue(self) -> QueueRegisters | None:
+        """The selected queue while its size and addresses may still be written."""
+        queue = self.queue
+        if queue is None or queue.enabled or self._status & VIRTIO_CONFIG_S_DRIVER_OK:
+            return None
+        return queue
+
+    def write_queue_size(self, value: int) -> None:
+        """Choose a smaller size for the selected queue; an impossible one is ignored."""
+        queue = self.writable_queue
+        if queue and 0 < value <= queue.max_size and not value & (value - 1):
+            queue.size = value
+
+    def write_queue_enable(self, value: int) -> None:
+        """Enable the selected queue; everything but 1 is ignored (§4.1.4.3.2)."""
+        queue = self.writable_queue
+        if queue and value == 1:
+            queue.enabled = True
+
+    # -- activation --------------------------------------------------------
+
+    def _activate(self) -> None:
+        features, fence = self.driver_features, self._fence
+        queues: list[SplitQueue | None] = []
+        for index, q in enumerate(self.queues):
+            if not q.enabled:
+                queues.append(None)
+                continue
+            reason = ring_error(self._ram, q.size, q.desc, q.avail, q.used)
+            if reason:
+                self._broken(f"queue {index}: {reason}")
+                return
+            ring = SplitQueue(self._ram, index, q.size, q.desc, q.avail, q.used, features, fence)
+            queues.append(ring)
+        self.device.activate(
+            Activation(
+                ram=self._ram,
+                features=features,
+                queues=queues,
+                kicks=self._kicks,
+                interrupt=self._signals.queue_interrupt,
+                config_changed=self.config_changed,
+                broken=self._broken,
+            )
+        )
+
+    def config_changed(self) -> None:
+        """The configuration space changed: new generation, interrupt (§2.5). Any thread."""
+        # Two threads may both write the same number here; each has changed the space before,
+        # and a reader that saw either number reads both changes.
+        self.generation = (self.generation + 1) & 0xFF
+        if self._status & VIRTIO_CONFIG_S_DRIVER_OK:
+            self._signals.config_interrupt()
+
+    def _broken(self, reason: str) -> None:
+        self.reason = reason
+        self._needs_reset = True
+        if self._status & VIRTIO_CONFIG_S_DRIVER_OK:
+            self._signals.config_interrupt()
+
+
+def _window(bits: int, select: int) -> int:
+    return bits >> 32 * select & 0xFFFFFFFF if select < 2 else 0
