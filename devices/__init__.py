@@ -1,0 +1,1 @@
+"""Device models. Each folder is one device, and imports as ``pykvm.devices.<name>``."""

@@ -1,0 +1,31 @@
+"""Constants of the block device (virtio 1.2 §5.2), spelled as there.
+
+Feature constants are masks, as in :mod:`pykvm.virtio.constants`.
+"""
+
+SECTOR_SIZE = 512
+"""The unit of ``sector`` and ``capacity``, whatever the block size is (§5.2.4)."""
+SECTOR_SHIFT = 9
+
+# Feature bits (§5.2.3).
+VIRTIO_BLK_F_SEG_MAX = 1 << 2
+VIRTIO_BLK_F_RO = 1 << 5
+VIRTIO_BLK_F_BLK_SIZE = 1 << 6
+VIRTIO_BLK_F_FLUSH = 1 << 9
+
+# Request types (§5.2.6).
+VIRTIO_BLK_T_IN = 0
+VIRTIO_BLK_T_OUT = 1
+VIRTIO_BLK_T_FLUSH = 4
+VIRTIO_BLK_T_GET_ID = 8
+
+# Status byte (§5.2.6).
+VIRTIO_BLK_S_OK = 0
+VIRTIO_BLK_S_IOERR = 1
+VIRTIO_BLK_S_UNSUPP = 2
+
+VIRTIO_BLK_ID_BYTES = 20
+"""The size of the GET_ID answer (§5.2.6)."""
+
+HEADER_SIZE = 16
+"""type, reserved, sector: the device-readable start of every request."""

@@ -1,0 +1,246 @@
+"""From a descriptor chain to a request (virtio 1.2 §5.2.6). Pure.
+
+A request is one run of device-readable bytes (16 bytes of header, then the
+data of a write) and one run of device-writable bytes (the data of a read, then
+the status byte). How the driver cuts these bytes into descriptors means
+nothing (§2.7.4.1): the header may be spread over many descriptors or share one
+with data, and the status may share one with data.
+
+The header is copied once and never looked at again, and segments are copied or
+left alone but never trimmed in place, so a driver that changes memory under
+the device changes its own data and nothing else.
+
+What the driver gets for a request that cannot be carried out:
+
+=============================================================  ==================
+no device-writable byte, or the last one is not guest RAM      used length 0
+(no place for a status)
+-------------------------------------------------------------  ------------------
+fewer than 16 device-readable bytes; a descriptor of the       VIRTIO_BLK_S_IOERR
+header or of the data is not guest RAM; data not a multiple
+of 512; sectors outside the disk; OUT on a read-only disk;
+readable after writable descriptors; more than 2^32 bytes
+-------------------------------------------------------------  ------------------
+a type that this device does not know, the legacy SCSI and     VIRTIO_BLK_S_UNSUPP
+barrier types among them: types are compared as a whole
+=============================================================  ==================
+
+Nothing of such a request is executed. IN and OUT without any data succeed if
+the sector is not past the end. FLUSH is accepted on read-only disks, and its
+sector and data are ignored. Device-readable data of IN and device-writable
+data of OUT are ignored. GET_ID fills as much of its 20 bytes as fits.
+"""
+
+from array import array
+from struct import Struct
+
+from pykvm.devices.virtio_blk.constants import (
+    HEADER_SIZE,
+    SECTOR_SHIFT,
+    SECTOR_SIZE,
+    VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+)
+from pykvm.memory.ram import Ram
+from pykvm.virtio.chain import DescriptorChain
+
+TYPE_UNREADABLE = -1
+"""``Request.type`` when the header could not be read."""
+
+_HEADER = Struct("<IIQ")
+
+
+class Request:
+    """One request, parsed. Preallocated per head; valid until that head is pushed.
+
+    ``type`` is VIRTIO_BLK_T_* or TYPE_UNREADABLE, ``sector`` and ``length``
+    (bytes) what it reads or writes: within the disk, once it was accepted.
+    Its data lies at ``ram.bytes[offsets[i] : offsets[i] + lengths[i]]`` for i
+    from ``first`` up to, not including, ``last``; the lengths sum up to
+    ``length``. ``status_offset`` is where the status byte goes, or -1.
+    ``status`` is the answer once it is known and ``used_length`` the bytes
+    written to the chain, status included. ``started_ns`` belongs to who serves
+    the request.
+    """
+
+    __slots__ = (
+        "first",
+        "head",
+        "last",
+        "length",
+        "lengths",
+        "offsets",
+        "own_lengths",
+        "own_offsets",
+        "sector",
+        "started_ns",
+        "status",
+        "status_offset",
+        "type",
+        "used_length",
+    )
+
+    def __init__(self, head: int) -> None:
+        self.head = head
+        self.type = TYPE_UNREADABLE
+        self.sector = 0
+        self.length = 0
+        self.own_offsets = array("q")
+        self.own_lengths = array("q")
+        self.offsets = self.own_offsets
+        self.lengths = self.own_lengths
+        self.first = 0
+        self.last = 0
+        self.status_offset = -1
+        self.status = VIRTIO_BLK_S_OK
+        self.used_length = 0
+        self.started_ns = 0
+
+
+class RequestParser:
+    """Parses and validates the requests of one disk.
+
+    ``capacity`` is in sectors of 512 bytes and may change between requests.
+    """
+
+    def __init__(self, ram: Ram, capacity: int, readonly: bool, serial: bytes) -> None:
+        """``serial``: what GET_ID answers, at most 20 bytes."""
+        assert len(serial) <= VIRTIO_BLK_ID_BYTES, "the caller checks the serial"
+        self.capacity = capacity
+        self._readonly = readonly
+        self._id = serial.ljust(VIRTIO_BLK_ID_BYTES, b"\0")
+        self._bytes = ram.bytes
+
+    def parse(self, chain: DescriptorChain, request: Request) -> bool:
+        """Fill in ``request`` from ``chain``. True: it is to be executed.
+
+        False: it is answered already, so ``status`` and ``used_length`` hold,
+        and the status byte is still to be written unless ``status_offset`` is
+        -1. ``head`` must be the chain's own.
+        """
+        readable = chain.readable
+        in_last = readable + chain.writable - 1
+        offsets = chain.offsets
+        lengths = chain.lengths
+        request.type = TYPE_UNREADABLE
+        if in_last < readable or offsets[in_last] < 0:
+            request.status_offset = -1
+            return self._refuse(request, VIRTIO_BLK_S_IOERR)
+        request.status_offset = offsets[in_last] + lengths[in_last] - 1
+        if chain.error or chain.readable_bytes < HEADER_SIZE:
+            return self._refuse(request, VIRTIO_BLK_S_IOERR)
+        if lengths[0] == HEADER_SIZE and lengths[in_last] == 1:
+            header = offsets[0]
+            if header < 0:
+                return self._refuse(request, VIRTIO_BLK_S_IOERR)
+            kind, _, sector = _HEADER.unpack_from(self._bytes, header)
+            out_first = 1
+            out_last = readable
+        else:
+            copy = self._reframe(chain, request)
+            if len(copy) < HEADER_SIZE:
+                return self._refuse(request, VIRTIO_BLK_S_IOERR)
+            kind, _, sector = _HEADER.unpack(copy)
+            offsets = request.own_offsets
+            lengths = request.own_lengths
+            in_last = len(offsets)
+            out_first = 0
+            out_last = request.last
+        request.type = kind
+        request.offsets = offsets
+        request.lengths = lengths
+        if kind == VIRTIO_BLK_T_IN:
+            request.first = out_last
+            request.last = in_last
+            return self._accept(request, sector, chain.writable_bytes - 1)
+        if kind == VIRTIO_BLK_T_OUT:
+            if self._readonly:
+                return self._refuse(request, VIRTIO_BLK_S_IOERR)
+            request.first = out_first
+            request.last = out_last
+            return self._accept(request, sector, chain.readable_bytes - HEADER_SIZE)
+        request.first = out_last
+        request.last = in_last
+        return self._other(request, kind)
+
+    def _accept(self, request: Request, sector: int, length: int) -> bool:
+        capacity = self.capacity
+        # The subtraction cannot underflow, where an addition could overflow in compiled form.
+        if length % SECTOR_SIZE or sector > capacity or length >> SECTOR_SHIFT > capacity - sector:
+            return self._refuse(request, VIRTIO_BLK_S_IOERR)
+        offsets = request.offsets
+        for index in range(request.first, request.last):
+            if offsets[index] < 0:
+                return self._refuse(request, VIRTIO_BLK_S_IOERR)
+        request.sector = sector
+        request.length = length
+        if length == 0:
+            return self._answer(request, 0)
+        return True
+
+    def _other(self, request: Request, kind: int) -> bool:
+        if kind == VIRTIO_BLK_T_FLUSH:
+            request.sector = 0
+            request.length = 0
+            request.last = request.first
+            return True
+        if kind == VIRTIO_BLK_T_GET_ID:
+            return self._get_id(request)
+        return self._refuse(request, VIRTIO_BLK_S_UNSUPP)
+
+    def _get_id(self, request: Request) -> bool:
+        rest = self._id
+        for index in range(request.first, request.last):
+            offset = request.offsets[index]
+            if offset < 0:
+                return self._refuse(request, VIRTIO_BLK_S_IOERR)
+            piece = rest[: request.lengths[index]]
+            self._bytes[offset : offset + len(piece)] = piece
+            rest = rest[len(piece) :]
+            if not rest:
+                break
+        return self._answer(request, VIRTIO_BLK_ID_BYTES - len(rest))
+
+    def _reframe(self, chain: DescriptorChain, request: Request) -> bytes:
+        """The header's bytes; data segments in ``own_*``, those of OUT up to ``request.last``.
+
+        Too few bytes if the header is not all in guest RAM.
+        """
+        offsets, lengths = chain.offsets, chain.lengths
+        own_offsets, own_lengths = request.own_offsets, request.own_lengths
+        del own_offsets[:], own_lengths[:]
+        header = b""
+        for index in range(chain.readable):
+            offset, length = offsets[index], lengths[index]
+            taken = min(length, HEADER_SIZE - len(header))
+            if taken:
+                if offset < 0:
+                    return b""
+                header += bytes(self._bytes[offset : offset + taken])
+            if length > taken:
+                own_offsets.append(offset + taken if offset >= 0 else -1)
+                own_lengths.append(length - taken)
+        request.last = len(own_offsets)
+        end = chain.readable + chain.writable
+        own_offsets.extend(offsets[chain.readable : end])
+        own_lengths.extend(lengths[chain.readable : end])
+        own_lengths[-1] -= 1
+        if not own_lengths[-1]:
+            del own_offsets[-1:], own_lengths[-1:]
+        return header
+
+    def _answer(self, request: Request, written: int) -> bool:
+        request.status = VIRTIO_BLK_S_OK
+        request.used_length = written + 1
+        return False
+
+    def _refuse(self, request: Request, status: int) -> bool:
+        request.status = status
+        request.used_length = 1 if request.status_offset >= 0 else 0
+        return False
