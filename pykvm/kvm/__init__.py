@@ -6,14 +6,18 @@ is what PCI functions get from KVM (MSI vectors, INTx lines, doorbells).
 """
 
 from pykvm.kvm.errors import KvmError, KvmUnavailable, MissingCapability
+from pykvm.kvm.pci_platform import KvmPlatform
+from pykvm.kvm.routing import GsiRouter
 from pykvm.kvm.runner import VcpuThread
 from pykvm.kvm.system import Kvm
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.kvm.vm import Vm
 
 __all__ = [
+    "GsiRouter",
     "Kvm",
     "KvmError",
+    "KvmPlatform",
     "KvmUnavailable",
     "MissingCapability",
     "Vcpu",

@@ -8,7 +8,7 @@ _IOW and its like do, so a wrong structure shows as a wrong number in
 from types import MappingProxyType
 from typing import Final
 
-from pykvm.kvm._abi import ffi
+from pykvm.kvm.native import ffi
 
 _KVMIO: Final = 0xAE
 _WRITE: Final = 1

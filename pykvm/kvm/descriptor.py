@@ -4,10 +4,8 @@ import os
 from types import TracebackType
 from typing import Any, Self
 
-from pykvm.kvm._abi import ffi
 from pykvm.kvm.errors import KvmError
-
-libc = ffi.dlopen(None)
+from pykvm.kvm.native import ffi, libc
 
 
 class Descriptor:

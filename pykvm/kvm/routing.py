@@ -1,9 +1,9 @@
 """Which interrupt each GSI means: the VM's routing table and its owner."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pykvm.kvm.constants import (
     KVM_IOAPIC_NUM_PINS,
@@ -12,9 +12,6 @@ from pykvm.kvm.constants import (
     KVM_IRQCHIP_PIC_SLAVE,
 )
 from pykvm.kvm.errors import KvmError
-
-if TYPE_CHECKING:
-    from pykvm.kvm.vm import Vm
 
 FIRST_MSI_GSI = KVM_IOAPIC_NUM_PINS
 
@@ -51,16 +48,24 @@ def default_irqchip_routes() -> list[IrqchipRoute]:
     return routes
 
 
+class RouteTable(Protocol):
+    """What takes the routes: a Vm."""
+
+    def set_gsi_routing(self, routes: Sequence[Route]) -> None:
+        """Replace the whole table."""
+        ...
+
+
 class GsiRouter:
     """Owns a VM's routing table and hands out the GSIs for MSIs (24 and up).
 
     From any thread. A change loads the whole table, which KVM swaps in at
-    once: interrupts on other GSIs are neither lost nor delayed by it.
+    once: interrupts on other GSIs are neither lost nor sent twice.
     """
 
-    def __init__(self, vm: "Vm", limit: int) -> None:
+    def __init__(self, table: RouteTable, limit: int) -> None:
         """``limit``: how many routes KVM takes (KVM_CAP_IRQ_ROUTING)."""
-        self._vm = vm
+        self._table = table
         self._limit = limit
         self._lock = Lock()
         self._fixed = default_irqchip_routes()
@@ -68,23 +73,34 @@ class GsiRouter:
         self._used: set[int] = set()
 
     def allocate(self) -> int:
-        """A GSI that nothing is routed to yet; KvmError if all are taken."""
+        """A GSI of one's own, which leads nowhere yet; KvmError if all are taken."""
         with self._lock:
             for gsi in range(FIRST_MSI_GSI, FIRST_MSI_GSI + self._limit - len(self._fixed)):
                 if gsi not in self._used:
                     self._used.add(gsi)
                     return gsi
-        raise KvmError("KVM_SET_GSI_ROUTING", 0, f"all {self._limit} interrupt routes are taken")
+        raise KvmError(
+            "KVM_SET_GSI_ROUTING",
+            0,
+            f"all {self._limit} interrupt routes of this VM are taken",
+            "give the guest fewer devices or queues",
+        )
 
     def route(self, gsi: int, address: int, data: int) -> None:
         """Send the message ``data`` to ``address`` whenever ``gsi`` is raised."""
-        self._swap([gsi], [MsiRoute(gsi, address, data)])
+        route = MsiRoute(gsi, address, data)
+        with self._lock:
+            assert gsi in self._used, f"GSI {gsi} is nobody's"
+            if self._messages.get(gsi) != route:
+                self._load({**self._messages, gsi: route})
 
     def free(self, gsi: int) -> None:
-        """Give back a GSI from :meth:`allocate`."""
-        self._swap([gsi], [])
+        """Give back a GSI from :meth:`allocate`; it leads nowhere again."""
         with self._lock:
+            if gsi in self._messages:
+                self._load({k: route for k, route in self._messages.items() if k != gsi})
             self._used.discard(gsi)
 
-    def _swap(self, old: Iterable[int], new: Iterable[MsiRoute]) -> None:
-        raise NotImplementedError
+    def _load(self, messages: dict[int, MsiRoute]) -> None:
+        self._table.set_gsi_routing([*self._fixed, *messages.values()])
+        self._messages = messages

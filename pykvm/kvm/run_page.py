@@ -3,7 +3,7 @@
 import mmap
 from typing import Any
 
-from pykvm.kvm._abi import ffi
+from pykvm.kvm.native import ffi
 
 MMIO_DATA = ffi.offsetof("struct kvm_run", "mmio", "data")
 """Offset of kvm_run.mmio.data: 8 bytes."""

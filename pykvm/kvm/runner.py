@@ -1,25 +1,49 @@
-"""A thread that runs a vCPU, and that others can stop or pause at once."""
+"""A thread that runs a vCPU, and that others can stop or pause at once.
 
+Getting a thread out of KVM_RUN takes two things. ``immediate_exit`` in the
+kvm_run area makes the *next* KVM_RUN return; a signal ends the current one.
+Set in this order, there is no moment between the thread's last look at its
+orders and KVM_RUN at which both miss.
+
+The signal has no handler. The thread blocks it, KVM_SET_SIGNAL_MASK unblocks
+it inside KVM_RUN only, and there it merely ends KVM_RUN; it stays pending
+until the thread takes it with sigtimedwait. So this works from any thread,
+and a program's own handlers and the main thread never notice. All other
+signals are blocked in the thread, so that the main thread gets them, where
+Python runs their handlers and a blocking call wakes up for them.
+"""
+
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 
-from pykvm.kvm.exits import Exit
+from pykvm.kvm.exits import Exit, Interrupted
 from pykvm.kvm.vcpu import Vcpu
 
 Handler = Callable[[Exit], object | None]
 """Handles one exit in the vCPU's thread. None: go on. Anything else ends the
 thread and becomes its ``outcome``. Never sees Interrupted."""
 
+KICK_SIGNAL = signal.SIGRTMIN + 6
+# Faults of the process itself must reach it, for faulthandler to report them.
+_FAULTS = frozenset(
+    {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
+)
+
 
 class VcpuThread:
     """Runs one vCPU in a thread of its own; does not own the vCPU.
 
     The thread takes exits from KVM_RUN to ``handle`` until that returns
-    something, raises, or :meth:`stop` is called; then ``on_end`` is called in
-    the same thread, with this object, and ``outcome`` and ``error`` say how it
-    went. :meth:`pause`, :meth:`resume` and :meth:`stop` are for any other
-    thread; they take effect within KVM_RUN at once, after KVM has completed
-    the access of the last exit.
+    something, raises, or :meth:`stop` is called. Then it calls ``on_end``
+    with this object: ``outcome`` is what ``handle`` returned, ``error`` what
+    it (or KVM_RUN) raised. :meth:`pause`, :meth:`resume` and :meth:`stop` are
+    for other threads and take effect at once, after KVM has completed the
+    port or MMIO access of the last exit.
+
+    A process that ``handle`` starts inherits the blocked signals.
     """
 
     def __init__(
@@ -31,22 +55,44 @@ class VcpuThread:
         self.vcpu = vcpu
         self.outcome: object | None = None
         self.error: BaseException | None = None
-        raise NotImplementedError
+        self._handle = handle
+        self._on_end = on_end
+        self._counts: dict[type[Exit], int] = {}
+        self._thread = threading.Thread(
+            target=self._main, name=f"pykvm-vcpu{vcpu.index}", daemon=True
+        )
+        # Guards what follows, and wakes both sides.
+        self._state = threading.Condition()
+        self._pauses = 0
+        self._stopping = False
+        self._running = False
+        self._ended = False
 
     def start(self) -> None:
-        """Start running."""
-        raise NotImplementedError
+        """Start running; once only."""
+        self._thread.start()
 
     def pause(self, timeout: float = 5.0) -> None:
-        """Return once the thread is out of KVM_RUN and idle, or has ended; TimeoutError.
+        """Return once the thread is out of KVM_RUN and idle, or has ended.
 
-        Pauses nest: each needs its :meth:`resume`.
+        Pauses nest: each needs its :meth:`resume`. TimeoutError, and no
+        pause, if the thread is still busy in ``handle`` after ``timeout``
+        seconds.
         """
-        raise NotImplementedError
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("a vCPU thread cannot wait for itself to pause")
+        deadline = monotonic() + timeout
+        with self._state:
+            self._pauses += 1
+            self._kick()
+            if not self._state.wait_for(lambda: not self._running, deadline - monotonic()):
+                self._resume()
+                raise TimeoutError(f"vCPU {self.vcpu.index} did not pause within {timeout} s")
 
     def resume(self) -> None:
         """Undo one :meth:`pause`."""
-        raise NotImplementedError
+        with self._state:
+            self._resume()
 
     @contextmanager
     def paused(self, timeout: float = 5.0) -> Iterator[None]:
@@ -58,19 +104,88 @@ class VcpuThread:
             self.resume()
 
     def stop(self) -> None:
-        """Have the thread end, at once, also while paused. Does not wait."""
-        raise NotImplementedError
+        """Have the thread end, at once, also while paused. Does not wait; from any thread."""
+        with self._state:
+            self._stopping = True
+            self._kick()
+            self._state.notify_all()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for the end of the thread, ``on_end`` included; TimeoutError."""
-        raise NotImplementedError
+        if self._thread.ident is None:
+            return
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise TimeoutError(f"vCPU {self.vcpu.index} did not end within {timeout} s")
 
     @property
     def ended(self) -> bool:
-        """Whether the vCPU will not be run any more."""
-        raise NotImplementedError
+        """Whether the vCPU has been run and will not be run any more."""
+        return self._ended
 
     @property
     def exit_counts(self) -> dict[str, int]:
-        """How many exits of each cause so far: ``{"IoExit": 7, "Interrupted": 1}``."""
-        raise NotImplementedError
+        """How many exits of each kind so far: ``{"IoExit": 7, "Interrupted": 1}``."""
+        return {kind.__name__: count for kind, count in self._counts.copy().items()}
+
+    def _kick(self) -> None:
+        # The lock is held: the thread can neither end nor take back
+        # immediate_exit meanwhile. A parked or unstarted thread looks at its
+        # orders before it runs; one that asks for its own stop needs no signal.
+        if self._running:
+            self.vcpu.set_immediate_exit(True)
+            if threading.current_thread() is not self._thread:
+                assert self._thread.ident is not None
+                signal.pthread_kill(self._thread.ident, KICK_SIGNAL)
+
+    def _resume(self) -> None:
+        assert self._pauses > 0, "resume without pause"
+        self._pauses -= 1
+        self._state.notify_all()
+
+    def _main(self) -> None:
+        try:
+            others = signal.valid_signals() - _FAULTS
+            with self._state:
+                signal.pthread_sigmask(signal.SIG_SETMASK, others)
+                self.vcpu.set_signal_mask(others - {KICK_SIGNAL})
+            # Nobody sends the signal before this: the thread counts as idle.
+            if self._attend():
+                self._loop()
+        except BaseException as error:
+            self.error = error
+        finally:
+            with self._state:
+                self._running = False
+                self._ended = True
+                self._state.notify_all()
+            if self._on_end is not None:
+                self._on_end(self)
+
+    def _loop(self) -> None:
+        run, handle, counts = self.vcpu.run, self._handle, self._counts
+        while True:
+            reason = run()
+            kind = type(reason)
+            counts[kind] = counts.get(kind, 0) + 1
+            if kind is Interrupted:
+                if not self._attend():
+                    return
+                continue
+            outcome = handle(reason)
+            if outcome is not None:
+                self.outcome = outcome
+                return
+
+    def _attend(self) -> bool:
+        """Take back the kick and obey: idle while paused, then whether to go on."""
+        with self._state:
+            self.vcpu.set_immediate_exit(False)
+            while signal.sigtimedwait((KICK_SIGNAL,), 0) is not None:
+                pass
+            while self._pauses and not self._stopping:
+                self._running = False
+                self._state.notify_all()
+                self._state.wait()
+            self._running = not self._stopping
+            return self._running

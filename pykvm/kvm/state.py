@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pykvm.kvm import constants as c
-from pykvm.kvm._abi import ffi
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.descriptor import Descriptor
 from pykvm.kvm.errors import KvmError
+from pykvm.kvm.native import ffi
 from pykvm.kvm.structs import Regs, Sregs, VcpuEvents
 
 _MAX_CPUID_ENTRIES = 256

@@ -4,7 +4,6 @@ import errno
 import os
 from typing import Self
 
-from pykvm.kvm._abi import ffi
 from pykvm.kvm.constants import (
     KVM_API_VERSION,
     KVM_CHECK_EXTENSION,
@@ -17,6 +16,7 @@ from pykvm.kvm.constants import (
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.descriptor import Descriptor
 from pykvm.kvm.errors import KvmError, KvmUnavailable, MissingCapability
+from pykvm.kvm.native import ffi
 from pykvm.kvm.vm import Vm
 
 _MAX_CPUID_ENTRIES = 256

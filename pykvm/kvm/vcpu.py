@@ -1,26 +1,37 @@
 """One vCPU: running it, and its registers between two runs."""
 
 import errno
-import signal
 from collections.abc import Iterable
 from typing import Any
 
 from pykvm.kvm import constants as c
-from pykvm.kvm._abi import ffi
 from pykvm.kvm.constants import KVM_RUN, KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS
-from pykvm.kvm.descriptor import libc
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.exits import INTERRUPTED, Exit, decode
+from pykvm.kvm.native import ffi, libc
 from pykvm.kvm.run_page import RunPage
 from pykvm.kvm.state import VcpuState
 from pykvm.kvm.structs import Regs, Sregs, VcpuEvents
 
 _SIGSET_BYTES = 8
-_PARTS = (
-    (KVM_SYNC_X86_REGS, "regs", "KVM_GET_REGS", "KVM_SET_REGS"),
-    (KVM_SYNC_X86_SREGS, "sregs", "KVM_GET_SREGS", "KVM_SET_SREGS"),
-    (KVM_SYNC_X86_EVENTS, "events", "KVM_GET_VCPU_EVENTS", "KVM_SET_VCPU_EVENTS"),
-)
+_IOC_WRITE = 1
+_PARTS = {
+    KVM_SYNC_X86_REGS: (
+        "regs",
+        ("KVM_GET_REGS", c.KVM_GET_REGS),
+        ("KVM_SET_REGS", c.KVM_SET_REGS),
+    ),
+    KVM_SYNC_X86_SREGS: (
+        "sregs",
+        ("KVM_GET_SREGS", c.KVM_GET_SREGS),
+        ("KVM_SET_SREGS", c.KVM_SET_SREGS),
+    ),
+    KVM_SYNC_X86_EVENTS: (
+        "events",
+        ("KVM_GET_VCPU_EVENTS", c.KVM_GET_VCPU_EVENTS),
+        ("KVM_SET_VCPU_EVENTS", c.KVM_SET_VCPU_EVENTS),
+    ),
+}
 
 
 class Vcpu(VcpuState):
@@ -70,11 +81,12 @@ class Vcpu(VcpuState):
         KvmError if KVM cannot run it at all.
         """
         if self._dirty:
-            self._store_dirty()
+            self._hand_over_dirty()
         failed = libc.ioctl(self._fd, KVM_RUN, ffi.NULL) < 0
         self._loaded = self._synced
         if failed:
             number = ffi.errno
+            self._keep_dirty()
             if number in {errno.EINTR, errno.EAGAIN}:
                 return INTERRUPTED
             raise KvmError("KVM_RUN", number)
@@ -131,16 +143,44 @@ class Vcpu(VcpuState):
         assert parts & ~self._loaded == 0, "only what was read can have been changed"
         self._dirty |= parts
 
-    def flush(self) -> None:
-        """Load changed registers now, for an ioctl that depends on them (translate)."""
-        raise NotImplementedError
-
     def _part(self, part: int) -> Any:
-        """The sync area, with ``part`` in it; KVM uses the same layout without sync."""
-        raise NotImplementedError
+        # KVM defines this area for sync only; a copy made by ioctl goes to the
+        # same place, so that readers need not care which way it came.
+        area = self._page.run.s.regs
+        if not self._loaded & part:
+            field, (name, request), _ = _PARTS[part]
+            super()._ioctl(name, request, ffi.addressof(area, field))
+            self._loaded |= part
+        return area
 
-    def _store_dirty(self) -> None:
-        raise NotImplementedError
+    def _ioctl(self, name: str, request: int, argument: Any = 0) -> int:
+        # Every other ioctl sees the registers as changed, and one that sets
+        # something makes what was fetched stale.
+        self._load_dirty()
+        result = super()._ioctl(name, request, argument)
+        if request >> 30 == _IOC_WRITE:
+            self._loaded = 0
+        return result
+
+    def _load_dirty(self) -> None:
+        for part, (field, _, (name, request)) in _PARTS.items():
+            if self._dirty & part:
+                self._dirty &= ~part
+                super()._ioctl(name, request, ffi.addressof(self._page.run.s.regs, field))
+
+    def _hand_over_dirty(self) -> None:
+        if self._sync_caps:
+            self._page.run.kvm_dirty_regs = self._dirty & self._sync_caps
+            self._dirty &= ~self._sync_caps
+        self._load_dirty()
+
+    def _keep_dirty(self) -> None:
+        # KVM_RUN comes back early from a vCPU that waits for INIT, without
+        # having taken over what was changed.
+        kept = self._page.run.kvm_dirty_regs & ~self._synced
+        self._page.run.kvm_dirty_regs = 0
+        self._dirty |= kept
+        self._loaded |= kept
 
     def set_signal_mask(self, blocked: Iterable[int]) -> None:
         """The signals blocked while in KVM_RUN, in place of the thread's own mask.

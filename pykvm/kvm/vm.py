@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pykvm.kvm import constants as c
-from pykvm.kvm._abi import ffi
 from pykvm.kvm.descriptor import Descriptor
 from pykvm.kvm.errors import MissingCapability
+from pykvm.kvm.native import ffi
 from pykvm.kvm.routing import IrqchipRoute, Route
 from pykvm.kvm.vcpu import Vcpu
 
@@ -176,7 +176,23 @@ class Vm(Descriptor):
         Everything else stays as it is. No ranges at all end it. At most 16
         ranges of at most 12288 MSRs. MissingCapability if KVM cannot.
         """
-        raise NotImplementedError
+        ranges = [(c.KVM_MSR_FILTER_WRITE, *r) for r in deny_writes]
+        ranges += [(c.KVM_MSR_FILTER_READ, *r) for r in deny_reads]
+        if len(ranges) > c.KVM_MSR_FILTER_MAX_RANGES:
+            raise ValueError(f"KVM filters at most 16 ranges of MSRs, not {len(ranges)}")
+        self.require(c.KVM_CAP_X86_MSR_FILTER)
+        reason = c.KVM_MSR_EXIT_REASON_FILTER if ranges else 0
+        self.enable_cap(c.KVM_CAP_X86_USER_SPACE_MSR, reason)
+        msr_filter = ffi.new("struct kvm_msr_filter *")
+        bitmaps = []  # the structure only points to them
+        for place, (flags, first, count) in zip(msr_filter.ranges, ranges, strict=False):
+            if not 0 < count <= 8 * c.KVM_MSR_FILTER_MAX_BITMAP_SIZE:
+                raise ValueError(f"KVM cannot filter a range of {count} MSRs")
+            # Whole 64-bit words of zeros: a clear bit denies.
+            bitmaps.append(ffi.new("uint8_t[]", (count + 63) // 64 * 8))
+            place.flags, place.base, place.nmsrs = flags, first, count
+            place.bitmap = bitmaps[-1]
+        self._ioctl("KVM_X86_SET_MSR_FILTER", c.KVM_X86_SET_MSR_FILTER, msr_filter)
 
     def get_clock(self) -> Clock:
         """kvm-clock now."""
