@@ -75,7 +75,8 @@ class GuestMemory:
 
 
 def _address_of(mapping: mmap.mmap) -> int:
-    from cffi import FFI
+    # cffi's compiled core rather than `cffi` itself, whose C parser takes 25 ms to import.
+    from _cffi_backend import FFI
 
     ffi = FFI()
     with memoryview(mapping) as view:

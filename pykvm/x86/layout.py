@@ -34,7 +34,10 @@ MP_TABLE = 0xF0000
 """In the BIOS area, which no guest takes for ordinary memory."""
 HIGH_MEMORY = 0x100000
 
-BOOT_DATA = ((0, BOOT_DATA_END), (MP_TABLE, HIGH_MEMORY))
+MP_TABLE_SPACE = 0x2000
+"""Bytes; kept small, since linkers put a file's ELF header right below 1 MiB."""
+
+BOOT_DATA = ((0, BOOT_DATA_END), (MP_TABLE, MP_TABLE + MP_TABLE_SPACE))
 """Address ranges ``(start, end)`` that no part of a kernel may be loaded to."""
 
 PLATFORM_START = 0xFEC00000

@@ -89,7 +89,7 @@ def configuration(cpus: int, pci_pins: Iterable[tuple[int, int]]) -> bytes:
         0,
     )
     table = _checked(header + body, 7)
-    assert len(table) <= layout.HIGH_MEMORY - layout.MP_TABLE
+    assert len(table) <= layout.MP_TABLE_SPACE
     return table
 
 
