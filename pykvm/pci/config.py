@@ -1,0 +1,239 @@
+"""One PCI function: its configuration space, capabilities and memory BARs (PCI 3.0 §6).
+
+The space is 256 bytes with a mask of the bits that the driver may write;
+everything else follows from that: a BAR's size shows when all ones are
+written, because the low address bits are not writable (§6.2.5.1).
+
+Threads: :class:`pykvm.pci.host.PciHost` serialises everything that reaches
+the configuration space and the placement of BARs.
+"""
+
+from dataclasses import dataclass
+from threading import Lock
+
+from pykvm.bus import BusDevice
+from pykvm.pci.platform import InterruptLine, Platform
+
+CONFIG_SIZE = 256
+
+PCI_VENDOR_ID = 0x00
+PCI_DEVICE_ID = 0x02
+PCI_COMMAND = 0x04
+PCI_STATUS = 0x06
+PCI_REVISION_ID = 0x08
+PCI_CLASS_PROG = 0x09
+PCI_BASE_ADDRESS_0 = 0x10
+PCI_SUBSYSTEM_VENDOR_ID = 0x2C
+PCI_CAPABILITY_LIST = 0x34
+PCI_INTERRUPT_LINE = 0x3C
+PCI_INTERRUPT_PIN = 0x3D
+
+PCI_COMMAND_MEMORY = 0x2
+PCI_COMMAND_MASTER = 0x4
+PCI_COMMAND_INTX_DISABLE = 0x400
+PCI_STATUS_INTERRUPT = 0x08
+PCI_STATUS_CAP_LIST = 0x10
+
+FIRST_CAPABILITY = 0x40
+BARS = 6
+MIN_BAR_SIZE = 16
+
+
+@dataclass(slots=True)
+class Bar:
+    """A 32-bit memory BAR: ``size`` bytes served by ``device``.
+
+    ``address`` is where the host decodes it at present, None while it does
+    not: memory decoding off, or a place where it cannot be.
+    """
+
+    index: int
+    size: int
+    device: BusDevice
+    address: int | None = None
+
+
+class ConfigSpace:
+    """256 bytes, some bits of which the driver may write. Little-endian."""
+
+    def __init__(self) -> None:
+        self.bytes = bytearray(CONFIG_SIZE)
+        self.mask = bytearray(CONFIG_SIZE)
+
+    def get(self, offset: int, size: int) -> int:
+        """The value at ``offset``."""
+        return int.from_bytes(self.bytes[offset : offset + size], "little")
+
+    def set(self, offset: int, size: int, value: int, mask: int | None = None) -> None:
+        """Put ``value`` at ``offset``, and ``mask`` as the bits that the driver may write there."""
+        self.bytes[offset : offset + size] = value.to_bytes(size, "little")
+        if mask is not None:
+            self.mask[offset : offset + size] = mask.to_bytes(size, "little")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """The driver's write: only writable bits change."""
+        mask = int.from_bytes(self.mask[offset : offset + size], "little")
+        self.set(offset, size, self.get(offset, size) & ~mask | value & mask)
+
+
+class PciFunction:
+    """A single-function device on bus 0. Subclasses add BARs, capabilities and behaviour.
+
+    ``number`` is the device number once the host has it, -1 before.
+    """
+
+    def __init__(
+        self,
+        *,
+        vendor: int,
+        device: int,
+        class_code: int,
+        revision: int = 0,
+        subsystem: tuple[int, int] = (0, 0),
+        interrupt_pin: int = 0,
+    ) -> None:
+        """``class_code`` is base class, subclass and interface, 0xBBSSII; ``subsystem`` is
+        (vendor, device); ``interrupt_pin`` 1 for INTA#, 0 for none.
+        """
+        self.number = -1
+        self.bars: list[Bar] = []
+        self.config = config = ConfigSpace()
+        config.set(PCI_VENDOR_ID, 2, vendor)
+        config.set(PCI_DEVICE_ID, 2, device)
+        config.set(PCI_REVISION_ID, 1, revision)
+        config.set(PCI_CLASS_PROG, 3, class_code)
+        config.set(PCI_SUBSYSTEM_VENDOR_ID, 2, subsystem[0])
+        config.set(PCI_SUBSYSTEM_VENDOR_ID + 2, 2, subsystem[1])
+        config.set(PCI_INTERRUPT_PIN, 1, interrupt_pin)
+        config.set(PCI_INTERRUPT_LINE, 1, 0xFF, 0xFF)
+        config.set(PCI_COMMAND, 2, 0, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER)
+        config.set(0x0C, 1, 0, 0xFF)  # cache line size: writable, without meaning here
+        self._capability_end = FIRST_CAPABILITY
+        self._last_link = PCI_CAPABILITY_LIST
+        self.intx: Intx | None = None
+        if interrupt_pin:
+            mask = PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE
+            config.set(PCI_COMMAND, 2, 0, mask)
+            self.intx = Intx(config)
+
+    # -- building ----------------------------------------------------------
+
+    def add_bar(self, index: int, size: int, device: BusDevice) -> Bar:
+        """Give the function a memory BAR of ``size`` bytes, a power of 2 from 16."""
+        assert size >= MIN_BAR_SIZE, "the low four bits of a BAR are not address bits"
+        assert not size & (size - 1), "a BAR's size is a power of 2"
+        assert index in set(range(BARS)) - {bar.index for bar in self.bars}
+        bar = Bar(index, size, device)
+        self.bars.append(bar)
+        self.config.set(PCI_BASE_ADDRESS_0 + 4 * index, 4, 0, 0xFFFFFFFF & ~(size - 1))
+        return bar
+
+    def add_capability(self, identifier: int, body: bytes, mask: bytes = b"") -> int:
+        """Append a capability: ``body`` follows the two header bytes; where it begins.
+
+        ``mask`` has the writable bits of ``body``, none where it is shorter.
+        """
+        at = self._capability_end
+        end = at + 2 + len(body)
+        assert end <= CONFIG_SIZE, "the capabilities do not fit"
+        config = self.config
+        config.bytes[at] = identifier
+        config.bytes[at + 2 : end] = body
+        config.mask[at + 2 : at + 2 + len(mask)] = mask
+        config.bytes[self._last_link] = at
+        config.bytes[PCI_STATUS] |= PCI_STATUS_CAP_LIST
+        self._last_link = at + 1
+        self._capability_end = (end + 3) & ~3
+        return at
+
+    # -- state -------------------------------------------------------------
+
+    @property
+    def memory_enabled(self) -> bool:
+        """The command register lets the function decode memory addresses."""
+        return bool(self.config.bytes[PCI_COMMAND] & PCI_COMMAND_MEMORY)
+
+    def bar_register(self, bar: Bar) -> int:
+        """The address in the BAR's register, decoded or not."""
+        return self.config.get(PCI_BASE_ADDRESS_0 + 4 * bar.index, 4) & ~0xF
+
+    def set_bar_register(self, bar: Bar, address: int) -> None:
+        """Place a BAR, as firmware does before the guest starts."""
+        self.config.set(PCI_BASE_ADDRESS_0 + 4 * bar.index, 4, address)
+
+    # -- what the host calls -----------------------------------------------
+
+    def attach(self, number: int) -> None:
+        """The function has become device ``number`` of bus 0."""
+        self.number = number
+
+    def read_config(self, offset: int, size: int) -> int:
+        """The driver's read of 1, 2 or 4 bytes that do not cross a doubleword."""
+        value = self.config.get(offset, size)
+        if offset <= PCI_STATUS < offset + size and self.intx and self.intx.pending:
+            value |= PCI_STATUS_INTERRUPT << 8 * (PCI_STATUS - offset)
+        return value
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        """The driver's write; the host looks at the BARs again after it."""
+        self.config.write(offset, size, value)
+        if self.intx and offset <= PCI_COMMAND + 1:
+            self.intx.update()
+
+    def placed(self) -> None:
+        """The addresses in ``bars`` have changed."""
+
+    def close(self) -> None:
+        """Give back what the function holds."""
+
+
+class Intx:
+    """The INTx interrupt of a function: a pending flag, gated by the command register.
+
+    ``update`` and ``raise_`` may be called from any thread.
+    """
+
+    def __init__(self, config: ConfigSpace) -> None:
+        self._config = config
+        self._line: InterruptLine | None = None
+        self._lock = Lock()
+        self._level = False
+        self._bits = 0
+        self.suppressed = False
+        """MSI-X is in use, so the line stays low (PCI 3.0 §6.8.3.3). Call update() after."""
+
+    def connect(self, platform: Platform, number: int) -> None:
+        """Take the line of device ``number`` and show it in the Interrupt Line register."""
+        pin = self._config.bytes[PCI_INTERRUPT_PIN]
+        self._line = platform.interrupt_line(number, pin)
+        self._config.bytes[PCI_INTERRUPT_LINE] = self._line.gsi & 0xFF
+
+    @property
+    def pending(self) -> bool:
+        """The Interrupt Status bit: an interrupt waits, whether the line may show it or not."""
+        return bool(self._bits) and not self.suppressed
+
+    def raise_(self, bits: int) -> None:
+        """Add to the pending bits."""
+        with self._lock:
+            self._bits |= bits
+            self._drive()
+
+    def take(self) -> int:
+        """The pending bits, which are then none."""
+        with self._lock:
+            bits, self._bits = self._bits, 0
+            self._drive()
+            return bits
+
+    def update(self) -> None:
+        """The command register or :attr:`suppressed` may have changed."""
+        with self._lock:
+            self._drive()
+
+    def _drive(self) -> None:
+        disabled = self._config.get(PCI_COMMAND, 2) & PCI_COMMAND_INTX_DISABLE
+        level = self.pending and not disabled
+        if level != self._level and self._line:
+            self._level = level
+            self._line.set(level)

@@ -1,0 +1,188 @@
+"""PCI bus 0: configuration mechanism 1, the host bridge, and where BARs are decoded.
+
+Mechanism 1 (PCI 3.0 §3.2.2.3.2): a 32-bit write to port 0xCF8 latches bus,
+device, function and register; ports 0xCFC–0xCFF then access it. Byte writes
+at 0xCF9 are the PC's reset control, which happens to lie in between.
+
+Where a BAR is decoded is decided anew after every configuration write that
+may matter. A BAR answers if its function's memory decoding is on and it lies
+wholly in the window that the host forwards to PCI, which RAM, I/O APIC and
+local APICs are not part of; if it overlaps another BAR, the one with the
+lower device and BAR number wins; if it overlaps something else on the MMIO
+bus, it loses. So a hostile placement only makes the guest's own BAR vanish.
+
+Lock order: the host's lock (configuration space, placement), then a
+function's own, then the bus's. Accesses to a decoded BAR take no host lock.
+"""
+
+from collections.abc import Callable
+from threading import Lock
+
+from pykvm.bus import Bus
+from pykvm.errors import UsageError
+from pykvm.pci.config import PCI_COMMAND, PCI_COMMAND_MEMORY, Bar, PciFunction
+
+CONFIG_PORT = 0xCF8
+CONFIG_PORTS = 8
+"""Ports 0xCF8 to 0xCFF belong to :class:`PciHost`."""
+
+DECODE_START = 0xC000_0000
+"""Where RAM below 4 GiB ends at the latest: BARs may lie from here on."""
+ASSIGN_START = 0xE000_0000
+"""Where the VMM puts BARs."""
+DECODE_END = 0xFEC0_0000
+"""The first address that belongs to the I/O APIC and others."""
+
+MAX_DEVICES = 32
+_ENABLE = 0x8000_0000
+_RESET_CONTROL = 1
+_HEADER_END = 0x40
+"""Writes beyond it, to capabilities, place no BAR."""
+_PAGE = 4096
+
+
+class HostBridge(PciFunction):
+    """Device 0: an Intel 440FX (8086:1237), which Linux takes as proof of mechanism 1."""
+
+    def __init__(self) -> None:
+        super().__init__(vendor=0x8086, device=0x1237, class_code=0x060000, revision=2)
+
+
+class PciHost:
+    """Owns the functions of bus 0; a :class:`~pykvm.bus.BusDevice` for ports 0xCF8–0xCFF.
+
+    ``functions`` maps device numbers to functions; number 0 is the bridge.
+    """
+
+    def __init__(self, mmio: Bus, reset_control: Callable[[int], None] | None = None) -> None:
+        """Decode BARs on ``mmio``. ``reset_control`` gets each byte written to port 0xCF9."""
+        self.functions: dict[int, PciFunction] = {0: HostBridge()}
+        self._mmio = mmio
+        self._reset_control = reset_control
+        self._lock = Lock()
+        self._latch = 0
+        self._reset_byte = 0
+        self._next_address = ASSIGN_START
+        self._decoded: dict[int, tuple[int, Bar]] = {}
+
+    # -- building ----------------------------------------------------------
+
+    def add(self, function: PciFunction) -> int:
+        """Plug ``function`` in, place its BARs, enable memory decoding; its device number.
+
+        UsageError if the bus or the window is full.
+        """
+        with self._lock:
+            number = len(self.functions)
+            if number >= MAX_DEVICES:
+                raise UsageError("a PCI bus holds 31 devices", "use fewer disks")
+            for bar in function.bars:
+                self._assign(function, bar)
+            command = function.config.get(PCI_COMMAND, 2) | PCI_COMMAND_MEMORY
+            function.config.set(PCI_COMMAND, 2, command)
+            self.functions[number] = function
+            function.attach(number)
+            self._place()
+            return number
+
+    def _assign(self, function: PciFunction, bar: Bar) -> None:
+        # At least a page each, so that a guest kernel can map one without its neighbour.
+        align = max(bar.size, _PAGE)
+        address = -(-self._next_address // align) * align
+        if address + bar.size > DECODE_END:
+            raise UsageError("the PCI memory window is full", "use fewer or smaller devices")
+        function.set_bar_register(bar, address)
+        self._next_address = address + align
+
+    def close(self) -> None:
+        """Close every function and take their BARs off the bus."""
+        with self._lock:
+            for address in self._decoded:
+                self._mmio.remove(address)
+            self._decoded.clear()
+            for function in self.functions.values():
+                function.close()
+
+    # -- ports -------------------------------------------------------------
+
+    def read(self, offset: int, size: int) -> int:
+        """Port 0xCF8 + ``offset``."""
+        ones = (1 << 8 * size) - 1
+        if offset == 0 and size == 4:
+            return self._latch
+        if offset == _RESET_CONTROL and size == 1:
+            return self._reset_byte
+        if offset < 4:
+            return ones
+        with self._lock:
+            target = self._target(offset - 4, size)
+            return target[0].read_config(target[1], size) & ones if target else ones
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Port 0xCF8 + ``offset``."""
+        if offset == 0 and size == 4:
+            self._latch = value & 0xFFFFFFFC
+        elif offset == _RESET_CONTROL and size == 1:
+            self._reset_byte = value
+            if self._reset_control:
+                self._reset_control(value)
+        elif offset >= 4:
+            with self._lock:
+                target = self._target(offset - 4, size)
+                if target:
+                    target[0].write_config(target[1], size, value)
+                    if target[1] < _HEADER_END:
+                        self._place()
+
+    def _target(self, byte: int, size: int) -> tuple[PciFunction, int] | None:
+        latch = self._latch
+        bus, device, number = latch >> 16 & 0xFF, latch >> 11 & 0x1F, latch >> 8 & 0x7
+        function = self.functions.get(device)
+        if not latch & _ENABLE or bus or number or function is None or byte + size > 4:
+            return None
+        return function, (latch & 0xFC) + byte
+
+    # -- placement ---------------------------------------------------------
+
+    def _place(self) -> None:
+        wanted = self._wanted()
+        moved: list[PciFunction] = []
+        for address, (_, bar) in list(self._decoded.items()):
+            if wanted.get(address, (0, None))[1] is not bar:
+                self._mmio.remove(address)
+                del self._decoded[address]
+        for address, (number, bar) in wanted.items():
+            if address in self._decoded:
+                continue
+            try:
+                self._mmio.add(address, bar.size, bar.device)
+            except ValueError:  # something that is not PCI answers there
+                continue
+            self._decoded[address] = (number, bar)
+        where = {id(bar): address for address, (_, bar) in self._decoded.items()}
+        for function in self.functions.values():
+            for bar in function.bars:
+                address_now = where.get(id(bar))
+                if bar.address != address_now:
+                    bar.address = address_now
+                    if function not in moved:
+                        moved.append(function)
+        for function in moved:
+            function.placed()
+
+    def _wanted(self) -> dict[int, tuple[int, Bar]]:
+        wanted: dict[int, tuple[int, Bar]] = {}
+        for number, function in self.functions.items():
+            if not function.memory_enabled:
+                continue
+            for bar in function.bars:
+                address = function.bar_register(bar)
+                end = address + bar.size
+                inside = address >= DECODE_START and end <= DECODE_END
+                taken = any(
+                    address < other + taken_bar.size and other < end
+                    for other, (_, taken_bar) in wanted.items()
+                )
+                if inside and not taken:
+                    wanted[address] = (number, bar)
+        return wanted

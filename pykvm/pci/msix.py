@@ -1,0 +1,134 @@
+"""MSI-X: one function's vector table and pending bits (PCI 3.0 §6.8.2).
+
+The BAR holds the table from offset 0 and the pending bit array in its upper
+half. Each vector is a :class:`~pykvm.pci.platform.MsiVector` of the machine:
+raising an interrupt writes its eventfd and involves neither this file's lock
+nor a vCPU. Here is only what changes rarely: the table, the masks, and what
+waits while masked.
+
+A vector delivers while MSI-X is enabled, the function is not masked and the
+vector is not masked. Whenever that or its message changes, it is routed anew
+or masked; an interrupt raised meanwhile stays in its eventfd, moves to the
+pending bit array when the driver looks there, and is delivered on unmasking.
+"""
+
+import os
+from struct import pack
+from threading import Lock
+
+from pykvm.pci.config import PciFunction
+from pykvm.pci.platform import MsiVector, Platform
+
+PCI_CAP_ID_MSIX = 0x11
+MSIX_CONTROL_ENABLE = 0x8000
+MSIX_CONTROL_MASKALL = 0x4000
+MSIX_ENTRY_SIZE = 16
+MSIX_ENTRY_MASKED = 1
+MAX_VECTORS = 2048
+
+_MASKED_ENTRY = pack("<IIII", 0, 0, 0, MSIX_ENTRY_MASKED)
+
+
+class MsixTable:
+    """The MSI-X structures of ``function``; a bus device for the BAR that holds them.
+
+    ``enabled`` says that the function uses MSI-X and not INTx. Table and
+    pending bits take accesses of an aligned 4 or 8 bytes (§6.8.2); others
+    read 0 and write nothing. The pending bits are read-only.
+    """
+
+    def __init__(self, platform: Platform, function: PciFunction, bar: int, count: int) -> None:
+        """Add the BAR and the capability for ``count`` vectors, all masked, MSI-X disabled."""
+        assert 1 <= count <= MAX_VECTORS
+        self.count = count
+        self.enabled = False
+        self.size = max(4096, 1 << (2 * MSIX_ENTRY_SIZE * count - 1).bit_length())
+        self._pba = self.size // 2
+        self._table = bytearray(_MASKED_ENTRY * count)
+        self._waiting = [False] * count
+        self._routed: list[bytes | None] = [None] * count
+        self._function_masked = False
+        self._lock = Lock()
+        self._vectors: list[MsiVector] = [platform.msi_vector() for _ in range(count)]
+        self._eventfds = [vector.eventfd for vector in self._vectors]
+        self._function = function
+        function.add_bar(bar, self.size, self)
+        body = pack("<HII", count - 1, bar, self._pba | bar)
+        mask = pack("<H", MSIX_CONTROL_ENABLE | MSIX_CONTROL_MASKALL)
+        self._capability = function.add_capability(PCI_CAP_ID_MSIX, body, mask)
+
+    def signal(self, index: int) -> None:
+        """Raise vector ``index`` < ``count``. Any thread; takes no lock."""
+        os.eventfd_write(self._eventfds[index], 1)
+
+    def configured(self) -> None:
+        """The driver may have written the capability's Message Control."""
+        control = self._function.config.get(self._capability + 2, 2)
+        enabled = bool(control & MSIX_CONTROL_ENABLE)
+        masked = bool(control & MSIX_CONTROL_MASKALL)
+        with self._lock:
+            if (enabled, masked) == (self.enabled, self._function_masked):
+                return
+            self.enabled, self._function_masked = enabled, masked
+            for index in range(self.count):
+                self._update(index)
+                if not enabled:  # what was pending belongs to an interrupt mode that ended
+                    self._vectors[index].take_pending()
+                    self._waiting[index] = False
+
+    # -- the BAR -----------------------------------------------------------
+
+    def read(self, offset: int, size: int) -> int:
+        """The table or the pending bits."""
+        if size not in (4, 8) or offset % size:
+            return 0
+        with self._lock:
+            if offset < len(self._table):
+                return int.from_bytes(self._table[offset : offset + size], "little")
+            return self._pending(8 * (offset - self._pba), 8 * size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """The table; the pending bits are read-only."""
+        if size not in (4, 8) or offset % size or offset >= len(self._table):
+            return
+        with self._lock:
+            self._table[offset : offset + size] = value.to_bytes(size, "little")
+            index = offset // MSIX_ENTRY_SIZE
+            # Reserved: the low two bits of the address, all but one of the control word.
+            self._table[index * MSIX_ENTRY_SIZE] &= 0xFC
+            control = self._table[index * MSIX_ENTRY_SIZE + 12] & MSIX_ENTRY_MASKED
+            self._table[(index + 1) * MSIX_ENTRY_SIZE - 4 : (index + 1) * MSIX_ENTRY_SIZE] = pack(
+                "<I", control
+            )
+            self._update(index)
+
+    def _pending(self, first: int, bits: int) -> int:
+        value = 0
+        for index in range(max(first, 0), min(first + bits, self.count)):
+            if self._routed[index] is None and self._vectors[index].take_pending():
+                self._waiting[index] = True
+            value |= self._waiting[index] << (index - first)
+        return value
+
+    def _update(self, index: int) -> None:
+        at = index * MSIX_ENTRY_SIZE
+        entry = bytes(self._table[at : at + 12])
+        delivers = self.enabled and not self._function_masked
+        if not delivers or self._table[at + 12] & MSIX_ENTRY_MASKED:
+            if self._routed[index] is not None:
+                self._vectors[index].mask()
+                self._routed[index] = None
+            return
+        if self._routed[index] != entry:
+            address = int.from_bytes(entry[:8], "little")
+            self._vectors[index].route(address, int.from_bytes(entry[8:], "little"))
+            self._routed[index] = entry
+        if self._waiting[index]:
+            self._waiting[index] = False
+            self.signal(index)
+
+    def close(self) -> None:
+        """Give the vectors back. Nothing may be raised any more."""
+        for vector in self._vectors:
+            vector.close()
+        self._vectors.clear()

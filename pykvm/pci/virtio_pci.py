@@ -1,0 +1,230 @@
+"""The virtio-pci transport, modern only (virtio 1.2 §4.1).
+
+BAR 0, 16 KiB unless a device has more than 1024 queues::
+
+    0x0000  common configuration   §4.1.4.3
+    0x1000  ISR status             §4.1.4.5   reading clears it and lowers INTx
+    0x2000  device configuration   §4.1.4.6
+    0x3000  notifications          §4.1.4.4   4 bytes per queue, one doorbell each
+
+BAR 1 holds the MSI-X table. The PCI-cfg capability (§4.1.4.9) reaches both.
+
+A notification is a doorbell: an ioeventfd at the queue's address, so it causes
+no exit to Python. Doorbells are bound while the device is active and BAR 0 is
+decoded, and move with it. A notification that reaches Python nevertheless
+(through PCI-cfg) signals the same eventfd. An interrupt is a write to the
+vector's eventfd, no exit either; without MSI-X it is an ISR bit and INTx.
+
+Common configuration fields take accesses of exactly their width, 64-bit ones
+also as two 32-bit halves (§4.1.3.1). Everything else reads 0 and writes
+nothing.
+
+Locks: ``_lock`` serialises the driver's accesses and is held while a reset
+waits for the device. What the device's threads call (:meth:`VirtioPci.queue_interrupt`,
+:meth:`VirtioPci.config_interrupt`) therefore never takes it.
+"""
+
+import os
+from struct import pack
+from threading import Lock
+
+from pykvm.bus import BusDevice
+from pykvm.memory.ram import Ram
+from pykvm.pci.common_cfg import COMMON_SIZE, VIRTIO_MSI_NO_VECTOR, CommonConfig, Vectors
+from pykvm.pci.config import Intx, PciFunction
+from pykvm.pci.msix import MsixTable
+from pykvm.pci.platform import Platform
+from pykvm.virtio.device import VirtioDevice
+from pykvm.virtio.fence import full_fence
+from pykvm.virtio.registers import TransportState
+
+VIRTIO_PCI_VENDOR = 0x1AF4
+VIRTIO_PCI_DEVICE_BASE = 0x1040
+
+PCI_CAP_ID_VNDR = 0x09
+VIRTIO_PCI_CAP_COMMON_CFG = 1
+VIRTIO_PCI_CAP_NOTIFY_CFG = 2
+VIRTIO_PCI_CAP_ISR_CFG = 3
+VIRTIO_PCI_CAP_DEVICE_CFG = 4
+VIRTIO_PCI_CAP_PCI_CFG = 5
+
+VIRTIO_PCI_ISR_QUEUE = 1
+VIRTIO_PCI_ISR_CONFIG = 2
+
+COMMON, ISR, DEVICE, NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
+NOTIFY_MULTIPLIER = 4
+MAX_DEVICE_CONFIG = 0x1000
+
+CLASS_STORAGE_OTHER = 0x018000
+
+
+class VirtioPci(PciFunction):
+    """One virtio device on PCI. Owns ``device``: :meth:`close` closes it.
+
+    ``state`` has the transport-independent registers.
+    """
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        ram: Ram,
+        platform: Platform,
+        *,
+        class_code: int = CLASS_STORAGE_OTHER,
+    ) -> None:
+        super().__init__(
+            vendor=VIRTIO_PCI_VENDOR,
+            device=VIRTIO_PCI_DEVICE_BASE + device.device_id,
+            class_code=class_code,
+            revision=1,
+            subsystem=(VIRTIO_PCI_VENDOR, VIRTIO_PCI_DEVICE_BASE + device.device_id),
+            interrupt_pin=1,
+        )
+        count = len(device.queue_sizes)
+        self.device = device
+        self._platform = platform
+        self._lock = Lock()
+        self._kicks = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(count)]
+        self.state = TransportState(device, ram, self._kicks, self, fence=full_fence())
+        self._vectors = Vectors(count + 1, count)
+        self._common = CommonConfig(self.state, self._vectors, self._was_reset)
+        self._doorbells: int | None = None
+        assert self.intx is not None
+        self._intx: Intx = self.intx
+        size = 1 << (NOTIFY + NOTIFY_MULTIPLIER * count - 1).bit_length()
+        self._bar = self.add_bar(0, size, self)
+        self.msix = MsixTable(platform, self, bar=1, count=count + 1)
+        self._pci_cfg = self._add_capabilities(count)
+
+    def _add_capabilities(self, queues: int) -> int:
+        config_size = min(self.device.config_size, MAX_DEVICE_CONFIG)
+        for kind, offset, length, extra in (
+            (VIRTIO_PCI_CAP_COMMON_CFG, COMMON, COMMON_SIZE, b""),
+            (
+                VIRTIO_PCI_CAP_NOTIFY_CFG,
+                NOTIFY,
+                NOTIFY_MULTIPLIER * queues,
+                pack("<I", NOTIFY_MULTIPLIER),
+            ),
+            (VIRTIO_PCI_CAP_ISR_CFG, ISR, 1, b""),
+            (VIRTIO_PCI_CAP_DEVICE_CFG, DEVICE, config_size, b""),
+        ):
+            if length:
+                body = pack("<BBBxxxII", 16 + len(extra), kind, 0, offset, length) + extra
+                self.add_capability(PCI_CAP_ID_VNDR, body)
+        body = pack("<BBBxxxIII", 20, VIRTIO_PCI_CAP_PCI_CFG, 0, 0, 0, 0)
+        mask = pack("<BBBxxxIII", 0, 0, 0xFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
+        return self.add_capability(PCI_CAP_ID_VNDR, body, mask)
+
+    # -- interrupts: any thread, never ``_lock`` ---------------------------
+
+    def queue_interrupt(self, index: int) -> None:
+        """Used buffers in queue ``index`` (§4.1.5.3)."""
+        self._interrupt(self._vectors.queues[index], VIRTIO_PCI_ISR_QUEUE)
+
+    def config_interrupt(self) -> None:
+        """A configuration change or DEVICE_NEEDS_RESET (§4.1.5.4)."""
+        self._interrupt(self._vectors.config, VIRTIO_PCI_ISR_CONFIG)
+
+    def _interrupt(self, vector: int, isr: int) -> None:
+        if not self.msix.enabled:
+            self._intx.raise_(isr)
+        elif vector != VIRTIO_MSI_NO_VECTOR:
+            self.msix.signal(vector)
+
+    # -- BAR 0 -------------------------------------------------------------
+
+    def read(self, offset: int, size: int) -> int:
+        """The driver's read of the virtio structures."""
+        with self._lock:
+            if offset < ISR:
+                return self._common.read(offset, size)
+            if offset < DEVICE:
+                return self._intx.take() if offset == ISR else 0
+            if offset < NOTIFY and offset - DEVICE + size <= self.device.config_size:
+                return self.device.read_config(offset - DEVICE, size)
+            return 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """The driver's write to the virtio structures."""
+        with self._lock:
+            if offset < ISR:
+                self._common.write(offset, size, value)
+                self._bind_doorbells()
+            elif offset >= NOTIFY:
+                self._notify((offset - NOTIFY) // NOTIFY_MULTIPLIER)
+            elif offset >= DEVICE and offset - DEVICE + size <= self.device.config_size:
+                self.device.write_config(offset - DEVICE, size, value)
+
+    def _notify(self, queue: int) -> None:
+        if self.state.active and queue < len(self._kicks):
+            os.eventfd_write(self._kicks[queue], 1)
+
+    # -- configuration space -----------------------------------------------
+
+    def attach(self, number: int) -> None:
+        """Take the interrupt line of device ``number``."""
+        super().attach(number)
+        self._intx.connect(self._platform, number)
+
+    def read_config(self, offset: int, size: int) -> int:
+        """As the base class; reading pci_cfg_data reads the BAR (§4.1.4.9)."""
+        if offset & ~3 == self._pci_cfg + 16 and (target := self._window()):
+            device, at, length = target
+            value = device.read(at, length) & (1 << 8 * length) - 1
+            self.config.set(self._pci_cfg + 16, length, value)
+        return super().read_config(offset, size)
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        """As the base class; writing pci_cfg_data writes the BAR (§4.1.4.9)."""
+        super().write_config(offset, size, value)
+        if offset & ~3 == self._pci_cfg + 16 and (target := self._window()):
+            device, at, length = target
+            device.write(at, length, self.config.get(self._pci_cfg + 16, length))
+        self.msix.configured()
+        if self._intx.suppressed != self.msix.enabled:
+            self._intx.suppressed = self.msix.enabled
+            self._intx.update()
+
+    def _window(self) -> tuple[BusDevice, int, int] | None:
+        index = self.config.bytes[self._pci_cfg + 4]
+        at, length = (self.config.get(self._pci_cfg + where, 4) for where in (8, 12))
+        if length not in (1, 2, 4) or at % length:
+            return None
+        for bar in self.bars:
+            if bar.index == index and at + length <= bar.size:
+                return bar.device, at, length
+        return None
+
+    def placed(self) -> None:
+        """BAR 0 may have moved: the doorbells follow."""
+        with self._lock:
+            self._bind_doorbells()
+
+    def _bind_doorbells(self) -> None:
+        wanted = self._bar.address if self.state.active else None
+        if wanted == self._doorbells:
+            return
+        for base, change in (
+            (self._doorbells, self._platform.unbind_doorbell),
+            (wanted, self._platform.bind_doorbell),
+        ):
+            if base is not None:
+                for index, kick in enumerate(self._kicks):
+                    change(base + NOTIFY + NOTIFY_MULTIPLIER * index, 0, kick)
+        self._doorbells = wanted
+
+    # -- the end -----------------------------------------------------------
+
+    def _was_reset(self) -> None:
+        self._intx.take()
+
+    def close(self) -> None:
+        """Close the device, then give back doorbells, vectors and eventfds."""
+        self.device.close()
+        with self._lock:
+            self._bar.address = None
+            self._bind_doorbells()
+        self.msix.close()
+        for kick in self._kicks:
+            os.close(kick)

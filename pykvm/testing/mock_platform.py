@@ -1,0 +1,104 @@
+"""The machine's services to PCI, made of eventfds and lists, for tests of the transport."""
+
+import os
+
+from pykvm.bus import Bus
+
+
+class MockVector:
+    """An MSI vector that remembers its message. ``message`` is None while masked."""
+
+    def __init__(self) -> None:
+        self.eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.message: tuple[int, int] | None = None
+        self.routes = 0
+
+    def route(self, address: int, data: int) -> None:
+        """See :class:`pykvm.pci.platform.MsiVector`."""
+        self.message = (address, data)
+        self.routes += 1
+
+    def mask(self) -> None:
+        """See :class:`pykvm.pci.platform.MsiVector`."""
+        self.message = None
+
+    def _drain(self) -> int:
+        try:
+            return os.eventfd_read(self.eventfd)
+        except BlockingIOError:
+            return 0
+
+    def take_pending(self) -> bool:
+        """See :class:`pykvm.pci.platform.MsiVector`."""
+        return self._drain() > 0
+
+    def delivered(self) -> tuple[int, int] | None:
+        """The message that the guest has received since last time; None if none or masked."""
+        return self.message if self.message is not None and self._drain() else None
+
+    def close(self) -> None:
+        """See :class:`pykvm.pci.platform.MsiVector`."""
+        os.close(self.eventfd)
+
+
+class MockLine:
+    """An interrupt line; ``level`` is what it is driven to, ``edges`` counts its rises."""
+
+    def __init__(self, gsi: int) -> None:
+        self.gsi = gsi
+        self.level = False
+        self.edges = 0
+
+    def set(self, level: bool) -> None:
+        """Drive it."""
+        self.edges += level and not self.level
+        self.level = level
+
+
+class MockPlatform:
+    """Implements :class:`pykvm.pci.platform.Platform`.
+
+    ``doorbells`` maps (address, length) to the eventfd bound there.
+    :meth:`store` is a guest's MMIO write that finds doorbells first and
+    ``mmio`` otherwise, as KVM does; ``exits`` counts the latter.
+    """
+
+    def __init__(self) -> None:
+        self.mmio = Bus()
+        self.vectors: list[MockVector] = []
+        self.lines: dict[int, MockLine] = {}
+        self.doorbells: dict[tuple[int, int], int] = {}
+        self.exits = 0
+
+    def msi_vector(self) -> MockVector:
+        """A new vector, kept in ``vectors``."""
+        self.vectors.append(MockVector())
+        return self.vectors[-1]
+
+    def interrupt_line(self, device: int, pin: int) -> MockLine:
+        """The line that the platform's routing gives (see the machine's MP table)."""
+        gsi = 16 + ((device + pin - 1) & 7)
+        return self.lines.setdefault(gsi, MockLine(gsi))
+
+    def bind_doorbell(self, address: int, length: int, eventfd: int) -> None:
+        """AssertionError if something is bound there already, as KVM gives EEXIST."""
+        assert (address, length) not in self.doorbells, f"doorbell {address:#x} is taken"
+        self.doorbells[address, length] = eventfd
+
+    def unbind_doorbell(self, address: int, length: int, eventfd: int) -> None:
+        """AssertionError unless exactly that was bound."""
+        assert self.doorbells.pop((address, length)) == eventfd
+
+    def store(self, address: int, size: int, value: int) -> None:
+        """A guest's MMIO write."""
+        eventfd = self.doorbells.get((address, 0))
+        if eventfd is not None:
+            os.eventfd_write(eventfd, 1)
+        else:
+            self.exits += 1
+            self.mmio.write(address, size, value)
+
+    def load(self, address: int, size: int) -> int:
+        """A guest's MMIO read."""
+        self.exits += 1
+        return self.mmio.read(address, size)
