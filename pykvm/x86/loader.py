@@ -13,7 +13,7 @@ Which way in:
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pykvm.errors import UsageError
@@ -68,12 +68,13 @@ def load_kernel(
     kernel: FileLike,
     *,
     initrd: FileLike | None = None,
-    command_line: str = "",
+    command_line: str | Callable[[str], str] = "",
     cpus: int = 1,
     pci_devices: Iterable[int] = range(32),
 ) -> LoadedKernel:
     """Load ``kernel`` (a path, or the file's content) and all it needs into ``ram``.
 
+    ``command_line`` may be a function of the kernel's kind (see LoadedKernel).
     ``ram`` must be all zeros, as a new VM's is. ``pci_devices`` are the device
     numbers on bus 0 whose INTA# the MP table describes. UsageError, with the
     option to look at, for whatever is wrong with a file, a size or the line.
@@ -86,7 +87,8 @@ def load_kernel(
         raise UsageError("a guest needs at least 1 MiB of memory", "give it more with -m")
     with open_source(kernel, "--kernel") as source:
         image = _understand(source)
-        line = _encode(command_line, image)
+        text = command_line if isinstance(command_line, str) else command_line(image.kind)
+        line = _encode(text, image)
         span = _load_segments(ram, image)
     ramdisk = None
     if initrd is not None:

@@ -1,0 +1,91 @@
+"""The machine's fixed devices: two UARTs, clock, reset ports, exit port, pvpanic, PCI bus."""
+
+from collections.abc import Callable
+
+from pykvm.bus import Bus
+from pykvm.pci.host import CONFIG_PORT, CONFIG_PORTS, PciHost
+from pykvm.pci.platform import Platform
+from pykvm.pci.pvpanic import PvPanicPci
+from pykvm.platform.exitport import EXIT_PORT, EXIT_PORTS, ExitPort
+from pykvm.platform.i8042 import I8042
+from pykvm.platform.outcome import ConsoleWatch, Outcome, judge
+from pykvm.platform.pvpanic import PVPANIC_PANICKED, PVPANIC_PORT, PVPANIC_PORTS, Pvpanic
+from pykvm.platform.rtc import CMOS_INDEX, CMOS_PORTS, Cmos
+from pykvm.platform.serial import COM1, COM1_IRQ, COM2, COM2_IRQ, PORTS, Uart16550
+from pykvm.platform.sysctl import PORT_A, PortA, ResetControl
+
+Finish = Callable[[Outcome], None]
+SetLine = Callable[[int, bool], None]
+
+
+class Board:
+    """Owns the devices and the two buses that vCPU exits go to.
+
+    ``console`` is the first UART and ``channel`` the second; what the guest
+    sends goes to the two sinks. ``finish`` is called when the guest ends the
+    run, from the vCPU thread that did so.
+    """
+
+    def __init__(
+        self,
+        platform: Platform,
+        set_line: SetLine,
+        memory: tuple[int, int],
+        *,
+        console: Callable[[bytes], None],
+        channel: Callable[[bytes], None],
+        finish: Finish,
+    ) -> None:
+        """``set_line(gsi, level)`` drives an interrupt line; ``memory``: RAM below, above 4 GiB."""
+        self.ports = Bus()
+        self.mmio = Bus()
+        self._finish = finish
+        self._exit_status: int | None = None
+        self._panicked = False
+        self._watch = ConsoleWatch()
+        self._console_sink = console
+        self.console = Uart16550(lambda level: set_line(COM1_IRQ, level), self._print)
+        self.channel = Uart16550(lambda level: set_line(COM2_IRQ, level), channel)
+        reset_control = ResetControl(lambda: self._reset("port 0xcf9"))
+        self.pci = PciHost(self.mmio, lambda value: reset_control.write(0, 1, value))
+        add = self.ports.add
+        add(COM1, PORTS, self.console)
+        add(COM2, PORTS, self.channel)
+        add(CMOS_INDEX, CMOS_PORTS, Cmos(*memory))
+        add(PORT_A, 1, PortA(lambda: self._reset("port 0x92")))
+        add(CONFIG_PORT, CONFIG_PORTS, self.pci)
+        add(EXIT_PORT, EXIT_PORTS, ExitPort(self._power_off))
+        add(PVPANIC_PORT, PVPANIC_PORTS, Pvpanic(self._panic))
+        I8042(lambda: self._reset("the i8042")).attach(self.ports)
+        self.pci.add(PvPanicPci(self._panic))
+
+    def close(self) -> None:
+        """Close every device, disks too; nothing runs any more."""
+        self.pci.close()
+        self.console.close()
+        self.channel.close()
+
+    def judge(self, event: Outcome) -> Outcome:
+        """How the run ended, given the event that ended it and what the guest said before."""
+        return judge(
+            event,
+            exit_status=self._exit_status,
+            panicked=self._panicked,
+            console_line=self._watch.panic_line,
+        )
+
+    def _print(self, data: bytes) -> None:
+        self._watch.feed(data)
+        self._console_sink(data)
+
+    def _power_off(self, status: int) -> None:
+        self._exit_status = status
+        self._finish(Outcome.power_off(status))
+
+    def _reset(self, source: str) -> None:
+        self._finish(Outcome.reset(source))
+
+    def _panic(self, events: int) -> None:
+        if events & PVPANIC_PANICKED:
+            self._panicked = True
+            self._finish(Outcome.panic())

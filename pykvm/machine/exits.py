@@ -1,0 +1,113 @@
+"""What each vCPU exit leads to."""
+
+from collections.abc import Callable
+
+from pykvm.bus import Bus
+from pykvm.errors import PykvmError
+from pykvm.kvm.exits import (
+    Exit,
+    FailEntry,
+    InternalError,
+    IoExit,
+    MmioExit,
+    MsrRead,
+    MsrWrite,
+    Shutdown,
+    SystemEvent,
+)
+from pykvm.kvm.vcpu import Vcpu
+from pykvm.platform.outcome import Outcome
+
+Assistant = Callable[[Vcpu, Exit], bool]
+"""Deals with an exit that only hosts without hardware virtualization make, or says False."""
+
+_SYSTEM_EVENT_SHUTDOWN, _SYSTEM_EVENT_RESET, _SYSTEM_EVENT_CRASH = 1, 2, 3
+
+
+class GuestStopped(PykvmError):
+    """The virtual processor cannot go on, for no fault that pykvm can mend."""
+
+
+class ExitHandler:
+    """Takes the exits of one vCPU to the buses; see :data:`pykvm.kvm.runner.Handler`.
+
+    ``finished`` tells whether the run has ended meanwhile: a device that the
+    guest's access reached may have ended it, and then the guest must not
+    execute another instruction.
+    """
+
+    def __init__(
+        self,
+        vcpu: Vcpu,
+        ports: Bus,
+        mmio: Bus,
+        finish: Callable[[Outcome], None],
+        finished: Callable[[], bool],
+        assistant: Assistant | None,
+    ) -> None:
+        self._vcpu = vcpu
+        self._ports = ports
+        self._mmio = mmio
+        self._finish = finish
+        self._finished = finished
+        self._assistant = assistant
+
+    def __call__(self, exit_: Exit) -> object | None:
+        """Handle ``exit_``; something other than None ends the vCPU's thread."""
+        if isinstance(exit_, MmioExit):
+            if exit_.is_write:
+                self._mmio.write(exit_.address, exit_.size, exit_.value)
+            else:
+                exit_.set_value(self._mmio.read(exit_.address, exit_.size))
+        elif isinstance(exit_, IoExit):
+            self._port(exit_)
+        elif self._assistant is None or not self._assistant(self._vcpu, exit_):
+            self._other(exit_)
+        return True if self._finished() else None
+
+    def _port(self, exit_: IoExit) -> None:
+        ports, port, size = self._ports, exit_.port, exit_.size
+        if exit_.is_write:
+            for value in exit_.values():
+                ports.write(port, size, value)
+        else:
+            exit_.set_values([ports.read(port, size) for _ in range(exit_.count)])
+
+    def _other(self, exit_: Exit) -> None:
+        if isinstance(exit_, Shutdown):
+            self._finish(Outcome.triple_fault())
+        elif isinstance(exit_, SystemEvent):
+            self._system_event(exit_)
+        elif isinstance(exit_, MsrRead | MsrWrite):
+            exit_.fault()
+        elif isinstance(exit_, InternalError):
+            raise self._refused(exit_)
+        elif isinstance(exit_, FailEntry):
+            raise GuestStopped(
+                f"the processor refused the guest's state (reason {exit_.hardware_reason:#x})",
+                "'pykvm doctor' shows what this host can do",
+            )
+        else:
+            raise GuestStopped(
+                f"KVM gave back the guest for a reason that pykvm does not know: {exit_}",
+                "report it with the kernel's version",
+            )
+
+    def _system_event(self, event: SystemEvent) -> None:
+        kinds = {
+            _SYSTEM_EVENT_SHUTDOWN: Outcome.power_off(0),
+            _SYSTEM_EVENT_RESET: Outcome.reset("KVM"),
+            _SYSTEM_EVENT_CRASH: Outcome.panic(),
+        }
+        outcome = kinds.get(event.type)
+        if outcome is None:
+            raise GuestStopped(f"KVM reported an unknown system event: {event}", "report it")
+        self._finish(outcome)
+
+    def _refused(self, error: InternalError) -> GuestStopped:
+        where = f"rip {self._vcpu.regs.rip:#x}, instruction bytes {error.instruction.hex(' ')}"
+        return GuestStopped(
+            f"KVM cannot emulate what the guest does (suberror {error.suberror}; {where})",
+            "'pykvm doctor' shows what this host lacks; a guest kernel without that "
+            "instruction, such as the bundled one, runs",
+        )

@@ -1,0 +1,58 @@
+"""Which kernel, initrd and command line a configuration means on this host."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pykvm.errors import UsageError
+from pykvm.machine.bundle import Bundle, find_bundle
+from pykvm.machine.config import DEFAULT_MEMORY, ConsoleMode, MachineConfig
+
+LINUX = "linux64"
+
+LINUX_DEFAULTS = "console=ttyS0,115200n8r reboot=k panic=-1"
+"""For a Linux kernel that comes without a bundle: it talks to the console (r: with RTS/CTS),
+resets by the i8042 that pykvm has, and does so at once after a panic."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedGuest:
+    """A guest to load. ``memory`` in bytes."""
+
+    kernel: Path
+    initrd: Path | bytes | None
+    memory: int
+    options: tuple[str, ...]
+    is_bundle: bool
+
+    def command_line(self, kind: str) -> str:
+        """The command line for a kernel of ``kind`` (see x86.loader.LoadedKernel).
+
+        A kernel that is not Linux gets what the user wrote and nothing else.
+        """
+        defaults = () if self.is_bundle or kind != LINUX else (LINUX_DEFAULTS,)
+        return " ".join(part for part in (*defaults, *self.options) if part)
+
+
+def resolve(config: MachineConfig, flavour: str) -> ResolvedGuest:
+    """The guest that ``config`` means, in ``flavour`` if it is a bundle; UsageError."""
+    bundle = find_bundle(config.guest, flavour) if config.guest is not None else None
+    kernel = config.kernel or (bundle.kernel if bundle else None)
+    if kernel is None:
+        raise UsageError("there is nothing to boot", "name a guest or a kernel")
+    initrd = config.initrd
+    if initrd is None and bundle is not None:
+        initrd = bundle.initrd
+    memory = config.memory or (bundle.memory if bundle else 0) or DEFAULT_MEMORY
+    options = (*_bundle_options(bundle, config), config.append)
+    return ResolvedGuest(kernel, initrd, memory, options, bundle is not None)
+
+
+def _bundle_options(bundle: Bundle | None, config: MachineConfig) -> list[str]:
+    if bundle is None:
+        return []
+    options = [bundle.append]
+    if config.console is not ConsoleMode.SHELL:
+        options.append(f"pykvm.console={config.console.value}")
+    if config.agent:
+        options.append("pykvm.agent=1")
+    return options

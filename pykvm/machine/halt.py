@@ -1,0 +1,42 @@
+"""Has the guest halted for good?
+
+A guest without ACPI cannot power off: it halts with interrupts off, and so
+do its other CPUs. With KVM's own interrupt controllers HLT makes no exit, so
+nothing tells us; we have to look.
+"""
+
+from collections.abc import Sequence
+
+from pykvm.kvm.constants import KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED
+from pykvm.kvm.runner import VcpuThread
+from pykvm.kvm.vcpu import Vcpu
+
+RFLAGS_IF = 1 << 9
+
+
+def all_halted(threads: Sequence[VcpuThread], timeout: float) -> bool:
+    """Whether no vCPU can ever execute another instruction.
+
+    Each is halted with interrupts off, or has never been started; and no NMI
+    is pending, which alone would wake one. They are paused one after the
+    other: a vCPU that runs could wake a halted one by an IPI of INIT or NMI,
+    but then that one is found running. TimeoutError if one cannot be paused.
+    """
+    for thread in threads:
+        if thread.ended:
+            return False
+        with thread.paused(timeout):
+            if not _halted(thread.vcpu):
+                return False
+    return bool(threads)
+
+
+def _halted(vcpu: Vcpu) -> bool:
+    state = vcpu.get_mp_state()
+    if state == KVM_MP_STATE_UNINITIALIZED:
+        # Only another CPU can start this one; the boot CPU never is in this state.
+        return True
+    if state != KVM_MP_STATE_HALTED or vcpu.get_regs().rflags & RFLAGS_IF:
+        return False
+    nmi = vcpu.get_events().nmi
+    return not (nmi.pending or nmi.injected)
