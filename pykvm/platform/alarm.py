@@ -1,0 +1,54 @@
+"""A thread that calls a function once at a given time."""
+
+import threading
+import time
+from collections.abc import Callable
+
+
+class Alarm:
+    """Calls ``ring()`` from a thread of its own when the time set has come.
+
+    One time at a time: :meth:`set` replaces what was set before. The thread
+    starts with the first use.
+    """
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._ring = ring
+        self._changed = threading.Condition()
+        self._when: float | None = None
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def set(self, when: float) -> None:
+        """Ring at ``when`` on the clock of time.monotonic(); at once if that has passed."""
+        with self._changed:
+            if self._closed or self._when == when:
+                return
+            self._when = when
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="uart-pace", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Ring no more. Returns when the thread has ended; not to be called from ``ring``."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while self._wait():
+            self._ring()
+
+    def _wait(self) -> bool:
+        """Sleep until it is time to ring, or until the end (False)."""
+        with self._changed:
+            while not self._closed:
+                left = None if self._when is None else self._when - time.monotonic()
+                if left is not None and left <= 0:
+                    self._when = None
+                    return True
+                self._changed.wait(left)
+            return False

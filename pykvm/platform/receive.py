@@ -1,0 +1,95 @@
+"""The receiving half of a serial port: a backlog on the host, a 16-byte FIFO in the guest's view.
+
+No byte is ever lost between the two. Bytes wait in the backlog until the
+guest can take them; a FIFO reset, which Linux does several times while it
+looks for the port and opens it, puts unread bytes back at the head of the
+backlog. Only bytes that the guest sent itself in loopback mode are dropped.
+
+Pacing. A real line has a speed; this one would deliver the next byte before
+the guest's interrupt handler could return. Linux's handler goes on for as
+long as there are bytes, and what it reads is kept in a buffer of 64 KiB that
+only a kernel thread empties, so an endless burst starves that thread and
+overflows the buffer; RTS is dropped too late to help. So after the guest has
+emptied the FIFO, :meth:`fill` holds back the next load for as long as the
+guest took for the last one: half of the guest's time stays free for what it
+does with the bytes, however fast or slow the guest is.
+
+This module is pure: the caller locks and knows the time.
+"""
+
+from collections import deque
+
+FIFO_SIZE = 16
+MAX_PAUSE = 0.02
+"""Seconds. A guest that was stopped for a minute must not wait for another."""
+
+_LOOPED = 0x100
+"""Marks a byte in the FIFO that came from the guest itself."""
+
+
+class ReceiveFifo:
+    """Backlog and FIFO. ``capacity`` is 1 while the guest has FIFOs disabled, else 16."""
+
+    def __init__(self) -> None:
+        self.capacity = 1
+        self._backlog: deque[int] = deque()
+        self._fifo: deque[int] = deque()
+        # A load is what went into the FIFO since it was last empty.
+        self._loaded = 0
+        self._loaded_at = 0.0
+        self._hold_until = 0.0
+
+    def __len__(self) -> int:
+        """Bytes in the FIFO: what the guest can read now."""
+        return len(self._fifo)
+
+    @property
+    def waiting(self) -> int:
+        """Bytes in the backlog."""
+        return len(self._backlog)
+
+    def put(self, data: bytes) -> None:
+        """Append to the backlog."""
+        self._backlog.extend(data)
+
+    def fill(self, now: float, paced: bool) -> float | None:
+        """Move bytes from the backlog to the FIFO as far as it has room.
+
+        ``now`` is in seconds on any monotonic clock. With ``paced``, nothing
+        moves during a pause, and no more than one load between two pauses; the
+        answer is when the pause ends, or None if there is nothing to wait for.
+        """
+        if not self._backlog:
+            return None
+        if paced and now < self._hold_until:
+            return self._hold_until
+        if not self._fifo:
+            self._loaded = 0
+            self._loaded_at = now
+        room = self.capacity - max(len(self._fifo), self._loaded if paced else 0)
+        for _ in range(min(room, len(self._backlog))):
+            self._fifo.append(self._backlog.popleft())
+            self._loaded += 1
+        return None
+
+    def pop(self, now: float) -> int:
+        """What the receiver buffer register gives: the oldest byte; 0 if there is none."""
+        if not self._fifo:
+            return 0
+        byte = self._fifo.popleft()
+        if not self._fifo:
+            self._hold_until = now + min(now - self._loaded_at, MAX_PAUSE)
+        return byte & 0xFF
+
+    def loop(self, byte: int) -> bool:
+        """Receive a byte that the guest sent in loopback mode; False on an overrun."""
+        if len(self._fifo) >= self.capacity:
+            return False
+        self._fifo.append(byte | _LOOPED)
+        return True
+
+    def reset(self) -> None:
+        """Empty the FIFO; what came from the host will come again."""
+        unread = [byte for byte in self._fifo if not byte & _LOOPED]
+        self._backlog.extendleft(reversed(unread))
+        self._fifo.clear()

@@ -1,0 +1,162 @@
+"""CMOS RAM and real-time clock of the PC (Motorola MC146818 data sheet; ports 0x70 and 0x71).
+
+The clock is the host's, in UTC. A guest that sets it shifts its own view;
+the host's clock is never changed. There are no alarms and no interrupt, so
+IRQ 8 stays quiet, and the update-in-progress bit is never set.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+CMOS_INDEX = 0x70
+CMOS_PORTS = 2
+CMOS_SIZE = 128
+
+SECONDS, MINUTES, HOURS, DAY_OF_WEEK, DAY_OF_MONTH, MONTH, YEAR = 0, 2, 4, 6, 7, 8, 9
+CENTURY = 0x32
+CLOCK_REGISTERS = (SECONDS, MINUTES, HOURS, DAY_OF_WEEK, DAY_OF_MONTH, MONTH, YEAR, CENTURY)
+REG_A, REG_B, REG_C, REG_D = 0x0A, 0x0B, 0x0C, 0x0D
+A_UIP = 0x80
+A_32KHZ_1024HZ = 0x26
+B_24H, B_BINARY, B_SET = 0x02, 0x04, 0x80
+D_VALID = 0x80
+HOURS_PM = 0x80
+
+_KIB, _MIB = 1 << 10, 1 << 20
+_BASE_MEMORY_KIB = 640
+
+
+class Cmos:
+    """The two ports: an index register, then 128 bytes behind it.
+
+    ``low_memory`` and ``high_memory`` are the bytes of RAM below and above
+    the 4 GiB line; firmware-less guests find them in the usual cells. ``now``
+    is the time in seconds since 1970.
+    """
+
+    def __init__(
+        self, low_memory: int, high_memory: int = 0, now: Callable[[], float] = time.time
+    ) -> None:
+        self._now = now
+        self._lock = threading.Lock()
+        self._index = 0
+        self._cells = bytearray(CMOS_SIZE)
+        self._cells[REG_A] = A_32KHZ_1024HZ
+        self._cells[REG_B] = B_24H
+        self._cells[REG_D] = D_VALID
+        self._shift = timedelta()
+        self._store_memory_size(low_memory, high_memory)
+
+    def read(self, offset: int, size: int) -> int:
+        """Port 0x71 gives the cell that port 0x70 chose; port 0x70 cannot be read."""
+        if offset != 1 or size != 1:
+            return (1 << (8 * size)) - 1
+        with self._lock:
+            index = self._index
+            if index in CLOCK_REGISTERS and not self._cells[REG_B] & B_SET:
+                self._show_time()
+            return self._cells[index]
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Choose a cell or store to it; a 2-byte write to port 0x70 does both."""
+        with self._lock:
+            for index in range(offset, min(offset + size, CMOS_PORTS)):
+                byte = value >> (8 * (index - offset)) & 0xFF
+                if index == 0:
+                    # Bit 7 masks the NMI, which nothing here raises.
+                    self._index = byte & (CMOS_SIZE - 1)
+                else:
+                    self._write_cell(self._index, byte)
+
+    def _write_cell(self, index: int, value: int) -> None:
+        if index == REG_A:
+            self._cells[REG_A] = value & ~A_UIP
+        elif index == REG_B:
+            self._write_reg_b(value)
+        elif index in CLOCK_REGISTERS:
+            self._set_clock_cell(index, value)
+        elif index not in (REG_C, REG_D):
+            self._cells[index] = value
+
+    def _write_reg_b(self, value: int) -> None:
+        before = self._cells[REG_B]
+        if value & B_SET and not before & B_SET:
+            self._show_time()
+        self._cells[REG_B] = value
+        if before & B_SET and not value & B_SET:
+            self._take_time()
+
+    def _set_clock_cell(self, index: int, value: int) -> None:
+        """While SET holds, the guest fills in a time at leisure; else it counts at once."""
+        if self._cells[REG_B] & B_SET:
+            self._cells[index] = value
+            return
+        self._show_time()
+        self._cells[index] = value
+        self._take_time()
+
+    def _host_time(self) -> datetime:
+        return datetime.fromtimestamp(self._now(), UTC)
+
+    def _show_time(self) -> None:
+        """Put the present time into the cells, in the format that register B asks for."""
+        try:
+            moment = self._host_time() + self._shift
+        except OverflowError:
+            moment = self._host_time()
+        cells, encode = self._cells, self._encode
+        cells[SECONDS] = encode(moment.second)
+        cells[MINUTES] = encode(moment.minute)
+        if cells[REG_B] & B_24H:
+            cells[HOURS] = encode(moment.hour)
+        else:
+            cells[HOURS] = encode((moment.hour + 11) % 12 + 1)
+            cells[HOURS] |= HOURS_PM if moment.hour >= 12 else 0
+        cells[DAY_OF_WEEK] = encode(moment.isoweekday() % 7 + 1)
+        cells[DAY_OF_MONTH] = encode(moment.day)
+        cells[MONTH] = encode(moment.month)
+        cells[YEAR] = encode(moment.year % 100)
+        cells[CENTURY] = encode(moment.year // 100)
+
+    def _take_time(self) -> None:
+        """Adopt the time that the guest put into the cells; nonsense changes nothing."""
+        cells, decode = self._cells, self._decode
+        hour = decode(cells[HOURS] & 0x7F)
+        if not cells[REG_B] & B_24H:
+            hour = hour % 12 + (12 if cells[HOURS] & HOURS_PM else 0)
+        try:
+            moment = datetime(
+                decode(cells[CENTURY]) * 100 + decode(cells[YEAR]),
+                decode(cells[MONTH]),
+                decode(cells[DAY_OF_MONTH]),
+                hour,
+                decode(cells[MINUTES]),
+                decode(cells[SECONDS]),
+                tzinfo=UTC,
+            )
+        except ValueError:
+            return
+        self._shift = moment - self._host_time().replace(microsecond=0)
+
+    def _encode(self, number: int) -> int:
+        if self._cells[REG_B] & B_BINARY:
+            return number
+        return number // 10 << 4 | number % 10
+
+    def _decode(self, cell: int) -> int:
+        if self._cells[REG_B] & B_BINARY:
+            return cell
+        return (cell >> 4) * 10 + (cell & 0x0F)
+
+    def _store_memory_size(self, low: int, high: int) -> None:
+        """The cells that PC firmware fills: KiB below 1 MiB and above, 64 KiB units beyond."""
+        extended = min(max(low - _MIB, 0) // _KIB, 0xFFFF)
+        above_16_mib = min(max(low - 16 * _MIB, 0) // (64 * _KIB), 0xFFFF)
+        above_4_gib = min(high // (64 * _KIB), 0xFFFFFF)
+        cells = self._cells
+        cells[0x15:0x17] = _BASE_MEMORY_KIB.to_bytes(2, "little")
+        cells[0x17:0x19] = cells[0x30:0x32] = extended.to_bytes(2, "little")
+        cells[0x34:0x36] = above_16_mib.to_bytes(2, "little")
+        cells[0x5B:0x5E] = above_4_gib.to_bytes(3, "little")

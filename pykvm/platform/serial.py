@@ -1,0 +1,298 @@
+"""A 16550A serial port (National Semiconductor PC16550D data sheet, 1995).
+
+Transmission takes no time: the transmitter is always empty. What the guest
+sends goes to ``sink`` from the vCPU thread that sent it, after the lock is
+released, so a slow sink slows down that vCPU and nothing else.
+
+What the host sends waits in a backlog (see pykvm/platform/receive.py) and
+moves to the guest's FIFO under exact hardware flow control: while the guest
+asserts RTS (MCR bit 1), and never in loopback mode. Linux asserts RTS when
+the port is opened and, with CRTSCTS (``console=ttyS0,115200n8r``), drops it
+when its buffers fill up. Three rules keep every byte for whom it is meant:
+
+- A guest that never wrote MCR, as a simple polling loop, receives as if RTS
+  were asserted. Linux writes MCR while it detects the port, before it reads
+  any data.
+- Bytes move when the guest looks (reads LSR or IIR), or at any time while the
+  received-data interrupt is enabled. A blind read of RBR after a FIFO reset,
+  which Linux does to clear a port that it does not use yet, finds nothing.
+- A FIFO reset loses nothing from the host.
+
+Modem status is that of a peer that is always ready: CTS, DSR and DCD. The
+interrupt does not depend on OUT2, so that a guest need not know of PCs.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+from pykvm.platform.alarm import Alarm
+from pykvm.platform.receive import FIFO_SIZE, ReceiveFifo
+
+COM1 = 0x3F8
+COM1_IRQ = 4
+COM2 = 0x2F8
+COM2_IRQ = 3
+PORTS = 8
+"""I/O ports that one UART takes."""
+
+BACKLOG_LIMIT = 64 * 1024
+"""With more bytes than this waiting, :meth:`Uart16550.feed` asks for a break."""
+BACKLOG_RESUME = BACKLOG_LIMIT // 2
+
+# Registers, by offset. Offsets 0 and 1 are the divisor while LCR.DLAB is set.
+RBR_THR = DLL = 0
+IER = DLM = 1
+IIR_FCR = 2
+LCR = 3
+MCR = 4
+LSR = 5
+MSR = 6
+SCR = 7
+
+IER_RDI, IER_THRI, IER_RLSI, IER_MSI = 0x01, 0x02, 0x04, 0x08
+IIR_NO_INT, IIR_RLSI, IIR_CTI, IIR_RDI, IIR_THRI, IIR_MSI = 0x01, 0x06, 0x0C, 0x04, 0x02, 0x00
+IIR_FIFO_ENABLED = 0xC0
+FCR_ENABLE, FCR_CLEAR_RCVR = 0x01, 0x02
+FCR_TRIGGERS = (1, 4, 8, 14)
+LCR_DLAB = 0x80
+MCR_DTR, MCR_RTS, MCR_OUT1, MCR_OUT2, MCR_LOOP = 0x01, 0x02, 0x04, 0x08, 0x10
+LSR_DR, LSR_OE, LSR_THRE, LSR_TEMT = 0x01, 0x02, 0x20, 0x40
+MSR_TERI, MSR_CTS, MSR_DSR, MSR_RI, MSR_DCD = 0x04, 0x10, 0x20, 0x40, 0x80
+
+
+class Uart16550:
+    """One serial port, 8 I/O ports wide. Every method may be called from any thread.
+
+    ``set_irq(level)`` drives the interrupt line; it is called at each change,
+    with the port's lock held, so it must not call back. ``sink(data)`` takes
+    what the guest sends and may block. ``ready`` are the MCR bits that must
+    all be set for input to flow: a guest program that wants no input before
+    it has set up its terminal can ask for MCR_RTS | MCR_OUT1 and set OUT1
+    (TIOCM_OUT1) when it is ready.
+    """
+
+    on_room: Callable[[], None] | None = None
+    """Called, without the lock, when there is room again after :meth:`feed` said no."""
+
+    def __init__(
+        self,
+        set_irq: Callable[[bool], None],
+        sink: Callable[[bytes], None],
+        *,
+        ready: int = MCR_RTS,
+        clock: Callable[[], float] = time.monotonic,
+        alarm: Callable[[Callable[[], None]], Alarm] = Alarm,
+    ) -> None:
+        self._set_irq = set_irq
+        self._sink = sink
+        self._ready = ready
+        self._clock = clock
+        self._alarm = alarm(self._resume)
+        self._lock = threading.Lock()
+        self._receive = ReceiveFifo()
+        self._full = False
+        self._level = False
+        self._ier = 0
+        self._thre_pending = False
+        self._fcr = 0
+        self._trigger = 1
+        self._lcr = 0
+        self._divisor = 12
+        self._mcr = 0
+        self._mcr_written = False
+        self._overrun = 0
+        self._msr_delta = 0
+        self._scr = 0
+
+    def feed(self, data: bytes) -> bool:
+        """Queue ``data`` for the guest; all of it is accepted.
+
+        False asks to stop until ``on_room`` is called: more than 64 KiB wait.
+        """
+        with self._lock:
+            self._receive.put(data)
+            self._fill(looking=False)
+            self._update_irq()
+            if self._receive.waiting > BACKLOG_LIMIT:
+                self._full = True
+            return not self._full
+
+    @property
+    def waiting(self) -> int:
+        """Bytes fed that have not reached the guest's FIFO yet."""
+        return self._receive.waiting
+
+    def close(self) -> None:
+        """End the pacing thread. The port may still be used, but input may stall."""
+        self._alarm.close()
+
+    def read(self, offset: int, size: int) -> int:
+        """A wider read is one byte cycle per register, as on an 8-bit bus."""
+        value = 0
+        with self._lock:
+            for index in range(size):
+                value |= self._read_register(offset + index) << (8 * index)
+            self._update_irq()
+            room = self._has_room_again()
+        if room and self.on_room is not None:
+            self.on_room()
+        return value
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """A wider write is one byte cycle per register, as on an 8-bit bus."""
+        sent = b""
+        with self._lock:
+            for index in range(size):
+                sent += self._write_register(offset + index, value >> (8 * index) & 0xFF)
+            self._update_irq()
+            room = self._has_room_again()
+        if sent:
+            self._sink(sent)
+        if room and self.on_room is not None:
+            self.on_room()
+
+    # The rest runs with the lock held.
+
+    def _read_register(self, offset: int) -> int:
+        if offset <= DLM and self._lcr & LCR_DLAB:
+            return self._divisor >> (8 * offset) & 0xFF
+        if offset == LSR:
+            return self._read_lsr()
+        if offset == RBR_THR:
+            return self._read_rbr()
+        if offset == IIR_FCR:
+            return self._read_iir()
+        if offset == MSR:
+            delta, self._msr_delta = self._msr_delta, 0
+            return self._modem_status() | delta
+        plain = {IER: self._ier, LCR: self._lcr, MCR: self._mcr, SCR: self._scr}
+        return plain.get(offset, 0xFF)
+
+    def _read_rbr(self) -> int:
+        byte = self._receive.pop(self._clock())
+        self._fill(looking=False)
+        return byte
+
+    def _read_iir(self) -> int:
+        self._fill(looking=True)
+        cause = self._cause()
+        if cause == IIR_THRI:
+            self._thre_pending = False
+        return cause | (IIR_FIFO_ENABLED if self._fcr & FCR_ENABLE else 0)
+
+    def _read_lsr(self) -> int:
+        self._fill(looking=True)
+        overrun, self._overrun = self._overrun, 0
+        return LSR_THRE | LSR_TEMT | overrun | (LSR_DR if self._receive else 0)
+
+    def _write_register(self, offset: int, value: int) -> bytes:
+        """Store one byte; the answer is what goes out on the line."""
+        if offset <= DLM and self._lcr & LCR_DLAB:
+            shift = 8 * offset
+            self._divisor = self._divisor & ~(0xFF << shift) | value << shift
+        elif offset == RBR_THR:
+            return self._transmit(value)
+        elif offset == IER:
+            self._write_ier(value)
+        elif offset == IIR_FCR:
+            self._write_fcr(value)
+        elif offset == LCR:
+            self._lcr = value
+        elif offset == MCR:
+            self._write_mcr(value)
+        elif offset == SCR:
+            self._scr = value
+        return b""
+
+    def _transmit(self, byte: int) -> bytes:
+        self._thre_pending = True
+        if not self._mcr & MCR_LOOP:
+            return bytes((byte,))
+        if not self._receive.loop(byte):
+            self._overrun = LSR_OE
+        return b""
+
+    def _write_ier(self, value: int) -> None:
+        # Enabling the interrupt while the transmitter is empty raises it, even if
+        # a read of IIR had cleared it before: Linux tests for this.
+        if value & ~self._ier & IER_THRI:
+            self._thre_pending = True
+        self._ier = value & 0x0F
+        self._fill(looking=False)
+
+    def _write_fcr(self, value: int) -> None:
+        if not value & FCR_ENABLE:
+            value = 0
+        if value & FCR_CLEAR_RCVR or (value ^ self._fcr) & FCR_ENABLE:
+            self._receive.reset()
+        self._fcr = value
+        self._receive.capacity = FIFO_SIZE if value else 1
+        self._trigger = FCR_TRIGGERS[value >> 6]
+        self._fill(looking=False)
+
+    def _write_mcr(self, value: int) -> None:
+        before = self._modem_status()
+        self._mcr = value & 0x1F
+        self._mcr_written = True
+        after = self._modem_status()
+        changed = before ^ after
+        # A rising ring indicator is not reported, only its trailing edge is.
+        self._msr_delta |= changed >> 4 & ~MSR_TERI
+        if changed & before & MSR_RI:
+            self._msr_delta |= MSR_TERI
+        self._fill(looking=False)
+
+    def _modem_status(self) -> int:
+        if not self._mcr & MCR_LOOP:
+            return MSR_CTS | MSR_DSR | MSR_DCD
+        status = MSR_CTS if self._mcr & MCR_RTS else 0
+        status |= MSR_DSR if self._mcr & MCR_DTR else 0
+        status |= MSR_RI if self._mcr & MCR_OUT1 else 0
+        return status | (MSR_DCD if self._mcr & MCR_OUT2 else 0)
+
+    def _cause(self) -> int:
+        """The pending interrupt of highest priority, as IIR names it."""
+        if self._ier & IER_RLSI and self._overrun:
+            return IIR_RLSI
+        if self._ier & IER_RDI and self._receive:
+            # The timeout of four characters has always passed on a line this fast.
+            return IIR_RDI if len(self._receive) >= self._trigger else IIR_CTI
+        if self._ier & IER_THRI and self._thre_pending:
+            return IIR_THRI
+        if self._ier & IER_MSI and self._msr_delta:
+            return IIR_MSI
+        return IIR_NO_INT
+
+    def _update_irq(self) -> None:
+        level = self._cause() != IIR_NO_INT
+        if level != self._level:
+            self._level = level
+            self._set_irq(level)
+
+    def _fill(self, looking: bool) -> None:
+        """Let bytes through to the FIFO if the rules at the top allow it."""
+        interrupts = bool(self._ier & IER_RDI)
+        if not self._receive.waiting or not (looking or interrupts):
+            return
+        ready = self._mcr & self._ready == self._ready or not self._mcr_written
+        if not ready or self._mcr & MCR_LOOP:
+            return
+        again = self._receive.fill(self._clock(), paced=interrupts)
+        if again is not None:
+            self._alarm.set(again)
+
+    def _has_room_again(self) -> bool:
+        room = self._full and self._receive.waiting <= BACKLOG_RESUME
+        if room:
+            self._full = False
+        return room
+
+    def _resume(self) -> None:
+        """The end of a pause, on the alarm's thread."""
+        with self._lock:
+            self._fill(looking=False)
+            self._update_irq()
+            room = self._has_room_again()
+        if room and self.on_room is not None:
+            self.on_room()
