@@ -8,7 +8,7 @@
 
 #define CPUS_MAX 4
 
-#define TRAMPOLINE_BASE 0x8000   /* real-mode start of the other vCPUs; SIPI vector 8 */
+#define TRAMPOLINE_BASE 0x10000  /* real-mode start of the other vCPUs; SIPI vector 16 */
 #define IMAGE_BASE 0x100000      /* page tables first, then descriptor tables, code and data */
 #define RESULTS_BASE 0x200000    /* one area per vCPU */
 #define RESULTS_SIZE 0x80000

@@ -1,0 +1,89 @@
+"""Builds the bare guest with gcc and make, once per content of its sources."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from pykvm.errors import UsageError
+
+SOURCES = Path(__file__).resolve().parents[3] / "guest" / "bare"
+"""The sources in a checkout; a wheel has none."""
+NAME = "bare.elf"
+_TIMEOUT_SECONDS = 120.0
+
+
+def cache_folder() -> Path:
+    """Where built bare guests are kept: ``$PYKVM_CACHE``, or pykvm's folder of the user's cache."""
+    chosen = os.environ.get("PYKVM_CACHE")
+    if chosen:
+        return Path(chosen) / "bare"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "pykvm" / "bare"
+
+
+def build_bare_guest(output: Path | None = None) -> Path:
+    """The path of an up-to-date ``bare.elf``, built unless the cache has it.
+
+    ``output`` is a file to copy it to as well, whose path is then returned.
+    UsageError if there are no sources or no compiler, or if the build fails.
+    """
+    if not (SOURCES / "Makefile").is_file():
+        raise UsageError("the bare guest's sources are not here", "use a checkout of pykvm")
+    built = cache_folder() / _key() / NAME
+    if not built.is_file():
+        _build_into(built)
+    if output is None:
+        return built
+    output.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(built, output)
+    return output
+
+
+def _key() -> str:
+    """A digest of everything that the build depends on."""
+    digest = hashlib.sha256(_compiler().encode())
+    for source in sorted(path for path in SOURCES.iterdir() if path.is_file()):
+        data = source.read_bytes()
+        digest.update(f"{source.name}\0{len(data)}\0".encode() + data)
+    return digest.hexdigest()[:20]
+
+
+def _compiler() -> str:
+    try:
+        done = subprocess.run(["cc", "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise UsageError(
+            "the bare guest needs a C compiler", "install gcc, binutils and make"
+        ) from None
+    return done.stdout
+
+
+def _build_into(built: Path) -> None:
+    """Build beside the cache and move into it, so that the cache never holds half a file."""
+    root = built.parent.parent
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root) as scratch:
+        command = ["make", "-s", "-C", str(SOURCES), f"OUT={scratch}"]
+        # A make that runs us must not pass its flags and job slots on.
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+        try:
+            done = subprocess.run(
+                command,
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT_SECONDS,
+                env=clean,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise UsageError(f"the bare guest cannot be built: {error}", "install make") from None
+        if done.returncode:
+            raise UsageError(
+                f"the bare guest does not build: {done.stderr.strip()}",
+                "it needs gcc and binutils for x86-64",
+            )
+        built.parent.mkdir(exist_ok=True)
+        os.replace(Path(scratch) / NAME, built)

@@ -1,0 +1,272 @@
+"""What a script left behind: one record per operation, in an area of guest RAM per vCPU."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pykvm.testing.bare import layout
+from pykvm.testing.bare.layout import RecordError, Region, RunState
+
+T = TypeVar("T")
+
+
+class ScriptError(AssertionError):
+    """An operation did not do what the script wanted, or never ran: the test failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one operation left. Times are values of the guest's TSC."""
+
+    code: int
+    error: RecordError
+    data: bytes
+    begin: int
+    end: int
+
+    @property
+    def ticks(self) -> int:
+        """How long the operation took, in TSC ticks."""
+        return self.end - self.begin
+
+
+Decoder = Callable[[Record], T]
+"""Makes the result of an operation of its record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Generic[T]):
+    """One operation of the script of vCPU ``cpu``; ``decode`` makes its result of its record."""
+
+    cpu: int
+    index: int
+    decode: Decoder[T]
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """The results area of one vCPU; the last four fields count if ``state`` is FAILED."""
+
+    state: RunState
+    records: tuple[Record, ...]
+    vector: int
+    error_code: int
+    rip: int
+    cr2: int
+
+
+class Results:
+    """The results of a whole script: ``results[step]`` is what that step gave."""
+
+    def __init__(self, read: Callable[[int, int], bytes]) -> None:
+        """``read(address, length)`` reads guest RAM, for example :meth:`pykvm.memory.Ram.read`."""
+        self.areas = [_read_area(read, cpu) for cpu in range(layout.CPUS_MAX)]
+
+    def record(self, step: Step[T]) -> Record:
+        """The raw record of ``step``, failed or not; ScriptError if it never ran."""
+        area = self.areas[step.cpu]
+        if step.index >= len(area.records):
+            raise ScriptError(
+                f"operation {step.index} of vCPU {step.cpu} did not run to its end: "
+                f"{area.state.name}, {len(area.records)} records, vector {area.vector}, "
+                f"rip {area.rip:#x}, cr2 {area.cr2:#x}"
+            )
+        return area.records[step.index]
+
+    def __getitem__(self, step: Step[T]) -> T:
+        """The result of ``step``; ScriptError if it failed."""
+        record = self.record(step)
+        if record.error:
+            code = layout.OpCode(record.code).name
+            raise ScriptError(
+                f"operation {step.index} of vCPU {step.cpu} ({code}): {record.error.name}"
+            )
+        return step.decode(record)
+
+    def whatever(self, step: Step[T]) -> T:
+        """The result of ``step`` even if it failed, as far as it goes."""
+        return step.decode(self.record(step))
+
+
+def _read_area(read: Callable[[int, int], bytes], cpu: int) -> Area:
+    address = layout.RESULTS_BASE + cpu * layout.RESULTS_SIZE
+    header = read(address, layout.RESULTS_HEADER.size)
+    magic, state, used, count, vector, error_code, rip, cr2 = layout.RESULTS_HEADER.unpack(header)
+    # An exception before the first record leaves no magic number.
+    if magic != layout.RESULTS_MAGIC:
+        used = count = 0
+    data = read(address, min(used, layout.RESULTS_SIZE))
+    return Area(RunState(state), _records(data, count), vector, error_code, rip, cr2)
+
+
+def _records(data: bytes, count: int) -> tuple[Record, ...]:
+    records = []
+    at = layout.RESULTS_HEADER.size
+    for _ in range(count):
+        code, error, size, _, payload, begin, end = layout.RECORD_HEADER.unpack(data[at:])
+        start = at + layout.RECORD_HEADER.size
+        body = data[start : start + payload]
+        records.append(Record(code, RecordError(error), body, begin, end))
+        at += size
+    return tuple(records)
+
+
+def nothing(record: Record) -> None:
+    """Decodes the record of an operation without a result."""
+
+
+def raw(record: Record) -> bytes:
+    """Decodes a record that is bytes."""
+    return record.data
+
+
+def value(record: Record) -> int:
+    """Decodes a ``value_result``."""
+    return layout.VALUE_RESULT.unpack(record.data)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class PciFunction:
+    """One function that a scan of bus 0 found; ``bdf`` is bus << 8 | device << 3 | function."""
+
+    bdf: int
+    header_type: int
+    interrupt_line: int
+    vendor: int
+    device: int
+    class_revision: int
+
+
+def pci_functions(record: Record) -> list[PciFunction]:
+    """Decodes PCI_SCAN."""
+    found = []
+    for bdf, header, line, id_, class_ in layout.PCI_FUNCTION.packer.iter_unpack(record.data):
+        found.append(PciFunction(bdf, header, line, id_ & 0xFFFF, id_ >> 16, class_))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """Where a structure of a virtio function is: guest-physical ``address`` (0: absent)."""
+
+    address: int
+    length: int
+    bar: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenResult:
+    """A virtio function as the driver found it; ``pci_cfg`` and ``msix`` are capability offsets."""
+
+    bdf: int
+    interrupt_line: int
+    interrupt_pin: int
+    notify_multiplier: int
+    regions: dict[Region, Structure]
+    pci_cfg: int
+    msix: int
+
+    @classmethod
+    def decode(cls, record: Record) -> "OpenResult":
+        """Decodes OPEN."""
+        bdf, line, pin, multiplier, *rest = layout.OPEN_RESULT.unpack(record.data)
+        regions = {r: Structure(rest[r], rest[5 + r], rest[10 + r]) for r in Region}
+        return cls(bdf, line, pin, multiplier, regions, rest[15], rest[16])
+
+
+@dataclass(frozen=True, slots=True)
+class InitialiseResult:
+    """Feature negotiation: what was offered and accepted, and the device's state after it."""
+
+    offered: int
+    accepted: int
+    status: int
+    queues: int
+    generation: int
+
+    @classmethod
+    def decode(cls, record: Record) -> "InitialiseResult":
+        """Decodes INITIALISE."""
+        return cls(*layout.INITIALISE_RESULT.unpack(record.data))
+
+
+@dataclass(frozen=True, slots=True)
+class QueueResult:
+    """``size_max`` is queue_size before the driver wrote it, ``vector`` what reads back."""
+
+    size_max: int
+    size: int
+    notify_offset: int
+    vector: int
+    notify_address: int
+
+    @classmethod
+    def decode(cls, record: Record) -> "QueueResult":
+        """Decodes QUEUE."""
+        return cls(*layout.QUEUE_RESULT.unpack(record.data))
+
+
+@dataclass(frozen=True, slots=True)
+class PostResult:
+    """Chains put into the available ring, and notifications sent for them (0 or 1)."""
+
+    posted: int
+    notifications: int
+
+    @classmethod
+    def decode(cls, record: Record) -> "PostResult":
+        """Decodes POST."""
+        return cls(*layout.POST_RESULT.unpack(record.data))
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One used element; ``tag`` is None if it names no chain in flight. ``tsc``: when seen."""
+
+    id: int
+    length: int
+    tag: int | None
+    tsc: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaitResult:
+    """Used elements in ring order, and the interrupts that arrived during the wait."""
+
+    completions: tuple[Completion, ...]
+    interrupts: int
+
+    @classmethod
+    def decode(cls, record: Record) -> "WaitResult":
+        """Decodes WAIT."""
+        size = layout.WAIT_RESULT.size
+        count, interrupts = layout.WAIT_RESULT.unpack(record.data)
+        elements = layout.COMPLETION.packer.iter_unpack(record.data[size:])
+        done = [Completion(i, n, None if t == 0xFFFFFFFF else t, tsc) for i, n, t, tsc in elements]
+        assert len(done) == count
+        return cls(tuple(done), interrupts)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """A closed loop's figures; times are TSC ticks, latencies from post to sight."""
+
+    completed: int
+    errors: int
+    notifications: int
+    interrupts: int
+    ticks: int
+    latency_sum: int
+    latency_min: int
+    latency_max: int
+
+    @classmethod
+    def decode(cls, record: Record) -> "LoadResult":
+        """Decodes LOAD."""
+        return cls(*layout.LOAD_RESULT.unpack(record.data))
+
+
+def counters(record: Record) -> dict[int, int]:
+    """Decodes COUNTERS: interrupts by CPU vector, those that arrived at all."""
+    counts = memoryview(record.data).cast("I")
+    return {layout.VECTOR_IRQ_FIRST + i: count for i, count in enumerate(counts) if count}

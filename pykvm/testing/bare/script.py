@@ -1,0 +1,334 @@
+"""Scripts for the bare guest: each method adds an operation and returns its :class:`Step`.
+
+guest/bare/script.h is the reference for what the operations do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from pykvm.testing.bare import layout, results
+from pykvm.testing.bare.layout import NotifyMode, OpCode, Region, WaitMode
+from pykvm.testing.bare.results import (
+    Decoder,
+    InitialiseResult,
+    LoadResult,
+    OpenResult,
+    PciFunction,
+    PostResult,
+    QueueResult,
+    Step,
+    WaitResult,
+)
+
+T = TypeVar("T")
+COM1 = 0x3F8
+NO_VECTOR = 0xFFFF
+VIRTIO_ID_BLOCK = 2
+TIMEOUT_US = 5_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One descriptor of a chain: guest-physical ``address``, ``length`` in bytes."""
+
+    address: int
+    length: int
+    device_writes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A descriptor chain to post; ``indirect`` is where to build a table, 0 for none."""
+
+    tag: int
+    segments: Sequence[Segment]
+    indirect: int = 0
+
+    def encode(self) -> bytes:
+        """``struct chain`` and its segments."""
+        head = layout.CHAIN.pack(self.indirect, self.tag, len(self.segments))
+        return head + b"".join(
+            layout.SEGMENT.pack(s.address, s.length, 2 * s.device_writes) for s in self.segments
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """Guest-physical addresses of the three parts of a split virtqueue."""
+
+    descriptors: int
+    available: int
+    used: int
+
+
+class Arena:
+    """Hands out zeroed guest memory that the script may use; nothing is ever given back."""
+
+    def __init__(self) -> None:
+        self._next = layout.ARENA_BASE
+
+    def allocate(self, size: int, align: int = 16) -> int:
+        """The guest-physical address of ``size`` bytes."""
+        address = -(-self._next // align) * align
+        if address + size > layout.ARENA_BASE + layout.ARENA_SIZE:
+            raise ValueError(f"the arena has no {size} bytes left")
+        self._next = address + size
+        return address
+
+    def ring(self, size: int) -> Ring:
+        """Memory for a virtqueue of ``size`` (virtio 1.2 §2.7)."""
+        return Ring(
+            self.allocate(16 * size, 16),
+            self.allocate(6 + 2 * size, 2),
+            self.allocate(6 + 8 * size, 4),
+        )
+
+
+class Script:
+    """Operations for one vCPU. :meth:`encode` makes the initrd of the script for vCPU 0."""
+
+    def __init__(self, cpu: int = 0, arena: Arena | None = None) -> None:
+        """``arena``: share that of another vCPU's script."""
+        self.cpu = cpu
+        self.arena = arena or Arena()
+        self._ops: list[bytes] = []
+
+    def operations(self) -> bytes:
+        """The operations without a header."""
+        return b"".join(self._ops)
+
+    def encode(self, tsc_khz: int | None = None) -> bytes:
+        """The whole script; ``tsc_khz`` is the guest's TSC frequency (default: as this host's)."""
+        body = self.operations()
+        size = layout.SCRIPT_HEADER.size + len(body)
+        khz = host_tsc_khz() if tsc_khz is None else tsc_khz
+        return layout.SCRIPT_HEADER.pack(layout.SCRIPT_MAGIC, size, khz) + body
+
+    def _add(self, code: OpCode, body: bytes, decode: Decoder[T], flags: int = 0) -> Step[T]:
+        padded = body + bytes(-len(body) % 8)
+        size = layout.OP_HEADER.size + len(padded)
+        self._ops.append(layout.OP_HEADER.pack(code, flags, size) + padded)
+        return Step(self.cpu, len(self._ops) - 1, decode)
+
+    # Memory, ports and text
+
+    def exit(self, status: int) -> Step[None]:
+        """Leave through the exit port with ``status``, at once."""
+        return self._add(OpCode.EXIT, layout.OP_EXIT.pack(status), results.nothing)
+
+    def print(self, text: bytes, port: int = COM1, string: bool = False) -> Step[None]:
+        """Send ``text`` to the serial port at ``port``; ``string``: by one REP OUTSB."""
+        body = layout.OP_PRINT.pack(port, len(text)) + text
+        return self._add(OpCode.PRINT, body, results.nothing, flags=int(string))
+
+    def write_memory(self, address: int, data: bytes) -> Step[None]:
+        """Store ``data`` at ``address``."""
+        body = layout.OP_MEMORY.pack(address, len(data)) + data
+        return self._add(OpCode.WRITE_MEMORY, body, results.nothing)
+
+    def read_memory(self, address: int, length: int) -> Step[bytes]:
+        """Copy ``length`` bytes at ``address`` into the results."""
+        return self._add(OpCode.READ_MEMORY, layout.OP_MEMORY.pack(address, length), results.raw)
+
+    def fill_memory(self, address: int, length: int, seed: int, step: int = 1) -> Step[None]:
+        """Fill with 64-bit words seed, seed + step, … (see :func:`filling`)."""
+        body = layout.OP_FILL.pack(address, seed, step, length)
+        return self._add(OpCode.FILL_MEMORY, body, results.nothing)
+
+    def hash_memory(self, address: int, length: int) -> Step[int]:
+        """The CRC-32 (:func:`zlib.crc32`) of ``length`` bytes at ``address``."""
+        return self._add(OpCode.HASH_MEMORY, layout.OP_MEMORY.pack(address, length), results.value)
+
+    def sleep(self, microseconds: int) -> Step[None]:
+        """Spin."""
+        return self._add(OpCode.SLEEP, layout.OP_SLEEP.pack(microseconds), results.nothing)
+
+    def counters(self) -> Step[dict[int, int]]:
+        """Interrupts so far by CPU vector."""
+        return self._add(OpCode.COUNTERS, b"", results.counters)
+
+    # Raw accesses: a write if ``value`` is given; ``count`` repeats one, for its cost
+
+    def _access(
+        self, code: OpCode, address: int, width: int, value: int | None, count: int
+    ) -> Step[int]:
+        body = layout.OP_ACCESS.pack(address, value or 0, width, value is not None, count)
+        return self._add(code, body, results.value)
+
+    def port(self, port: int, width: int, value: int | None = None, count: int = 1) -> Step[int]:
+        """IN or OUT of ``width`` bytes."""
+        return self._access(OpCode.PORT, port, width, value, count)
+
+    def mmio(self, address: int, width: int, value: int | None = None, count: int = 1) -> Step[int]:
+        """A load or store of ``width`` bytes at guest-physical ``address``."""
+        return self._access(OpCode.MMIO, address, width, value, count)
+
+    def pci_config(
+        self, bdf: int, offset: int, width: int, value: int | None = None, count: int = 1
+    ) -> Step[int]:
+        """An access to configuration space by mechanism 1."""
+        return self._access(OpCode.PCI_CONFIG, bdf << 16 | offset, width, value, count)
+
+    def pci_scan(self) -> Step[list[PciFunction]]:
+        """The functions 0 on bus 0."""
+        return self._add(OpCode.PCI_SCAN, b"", results.pci_functions)
+
+    # A virtio device; ``slot`` (0 to 3) is the guest's number for it
+
+    def open(
+        self, slot: int = 0, device_id: int = VIRTIO_ID_BLOCK, nth: int = 0
+    ) -> Step[OpenResult]:
+        """Find the ``nth`` modern virtio device of this type on bus 0."""
+        body = layout.OP_OPEN.pack(slot, device_id, nth)
+        return self._add(OpCode.OPEN, body, OpenResult.decode)
+
+    def register(
+        self, region: Region, offset: int, width: int, value: int | None = None, slot: int = 0
+    ) -> Step[int]:
+        """One access to a structure of the device; a write if ``value`` is given."""
+        body = layout.OP_REGISTER.pack(slot, offset, value or 0, region, width, value is not None)
+        return self._add(OpCode.REGISTER, body, results.value)
+
+    def initialise(
+        self, features: int, slot: int = 0, force: bool = False
+    ) -> Step[InitialiseResult]:
+        """Reset and negotiate up to FEATURES_OK; ``force``: accept what was not offered, too."""
+        body = layout.OP_INITIALISE.pack(slot, features)
+        return self._add(OpCode.INITIALISE, body, InitialiseResult.decode, flags=int(force))
+
+    def queue(
+        self, ring: Ring, queue: int = 0, size: int = 0, vector: int = NO_VECTOR, slot: int = 0
+    ) -> Step[QueueResult]:
+        """Set up and enable a virtqueue; ``vector`` is an index into the MSI-X table."""
+        body = layout.OP_QUEUE.pack(
+            slot, queue, size, ring.descriptors, ring.available, ring.used, vector
+        )
+        return self._add(OpCode.QUEUE, body, QueueResult.decode)
+
+    def ready(self, slot: int = 0) -> Step[int]:
+        """Set DRIVER_OK; gives the device status read back."""
+        return self._add(OpCode.READY, layout.OP_SLOT.pack(slot), results.value)
+
+    def reset(self, slot: int = 0) -> Step[int]:
+        """Write 0 to the device status and wait until it reads 0."""
+        return self._add(OpCode.RESET, layout.OP_SLOT.pack(slot), results.value)
+
+    def msix(
+        self, count: int, first: int = layout.VECTOR_IRQ_FIRST, apic_id: int = 0, slot: int = 0
+    ) -> Step[int]:
+        """Enable MSI-X, entry i sending CPU vector ``first + i``; gives the table's size."""
+        return self._add(
+            OpCode.MSIX, layout.OP_MSIX.pack(slot, count, first, apic_id), results.value
+        )
+
+    def intx(self, gsi: int, slot: int = 0) -> Step[None]:
+        """Receive the device's INTx through I/O APIC input ``gsi``. One device at a time."""
+        return self._add(OpCode.INTX, layout.OP_INTX.pack(slot, gsi), results.nothing)
+
+    def post(
+        self,
+        chains: Sequence[Chain],
+        notify: NotifyMode = NotifyMode.IF_WANTED,
+        queue: int = 0,
+        slot: int = 0,
+    ) -> Step[PostResult]:
+        """Make ``chains`` available at once, then notify (or not)."""
+        body = layout.OP_POST.pack(slot, queue, notify, len(chains))
+        body += b"".join(chain.encode() for chain in chains)
+        return self._add(OpCode.POST, body, PostResult.decode)
+
+    def notify(self, value: int = 0, queue: int = 0, slot: int = 0) -> Step[None]:
+        """Write ``value`` to the notification address of ``queue``."""
+        return self._add(OpCode.NOTIFY, layout.OP_NOTIFY.pack(slot, queue, value), results.nothing)
+
+    def wait(
+        self,
+        count: int,
+        mode: WaitMode = WaitMode.POLL,
+        queue: int = 0,
+        slot: int = 0,
+        timeout_us: int = TIMEOUT_US,
+    ) -> Step[WaitResult]:
+        """Take ``count`` used elements. A time-out gives TIMEOUT and those that came."""
+        body = layout.OP_WAIT.pack(slot, queue, mode, count, timeout_us)
+        return self._add(OpCode.WAIT, body, WaitResult.decode)
+
+    def relocate(self, bar: int, address: int, slot: int = 0) -> Step[int]:
+        """Move a BAR of the device, and go on using it there; gives the BAR read back."""
+        body = layout.OP_RELOCATE.pack(slot, bar, address)
+        return self._add(OpCode.RELOCATE, body, results.value)
+
+    def load(
+        self,
+        type_: int,
+        *,
+        total: int,
+        sectors: int,
+        span: int,
+        depth: int = 1,
+        first: int = 0,
+        stride: int = 0,
+        random: int = 0,
+        indirect: bool = False,
+        wait: WaitMode = WaitMode.POLL,
+        notify: NotifyMode = NotifyMode.IF_WANTED,
+        queue: int = 0,
+        slot: int = 0,
+        timeout_us: int = TIMEOUT_US,
+    ) -> Step[LoadResult]:
+        """A closed loop of ``total`` block requests of ``type_``, ``depth`` in flight.
+
+        All figures are sectors: request i starts at ``first + i * stride % span``
+        (``stride`` 0: sequential), or with a seed ``random`` at any multiple of
+        ``stride`` below ``span``.
+        """
+        headers = self.arena.allocate(32 * depth)
+        buffers = self.arena.allocate(512 * sectors * depth, 512)
+        table = self.arena.allocate(48 * depth) if indirect else 0
+        body = layout.OP_LOAD.pack(
+            *(slot, queue, wait, notify, type_, depth, total, sectors),
+            *(first, stride or sectors, span, random, headers, buffers, table, timeout_us),
+        )
+        return self._add(OpCode.LOAD, body, LoadResult.decode)
+
+    # Other vCPUs
+
+    def spawn(self, other: "Script", timeout_us: int = TIMEOUT_US) -> Step[None]:
+        """Start vCPU ``other.cpu`` (1 to 3) on a finished script of its own."""
+        body = other.operations()
+        head = layout.OP_SPAWN.pack(other.cpu, len(body), timeout_us)
+        return self._add(OpCode.SPAWN, head + body, results.nothing)
+
+    def join(self, cpu: int, timeout_us: int = TIMEOUT_US) -> Step[int]:
+        """Wait for a spawned vCPU to end its script; gives its :class:`RunState`."""
+        return self._add(OpCode.JOIN, layout.OP_JOIN.pack(cpu, timeout_us), results.value)
+
+    def ping_pong(
+        self, address: int, turn: int, rounds: int, timeout_us: int = TIMEOUT_US
+    ) -> Step[int]:
+        """Hand the word at ``address`` back and forth with a vCPU of the other ``turn``."""
+        body = layout.OP_PING_PONG.pack(address, turn, rounds, timeout_us)
+        return self._add(OpCode.PING_PONG, body, results.value)
+
+
+def filling(length: int, seed: int, step: int = 1) -> bytes:
+    """The bytes that :meth:`Script.fill_memory` stores."""
+    words = ((seed + i * step) & (2**64 - 1) for i in range(length // 8))
+    return b"".join(word.to_bytes(8, "little") for word in words)
+
+
+@cache
+def host_tsc_khz() -> int:
+    """About the host's TSC frequency, good enough for time-outs; 2 GHz if unknown."""
+    try:
+        for line in (
+            Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+        ):
+            if line.startswith("cpu MHz"):
+                return int(float(line.partition(":")[2]) * 1000)
+    except (OSError, ValueError):
+        pass
+    return 2_000_000
