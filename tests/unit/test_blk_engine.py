@@ -1,0 +1,256 @@
+"""The synchronous engine: what files and system calls do to an operation."""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from pykvm.devices.virtio_blk import engine as engine_module
+from pykvm.devices.virtio_blk.constants import (
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+)
+from pykvm.devices.virtio_blk.engine import SyncEngine
+from pykvm.devices.virtio_blk.image import Image
+from pykvm.devices.virtio_blk.plan import Operation
+from pykvm.memory.ram import Ram
+
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "disk"
+    file.write_bytes(bytes(i * 31 % 253 for i in range(SIZE)))
+    return file
+
+
+@pytest.fixture
+def image(path: Path) -> Iterator[Image]:
+    opened = Image(path)
+    yield opened
+    opened.close()
+
+
+def operation(kind: int, offset: int = 0, segments: Sequence[tuple[int, int]] = ()) -> Operation:
+    made = Operation([])
+    made.kind = kind
+    made.offset = offset
+    made.length = sum(length for _, length in segments)
+    made.offsets = array("q", [start for start, _ in segments])
+    made.lengths = array("q", [length for _, length in segments])
+    made.last = len(segments)
+    return made
+
+
+def run(image: Image, ram: Ram, *operations: Operation) -> list[int]:
+    engine = SyncEngine(image, ram)
+    engine.submit(operations)
+    assert list(engine.completions()) == list(operations)
+    assert engine.completions() == []
+    engine.close()
+    assert all(op.finished_ns for op in operations)
+    return [op.error for op in operations]
+
+
+def test_a_read_fills_its_segments_in_order(image: Image, path: Path) -> None:
+    ram = Ram.flat(8192)
+    read = operation(VIRTIO_BLK_T_IN, 1024, [(4096, 512), (0, 1), (100, 511)])
+    assert run(image, ram, read) == [0]
+    got = bytes(ram.bytes[4096:4608]) + bytes(ram.bytes[0:1]) + bytes(ram.bytes[100:611])
+    assert got == path.read_bytes()[1024:2048]
+
+
+def test_a_write_takes_its_segments_in_order(image: Image, path: Path) -> None:
+    ram = Ram.flat(8192)
+    ram.bytes[0:1024] = os.urandom(1024)
+    before = path.read_bytes()
+    write = operation(VIRTIO_BLK_T_OUT, 512, [(512, 512), (0, 512)])
+    assert run(image, ram, write) == [0]
+    data = bytes(ram.bytes[512:1024]) + bytes(ram.bytes[0:512])
+    assert path.read_bytes() == before[:512] + data + before[1536:]
+
+
+def test_operations_run_in_their_order(image: Image) -> None:
+    ram = Ram.flat(8192)
+    ram.bytes[0:512] = b"x" * 512
+    write = operation(VIRTIO_BLK_T_OUT, 0, [(0, 512)])
+    read = operation(VIRTIO_BLK_T_IN, 0, [(4096, 512)])
+    assert run(image, ram, write, read) == [0, 0]
+    assert bytes(ram.bytes[4096:4608]) == b"x" * 512
+
+
+def test_more_segments_than_one_call_takes(image: Image, path: Path) -> None:
+    count = 2 * engine_module.IOV_MAX + 7
+    ram = Ram.flat(count * 128)
+    pieces = [(i * 128, 32) for i in range(count)]
+    assert run(image, ram, operation(VIRTIO_BLK_T_IN, 512, pieces)) == [0]
+    got = b"".join(bytes(ram.bytes[start : start + 32]) for start, _ in pieces)
+    assert got == path.read_bytes()[512 : 512 + count * 32]
+
+
+@pytest.mark.parametrize("name", ["preadv", "pwritev"])
+@pytest.mark.parametrize("most", [1, 100, 511, 512, 700])
+def test_short_transfers_go_on(
+    image: Image, path: Path, monkeypatch: pytest.MonkeyPatch, name: str, most: int
+) -> None:
+    whole = getattr(os, name)
+
+    def short(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        with buffers[0][:most] as part:
+            return int(whole(fd, [part], offset))
+
+    monkeypatch.setattr(os, name, short)
+    ram = Ram.flat(8192)
+    ram.bytes[0:2048] = os.urandom(2048)
+    kind = VIRTIO_BLK_T_IN if name == "preadv" else VIRTIO_BLK_T_OUT
+    segments = [(1024, 1024), (0, 512)]
+    assert run(image, ram, operation(kind, 512, segments)) == [0]
+    assert run(image, ram, operation(kind, 4096, [(2048, 1024)])) == [0]
+    file = path.read_bytes()
+    assert bytes(ram.bytes[1024:2048]) + bytes(ram.bytes[0:512]) == file[512:2048]
+    assert bytes(ram.bytes[2048:3072]) == file[4096:5120]
+
+
+@pytest.mark.parametrize("segments", [[(0, 1024)], [(0, 512), (512, 512)]])
+def test_an_image_truncated_under_the_device(
+    image: Image, path: Path, segments: list[tuple[int, int]]
+) -> None:
+    os.truncate(path, 512)
+    ram = Ram.flat(8192)
+    past = operation(VIRTIO_BLK_T_IN, 4096, segments)
+    across = operation(VIRTIO_BLK_T_IN, 0, segments)
+    inside = operation(VIRTIO_BLK_T_IN, 0, [(0, 512)])
+    assert run(image, ram, past, across, inside) == [errno.EIO, errno.EIO, 0]
+
+
+def test_errors_are_per_operation(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.preadv
+
+    def failing(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        if offset == 512:
+            raise OSError(errno.EREMOTEIO, "injected")
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    ram = Ram.flat(8192)
+    reads = [operation(VIRTIO_BLK_T_IN, 512 * i, [(0, 512)]) for i in range(3)]
+    assert run(image, ram, *reads) == [0, errno.EREMOTEIO, 0]
+
+
+def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
+    """A sparse image on a limit: the host says no, the operation says why."""
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+    image = Image(path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ram = Ram.flat(8192)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        errors = run(
+            image,
+            ram,
+            operation(VIRTIO_BLK_T_OUT, 3584, [(0, 1024)]),
+            operation(VIRTIO_BLK_T_OUT, 8192, [(0, 512)]),
+            operation(VIRTIO_BLK_T_OUT, 0, [(0, 512)]),
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        image.close()
+    assert errors == [errno.EFBIG, errno.EFBIG, 0]
+
+
+FULL = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_blk_engine import fill
+fill(Path(sys.argv[1]))
+"""
+
+
+def fill(directory: Path) -> None:
+    """Write a sparse image of 1 MiB on a filesystem of 128 KiB until it is full."""
+    path = directory / "disk"
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+    image = Image(path)
+    ram = Ram.flat(1 << 16)
+    writes = [operation(VIRTIO_BLK_T_OUT, i << 16, [(0, 1 << 16)]) for i in range(4)]
+    errors = run(image, ram, *writes)
+    image.close()
+    assert errors[0] == 0
+    assert errors[3] == errno.ENOSPC
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
+def test_a_full_filesystem(tmp_path: Path) -> None:
+    script = 'mount -t tmpfs -o size=128k none "$0" && exec "$@"'
+    command = [sys.executable, "-c", FULL, str(tmp_path), str(Path(__file__).parent)]
+    unshare = ["unshare", "--mount", "sh", "-c", script, str(tmp_path)]
+    probe = subprocess.run([*unshare, "true"], capture_output=True, check=False, timeout=20)
+    if probe.returncode:
+        pytest.skip(f"no private mount here: {probe.stderr.decode().strip()}")
+    done = subprocess.run(
+        [*unshare, *command], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_flush_syncs(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    ram = Ram.flat(8192)
+    write = operation(VIRTIO_BLK_T_OUT, 0, [(0, 512)])
+    assert run(image, ram, write) == [0]
+    assert synced == []
+    assert run(image, ram, operation(VIRTIO_BLK_T_FLUSH)) == [0]
+    assert synced == [image.fd]
+
+
+def test_a_durable_write_syncs_after_it_wrote(
+    image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    real = os.pwritev
+
+    def pwritev(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        calls.append("pwritev")
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    monkeypatch.setattr(os, "fdatasync", lambda fd: calls.append("fdatasync"))
+    write = operation(VIRTIO_BLK_T_OUT, 0, [(0, 512)])
+    read = operation(VIRTIO_BLK_T_IN, 0, [(0, 512)])
+    write.durable = read.durable = True
+    assert run(image, Ram.flat(8192), write, read) == [0, 0]
+    assert calls == ["pwritev", "fdatasync"]
+
+
+def test_after_a_failed_sync_no_sync_succeeds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ram = Ram.flat(8192)
+    image = Image(path)
+
+    def failing(fd: int) -> None:
+        raise OSError(errno.EIO, "injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", failing)
+        assert run(image, ram, operation(VIRTIO_BLK_T_FLUSH)) == [errno.EIO]
+    durable = operation(VIRTIO_BLK_T_OUT, 0, [(0, 512)])
+    durable.durable = True
+    plain = operation(VIRTIO_BLK_T_OUT, 0, [(0, 512)])
+    assert run(image, ram, operation(VIRTIO_BLK_T_FLUSH), durable, plain) == [errno.EIO] * 2 + [0]
+    image.close()
+
+    image = Image(path)
+    assert run(image, ram, operation(VIRTIO_BLK_T_FLUSH)) == [0]
+    image.close()

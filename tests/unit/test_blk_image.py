@@ -1,0 +1,119 @@
+"""What can be a disk, and what the user is told about what cannot."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from pykvm.devices.virtio_blk import Image
+from pykvm.errors import UsageError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "disk"
+    file.write_bytes(bytes(4096))
+    return file
+
+
+def refusal(path: Path | str, readonly: bool = False) -> str:
+    with pytest.raises(UsageError) as caught:
+        Image(path, readonly)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_raw_file(path: Path) -> None:
+    image = Image(path)
+    assert (image.size, image.capacity, image.readonly, image.notice) == (4096, 8, False, "")
+    assert os.pwrite(image.fd, b"x", 0) == 1
+    assert image.sync() == 0
+    image.close()
+    image.close()
+
+
+def test_a_read_only_image_cannot_be_written(path: Path) -> None:
+    image = Image(path, readonly=True)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.pwrite(image.fd, b"x", 0)
+    assert image.sync() == 0
+    image.close()
+
+
+def test_the_descriptor_is_not_inherited(path: Path) -> None:
+    image = Image(path)
+    assert not os.get_inheritable(image.fd)
+    image.close()
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    assert "no such file" in refusal(tmp_path / "none")
+    assert "truncate -s" in refusal(tmp_path / "none")
+
+
+def test_names_that_are_none(tmp_path: Path) -> None:
+    assert "no such file" in refusal("")
+    assert "not a file name" in refusal("a\0b")
+    assert "too long" in refusal(str(tmp_path / ("x" * 300)))
+
+
+def test_what_is_not_a_disk(tmp_path: Path) -> None:
+    assert "is a directory" in refusal(tmp_path)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    assert "is a FIFO" in refusal(fifo)
+    assert "is a FIFO" in refusal(fifo, readonly=True)
+    assert "is a character device" in refusal("/dev/null")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "sock"))
+        assert "is a socket" in refusal(tmp_path / "sock")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
+def test_no_permission(path: Path) -> None:
+    path.chmod(0o444)
+    assert "readonly=on" in refusal(path)
+    Image(path, readonly=True).close()
+
+
+def test_a_permission_error_has_advice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*args: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", denied)
+    assert "permission denied" in refusal(path)
+    assert "readonly=on" in refusal(path)
+    assert "readonly=on" not in refusal(path, readonly=True)
+
+
+def test_an_empty_file(path: Path) -> None:
+    os.truncate(path, 0)
+    assert "is empty" in refusal(path)
+
+
+@pytest.mark.parametrize("size", [1, 511, 513, 4095])
+def test_a_size_that_is_no_multiple_of_512(path: Path, size: int) -> None:
+    os.truncate(path, size)
+    message = refusal(path)
+    assert f"{size} bytes" in message
+    assert "truncate -s %512" in message
+    assert path.stat().st_size == size
+
+
+def test_nothing_stays_open_after_a_refusal(path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    os.truncate(path, 100)
+    refusal(path)
+    refusal(path.parent)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_format_is_noticed_but_not_believed(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"QFI\xfb\0\0\0\3")
+    image = Image(path)
+    assert image.size == 4096
+    assert "qcow2" in image.notice
+    assert "raw" in image.notice
+    image.close()

@@ -1,0 +1,202 @@
+"""Image locks: between devices, between processes, and with QEMU's own bytes."""
+
+import fcntl
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from pykvm.devices.virtio_blk import Image
+from pykvm.errors import UsageError
+
+QEMU = shutil.which("qemu-system-x86_64")
+
+HOLD = """
+import sys
+from pykvm.devices.virtio_blk import Image
+image = Image(sys.argv[1], readonly=sys.argv[2] == "ro")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "disk"
+    file.write_bytes(bytes(65536))
+    return file
+
+
+@pytest.fixture
+def images() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def held(images: ExitStack, path: Path, readonly: bool = False) -> Image:
+    image = Image(path, readonly)
+    images.callback(image.close)
+    return image
+
+
+def refusal(path: Path, readonly: bool) -> str:
+    with pytest.raises(UsageError) as caught:
+        Image(path, readonly).close()
+    return str(caught.value)
+
+
+@pytest.fixture
+def other_process(path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Append what is started, so that it ends."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def hold_elsewhere(processes: list[subprocess.Popen[str]], path: Path, mode: str) -> int:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), mode],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    processes.append(process)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "locked\n"
+    return process.pid
+
+
+class TestOneProcess:
+    def test_a_second_writer_is_refused(self, path: Path, images: ExitStack) -> None:
+        held(images, path)
+        assert "in use: this process writes to it" in refusal(path, readonly=False)
+
+    def test_a_reader_beside_a_writer_is_refused(self, path: Path, images: ExitStack) -> None:
+        held(images, path)
+        assert "this process writes to it" in refusal(path, readonly=True)
+
+    def test_a_writer_beside_a_reader_is_refused(self, path: Path, images: ExitStack) -> None:
+        held(images, path, readonly=True)
+        assert "this process reads it" in refusal(path, readonly=False)
+
+    def test_readers_live_together(self, path: Path, images: ExitStack) -> None:
+        for _ in range(3):
+            held(images, path, readonly=True)
+
+    def test_another_name_is_the_same_file(self, path: Path, images: ExitStack) -> None:
+        link = path.with_name("link")
+        os.link(path, link)
+        held(images, path)
+        assert "in use" in refusal(link, readonly=False)
+
+    def test_closing_unlocks(self, path: Path) -> None:
+        for readonly in (False, True, False):
+            Image(path, readonly).close()
+
+    def test_a_refused_image_leaves_no_lock(self, path: Path, images: ExitStack) -> None:
+        first = held(images, path, readonly=True)
+        refusal(path, readonly=False)
+        held(images, path, readonly=True)
+        first.close()
+
+
+class TestTwoProcesses:
+    @pytest.mark.parametrize("readonly", [False, True])
+    def test_beside_a_writer(
+        self, path: Path, other_process: list[subprocess.Popen[str]], readonly: bool
+    ) -> None:
+        pid = hold_elsewhere(other_process, path, "rw")
+        assert f"process {pid} (python" in refusal(path, readonly)
+
+    def test_beside_a_reader(
+        self, path: Path, other_process: list[subprocess.Popen[str]], images: ExitStack
+    ) -> None:
+        pid = hold_elsewhere(other_process, path, "ro")
+        assert f"process {pid} (python" in refusal(path, readonly=False)
+        held(images, path, readonly=True)
+
+    def test_the_lock_dies_with_its_process(
+        self, path: Path, other_process: list[subprocess.Popen[str]], images: ExitStack
+    ) -> None:
+        hold_elsewhere(other_process, path, "rw")
+        other_process[0].kill()
+        other_process[0].wait()
+        held(images, path)
+
+
+def locked_bytes(path: Path) -> set[int]:
+    """The bytes on which somebody has a lock, as another process sees it."""
+    found = set()
+    flock = struct.Struct("@hhqqi4x")
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for byte in range(300):
+            ask = flock.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+            if flock.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, ask))[0] != fcntl.F_UNLCK:
+                found.add(byte)
+    finally:
+        os.close(fd)
+    return found
+
+
+def test_the_bytes_are_those_of_qemu(path: Path) -> None:
+    """As seen in /proc/PID/fdinfo of QEMU 7.2 with a raw virtio disk."""
+    for readonly, expected in ((False, {100, 101, 201}), (True, {100, 201})):
+        image = Image(path, readonly)
+        assert locked_bytes(path) == expected
+        image.close()
+    assert locked_bytes(path) == set()
+
+
+@pytest.mark.skipif(QEMU is None, reason="QEMU is not installed")
+class TestWithQemu:
+    def start(self, path: Path, readonly: str) -> subprocess.Popen[str]:
+        assert QEMU is not None
+        drive = f"file={path},format=raw,if=virtio,readonly={readonly}"
+        command = [QEMU, "-S", "-accel", "tcg", "-display", "none", "-nodefaults", "-m", "16"]
+        return subprocess.Popen(
+            [*command, "-drive", drive], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    @pytest.mark.parametrize(
+        ("qemu_readonly", "ours"), [("off", False), ("off", True), ("on", False)]
+    )
+    def test_qemu_keeps_us_out(self, path: Path, qemu_readonly: str, ours: bool) -> None:
+        process = self.start(path, qemu_readonly)
+        try:
+            wanted = {100, 201} | ({101} if qemu_readonly == "off" else set())
+            deadline = time.monotonic() + 20
+            while locked_bytes(path) != wanted:
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < deadline, "QEMU took no lock"
+                time.sleep(0.02)
+            assert f"process {process.pid} (qemu" in refusal(path, ours)
+        finally:
+            process.kill()
+            process.communicate()
+
+    @pytest.mark.parametrize(
+        ("ours", "qemu_readonly"), [(False, "off"), (False, "on"), (True, "off")]
+    )
+    def test_we_keep_qemu_out(
+        self, path: Path, images: ExitStack, ours: bool, qemu_readonly: str
+    ) -> None:
+        held(images, path, readonly=ours)
+        process = self.start(path, qemu_readonly)
+        try:
+            _, message = process.communicate(timeout=20)
+        finally:
+            process.kill()
+            process.communicate()
+        assert process.returncode == 1
+        assert "Failed to get" in message
+        assert "lock" in message
