@@ -1,0 +1,59 @@
+"""The escape key of a console session: Ctrl-a and what follows it. Pure."""
+
+from enum import Enum, auto
+
+PREFIX = 0x01
+"""Ctrl-a."""
+
+HELP = (
+    "\r\n"
+    "Ctrl-a x       end the run\r\n"
+    "Ctrl-a h       show this help\r\n"
+    "Ctrl-a Ctrl-a  send one Ctrl-a to the guest\r\n"
+)
+"""For a terminal in raw mode, hence the carriage returns."""
+
+
+class Key(Enum):
+    """What the user asked of pykvm rather than of the guest."""
+
+    QUIT = auto()
+    HELP = auto()
+    UNKNOWN = auto()
+    """Ctrl-a and a key that means nothing; the guest gets neither."""
+
+
+_KEYS = ((b"xX", Key.QUIT), (b"hH?", Key.HELP))
+
+
+class EscapeParser:
+    """Splits what is typed into bytes for the guest and keys for pykvm.
+
+    A pair may be torn apart between two reads.
+    """
+
+    def __init__(self) -> None:
+        self._after_prefix = False
+
+    def feed(self, data: bytes) -> list[bytes | Key]:
+        """What ``data`` means, in order; no item is empty."""
+        found: list[bytes | Key] = []
+        plain = bytearray()
+        for byte in data:
+            if not self._after_prefix:
+                if byte == PREFIX:
+                    self._after_prefix = True
+                else:
+                    plain.append(byte)
+                continue
+            self._after_prefix = False
+            if byte == PREFIX:
+                plain.append(PREFIX)
+                continue
+            if plain:
+                found.append(bytes(plain))
+                plain.clear()
+            found.append(next((key for letters, key in _KEYS if byte in letters), Key.UNKNOWN))
+        if plain:
+            found.append(bytes(plain))
+        return found

@@ -1,0 +1,229 @@
+"""Standard input to the guest, and the guest's output to standard output."""
+
+import errno
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable
+from typing import Self
+
+from pykvm.cli.keys import EscapeParser, Key
+from pykvm.cli.terminal import RawTerminal
+from pykvm.platform.outcome import Outcome
+
+_CHUNK = 4096
+"""Bytes moved at a time; a pipe that poll() calls writable takes PIPE_BUF = 4096 at once."""
+_TYPED_AHEAD = 1 << 20
+_LOOK_AGAIN_MS = 500
+_JOIN_SECONDS = 2.0
+
+
+class ScriptInput:
+    """Input that is no terminal, as the guest's console gets it: the end arrives as Ctrl-D.
+
+    Ctrl-D ends the input only at the start of a line, so a missing newline
+    is added before it.
+    """
+
+    def __init__(self, feed: Callable[[bytes], bool]) -> None:
+        self._feed = feed
+        self._at_line_start = True
+
+    def feed(self, data: bytes) -> bool:
+        """Pass ``data`` on; see ``feed`` of the UART."""
+        self._at_line_start = data.endswith((b"\n", b"\r"))
+        return self._feed(data)
+
+    def end(self) -> None:
+        """The input is over."""
+        self._feed(b"\x04" if self._at_line_start else b"\n\x04")
+
+
+class InputPump:
+    """Owns the thread that reads ``fd``, but not ``fd``. A context: it reads from enter to exit.
+
+    ``feed(data)`` takes what was read; while its answer is False, nothing
+    more is read until :meth:`wake`, which is made for ``on_room``. ``ended()``
+    is called once at the end of the input: end of file, or nothing that can
+    be read, as a closed descriptor or a directory.
+
+    With ``on_key``, the input is a terminal's: escape keys are parsed out and
+    go to ``on_key``. It is then read without regard to ``feed``'s answer, so
+    that Ctrl-a x works while the guest takes no input; beyond 1 MiB of that,
+    what is typed is dropped. ``ended()`` means here that the terminal is gone.
+    ``terminal`` is taken back when this process returns to its foreground.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        feed: Callable[[bytes], bool],
+        ended: Callable[[], None],
+        *,
+        on_key: Callable[[Key], None] | None = None,
+        terminal: RawTerminal | None = None,
+    ) -> None:
+        self._fd = fd
+        self._feed = feed
+        self._ended = ended
+        self._on_key = on_key
+        self._terminal = terminal
+        self._parser = EscapeParser()
+        self._lock = threading.Lock()
+        self._eventfd = -1
+        self._stopped = False
+        self._blocked = False
+        self._ahead = 0
+        self._thread = threading.Thread(target=self._run, name="input", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Stop reading. Not to be called from the callbacks."""
+        self._stopped = True
+        self.wake()
+        # Another reader of the same terminal may have left our read blocked.
+        self._thread.join(_JOIN_SECONDS)
+        if not self._thread.is_alive():
+            with self._lock:
+                os.close(self._eventfd)
+                self._eventfd = -1
+
+    def wake(self) -> None:
+        """There is room for input again. From any thread, at any time."""
+        with self._lock:
+            if self._eventfd >= 0:
+                os.eventfd_write(self._eventfd, 1)
+
+    def _run(self) -> None:
+        while True:
+            readable = self._wait()
+            if self._stopped:
+                return
+            if readable and not self._read():
+                self._ended()
+                return
+
+    def _wait(self) -> bool:
+        """Sleep until there is something to do; whether it is reading."""
+        poll = select.poll()
+        poll.register(self._eventfd, select.POLLIN)
+        if not self._blocked:
+            poll.register(self._fd, select.POLLIN)
+        lost = self._terminal is not None and self._terminal.is_terminal and not self._terminal.raw
+        ready = dict(poll.poll(_LOOK_AGAIN_MS if lost else None))
+        if lost and self._terminal is not None:
+            self._terminal.resume()
+        if ready.pop(self._eventfd, 0):
+            os.eventfd_read(self._eventfd)
+            self._blocked = False
+            self._ahead = 0
+        return bool(ready)
+
+    def _read(self) -> bool:
+        """Read once and pass it on; False at the end."""
+        try:
+            data = os.read(self._fd, _CHUNK)
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError as error:
+            return error.errno == errno.EIO and self._in_background()
+        if not data:
+            return False
+        if self._on_key is None:
+            self._blocked = not self._feed(data)
+        else:
+            self._type(data, self._on_key)
+        return True
+
+    def _in_background(self) -> bool:
+        """Whether reading failed only because the terminal is another job's; waits a little."""
+        terminal = self._terminal
+        if terminal is None or not terminal.is_terminal or terminal.in_foreground():
+            return False
+        select.select([self._eventfd], [], [], _LOOK_AGAIN_MS / 1000)
+        return True
+
+    def _type(self, data: bytes, on_key: Callable[[Key], None]) -> None:
+        for item in self._parser.feed(data):
+            if isinstance(item, Key):
+                on_key(item)
+            elif self._ahead < _TYPED_AHEAD:
+                self._ahead = 0 if self._feed(item) else self._ahead + len(item)
+
+
+class OutputWriter:
+    """Writes to ``fd``, which it does not own, from any thread; whole calls do not mix.
+
+    A reader that does not read makes :meth:`write` wait, and so the guest,
+    until :meth:`release`. After an error all output is dropped; ``failed`` is
+    called with the first one (see :func:`output_failure`).
+    """
+
+    def __init__(self, fd: int, failed: Callable[[OSError], None]) -> None:
+        self._fd = fd
+        self._failed = failed
+        self._lock = threading.Lock()
+        self._broken = False
+        self._released = False
+        self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+        self._poll.register(self._eventfd, select.POLLIN)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+        with self._lock:
+            self._broken = True
+            os.close(self._eventfd)
+
+    def write(self, data: bytes) -> None:
+        """Write all of ``data``, in order."""
+        with self._lock:
+            error = self._write(memoryview(data))
+        if error is not None:
+            self._failed(error)
+
+    def release(self) -> None:
+        """From now on drop what would have to wait, also in calls that wait already.
+
+        To be called once, when the run is over.
+        """
+        self._released = True
+        os.eventfd_write(self._eventfd, 1)
+
+    def _write(self, data: memoryview) -> OSError | None:
+        while data and not self._broken:
+            ready = dict(self._poll.poll(0 if self._released else None))
+            if self._fd not in ready:
+                if self._released:
+                    return None
+                continue
+            try:
+                data = data[os.write(self._fd, data[:_CHUNK]) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self._broken = True
+                return error
+        return None
+
+
+def output_failure(error: OSError) -> Outcome:
+    """How a run ends whose output cannot be written.
+
+    A reader that went away (EPIPE) ends it as SIGPIPE would, quietly; a
+    terminal that went away (EIO) as SIGHUP would.
+    """
+    if error.errno == errno.EPIPE:
+        return Outcome.signalled(signal.SIGPIPE)
+    if error.errno == errno.EIO:
+        return Outcome.signalled(signal.SIGHUP)
+    return Outcome.error(f"the guest's output cannot be written: {error.strerror}")
