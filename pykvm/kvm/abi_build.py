@@ -2,9 +2,10 @@
 
 ``python -P pykvm/kvm/abi_build.py`` (as a file, since the package imports what
 this generates) writes ``_abi.py``: cffi's out-of-line ABI mode, which is plain
-Python and needs no compiler. The generated file is committed because parsing these declarations at every start would cost 40 ms.
-``tests/kvm/test_abi.py`` regenerates it, and compares every structure, offset
-and ioctl number with the system's header through a C compiler.
+Python and needs no compiler. The generated file is committed because parsing
+these declarations at every start would cost 40 ms. ``tests/kvm/test_abi.py``
+regenerates it, and compares every structure, offset and ioctl number with the
+system's header through a C compiler.
 
 Structures name only what pykvm reads or writes; unions are padded to their
 full size. Source: <linux/kvm.h> and <asm/kvm.h> of Linux 6.1, whose ABI only

@@ -1,0 +1,280 @@
+"""vCPU threads: stopped, paused and resumed at once, whatever the guest does."""
+
+import signal
+import threading
+import time
+
+import pytest
+
+from pykvm.kvm import constants as c
+from pykvm.kvm.exits import Hlt, IoExit, MmioExit
+from pykvm.kvm.runner import KICK_SIGNAL, VcpuThread
+
+pytestmark = pytest.mark.kvm
+
+COUNTER = 0x3000
+# inc word [0x3000]; jmp back
+SPIN_REAL = b"\xff\x06\x00\x30\xeb\xfa"
+# inc dword [0x3000]; jmp back
+SPIN_LONG = bytes.fromhex("ff042500300000 ebf7")
+
+
+@pytest.fixture(params=["emulated kernel", "user"])
+def spinning(request, machine):
+    """A vCPU that counts in memory for ever, in either of two modes."""
+    if request.param == "user":
+        return machine.long_mode(SPIN_LONG, cpl=3)
+    return machine.real_mode(SPIN_REAL)
+
+
+def unexpected(reason: object) -> str:
+    return f"unexpected: {reason}"
+
+
+def wait_for_change(machine, seconds: float = 5.0) -> None:
+    before, deadline = machine.ram.read(COUNTER, 4), time.monotonic() + seconds
+    while machine.ram.read(COUNTER, 4) == before:
+        assert time.monotonic() < deadline, "the guest does not run"
+        time.sleep(0.001)
+
+
+def test_stop_of_a_spinning_guest(machine, spinning):
+    ends = []
+    thread = VcpuThread(spinning, unexpected, ends.append)
+    thread.start()
+    wait_for_change(machine)
+    started = time.monotonic()
+    thread.stop()
+    thread.join(5)
+    assert time.monotonic() - started < 1
+    assert ends == [thread]
+    assert (thread.ended, thread.outcome, thread.error) == (True, None, None)
+    assert thread.exit_counts == {"Interrupted": 1}
+    thread.stop()  # again is harmless
+    thread.join()
+
+
+def test_pause_and_resume(machine, spinning):
+    thread = VcpuThread(spinning, unexpected)
+    thread.start()
+    try:
+        for _ in range(20):
+            wait_for_change(machine)
+            with thread.paused(1):
+                count = machine.ram.read(COUNTER, 4)
+                assert 0x1000 <= spinning.get_regs().rip < 0x1010
+                time.sleep(0.005)
+                assert machine.ram.read(COUNTER, 4) == count
+        with thread.paused():
+            with thread.paused():
+                pass
+            count = machine.ram.read(COUNTER, 4)
+            time.sleep(0.02)
+            assert machine.ram.read(COUNTER, 4) == count, "the inner resume let it run"
+        wait_for_change(machine)
+    finally:
+        thread.stop()
+        thread.join(5)
+    assert thread.error is None
+    with thread.paused():  # of an ended thread: at once
+        pass
+
+
+def test_stop_while_paused(machine, spinning):
+    thread = VcpuThread(spinning, unexpected)
+    thread.start()
+    thread.pause()
+    thread.stop()
+    thread.join(5)
+    assert thread.ended
+
+
+def test_stop_before_start(machine, spinning):
+    thread = VcpuThread(spinning, unexpected)
+    thread.join(1)
+    thread.stop()
+    thread.start()
+    thread.join(5)
+    assert thread.exit_counts == {}
+
+
+def test_kicks_at_any_moment(machine):
+    # The guest exits all the time, so a kick finds the thread anywhere:
+    # in KVM_RUN, in the handler, and between its last look and KVM_RUN.
+    vcpu = machine.real_mode(b"\xe6\x80\xeb\xfc")  # out 0x80, al; jmp back
+    thread = VcpuThread(vcpu, lambda reason: None)
+    thread.start()
+    seen = 0
+    for delay in range(300):
+        time.sleep(1e-6 * delay)
+        with thread.paused(2):
+            count = thread.exit_counts.get("IoExit", 0)
+            assert thread.exit_counts.get("IoExit", 0) == count
+            seen += count > 0
+    thread.stop()
+    thread.join(5)
+    assert thread.error is None
+    assert seen > 100
+
+
+def test_start_and_stop_over_and_over(machine):
+    vcpu = machine.long_mode(SPIN_LONG, cpl=3)
+    for _ in range(50):
+        thread = VcpuThread(vcpu, unexpected)
+        thread.start()
+        thread.stop()
+        thread.join(5)
+        assert thread.error is None
+
+
+def test_kicks_from_another_thread_run_no_handler(machine, spinning):
+    ran = []
+    before = signal.signal(KICK_SIGNAL, lambda *_: ran.append("handler"))
+    try:
+        thread = VcpuThread(spinning, unexpected)
+        thread.start()
+        wait_for_change(machine)
+        stopper = threading.Thread(target=thread.stop)
+        stopper.start()
+        thread.join(5)
+        stopper.join(5)
+    finally:
+        signal.signal(KICK_SIGNAL, before)
+    assert ran == []
+
+
+def test_other_signals_go_to_the_main_thread(machine, spinning):
+    got = threading.Event()
+    before = signal.signal(signal.SIGUSR2, lambda *_: got.set())
+    try:
+        thread = VcpuThread(spinning, unexpected)
+        thread.start()
+        wait_for_change(machine)
+        signal.raise_signal(signal.SIGUSR2)
+        assert got.wait(1)
+        thread.stop()
+        thread.join(5)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_outcome_ends_the_thread(machine):
+    vcpu = machine.real_mode(b"\xb0\x07\xe6\xf4\xf4")  # mov al, 7; out 0xf4, al; hlt
+
+    def handle(reason):
+        return reason.value if isinstance(reason, IoExit) and reason.port == 0xF4 else None
+
+    thread = VcpuThread(vcpu, handle)
+    thread.start()
+    thread.join(5)
+    assert (thread.outcome, thread.error) == (7, None)
+    assert thread.exit_counts == {"IoExit": 1}
+
+
+def test_exception_ends_the_thread_and_is_kept(machine):
+    ends = []
+    vcpu = machine.real_mode(b"\xf4")
+
+    def handle(reason):
+        raise LookupError(str(reason))
+
+    thread = VcpuThread(vcpu, handle, ends.append)
+    thread.start()
+    thread.join(5)
+    assert ends == [thread]
+    assert isinstance(thread.error, LookupError)
+
+
+def test_handler_may_stop_its_own_thread(machine):
+    vcpu = machine.real_mode(b"\xe6\x80\xeb\xfc")
+    thread = VcpuThread(vcpu, lambda reason: thread.stop())
+    thread.start()
+    thread.join(5)
+    assert thread.exit_counts == {"IoExit": 1, "Interrupted": 1}
+
+
+def test_pause_of_a_busy_handler_times_out(machine):
+    release, entered = threading.Event(), threading.Event()
+    vcpu = machine.real_mode(b"\xe6\x80\xf4")
+
+    def handle(reason):
+        entered.set()
+        release.wait(5)
+        return "done" if isinstance(reason, Hlt) else None
+
+    thread = VcpuThread(vcpu, handle)
+    thread.start()
+    assert entered.wait(5)
+    with pytest.raises(TimeoutError, match="did not pause"):
+        thread.pause(0.05)
+    with pytest.raises(TimeoutError, match="did not end"):
+        thread.join(0.01)
+    release.set()
+    thread.join(5)
+    assert thread.outcome == "done"  # the pause that failed left nothing behind
+
+
+def test_pause_completes_the_pending_read(machine):
+    vcpu = machine.real_mode(b"\xe4\x80\xeb\xfc")  # in al, 0x80; jmp back
+    thread = VcpuThread(vcpu, lambda reason: reason.set_value(0x5A))
+    thread.start()
+    deadline = time.monotonic() + 5
+    while not thread.exit_counts and time.monotonic() < deadline:
+        time.sleep(0.001)
+    for _ in range(20):
+        with thread.paused():
+            assert vcpu.get_regs().rax & 0xFF == 0x5A
+    thread.stop()
+    thread.join(5)
+
+
+@pytest.mark.parametrize("mode", ["emulated kernel", "user"])
+def test_two_vcpus_run_at_once(machine, mode):
+    # Each sets its flag and spins until it sees the other's; neither could
+    # get past that if they took turns. A last write says that it did.
+    threads = []
+    for index in (0, 1):
+        mine, other = 0x3000 + index, 0x3001 - index
+        if mode == "user":
+            code = b"\xc6\x04\x25" + mine.to_bytes(4, "little") + b"\x01"
+            code += b"\x80\x3c\x25" + other.to_bytes(4, "little") + b"\x00\x74\xf6"
+            code += bytes.fromhex("c604250000200001")  # mov byte [0x200000], 1
+            vcpu = machine.long_mode(code, index, 0x1000 + 0x100 * index, cpl=3)
+        else:
+            code = b"\xc6\x06" + mine.to_bytes(2, "little") + b"\x01"
+            code += b"\x80\x3e" + other.to_bytes(2, "little") + b"\x00\x74\xf9\xf4"
+            vcpu = machine.real_mode(code, index, 0x1000 + 0x100 * index)
+        threads.append(VcpuThread(vcpu, lambda reason: reason))
+    threads[0].start()
+    time.sleep(0.02)
+    assert not threads[0].ended, "it did not wait for the other"
+    threads[1].start()
+    for thread in threads:
+        thread.join(5)
+    for thread in threads:
+        assert isinstance(thread.outcome, MmioExit if mode == "user" else Hlt), thread.error
+
+
+def test_application_processor_waits_and_stops(irqchip_machine):
+    # With local APICs, vCPU 1 waits in KVM_RUN for INIT and SIPI.
+    vcpu = irqchip_machine.real_mode(b"\xf4", index=1)
+    assert vcpu.get_mp_state() == c.KVM_MP_STATE_UNINITIALIZED
+    thread = VcpuThread(vcpu, unexpected)
+    thread.start()
+    time.sleep(0.02)
+    with thread.paused():
+        pass
+    thread.stop()
+    thread.join(5)
+    assert (thread.error, thread.outcome) == (None, None)
+
+
+def test_idle_guest_stops(irqchip_machine):
+    # With the irqchip, HLT waits in the kernel and gives no exit.
+    vcpu = irqchip_machine.real_mode(b"\xf4\xeb\xfd")
+    thread = VcpuThread(vcpu, unexpected)
+    thread.start()
+    time.sleep(0.02)
+    thread.stop()
+    thread.join(5)
+    assert (thread.error, thread.outcome) == (None, None)
