@@ -84,29 +84,30 @@ class SyncEngine:
         """See :class:`Engine`."""
         fd = self._fd
         memory = self._bytes
+        preadv, pwritev = os.preadv, os.pwritev
         now = time.monotonic_ns
         for operation in operations:
             kind = operation.kind
             if kind == VIRTIO_BLK_T_FLUSH:
                 operation.error = self._image.sync()
-            else:
-                assert kind in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT), "the parser knows more"
-                transfer = os.preadv if kind == VIRTIO_BLK_T_IN else os.pwritev
-                first = operation.first
-                length = operation.length
-                try:
-                    # One segment moved by one call is nearly all there is.
-                    if operation.last - first == 1:
-                        start = operation.offsets[first]
-                        moved = transfer(fd, (memory[start : start + length],), operation.offset)
-                    else:
-                        moved = 0
-                    if moved != length:
-                        operation.error = self._rest(operation, transfer, moved)
-                except OSError as error:
-                    operation.error = error.errno or errno.EIO
-                if operation.durable and kind == VIRTIO_BLK_T_OUT and not operation.error:
-                    operation.error = self._image.sync()
+                operation.finished_ns = now()
+                continue
+            assert kind in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT), "the parser knows more"
+            transfer = preadv if kind == VIRTIO_BLK_T_IN else pwritev
+            first = operation.first
+            moved = 0
+            try:
+                # One segment moved by one call is nearly all there is.
+                if operation.last - first == 1:
+                    start = operation.offsets[first]
+                    end = start + operation.length
+                    moved = transfer(fd, (memory[start:end],), operation.offset)
+                if moved != operation.length:
+                    operation.error = self._rest(operation, transfer, moved)
+            except OSError as error:
+                operation.error = error.errno or errno.EIO
+            if operation.durable and kind == VIRTIO_BLK_T_OUT and not operation.error:
+                operation.error = self._image.sync()
             operation.finished_ns = now()
         self._done.extend(operations)
 

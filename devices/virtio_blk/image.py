@@ -99,7 +99,7 @@ def _open_error(path: str, readonly: bool, error: OSError) -> UsageError:
     if not readonly:
         hints[errno.EACCES] = hints[errno.EPERM] = "change its mode, or give it readonly=on"
         hints[errno.EROFS] = "give it readonly=on"
-        hints[errno.EBUSY] = "unmount it, or give it readonly=on"
+        hints[errno.EBUSY] = "it is mounted or claimed: free it, or give it readonly=on"
     reason = os.strerror(error.errno or 0).lower()
     hint = hints.get(error.errno or 0, "")
     return UsageError(f"the disk image {path} cannot be opened: {reason}", hint)

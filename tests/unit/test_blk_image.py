@@ -1,7 +1,10 @@
 """What can be a disk, and what the user is told about what cannot."""
 
 import os
+import shutil
 import socket
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -117,3 +120,40 @@ def test_a_format_is_noticed_but_not_believed(path: Path) -> None:
     assert "qcow2" in image.notice
     assert "raw" in image.notice
     image.close()
+
+
+@pytest.fixture
+def block_device(tmp_path: Path) -> Iterator[str]:
+    """A loop device of 64 KiB."""
+    backing = tmp_path / "backing"
+    backing.write_bytes(bytes(65536))
+    losetup = shutil.which("losetup")
+    if losetup is None or os.geteuid() != 0:
+        pytest.skip("loop devices need root and losetup")
+    command = [losetup, "--find", "--show", str(backing)]
+    made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    if made.returncode:
+        pytest.skip(f"no loop device here: {made.stderr.strip()}")
+    yield made.stdout.strip()
+    subprocess.run([losetup, "--detach", made.stdout.strip()], check=True, timeout=20)
+
+
+def test_a_block_device(block_device: str) -> None:
+    image = Image(block_device)
+    assert image.size == 65536
+    assert os.pwrite(image.fd, b"x" * 512, 512) == 512
+    assert image.sync() == 0
+    assert "in use" in refusal(block_device, readonly=True)
+    image.close()
+    for readonly in (True, False):
+        Image(block_device, readonly).close()
+
+
+def test_a_block_device_that_is_claimed(block_device: str) -> None:
+    """A mount claims its device just like this."""
+    claim = os.open(block_device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+    try:
+        assert "claimed" in refusal(block_device)
+        Image(block_device, readonly=True).close()
+    finally:
+        os.close(claim)
