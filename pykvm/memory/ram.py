@@ -69,7 +69,7 @@ class Ram:
             return -1
         for region in self.regions:
             into = address - region.start
-            if 0 <= into and into + length <= region.size:
+            if 0 <= into <= region.size - length:
                 return region.offset + into
         return -1
 

@@ -21,6 +21,7 @@ _LZMA_MEMORY = 512 << 20
 """xz and lzma dictionaries: kernels use up to 128 MiB."""
 _ZSTD_WINDOW = 1 << 27
 """The largest window that ``zstd --ultra -22`` uses."""
+_ZSTD_PIECE = 4096
 _LZ4_LEGACY_MAGIC = 0x184C2102
 _LZ4_LEGACY_BLOCK = 8 << 20
 """Unpacked size of every block but the last (lz4_Frame_format.md, legacy frame)."""
@@ -104,7 +105,7 @@ def _decompressor(name: str, whole: bool = True) -> Callable[[bytes, int], bytes
     With ``whole``, data that end before their stream does are an error.
     """
     if name == "zstd":
-        return _zstd
+        return lambda data, limit: _zstd(data, limit, whole)
     if name == "lz4":
         return _lz4_legacy
 
@@ -141,19 +142,26 @@ def _stream(name: str) -> tuple[_Stream, tuple[type[Exception], ...]]:
     return lzma.LZMADecompressor(kind, memlimit=_LZMA_MEMORY), (lzma.LZMAError, MemoryError)
 
 
-def _zstd(data: bytes, limit: int) -> bytes:
-    """A zstd frame; kernels' have no content size, so it is read piece by piece."""
+def _zstd(data: bytes, limit: int, whole: bool) -> bytes:
+    """A zstd frame; kernels' have no content size, so the output's end is found by unpacking.
+
+    It is fed in small pieces because the library bounds no output: four bytes
+    unpack to 128 KiB at most, so one piece to 128 MiB.
+    """
     import zstandard
 
-    pieces = []
-    left = limit + 1
+    stream = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
+    pieces, total = [], 0
     try:
-        with zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(data) as reader:
-            while left > 0 and (piece := reader.read(min(left, 4 << 20))):
-                pieces.append(piece)
-                left -= len(piece)
+        for start in range(0, len(data), _ZSTD_PIECE):
+            pieces.append(stream.decompress(data[start : start + _ZSTD_PIECE]))
+            total += len(pieces[-1])
+            if stream.eof or total > limit:
+                break
     except (zstandard.ZstdError, MemoryError) as error:
         raise PayloadError(str(error)) from None
+    if whole and not stream.eof and total <= limit:
+        raise PayloadError("the data end too early")
     return b"".join(pieces)
 
 

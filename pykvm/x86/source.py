@@ -93,7 +93,7 @@ def open_source(given: bytes | str | os.PathLike[str], option: str) -> Source:
     ``given`` is the content itself, or the path of a regular file or a pipe.
     """
     if isinstance(given, bytes | bytearray | memoryview):
-        return Source(bytes(given), f"the data given as {option}", option)
+        return Source(bytes(given), f"the {option.lstrip('-')}", option)
     path = os.fspath(given)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

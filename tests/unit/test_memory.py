@@ -1,0 +1,186 @@
+"""Guest RAM: nothing outside it can be reached, whatever address a guest gives."""
+
+import os
+from array import array
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pykvm.errors import UsageError
+from pykvm.memory import GuestAddressError, GuestMemory, Ram, Region
+from pykvm.memory.guest import GIB, HOLE_END, HOLE_START, MAX_SIZE, MIB, layout
+
+# Two regions with a hole, scaled down: buffer 0-0x1000 and 0x1000-0x1800.
+SMALL = (Region(0, 0x1000, 0), Region(0x4000, 0x800, 0x1000))
+BUFFER = 0x1800
+
+addresses = st.one_of(
+    st.integers(-(1 << 70), 1 << 70),
+    st.integers(-16, 0x5000),
+    st.sampled_from([0, 0xFFF, 0x1000, 0x3FFF, 0x4000, 0x47FF, 0x4800, 2**32, 2**64 - 1, 2**64]),
+)
+lengths = st.one_of(st.integers(-(1 << 70), 1 << 70), st.integers(-4, 0x1900))
+
+
+def in_ram(address: int) -> int | None:
+    """The model: where one byte lies in the buffer."""
+    if 0 <= address < 0x1000:
+        return address
+    if 0x4000 <= address < 0x4800:
+        return address - 0x4000 + 0x1000
+    return None
+
+
+def small() -> Ram:
+    return Ram(bytearray(BUFFER), SMALL)
+
+
+@given(addresses, lengths)
+def test_translate_agrees_with_a_byte_by_byte_model(address: int, length: int) -> None:
+    offset = small().translate(address, length)
+    if length > BUFFER or length < 0:
+        assert offset == -1
+    elif length:
+        places = [in_ram(address + index) for index in range(length)]
+        whole = None not in places and places == list(
+            range(places[0] or 0, (places[0] or 0) + length)
+        )
+        assert offset == (places[0] if whole else -1)
+    elif offset >= 0:
+        assert in_ram(address) == offset or in_ram(address - 1) == offset - 1
+
+
+@given(addresses, lengths)
+def test_a_range_inside_stays_within_the_buffer(address: int, length: int) -> None:
+    offset = small().translate(address, length)
+    assert offset == -1 or 0 <= offset <= offset + length <= BUFFER
+
+
+@given(addresses, st.binary(min_size=1, max_size=64))
+def test_write_then_read_or_neither(address: int, data: bytes) -> None:
+    ram = small()
+    before = bytes(ram.bytes)
+    if ram.translate(address, len(data)) < 0:
+        with pytest.raises(GuestAddressError):
+            ram.write(address, data)
+        with pytest.raises(GuestAddressError):
+            ram.read(address, len(data))
+        assert bytes(ram.bytes) == before
+    else:
+        ram.write(address, data)
+        assert ram.read(address, len(data)) == data
+        assert sum(a != b for a, b in zip(ram.bytes, before, strict=True)) <= len(data)
+
+
+def test_a_range_over_the_hole_is_outside() -> None:
+    ram = small()
+    assert ram.translate(0xFFF, 1) == 0xFFF
+    assert ram.translate(0xFFF, 2) == -1
+    assert ram.translate(0, 0x4001) == -1
+    assert ram.translate(0x3FFF, 2) == -1
+    assert ram.translate(0x4000, 0x800) == 0x1000
+    assert ram.translate(0x1000, 0) == 0x1000
+    assert ram.translate(0x1001, 0) == -1
+
+
+def test_no_wrap_around_at_two_to_the_64() -> None:
+    ram = small()
+    assert ram.translate(2**64, 1) == -1
+    assert ram.translate(2**64 - 1, 2) == -1
+    assert ram.translate(4, 2**64) == -1
+    assert ram.translate(2**64 - 4, 2**64) == -1
+
+
+def test_casts_show_the_same_memory() -> None:
+    ram = Ram.flat(64, start=0x1000)
+    ram.write(0x1008, (0x1122334455667788).to_bytes(8, "little"))
+    assert ram.u64[1] == 0x1122334455667788
+    assert ram.u32[2] == 0x55667788
+    assert ram.u16[7] == 0x1122
+    ram.u16[4] = 0xABCD
+    assert ram.read(0x1008, 2) == b"\xcd\xab"
+
+
+@pytest.mark.parametrize(
+    ("buffer", "regions"),
+    [
+        (bytearray(12), [Region(0, 8, 0)]),
+        (memoryview(bytes(16)), [Region(0, 16, 0)]),
+        (bytearray(16), [Region(0, 17, 0)]),
+        (bytearray(16), [Region(0, 8, 9)]),
+        (bytearray(16), [Region(0, 8, -1)]),
+        (bytearray(16), [Region(0, 0, 0)]),
+    ],
+)
+def test_a_ram_that_cannot_be_is_refused(
+    buffer: bytearray | memoryview, regions: list[Region]
+) -> None:
+    with pytest.raises(ValueError, match=r"region|buffer"):
+        Ram(buffer, regions)
+
+
+def test_any_item_size_of_the_buffer_is_seen_as_bytes() -> None:
+    words = array("Q", [1, 2])
+    ram = Ram(memoryview(words), [Region(0, 16, 0)])
+    assert ram.read(8, 1) == b"\x02"
+    ram.release()
+
+
+@given(st.integers(1, MAX_SIZE // 4096).map(lambda pages: pages * 4096))
+def test_layout_keeps_the_hole_free(size: int) -> None:
+    regions = layout(size)
+    assert sum(region.size for region in regions) == size
+    assert [region.offset for region in regions] == [0, HOLE_START][: len(regions)]
+    assert all(region.end <= HOLE_START or region.start >= HOLE_END for region in regions)
+
+
+def test_layout_at_the_edge_of_the_hole() -> None:
+    assert layout(3 * GIB) == [Region(0, 3 * GIB, 0)]
+    assert layout(3 * GIB + 4096)[1] == Region(4 * GIB, 4096, 3 * GIB)
+
+
+def test_guest_memory_is_a_memfd_that_another_mapping_sees() -> None:
+    memory = GuestMemory(2 * MIB)
+    try:
+        memory.ram.write(0x1234, b"hello")
+        assert os.pread(memory.fd, 5, 0x1234) == b"hello"
+        os.pwrite(memory.fd, b"there", 0x5678)
+        assert memory.ram.read(0x5678, 5) == b"there"
+        assert memory.address % 4096 == 0
+        assert memory.size == 2 * MIB == memory.regions[0].size
+        assert not os.get_inheritable(memory.fd)
+    finally:
+        memory.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(memory.fd)
+
+
+def test_guest_memory_above_the_hole_is_there() -> None:
+    memory = GuestMemory(3 * GIB + MIB)
+    try:
+        memory.ram.write(HOLE_END + MIB - 4, b"last")
+        assert os.pread(memory.fd, 4, 3 * GIB + MIB - 4) == b"last"
+        with pytest.raises(GuestAddressError):
+            memory.ram.read(HOLE_END - 1, 1)
+        with pytest.raises(GuestAddressError):
+            memory.ram.read(HOLE_START - 1, 2)
+    finally:
+        memory.close()
+
+
+@pytest.mark.parametrize("size", [0, -4096, 4096, MIB - 4096, MIB + 1, MAX_SIZE + 4096, 1 << 70])
+def test_absurd_sizes_are_the_users_mistake(size: int) -> None:
+    with pytest.raises(UsageError, match="MiB"):
+        GuestMemory(size)
+
+
+def test_address_is_the_mappings() -> None:
+    import ctypes
+
+    memory = GuestMemory(MIB)
+    try:
+        memory.ram.write(0, b"pykvm\0")
+        assert ctypes.string_at(memory.address) == b"pykvm"
+    finally:
+        memory.close()
