@@ -31,6 +31,7 @@ KICK_SIGNAL = signal.SIGRTMIN + 6
 _FAULTS = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
 )
+_OTHERS = frozenset(signal.valid_signals()) - _FAULTS
 
 
 class VcpuThread:
@@ -70,6 +71,7 @@ class VcpuThread:
 
     def start(self) -> None:
         """Start running; once only."""
+        self.vcpu.set_signal_mask(_OTHERS - {KICK_SIGNAL})
         self._thread.start()
 
     def pause(self, timeout: float = 5.0) -> None:
@@ -145,17 +147,15 @@ class VcpuThread:
 
     def _main(self) -> None:
         try:
-            others = signal.valid_signals() - _FAULTS
-            with self._state:
-                signal.pthread_sigmask(signal.SIG_SETMASK, others)
-                self.vcpu.set_signal_mask(others - {KICK_SIGNAL})
-            # Nobody sends the signal before this: the thread counts as idle.
+            # Nobody sends the kick before _attend: until then the thread is idle.
+            signal.pthread_sigmask(signal.SIG_SETMASK, _OTHERS)
             if self._attend():
                 self._loop()
         except BaseException as error:
             self.error = error
         finally:
             with self._state:
+                self.vcpu.set_signal_mask(None)
                 self._running = False
                 self._ended = True
                 self._state.notify_all()

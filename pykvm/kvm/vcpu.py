@@ -177,19 +177,23 @@ class Vcpu(VcpuState):
     def _keep_dirty(self) -> None:
         # KVM_RUN comes back early from a vCPU that waits for INIT, without
         # having taken over what was changed.
+        assert not self.closed, "a closed vCPU cannot run"
         kept = self._page.run.kvm_dirty_regs & ~self._synced
         self._page.run.kvm_dirty_regs = 0
         self._dirty |= kept
         self._loaded |= kept
 
-    def set_signal_mask(self, blocked: Iterable[int]) -> None:
+    def set_signal_mask(self, blocked: Iterable[int] | None) -> None:
         """The signals blocked while in KVM_RUN, in place of the thread's own mask.
 
-        One that is blocked by the thread but not here ends KVM_RUN with
-        Interrupted and stays pending; no handler runs.
+        One that the thread blocks but this does not ends KVM_RUN with
+        Interrupted and stays pending; no handler runs. None: the thread's own
+        mask counts again.
         """
-        bits = sum(1 << (number - 1) for number in set(blocked))
-        mask = ffi.new("struct kvm_signal_mask *", {"sigset": _SIGSET_BYTES})
-        mask.len = _SIGSET_BYTES
-        ffi.buffer(mask.sigset)[:] = bits.to_bytes(_SIGSET_BYTES, "little")
+        mask = ffi.NULL
+        if blocked is not None:
+            bits = sum(1 << (number - 1) for number in set(blocked))
+            mask = ffi.new("struct kvm_signal_mask *", {"sigset": _SIGSET_BYTES})
+            mask.len = _SIGSET_BYTES
+            ffi.buffer(mask.sigset)[:] = bits.to_bytes(_SIGSET_BYTES, "little")
         self._ioctl("KVM_SET_SIGNAL_MASK", c.KVM_SET_SIGNAL_MASK, mask)

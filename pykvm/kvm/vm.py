@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from errno import EINVAL
 
 from pykvm.kvm import constants as c
 from pykvm.kvm.descriptor import Descriptor
-from pykvm.kvm.errors import MissingCapability
+from pykvm.kvm.errors import KvmError, MissingCapability
 from pykvm.kvm.native import ffi
 from pykvm.kvm.routing import IrqchipRoute, Route
 from pykvm.kvm.vcpu import Vcpu
@@ -81,7 +82,11 @@ class Vm(Descriptor):
         self.set_memory(slot, 0, 0, 0)
 
     def create_vcpu(self, index: int) -> Vcpu:
-        """vCPU number ``index`` (also its APIC id). The caller closes it."""
+        """vCPU number ``index`` (also its APIC id); KvmError. The caller closes it."""
+        limit = self.check_extension(c.KVM_CAP_MAX_VCPUS)
+        if limit and index >= limit:
+            message = f"KVM runs at most {limit} vCPUs in one VM here"
+            raise KvmError("KVM_CREATE_VCPU", EINVAL, message, "give the guest fewer with --cpus")
         fd = self._ioctl("KVM_CREATE_VCPU", c.KVM_CREATE_VCPU, index)
         sync = self.check_extension(c.KVM_CAP_SYNC_REGS)
         return Vcpu(fd, index, self._vcpu_mmap_size, sync)

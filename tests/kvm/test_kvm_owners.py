@@ -52,6 +52,8 @@ def test_failed_vcpu_leaves_nothing_open():
         before = descriptors()
         with pytest.raises(KvmError, match=r"KVM_CREATE_VCPU.*EEXIST"):
             vm.create_vcpu(0)
+        with pytest.raises(KvmError, match="KVM runs at most"):
+            vm.create_vcpu(1 << 20)
         vm._vcpu_mmap_size = -1
         with pytest.raises(OverflowError):
             vm.create_vcpu(1)

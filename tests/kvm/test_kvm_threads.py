@@ -1,5 +1,6 @@
 """vCPU threads: stopped, paused and resumed at once, whatever the guest does."""
 
+import os
 import signal
 import threading
 import time
@@ -7,7 +8,7 @@ import time
 import pytest
 
 from pykvm.kvm import constants as c
-from pykvm.kvm.exits import Hlt, IoExit, MmioExit
+from pykvm.kvm.exits import Hlt, Interrupted, IoExit, MmioExit
 from pykvm.kvm.runner import KICK_SIGNAL, VcpuThread
 
 pytestmark = pytest.mark.kvm
@@ -143,19 +144,40 @@ def test_kicks_from_another_thread_run_no_handler(machine, spinning):
     assert ran == []
 
 
-def test_other_signals_go_to_the_main_thread(machine, spinning):
-    got = threading.Event()
-    before = signal.signal(signal.SIGUSR2, lambda *_: got.set())
+def test_other_signals_wait_for_the_main_thread(machine, spinning):
+    got = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: got.append("handler"))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     try:
         thread = VcpuThread(spinning, unexpected)
         thread.start()
         wait_for_change(machine)
-        signal.raise_signal(signal.SIGUSR2)
-        assert got.wait(1)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        time.sleep(0.02)
+        assert thread.exit_counts == {}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+        assert got == ["handler"]
         thread.stop()
         thread.join(5)
     finally:
         signal.signal(signal.SIGUSR2, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+
+
+def test_vcpu_is_interruptible_again_after_its_thread(machine, spinning):
+    thread = VcpuThread(spinning, unexpected)
+    thread.start()
+    thread.stop()
+    thread.join(5)
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    main = threading.get_ident()
+    timer = threading.Timer(0.05, lambda: signal.pthread_kill(main, signal.SIGUSR1))
+    try:
+        timer.start()
+        assert spinning.run() == Interrupted()
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_outcome_ends_the_thread(machine):
