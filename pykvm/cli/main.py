@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
         """Raise UsageError instead of printing the usage and leaving."""
         raise UsageError(message, f"'{self.prog} --help' lists what there is")
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         """Parse, and say what an unknown option may have meant."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:

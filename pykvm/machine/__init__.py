@@ -1,9 +1,9 @@
 """The composition root: one VM, made of all the parts, and how its run ends.
 
-    from pykvm.machine import Machine, MachineConfig
+from pykvm.machine import Machine, MachineConfig
 
-    with Machine(MachineConfig(guest="guest")) as machine:
-        outcome = machine.run(timeout=60)
+with Machine(MachineConfig(guest="guest")) as machine:
+    outcome = machine.run(timeout=60)
 """
 
 from pykvm.machine.config import ConsoleMode, DiskConfig, MachineConfig

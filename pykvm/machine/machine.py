@@ -20,7 +20,7 @@ from pykvm.machine.config import DiskConfig, MachineConfig
 from pykvm.machine.cpu import apply_entry
 from pykvm.machine.end import EndOfRun
 from pykvm.machine.exits import Assistant, ExitHandler
-from pykvm.machine.guest import resolve
+from pykvm.machine.guest import LINUX, resolve
 from pykvm.machine.halt import all_halted
 from pykvm.machine.timings import Timings
 from pykvm.memory import GuestMemory, Ram, Region
@@ -141,7 +141,10 @@ class Machine:
         from pykvm.kvm.assist import Assist
 
         assist = Assist(self.traits, vm, self.ram, vcpus)
-        self._options = lambda kind: assist.command_line() if kind == "linux64" else []
+        for vcpu in vcpus:
+            assist.prepare(vcpu)
+        options = assist.command_line(vcpus[0].tsc_khz())
+        self._options = lambda kind: options if kind == LINUX else []
         return assist.handle
 
     # -- running --------------------------------------------------------

@@ -1,0 +1,72 @@
+"""``pykvm.devices`` is importable from a checkout, an editable install and a wheel alike."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SHOW = "import pykvm.devices.virtio_blk as module; print(module.__file__)"
+
+
+def import_from(cwd: Path, path: Path | None) -> Path:
+    """Where a fresh interpreter in ``cwd`` finds the block device's package."""
+    code = f"import sys; sys.path.insert(0, {str(path)!r}); {SHOW}" if path else SHOW
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True
+    )
+    return Path(done.stdout.strip())
+
+
+def test_from_a_checkout():
+    assert import_from(CHECKOUT, None) == CHECKOUT / "pykvm/devices/virtio_blk/__init__.py"
+    assert (CHECKOUT / "pykvm/devices").is_symlink()
+
+
+def test_from_an_editable_install(tmp_path):
+    url = metadata.distribution("pykvm").read_text("direct_url.json")
+    if not url or not json.loads(url).get("dir_info", {}).get("editable"):
+        pytest.skip("pykvm is not installed in editable mode; 'make test' does so")
+    assert import_from(tmp_path, None) == CHECKOUT / "pykvm/devices/virtio_blk/__init__.py"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a copy of the checkout's files, without the bundled guest."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        (source / name).write_bytes((CHECKOUT / name).read_bytes())
+    for folder in ("pykvm", "devices"):
+        for file in (CHECKOUT / folder).rglob("*.py"):
+            if "bundles" not in file.parts and "pykvm/devices" not in str(file):
+                target = source / file.relative_to(CHECKOUT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes())
+    (source / "pykvm/devices").symlink_to("../devices")
+    (source / "pykvm/bundles/guest").mkdir(parents=True)
+    (source / "pykvm/bundles/guest/bundle.json").write_text("{}")
+    (source / ".gitignore").write_bytes((CHECKOUT / ".gitignore").read_bytes())
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
+    subprocess.run([*command, str(source)], capture_output=True, check=True)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_from_a_wheel(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    found = import_from(tmp_path, tmp_path / "site")
+    assert found == tmp_path / "site/pykvm/devices/virtio_blk/__init__.py"
+
+
+def test_a_wheel_carries_the_guest_and_the_licences(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert "pykvm/bundles/guest/bundle.json" in names
+    assert any(name.endswith("licenses/NOTICE") for name in names)
+    assert not any(name.startswith("devices/") for name in names)
