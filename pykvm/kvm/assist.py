@@ -1,0 +1,399 @@
+"""What a guest needs on a KVM that works without hardware virtualization.
+
+Such a KVM (PVM, for one) runs the guest's user mode on the processor and its
+kernel mode in KVM's instruction emulator. Two things break there, and
+:class:`Assist` mends both from outside, without a change to the guest:
+
+*System calls.* SYSCALL jumps to LSTAR but stays at CPL 3. Fetching the
+kernel's page at that level is a page fault, which is delivered correctly. A
+hardware breakpoint on the guest's page-fault handler brings each of these to
+us; if the stacked rip is LSTAR, the registers are set to what SYSCALL should
+have made of them. Breakpoints work in the emulator only, not at CPL 3, so
+there is no earlier moment to catch. The handler's address comes from IDT[14],
+read when the guest writes LSTAR: an MSR filter tells us of that.
+
+*Instructions that the emulator refuses.* ``emulate.py`` carries them out.
+
+The rest is advice to Linux: :func:`command_line`. Ordinary hosts never load
+this module.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final
+
+from pykvm.errors import PykvmError
+from pykvm.kvm import constants as c
+from pykvm.kvm.emulate import Fault, Outcome, State, emulate, no_operation_length
+from pykvm.kvm.emulate import GuestFault as _GuestFault
+from pykvm.kvm.errors import KvmError
+from pykvm.kvm.exits import Debug, Exit, InternalError, MsrWrite
+from pykvm.kvm.paging import GuestView
+from pykvm.kvm.probe import HostTraits
+from pykvm.kvm.structs import Regs, Segment
+from pykvm.kvm.vcpu import Vcpu
+from pykvm.kvm.vm import Vm
+from pykvm.memory.ram import GuestAddressError, Ram
+
+MSR_STAR: Final = 0xC000_0081
+MSR_LSTAR: Final = 0xC000_0082
+MSR_SYSCALL_MASK: Final = 0xC000_0084
+
+_GPR = [
+    "rax",
+    "rcx",
+    "rdx",
+    "rbx",
+    "rsp",
+    "rbp",
+    "rsi",
+    "rdi",
+    "r8",
+    "r9",
+    "r10",
+    "r11",
+    "r12",
+    "r13",
+    "r14",
+    "r15",
+]
+_FRAME = Struct("<6Q")  # error code, rip, cs, rflags, rsp, ss: SDM volume 3, figure 6-8
+_GATE = Struct("<HHBBHII")  # SDM volume 3, figure 6-7
+_PAGE_FAULT_USER = 1 << 2
+_RFLAGS_RF = 1 << 16
+_RFLAGS_RESERVED = 1 << 1
+# What SYSCALL can leave in R11: the status flags, TF, IF, DF, NT, RF, AC and ID. A program that
+# jumps to LSTAR instead chooses R11 itself; it must not gain IOPL that way.
+_R11_FLAGS = 0x25_4FD5 | _RFLAGS_RESERVED
+_DR6_B0 = 1 << 0
+_DR6_FIXED = 0xFFFF_0FF0
+_DR7_ENABLE_0 = 0x402
+_EFER_LMA = 1 << 10
+_PAGE_FAULT_GATE = 14 * 16
+_DB_VECTOR = 1
+
+_ANY_REGISTERS = c.KVM_SYNC_X86_REGS
+
+# Features whose instructions the emulator refuses, or that cost more than they give there.
+# CPUID cannot hide them: the guest sees the processor's own bits in leaves 1 and 7. Linux reads
+# at most 127 characters of this list, so what its core uses comes first.
+_CLEAR_CPUID: Final = (
+    112,  # REP_GOOD, ERMS, FSRM: `rep movsb` costs 0.4 us a byte
+    297,
+    580,
+    308,  # SMAP: CLAC and STAC at every user access
+    295,  # SMEP
+    141,  # CX16: CMPXCHG16B in SLUB
+    151,  # POPCNT
+    288,  # FSGSBASE: another path for entering the kernel
+    145,  # PCID, INVPCID
+    298,
+    514,  # UMIP
+    517,  # WAITPKG: TPAUSE in delay loops
+    131,  # MWAIT in the idle loop
+    534,  # RDPID
+    150,  # MOVBE, BMI1, BMI2, ADX: code that the kernel's BPF compiler and its ciphers use
+    291,
+    296,
+    307,
+    148,  # SSE4.2 and SSSE3: checksums and hashes
+    137,
+    129,  # PCLMULQDQ, AES, SHA
+    153,
+    317,
+)
+
+
+class RefusedInstruction(PykvmError):
+    """KVM refused an instruction of the guest's kernel that pykvm cannot carry out either."""
+
+    def __init__(self, code: bytes, rip: int, why: str = "") -> None:
+        super().__init__(
+            f"this host's KVM refuses the guest's instruction at rip {rip:#x}"
+            + (f", which {why}" if why else "")
+            + f" (bytes {code.hex(' ') or 'unknown'})",
+            "keep the guest from using it (Linux: --append clearcpuid=FEATURE), use a guest built "
+            "for such hosts, or a host with hardware virtualization; please report the bytes",
+        )
+        self.code = code
+        self.rip = rip
+
+
+def command_line(tsc_khz: int) -> list[str]:
+    """Options that Linux needs to boot on such a host, or to boot in seconds.
+
+    ``tsc_khz`` is the guest's TSC frequency (KVM_GET_TSC_KHZ), 0 if unknown.
+    """
+    options = [
+        "clearcpuid=" + ",".join(map(str, _CLEAR_CPUID)),
+        # XSAVE and its like are refused; FXSAVE is not.
+        "noxsave",
+        # VERW is refused, and page-table isolation doubles the cost of each way into the kernel.
+        "mitigations=off",
+        # Changing the protection of the kernel's own pages walks them all: 0.8 s.
+        "rodata=off",
+        # The check waits for timer ticks, which come late here.
+        "no_timer_check",
+        # No hardware random source feeds the pool otherwise, and starting fio waits for it.
+        "random.trust_cpu=on",
+    ]
+    if tsc_khz:
+        # Calibrating against the PIT fails when an instruction takes 2 us. With the frequency
+        # given, Linux derives loops_per_jiffy from it as well.
+        options += ["tsc=reliable", f"tsc_early_khz={tsc_khz}"]
+    return options
+
+
+@dataclass(slots=True)
+class _VcpuState:
+    """Of one vCPU; only its own thread uses it."""
+
+    lstar: int = 0
+    syscall_mask: int = 0
+    idt_base: int = 0
+    handler: int = 0
+    """Where the breakpoint is: the guest's page-fault entry. 0: none."""
+    stepping: bool = False
+    """The breakpoint is off for one instruction."""
+    delivered: int = 0
+    """System calls so far."""
+    return_by_iret: bool = False
+
+
+class Assist:
+    """Mends what is broken for the guest of one VM; of no use where nothing is.
+
+    Give :meth:`handle` every exit before anything else sees it, in the thread
+    of its vCPU, and call :meth:`prepare` once per vCPU before its first run
+    and after its state has been replaced.
+    """
+
+    def __init__(self, traits: HostTraits, vm: Vm, ram: Ram, vcpus: Iterable[Vcpu]) -> None:
+        """Set up ``vm``, whose vCPUs have not run yet; MissingCapability."""
+        self._ram = ram
+        self._deliver_syscalls = not traits.syscall_works
+        self._states = {vcpu.index: _VcpuState() for vcpu in vcpus}
+        if vm.check_extension(c.KVM_CAP_EXIT_ON_EMULATION_FAILURE) > 0:
+            vm.enable_cap(c.KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)
+        if self._deliver_syscalls:
+            vm.require(c.KVM_CAP_SET_GUEST_DEBUG)
+            vm.set_msr_filter(deny_writes=[(MSR_STAR, MSR_SYSCALL_MASK + 1 - MSR_STAR)])
+
+    def command_line(self, tsc_khz: int) -> list[str]:
+        """See :func:`command_line`."""
+        return command_line(tsc_khz)
+
+    @property
+    def system_calls(self) -> int:
+        """How many system calls have been delivered, on all vCPUs."""
+        return sum(state.delivered for state in self._states.values())
+
+    def prepare(self, vcpu: Vcpu) -> None:
+        """Take over the system-call MSRs and interrupt table that ``vcpu`` has now."""
+        if not self._deliver_syscalls:
+            return
+        # Nearly every exit looks at the general registers.
+        vcpu.sync(_ANY_REGISTERS)
+        state = self._states[vcpu.index]
+        msrs = vcpu.get_msrs((MSR_LSTAR, MSR_SYSCALL_MASK))
+        state.lstar, state.syscall_mask = msrs[MSR_LSTAR], msrs[MSR_SYSCALL_MASK]
+        self._place_breakpoint(vcpu, state)
+
+    def handle(self, vcpu: Vcpu, reason: Exit) -> bool:
+        """Whether ``reason`` was ours and is dealt with: run the vCPU again.
+
+        RefusedInstruction if the guest cannot go on.
+        """
+        kind = type(reason)
+        state = self._states[vcpu.index]
+        if kind is Debug:
+            return self._debug(vcpu, state, reason)  # type: ignore[arg-type]
+        if kind is InternalError:
+            return self._internal_error(vcpu, state, reason)  # type: ignore[arg-type]
+        if kind is MsrWrite:
+            return self._msr_write(vcpu, state, reason)  # type: ignore[arg-type]
+        if state.lstar and not state.delivered:
+            # A kernel may set up its interrupt table after LSTAR, but not after its first program.
+            self._place_breakpoint(vcpu, state)
+        return False
+
+    # System calls
+
+    def _msr_write(self, vcpu: Vcpu, state: _VcpuState, reason: MsrWrite) -> bool:
+        if not MSR_STAR <= reason.index <= MSR_SYSCALL_MASK:
+            return False
+        try:
+            vcpu.set_msrs({reason.index: reason.value})
+        except KvmError:
+            reason.fault()
+            return True
+        if reason.index == MSR_SYSCALL_MASK:
+            state.syscall_mask = reason.value & 0xFFFF_FFFF
+        elif reason.index == MSR_LSTAR:
+            state.lstar = reason.value
+            self._place_breakpoint(vcpu, state)
+        return True
+
+    def _place_breakpoint(self, vcpu: Vcpu, state: _VcpuState) -> None:
+        """Put the breakpoint on the handler that IDT[14] names now; none if there is none."""
+        handler = self._page_fault_handler(vcpu, state) if state.lstar else 0
+        if handler != state.handler:
+            state.handler = handler
+            _breakpoint(vcpu, handler)
+
+    def _page_fault_handler(self, vcpu: Vcpu, state: _VcpuState) -> int:
+        sregs = vcpu.sregs
+        state.idt_base = sregs.idt.base
+        if sregs.idt.limit < _PAGE_FAULT_GATE + 15:
+            return 0
+        try:
+            gate = GuestView(self._ram, sregs).read(state.idt_base + _PAGE_FAULT_GATE, 16)
+        except (_GuestFault, GuestAddressError):
+            return 0
+        low, _, _, kind, middle, high, _ = _GATE.unpack(gate)
+        return low | middle << 16 | high << 32 if kind & 0x80 else 0
+
+    def _debug(self, vcpu: Vcpu, state: _VcpuState, reason: Debug) -> bool:
+        if state.stepping:
+            state.stepping = False
+            _breakpoint(vcpu, state.handler)
+            return True
+        if reason.pc != state.handler or not reason.dr6 & _DR6_B0:
+            _debug_exception(vcpu, reason.dr6)
+            return True
+        sregs = vcpu.sregs
+        if sregs.idt.base != state.idt_base:
+            self._place_breakpoint(vcpu, state)
+        view = GuestView(self._ram, sregs)
+        regs = vcpu.regs
+        try:
+            error_code, rip, cs, _, rsp, _ = _FRAME.unpack(view.read(regs.rsp, _FRAME.size))
+        except (_GuestFault, GuestAddressError):
+            rip = cs = error_code = rsp = 0
+        if rip == state.lstar and cs & 3 == 3 and error_code & _PAGE_FAULT_USER:
+            # CS is right already, and SS is null, as after any interrupt; kernels reload neither.
+            flags = regs.r11 & _R11_FLAGS
+            # SYSRET is refused on some hosts. Linux returns by IRET instead when it finds RF in
+            # R11, which costs 9 us: less than an exit.
+            regs.r11 = flags | _RFLAGS_RF if state.return_by_iret else flags
+            regs.rsp = rsp
+            regs.rip = state.lstar
+            regs.rflags = (flags & ~state.syscall_mask) | _RFLAGS_RESERVED
+            vcpu.changed(c.KVM_SYNC_X86_REGS)
+            state.delivered += 1
+        else:
+            self._step_over(vcpu, state, view)
+        return True
+
+    def _step_over(self, vcpu: Vcpu, state: _VcpuState, view: GuestView) -> None:
+        """Go on with a real page fault. KVM's breakpoints heed no RFLAGS.RF, so past the first
+        instruction, which is a NOP in every Linux: it makes room for CLAC."""
+        regs = vcpu.regs
+        try:
+            length = no_operation_length(view.read(regs.rip, 10))
+        except (_GuestFault, GuestAddressError):
+            length = 0
+        if length:
+            regs.rip += length
+            vcpu.changed(c.KVM_SYNC_X86_REGS)
+        else:
+            state.stepping = True
+            vcpu.set_guest_debug(c.KVM_GUESTDBG_ENABLE | c.KVM_GUESTDBG_SINGLESTEP)
+
+    # Refused instructions
+
+    def _internal_error(self, vcpu: Vcpu, state: _VcpuState, reason: InternalError) -> bool:
+        if reason.suberror != c.KVM_INTERNAL_ERROR_EMULATION:
+            return False
+        regs, sregs = vcpu.regs, vcpu.sregs
+        view = GuestView(self._ram, sregs)
+        code = reason.instruction or _fetch(view, regs.rip)
+        if not sregs.efer & _EFER_LMA or not sregs.cs.l:
+            raise RefusedInstruction(code, regs.rip, "is not 64-bit code")
+        if sregs.cs.dpl:
+            raise RefusedInstruction(code, regs.rip, "is no kernel code")
+        before = State(
+            gpr=[getattr(regs, name) for name in _GPR],
+            rip=regs.rip,
+            rflags=regs.rflags,
+            cr0=sregs.cr0,
+            fs_base=sregs.fs.base,
+            gs_base=sregs.gs.base,
+        )
+        try:
+            result = emulate(code, before, view)
+        except GuestAddressError:
+            raise RefusedInstruction(code, regs.rip, "accesses no RAM") from None
+        if result is None:
+            raise RefusedInstruction(code, regs.rip)
+        _load(regs, before)
+        vcpu.changed(c.KVM_SYNC_X86_REGS)
+        if isinstance(result, Fault):
+            _inject(vcpu, result)
+        elif result is Outcome.TO_USER:
+            state.return_by_iret = True
+            _enter_user_mode(vcpu)
+        return True
+
+
+def _breakpoint(vcpu: Vcpu, address: int) -> None:
+    if address:
+        vcpu.set_guest_debug(
+            c.KVM_GUESTDBG_ENABLE | c.KVM_GUESTDBG_USE_HW_BP,
+            (address, 0, 0, 0, 0, 0, 0, _DR7_ENABLE_0),
+        )
+    else:
+        vcpu.set_guest_debug(0)
+
+
+def _load(regs: Regs, state: State) -> None:
+    for name, value in zip(_GPR, state.gpr, strict=True):
+        setattr(regs, name, value)
+    regs.rip, regs.rflags = state.rip, state.rflags
+
+
+def _fetch(view: GuestView, rip: int) -> bytes:
+    """Up to 15 bytes at ``rip``, for KVMs that give none."""
+    for length in (15, 0x1000 - (rip & 0xFFF)):
+        try:
+            return view.read(rip, min(length, 15))
+        except (_GuestFault, GuestAddressError):
+            continue
+    return b""
+
+
+def _inject(vcpu: Vcpu, fault: Fault) -> None:
+    if fault.address is not None:
+        vcpu.sregs.cr2 = fault.address
+        vcpu.changed(c.KVM_SYNC_X86_SREGS)
+    exception = vcpu.events.exception
+    exception.injected = 1
+    exception.pending = 0
+    exception.nr = fault.vector
+    exception.has_error_code = fault.error_code is not None
+    exception.error_code = fault.error_code or 0
+    vcpu.changed(c.KVM_SYNC_X86_EVENTS)
+
+
+def _debug_exception(vcpu: Vcpu, dr6: int) -> None:
+    """Give the guest a #DB of its own that KVM, with our breakpoint set, has given to us."""
+    debugregs = vcpu.get_debugregs()
+    debugregs.dr6 = dr6 | _DR6_FIXED
+    vcpu.set_debugregs(debugregs)
+    _inject(vcpu, Fault(_DB_VECTOR))
+
+
+def _enter_user_mode(vcpu: Vcpu) -> None:
+    """CS and SS as SYSRET to 64-bit mode loads them (SDM volume 2, SYSRET)."""
+    base = vcpu.get_msrs((MSR_STAR,))[MSR_STAR] >> 48
+    sregs = vcpu.sregs
+    _flat(sregs.cs, (base + 16) | 3, kind=11, long=1)
+    _flat(sregs.ss, (base + 8) | 3, kind=3, long=0)
+    vcpu.changed(c.KVM_SYNC_X86_SREGS)
+
+
+def _flat(segment: Segment, selector: int, kind: int, long: int) -> None:
+    segment.base, segment.limit, segment.selector = 0, 0xFFFF_FFFF, selector & 0xFFFF
+    segment.type, segment.s, segment.dpl, segment.present = kind, 1, 3, 1
+    segment.l, segment.db, segment.g, segment.unusable = long, 1 - long, 1, 0

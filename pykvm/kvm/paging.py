@@ -1,0 +1,112 @@
+"""Guest-virtual memory of a vCPU in 64-bit mode, read through the guest's own page tables.
+
+Pure: works on any :class:`~pykvm.memory.ram.Ram`. Page tables are the
+guest's and therefore hostile: a table outside RAM counts as not present, and
+a walk ends after its four or five levels whatever it finds. Accessed and
+dirty bits are not set. Source: Intel SDM volume 3, §4.5.
+"""
+
+from typing import Protocol
+
+from pykvm.kvm.emulate import GP_VECTOR, PF_VECTOR, Fault, GuestFault
+from pykvm.memory.ram import Ram
+
+NOT_PRESENT = -1
+"""No page is mapped at the address."""
+NOT_WRITABLE = -2
+"""A page is mapped there, but it is read-only."""
+
+_PRESENT = 1 << 0
+_WRITABLE = 1 << 1
+_PAGE_SIZE = 1 << 7
+_ADDRESS = 0x000F_FFFF_FFFF_F000
+_CR0_WP = 1 << 16
+_CR4_LA57 = 1 << 12
+
+
+class ControlRegisters(Protocol):
+    """The registers that paging depends on, as in ``struct kvm_sregs``."""
+
+    cr0: int
+    cr3: int
+    cr4: int
+
+
+def walk(ram: Ram, cr3: int, address: int, *, levels: int = 4, write: bool = False) -> int:
+    """Guest-physical address of guest-virtual ``address``, NOT_PRESENT or NOT_WRITABLE.
+
+    ``levels`` is 4, or 5 with CR4.LA57; ``write`` asks for a page that may be
+    written. The result may lie outside RAM (MMIO).
+    """
+    table = cr3 & _ADDRESS
+    shift = 3 + 9 * levels
+    writable = _WRITABLE
+    while True:
+        offset = ram.translate(table + ((address >> shift) & 511) * 8, 8)
+        if offset < 0:
+            return NOT_PRESENT
+        entry = ram.u64[offset >> 3]
+        if not entry & _PRESENT:
+            return NOT_PRESENT
+        writable &= entry
+        if shift == 12 or (shift <= 30 and entry & _PAGE_SIZE):
+            break
+        table = entry & _ADDRESS
+        shift -= 9
+    if write and not writable:
+        return NOT_WRITABLE
+    inside = (1 << shift) - 1
+    return (entry & _ADDRESS & ~inside) | (address & inside)
+
+
+class GuestView:
+    """Guest-virtual memory as the guest's kernel sees it: the Memory of the emulator."""
+
+    def __init__(self, ram: Ram, registers: ControlRegisters) -> None:
+        self._ram = ram
+        self._cr3 = registers.cr3
+        self._levels = 5 if registers.cr4 & _CR4_LA57 else 4
+        self._protect = bool(registers.cr0 & _CR0_WP)
+
+    def read(self, address: int, length: int) -> bytes:
+        """``length`` bytes at ``address``; GuestFault, or GuestAddressError if not in RAM."""
+        return b"".join(
+            self._ram.read(physical, size) for physical, size in self._pieces(address, length)
+        )
+
+    def write(self, address: int, data: bytes) -> None:
+        """Store ``data`` at ``address``, all or nothing; GuestFault or GuestAddressError."""
+        pieces = self._pieces(address, len(data), write=True)
+        # Both pages must be there before the first byte changes.
+        for physical, size in pieces:
+            self._ram.read(physical, size)
+        done = 0
+        for physical, size in pieces:
+            self._ram.write(physical, data[done : done + size])
+            done += size
+
+    def _pieces(self, address: int, length: int, write: bool = False) -> list[tuple[int, int]]:
+        pieces = []
+        while length:
+            size = min(length, 0x1000 - (address & 0xFFF))
+            pieces.append((self._translate(address, write), size))
+            address = (address + size) & 0xFFFF_FFFF_FFFF_FFFF
+            length -= size
+        return pieces
+
+    def _translate(self, address: int, write: bool) -> int:
+        if not is_canonical(address, self._levels):
+            raise GuestFault(Fault(GP_VECTOR, 0))
+        physical = walk(
+            self._ram, self._cr3, address, levels=self._levels, write=write and self._protect
+        )
+        if physical < 0:
+            error_code = (physical == NOT_WRITABLE) | (write << 1)
+            raise GuestFault(Fault(PF_VECTOR, error_code, address))
+        return physical
+
+
+def is_canonical(address: int, levels: int = 4) -> bool:
+    """Whether the upper bits of a 64-bit address all equal its highest usable bit."""
+    upper = address >> (11 + 9 * levels)
+    return upper in {0, (1 << (53 - 9 * levels)) - 1}

@@ -1,0 +1,261 @@
+"""What this host's KVM really does with a guest, found by running one.
+
+Capabilities do not tell whether KVM has hardware virtualization beneath it,
+so :func:`probe` runs a few instructions in a scratch VM and looks. The code
+begins at CPL 0 in 64-bit mode, measures, reads CPUID, runs FWAIT, leaves by
+IRETQ for CPL 3 and comes back by SYSCALL. It can neither loop nor handle an
+exception, so every surprise ends in a triple fault, which is an answer too.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from math import inf
+from struct import pack
+from time import perf_counter
+from typing import Final
+
+from pykvm.kvm import constants as c
+from pykvm.kvm.cpuid import CpuidEntry
+from pykvm.kvm.errors import KvmError
+from pykvm.kvm.exits import Exit, InternalError, IoExit
+from pykvm.kvm.runner import VcpuThread
+from pykvm.kvm.structs import Segment
+from pykvm.kvm.system import Kvm
+from pykvm.kvm.vcpu import Vcpu
+from pykvm.memory import GuestMemory, Ram
+
+FAST_MIPS: Final = 1000.0
+"""The most that is reported: a short measurement tells no more."""
+SLOW_MIPS: Final = 30.0
+"""Below this, CPL 0 is emulated: emulation was seen to manage 4, any processor has hundreds."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostTraits:
+    """How this host's KVM treats guests. The defaults are those of an ordinary host."""
+
+    syscall_works: bool = True
+    """SYSCALL from CPL 3 in 64-bit mode arrives at CPL 0."""
+    cpuid_masked: bool = True
+    """The guest sees the CPUID that KVM_SET_CPUID2 gave it."""
+    instructions_complete: bool = True
+    """Kernel code may use any instruction (FWAIT was tried)."""
+    cpl0_mips: float = FAST_MIPS
+    """Million instructions per second at CPL 0, roughly."""
+
+    @property
+    def slow_cpl0(self) -> bool:
+        """Kernel code is emulated one instruction at a time."""
+        return self.cpl0_mips < SLOW_MIPS
+
+    @property
+    def needs_assists(self) -> bool:
+        """Whether Linux runs only with the help of :class:`pykvm.kvm.assist.Assist`."""
+        return bool(self.reasons)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why assists are needed, one phrase each; empty on an ordinary host."""
+        found = []
+        if not self.syscall_works:
+            found.append("SYSCALL does not reach the guest's kernel")
+        if not self.instructions_complete:
+            found.append("KVM refuses instructions that kernels use")
+        if not self.cpuid_masked:
+            found.append("CPUID shows features that KVM cannot provide")
+        return found
+
+
+def probe(kvm: Kvm, timeout: float = 5.0) -> HostTraits:
+    """Try this host out, in a few milliseconds.
+
+    KvmError if KVM cannot run even this, or not within ``timeout`` seconds.
+    """
+    with kvm.create_vm() as vm:
+        memory = GuestMemory(_RAM_SIZE)
+        try:
+            _write_guest(memory.ram)
+            vm.set_memory(0, 0, _RAM_SIZE, memory.address)
+            with vm.create_vcpu(0) as vcpu:
+                vcpu.set_cpuid2([_without_popcnt(entry) for entry in kvm.supported_cpuid()])
+                _set_registers(vcpu)
+                return _run(vcpu, timeout)
+        finally:
+            vm.close()
+            memory.close()
+
+
+def _run(vcpu: Vcpu, timeout: float) -> HostTraits:
+    steps = _steps(vcpu)
+    next(steps)
+
+    def handle(reason: Exit) -> HostTraits | None:
+        try:
+            steps.send(reason)
+        except StopIteration as end:
+            traits: HostTraits = end.value
+            return traits
+        return None
+
+    thread = VcpuThread(vcpu, handle)
+    thread.start()
+    try:
+        thread.join(timeout)
+    except TimeoutError:
+        thread.stop()
+        thread.join()
+    if thread.error is not None:
+        raise thread.error
+    if not isinstance(thread.outcome, HostTraits):
+        raise KvmError("KVM_RUN", 0, f"KVM ran a few instructions for {timeout:g} s without end")
+    return thread.outcome
+
+
+def _steps(vcpu: Vcpu) -> Generator[None, Exit, HostTraits]:
+    """Judge one exit after the other; the guest runs on at each ``yield``."""
+    _expect_out((yield))  # warm: the pages are mapped now
+    mips = yield from _measure()
+
+    _expect_out((yield))
+    cpuid_masked = not vcpu.regs.rcx & _CPUID_1_ECX_POPCNT
+
+    reason = yield
+    complete = not isinstance(reason, InternalError)
+    if not complete:
+        vcpu.regs.rip += len(_FWAIT)
+        vcpu.changed(c.KVM_SYNC_X86_REGS)
+        reason = yield
+    _expect_out(reason)
+
+    # If SYSCALL is broken, the OUT behind LSTAR is executed at CPL 3, or not at all.
+    reason = yield
+    works = isinstance(reason, IoExit) and vcpu.sregs.cs.selector & 3 == 0
+    return HostTraits(
+        syscall_works=works,
+        cpuid_masked=cpuid_masked,
+        instructions_complete=complete,
+        cpl0_mips=mips,
+    )
+
+
+def _measure() -> Generator[None, Exit, float]:
+    """Million instructions per second: a long loop minus a short one, so that exits cancel out."""
+    short = long = inf
+    for _ in range(_ROUNDS):
+        start = perf_counter()
+        _expect_out((yield))
+        middle = perf_counter()
+        _expect_out((yield))
+        short = min(short, middle - start)
+        long = min(long, perf_counter() - middle)
+    microseconds = (long - short) * 1e6
+    instructions = (_LOOPS - 1) * 2
+    return instructions / max(microseconds, instructions / FAST_MIPS)
+
+
+def _expect_out(reason: Exit) -> None:
+    if not isinstance(reason, IoExit):
+        raise KvmError(
+            "KVM_RUN",
+            0,
+            f"KVM cannot run the simplest kernel code: {reason}",
+            "see the host's kernel log; another hypervisor may be in the way",
+        )
+
+
+# Guest-physical layout of the scratch VM, whose first 2 MiB are mapped one to one.
+_RAM_SIZE: Final = 1 << 20
+_CODE: Final = 0x1000
+_GDT: Final = 0x2000
+_TSS: Final = 0x2100
+_PML4: Final = 0x3000
+_PDPT: Final = 0x4000
+_PD: Final = 0x5000
+_STACK: Final = 0x8000
+_FRAME: Final = 0x7000
+
+_KERNEL_CS, _KERNEL_SS, _USER_SS, _USER_CS, _TR = 0x08, 0x10, 0x1B, 0x23, 0x28
+_DESCRIPTORS: Final = (
+    0,
+    0x00AF_9B00_0000_FFFF,
+    0x00CF_9300_0000_FFFF,
+    0x00CF_F300_0000_FFFF,
+    0x00AF_FB00_0000_FFFF,
+)
+_LOOPS: Final = 500
+_ROUNDS: Final = 3
+_CPUID_1_ECX_POPCNT: Final = 1 << 23
+_MSR_STAR: Final = 0xC000_0081
+_MSR_LSTAR: Final = 0xC000_0082
+_CR0: Final = 0x8001_0031  # PG, WP, NE, ET, PE
+_CR4: Final = 0x20  # PAE
+_EFER: Final = 0x501  # LMA, LME, SCE
+_RFLAGS: Final = 2
+_PRESENT_WRITABLE_USER: Final = 7
+_PAGE_SIZE: Final = 0x80
+
+_OUT: Final = b"\xe6\x80"  # out %al, $0x80
+_CPUID: Final = b"\xb8\x01\x00\x00\x00\x0f\xa2"  # mov $1, %eax; cpuid
+_FWAIT: Final = b"\x9b"
+_IRETQ: Final = b"\x48\xcf"
+_SYSCALL: Final = b"\x0f\x05"
+
+
+def _loop(count: int) -> bytes:
+    return b"\xb9" + count.to_bytes(4, "little") + b"\xff\xc9\x75\xfc"  # mov; 1: dec; jnz 1b
+
+
+def _code() -> tuple[bytes, int]:
+    """The guest's code, and the offset of the SYSCALL in it. Each OUT brings it to us."""
+    kernel = _loop(1) + _OUT
+    kernel += (_loop(1) + _OUT + _loop(_LOOPS) + _OUT) * _ROUNDS
+    kernel += _CPUID + _OUT + _FWAIT + _OUT + _IRETQ
+    return kernel + _SYSCALL + _OUT, len(kernel)
+
+
+def _write_guest(ram: Ram) -> None:
+    code, syscall = _code()
+    ram.write(_CODE, code)
+    # What IRETQ takes from the stack: rip, cs, rflags, rsp, ss.
+    ram.write(_FRAME, pack("<5Q", _CODE + syscall, _USER_CS, _RFLAGS, _STACK, _USER_SS))
+    ram.write(_GDT, pack("<5Q", *_DESCRIPTORS))
+    ram.write(_PML4, pack("<Q", _PDPT | _PRESENT_WRITABLE_USER))
+    ram.write(_PDPT, pack("<Q", _PD | _PRESENT_WRITABLE_USER))
+    ram.write(_PD, pack("<Q", _PAGE_SIZE | _PRESENT_WRITABLE_USER))
+
+
+def _set_registers(vcpu: Vcpu) -> None:
+    code, _ = _code()
+    vcpu.set_msrs(
+        {
+            _MSR_STAR: (_KERNEL_SS | 3) << 48 | _KERNEL_CS << 32,
+            _MSR_LSTAR: _CODE + len(code) - len(_OUT),
+        }
+    )
+    sregs = vcpu.get_sregs()
+    _segment(sregs.cs, _KERNEL_CS, kind=11, long=1)
+    for data in (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss):
+        _segment(data, _KERNEL_SS, kind=3, long=0)
+    # VM entry on Intel insists on a busy 64-bit TSS.
+    _segment(sregs.tr, _TR, kind=11, long=0, system=True)
+    sregs.tr.base = _TSS
+    sregs.gdt.base, sregs.gdt.limit = _GDT, 8 * len(_DESCRIPTORS) - 1
+    sregs.idt.base, sregs.idt.limit = 0, 0
+    sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = _CR0, _PML4, _CR4, _EFER
+    vcpu.set_sregs(sregs)
+    regs = vcpu.get_regs()
+    regs.rip, regs.rsp, regs.rflags = _CODE, _FRAME, _RFLAGS
+    vcpu.set_regs(regs)
+
+
+def _segment(segment: Segment, selector: int, kind: int, long: int, system: bool = False) -> None:
+    segment.base, segment.selector, segment.type, segment.present = 0, selector, kind, 1
+    segment.limit = 0x67 if system else 0xFFFF_FFFF
+    segment.s, segment.g, segment.dpl, segment.l = not system, not system, 0, long
+    segment.db, segment.unusable = int(not system and not long), 0
+
+
+def _without_popcnt(entry: CpuidEntry) -> CpuidEntry:
+    if entry.function != 1:
+        return entry
+    return replace(entry, ecx=entry.ecx & ~_CPUID_1_ECX_POPCNT)
