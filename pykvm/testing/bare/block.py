@@ -212,16 +212,19 @@ class BlockDriver:
     ) -> Batch:
         """Post ``requests`` as one batch and wait for ``expect`` completions (default: all).
 
+        Waiting by SPIN or IDLE also waits for at least one interrupt.
         With ``wait`` None the script goes on at once, and the outcomes show
         what has happened by then.
         """
         script = self.script
         chains = [self._place(request) for request in requests]
-        posted = script.post([chain for chain, _ in chains], notify, queue, self.slot)
+        mode = wait or WaitMode.POLL
+        posted = script.post([chain for chain, _ in chains], notify, mode, queue, self.slot)
         waited = None
         if wait is not None:
             count = len(requests) if expect is None else expect
-            waited = script.wait(count, wait, queue, self.slot, timeout_us)
+            needs = count > 0 and mode is not WaitMode.POLL
+            waited = script.wait(count, mode, queue, self.slot, timeout_us, needs)
         placed = tuple(
             self._collect(chain, address, request)
             for (chain, address), request in zip(chains, requests, strict=True)

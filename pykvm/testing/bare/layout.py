@@ -16,6 +16,8 @@ CPUS_MAX = 4
 VECTOR_IRQ_FIRST = 0x40
 VECTOR_IRQ_END = 0x60
 VECTOR_INTX = 0x60
+COUNTER_INTX_EMPTY = 0x61
+"""No vector: counts the INTx interrupts whose ISR register read 0."""
 SCRIPT_MAGIC = int.from_bytes(b"BARESCR1", "little")
 RESULTS_MAGIC = int.from_bytes(b"BARERES1", "little")
 
@@ -178,7 +180,7 @@ QUEUE_RESULT = Layout(
 OP_SLOT = Layout("op_slot", "I slot, 4x reserved")
 OP_MSIX = Layout("op_msix", "I slot, H count, B first, B apic_id")
 OP_INTX = Layout("op_intx", "I slot, I gsi")
-OP_POST = Layout("op_post", "I slot, H queue, B notify, x reserved, I chains, 4x reserved2")
+OP_POST = Layout("op_post", "I slot, H queue, B notify, B wait, I chains, 4x reserved2")
 CHAIN = Layout("chain", "Q indirect, I tag, I segments")
 SEGMENT = Layout("segment", "Q address, I length, I flags")
 POST_RESULT = Layout("post_result", "I posted, I notifications")
@@ -201,6 +203,7 @@ LOAD_RESULT = Layout(
 OP_SPAWN = Layout("op_spawn", "I apic_id, I length, I timeout_us, 4x reserved")
 OP_JOIN = Layout("op_join", "I apic_id, I timeout_us")
 OP_PING_PONG = Layout("op_ping_pong", "Q address, I turn, I rounds, I timeout_us, 4x reserved")
+PING_PONG_RESULT = Layout("ping_pong_result", "Q rounds, Q fastest")
 
 LAYOUTS = tuple(value for value in list(globals().values()) if isinstance(value, Layout))
 """Every structure above, for the test that compares them with the headers."""

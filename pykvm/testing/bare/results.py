@@ -231,7 +231,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class WaitResult:
-    """Used elements in ring order, and the interrupts that arrived during the wait."""
+    """Used elements in ring order, and the interrupts since the last post that asked for them."""
 
     completions: tuple[Completion, ...]
     interrupts: int
@@ -264,6 +264,22 @@ class LoadResult:
     def decode(cls, record: Record) -> "LoadResult":
         """Decodes LOAD."""
         return cls(*layout.LOAD_RESULT.unpack(record.data))
+
+
+@dataclass(frozen=True, slots=True)
+class PingPongResult:
+    """Rounds done, and TSC ticks of the fastest: below a time slice only if both vCPUs run at once.
+
+    The first round includes waiting for the other vCPU.
+    """
+
+    rounds: int
+    fastest: int
+
+    @classmethod
+    def decode(cls, record: Record) -> "PingPongResult":
+        """Decodes PING_PONG."""
+        return cls(*layout.PING_PONG_RESULT.unpack(record.data))
 
 
 def counters(record: Record) -> dict[int, int]:

@@ -17,6 +17,7 @@ from pykvm.testing.bare.results import (
     LoadResult,
     OpenResult,
     PciFunction,
+    PingPongResult,
     PostResult,
     QueueResult,
     Step,
@@ -232,11 +233,16 @@ class Script:
         self,
         chains: Sequence[Chain],
         notify: NotifyMode = NotifyMode.IF_WANTED,
+        wait: WaitMode = WaitMode.POLL,
         queue: int = 0,
         slot: int = 0,
     ) -> Step[PostResult]:
-        """Make ``chains`` available at once, then notify (or not)."""
-        body = layout.OP_POST.pack(slot, queue, notify, len(chains))
+        """Make ``chains`` available at once, then notify (or not).
+
+        ``wait`` is how the script will wait for them: unless by polling, the
+        first used element shall interrupt.
+        """
+        body = layout.OP_POST.pack(slot, queue, notify, wait, len(chains))
         body += b"".join(chain.encode() for chain in chains)
         return self._add(OpCode.POST, body, PostResult.decode)
 
@@ -251,10 +257,15 @@ class Script:
         queue: int = 0,
         slot: int = 0,
         timeout_us: int = TIMEOUT_US,
+        needs_interrupt: bool = False,
     ) -> Step[WaitResult]:
-        """Take ``count`` used elements. A time-out gives TIMEOUT and those that came."""
+        """Take ``count`` used elements. A time-out gives TIMEOUT and those that came.
+
+        ``needs_interrupt``: it is a time-out, too, if no interrupt arrives
+        since the post. Waiting with IDLE halts, and only an interrupt ends that.
+        """
         body = layout.OP_WAIT.pack(slot, queue, mode, count, timeout_us)
-        return self._add(OpCode.WAIT, body, WaitResult.decode)
+        return self._add(OpCode.WAIT, body, WaitResult.decode, flags=int(needs_interrupt))
 
     def relocate(self, bar: int, address: int, slot: int = 0) -> Step[int]:
         """Move a BAR of the device, and go on using it there; gives the BAR read back."""
@@ -308,10 +319,10 @@ class Script:
 
     def ping_pong(
         self, address: int, turn: int, rounds: int, timeout_us: int = TIMEOUT_US
-    ) -> Step[int]:
+    ) -> Step[PingPongResult]:
         """Hand the word at ``address`` back and forth with a vCPU of the other ``turn``."""
         body = layout.OP_PING_PONG.pack(address, turn, rounds, timeout_us)
-        return self._add(OpCode.PING_PONG, body, results.value)
+        return self._add(OpCode.PING_PONG, body, PingPongResult.decode)
 
 
 def filling(length: int, seed: int, step: int = 1) -> bytes:

@@ -1,0 +1,242 @@
+"""The split queue against a reference model, and against garbage.
+
+Invariants. Honest driver: every chain arrives once, as it was sent; every
+completion arrives once; and nobody sleeps while something waits for him, with
+the other side acting inside each fence, where real hardware would let it.
+Hostile driver: no exception, bounded work, no byte outside guest RAM.
+"""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pykvm.memory.ram import Ram, Region
+from pykvm.testing.mock_driver import Buffer, MockDriver
+from pykvm.virtio.constants import VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC
+from pykvm.virtio.split import CHAIN_OK, SplitQueue
+
+FEATURES = st.sampled_from(
+    [
+        0,
+        VIRTIO_F_INDIRECT_DESC,
+        VIRTIO_F_EVENT_IDX,
+        VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX,
+    ]
+)
+
+
+class World:
+    """A driver and a device that take turns, sleep, and wake each other up."""
+
+    def __init__(self, data: st.DataObject, size: int, features: int, start: int) -> None:
+        self.data = data
+        self.size = size
+        self.inside = ""
+        """Whose turn it is, "" where fences are plain."""
+        self.driver = MockDriver(
+            Ram.flat(1 << 16), size=size, features=features, start=start, fence=self.fence
+        )
+        self.queue = self.driver.device_queue(fence=self.fence)
+        self.sent: dict[int, list[Buffer]] = {}
+        self.popped: list[int] = []
+        self.pushed: dict[int, int] = {}
+        self.kicked = True  # a device looks at its rings when it starts
+        self.interrupted = False
+        self.device_sleeps = False
+        self.driver_sleeps = False
+
+    # Who acts inside whose fence: the fence of one side lets the other side run.
+
+    def fence(self) -> None:
+        who, self.inside = self.inside, ""
+        if who and self.data.draw(st.booleans(), label=f"inside the {who}'s fence"):
+            (self.driver_acts if who == "device" else self.device_acts)(nested=True)
+        self.inside = who
+
+    def run(self, side: str, nested: bool) -> None:
+        """Enter ``side``'s code; fences inside a nested turn are plain."""
+        self.inside = "" if nested else side
+
+    def driver_acts(self, nested: bool = False) -> None:
+        self.run("driver", nested)
+        if self.driver_sleeps and not self.interrupted:
+            # Asleep means waiting for completions; more requests may still come in.
+            self.driver_sends()
+            return
+        self.interrupted = self.driver_sleeps = False
+        self.driver.disable_interrupts()
+        for head, length in self.driver.collect():
+            assert self.pushed.pop(head) == length
+            del self.sent[head]
+        self.driver_sends()
+        self.driver_sleeps = not self.driver.enable_interrupts()
+
+    def driver_sends(self) -> None:
+        for _ in range(self.data.draw(st.integers(0, 3), label="sends")):
+            lengths = self.data.draw(
+                st.lists(st.tuples(st.integers(1, 99), st.booleans()), min_size=1, max_size=4)
+            )
+            chain = [
+                Buffer(0x8000 + 128 * i, length, writable)
+                for i, (length, writable) in enumerate(sorted(lengths, key=lambda e: e[1]))
+            ]
+            try:
+                head = self.driver.add(chain, indirect=self.draw_indirect())
+            except (IndexError, MemoryError):
+                break
+            assert head not in self.sent
+            self.sent[head] = chain
+        if self.driver.publish():
+            self.kicked = True
+
+    def draw_indirect(self) -> bool:
+        if not self.driver.features & VIRTIO_F_INDIRECT_DESC:
+            return False
+        return self.data.draw(st.booleans(), label="indirect")
+
+    def device_acts(self, nested: bool = False) -> None:
+        self.run("device", nested)
+        if self.device_sleeps and not self.kicked:
+            self.device_completes()
+            return
+        self.kicked = self.device_sleeps = False
+        self.queue.disable_notifications()
+        assert 0 <= self.queue.begin_drain() <= self.size
+        while (head := self.queue.pop()) >= 0:
+            self.check(head)
+            self.popped.append(head)
+        assert self.queue.error == ""
+        self.device_completes()
+        self.device_sleeps = not self.queue.enable_notifications()
+
+    def device_completes(self) -> None:
+        while self.popped and self.data.draw(st.booleans(), label="complete one"):
+            index = self.data.draw(st.integers(0, len(self.popped) - 1), label="which")
+            head = self.popped.pop(index)
+            self.pushed[head] = self.data.draw(st.integers(0, 2**32 - 1), label="length")
+            self.queue.push(head, self.pushed[head])
+        if self.queue.publish():
+            self.interrupted = True
+
+    def check(self, head: int) -> None:
+        chain = self.queue.chains[head]
+        sent = self.sent[head]
+        count = len(sent)
+        assert chain.error == CHAIN_OK
+        assert chain.readable == sum(not b.writable for b in sent)
+        assert chain.readable + chain.writable == count
+        assert list(chain.offsets[:count]) == [b.address for b in sent]
+        assert list(chain.lengths[:count]) == [b.length for b in sent]
+        assert chain.readable_bytes == sum(b.length for b in sent if not b.writable)
+        assert chain.writable_bytes == sum(b.length for b in sent if b.writable)
+
+    def nobody_overslept(self) -> None:
+        if self.device_sleeps and not self.kicked:
+            assert self.driver.avail_index == self.queue.last_avail, "a lost notification"
+        if self.driver_sleeps and not self.interrupted:
+            assert not self.pushed, "a lost interrupt"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    data=st.data(),
+    size=st.sampled_from([1, 2, 4, 16]),
+    features=FEATURES,
+    start=st.sampled_from([0, 65533, 32766]),
+)
+def test_everything_arrives_once_and_nobody_oversleeps(
+    data: st.DataObject, size: int, features: int, start: int
+) -> None:
+    world = World(data, size, features, start)
+    for _ in range(data.draw(st.integers(1, 12), label="turns")):
+        if data.draw(st.booleans(), label="driver's turn"):
+            world.driver_acts()
+        else:
+            world.device_acts()
+        world.nobody_overslept()
+
+
+def test_the_indices_wrap_many_times() -> None:
+    driver = MockDriver(Ram.flat(1 << 16), size=4, features=VIRTIO_F_EVENT_IDX)
+    queue = driver.device_queue()
+    for lap in range(70_000 // 4):
+        heads = [driver.add([Buffer(0x8000, 16, False)]) for _ in range(4)]
+        assert driver.publish(), lap
+        assert queue.begin_drain() == 4
+        for head in heads:
+            assert queue.pop() == head
+            queue.push(head, lap)
+        assert queue.publish(), lap
+        assert not queue.enable_notifications()
+        assert driver.collect() == [(head, lap) for head in heads]
+        assert not driver.enable_interrupts()
+    assert queue.last_avail == 70_000 % 65536
+
+
+# -- a hostile driver -----------------------------------------------------------
+
+GUARD, RAM_SIZE, SIZE = 256, 8192, 8
+ADDRESS = st.one_of(
+    st.integers(0, RAM_SIZE + 64),
+    st.sampled_from([0, RAM_SIZE - 1, RAM_SIZE, 2**32, 2**63, 2**64 - 1, 2**64 - 16]),
+)
+LENGTH = st.one_of(
+    st.sampled_from([0, 1, 16, 32, 48, 512, 16 * 1026, 2**31, 2**32 - 1]), st.integers(0, 600)
+)
+DESCRIPTOR = st.tuples(ADDRESS, LENGTH, st.integers(0, 15), st.integers(0, SIZE + 1))
+WRITES = st.lists(st.tuples(st.integers(0, 3 * SIZE), DESCRIPTOR), max_size=12)
+
+
+def scribble(ram: Ram, writes: list[tuple[int, tuple[int, int, int, int]]]) -> None:
+    for index, (address, length, flags, following) in writes:
+        packed = address.to_bytes(8, "little") + length.to_bytes(4, "little")
+        packed += flags.to_bytes(2, "little") + following.to_bytes(2, "little")
+        ram.write(16 * index, packed)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    data=st.data(),
+    features=FEATURES,
+    noise=st.binary(min_size=RAM_SIZE // 16, max_size=RAM_SIZE // 16),
+)
+def test_garbage_in_the_rings_is_survived(data: st.DataObject, features: int, noise: bytes) -> None:
+    buffer = bytearray(b"\x5a" * GUARD + noise * 16 + b"\x5a" * GUARD)
+    ram = Ram(buffer, [Region(0, RAM_SIZE, GUARD)])
+    # Tables and rings near each other, so that they overlap and garble one another.
+    avail, used = 16 * SIZE + 16 * data.draw(st.integers(0, 8)), 0x200
+    queue = SplitQueue(ram, 0, SIZE, 0, avail, used, features)
+    popped: list[int] = []
+    for _ in range(data.draw(st.integers(1, 6), label="drains")):
+        scribble(ram, data.draw(WRITES, label="descriptors"))
+        for slot in range(SIZE):
+            ram.u16[(GUARD + avail) // 2 + 2 + slot] = data.draw(st.integers(0, SIZE))
+        step = data.draw(st.integers(0, SIZE + 1), label="avail.idx step")
+        ram.u16[(GUARD + avail) // 2 + 1] = (queue.last_avail + step) & 0xFFFF
+        taken = 0
+        queue.begin_drain()
+        while (head := queue.pop()) >= 0:
+            taken += 1
+            popped.append(head)
+            verify(queue, head)
+            scribble(ram, data.draw(WRITES, label="meanwhile"))
+        assert taken <= SIZE
+        assert len(popped) == len(set(popped)) == queue.in_flight
+        for head in popped:
+            queue.push(head, 2**32)
+        popped.clear()
+        queue.publish()
+        queue.enable_notifications()
+    assert buffer[:GUARD] == buffer[-GUARD:] == b"\x5a" * GUARD
+
+
+def verify(queue: SplitQueue, head: int) -> None:
+    chain = queue.chains[head]
+    count = chain.readable + chain.writable
+    assert count <= queue.indirect_limit + SIZE
+    pairs = list(zip(chain.offsets[:count], chain.lengths[:count], strict=True))
+    for offset, length in pairs:
+        assert 0 < length < 2**32
+        assert offset == -1 or GUARD <= offset <= GUARD + RAM_SIZE - length
+    assert sum(length for _, length in pairs) == chain.readable_bytes + chain.writable_bytes
+    if chain.error == CHAIN_OK:
+        assert chain.readable_bytes + chain.writable_bytes <= 2**32
