@@ -24,7 +24,7 @@ class Echo:
 
     device_id = 2
     features = VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC
-    queue_sizes = (8, 8)
+    queue_sizes: tuple[int, ...] = (8, 8)
     config_size = 0
 
     def __init__(self) -> None:

@@ -392,7 +392,11 @@ def test_the_fence_lies_between_the_store_and_the_load(features: int) -> None:
     """The other side acts inside the fence: whoever reads before it would miss that."""
     driver, _ = make(features=features)
     acts: list[Callable[[], object]] = []
-    queue = driver.device_queue(fence=lambda: acts.pop()())
+
+    def fence() -> None:
+        acts.pop()()
+
+    queue = driver.device_queue(fence=fence)
     driver.enable_interrupts(after=5)
     driver.disable_interrupts()
     driver.send([b"x"], [])

@@ -91,7 +91,7 @@ class World:
     def draw_indirect(self) -> bool:
         if not self.driver.features & VIRTIO_F_INDIRECT_DESC:
             return False
-        return self.data.draw(st.booleans(), label="indirect")
+        return bool(self.data.draw(st.booleans(), label="indirect"))
 
     def device_acts(self, nested: bool = False) -> None:
         self.run("device", nested)
@@ -109,7 +109,7 @@ class World:
         self.device_sleeps = not self.queue.enable_notifications()
 
     def device_completes(self) -> None:
-        while self.popped and self.data.draw(st.booleans(), label="complete one"):
+        while len(self.popped) > 0 and self.data.draw(st.booleans(), label="complete one"):
             index = self.data.draw(st.integers(0, len(self.popped) - 1), label="which")
             head = self.popped.pop(index)
             self.pushed[head] = self.data.draw(st.integers(0, 2**32 - 1), label="length")

@@ -1,0 +1,92 @@
+"""A hostile driver's random accesses to a virtio-pci function.
+
+Invariant: no exception; the device is active exactly while the status says
+so; doorbells exist exactly while it is active and BAR 0 is decoded, and at
+its address; the line is low whenever nothing is pending.
+"""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from virtio_pci_guest import DRIVER_OK, NEEDS_RESET, READY, VERSION_HI, Guest
+
+SIZES = st.sampled_from([1, 2, 4, 8])
+VALUES = st.one_of(
+    st.sampled_from([0, 1, 2, 3, 4, 7, 8, 0xF, 0x10, 0x1000, 0x2000, 0x3000, 0xFFFF, 2**64 - 1]),
+    st.integers(0, 2**64 - 1),
+)
+FIELDS = st.one_of(
+    st.sampled_from([0x00, 0x08, 0x0C, 0x10, 0x14, 0x16, 0x18, 0x1A, 0x1C, 0x20, 0x28, 0x30]),
+    st.integers(0, 0x3FFF),
+)
+REGISTERS = st.one_of(st.sampled_from([0x04, 0x10, 0x14, 0x3C]), st.integers(0, 255))
+PLACES = st.sampled_from([0, 0x1000, 0xD000_0000, 0xE000_0000, 0xE000_4000, 0xFEE0_0000, 2**32 - 1])
+STEP = st.one_of(
+    st.tuples(st.just("bar"), FIELDS, SIZES, VALUES),
+    st.tuples(st.just("msix"), st.integers(0, 0x900), SIZES, VALUES),
+    st.tuples(st.just("config"), REGISTERS, st.sampled_from([1, 2, 4]), VALUES),
+    st.tuples(st.just("move"), st.just(0), st.just(4), PLACES),
+    st.tuples(st.just("status"), st.just(0), st.just(1), st.sampled_from([0, 1, 3, 11, 15, 128])),
+    st.tuples(st.just("accept"), st.just(0), st.just(1), st.sampled_from([0, VERSION_HI])),
+    st.tuples(st.just("device"), st.integers(0, 2), st.just(1), st.just(0)),
+    st.tuples(st.just("start"), st.just(0), st.just(1), st.just(0)),
+)
+
+
+def act(guest: Guest, step: tuple[str, int, int, int]) -> None:
+    kind, offset, size, value = step
+    value &= (1 << 8 * size) - 1
+    function = guest.function
+    match kind:
+        case "bar":
+            function.write(offset, size, value)
+            assert function.read(offset, size) < 1 << 64
+        case "msix":
+            function.msix.write(offset, size, value)
+            assert function.msix.read(offset, size) < 1 << 64
+        case "config":
+            guest.set_config(offset & -size, size, value)
+            assert guest.config(offset & -size, size) < 1 << 32
+        case "move":
+            guest.set_config(0x10, 4, value)
+        case "status":
+            function.write(0x14, 1, value)
+        case "accept":
+            function.write(0x08, 4, 1)
+            function.write(0x0C, 4, value)
+        case "start":
+            for at, width, what in ((8, 4, 1), (0xC, 4, VERSION_HI), (0x14, 1, READY | DRIVER_OK)):
+                function.write(at, width, what)
+        case "device" if activation := guest.device.activation:
+            calls = (lambda: activation.interrupt(1), activation.config_changed)
+            (*calls, lambda: activation.broken("bad ring"))[offset]()
+
+
+def check(guest: Guest) -> None:
+    function = guest.function
+    status = function.state.status
+    if not status & NEEDS_RESET:
+        assert bool(status & DRIVER_OK) == (guest.device.activation is not None)
+    at = function.bars[0].address
+    bells = {address for address, _ in guest.platform.doorbells}
+    if at is not None and function.state.active:
+        assert bells == {at + 0x3000, at + 0x3004}
+    elif not status & NEEDS_RESET:
+        assert not bells
+    assert function.intx is not None
+    assert guest.line.level <= function.intx.pending
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(STEP, max_size=30))
+def test_no_sequence_of_accesses_breaks_the_transport(
+    steps: list[tuple[str, int, int, int]],
+) -> None:
+    guest = Guest()
+    try:
+        for step in steps:
+            act(guest, step)
+            check(guest)
+    finally:
+        guest.host.close()
+    assert guest.device.closed
+    assert not guest.platform.doorbells

@@ -1,0 +1,174 @@
+"""A virtio-pci driver in Python and a device that remembers, for the transport's tests."""
+
+import os
+from threading import Thread
+
+from pykvm.bus import Bus
+from pykvm.memory.ram import Ram
+from pykvm.pci.host import CONFIG_PORT, CONFIG_PORTS, PciHost
+from pykvm.pci.virtio_pci import VirtioPci
+from pykvm.testing.mock_driver import MockDriver
+from pykvm.testing.mock_platform import MockPlatform
+from pykvm.virtio.constants import VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1
+from pykvm.virtio.device import Activation
+
+ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
+READY = ACKNOWLEDGE | DRIVER | FEATURES_OK
+COMMON, NOTIFY, ISR, DEVICE, PCI_CFG = 1, 2, 3, 4, 5
+NO_VECTOR = 0xFFFF
+VERSION_HI = VIRTIO_F_VERSION_1 >> 32
+
+
+class FakeDevice:
+    """A block-like device of two queues that only remembers what it is told."""
+
+    device_id = 2
+    features = VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC | 1 << 6
+    queue_sizes = (16, 8)
+    config_size = 60
+
+    def __init__(self) -> None:
+        self.config = bytearray(range(60))
+        self.activation: Activation | None = None
+        self.resets = 0
+        self.closed = False
+        self.picky = False
+
+    def read_config(self, offset: int, size: int) -> int:
+        return int.from_bytes(self.config[offset : offset + size], "little")
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        self.config[offset : offset + size] = value.to_bytes(size, "little")
+
+    def negotiated(self, features: int) -> bool:
+        return not self.picky
+
+    def activate(self, activation: Activation) -> None:
+        assert self.activation is None
+        self.activation = activation
+
+    def reset(self) -> None:
+        self.resets += 1
+        if self.activation:
+            # A thread with a completion in flight, which reset has to wait for.
+            activation = self.activation
+            thread = Thread(target=self._finish, args=(activation,))
+            thread.start()
+            thread.join(timeout=5)
+            assert not thread.is_alive(), "reset holds a lock that interrupt() needs"
+        self.activation = None
+
+    def _finish(self, activation: Activation) -> None:
+        activation.interrupt(0)
+        activation.config_changed()
+
+    def close(self) -> None:
+        self.reset()
+        self.closed = True
+
+
+class Guest:
+    """What a driver does: finds the structures through capabilities, then uses them."""
+
+    def __init__(self) -> None:
+        self.platform = MockPlatform()
+        self.ports = Bus()
+        self.host = PciHost(self.platform.mmio)
+        self.ports.add(CONFIG_PORT, CONFIG_PORTS, self.host)
+        self.device = FakeDevice()
+        self.ram = Ram.flat(1 << 16)
+        self.function = VirtioPci(self.device, self.ram, self.platform)
+        self.number = self.host.add(self.function)
+        self.line = self.platform.lines[16 + self.number]
+        self.vectors = self.platform.vectors
+        self.drivers: list[MockDriver] = []
+        self.caps = self.capabilities()
+
+    # Configuration space
+
+    def config(self, register: int, size: int = 4) -> int:
+        self.ports.write(0xCF8, 4, 1 << 31 | self.number << 11 | register & 0xFC)
+        return self.ports.read(0xCFC + (register & 3), size)
+
+    def set_config(self, register: int, size: int, value: int) -> None:
+        self.ports.write(0xCF8, 4, 1 << 31 | self.number << 11 | register & 0xFC)
+        self.ports.write(0xCFC + (register & 3), size, value)
+
+    def capabilities(self) -> dict[int, tuple[int, int, int, int]]:
+        """Virtio structure type → (capability's place, BAR, offset, length); 0x1100 for MSI-X."""
+        found: dict[int, tuple[int, int, int, int]] = {}
+        at = self.config(0x34, 1)
+        while at:
+            if self.config(at, 1) == 0x09:
+                kind = self.config(at + 3, 1)
+                bar, offset, length = self.config(at + 4, 1), *map(self.config, (at + 8, at + 12))
+                found[kind] = (at, bar, offset, length)
+            else:
+                found[0x1100] = (at, 0, 0, 0)
+            at = self.config(at + 1, 1)
+        return found
+
+    def address(self, kind: int, offset: int = 0) -> int:
+        _, bar, start, _ = self.caps[kind]
+        return (self.config(0x10 + 4 * bar) & ~0xF) + start + offset
+
+    # Structures
+
+    def get(self, offset: int, size: int, kind: int = COMMON) -> int:
+        return self.platform.load(self.address(kind, offset), size)
+
+    def set(self, offset: int, size: int, value: int, kind: int = COMMON) -> None:
+        self.platform.store(self.address(kind, offset), size, value)
+
+    @property
+    def status(self) -> int:
+        return self.get(0x14, 1)
+
+    @status.setter
+    def status(self, value: int) -> None:
+        self.set(0x14, 1, value)
+
+    def accept(self, features: int) -> None:
+        for half in (0, 1):
+            self.set(0x08, 4, half)
+            self.set(0x0C, 4, features >> 32 * half & 0xFFFFFFFF)
+
+    def negotiate(self, features: int = VIRTIO_F_VERSION_1) -> None:
+        self.status = ACKNOWLEDGE
+        self.status = ACKNOWLEDGE | DRIVER
+        self.accept(features)
+        self.status = READY
+
+    def place(self, queue: int, desc: int, avail: int, used: int, size: int | None = None) -> None:
+        self.set(0x16, 2, queue)
+        if size is not None:
+            self.set(0x18, 2, size)
+        for offset, value in ((0x20, desc), (0x28, avail), (0x30, used)):
+            self.set(offset, 4, value & 0xFFFFFFFF)
+            self.set(offset + 4, 4, value >> 32)
+        self.set(0x1C, 2, 1)
+
+    def start(self, queues: int = 2) -> Activation:
+        self.negotiate()
+        for queue in range(queues):
+            driver = MockDriver(self.ram, size=8, base=0x1000 + 0x4000 * queue, heap=0x1000)
+            self.drivers.append(driver)
+            self.place(queue, driver.desc, driver.avail, driver.used, 8)
+        self.status = READY | DRIVER_OK
+        assert self.device.activation
+        return self.device.activation
+
+    def use_msix(self, masked: bool = False) -> None:
+        base = self.config(0x14) & ~0xF
+        for index in range(3):
+            self.platform.store(base + 16 * index, 4, 0xFEE00000)
+            self.platform.store(base + 16 * index + 8, 4, 0x40 + index)
+            self.platform.store(base + 16 * index + 12, 4, int(masked))
+        self.set_config(self.caps[0x1100][0] + 2, 2, 0x8000)
+
+    def kicked(self, queue: int) -> bool:
+        assert self.device.activation
+        try:
+            return os.eventfd_read(self.device.activation.kicks[queue]) > 0
+        except BlockingIOError:
+            return False
