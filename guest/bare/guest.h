@@ -14,8 +14,7 @@
 #define QUEUE_SIZE_MAX 1024
 
 /* start.S */
-extern volatile uint32_t irq_counts[VECTOR_INTX - VECTOR_IRQ_FIRST + 1];
-extern volatile uint32_t intx_status;
+extern volatile uint32_t irq_counts[COUNTER_INTX_EMPTY - VECTOR_IRQ_FIRST + 1];
 extern volatile uint64_t intx_isr;
 extern volatile uint32_t spawned_cpu;
 extern const char trampoline[], trampoline_end[];
@@ -87,6 +86,7 @@ struct queue {
 	uint16_t notified;            /* available index at the last decision to notify */
 	uint16_t seen;                /* next used index */
 	bool event_idx;
+	uint32_t irq_base;            /* *irq_count when interrupts were last asked for by a post */
 	uint16_t next[QUEUE_SIZE_MAX];
 	uint16_t length[QUEUE_SIZE_MAX]; /* descriptors of the chain with this head, 0 if idle */
 	uint32_t tag[QUEUE_SIZE_MAX];
@@ -127,7 +127,9 @@ void queue_start(struct queue *queue);
 bool queue_add(struct queue *queue, const struct chain *chain, const struct segment *segments);
 unsigned queue_publish(struct queue *queue, unsigned notify); /* notifications sent: 0 or 1 */
 bool queue_take(struct queue *queue, struct completion *completion);
+void queue_ask(struct queue *queue, unsigned mode);
 bool queue_wait(struct queue *queue, unsigned mode, unsigned wanted, uint64_t deadline);
+bool queue_interrupted(struct queue *queue, unsigned mode, uint64_t deadline);
 
 /* load.c */
 int load_run(const struct op_load *op, struct load_result *result);
@@ -138,7 +140,7 @@ void interpret(uint32_t cpu, const uint8_t *ops, size_t size);
 /* smp.c */
 int smp_spawn(const struct op_spawn *op, const uint8_t *ops);
 int smp_join(const struct op_join *op, uint64_t *state);
-int smp_ping_pong(const struct op_ping_pong *op, uint64_t *rounds);
+int smp_ping_pong(const struct op_ping_pong *op, struct ping_pong_result *result);
 __attribute__((noreturn)) void smp_other(uint32_t cpu);
 
 static inline struct results_header *results_of(uint32_t cpu)

@@ -196,6 +196,8 @@ HANDLER(post, op_post)
 		}
 		at = (const uint8_t *)(segments + chain->segments);
 	}
+	queue_ask(queue, op->wait);
+	queue->irq_base = *queue->irq_count;
 	out->notifications = queue_publish(queue, op->notify);
 	return error;
 }
@@ -217,25 +219,24 @@ HANDLER(wait, op_wait)
 	struct queue *queue = queue_at(op->slot, op->queue);
 	struct completion *completion = (struct completion *)PAYLOAD(out);
 	uint64_t deadline = deadline_after(op->timeout_us);
-	uint32_t interrupts;
+	bool fine = true;
 
-	UNUSED_HEADER;
 	if (!queue)
 		return ERROR_NO_DEVICE;
 	if (sizeof *out + (uint64_t)op->count * sizeof *completion > outcome->room)
 		return ERROR_NO_SPACE;
-	interrupts = *queue->irq_count;
-	while (out->completions < op->count) {
-		if (!queue_wait(queue, op->mode, 1, deadline))
-			break;
+	while (fine && out->completions < op->count) {
+		fine = queue_wait(queue, op->mode, 1, deadline);
 		while (out->completions < op->count && queue_take(queue, completion)) {
 			out->completions++;
 			completion++;
 		}
 	}
-	out->interrupts = *queue->irq_count - interrupts;
+	if (fine && header->flags & NEEDS_INTERRUPT)
+		fine = queue_interrupted(queue, op->mode, deadline);
+	out->interrupts = *queue->irq_count - queue->irq_base;
 	outcome->used = (uint8_t *)completion - outcome->at;
-	return out->completions == op->count ? ERROR_NONE : ERROR_TIMEOUT;
+	return fine ? ERROR_NONE : ERROR_TIMEOUT;
 }
 
 HANDLER(relocate, op_relocate)
@@ -291,9 +292,9 @@ HANDLER(join, op_join)
 
 HANDLER(ping_pong, op_ping_pong)
 {
-	RESULT(value_result);
+	RESULT(ping_pong_result);
 	UNUSED_HEADER;
-	return smp_ping_pong(op, &out->value);
+	return smp_ping_pong(op, out);
 }
 
 static const handler handlers[] = {

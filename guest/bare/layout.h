@@ -27,7 +27,8 @@
 #define VECTOR_GATE 3            /* INT3: the only gate that CPL3 may call */
 #define VECTOR_IRQ_FIRST 0x40    /* message-signalled interrupts use 0x40 to 0x5f */
 #define VECTOR_IRQ_END 0x60
-#define VECTOR_INTX 0x60         /* its handler reads the ISR register */
+#define VECTOR_INTX 0x60         /* its handler reads the ISR register … */
+#define COUNTER_INTX_EMPTY 0x61  /* … and counts here when that read 0: no vector */
 #define VECTOR_SPURIOUS 0xff
 
 /* Selectors as Linux has them: some software backends of KVM expect no others. */

@@ -3,8 +3,7 @@
 
 uint32_t tsc_khz = 2000000;
 
-volatile uint32_t irq_counts[VECTOR_INTX - VECTOR_IRQ_FIRST + 1];
-volatile uint32_t intx_status;
+volatile uint32_t irq_counts[COUNTER_INTX_EMPTY - VECTOR_IRQ_FIRST + 1];
 volatile uint64_t intx_isr;
 
 void *memcpy(void *to, const void *from, size_t length)

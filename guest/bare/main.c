@@ -98,7 +98,7 @@ __attribute__((noreturn)) void guest_main(uint32_t cpu, const struct start_info 
 		halt();
 	} else if (take_word(&line, "idle")) {
 		for (;;)
-			gate(GATE_IDLE, (uint64_t)&intx_status, 0);
+			gate(GATE_IDLE, (uint64_t)irq_counts, 0);
 	} else if (take_word(&line, "spin")) {
 		for (;;)
 			relax();

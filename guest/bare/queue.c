@@ -6,6 +6,7 @@ enum { DESC_NEXT = 1, DESC_INDIRECT = 4, NO_INTERRUPT = 1, NO_NOTIFY = 1 };
 void queue_start(struct queue *queue)
 {
 	queue->posted = queue->notified = queue->seen = 0;
+	queue->irq_base = *queue->irq_count;
 	queue->free_head = 0;
 	queue->free_count = queue->size;
 	for (unsigned i = 0; i < queue->size; i++) {
@@ -111,12 +112,11 @@ bool queue_take(struct queue *queue, struct completion *completion)
 	return true;
 }
 
-/* The next interrupt is wanted when wanted more elements are used, or never in poll mode. */
-static void ask(struct queue *queue, unsigned mode, unsigned wanted)
+/* The next used element shall interrupt, or in poll mode none. */
+void queue_ask(struct queue *queue, unsigned mode)
 {
 	if (queue->event_idx)
-		queue->available[2 + queue->size] =
-			queue->seen + (mode == WAIT_POLL ? 0x8000 : wanted - 1);
+		queue->available[2 + queue->size] = queue->seen + (mode == WAIT_POLL ? 0x8000 : 0);
 	else
 		queue->available[0] = mode == WAIT_POLL ? NO_INTERRUPT : 0;
 	full_fence();
@@ -126,7 +126,7 @@ bool queue_wait(struct queue *queue, unsigned mode, unsigned wanted, uint64_t de
 {
 	uint32_t count = *queue->irq_count;
 
-	ask(queue, mode, wanted);
+	queue_ask(queue, mode);
 	while ((uint16_t)(queue->used[1] - queue->seen) < wanted) {
 		if (tsc() > deadline)
 			return false;
@@ -135,6 +135,19 @@ bool queue_wait(struct queue *queue, unsigned mode, unsigned wanted, uint64_t de
 		while (mode == WAIT_SPIN && *queue->irq_count == count && tsc() < deadline)
 			relax();
 		count = *queue->irq_count;
+		relax();
+	}
+	return true;
+}
+
+/* Did an interrupt arrive since irq_base was taken, or does one until the deadline? */
+bool queue_interrupted(struct queue *queue, unsigned mode, uint64_t deadline)
+{
+	while (*queue->irq_count == queue->irq_base) {
+		if (tsc() > deadline)
+			return false;
+		if (mode == WAIT_IDLE)
+			gate(GATE_IDLE, (uint64_t)queue->irq_count, queue->irq_base);
 		relax();
 	}
 	return true;

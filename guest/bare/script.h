@@ -236,7 +236,7 @@ struct op_msix {
 /* Let the I/O APIC send this global interrupt, level-triggered, as VECTOR_INTX. */
 struct op_intx {
 	uint32_t slot;
-	uint32_t gsi;
+	uint32_t gsi;           /* 0: what the Interrupt Line register says */
 };
 
 enum notify_mode { NOTIFY_NEVER, NOTIFY_IF_WANTED, NOTIFY_ALWAYS };
@@ -247,7 +247,7 @@ struct op_post {
 	uint32_t slot;
 	uint16_t queue;
 	uint8_t notify;         /* enum notify_mode, once after the whole batch */
-	uint8_t reserved;
+	uint8_t wait;           /* enum wait_mode of the wait to come */
 	uint32_t chains;
 	uint32_t reserved2;
 };
@@ -281,6 +281,7 @@ enum wait_mode {
 	WAIT_SPIN,              /* ask for interrupts and spin until one arrives */
 	WAIT_IDLE,              /* ask for interrupts and halt */
 };
+enum wait_flag { NEEDS_INTERRUPT = 1 }; /* one must arrive since the post, too */
 
 /* Take count used elements: wait_result, then a completion each, in used-ring order. */
 struct op_wait {
@@ -294,7 +295,7 @@ struct op_wait {
 
 struct wait_result {
 	uint32_t completions;
-	uint32_t interrupts;    /* that arrived during the wait */
+	uint32_t interrupts;    /* that arrived since the last post */
 };
 
 struct completion {
@@ -317,7 +318,7 @@ struct op_sleep {
 	uint32_t reserved;
 };
 
-/* COUNTERS takes nothing and records a uint32_t per vector from VECTOR_IRQ_FIRST to VECTOR_INTX. */
+/* COUNTERS takes nothing and records uint32_t, from VECTOR_IRQ_FIRST to COUNTER_INTX_EMPTY. */
 
 /* A closed loop of equal requests, depth of them in flight. */
 struct op_load {
@@ -365,13 +366,18 @@ struct op_join {
 	uint32_t timeout_us;
 };
 
-/* Two vCPUs hand a word at address back and forth: value_result, rounds done. */
+/* Two vCPUs hand a word at address back and forth. */
 struct op_ping_pong {
 	uint64_t address;
 	uint32_t turn;          /* 0 begins, 1 answers */
 	uint32_t rounds;
 	uint32_t timeout_us;
 	uint32_t reserved;
+};
+
+struct ping_pong_result {
+	uint64_t rounds;        /* done */
+	uint64_t fastest;       /* round, in TSC ticks: short only if both run at once */
 };
 
 #endif

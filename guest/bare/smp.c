@@ -57,18 +57,22 @@ int smp_join(const struct op_join *op, uint64_t *state)
 }
 
 /* The word counts handovers: even, it is 0's turn, odd, 1's. */
-int smp_ping_pong(const struct op_ping_pong *op, uint64_t *rounds)
+int smp_ping_pong(const struct op_ping_pong *op, struct ping_pong_result *result)
 {
 	volatile uint64_t *word = (volatile uint64_t *)op->address;
-	uint64_t deadline = deadline_after(op->timeout_us);
+	uint64_t deadline = deadline_after(op->timeout_us), begin = tsc(), now;
 
-	for (*rounds = 0; *rounds < op->rounds; ++*rounds) {
-		while (*word != 2 * *rounds + op->turn)
+	result->fastest = ~0ull;
+	for (; result->rounds < op->rounds; result->rounds++, begin = now) {
+		while (*word != 2 * result->rounds + op->turn)
 			if (tsc() > deadline)
 				return ERROR_TIMEOUT;
 			else
 				relax();
 		*word = *word + 1;
+		now = tsc();
+		if (now - begin < result->fastest)
+			result->fastest = now - begin;
 	}
 	return ERROR_NONE;
 }

@@ -226,8 +226,10 @@ gate_ins8:
 
 intx:	mov intx_isr, %rax
 	movzbl (%rax), %eax		/* reading the ISR register lowers the line */
-	or %eax, intx_status
-	incl irq_counts + 4 * (VECTOR_INTX - VECTOR_IRQ_FIRST)
+	test %eax, %eax
+	setz %al
+	movzbl %al, %eax
+	incl irq_counts + 4 * (VECTOR_INTX - VECTOR_IRQ_FIRST)(, %rax, 4)
 	pop %rax
 end_of_interrupt:
 	addr32 movl $0, LAPIC_BASE + 0xb0

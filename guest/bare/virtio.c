@@ -265,7 +265,7 @@ int virtio_intx(const struct op_intx *op)
 	device->intx = true;
 	command = pci_read(device->at.bdf, 4, 2);
 	pci_write(device->at.bdf, 4, 2, command & ~COMMAND_INTX_DISABLE);
-	ioapic_route(op->gsi, VECTOR_INTX);
+	ioapic_route(op->gsi ? op->gsi : device->at.interrupt_line, VECTOR_INTX);
 	return ERROR_NONE;
 }
 

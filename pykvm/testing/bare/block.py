@@ -177,22 +177,22 @@ class BlockDriver:
         queues: int = 1,
         size: int = 128,
         msix: bool = False,
-        intx: int | None = None,
+        intx: bool = False,
         apic_id: int = 0,
     ) -> Step[int]:
         """Bring the device up to DRIVER_OK; gives the device status then.
 
         ``size`` is each queue's. With ``msix``, queue i interrupts with CPU
         vector 0x41 + 5 * slot + i of ``apic_id`` and the configuration with the one
-        before; ``intx`` is the I/O APIC input to receive INTx on instead.
+        before; ``intx`` receives INTx instead.
         Starting again uses new rings.
         """
         script, slot = self.script, self.slot
         self.initialised = script.initialise(features, slot)
         if msix:
             script.msix(queues + 1, 0x40 + 5 * slot, apic_id, slot)
-        if intx is not None:
-            script.intx(intx, slot)
+        if intx:
+            script.intx(slot=slot)
         self.rings = [script.arena.ring(size) for _ in range(queues)]
         self.queues = [
             script.queue(ring, i, size, i + 1 if msix else NO_VECTOR, slot)

@@ -1,7 +1,8 @@
 """Runs the bare guest on pykvm's own machine."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.platform.outcome import Outcome
@@ -12,12 +13,17 @@ from pykvm.testing.bare.script import Script
 
 
 @dataclass(frozen=True, slots=True)
-class ScriptRun:
-    """How a script's run ended, what it left in RAM, and what it printed on COM1."""
+class BareRun:
+    """How a run of the bare guest ended, and what it left.
+
+    ``console`` is what it printed on COM1, ``exits`` the vCPUs' exits to
+    Python by cause.
+    """
 
     outcome: Outcome
     results: Results
     console: bytes
+    exits: Counter[str]
 
 
 def run_script(
@@ -27,25 +33,32 @@ def run_script(
     memory: int = MEMORY_NEEDED,
     cpus: int = 1,
     timeout: float = 10.0,
-) -> ScriptRun:
+) -> BareRun:
     """Boot the bare guest with ``script`` and run it to its end, or until ``timeout`` seconds."""
-    config = MachineConfig(
-        kernel=build_bare_guest(),
-        initrd=script.encode(),
-        append="script",
-        memory=memory,
-        cpus=cpus,
-        disks=list(disks),
-    )
-    with Machine(config) as machine:
-        outcome = machine.run(timeout=timeout)
-        results = Results(machine.ram.read)
-        return ScriptRun(outcome, results, bytes(machine.console_output))
+    config = _config("script", memory)
+    config = replace(config, initrd=script.encode(), cpus=cpus, disks=list(disks))
+    return _run(config, timeout)
 
 
-def run_mode(words: str, *, memory: int = MEMORY_NEEDED, timeout: float = 10.0) -> ScriptRun:
-    """Boot the bare guest in one of its simple modes, such as ``"hello 3"``."""
-    config = MachineConfig(kernel=build_bare_guest(), append=words, memory=memory)
+def run_mode(words: str, *, memory: int = MEMORY_NEEDED, timeout: float = 10.0) -> BareRun:
+    """Boot the bare guest in one of its simple modes, such as ``"hello 3"``.
+
+    ``hello N``, ``exit N``, ``echo`` (COM1, until Ctrl-D), ``halt``, ``idle``,
+    ``spin``, ``triple``, ``fault``, ``reset``, ``panic``.
+    """
+    return _run(_config(words, memory), timeout)
+
+
+def _config(words: str, memory: int) -> MachineConfig:
+    return MachineConfig(kernel=build_bare_guest(), append=words, memory=memory)
+
+
+def _run(config: MachineConfig, timeout: float) -> BareRun:
     with Machine(config) as machine:
         outcome = machine.run(timeout=timeout)
-        return ScriptRun(outcome, Results(machine.ram.read), bytes(machine.console_output))
+        return BareRun(
+            outcome,
+            Results(machine.ram.read),
+            bytes(machine.console_output),
+            Counter(machine.statistics()["exits"]),
+        )

@@ -225,8 +225,11 @@ class Script:
             OpCode.MSIX, layout.OP_MSIX.pack(slot, count, first, apic_id), results.value
         )
 
-    def intx(self, gsi: int, slot: int = 0) -> Step[None]:
-        """Receive the device's INTx through I/O APIC input ``gsi``. One device at a time."""
+    def intx(self, gsi: int = 0, slot: int = 0) -> Step[None]:
+        """Receive the device's INTx through I/O APIC input ``gsi``. One device at a time.
+
+        0 is the input that the function's Interrupt Line register names.
+        """
         return self._add(OpCode.INTX, layout.OP_INTX.pack(slot, gsi), results.nothing)
 
     def post(
