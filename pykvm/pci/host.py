@@ -64,6 +64,7 @@ class PciHost:
         self._reset_byte = 0
         self._next_address = ASSIGN_START
         self._decoded: dict[int, tuple[int, Bar]] = {}
+        self._told: dict[int, int] = {}
 
     # -- building ----------------------------------------------------------
 
@@ -146,7 +147,6 @@ class PciHost:
 
     def _place(self) -> None:
         wanted = self._wanted()
-        moved: list[PciFunction] = []
         for address, (_, bar) in list(self._decoded.items()):
             if wanted.get(address, (0, None))[1] is not bar:
                 self._mmio.remove(address)
@@ -160,15 +160,21 @@ class PciHost:
                 continue
             self._decoded[address] = (number, bar)
         where = {id(bar): address for address, (_, bar) in self._decoded.items()}
+        # Everybody leaves before anybody arrives: a doorbell can be bound only once.
+        self._tell({key: at for key, at in where.items() if self._told.get(key) == at})
+        self._tell(where)
+
+    def _tell(self, where: dict[int, int]) -> None:
+        """Give each BAR its address in ``where`` (by identity), and say so to the functions."""
+        self._told = where
         for function in self.functions.values():
+            changed = False
             for bar in function.bars:
-                address_now = where.get(id(bar))
-                if bar.address != address_now:
-                    bar.address = address_now
-                    if function not in moved:
-                        moved.append(function)
-        for function in moved:
-            function.placed()
+                address = where.get(id(bar))
+                changed |= bar.address != address
+                bar.address = address
+            if changed:
+                function.placed()
 
     def _wanted(self) -> dict[int, tuple[int, Bar]]:
         wanted: dict[int, tuple[int, Bar]] = {}

@@ -283,7 +283,7 @@ def test_a_broken_ring_sets_needs_reset(guest: Guest) -> None:
 def test_intx_rises_with_the_isr_and_falls_with_its_reading(guest: Guest) -> None:
     activation = guest.start()
     activation.interrupt(1)
-    assert guest.line.level
+    assert guest.line.edges == 1
     assert guest.config(6, 2) & 8
     activation.config_changed()
     assert guest.get(0, 1, ISR) == 3
@@ -377,6 +377,20 @@ def test_doorbells_follow_the_bar(guest: Guest) -> None:
     assert not guest.platform.doorbells
     guest.set_config(0x10, 4, 0x1000)  # over RAM
     assert not guest.platform.doorbells
+
+
+def test_two_functions_that_fight_for_a_place_never_share_a_doorbell(guest: Guest) -> None:
+    other = Guest(guest.host, guest.platform)
+    guest.start()
+    other.start()
+    home = guest.config(0x10)
+    theirs = other.config(0x10)
+    guest.set_config(0x10, 4, theirs)  # the lower device number wins
+    assert {at for at, _ in guest.platform.doorbells} == {theirs + 0x3000, theirs + 0x3004}
+    assert guest.platform.doorbells[theirs + 0x3000, 0] == guest.kick(0)
+    guest.set_config(0x10, 4, home)
+    assert len(guest.platform.doorbells) == 4
+    assert guest.platform.doorbells[theirs + 0x3000, 0] == other.kick(0)
 
 
 def test_a_notification_that_exits_still_arrives(guest: Guest) -> None:

@@ -70,10 +70,11 @@ class FakeDevice:
 class Guest:
     """What a driver does: finds the structures through capabilities, then uses them."""
 
-    def __init__(self) -> None:
-        self.platform = MockPlatform()
+    def __init__(self, host: PciHost | None = None, platform: MockPlatform | None = None) -> None:
+        """A PC with one function; given ``host`` and its ``platform``, one more function."""
+        self.platform = platform or MockPlatform()
         self.ports = Bus()
-        self.host = PciHost(self.platform.mmio)
+        self.host = host or PciHost(self.platform.mmio)
         self.ports.add(CONFIG_PORT, CONFIG_PORTS, self.host)
         self.device = FakeDevice()
         self.ram = Ram.flat(1 << 16)
@@ -166,9 +167,12 @@ class Guest:
             self.platform.store(base + 16 * index + 12, 4, int(masked))
         self.set_config(self.caps[0x1100][0] + 2, 2, 0x8000)
 
-    def kicked(self, queue: int) -> bool:
+    def kick(self, queue: int) -> int:
         assert self.device.activation
+        return self.device.activation.kicks[queue]
+
+    def kicked(self, queue: int) -> bool:
         try:
-            return os.eventfd_read(self.device.activation.kicks[queue]) > 0
+            return os.eventfd_read(self.kick(queue)) > 0
         except BlockingIOError:
             return False
