@@ -105,5 +105,5 @@ class VirtioDevice(Protocol):
         ...
 
     def close(self) -> None:
-        """Reset, then release files and threads. The device is not used again."""
+        """Reset, then release files and threads. Not used again; closing twice is harmless."""
         ...
