@@ -321,6 +321,33 @@ def test_kicks_without_requests_do_nothing(disk: Disk) -> None:
     assert disk.stats()["rd_operations"] == 1
 
 
+@pytest.mark.parametrize("ring", [0, VIRTIO_F_EVENT_IDX])
+def test_what_arrives_during_a_drain_is_served_without_a_kick(
+    make: Callable[..., Disk], ring: int
+) -> None:
+    """The driver was told not to notify, so the device must look again before it sleeps."""
+    heads: list[int] = []
+    notify_wanted: list[bool] = []
+
+    class Busy(SyncEngine):
+        def submit(self, operations: Sequence[Operation]) -> None:
+            super().submit(operations)
+            if len(heads) < 5:
+                heads.append(disk.send(IN, len(heads), size=512))
+                notify_wanted.append(disk.transport.drivers[0].publish())
+
+    disk = make(engine=Busy, start=False, features=ring | VIRTIO_F_VERSION_1)
+    heads.append(disk.send(IN, 0, size=512))
+    disk.transport.drivers[0].publish()
+    disk.transport.start()
+    deadline = time.monotonic() + 5
+    while disk.stats().get("rd_operations", 0) < 5:
+        assert time.monotonic() < deadline, "a request was left lying"
+        time.sleep(0.001)
+    assert notify_wanted == [False] * 4
+    assert all(disk.wait(head)[0] == OK for head in heads)
+
+
 def test_an_idle_device_uses_no_cpu(disk: Disk) -> None:
     assert disk.do(IN, 0, size=512)[0] == OK
     before = time.process_time()

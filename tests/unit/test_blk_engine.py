@@ -97,25 +97,28 @@ def test_more_segments_than_one_call_takes(image: Image, path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["preadv", "pwritev"])
-@pytest.mark.parametrize("most", [1, 100, 511, 512, 700])
+@pytest.mark.parametrize("most", [1, 100, 400, 511, 512, 700, 1100])
 def test_short_transfers_go_on(
     image: Image, path: Path, monkeypatch: pytest.MonkeyPatch, name: str, most: int
 ) -> None:
     whole = getattr(os, name)
 
     def short(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-        with buffers[0][:most] as part:
-            return int(whole(fd, [part], offset))
+        parts, left = [], most
+        for view in buffers:
+            parts.append(view[:left])
+            left -= len(parts[-1])
+        return int(whole(fd, parts, offset))
 
     monkeypatch.setattr(os, name, short)
     ram = Ram.flat(8192)
     ram.bytes[0:2048] = os.urandom(2048)
     kind = VIRTIO_BLK_T_IN if name == "preadv" else VIRTIO_BLK_T_OUT
-    segments = [(1024, 1024), (0, 512)]
+    segments = [(0, 512), (1024, 1024)]
     assert run(image, ram, operation(kind, 512, segments)) == [0]
     assert run(image, ram, operation(kind, 4096, [(2048, 1024)])) == [0]
     file = path.read_bytes()
-    assert bytes(ram.bytes[1024:2048]) + bytes(ram.bytes[0:512]) == file[512:2048]
+    assert bytes(ram.bytes[0:512]) + bytes(ram.bytes[1024:2048]) == file[512:2048]
     assert bytes(ram.bytes[2048:3072]) == file[4096:5120]
 
 

@@ -128,6 +128,7 @@ def test_any_framing_gives_the_same_request(data: st.DataObject) -> None:
     assert (request.type, request.sector, request.length) == (kind, 42, 512 * sectors)
     expected = payload if kind == VIRTIO_BLK_T_OUT else b"\xaa" * len(payload)
     assert bench.data(request) == expected
+    assert all(request.lengths[i] > 0 for i in range(request.first, request.last))
     assert bench.status_is_last_byte(request.head, request)
     if not accepted:
         assert (request.status, request.used_length) == (VIRTIO_BLK_S_OK, 1)
