@@ -173,13 +173,18 @@ class ConsoleWatch:
 
     def _search(self) -> None:
         line = self._line
-        found = line.find(PANIC_TEXT)
-        if found >= 0:
+        while (found := line.find(PANIC_TEXT)) >= 0:
+            self._look_for_reboot(found)
             # The last line of a panic's report repeats the first one.
-            self._in_panic = not line.endswith(PANIC_END, 0, found)
-            del line[: found if self._in_panic else found + len(PANIC_TEXT)]
-            return
-        if self._panic and REBOOT_TEXT in line:
-            self._panic = b""
+            if not line.endswith(PANIC_END, 0, found):
+                self._in_panic = True
+                del line[:found]
+                return
+            del line[: found + len(PANIC_TEXT)]
+        self._look_for_reboot(len(line))
         # What may still become one of the texts has to stay.
         del line[: -len(PANIC_END + PANIC_TEXT)]
+
+    def _look_for_reboot(self, end: int) -> None:
+        if self._line.find(REBOOT_TEXT, 0, end) >= 0:
+            self._panic = b""

@@ -1,0 +1,275 @@
+"""The agent's protocol: the codec, and the host's side of the conversation."""
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pykvm.errors import UsageError
+from pykvm.platform.agent import (
+    MAX_COMMAND,
+    MAX_PAYLOAD,
+    AgentClient,
+    AgentState,
+    Frame,
+    FrameDecoder,
+    Kind,
+    ProtocolError,
+    encode,
+    encode_all,
+)
+
+HELLO = encode(Kind.HELLO, b"\x01\x00")
+
+
+class Session:
+    """A client between a line that can be full and a recorder of events."""
+
+    def __init__(self):
+        self.line = bytearray()
+        self.events = []
+        self.has_room = True
+        self.rooms = 0
+        self.client = AgentClient(self._send, self)
+        self.client.on_room = self._on_room
+
+    def _send(self, data):
+        self.line += data
+        return self.has_room
+
+    def _on_room(self):
+        self.rooms += 1
+
+    def sent(self):
+        """What the guest got since the last call, as frames."""
+        frames = FrameDecoder().feed(bytes(self.line))
+        self.line.clear()
+        return frames
+
+    def get(self, kind, payload=b""):
+        self.client.received(encode(kind, payload))
+
+    def ready(self):
+        self.events.append("ready")
+
+    def stdout(self, data):
+        self.events.append(("stdout", data))
+
+    def stderr(self, data):
+        self.events.append(("stderr", data))
+
+    def exited(self, status):
+        self.events.append(("exited", status))
+
+    def failed(self, reason):
+        self.events.append(("failed", reason))
+
+
+@pytest.fixture
+def session():
+    return Session()
+
+
+@pytest.fixture
+def running(session):
+    session.client.execute(b"true")
+    session.client.received(HELLO)
+    session.sent()
+    session.events.clear()
+    session.rooms = 0
+    return session
+
+
+def test_frame_layout():
+    assert encode(Kind.STDOUT, b"abc") == b"\x02\x00\x03\x00abc"
+    assert encode(Kind.STDIN_EOF) == b"\x84\x00\x00\x00"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=50)), max_size=10),
+    st.integers(1, 30),
+)
+def test_frames_survive_any_cuts(items, step):
+    data = b"".join(encode(kind, payload) for kind, payload in items)
+    decoder = FrameDecoder()
+    frames = []
+    for start in range(0, len(data), step):
+        frames += decoder.feed(data[start : start + step])
+    assert frames == [Frame(kind, payload) for kind, payload in items]
+
+
+@pytest.mark.parametrize("header", [b"\x02\x01\x00\x00", b"\x02\x00\x01\x10", b"\x02\x00\xff\xff"])
+def test_a_bad_header_is_the_end(header):
+    decoder = FrameDecoder()
+    frames = decoder.feed(HELLO + header + HELLO)
+    assert frames[0] == Frame(Kind.HELLO, b"\x01\x00")
+    assert isinstance(frames[1], ProtocolError)
+    assert len(frames) == 2
+    assert decoder.feed(HELLO) == []
+
+
+def test_the_largest_frame_passes():
+    assert FrameDecoder().feed(encode(Kind.STDOUT, bytes(MAX_PAYLOAD))) == [
+        Frame(Kind.STDOUT, bytes(MAX_PAYLOAD))
+    ]
+
+
+@given(st.binary(max_size=3 * MAX_PAYLOAD))
+def test_long_data_is_split(data):
+    frames = FrameDecoder().feed(encode_all(Kind.EXEC_PART, data, last=Kind.EXEC))
+    assert b"".join(frame.payload for frame in frames) == data
+    assert [frame.kind for frame in frames] == [Kind.EXEC_PART] * (len(frames) - 1) + [Kind.EXEC]
+
+
+def test_a_command_from_hello_to_exit(session):
+    session.client.execute(b"echo hi")
+    assert session.sent() == []
+    assert session.client.state is AgentState.WAITING
+    session.client.received(HELLO)
+    assert session.sent() == [Frame(Kind.EXEC, b"echo hi")]
+    session.get(Kind.STDOUT, b"\x00\xffhi\n")
+    session.get(Kind.STDERR, b"oops")
+    session.get(Kind.EXIT, struct.pack("<i", 3))
+    assert session.events == [
+        "ready",
+        ("stdout", b"\x00\xffhi\n"),
+        ("stderr", b"oops"),
+        ("exited", 3),
+    ]
+
+
+def test_the_command_may_come_after_hello(session):
+    session.client.received(HELLO)
+    assert session.client.state is AgentState.READY
+    assert session.sent() == []
+    session.client.execute(b"true")
+    assert session.sent() == [Frame(Kind.EXEC, b"true")]
+
+
+def test_a_long_command_goes_in_parts(session):
+    command = b"echo " + b"x" * 10_000
+    session.client.received(HELLO)
+    session.client.execute(command)
+    frames = session.sent()
+    assert [frame.kind for frame in frames] == [Kind.EXEC_PART, Kind.EXEC_PART, Kind.EXEC]
+    assert b"".join(frame.payload for frame in frames) == command
+
+
+@pytest.mark.parametrize("command", [b"x" * (MAX_COMMAND + 1), b"a\0b"])
+def test_an_impossible_command_is_a_usage_error(session, command):
+    with pytest.raises(UsageError):
+        session.client.execute(command)
+
+
+def test_input_before_the_command_waits_behind_it(session):
+    assert not session.client.stdin(b"early")
+    session.client.stdin_eof()
+    session.client.execute(b"cat")
+    session.client.received(HELLO)
+    assert session.sent() == [
+        Frame(Kind.EXEC, b"cat"),
+        Frame(Kind.STDIN, b"early"),
+        Frame(Kind.STDIN_EOF, b""),
+    ]
+    assert session.rooms == 1
+    assert session.client.stdin(b"late")
+
+
+def test_a_full_line_stops_the_input(running):
+    running.has_room = False
+    assert not running.client.stdin(b"x" * 5000)
+    assert [len(frame.payload) for frame in running.sent()] == [MAX_PAYLOAD, 904]
+    assert running.rooms == 0
+    running.client.room()
+    assert running.rooms == 1
+
+
+def test_a_line_that_is_full_at_the_start_does_not_ask_for_input(session):
+    session.has_room = False
+    session.client.execute(b"cat")
+    session.client.received(HELLO)
+    assert session.rooms == 0
+
+
+def test_no_input_is_no_frame(running):
+    assert running.client.stdin(b"")
+    assert running.sent() == []
+
+
+def test_signals_reach_a_running_command_only(session):
+    session.client.signal(2)
+    session.client.power_off(0)
+    assert session.sent() == []
+    session.client.execute(b"sleep 9")
+    session.client.received(HELLO)
+    session.sent()
+    session.client.signal(2)
+    session.get(Kind.EXIT, struct.pack("<i", 130))
+    session.client.signal(2)
+    session.client.power_off(7)
+    assert session.sent() == [Frame(Kind.SIGNAL, b"\x02"), Frame(Kind.POWEROFF, b"\x07")]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        HELLO,
+        encode(Kind.EXIT, b"\0\0"),
+        encode(Kind.STDIN, b"x"),
+        encode(0x7F),
+        b"\x02\x01\x00\x00",
+    ],
+)
+def test_a_frame_out_of_place_ends_the_conversation(running, wrong):
+    running.client.received(wrong)
+    assert [event[0] for event in running.events] == ["failed"]
+    running.get(Kind.STDOUT, b"more")
+    running.get(Kind.EXIT, bytes(4))
+    assert len(running.events) == 1
+
+
+@pytest.mark.parametrize("wrong", [encode(Kind.STDOUT, b"x"), encode(Kind.EXIT, bytes(4))])
+def test_nothing_may_come_before_hello(session, wrong):
+    session.client.received(wrong)
+    assert [event[0] for event in session.events] == ["failed"]
+
+
+def test_another_version_is_refused(session):
+    session.client.execute(b"true")
+    session.client.received(encode(Kind.HELLO, b"\x02\x00"))
+    assert session.events == [("failed", "it speaks version 2, not 1")]
+    assert session.sent() == []
+
+
+def test_an_error_of_the_agent_is_passed_on(running):
+    running.get(Kind.ERROR, "nö\udc80".encode("utf-8", "surrogateescape"))
+    assert running.events == [("failed", "nö\ufffd")]
+
+
+def test_an_event_may_use_the_client(session):
+    session.ready = lambda: session.client.execute(b"ls")
+    session.client.received(HELLO)
+    assert session.sent() == [Frame(Kind.EXEC, b"ls")]
+
+
+guest_bytes = st.lists(
+    st.one_of(
+        st.binary(max_size=12),
+        st.builds(encode, st.sampled_from(list(Kind)), st.binary(max_size=5)),
+        st.just(HELLO),
+    ),
+    max_size=12,
+)
+
+
+@given(guest_bytes, st.booleans())
+def test_a_hostile_guest_never_raises_and_ends_once(pieces, execute):
+    session = Session()
+    if execute:
+        session.client.execute(b"true")
+    for piece in pieces:
+        session.client.received(piece)
+    ends = [event for event in session.events if event[0] in ("exited", "failed")]
+    assert len(ends) <= 1
+    assert not ends or session.events[-1] == ends[0]
