@@ -371,6 +371,14 @@ def test_loopback_bytes_are_the_guests_and_are_dropped_by_a_reset(line):
     assert not line.sent
 
 
+def test_nothing_comes_in_from_outside_during_loopback(line):
+    line.put(MCR, MCR_LOOP | MCR_RTS)
+    line.uart.feed(b"x")
+    assert not line.get(LSR) & LSR_DR
+    line.put(MCR, MCR_RTS)
+    assert line.get(LSR) & LSR_DR
+
+
 def test_interrupt_priorities(line):
     line.put(IIR_FCR, FCR_ENABLE | 0x40)  # trigger level 4
     line.put(MCR, MCR_LOOP)

@@ -216,11 +216,27 @@ def test_stop_with_no_shell_to_continue_goes_on_raw():
         assert session.expect("typed") == "6b"
 
 
-def test_a_job_in_the_background_leaves_the_terminal_alone_until_it_comes_forward():
+def test_a_terminal_that_the_shell_changed_meanwhile_is_raw_again_after_continue():
+    with Session("foreground") as session:
+        job = int(session.expect("pid"))
+        session.expect("ready")
+        os.kill(job, signal.SIGSTOP)
+        session.shell(b"w")
+        session.expect("stopped")
+        termios.tcsetattr(session.slave, termios.TCSANOW, session.before)
+        session.shell(b"f")
+        session.expect("foreground")
+        session.shell(b"c")
+        session.expect("continued")
+        wait_until(lambda: session.raw)
+
+
+@pytest.mark.parametrize("typed", [b"", b"for the shell\n"])
+def test_a_job_in_the_background_leaves_the_terminal_alone_until_it_comes_forward(typed):
     with Session("background") as session:
         job = int(session.expect("pid"))
         session.expect("ready")
-        session.type(b"for the shell\n")
+        session.type(typed)
         time.sleep(0.1)
         assert session.restored
         session.shell(b"f")
