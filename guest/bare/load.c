@@ -80,6 +80,7 @@ int load_run(const struct op_load *op, struct load_result *result)
 	while (posted < op->depth && posted < op->total)
 		if (!post(&load, posted++))
 			return ERROR_NO_DESCRIPTORS;
+	queue_ask(load.queue, op->wait);
 	result->notifications = queue_publish(load.queue, op->notify);
 	while (result->completed < op->total) {
 		unsigned again = 0;
@@ -93,6 +94,7 @@ int load_run(const struct op_load *op, struct load_result *result)
 			if (posted < op->total && ++posted && ++again && !post(&load, done.tag))
 				return ERROR_NO_DESCRIPTORS;
 		}
+		queue_ask(load.queue, op->wait);
 		if (again)
 			result->notifications += queue_publish(load.queue, op->notify);
 	}

@@ -2,8 +2,9 @@
 
 import pytest
 
+from pykvm.machine import Machine, MachineConfig
 from pykvm.platform.outcome import OutcomeKind
-from pykvm.testing.bare import Script
+from pykvm.testing.bare import Script, build_bare_guest
 from pykvm.testing.bare.run import run_mode, run_script
 
 pytestmark = pytest.mark.kvm
@@ -56,3 +57,14 @@ def test_a_script_can_print_and_leave():
     run = run_script(script)
     assert run.console == b"byte by byte, and as one string\n"
     assert run.outcome.status == 42
+
+
+def test_what_is_typed_comes_back():
+    config = MachineConfig(kernel=build_bare_guest(), append="echo", memory=16 << 20)
+    text = b"typed\n" * 20
+    with Machine(config) as machine:
+        machine.start()
+        assert machine.board.console.feed(text + b"\x04")
+        outcome = machine.wait(timeout=10)
+        assert outcome.status == 0
+        assert machine.console_output == text
