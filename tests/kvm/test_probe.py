@@ -1,0 +1,102 @@
+"""The probe: on this host, and on hosts that it is told about."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pykvm.kvm.errors import KvmError
+from pykvm.kvm.exits import Exit, InternalError, IoExit, Shutdown
+from pykvm.kvm.probe import HostTraits, _code, _steps, probe
+from pykvm.kvm.system import Kvm
+
+OUT: Any = IoExit(True, 0x80, 1, 1, b"\0", None, 0)  # type: ignore[arg-type]
+REFUSED = InternalError(1, b"\x9b\xe6\x80", ())
+POPCNT = 1 << 23
+
+
+@pytest.mark.kvm
+def test_probe_agrees_with_what_the_processor_offers():
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    with Kvm.open() as kvm:
+        traits = probe(kvm)
+        again = probe(kvm)
+    # Without either, what stands behind /dev/kvm can only be software.
+    hardware = "vmx" in flags or "svm" in flags
+    assert traits.needs_assists is not hardware
+    assert traits.slow_cpl0 is not hardware
+    assert (again.reasons, again.slow_cpl0) == (traits.reasons, traits.slow_cpl0)
+
+
+@pytest.mark.kvm
+def test_a_probe_that_hangs_is_ended():
+    with Kvm.open() as kvm, pytest.raises(KvmError, match="without end"):
+        probe(kvm, timeout=0)
+
+
+def play(exits: list[Exit], *, ecx: int = 0, cs: int = 0x08) -> HostTraits:
+    """What the probe concludes from ``exits`` of a vCPU that shows ``ecx`` and ``cs``."""
+    changes: list[int] = []
+    vcpu: Any = SimpleNamespace(
+        regs=SimpleNamespace(rcx=ecx, rip=0x1000),
+        sregs=SimpleNamespace(cs=SimpleNamespace(selector=cs)),
+        changed=changes.append,
+    )
+    steps = _steps(vcpu)
+    next(steps)
+    for reason in exits[:-1]:
+        steps.send(reason)
+    with pytest.raises(StopIteration) as end:
+        steps.send(exits[-1])
+    traits: HostTraits = end.value.value
+    assert bool(changes) is not traits.instructions_complete
+    return traits
+
+
+USUAL = [OUT] * 10
+
+
+def test_an_ordinary_host_needs_nothing():
+    traits = play(USUAL)
+    assert traits.reasons == []
+    assert not traits.needs_assists
+    assert traits.syscall_works
+    assert traits.cpuid_masked
+    assert traits.instructions_complete
+
+
+@pytest.mark.parametrize(
+    ("exits", "shown", "trait"),
+    [
+        (USUAL, {"cs": 0x23}, "syscall_works"),
+        ([*USUAL[:-1], Shutdown()], {}, "syscall_works"),
+        (USUAL, {"ecx": POPCNT}, "cpuid_masked"),
+        ([*USUAL[:8], REFUSED, *USUAL[8:]], {}, "instructions_complete"),
+    ],
+)
+def test_each_oddity_is_seen(exits, shown, trait):
+    traits = play(exits, **shown)
+    assert not getattr(traits, trait)
+    assert traits.needs_assists
+    assert len(traits.reasons) == 1
+
+
+def test_kvm_that_cannot_run_kernel_code_is_an_error():
+    steps = _steps(SimpleNamespace())  # type: ignore[arg-type]
+    next(steps)
+    with pytest.raises(KvmError, match="simplest kernel code"):
+        steps.send(Shutdown())
+
+
+def test_speed_alone_calls_for_no_assists():
+    traits = HostTraits(cpl0_mips=4.0)
+    assert traits.slow_cpl0
+    assert not traits.needs_assists
+    assert not HostTraits(cpl0_mips=300.0).slow_cpl0
+
+
+def test_the_guest_brings_every_step_to_us():
+    code, syscall = _code()
+    assert code.count(b"\xe6\x80") == len(USUAL)
+    assert code[syscall : syscall + 2] == b"\x0f\x05"
