@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import IO
 
 from pykvm.cli.main import Parser
 from pykvm.cli.output import ConsoleRecorder, report_failure, run_report
+from pykvm.cli.say import STDOUT, put, say
 from pykvm.cli.session import CommandSession, ConsoleSession
 from pykvm.cli.values import parse_count, parse_disk, parse_seconds, parse_size
 from pykvm.errors import UsageError
@@ -79,15 +79,17 @@ def run_boot(arguments: Sequence[str]) -> int:
             session = CommandSession(stack, options.command, json=options.json)
             recorder = ConsoleRecorder(log, None)
         machine = stack.enter_context(Machine(config, console=recorder, timings=timings))
+        for notice in machine.notices:
+            say(notice)
         stack.enter_context(_ended_by_signals(machine.finish))
         outcome = session.run(machine, timeout)
         if stats:
             stats.write(json.dumps(machine.statistics(), indent=2).encode() + b"\n")
     report_failure(outcome, recorder, console_shown=options.command is None)
     if options.timings:
-        print(timings.table(), file=sys.stderr)
+        say(timings.table())
     if options.json:
-        print(json.dumps(run_report(machine, outcome, session.output)))
+        put(STDOUT, json.dumps(run_report(machine, outcome, session.output)) + "\n")
     return outcome.status
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pykvm import __version__
+from pykvm.cli.say import say
 from pykvm.errors import PykvmError, UsageError
 
 INTERNAL_ERROR = 125
@@ -51,17 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PykvmError as error:
         if debug:
             raise
-        print(f"pykvm: {error}", file=sys.stderr)
+        say(str(error))
         return error.exit_status
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
         if debug:
             raise
-        print(
-            f"pykvm: internal error: {type(error).__name__}: {error}; "
-            "this is a bug in pykvm: run 'pykvm --debug …' for the traceback and report it",
-            file=sys.stderr,
+        say(
+            f"internal error: {type(error).__name__}: {error}; "
+            "this is a bug in pykvm: run 'pykvm --debug …' for the traceback and report it"
         )
         return INTERNAL_ERROR
 

@@ -1,10 +1,10 @@
 """What a run leaves behind for people: the console's log and tail, the failure, the JSON report."""
 
 import base64
-import sys
 from collections.abc import Callable
 from typing import IO, Any
 
+from pykvm.cli.say import say
 from pykvm.machine.machine import Machine
 from pykvm.platform.outcome import Outcome, OutcomeKind
 
@@ -41,10 +41,10 @@ def report_failure(outcome: Outcome, recorder: ConsoleRecorder, *, console_shown
     """Say on standard error why a run ended, unless it ended as runs should."""
     if outcome.kind in _QUIET:
         return
-    print(f"pykvm: {outcome.reason}", file=sys.stderr)
+    say(outcome.reason)
     tail = recorder.tail()
     if not console_shown and tail and outcome.kind is not OutcomeKind.SIGNALLED:
-        print(f"pykvm: the guest's console ended with:\n{tail}", file=sys.stderr)
+        say(f"the guest's console ended with:\n{tail}")
 
 
 def json_text(data: bytes) -> dict[str, str]:

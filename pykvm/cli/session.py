@@ -7,13 +7,14 @@ from contextlib import ExitStack
 from typing import Protocol
 
 from pykvm.cli.keys import HELP, Key
+from pykvm.cli.say import STDERR, STDOUT
 from pykvm.cli.streams import InputPump, OutputWriter, ScriptInput, output_failure
 from pykvm.cli.terminal import RawTerminal
 from pykvm.machine.machine import Machine
 from pykvm.platform.agent import AgentClient
 from pykvm.platform.outcome import Outcome
 
-STDIN, STDOUT, STDERR = 0, 1, 2
+STDIN = 0
 POWER_OFF_SECONDS = 10.0
 """How long the guest may take to unmount its filesystems once the command has ended."""
 
@@ -57,10 +58,9 @@ class ConsoleSession:
                 script = ScriptInput(console.feed)
                 pump = InputPump(STDIN, script.feed, script.end)
             console.on_room = pump.wake
+            machine.on_end = self._writer.release
             with pump:
-                outcome = machine.run(timeout)
-            self._writer.release()
-        return outcome
+                return machine.run(timeout)
 
     def _key(self, key: Key) -> None:
         assert self._machine is not None, "keys come only while it runs"
@@ -76,7 +76,6 @@ class ConsoleSession:
         self._finish(output_failure(error))
 
     def _finish(self, outcome: Outcome) -> None:
-        self._writer.release()
         if self._machine is not None:
             self._machine.finish(outcome)
 
@@ -101,6 +100,7 @@ class CommandSession:
         self._client = client = AgentClient(channel.feed, self)
         machine.on_channel = client.received
         channel.on_room = client.room
+        machine.on_end = self._release
         client.execute(self._command)
         try:
             if os.isatty(STDIN):
@@ -154,7 +154,9 @@ class CommandSession:
         self._machine.finish(Outcome.error(f"the guest's agent failed: {reason}"))
 
     def _output_failed(self, error: OSError) -> None:
-        self._out.release()
-        self._err.release()
         if self._machine is not None:
             self._machine.finish(output_failure(error))
+
+    def _release(self) -> None:
+        self._out.release()
+        self._err.release()

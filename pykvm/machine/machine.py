@@ -47,8 +47,13 @@ class Machine:
 
     ``console`` receives what the guest prints, in the thread that it prints
     from; by default it is kept in ``console_output``. ``ram`` is the guest's
-    memory. UsageError and HostError say what is wrong with the configuration
-    and with this host.
+    memory; ``notices`` are sentences that a user should see. ``on_channel``
+    gets what the guest sends over its second UART. ``on_end`` is called by
+    :meth:`wait` when the run is over and before vCPU threads are joined, so
+    that a console sink that blocks can be told to give up.
+
+    UsageError and HostError say what is wrong with the configuration and
+    with this host.
     """
 
     def __init__(
@@ -61,6 +66,8 @@ class Machine:
         self.timings = timings or Timings()
         self.console_output = bytearray()
         self.on_channel: Callable[[bytes], None] | None = None
+        self.on_end: Callable[[], None] | None = None
+        self.notices: list[str] = []
         self._errors: list[BaseException] = []
         self._threads: list[VcpuThread] = []
         self._disks: list[tuple[DiskConfig, VirtioBlk]] = []
@@ -122,9 +129,10 @@ class Machine:
         stack.callback(self._stop_vcpus)
 
     def _add_disk(self, stack: ExitStack, disk: DiskConfig, platform: KvmPlatform) -> None:
-        device = VirtioBlk(
-            Image(disk.path, disk.readonly), serial=disk.serial, on_failure=self._failed
-        )
+        image = Image(disk.path, disk.readonly)
+        if image.notice:
+            self.notices.append(image.notice)
+        device = VirtioBlk(image, serial=disk.serial, on_failure=self._failed)
         stack.callback(device.close)
         self.board.pci.add(VirtioPci(device, self.ram, platform))
         self._disks.append((disk, device))
@@ -176,6 +184,8 @@ class Machine:
             before, exits = exits, self._exits()
             if before == exits and all_halted(self._threads, PAUSE_SECONDS):
                 self.finish(Outcome.halted())
+        if self.on_end is not None:
+            self.on_end()
         self._stop_vcpus()
         self.timings.mark("ended")
         if self._errors:

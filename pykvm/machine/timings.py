@@ -22,7 +22,7 @@ class Timings:
 
     def table(self) -> str:
         """A line for each mark: seconds since the start, and since the mark before."""
-        lines = ["pykvm: seconds since the process began, and of each step:"]
+        lines = ["seconds since the process began, and of each step:"]
         before = 0.0
         for name, at in sorted(self.marks.items(), key=lambda item: item[1]):
             lines.append(f"  {at:8.3f}  {at - before:+8.3f}  {name}")

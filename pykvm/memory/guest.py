@@ -46,7 +46,7 @@ class GuestMemory:
         if size % mmap.PAGESIZE or not MIN_SIZE <= size <= MAX_SIZE:
             raise UsageError(
                 f"a guest cannot have {size} bytes of memory",
-                f"give a multiple of 4096 from {MIN_SIZE >> 20} MiB to {MAX_SIZE >> 40} TiB",
+                f"give -m a multiple of 4096 from {MIN_SIZE >> 20} MiB to {MAX_SIZE >> 40} TiB",
             )
         self.size = size
         self.fd = os.memfd_create("pykvm-ram", os.MFD_CLOEXEC)

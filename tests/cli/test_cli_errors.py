@@ -1,0 +1,133 @@
+"""What a user gets for wrong input: status 2 or 77, one sentence, what to do next, no traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pykvm.cli.main import main
+
+
+def fails(capfd, arguments: list[str], status: int, *words: str) -> None:
+    """``pykvm arguments`` must end with ``status`` and one line on stderr that has ``words``."""
+    assert main(arguments) == status
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bot"], ["no command 'bot'", "did you mean 'boot'"]),
+        (["boot"], ["nothing to boot", "--kernel"]),
+        (["boot", "guest", "--dsk", "x"], ["--dsk", "did you mean --disk"]),
+        (["boot", "guest", "--zzz"], ["unknown option '--zzz'", "--help"]),
+        (["boot", "guest", "more"], ["unknown argument 'more'"]),
+        (["boot", "guest", "--disk"], ["--disk", "expected one argument"]),
+        (["boot", "guest", "-m", "lots"], ["'lots' is not a size"]),
+        (["boot", "guest", "--cpus", "0"], ["not a number of CPUs"]),
+        (["boot", "guest", "--timeout", "-1"], ["not a time"]),
+        (["boot", "--kernel", "x", "--exec", "ls"], ["--exec needs a guest"]),
+        (["boot", "guest", "--stats", "/no/such/folder/x"], ["--stats", "No such file"]),
+        (["boot", "guest", "--console-log", "/"], ["--console-log", "directory"]),
+        (["doctor", "--flavor"], ["--flavor", "--flavour"]),
+    ],
+)
+def test_usage(capfd, arguments, words):
+    fails(capfd, arguments, 2, *words)
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["boot", "nosuch"], ["no guest is called 'nosuch'"]),
+        (["boot", "./"], ["no bundle.json"]),
+        (["boot", "--kernel", "/no/such/kernel"], ["/no/such/kernel", "--kernel"]),
+        (["boot", "--kernel", "/"], ["directory", "--kernel"]),
+        (["boot", "--kernel", "/etc/passwd"], ["/etc/passwd", "--kernel"]),
+        (["boot", "--kernel", sys.executable], ["program", "--kernel"]),
+        (["boot", "--kernel", "x", "-m", "512K"], ["memory"]),
+        (["boot", "--kernel", "x", "-m", "999999999T"], ["memory", "-m"]),
+        (["boot", "--kernel", "x", "--cpus", "99999"], ["99999 CPUs"]),
+        (["boot", "--kernel", "x", "--disk", "/no/such/disk"], ["/no/such/disk"]),
+        (["boot", "--kernel", "x", "--disk", "/"], ["directory"]),
+    ],
+)
+def test_wrong_files_and_sizes(capfd, arguments, words):
+    fails(capfd, arguments, 2, *words)
+
+
+@pytest.mark.kvm
+def test_disk_in_use(capfd, tmp_path, bare_kernel):
+    """A second writer is refused, and told who has the disk."""
+    disk = tmp_path / "d.img"
+    disk.write_bytes(bytes(1 << 20))
+    command = [sys.executable, "-m", "pykvm", "boot", "--kernel", str(bare_kernel)]
+    command += ["--append", "spin", "--disk", str(disk), "--timeout", "60"]
+    holder = subprocess.Popen([*command, "--timings"], stdin=subprocess.DEVNULL)
+    try:
+        wait_for_lock(disk)
+        arguments = ["boot", "--kernel", str(bare_kernel), "--disk", str(disk)]
+        fails(capfd, arguments, 2, str(disk), str(holder.pid))
+    finally:
+        holder.terminate()
+        assert holder.wait(10) == 143
+
+
+def wait_for_lock(disk: Path) -> None:
+    """Return once some process holds a lock on ``disk``."""
+    inode = f":{disk.stat().st_ino} "
+    for _ in range(2000):
+        if inode in Path("/proc/locks").read_text():
+            return
+        os.sched_yield()
+        subprocess.run(["sleep", "0.01"], check=True)
+    raise AssertionError(f"nobody locked {disk}")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (FileNotFoundError(2, "x"), ["/dev/kvm"]),
+        (PermissionError(13, "x"), ["/dev/kvm", "kvm"]),
+        (OSError(19, "x"), ["/dev/kvm", "virtualization"]),
+    ],
+)
+def test_no_kvm(capfd, monkeypatch, error, words):
+    """A host that cannot run a VM is status 77, with advice for each reason."""
+    real = os.open
+
+    def broken(path, *rest, **more):
+        if path == "/dev/kvm":
+            raise error
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", broken)
+    fails(capfd, ["boot", "--kernel", "x"], 77, *words)
+
+
+def test_help_and_version(capfd):
+    for arguments in (["--help"], ["--version"]):
+        assert main(arguments) == 0
+    for command in ("boot", "doctor"):
+        with pytest.raises(SystemExit) as end:
+            main([command, "--help"])
+        assert end.value.code == 0
+    out, err = capfd.readouterr()
+    assert "--console-log" in out
+    assert err == ""
+
+
+def test_an_internal_error_is_said_to_be_one(capfd, monkeypatch):
+    def bug(argv: object) -> int:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("pykvm.cli.main._dispatch", bug)
+    fails(capfd, ["boot"], 125, "internal error", "bug in pykvm")
