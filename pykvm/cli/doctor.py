@@ -1,0 +1,323 @@
+"""``pykvm doctor``: what this host offers, what it lacks, and whether guests can run."""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from pykvm import __version__
+from pykvm.cli.main import Parser
+from pykvm.cli.say import STDOUT, put
+from pykvm.errors import HostError, PykvmError
+from pykvm.kvm import constants as c
+from pykvm.kvm.probe import HostTraits, probe
+from pykvm.kvm.system import Kvm
+from pykvm.machine.bundle import BUNDLES
+from pykvm.machine.config import DEFAULT_MEMORY
+from pykvm.memory import GuestMemory
+
+MIB = 1 << 20
+
+# What fails without each capability.
+_NEEDED = {
+    c.KVM_CAP_USER_MEMORY: "a guest has no memory",
+    c.KVM_CAP_SET_TSS_ADDR: "no vCPU starts on Intel processors",
+    c.KVM_CAP_SET_IDENTITY_MAP_ADDR: "no vCPU starts on older Intel processors",
+    c.KVM_CAP_EXT_CPUID: "a guest sees no processor features",
+    c.KVM_CAP_IRQCHIP: "there are no interrupt controllers",
+    c.KVM_CAP_PIT2: "Linux has no timer to begin with",
+    c.KVM_CAP_IRQ_ROUTING: "devices have no MSI",
+    c.KVM_CAP_IRQFD: "devices cannot interrupt the guest",
+    c.KVM_CAP_IOEVENTFD: "the guest cannot notify devices",
+    c.KVM_CAP_IOEVENTFD_ANY_LENGTH: "the guest cannot notify devices",
+    c.KVM_CAP_IMMEDIATE_EXIT: "a running vCPU cannot be stopped",
+}
+_NEEDED_BY_ASSISTS = {
+    c.KVM_CAP_SET_GUEST_DEBUG: "system calls cannot be delivered",
+    c.KVM_CAP_X86_USER_SPACE_MSR: "system calls cannot be delivered",
+    c.KVM_CAP_X86_MSR_FILTER: "system calls cannot be delivered",
+    c.KVM_CAP_VCPU_EVENTS: "emulated instructions cannot raise exceptions",
+}
+_OPTIONAL = {
+    c.KVM_CAP_MP_STATE: "--cpus 2 and more, noticing that a guest has halted",
+    c.KVM_CAP_SYNC_REGS: "fewer system calls for each exit that looks at registers",
+    c.KVM_CAP_IRQFD_RESAMPLE: "shared level-triggered interrupts without exits",
+    c.KVM_CAP_EXIT_ON_EMULATION_FAILURE: "the bytes of an instruction that KVM refuses",
+    c.KVM_CAP_GET_TSC_KHZ: "telling a guest its TSC frequency",
+    c.KVM_CAP_READONLY_MEM: "read-only memory",
+    c.KVM_CAP_XSAVE: "saving a guest's state",
+    c.KVM_CAP_XCRS: "saving a guest's state",
+    c.KVM_CAP_DEBUGREGS: "saving a guest's state",
+    c.KVM_CAP_ADJUST_CLOCK: "saving a guest's state",
+}
+
+
+class Mark(Enum):
+    """How a finding is to be taken."""
+
+    OK = "ok"
+    NOTE = "note"
+    """Works, with a cost or a limit."""
+    BAD = "BAD"
+    """No guest can run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    subject: str
+    mark: Mark
+    text: str
+
+
+@dataclass(slots=True)
+class Report:
+    """Everything found out; what :func:`as_object` makes of it is the JSON interface."""
+
+    findings: list[Finding] = field(default_factory=list)
+    api_version: int | None = None
+    capabilities: dict[str, int] = field(default_factory=dict)
+    traits: HostTraits | None = None
+    problems: list[str] = field(default_factory=list)
+    """Why no guest can run, each with what helps."""
+
+    def add(self, subject: str, text: str, mark: Mark = Mark.OK) -> None:
+        """Note a finding."""
+        self.findings.append(Finding(subject, mark, text))
+
+    def fail(self, subject: str, text: str, problem: str) -> None:
+        """Note a finding with which no guest can run, and why."""
+        self.add(subject, text, Mark.BAD)
+        self.problems.append(problem)
+
+    @property
+    def usable(self) -> bool:
+        """Whether guests can run."""
+        return not self.problems
+
+    @property
+    def flavour(self) -> str:
+        """The build of the bundled guest that suits this host."""
+        return "emulated" if self.traits and self.traits.needs_assists else "native"
+
+
+def run_doctor(argv: Sequence[str]) -> int:
+    """``pykvm doctor`` with ``argv``: 0 if this host can run guests, 77 if not."""
+    options = _parser().parse_args(argv)
+    if options.flavour:
+        put(STDOUT, _flavour(options.device) + "\n")
+        return 0
+    report = examine(options.device)
+    if options.json:
+        put(STDOUT, json.dumps(as_object(report), indent=1) + "\n")
+    else:
+        colour = os.isatty(STDOUT) and "NO_COLOR" not in os.environ
+        put(STDOUT, as_text(report, colour) + "\n")
+    return 0 if report.usable else HostError.exit_status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="pykvm doctor",
+        description="Show what this host offers for guests.",
+        epilog="Exit status: 0 if guests can run here, 77 if not.",
+        allow_abbrev=False,
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print one JSON object")
+    output.add_argument(
+        "--flavour",
+        action="store_true",
+        help="print only which build of the bundled guest suits this host: native or emulated",
+    )
+    parser.add_argument(
+        "--device", default="/dev/kvm", metavar="PATH", help="the KVM device (default: /dev/kvm)"
+    )
+    return parser
+
+
+def _flavour(device: str) -> str:
+    report = Report()
+    # A host that cannot run guests may still build them for others.
+    with suppress(PykvmError), Kvm.open(device) as kvm:
+        report.traits = probe(kvm)
+    return report.flavour
+
+
+def examine(device: str = "/dev/kvm") -> Report:
+    """Look at everything; never raises for what the host lacks."""
+    report = Report()
+    _examine_processor(report)
+    try:
+        with Kvm.open(device) as kvm:
+            report.api_version = c.KVM_API_VERSION
+            report.add(device, f"API version {c.KVM_API_VERSION}")
+            _examine_behaviour(report, kvm)
+            _examine_capabilities(report, kvm)
+            _examine_cpus(report, kvm)
+    except PykvmError as error:
+        report.fail(device, error.message, str(error))
+    _examine_memory(report)
+    _examine_io_uring(report)
+    _examine_guest(report)
+    _examine_compiler(report)
+    return report
+
+
+def _examine_processor(report: Report) -> None:
+    flags: set[str] = set()
+    with suppress(OSError):
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
+    found = [name for flag, name in (("vmx", "Intel VT-x"), ("svm", "AMD-V")) if flag in flags]
+    if found:
+        report.add("processor", f"has {found[0]}")
+    else:
+        report.add("processor", "shows no hardware virtualization (VT-x, AMD-V)", Mark.NOTE)
+
+
+def _examine_behaviour(report: Report, kvm: Kvm) -> None:
+    traits = report.traits = probe(kvm)
+    if traits.slow_cpl0:
+        speed = f"emulated, about {traits.cpl0_mips:.1f} million instructions per second"
+        report.add("kernel code", speed, Mark.NOTE)
+    else:
+        report.add("kernel code", "runs on the processor")
+    for reason in traits.reasons:
+        report.add("assist needed", reason, Mark.NOTE)
+    if not traits.needs_assists:
+        report.add("assists", "none needed")
+
+
+def _examine_capabilities(report: Report, kvm: Kvm) -> None:
+    needed = dict(_NEEDED)
+    if report.traits and report.traits.needs_assists:
+        needed |= _NEEDED_BY_ASSISTS
+    for cap, consequence in needed.items():
+        name = c.cap_name(cap)
+        value = report.capabilities[name] = kvm.check_extension(cap)
+        if value <= 0:
+            report.fail(name, f"missing: {consequence}", f"KVM lacks {name}; use a newer kernel")
+    if report.usable:
+        report.add("capabilities", f"all {len(needed)} that are needed")
+    for cap, purpose in _OPTIONAL.items():
+        name = c.cap_name(cap)
+        value = report.capabilities[name] = kvm.check_extension(cap)
+        if value <= 0:
+            report.add(name, f"missing: {purpose}", Mark.NOTE)
+
+
+def _examine_cpus(report: Report, kvm: Kvm) -> None:
+    for cap in (c.KVM_CAP_NR_VCPUS, c.KVM_CAP_MAX_VCPUS):
+        report.capabilities[c.cap_name(cap)] = kvm.check_extension(cap)
+    usual = report.capabilities["KVM_CAP_NR_VCPUS"]
+    most = report.capabilities["KVM_CAP_MAX_VCPUS"] or usual
+    report.add("vCPUs", f"{usual} recommended, {most} at most")
+
+
+def _examine_memory(report: Report) -> None:
+    try:
+        GuestMemory(DEFAULT_MEMORY).close()
+    except PykvmError as error:
+        report.fail("guest memory", error.message, str(error))
+    else:
+        report.add("guest memory", f"{DEFAULT_MEMORY // MIB} MiB can be mapped")
+
+
+def _examine_io_uring(report: Report) -> None:
+    problem = _io_uring_problem()
+    if problem:
+        text = f"not available ({problem}): disks use pread and pwrite"
+        report.add("io_uring", text, Mark.NOTE)
+    else:
+        report.add("io_uring", "permitted")
+
+
+def _io_uring_problem() -> str:
+    """Why io_uring_setup(2) fails here, or an empty string."""
+    import ctypes
+
+    io_uring_setup, params_size = 425, 120
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.syscall(io_uring_setup, 1, ctypes.create_string_buffer(params_size))
+    if fd < 0:
+        return os.strerror(ctypes.get_errno())
+    os.close(fd)
+    return ""
+
+
+def _examine_guest(report: Report) -> None:
+    manifest = BUNDLES / "guest" / "bundle.json"
+    try:
+        flavours = sorted(json.loads(manifest.read_text(encoding="utf-8"))["flavours"])
+    except OSError:
+        report.add("bundled guest", "not built: run 'make guest' in the checkout", Mark.NOTE)
+    except (ValueError, KeyError, TypeError):
+        report.add("bundled guest", f"{manifest} is damaged: build it again", Mark.NOTE)
+    else:
+        fits = report.flavour in flavours
+        text = f"built: {', '.join(flavours)}"
+        if not fits:
+            text += f"; this host wants {report.flavour}"
+        report.add("bundled guest", text, Mark.OK if fits else Mark.NOTE)
+
+
+def _examine_compiler(report: Report) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler:
+        report.add("C compiler", compiler)
+    else:
+        report.add("C compiler", "none: only needed to build the bundled guest", Mark.NOTE)
+
+
+def as_object(report: Report) -> dict[str, object]:
+    """The JSON object: stable keys for programs, and the findings as people see them."""
+    traits = report.traits
+    return {
+        "version": __version__,
+        "usable": report.usable,
+        "problems": report.problems,
+        "flavour": report.flavour,
+        "api_version": report.api_version,
+        "needs_assists": bool(traits and traits.needs_assists),
+        "assists": traits.reasons if traits else [],
+        "traits": asdict(traits) if traits else None,
+        "capabilities": report.capabilities,
+        "findings": [
+            {"subject": f.subject, "mark": f.mark.value.lower(), "text": f.text}
+            for f in report.findings
+        ],
+    }
+
+
+_COLOURS = {Mark.OK: "32", Mark.NOTE: "33", Mark.BAD: "31"}
+
+
+def as_text(report: Report, colour: bool = False) -> str:
+    """The report for people: one aligned line per finding, then the verdict."""
+    width = max(len(finding.subject) for finding in report.findings)
+    system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    lines = [f"pykvm {__version__} on {system}", ""]
+    for finding in report.findings:
+        mark = f"{finding.mark.value:<4}"
+        if colour:
+            mark = f"\x1b[{_COLOURS[finding.mark]}m{mark}\x1b[0m"
+        lines.append(f"  {finding.subject:<{width}}  {mark}  {finding.text}")
+    return "\n".join([*lines, "", *_verdict(report)])
+
+
+def _verdict(report: Report) -> Iterable[str]:
+    if not report.usable:
+        yield "No guest can run here:"
+        yield from (f"  {problem}" for problem in report.problems)
+    elif report.flavour == "emulated":
+        yield "Guests run here, with assists: this KVM has no hardware virtualization beneath it."
+        yield "Guest programs run at full speed, guest kernel code some hundred times slower."
+    else:
+        yield "Guests run here at full speed; no assist is needed."
