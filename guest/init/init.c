@@ -1,0 +1,384 @@
+/* The guest's first process: mounts, starts the console and the agent, reaps, ends the machine.
+ *
+ * It is a single small static program, because where the host emulates kernel code every system
+ * call costs about 0.7 ms and every page touched for the first time a little more. The same file
+ * is also `poweroff`, `halt` and `reboot`, by name, which signal process 1, and by every other name
+ * a tool that it unpacks first (tools.c).
+ *
+ * Kernel command line: `pykvm.agent=1` serves the host on /dev/ttyS1; `pykvm.console=` is `shell`
+ * (interactive, the default), `pipe` (commands come from a host program's output) or `none`;
+ * `pykvm.size=ROWSxCOLUMNS` is the host terminal's size.
+ */
+#define _GNU_SOURCE 1
+
+#include "guest.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/signalfd.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <unistd.h>
+
+enum { EXIT_PORT = 0xf4 };
+
+enum console { CONSOLE_SHELL, CONSOLE_PIPE, CONSOLE_NONE };
+
+static const char CONSOLE[] = "/dev/ttyS0";
+static const char CHANNEL[] = "/dev/ttyS1";
+
+static const char *environment[] = {
+    "PATH=/bin", "HOME=/root", "USER=root", "SHELL=/bin/sh", "TERM=linux", NULL,
+};
+enum { ENVIRONMENT_TERM = 4 };
+
+static sigset_t signals;
+static pid_t shell;
+static enum console console;
+
+int write_all(int fd, const void *data, size_t length)
+{
+    const char *at = data;
+
+    while (length) {
+        ssize_t n = write(fd, at, length);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -1;
+        at += n;
+        length -= (size_t)n;
+    }
+    return 0;
+}
+
+static void say(const char *text)
+{
+    (void)write_all(STDERR_FILENO, text, strlen(text));
+}
+
+int shell_status(int wait_status)
+{
+    return WIFSIGNALED(wait_status) ? 128 + WTERMSIG(wait_status) : WEXITSTATUS(wait_status);
+}
+
+pid_t spawn(const char *const argv[], const char *terminal, const int fds[3])
+{
+    volatile int failure = 0;
+    pid_t pid;
+
+    /* vfork: copying the page tables, as fork does, is what a process costs most here. The child
+     * shares this memory until it has replaced itself, which is how `failure` comes back. */
+    pid = vfork();
+    if (pid == 0) {
+        int line = -1;
+
+        setsid();
+        if (terminal) {
+            line = open(terminal, O_RDWR);      /* a session's first terminal controls it */
+            if (line < 0)
+                failure = errno;
+        }
+        for (int i = 0; i < 3 && !failure; i++)
+            if (dup2(terminal ? line : fds[i], i) < 0)
+                failure = errno;
+        if (line > STDERR_FILENO)
+            close(line);
+        if (!failure) {
+            sigprocmask(SIG_UNBLOCK, &signals, NULL);
+            execve(argv[0], (char *const *)argv, (char *const *)environment);
+            failure = errno;
+        }
+        _exit(EXEC_FAILED);
+    }
+    if (pid > 0 && failure) {
+        waitpid(pid, NULL, 0);
+        errno = failure;
+        return -1;
+    }
+    return pid;
+}
+
+/* Unmounts what was mounted by hand, the last first. Only a file system that holds on to the disk
+ * needs the processes gone; nobody waits for them otherwise. */
+static void unmount_all(void)
+{
+    static char text[16384];
+    char *places[64];
+    int count = 0;
+    int fd = open("/proc/mounts", O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+
+    if (length <= 0)
+        return;
+    text[length] = 0;
+    for (char *line = text; *line && count < 64;) {
+        char *end = strchr(line, '\n');
+        char *place = strchr(line, ' ');
+        if (!end || !place || place > end)
+            break;
+        *end = 0;
+        if (*line == '/') {                     /* a device's path: a file system on a disk */
+            places[count++] = ++place;
+            *strchr(place, ' ') = 0;
+        }
+        line = end + 1;
+    }
+    if (count == 0)
+        return;
+    kill(-1, SIGTERM);
+    usleep(100 * 1000);
+    kill(-1, SIGKILL);
+    while (count--)
+        if (umount2(places[count], 0) < 0)
+            mount(NULL, places[count], NULL, MS_REMOUNT | MS_RDONLY, NULL);
+}
+
+static void stop(int how, int status)
+{
+    const unsigned char byte = (unsigned char)status;
+    int port;
+
+    chdir("/");
+    unmount_all();
+    sync();
+    if (how == RB_POWER_OFF) {
+        port = open("/dev/port", O_WRONLY | O_CLOEXEC);
+        if (port >= 0)
+            (void)pwrite(port, &byte, 1, EXIT_PORT);
+    }
+    reboot(how);
+}
+
+void power_off(int status)
+{
+    if (getpid() != 1)
+        _exit(status);                          /* the agent alone, in a test */
+    stop(RB_POWER_OFF, status);
+    for (;;)
+        pause();
+}
+
+static void mount_all(void)
+{
+    /* devtmpfs first: without /dev there is nothing to complain on. */
+    if (mount("dev", "/dev", "devtmpfs", 0, NULL) < 0)
+        say("pykvm init: /dev could not be mounted\n");
+    if (mount("proc", "/proc", "proc", 0, NULL) < 0)
+        say("pykvm init: /proc could not be mounted\n");
+    if (mount("sys", "/sys", "sysfs", 0, NULL) < 0)
+        say("pykvm init: /sys could not be mounted\n");
+    if (mount("tmp", "/tmp", "tmpfs", 0, NULL) < 0)
+        say("pykvm init: /tmp could not be mounted\n");
+}
+
+/* The value of a word `name=value` of the command line, which is changed; NULL without one. */
+static char *option(char *line, const char *name)
+{
+    size_t length = strlen(name);
+    char *at = line;
+
+    while ((at = strstr(at, name))) {
+        if ((at == line || at[-1] == ' ') && at[length] == '=') {
+            at += length + 1;
+            return at;
+        }
+        at++;
+    }
+    return NULL;
+}
+
+static int begins(const char *text, const char *word)
+{
+    size_t length = strlen(word);
+
+    return text && !strncmp(text, word, length) && strchr(" \n", text[length]);
+}
+
+static struct termios raw_line(void)
+{
+    struct termios line = {
+        .c_cflag = B115200 | CS8 | CREAD | CLOCAL | HUPCL | CRTSCTS,
+        .c_cc = {[VMIN] = 1, [VEOF] = 4},
+    };
+    return line;
+}
+
+static void start_agent(void)
+{
+    const struct termios line = raw_line();
+    int fd = open(CHANNEL, O_RDWR | O_NOCTTY | O_CLOEXEC);
+
+    if (fd < 0 || ioctl(fd, TCSETS, &line) < 0) {
+        say("pykvm init: the agent's channel /dev/ttyS1 could not be opened\n");
+        return;
+    }
+    agent_start(fd);
+}
+
+static void start_pipe_shell(void)
+{
+    static const char *const argv[] = {"/bin/sh", "+i", NULL};
+    struct termios line = raw_line();
+
+    /* Lines, so that ^D ends the input; no echo, no signals, and output exactly as written. */
+    line.c_lflag = ICANON;
+    ioctl(STDIN_FILENO, TCSETS, &line);
+    shell = spawn(argv, CONSOLE, NULL);
+}
+
+static void start_shell(char *size)
+{
+    static const char *const argv[] = {"/bin/sh", NULL};
+    struct utsname system;
+    struct winsize window = {.ws_row = 24, .ws_col = 80};
+
+    if (size) {
+        window.ws_row = (unsigned short)strtoul(size, &size, 10);
+        if (*size == 'x')
+            window.ws_col = (unsigned short)strtoul(size + 1, NULL, 10);
+    }
+    /* A shell that finds no size asks the terminal with an escape sequence, and waits. */
+    ioctl(STDIN_FILENO, TIOCSWINSZ, &window);
+    uname(&system);
+    say("pykvm guest, Linux ");
+    say(system.release);
+    say(": `exit` powers off\n");
+    shell = spawn(argv, CONSOLE, NULL);
+}
+
+static void start_console(char *line)
+{
+    char *mode = option(line, "pykvm.console");
+
+    console = begins(mode, "none") ? CONSOLE_NONE : begins(mode, "pipe") ? CONSOLE_PIPE
+                                                                         : CONSOLE_SHELL;
+    if (console == CONSOLE_PIPE)
+        start_pipe_shell();
+    else if (console == CONSOLE_SHELL)
+        start_shell(option(line, "pykvm.size"));
+    if (console != CONSOLE_NONE && shell < 0) {
+        say("pykvm init: the shell could not be started\n");
+        power_off(EXEC_FAILED);
+    }
+}
+
+static void reap(void)
+{
+    int status;
+    pid_t pid;
+
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        agent_child_ended(pid, status);
+        if (shell > 0 && pid == shell)
+            power_off(console == CONSOLE_PIPE ? shell_status(status) : 0);
+    }
+}
+
+static void take_signal(int fd)
+{
+    struct signalfd_siginfo signal;
+
+    if (read(fd, &signal, sizeof signal) != sizeof signal)
+        return;
+    if (signal.ssi_signo == SIGCHLD)
+        reap();
+    else if (signal.ssi_signo == SIGUSR1 || signal.ssi_signo == SIGUSR2)
+        power_off(0);
+    else if (signal.ssi_signo == SIGTERM)
+        stop(RB_AUTOBOOT, 0);
+}
+
+static void block_signals(void)
+{
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGCHLD);
+    sigaddset(&signals, SIGUSR1);
+    sigaddset(&signals, SIGUSR2);
+    sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGPIPE);               /* a command that stops reading is no reason to die */
+    sigprocmask(SIG_BLOCK, &signals, NULL);
+}
+
+static void run(void)
+{
+    struct pollfd fds[POLL_COUNT];
+    sigset_t awaited = signals;
+    int signal_fd;
+
+    sigdelset(&awaited, SIGPIPE);
+    signal_fd = signalfd(-1, &awaited, SFD_CLOEXEC);
+    for (;;) {
+        fds[POLL_SIGNALS] = (struct pollfd){.fd = signal_fd, .events = POLLIN};
+        agent_poll_setup(fds);
+        if (poll(fds, POLL_COUNT, -1) < 0)
+            continue;
+        agent_poll_done(fds);
+        if (fds[POLL_SIGNALS].revents)
+            take_signal(signal_fd);
+        if (fds[POLL_CHANNEL].revents & (POLLHUP | POLLNVAL) && getpid() != 1)
+            _exit(0);                           /* a test has closed its end */
+    }
+}
+
+static void boot(void)
+{
+    static char line[4096];
+    const char *term = getenv("TERM");
+    ssize_t length;
+    int fd;
+
+    if (term)
+        environment[ENVIRONMENT_TERM] = term - strlen("TERM=");
+    mount_all();
+    chdir("/root");
+    fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
+    length = fd < 0 ? 0 : read(fd, line, sizeof line - 1);
+    line[length > 0 ? length : 0] = 0;
+    close(fd);
+    if (begins(option(line, "pykvm.agent"), "1"))
+        start_agent();
+    start_console(line);
+}
+
+/* The signal that asks process 1 for what a command is called; 0 for all other names. */
+static int request(const char *name)
+{
+    if (!strcmp(name, "reboot"))
+        return SIGTERM;
+    if (!strcmp(name, "halt"))
+        return SIGUSR1;
+    return strcmp(name, "poweroff") ? 0 : SIGUSR2;
+}
+
+static int ask_init(int signal)
+{
+    if (kill(1, signal) == 0)
+        return 0;
+    say("the machine can be ended by root only\n");
+    return 1;
+}
+
+int main(int argc, char **argv)
+{
+    const char *slash = strrchr(argv[0], '/');
+    const char *name = slash ? slash + 1 : argv[0];
+
+    if (getpid() != 1 && argc == 3 && !strcmp(argv[1], "--agent")) {
+        block_signals();
+        agent_start(atoi(argv[2]));
+        run();
+    }
+    if (getpid() != 1)
+        return request(name) ? ask_init(request(name)) : run_tool(name, argv);
+    block_signals();
+    boot();
+    run();
+}

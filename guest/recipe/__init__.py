@@ -1,0 +1,1 @@
+"""How the bundled guest is built: one module per concern, standard library only."""
