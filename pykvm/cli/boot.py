@@ -98,10 +98,14 @@ def _configuration(options: argparse.Namespace) -> MachineConfig:
         raise UsageError("there is nothing to boot", "try 'pykvm boot guest', or --kernel FILE")
     if options.command is not None:
         _check_command(options)
+    size = None
     if options.command is not None:
         console = ConsoleMode.NONE
+    elif os.isatty(0):
+        console = ConsoleMode.SHELL
+        size = os.get_terminal_size(0)
     else:
-        console = ConsoleMode.SHELL if os.isatty(0) else ConsoleMode.PIPE
+        console = ConsoleMode.PIPE
     return MachineConfig(
         guest=options.guest,
         kernel=options.kernel,
@@ -111,6 +115,7 @@ def _configuration(options: argparse.Namespace) -> MachineConfig:
         cpus=parse_count(options.cpus),
         disks=[parse_disk(text) for text in options.disk],
         console=console,
+        console_size=(size.lines, size.columns) if size and size.lines else None,
         agent=options.command is not None,
     )
 

@@ -11,7 +11,16 @@ from pykvm.platform.i8042 import I8042
 from pykvm.platform.outcome import ConsoleWatch, Outcome, judge
 from pykvm.platform.pvpanic import PVPANIC_PANICKED, PVPANIC_PORT, PVPANIC_PORTS, Pvpanic
 from pykvm.platform.rtc import CMOS_INDEX, CMOS_PORTS, Cmos
-from pykvm.platform.serial import COM1, COM1_IRQ, COM2, COM2_IRQ, PORTS, Uart16550
+from pykvm.platform.serial import (
+    COM1,
+    COM1_IRQ,
+    COM2,
+    COM2_IRQ,
+    MCR_OUT1,
+    MCR_RTS,
+    PORTS,
+    Uart16550,
+)
 from pykvm.platform.sysctl import PORT_A, PortA, ResetControl
 
 Finish = Callable[[Outcome], None]
@@ -35,8 +44,14 @@ class Board:
         console: Callable[[bytes], None],
         channel: Callable[[bytes], None],
         finish: Finish,
+        console_waits: bool = False,
     ) -> None:
-        """``set_line(gsi, level)`` drives an interrupt line; ``memory``: RAM below, above 4 GiB."""
+        """Build all devices.
+
+        ``set_line(gsi, level)`` drives an interrupt line. ``memory``: bytes of
+        RAM below and above 4 GiB. ``console_waits``: input is held back until
+        a program in the guest sets OUT1, when it has set its terminal up.
+        """
         self.ports = Bus()
         self.mmio = Bus()
         self._finish = finish
@@ -44,7 +59,11 @@ class Board:
         self._panicked = False
         self._watch = ConsoleWatch()
         self._console_sink = console
-        self.console = Uart16550(lambda level: set_line(COM1_IRQ, level), self._print)
+        self.console = Uart16550(
+            lambda level: set_line(COM1_IRQ, level),
+            self._print,
+            ready=MCR_RTS | (MCR_OUT1 if console_waits else 0),
+        )
         self.channel = Uart16550(lambda level: set_line(COM2_IRQ, level), channel)
         reset_control = ResetControl(lambda: self._reset("port 0xcf9"))
         self.pci = PciHost(self.mmio, lambda value: reset_control.write(0, 1, value))

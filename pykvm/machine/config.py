@@ -41,8 +41,9 @@ class MachineConfig:
     Without ``guest``, ``kernel`` is needed. ``initrd`` is a path or the bytes
     themselves. ``append`` goes at the end of the guest's command line.
     ``memory`` is in bytes; 0 means what the bundle says, or 64 MiB.
-    ``console`` and ``agent`` (whether to run commands through it) are wishes
-    that only bundles understand.
+    ``console``, ``console_size`` (rows and columns of the terminal behind it)
+    and ``agent`` (whether to run commands through it) are wishes that only
+    bundles understand.
     """
 
     guest: str | None = None
@@ -53,4 +54,5 @@ class MachineConfig:
     cpus: int = 1
     disks: list[DiskConfig] = field(default_factory=list)
     console: ConsoleMode = ConsoleMode.SHELL
+    console_size: tuple[int, int] | None = None
     agent: bool = False

@@ -53,6 +53,8 @@ def _bundle_options(bundle: Bundle | None, config: MachineConfig) -> list[str]:
     options = [bundle.append]
     if config.console is not ConsoleMode.SHELL:
         options.append(f"pykvm.console={config.console.value}")
+    if config.console_size is not None:
+        options.append("pykvm.size={}x{}".format(*config.console_size))
     if config.agent:
         options.append("pykvm.agent=1")
     return options

@@ -16,7 +16,7 @@ from pykvm.kvm.system import Kvm
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.kvm.vm import Vm
 from pykvm.machine.board import Board
-from pykvm.machine.config import DiskConfig, MachineConfig
+from pykvm.machine.config import ConsoleMode, DiskConfig, MachineConfig
 from pykvm.machine.cpu import apply_entry
 from pykvm.machine.end import EndOfRun
 from pykvm.machine.exits import Assistant, ExitHandler
@@ -103,6 +103,8 @@ class Machine:
             console=console,
             channel=self._channel_output,
             finish=self.finish,
+            # Input must not arrive, and be echoed, before the guest has turned echo off.
+            console_waits=guest.is_bundle and config.console is ConsoleMode.PIPE,
         )
         stack.callback(self.board.close)
         for disk in config.disks:

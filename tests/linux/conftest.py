@@ -1,0 +1,47 @@
+"""The bundled Linux guest, booted by the command line as a user would."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from pykvm.machine.bundle import BUNDLES
+
+Boot = Callable[..., "subprocess.CompletedProcess[bytes]"]
+TIMEOUT = "150"
+"""Seconds for the slowest run here, where KVM emulates kernel code and the machine is busy."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without the guest, its tests are skipped with the reason, or fail where they must run."""
+    if (BUNDLES / "guest" / "bundle.json").exists():
+        return
+    reason = "the bundled guest is not built: run 'make guest'"
+    wanting = [item for item in items if item.get_closest_marker("linux")]
+    if wanting and os.environ.get("PYKVM_REQUIRE_KVM") == "1":
+        raise pytest.UsageError(reason)
+    for item in wanting:
+        item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def boot() -> Boot:
+    """Run ``pykvm boot guest`` with more arguments to its end.
+
+    ``check`` demands an exit status; None accepts any.
+    """
+
+    def run(
+        *arguments: str, stdin: bytes = b"", check: int | None = 0
+    ) -> "subprocess.CompletedProcess[bytes]":
+        command = [sys.executable, "-m", "pykvm", "boot", "guest", "--timeout", TIMEOUT]
+        done = subprocess.run(
+            [*command, *arguments], input=stdin, capture_output=True, check=False, timeout=170
+        )
+        assert b"Traceback" not in done.stderr
+        assert check is None or done.returncode == check, done
+        return done
+
+    return run
