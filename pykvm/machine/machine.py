@@ -33,8 +33,10 @@ KVM_IDENTITY_MAP = 0xFFFB_C000
 """A page, and then three for the TSS, that VMX needs where no RAM or device is."""
 KVM_TSS = KVM_IDENTITY_MAP + 0x1000
 
-HALT_CHECK_SECONDS = 0.5
-"""How often a guest that makes no exits is looked at for having halted for good."""
+FIRST_LOOK_SECONDS = 0.1
+LAST_LOOK_SECONDS = 1.0
+"""A guest that makes no exits is looked at for having halted for good: soon after it fell
+silent, then ever more rarely, so that an idle guest costs nothing that could be measured."""
 PAUSE_SECONDS = 10.0
 
 
@@ -177,13 +179,14 @@ class Machine:
         pykvm's own in a vCPU's or a device's thread is raised here.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        exits = -1
-        while not self._end.wait(_slice(deadline)):
+        exits, pause = -1, FIRST_LOOK_SECONDS
+        while not self._end.wait(_until(deadline, pause)):
             if deadline is not None and time.monotonic() >= deadline:
                 self.finish(Outcome.timeout(timeout or 0))
                 continue
             # A guest that makes exits is alive; one that makes none is looked at.
             before, exits = exits, self._exits()
+            pause = min(2 * pause, LAST_LOOK_SECONDS) if before == exits else FIRST_LOOK_SECONDS
             if before == exits and all_halted(self._threads, PAUSE_SECONDS):
                 self.finish(Outcome.halted())
         if self.on_end is not None:
@@ -255,11 +258,9 @@ class Machine:
             thread.join(PAUSE_SECONDS)
 
 
-def _slice(deadline: float | None) -> float:
-    """How long to sleep before the next look at the guest."""
-    if deadline is None:
-        return HALT_CHECK_SECONDS
-    return max(0.0, min(HALT_CHECK_SECONDS, deadline - time.monotonic()))
+def _until(deadline: float | None, pause: float) -> float:
+    """``pause`` seconds, but not beyond ``deadline``."""
+    return pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic()))
 
 
 def _create_vm(kvm: Kvm, memory: GuestMemory) -> Vm:
