@@ -10,25 +10,29 @@ hardware breakpoint on the guest's page-fault handler brings each of these to
 us; if the stacked rip is LSTAR, the registers are set to what SYSCALL should
 have made of them. Breakpoints work in the emulator only, not at CPL 3, so
 there is no earlier moment to catch. The handler's address comes from IDT[14],
-read when the guest writes LSTAR: an MSR filter tells us of that.
+read when the guest writes LSTAR: an MSR filter tells us of that. Once it is
+clear that this works, ``trampoline.py`` moves it into the guest, without exits.
 
 *Instructions that the emulator refuses.* ``emulate.py`` carries them out.
 
-The rest is advice to Linux: :func:`command_line`. Ordinary hosts never load
+The rest is advice to Linux: ``linux_options.py``. Ordinary hosts never load
 this module.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from struct import Struct
+from threading import Lock
 from typing import Final
 
 from pykvm.errors import PykvmError
 from pykvm.kvm import constants as c
+from pykvm.kvm import trampoline
 from pykvm.kvm.emulate import Fault, Outcome, State, emulate, no_operation_length
 from pykvm.kvm.emulate import GuestFault as _GuestFault
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.exits import Debug, Exit, InternalError, MsrWrite
+from pykvm.kvm.linux_options import linux_options
 from pykvm.kvm.paging import GuestView
 from pykvm.kvm.probe import HostTraits
 from pykvm.kvm.structs import Regs, Segment
@@ -71,35 +75,12 @@ _DR6_FIXED = 0xFFFF_0FF0
 _DR7_ENABLE_0 = 0x402
 _EFER_LMA = 1 << 10
 _PAGE_FAULT_GATE = 14 * 16
+_INTERRUPT_GATE = 0x8E
+_GATE_KIND = 0x9F  # but for the privilege level
+_RFLAGS_IF_DF = 0x600
+# A kernel whose programs make system calls has its interrupt table as it will stay.
+_CALLS_BEFORE_TRAMPOLINE = 16
 _DB_VECTOR = 1
-
-# Features whose instructions the emulator refuses, or that cost more than they give there.
-# CPUID cannot hide them: the guest sees the processor's own bits in leaves 1 and 7. Linux reads
-# at most 127 characters of this list, so what its core uses comes first.
-_CLEAR_CPUID: Final = (
-    297,  # ERMS, FSRM: `rep movsb` costs 0.4 us a byte. `rep movsq` costs the same for eight
-    580,  # of them, so REP_GOOD stays: with unrolled loops a page fault takes 20 % longer.
-    308,  # SMAP: CLAC and STAC at every user access
-    295,  # SMEP
-    141,  # CX16: CMPXCHG16B in SLUB
-    151,  # POPCNT
-    288,  # FSGSBASE: another path for entering the kernel
-    145,  # PCID, INVPCID
-    298,
-    514,  # UMIP
-    517,  # WAITPKG: TPAUSE in delay loops
-    131,  # MWAIT in the idle loop
-    534,  # RDPID
-    150,  # MOVBE, BMI1, BMI2, ADX: code that the kernel's BPF compiler and its ciphers use
-    291,
-    296,
-    307,
-    148,  # SSE4.2 and SSSE3: checksums and hashes
-    137,
-    129,  # PCLMULQDQ, AES, SHA
-    153,
-    317,
-)
 
 
 class RefusedInstruction(PykvmError):
@@ -117,31 +98,6 @@ class RefusedInstruction(PykvmError):
         self.rip = rip
 
 
-def command_line(tsc_khz: int) -> list[str]:
-    """Options that Linux needs to boot on such a host, or to boot in seconds.
-
-    ``tsc_khz`` is the guest's TSC frequency (KVM_GET_TSC_KHZ), 0 if unknown.
-    """
-    options = [
-        "clearcpuid=" + ",".join(map(str, _CLEAR_CPUID)),
-        # XSAVE and its like are refused; FXSAVE is not.
-        "noxsave",
-        # VERW is refused, and page-table isolation doubles the cost of each way into the kernel.
-        "mitigations=off",
-        # Changing the protection of the kernel's own pages walks them all: 0.8 s.
-        "rodata=off",
-        # The check waits for timer ticks, which come late here.
-        "no_timer_check",
-        # No hardware random source feeds the pool otherwise, and starting fio waits for it.
-        "random.trust_cpu=on",
-    ]
-    if tsc_khz:
-        # Calibrating against the PIT fails when an instruction takes 2 us. With the frequency
-        # given, Linux derives loops_per_jiffy from it as well.
-        options += ["tsc=reliable", f"tsc_early_khz={tsc_khz}"]
-    return options
-
-
 @dataclass(slots=True)
 class _VcpuState:
     """Of one vCPU; only its own thread uses it."""
@@ -154,7 +110,7 @@ class _VcpuState:
     stepping: bool = False
     """The breakpoint is off for one instruction."""
     delivered: int = 0
-    """System calls so far."""
+    """System calls that have come to us."""
     return_by_iret: bool = False
 
 
@@ -171,6 +127,9 @@ class Assist:
         self._ram = ram
         self._deliver_syscalls = not traits.syscall_works
         self._states = {vcpu.index: _VcpuState() for vcpu in vcpus}
+        # vCPUs usually share one interrupt table.
+        self._installing = Lock()
+        self._installed = False
         if vm.check_extension(c.KVM_CAP_EXIT_ON_EMULATION_FAILURE) > 0:
             vm.enable_cap(c.KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)
         if self._deliver_syscalls:
@@ -178,12 +137,12 @@ class Assist:
             vm.set_msr_filter(deny_writes=[(MSR_STAR, MSR_SYSCALL_MASK + 1 - MSR_STAR)])
 
     def command_line(self, tsc_khz: int) -> list[str]:
-        """See :func:`command_line`."""
-        return command_line(tsc_khz)
+        """What a Linux guest needs on its command line; ``tsc_khz`` as KVM_GET_TSC_KHZ says."""
+        return linux_options(tsc_khz)
 
     @property
     def system_calls(self) -> int:
-        """How many system calls have been delivered, on all vCPUs."""
+        """How many system calls have been delivered from outside, on all vCPUs."""
         return sum(state.delivered for state in self._states.values())
 
     def prepare(self, vcpu: Vcpu) -> None:
@@ -233,11 +192,21 @@ class Assist:
         return True
 
     def _place_breakpoint(self, vcpu: Vcpu, state: _VcpuState) -> None:
-        """Put the breakpoint on the handler that IDT[14] names now; none if there is none."""
+        """Put the breakpoint on the handler that IDT[14] names now, if that needs it."""
         handler = self._page_fault_handler(vcpu, state) if state.lstar else 0
+        if handler and self._is_trampoline(vcpu, handler, state.lstar):
+            self._installed = True
+            handler = 0
         if handler != state.handler:
             state.handler = handler
             _breakpoint(vcpu, handler)
+
+    def _is_trampoline(self, vcpu: Vcpu, handler: int, lstar: int) -> bool:
+        try:
+            code = GuestView(self._ram, vcpu.sregs).read(handler, trampoline.SIGNATURE_SIZE)
+        except (_GuestFault, GuestAddressError):
+            return False
+        return trampoline.is_trampoline(code, lstar)
 
     def _page_fault_handler(self, vcpu: Vcpu, state: _VcpuState) -> int:
         sregs = vcpu.sregs
@@ -279,8 +248,44 @@ class Assist:
             regs.rflags = (flags & ~state.syscall_mask) | _RFLAGS_RESERVED
             vcpu.changed(c.KVM_SYNC_X86_REGS)
             state.delivered += 1
+            if state.delivered == _CALLS_BEFORE_TRAMPOLINE and self._install(state, view):
+                self._place_breakpoint(vcpu, state)
         else:
             self._step_over(vcpu, state, view)
+            if self._installed and not state.stepping:
+                # Another vCPU did it; this one's breakpoint is of no use any more.
+                self._place_breakpoint(vcpu, state)
+        return True
+
+    def _install(self, state: _VcpuState, view: GuestView) -> bool:
+        """Write the trampoline into the guest's kernel; False if that cannot be, or is done."""
+        handler, gate = state.handler, state.idt_base + _PAGE_FAULT_GATE
+        # The trampoline clears these two, and an interrupt gate the rest that matters.
+        if state.syscall_mask & _RFLAGS_IF_DF != _RFLAGS_IF_DF:
+            return False
+        with self._installing:
+            if self._installed:
+                return False
+            at = trampoline.find_room(view, handler)
+            code = trampoline.build(at, handler, state.lstar, return_by_iret=state.return_by_iret)
+            try:
+                self._installed = bool(code) and self._redirect(view, gate, at, code)
+            except (_GuestFault, GuestAddressError):
+                return False
+            return self._installed
+
+    def _redirect(self, view: GuestView, gate: int, at: int, code: bytes) -> bool:
+        """Write ``code`` to ``at`` and have the ``gate`` lead there."""
+        offset = self._ram.translate(view.physical(gate), 16)
+        if offset < 0 or offset % 8:
+            return False
+        word, high = self._ram.u64[offset >> 3], self._ram.u64[(offset >> 3) + 1] & 0xFFFF_FFFF
+        if word >> 40 & _GATE_KIND != _INTERRUPT_GATE or high != at >> 32:
+            return False
+        self._ram.write(view.physical(at), code)
+        # One store, because other vCPUs may be taking page faults.
+        low, middle = at & 0xFFFF, at >> 16 & 0xFFFF
+        self._ram.u64[offset >> 3] = word & 0x0000_FFFF_FFFF_0000 | low | middle << 48
         return True
 
     def _step_over(self, vcpu: Vcpu, state: _VcpuState, view: GuestView) -> None:

@@ -17,9 +17,9 @@ from pykvm.kvm.assist import (
     MSR_SYSCALL_MASK,
     Assist,
     RefusedInstruction,
-    command_line,
 )
-from pykvm.kvm.exits import Exit, InternalError, IoExit, Shutdown
+from pykvm.kvm.exits import Debug, Exit, InternalError, IoExit, Shutdown
+from pykvm.kvm.linux_options import linux_options
 from pykvm.kvm.probe import HostTraits, _segment, probe
 from pykvm.kvm.system import Kvm
 from pykvm.kvm.vcpu import Vcpu
@@ -48,7 +48,7 @@ class Guest:
         self.memory = GuestMemory(2 << 20)
         stack.callback(self.memory.close)
         self.ram = self.memory.ram
-        vm = stack.enter_context(kvm.create_vm())
+        self.vm = vm = stack.enter_context(kvm.create_vm())
         vm.set_memory(0, 0, 2 << 20, self.memory.address)
         self.vcpu: Vcpu = stack.enter_context(vm.create_vcpu(0))
         self.vcpu.set_cpuid2(kvm.supported_cpuid())
@@ -182,6 +182,68 @@ def test_sysret_is_carried_out_where_it_is_refused(guest, host):
     assert guest.out() == 2
     # From now on Linux is asked to return by IRET.
     assert bool(guest.vcpu.regs.r11 & 1 << 16) is not host.syscall_works
+
+
+PADDING = b"\xcc" * 80
+
+
+def many_calls(guest: Guest, *parts: bytes) -> None:
+    """Have the guest make system calls for ever, with ``parts`` between them."""
+    loop = b"".join([mov_eax(1), SYSCALL, *parts])
+    guest.start_user(loop, b"\xeb" + pack("<b", -len(loop) - 2))
+    guest.code(LSTAR, OUT, SYSRETQ)
+
+
+@pytest.mark.kvm
+def test_system_calls_soon_need_no_exit(guest, host):
+    many_calls(guest)
+    guest.code(BREAKPOINT + 16, PADDING)
+    for _ in range(40):
+        assert guest.out() == 1
+        regs = guest.vcpu.regs
+        assert (regs.rcx, regs.r11, regs.rsp) == (USER + 7, 0x202, USER + 0x8000)
+        assert regs.rip == KERNEL + LSTAR + len(OUT)
+        assert regs.rflags & 0x700 == 0
+    if not host.syscall_works:
+        assert guest.assist.system_calls == 16
+        assert not any(isinstance(reason, Debug) for reason in guest.exits[-20:])
+
+
+@pytest.mark.kvm
+def test_page_faults_pass_the_trampoline(guest):
+    many_calls(guest, mov_eax(5), b"\xa0" + pack("<Q", UNMAPPED))
+    guest.code(BREAKPOINT + 16, PADDING)
+    # The handler skips the faulting instruction, 9 bytes, which is the loop's last but one.
+    guest.code(PAGE_FAULT, NOP3, OUT, DROP_ERROR_CODE, b"\x48\x83\x04\x24\x09", IRETQ)
+    assert [guest.out() for _ in range(60)] == [1, 5] * 30
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("why", ["no padding", "trap gate", "mask"])
+def test_without_a_trampoline_system_calls_go_on(guest, host, why):
+    many_calls(guest)
+    if why != "no padding":
+        guest.code(BREAKPOINT + 16, PADDING)
+    if why == "trap gate":
+        guest.ram.write(IDT + 14 * 16 + 5, b"\x8f")
+    if why == "mask":
+        kernel = wrmsr(MSR_LSTAR, KERNEL + LSTAR) + wrmsr(MSR_SYSCALL_MASK, 0x200)
+        guest.code(START, kernel, IRETQ)
+    assert [guest.out() for _ in range(30)] == [1] * 30
+    assert guest.assist.system_calls == (0 if host.syscall_works else 30)
+
+
+@pytest.mark.kvm
+def test_a_trampoline_from_a_snapshot_is_recognized(guest, host):
+    many_calls(guest)
+    guest.code(BREAKPOINT + 16, PADDING)
+    for _ in range(20):
+        guest.out()
+    assist = Assist(EVERYTHING, guest.vm, guest.ram, [guest.vcpu])
+    assist.prepare(guest.vcpu)
+    guest.assist = assist
+    assert [guest.out() for _ in range(5)] == [1] * 5
+    assert assist.system_calls == 0
 
 
 @pytest.mark.kvm
@@ -324,7 +386,7 @@ def test_without_broken_system_calls_nothing_is_watched():
 
 
 def test_linux_reads_the_whole_list_of_features():
-    option = command_line(2_600_000)[0]
+    option = linux_options(2_600_000)[0]
     name, _, value = option.partition("=")
     # Linux 6.1 arch/x86/kernel/fpu/init.c reads it into 128 bytes.
     assert name == "clearcpuid"
@@ -333,5 +395,5 @@ def test_linux_reads_the_whole_list_of_features():
 
 
 def test_an_unknown_frequency_is_not_claimed():
-    assert not any(option.startswith("tsc") for option in command_line(0))
-    assert "tsc_early_khz=2600000" in command_line(2_600_000)
+    assert not any(option.startswith("tsc") for option in linux_options(0))
+    assert "tsc_early_khz=2600000" in linux_options(2_600_000)

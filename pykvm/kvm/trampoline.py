@@ -1,0 +1,68 @@
+"""A shortcut for system calls: a few instructions in front of the guest's page-fault handler.
+
+Where SYSCALL ends in a page fault (see ``assist.py``), delivering it from
+outside makes an empty system call take 135 us. Five instructions in the guest
+bring that to 46 us (and getppid of Linux from 198 to 122, a page fault from
+750 to 655). They go into padding behind code of the guest's kernel, and
+IDT[14] is pointed at them; no instruction of the guest's is changed. On
+another host they do no harm: nothing else makes a page fault whose stacked
+rip is LSTAR.
+
+Pure: works on a :class:`GuestView`.
+"""
+
+import re
+from struct import pack
+
+from pykvm.kvm.emulate import GuestFault
+from pykvm.kvm.paging import GuestView
+from pykvm.memory.ram import GuestAddressError
+
+_PAGE = 0x1000
+_PAGES_SEARCHED = 512
+_ROOM = 64
+# The linker fills gaps with INT3. A gap counts only behind other bytes of its page: pages that
+# are padding as a whole are given back by Linux once it has booted.
+_PADDING = re.compile(rb"[^\xcc](\xcc{%d,})" % _ROOM)
+
+_CMP = b"\x48\x81\x7c\x24\x08"  # cmpq $imm32, 8(%rsp): the stacked rip
+_JNE = b"\x0f\x85"
+_OR_RF = b"\x49\x81\xcb\x00\x00\x01\x00"  # or $RF, %r11
+_CLD = b"\xfc"
+_LOAD_RSP = b"\x48\x8b\x64\x24\x20"  # mov 32(%rsp), %rsp: the stacked rsp
+_JMP = b"\xe9"
+
+SIGNATURE_SIZE = len(_CMP) + 4
+
+
+def build(at: int, handler: int, lstar: int, *, return_by_iret: bool = False) -> bytes:
+    """The code at ``at`` that takes page faults to ``handler`` and system calls to ``lstar``.
+
+    ``return_by_iret`` sets RF in r11, which has Linux return by IRET. b"" if
+    the addresses are no kernel's: not within 2 GiB of each other and of the top.
+    """
+    if {at >> 31, handler >> 31, lstar >> 31} != {0x1_FFFF_FFFF}:
+        return b""
+    code = _CMP + pack("<I", lstar & 0xFFFF_FFFF) + _JNE
+    code += pack("<i", handler - (at + len(code) + 4))
+    code += (_OR_RF if return_by_iret else b"") + _CLD + _LOAD_RSP + _JMP
+    return code + pack("<i", lstar - (at + len(code) + 4))
+
+
+def is_trampoline(code: bytes, lstar: int) -> bool:
+    """Whether ``code``, the start of a page-fault handler, sorts out system calls by itself."""
+    return code[:SIGNATURE_SIZE] == _CMP + pack("<I", lstar & 0xFFFF_FFFF)
+
+
+def find_room(view: GuestView, near: int) -> int:
+    """Guest-virtual address of 48 unused bytes in executable pages from ``near`` on; 0: none."""
+    page = near & ~(_PAGE - 1)
+    for _ in range(_PAGES_SEARCHED):
+        try:
+            found = _PADDING.search(view.fetch(page, _PAGE))
+        except (GuestFault, GuestAddressError):
+            return 0
+        if found:
+            return page + ((found.start(1) + 15) & ~15)
+        page += _PAGE
+    return 0
