@@ -28,11 +28,12 @@ from typing import Final
 from pykvm.errors import PykvmError
 from pykvm.kvm import constants as c
 from pykvm.kvm import trampoline
+from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.emulate import Fault, Outcome, State, emulate, no_operation_length
 from pykvm.kvm.emulate import GuestFault as _GuestFault
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.exits import Debug, Exit, InternalError, MsrWrite
-from pykvm.kvm.linux_options import linux_options
+from pykvm.kvm.linux_options import linux_options, without_hypercalls
 from pykvm.kvm.paging import GuestView
 from pykvm.kvm.probe import HostTraits
 from pykvm.kvm.structs import Regs, Segment
@@ -139,6 +140,10 @@ class Assist:
     def command_line(self, tsc_khz: int) -> list[str]:
         """What a Linux guest needs on its command line; ``tsc_khz`` as KVM_GET_TSC_KHZ says."""
         return linux_options(tsc_khz)
+
+    def cpuid(self, leaves: Iterable[CpuidEntry]) -> list[CpuidEntry]:
+        """The CPUID ``leaves`` that a vCPU is to show instead of ``leaves``."""
+        return without_hypercalls(leaves)
 
     @property
     def system_calls(self) -> int:
@@ -310,7 +315,7 @@ class Assist:
             return False
         regs, sregs = vcpu.regs, vcpu.sregs
         view = GuestView(self._ram, sregs)
-        code = reason.instruction or _fetch(view, regs.rip)
+        code = reason.instruction or view.instruction(regs.rip)
         if not sregs.efer & _EFER_LMA or not sregs.cs.l:
             raise RefusedInstruction(code, regs.rip, "is not 64-bit code")
         if sregs.cs.dpl:
@@ -353,16 +358,6 @@ def _load(regs: Regs, state: State) -> None:
     for name, value in zip(_GPR, state.gpr, strict=True):
         setattr(regs, name, value)
     regs.rip, regs.rflags = state.rip, state.rflags
-
-
-def _fetch(view: GuestView, rip: int) -> bytes:
-    """Up to 15 bytes at ``rip``, for KVMs that give none."""
-    for length in (15, 0x1000 - (rip & 0xFFF)):
-        try:
-            return view.read(rip, min(length, 15))
-        except (_GuestFault, GuestAddressError):
-            continue
-    return b""
 
 
 def _inject(vcpu: Vcpu, fault: Fault) -> None:

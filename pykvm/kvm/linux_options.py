@@ -1,6 +1,14 @@
-"""What Linux is told on its command line where KVM emulates the guest's kernel code."""
+"""What Linux is told, on its command line and by CPUID, where KVM emulates its kernel code."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
+
+from pykvm.kvm.cpuid import CpuidEntry
+
+_KVM_CPUID_FEATURES: Final = 0x4000_0001
+# KVM_FEATURE_PV_UNHALT, _PV_SEND_IPI, _PV_SCHED_YIELD and _HC_MAP_GPA_RANGE.
+_HYPERCALL_FEATURES: Final = 1 << 7 | 1 << 11 | 1 << 13 | 1 << 16
 
 # Features whose instructions the emulator refuses, or that cost more than they give there.
 # CPUID cannot hide them: the guest sees the processor's own bits in leaves 1 and 7. Linux reads
@@ -54,3 +62,17 @@ def linux_options(tsc_khz: int) -> list[str]:
         # given, Linux derives loops_per_jiffy from it as well.
         options += ["tsc=reliable", f"tsc_early_khz={tsc_khz}"]
     return options
+
+
+def without_hypercalls(cpuid: Iterable[CpuidEntry]) -> list[CpuidEntry]:
+    """``cpuid`` without the KVM features that make Linux use VMCALL.
+
+    The emulator can hang on it: a second CPU never came up. These leaves,
+    unlike 1 and 7, are shown to the guest as we give them.
+    """
+    return [
+        replace(leaf, eax=leaf.eax & ~_HYPERCALL_FEATURES)
+        if leaf.function == _KVM_CPUID_FEATURES
+        else leaf
+        for leaf in cpuid
+    ]

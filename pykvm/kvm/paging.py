@@ -9,7 +9,7 @@ dirty bits are not set. Source: Intel SDM volume 3, §4.5.
 from typing import Protocol
 
 from pykvm.kvm.emulate import GP_VECTOR, PF_VECTOR, Fault, GuestFault
-from pykvm.memory.ram import Ram
+from pykvm.memory.ram import GuestAddressError, Ram
 
 NOT_PRESENT = -1
 """No page is mapped at the address."""
@@ -87,6 +87,15 @@ class GuestView:
         """Like :meth:`read`, of pages that may be executed."""
         pieces = self._pieces(address, length, fetch=True)
         return b"".join(self._ram.read(physical, size) for physical, size in pieces)
+
+    def instruction(self, rip: int) -> bytes:
+        """The bytes at ``rip``: 15, or those before the end of its page, or none."""
+        for length in (15, min(15, 0x1000 - (rip & 0xFFF))):
+            try:
+                return self.fetch(rip, length)
+            except (GuestFault, GuestAddressError):
+                continue
+        return b""
 
     def write(self, address: int, data: bytes) -> None:
         """Store ``data`` at ``address``, all or nothing; GuestFault or GuestAddressError."""

@@ -18,8 +18,9 @@ from pykvm.kvm.assist import (
     Assist,
     RefusedInstruction,
 )
+from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.exits import Debug, Exit, InternalError, IoExit, Shutdown
-from pykvm.kvm.linux_options import linux_options
+from pykvm.kvm.linux_options import linux_options, without_hypercalls
 from pykvm.kvm.probe import HostTraits, _segment, probe
 from pykvm.kvm.system import Kvm
 from pykvm.kvm.vcpu import Vcpu
@@ -397,3 +398,13 @@ def test_linux_reads_the_whole_list_of_features():
 def test_an_unknown_frequency_is_not_claimed():
     assert not any(option.startswith("tsc") for option in linux_options(0))
     assert "tsc_early_khz=2600000" in linux_options(2_600_000)
+
+
+def test_only_hypercalls_are_hidden():
+    features = CpuidEntry(0x4000_0001, 0, 0, eax=0xFFFF_FFFF, ebx=0, ecx=0, edx=0xFFFF_FFFF)
+    other = CpuidEntry(1, 0, 0, eax=0xFFFF_FFFF, ebx=0, ecx=0, edx=0)
+    hidden, same = without_hypercalls([features, other])
+    assert same == other
+    # PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD, HC_MAP_GPA_RANGE
+    assert hidden.eax == 0xFFFF_FFFF & ~0x1_2880
+    assert hidden.edx == features.edx

@@ -123,3 +123,14 @@ def test_a_non_canonical_address_is_a_general_protection_fault():
     with pytest.raises(GuestFault) as caught:
         view(Ram.flat(SIZE)).read(1 << 47, 8)
     assert caught.value.fault == Fault(GP_VECTOR, 0)
+
+
+def test_instruction_bytes_end_where_the_mapping_does():
+    ram = Ram.flat(SIZE)
+    tables(ram, 0x5000, 0x9000 | PRESENT)
+    ram.write(0x9FF0, bytes(range(16)))
+    assert view(ram).instruction(0x5000) == bytes(15)
+    assert view(ram).instruction(0x5FFA) == bytes(range(10, 16))
+    assert view(ram).instruction(0x6000) == b""
+    tables(ram, 0x6000, 0x8000 | PRESENT)
+    assert view(ram).instruction(0x5FFA) == bytes(range(10, 16)) + bytes(9)
