@@ -14,20 +14,28 @@ from pykvm.kvm.vcpu import Vcpu
 RFLAGS_IF = 1 << 9
 
 
-def all_halted(threads: Sequence[VcpuThread], timeout: float) -> bool:
+LOOK_SECONDS = 0.2
+"""A vCPU that cannot be paused in this time is busy, and so it is not halted."""
+
+
+def all_halted(threads: Sequence[VcpuThread]) -> bool:
     """Whether no vCPU can ever execute another instruction.
 
     Each is halted with interrupts off, or has never been started; and no NMI
     is pending, which alone would wake one. They are paused one after the
     other: a vCPU that runs could wake a halted one by an IPI of INIT or NMI,
-    but then that one is found running. TimeoutError if one cannot be paused.
+    but then that one is found running. A vCPU whose exit takes long to handle,
+    as when nobody reads the console, is not halted.
     """
     for thread in threads:
         if thread.ended:
             return False
-        with thread.paused(timeout):
-            if not _halted(thread.vcpu):
-                return False
+        try:
+            with thread.paused(LOOK_SECONDS):
+                if not _halted(thread.vcpu):
+                    return False
+        except TimeoutError:
+            return False
     return bool(threads)
 
 

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pykvm.devices.virtio_blk import Image, VirtioBlk
 from pykvm.errors import UsageError
@@ -19,7 +19,7 @@ from pykvm.machine.board import Board
 from pykvm.machine.config import ConsoleMode, DiskConfig, MachineConfig
 from pykvm.machine.cpu import apply_entry
 from pykvm.machine.end import EndOfRun
-from pykvm.machine.exits import Assistant, ExitHandler
+from pykvm.machine.exits import ExitHandler
 from pykvm.machine.guest import LINUX, resolve
 from pykvm.machine.halt import all_halted
 from pykvm.machine.timings import Timings
@@ -28,6 +28,9 @@ from pykvm.memory.guest import HOLE_END
 from pykvm.pci.virtio_pci import VirtioPci
 from pykvm.platform.outcome import Outcome
 from pykvm.x86.loader import load_kernel
+
+if TYPE_CHECKING:
+    from pykvm.kvm.assist import Assist
 
 KVM_IDENTITY_MAP = 0xFFFB_C000
 """A page, and then three for the TSS, that VMX needs where no RAM or device is."""
@@ -112,22 +115,36 @@ class Machine:
         for disk in config.disks:
             self._add_disk(stack, disk, platform)
         assist = self._assist(vm, vcpus)
+
+        def command_line(kind: str) -> str:
+            words = [guest.command_line(kind)]
+            if assist and kind == LINUX:
+                words += assist.command_line(vcpus[0].tsc_khz())
+            return " ".join(words)
+
         self.timings.mark("machine built")
         loaded = load_kernel(
             self.ram,
             guest.kernel,
             initrd=guest.initrd,
-            command_line=lambda kind: " ".join([guest.command_line(kind), *self._options(kind)]),
+            command_line=command_line,
             cpus=config.cpus,
             pci_devices=self.board.pci.functions,
         )
         self.description = loaded.description
         self.timings.mark("kernel loaded")
         cpuid = kvm.supported_cpuid()
+        if assist:
+            cpuid = assist.cpuid(cpuid)
         for vcpu in vcpus:
             apply_entry(vcpu, cpuid, config.cpus, loaded.entry)
             handler = ExitHandler(
-                vcpu, self.board.ports, self.board.mmio, self.finish, self._end.__bool__, assist
+                vcpu,
+                self.board.ports,
+                self.board.mmio,
+                self.finish,
+                self._end.__bool__,
+                assist.handle if assist else None,
             )
             self._threads.append(VcpuThread(vcpu, handler, self._vcpu_ended))
         stack.callback(self._stop_vcpus)
@@ -145,9 +162,8 @@ class Machine:
         if self.on_channel is not None:
             self.on_channel(data)
 
-    def _assist(self, vm: Vm, vcpus: Sequence[Vcpu]) -> Assistant | None:
+    def _assist(self, vm: Vm, vcpus: Sequence[Vcpu]) -> "Assist | None":
         """The helper that this host needs, or None: ordinary hosts never import it."""
-        self._options: Callable[[str], list[str]] = lambda kind: []
         if not self.traits.needs_assists:
             return None
         from pykvm.kvm.assist import Assist
@@ -155,9 +171,7 @@ class Machine:
         assist = Assist(self.traits, vm, self.ram, vcpus)
         for vcpu in vcpus:
             assist.prepare(vcpu)
-        options = assist.command_line(vcpus[0].tsc_khz())
-        self._options = lambda kind: options if kind == LINUX else []
-        return assist.handle
+        return assist
 
     # -- running --------------------------------------------------------
 
@@ -187,7 +201,7 @@ class Machine:
             # A guest that makes exits is alive; one that makes none is looked at.
             before, exits = exits, self._exits()
             pause = min(2 * pause, LAST_LOOK_SECONDS) if before == exits else FIRST_LOOK_SECONDS
-            if before == exits and all_halted(self._threads, PAUSE_SECONDS):
+            if before == exits and all_halted(self._threads):
                 self.finish(Outcome.halted())
         if self.on_end is not None:
             self.on_end()
