@@ -1,5 +1,7 @@
 """Each way to end a run, seen from the machine, in the fewest instructions possible."""
 
+from threading import Event
+
 import pytest
 
 from pykvm.machine import Machine, MachineConfig
@@ -68,3 +70,12 @@ def test_what_is_typed_comes_back():
         outcome = machine.wait(timeout=10)
         assert outcome.status == 0
         assert machine.console_output == text
+
+
+def test_a_console_that_nobody_reads_is_not_the_end():
+    """A vCPU that waits for the console's reader cannot be paused to look at it."""
+    reading = Event()
+    config = MachineConfig(kernel=build_bare_guest(), append="hello 3", memory=16 << 20)
+    with Machine(config, console=lambda data: reading.wait(15)) as machine:
+        machine.on_end = reading.set
+        assert machine.run(timeout=1.2).kind is OutcomeKind.TIMEOUT
