@@ -55,6 +55,14 @@ class Engine(Protocol):
         """
         ...
 
+    def stop(self) -> None:
+        """Start nothing any more. From any thread, for reset.
+
+        What was submitted and not started completes with ECANCELED; without
+        this, a guest could keep its reset waiting for any amount of I/O.
+        """
+        ...
+
     def close(self) -> None:
         """Release what the engine holds (not the image). Nothing may be executing."""
         ...
@@ -79,6 +87,7 @@ class SyncEngine:
         self._fd = image.fd
         self._bytes = ram.bytes
         self._done: list[Operation] = []
+        self._stopped = False
 
     def submit(self, operations: Sequence[Operation]) -> None:
         """See :class:`Engine`."""
@@ -87,6 +96,9 @@ class SyncEngine:
         preadv, pwritev = os.preadv, os.pwritev
         now = time.monotonic_ns
         for operation in operations:
+            if self._stopped:
+                operation.error = errno.ECANCELED
+                continue
             kind = operation.kind
             if kind == VIRTIO_BLK_T_FLUSH:
                 operation.error = self._image.sync()
@@ -117,6 +129,10 @@ class SyncEngine:
         self._done = []
         return done
 
+    def stop(self) -> None:
+        """See :class:`Engine`."""
+        self._stopped = True
+
     def close(self) -> None:
         """See :class:`Engine`."""
         assert not self._done, "completions were left behind"
@@ -139,6 +155,8 @@ class SyncEngine:
             if count == 0:
                 return errno.EIO
             moved += count
+            if self._stopped and moved < length:
+                return errno.ECANCELED
         return 0
 
     def _views(self, operation: Operation, skip: int) -> list[memoryview]:

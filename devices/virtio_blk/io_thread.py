@@ -48,7 +48,7 @@ class IoThread:
         """Stop serving and wait until what was executing is done. Not from the thread itself."""
         assert threading.current_thread() is not self._thread, "a thread cannot await its own end"
         for service in self._services:
-            service.stopping = True
+            service.stop()
         self._stopping = True
         os.eventfd_write(self._control, 1)
         self._thread.join()

@@ -32,8 +32,7 @@ class QueueService:
     """One queue at work. One thread at a time calls it.
 
     ``kick`` is the queue's eventfd and ``engine`` what executes its
-    operations; both belong to somebody else. ``stopping``, which any thread
-    may set, makes every result from then on go nowhere.
+    operations; both belong to somebody else.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class QueueService:
         self.queue = queue
         self.kick = kick
         self.engine = engine
-        self.stopping = False
+        self._stopping = False
         self._bytes = ram.bytes
         self._parser = parser
         self._stats = stats
@@ -89,12 +88,17 @@ class QueueService:
     def complete(self) -> None:
         """Answer what the engine has done."""
         self._collect()
-        if not self.stopping and self.queue.publish():
+        if not self._stopping and self.queue.publish():
             self._interrupt(self.queue.index)
 
+    def stop(self) -> None:
+        """From now on start nothing and let every result go nowhere. Any thread."""
+        self._stopping = True
+        self.engine.stop()
+
     def quiesce(self) -> None:
-        """Wait until the engine executes nothing, and forget the rest. For reset."""
-        self.stopping = True
+        """Stop, wait until the engine executes nothing, and forget the rest. For reset."""
+        self.stop()
         notified = select.poll()
         if self.engine.notifier >= 0:
             notified.register(self.engine.notifier, select.POLLIN)
@@ -119,9 +123,9 @@ class QueueService:
         self._executing += len(operations)
 
     def _collect(self) -> None:
-        stopping = self.stopping
         ordered = self.engine.ordered
         done = self.engine.completions()
+        stopping = self._stopping  # after that: what was cancelled is never answered
         self._executing -= len(done)
         for operation in done:
             if stopping:

@@ -509,6 +509,9 @@ class SlowEngine:
             self.log.append(("end", operation.kind))
         os.eventfd_write(self.notifier, 1)
 
+    def stop(self) -> None:
+        pass
+
     def close(self) -> None:
         self.inner.close()
         os.close(self.notifier)
@@ -598,6 +601,34 @@ def test_reset_waits_for_what_is_executing_and_drops_it(make: Callable[..., Disk
     fresh.wait_for(1)
     fresh.let_go()
     assert disk.wait(head)[0] == OK
+
+
+def test_reset_starts_nothing_that_waits(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver can queue hours of I/O in one batch; its reset takes one operation's time."""
+    started, go_on = threading.Event(), threading.Event()
+    reads: list[int] = []
+
+    def slow_preadv(fd: int, views: Sequence[memoryview], offset: int) -> int:
+        reads.append(offset)
+        started.set()
+        assert go_on.wait(5)
+        return sum(map(len, views))
+
+    monkeypatch.setattr(os, "preadv", slow_preadv)
+    for sector in range(8):
+        disk.send(IN, sector, size=512)
+    disk.transport.submit()
+    assert started.wait(5)
+    resetting = threading.Thread(target=disk.device.reset)
+    resetting.start()
+    resetting.join(0.05)
+    assert resetting.is_alive()
+    go_on.set()
+    resetting.join(5)
+    assert not resetting.is_alive()
+    assert reads == [0]
+    assert disk.transport.drivers[0].collect() == []
+    assert disk.stats() == {}
 
 
 def test_reset_under_load(disk: Disk) -> None:

@@ -134,6 +134,36 @@ def test_an_image_truncated_under_the_device(
     assert run(image, ram, past, across, inside) == [errno.EIO, errno.EIO, 0]
 
 
+def test_a_stopped_engine_starts_nothing(image: Image, path: Path) -> None:
+    ram = Ram.flat(4096)
+    engine = SyncEngine(image, ram)
+    engine.stop()
+    operations = [operation(VIRTIO_BLK_T_OUT, 0, [(0, 512)]), operation(VIRTIO_BLK_T_FLUSH)]
+    before = path.read_bytes()
+    engine.submit(operations)
+    assert [op.error for op in engine.completions()] == [errno.ECANCELED] * 2
+    assert path.read_bytes() == before
+    engine.close()
+
+
+def test_a_stopped_engine_cuts_a_long_operation_short(
+    image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = SyncEngine(image, Ram.flat(4096))
+    calls = []
+
+    def stopping_preadv(fd: int, views: Sequence[memoryview], offset: int) -> int:
+        calls.append(offset)
+        engine.stop()
+        return 512
+
+    monkeypatch.setattr(os, "preadv", stopping_preadv)
+    engine.submit([operation(VIRTIO_BLK_T_IN, 0, [(0, 1024), (1024, 1024)])])
+    assert [op.error for op in engine.completions()] == [errno.ECANCELED]
+    assert calls == [0]
+    engine.close()
+
+
 def test_errors_are_per_operation(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.preadv
 
