@@ -71,8 +71,16 @@ class PciHost:
     def add(self, function: PciFunction) -> int:
         """Plug ``function`` in, place its BARs, enable memory decoding; its device number.
 
-        UsageError if the bus or the window is full.
+        The host owns it from now on. UsageError if the bus or the window is
+        full; the function is closed then.
         """
+        try:
+            return self._add(function)
+        except BaseException:
+            function.close()
+            raise
+
+    def _add(self, function: PciFunction) -> int:
         with self._lock:
             number = len(self.functions)
             if number >= MAX_DEVICES:

@@ -49,7 +49,13 @@ class MsixTable:
         self._routed: list[bytes | None] = [None] * count
         self._function_masked = False
         self._lock = Lock()
-        self._vectors: list[MsiVector] = [platform.msi_vector() for _ in range(count)]
+        self._vectors: list[MsiVector] = []
+        try:
+            for _ in range(count):
+                self._vectors.append(platform.msi_vector())
+        except BaseException:
+            self.close()
+            raise
         self._eventfds = [vector.eventfd for vector in self._vectors]
         self._function = function
         function.add_bar(bar, self.size, self)
@@ -72,9 +78,18 @@ class MsixTable:
             self.enabled, self._function_masked = enabled, masked
             for index in range(self.count):
                 self._update(index)
-                if not enabled:  # what was pending belongs to an interrupt mode that ended
-                    self._vectors[index].take_pending()
-                    self._waiting[index] = False
+            if not enabled:  # what was pending belongs to an interrupt mode that ended
+                self._forget()
+
+    def forget(self) -> None:
+        """Drop what waits for being unmasked: the device that raised it was reset."""
+        with self._lock:
+            self._forget()
+
+    def _forget(self) -> None:
+        for index, vector in enumerate(self._vectors):
+            vector.take_pending()
+            self._waiting[index] = False
 
     # -- the BAR -----------------------------------------------------------
 

@@ -84,7 +84,7 @@ class VirtioPci(PciFunction):
         self.device = device
         self._platform = platform
         self._lock = Lock()
-        self._kicks = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(count)]
+        self._kicks: list[int] = []
         self.state = TransportState(device, ram, self._kicks, self, fence=full_fence())
         self._vectors = Vectors(count + 1, count)
         self._common = CommonConfig(self.state, self._vectors, self._was_reset)
@@ -95,6 +95,12 @@ class VirtioPci(PciFunction):
         self._bar = self.add_bar(0, size, self)
         self.msix = MsixTable(platform, self, bar=1, count=count + 1)
         self._pci_cfg = self._add_capabilities(count)
+        try:
+            for _ in range(count):
+                self._kicks.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        except BaseException:
+            self._give_back()
+            raise
 
     def _add_capabilities(self, queues: int) -> int:
         config_size = min(self.device.config_size, MAX_DEVICE_CONFIG)
@@ -217,7 +223,9 @@ class VirtioPci(PciFunction):
     # -- the end -----------------------------------------------------------
 
     def _was_reset(self) -> None:
+        # After a reset the device sends no notification (§2.4.1), not even an old one.
         self._intx.take()
+        self.msix.forget()
 
     def close(self) -> None:
         """Close the device, then give back doorbells, vectors and eventfds."""
@@ -225,6 +233,9 @@ class VirtioPci(PciFunction):
         with self._lock:
             self._bar.address = None
             self._bind_doorbells()
+        self._give_back()
+
+    def _give_back(self) -> None:
         self.msix.close()
-        for kick in self._kicks:
-            os.close(kick)
+        while self._kicks:
+            os.close(self._kicks.pop())

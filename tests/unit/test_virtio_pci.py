@@ -1,5 +1,7 @@
 """virtio-pci as a driver sees it: through port I/O and MMIO, and nothing else."""
 
+import errno
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -22,9 +24,12 @@ from virtio_pci_guest import (
     Guest,
 )
 
+from pykvm.errors import HostError, UsageError
 from pykvm.memory.ram import Ram
+from pykvm.pci.config import PciFunction
+from pykvm.pci.host import PciHost
 from pykvm.pci.virtio_pci import VirtioPci
-from pykvm.testing.mock_platform import MockPlatform
+from pykvm.testing.mock_platform import MockPlatform, MockVector
 from pykvm.virtio.constants import VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1
 
 
@@ -155,6 +160,20 @@ def test_reset_brings_everything_back(guest: Guest) -> None:
     assert guest.get(0x1A, 2) == NO_VECTOR
     guest.drivers.clear()
     guest.start()
+
+
+def test_no_interrupt_survives_a_reset(guest: Guest) -> None:
+    guest.use_msix(masked=True)
+    guest.set(0x10, 2, 0)
+    activation = guest.start()
+    activation.config_changed()
+    assert guest.platform.load(guest.msix_base + 2048, 4) == 1  # the pending bit
+    activation.config_changed()
+    guest.status = 0
+    assert guest.platform.load(guest.msix_base + 2048, 4) == 0
+    guest.platform.store(guest.msix_base + 12, 4, 0)
+    assert guest.vectors[0].delivered() is None
+    assert guest.function.msix.enabled  # PCI's own state is none of virtio's business
 
 
 # -- queues ---------------------------------------------------------------------------
@@ -415,6 +434,55 @@ def test_a_kick_before_driver_ok_or_after_reset_is_dropped(guest: Guest) -> None
     guest.drivers.clear()
     guest.start()
     assert not guest.kicked(0)
+
+
+# -- a host that runs out of something -----------------------------------------------------
+
+
+class PoorPlatform(MockPlatform):
+    """Has two vectors and no more."""
+
+    def msi_vector(self) -> MockVector:
+        if len(self.vectors) == 2:
+            raise HostError("no vectors left")
+        return super().msi_vector()
+
+
+def test_a_function_that_cannot_be_made_leaves_nothing_open() -> None:
+    before = os.listdir("/proc/self/fd")
+    device = FakeDevice()
+    with pytest.raises(HostError):
+        VirtioPci(device, Ram.flat(4096), PoorPlatform())
+    assert os.listdir("/proc/self/fd") == before
+    assert not device.closed  # it is the caller's still
+
+
+def test_without_eventfds_there_is_no_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, eventfd, made = os.listdir("/proc/self/fd"), os.eventfd, []
+
+    def few(*args: int) -> int:
+        if len(made) == 4:
+            raise OSError(errno.EMFILE, "too many open files")
+        made.append(eventfd(*args))
+        return made[-1]
+
+    monkeypatch.setattr(os, "eventfd", few)
+    with pytest.raises(OSError, match="too many"):
+        VirtioPci(FakeDevice(), Ram.flat(4096), MockPlatform())
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_bus_that_is_full_closes_what_it_refuses() -> None:
+    platform = MockPlatform()
+    host = PciHost(platform.mmio)
+    for _ in range(31):
+        host.add(PciFunction(vendor=1, device=2, class_code=0))
+    before = os.listdir("/proc/self/fd")
+    device = FakeDevice()
+    with pytest.raises(UsageError):
+        host.add(VirtioPci(device, Ram.flat(4096), platform))
+    assert device.closed
+    assert os.listdir("/proc/self/fd") == before
 
 
 # -- the PCI-cfg window ------------------------------------------------------------------

@@ -159,8 +159,12 @@ class Guest:
         assert self.device.activation
         return self.device.activation
 
+    @property
+    def msix_base(self) -> int:
+        return self.config(0x14) & ~0xF
+
     def use_msix(self, masked: bool = False) -> None:
-        base = self.config(0x14) & ~0xF
+        base = self.msix_base
         for index in range(3):
             self.platform.store(base + 16 * index, 4, 0xFEE00000)
             self.platform.store(base + 16 * index + 8, 4, 0x40 + index)
