@@ -100,6 +100,13 @@ def main() -> int:
     except BuildError as error:
         print(f"guest/build.py: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"guest/build.py: {error.strerror}{where}; the log is {cache.folder() / 'build.log'}",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("\nguest/build.py: interrupted; nothing was changed", file=sys.stderr)
         return 130

@@ -27,6 +27,10 @@
 #include <termios.h>
 #include <unistd.h>
 
+#ifndef TIOCM_OUT1
+#define TIOCM_OUT1 0x2000                       /* the kernel's; only some C libraries name it */
+#endif
+
 enum { EXIT_PORT = 0xf4 };
 
 enum console { CONSOLE_SHELL, CONSOLE_PIPE, CONSOLE_NONE };
@@ -179,6 +183,15 @@ static void mount_all(void)
         say("pykvm init: /tmp could not be mounted\n");
 }
 
+/* Names that shell scripts expect, and that devtmpfs does not make. */
+static void link_descriptors(void)
+{
+    symlink("/proc/self/fd", "/dev/fd");
+    symlink("/proc/self/fd/0", "/dev/stdin");
+    symlink("/proc/self/fd/1", "/dev/stdout");
+    symlink("/proc/self/fd/2", "/dev/stderr");
+}
+
 /* The value of a word `name=value` of the command line, which is changed; NULL without one. */
 static char *option(char *line, const char *name)
 {
@@ -225,12 +238,18 @@ static void start_agent(void)
 
 static void start_pipe_shell(void)
 {
-    static const char *const argv[] = {"/bin/sh", "+i", NULL};
+    /* Named as a script, because busybox's shell takes a terminal on its standard input for a
+     * person. Reading lines, it takes no more than its own, and leaves the rest to its commands. */
+    static const char *const argv[] = {"/bin/sh", CONSOLE, NULL};
+    const int ready = TIOCM_OUT1;
     struct termios line = raw_line();
 
     /* Lines, so that ^D ends the input; no echo, no signals, and output exactly as written. */
     line.c_lflag = ICANON;
     ioctl(STDIN_FILENO, TCSETS, &line);
+    /* The host holds the input back until now: earlier, it would be echoed, and ^C or ^Z in it
+     * would not be data. */
+    ioctl(STDIN_FILENO, TIOCMBIS, &ready);
     shell = spawn(argv, CONSOLE, NULL);
 }
 
@@ -338,6 +357,7 @@ static void boot(void)
     if (term)
         environment[ENVIRONMENT_TERM] = term - strlen("TERM=");
     mount_all();
+    link_descriptors();
     chdir("/root");
     fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
     length = fd < 0 ? 0 : read(fd, line, sizeof line - 1);

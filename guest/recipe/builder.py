@@ -38,6 +38,7 @@ class Builder:
         self._cache = cache
         self._options = options
         self._log = cache.root / "build.log"
+        self._downloads = cache.root / "downloads"
         self._packages: dict[str, apt.Package] = {}
         self._archive = apt.Archive(cache.root / "apt", self._log)
         self._updated = False
@@ -61,15 +62,13 @@ class Builder:
             raise BuildError("the guest has not been built yet; build it first")
         return self._packages
 
-    def fetch(self, package: apt.Package, folder: Path) -> None:
-        """Downloads a package's files, after the lists if they are not there."""
-        downloads = self._cache.root / "downloads"
-        if not all((downloads / name).is_file() for name, _ in package.files):
-            self._update()
-        self._archive.fetch(package, downloads)
+    def fetch(self, name: str, folder: Path) -> None:
+        """Puts a package's files into `folder`, from the downloads or else from the archive."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, _ in package.files:
-            shutil.copyfile(downloads / name, folder / name)
+        with self._cache.lock():
+            package = self._fetched(name)
+            for file, _ in package.files:
+                shutil.copyfile(self._downloads / file, folder / file)
 
     def _announce(self, parts: dict[str, str] | None) -> None:
         if parts is None:
@@ -167,16 +166,14 @@ class Builder:
     def _unpacked(self, name: str, work: Path) -> Path:
         package = self._fetched(name)
         description = next(f for f, _ in package.files if f.endswith(".dsc"))
-        downloads = self._cache.root / "downloads"
-        return tools.unpack(name, downloads / description, work / "source", self._log)
+        return tools.unpack(name, self._downloads / description, work / "source", self._log)
 
     def _fetched(self, name: str) -> apt.Package:
         package = self._packages[name]
-        downloads = self._cache.root / "downloads"
-        if not all(apt.matches(downloads / f, h) for f, h in package.files):
+        if not all(apt.matches(self._downloads / f, h) for f, h in package.files):
             self._update()
             with step(f"Downloading {name} {package.version}"):
-                self._archive.fetch(package, downloads)
+                self._archive.fetch(package, self._downloads)
         return package
 
     def _build_kernels(self, parts: dict[str, str], work: Path) -> None:
@@ -188,7 +185,7 @@ class Builder:
         if not wanted:
             return
         package = self._fetched(kernel.SOURCE_PACKAGE)
-        archive = self._cache.root / "downloads" / package.files[0][0]
+        archive = self._downloads / package.files[0][0]
         tree = kernel.unpack(archive, work / "linux", self._log)
         jobs = self._options.jobs
         for flavour in wanted:
@@ -207,14 +204,14 @@ class Builder:
         versions = {n: p.version for n, p in self._packages.items() if n != kernel.SOURCE_PACKAGE}
         try:
             output.mkdir(parents=True, exist_ok=True)
-            write_atomically(output / "initrd.cpio", self._initrd(parts))
+            _put(output / "initrd.cpio", self._initrd(parts))
             for flavour in self._options.flavours:
                 built = self._cache.path(f"kernel-{flavour}", parts[f"kernel-{flavour}"])
-                _copy(built / "vmlinux", output / f"vmlinux-{flavour}")
-            write_atomically(output / "NOTICE", bundle.notice(versions))
+                _put(output / f"vmlinux-{flavour}", (built / "vmlinux").read_bytes())
+            _put(output / "NOTICE", bundle.notice(versions))
             # Last, because whoever finds it may rely on the rest.
             text = bundle.description(sorted(flavours), recipe, versions)
-            write_atomically(output / "bundle.json", text)
+            _put(output / "bundle.json", text)
         except OSError as error:
             raise BuildError(f"{output} cannot be written: {error.strerror}") from error
         note(f"The guest ({', '.join(sorted(flavours))}) is in {output}")
@@ -239,8 +236,7 @@ def recipe_hash() -> str:
     return key([(file.name, file.read_text()) for file in sorted(files)])
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copies unless it is the same already: kernels are the bulk of a build with a full cache."""
-    data = source.read_bytes()
+def _put(target: Path, data: bytes) -> None:
+    """Writes unless it is there already, so that a build with nothing to do changes no file."""
     if not target.is_file() or target.read_bytes() != data:
         write_atomically(target, data)

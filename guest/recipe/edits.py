@@ -49,14 +49,14 @@ EDITS = (
         "arch/x86/include/asm/sparsemem.h",
         "# define SECTION_SIZE_BITS\t27 ",
         "# define SECTION_SIZE_BITS\t(IS_ENABLED(CONFIG_SMP) ? 27 : 25) ",
-        "1.9 M instructions: page structures are initialised by whole sections, and 128 MiB is "
+        "1.0 M instructions: page structures are initialised by whole sections, and 128 MiB is "
         "more than the guest has",
     ),
     Edit(
         "arch/x86/Kconfig",
         "\tselect ARCH_HAS_STRICT_KERNEL_RWX\n",
         "\tselect ARCH_HAS_STRICT_KERNEL_RWX\tif SMP\n",
-        "0.4 M instructions: no second pass over the page tables of the kernel's own image",
+        "1.3 M instructions: no second pass over the page tables of the kernel's own image",
     ),
     Edit(
         "arch/x86/kernel/vmlinux.lds.S",
@@ -64,7 +64,7 @@ EDITS = (
         "#ifndef CONFIG_STRICT_KERNEL_RWX\n#undef HPAGE_SIZE\n#define HPAGE_SIZE PAGE_SIZE\n"
         "#undef PMD_SIZE\n#define PMD_SIZE PAGE_SIZE\n#endif\n"
         "#if defined(CONFIG_X86_64)\n/*\n * On 64-bit, align RODATA",
-        "1.4 M instructions: without gaps of up to 2 MiB between the sections (the one before the "
+        "1.5 M instructions: without gaps of up to 2 MiB between the sections (the one before the "
         "end of .bss is cleared, the others are freed page by page)",
     ),
     _skip_empty("pte", "PAGE_MASK"),

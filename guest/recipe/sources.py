@@ -7,7 +7,7 @@ from pathlib import Path
 from . import kernel
 from .builder import Builder
 from .problem import BuildError
-from .progress import note, step
+from .progress import note
 
 _GUEST = Path(__file__).parent.parent
 _README = """\
@@ -25,8 +25,8 @@ def collect(builder: Builder, folder: Path) -> None:
         for name, package in sorted(packages.items()):
             if name == kernel.SOURCE_PACKAGE:
                 continue  # a binary package; "linux" is the source it comes from
-            with step(f"Collecting {name} {package.version}"):
-                builder.fetch(package, folder)
+            note(f"Collecting {name} {package.version}")
+            builder.fetch(name, folder)
         _copy_recipe(folder / "recipe" / "guest")
         (folder / "README").write_text(_README)
         (folder / "SHA256SUMS").write_text(_checksums(folder))
