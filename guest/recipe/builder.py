@@ -123,9 +123,7 @@ class Builder:
 
     def _resolve(self) -> None:
         self._update()
-        linux = self._archive.binary(kernel.SOURCE_PACKAGE)
-        found = {kernel.SOURCE_PACKAGE: linux}
-        found["linux"] = self._archive.source("linux", linux.version)
+        found = {kernel.SOURCE_PACKAGE: self._archive.binary(kernel.SOURCE_PACKAGE)}
         for name in _SOURCES:
             found[name] = self._archive.source(name)
         # musl is linked in as installed, so its source is that of the installed version.
@@ -201,7 +199,8 @@ class Builder:
         output = self._options.output
         recipe = key(recipe_hash(), {k: v for k, v in parts.items() if "kernel-" not in k})
         flavours = set(bundle.read_flavours(output, recipe)) | set(self._options.flavours)
-        versions = {n: p.version for n, p in self._packages.items() if n != kernel.SOURCE_PACKAGE}
+        versions = {name: package.version for name, package in self._packages.items()}
+        versions["linux"] = versions.pop(kernel.SOURCE_PACKAGE)
         try:
             output.mkdir(parents=True, exist_ok=True)
             _put(output / "initrd.cpio", self._initrd(parts))

@@ -71,9 +71,10 @@ def notice(versions: dict[str, str]) -> bytes:
         lines.append(f"{name} {version} ({_CONTENTS.get(name, name)}): {licence}")
     lines += [
         "",
-        "The exact corresponding sources are the Debian source packages of these versions, with",
-        "the edits listed in guest/recipe/edits.py made to the kernel. `make guest-sources` in",
-        "pykvm's sources collects them with the recipe, to be published beside these binaries.",
+        "The exact corresponding sources are the Debian source packages of these versions (for",
+        "the kernel, the package linux-source), with the edits listed in guest/recipe/edits.py",
+        "made to the kernel. `make guest-sources` in pykvm's sources collects them with the",
+        "recipe, to be published beside these binaries.",
         "Licence texts are in the source packages; on a Debian system GPL and LGPL are in",
         "/usr/share/common-licenses.",
         "",

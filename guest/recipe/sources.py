@@ -4,7 +4,6 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from . import kernel
 from .builder import Builder
 from .problem import BuildError
 from .progress import note
@@ -12,8 +11,10 @@ from .progress import note
 _GUEST = Path(__file__).parent.parent
 _README = """\
 The complete corresponding sources of the programs in pykvm's bundled guest: Debian source packages
-(unpack one with `dpkg-source -x NAME.dsc`), and the recipe that builds the binaries from them
-(recipe/guest; `python recipe/guest/build.py --flavour all` on Debian 12). SHA256SUMS covers all.
+(unpack one with `dpkg-source -x NAME.dsc`), the kernel's source tree as Debian packages it, with
+its patches applied (linux-source-*.deb; unpack it with `dpkg-deb -x`), and the recipe that builds
+the binaries from them (recipe/guest; `python recipe/guest/build.py --flavour all` on Debian 12),
+which makes the edits of recipe/guest/recipe/edits.py to the kernel. SHA256SUMS covers all files.
 """
 
 
@@ -23,8 +24,6 @@ def collect(builder: Builder, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, package in sorted(packages.items()):
-            if name == kernel.SOURCE_PACKAGE:
-                continue  # a binary package; "linux" is the source it comes from
             note(f"Collecting {name} {package.version}")
             builder.fetch(name, folder)
         _copy_recipe(folder / "recipe" / "guest")

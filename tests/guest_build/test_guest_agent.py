@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,6 +142,8 @@ def test_a_command_waits_for_input_that_comes_late(host: Host):
 def test_a_signal_reaches_the_whole_group(host: Host, number: signal.Signals):
     host.send(EXEC, b"echo ready; sleep 100; echo not reached")
     assert host.receive() == (STDOUT, b"ready\n")
+    # dash loses an interrupt that comes between its vfork and the exec of what it runs.
+    time.sleep(0.5)
     host.send(SIGNAL, bytes([number]))
     assert host.result() == (128 + number, b"", b"")
 
