@@ -21,6 +21,8 @@ from pykvm.errors import UsageError
 FORMAT = 1
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 """Where the bundles that come with pykvm lie: filled by ``make guest``, part of every wheel."""
+BUNDLED = "guest"
+NATIVE, EMULATED = "native", "emulated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,47 +43,58 @@ def find_bundle(guest: str, flavour: str) -> Bundle:
     ``guest`` is a name of a bundle that comes with pykvm, and only if there
     is none, a folder (``./guest`` is always a folder). UsageError otherwise.
     """
-    folder = BUNDLES / guest
-    if "/" in guest or not folder.is_dir():
-        if "/" not in guest and guest == "guest":
-            raise UsageError(
-                "the bundled guest is not built yet",
-                "run 'make guest' in the checkout, or install a wheel, which carries it",
-            )
-        folder = Path(guest)
+    if guest in _names():
+        return _load(BUNDLES / guest, flavour)
+    folder = Path(guest)
+    if guest == BUNDLED:
+        raise UsageError(
+            "the bundled guest is not built yet",
+            "run 'make guest' in the checkout, or install a wheel, which carries it",
+        )
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise UsageError(
             f"no guest is called '{guest}', and as a path it {what}",
-            "give 'guest', a folder that holds a bundle.json, or --kernel FILE",
+            f"give '{BUNDLED}', a folder that holds a bundle.json, or --kernel FILE",
         )
     return _load(folder, flavour)
 
 
+def _names() -> list[str]:
+    """The bundles that come with pykvm."""
+    try:
+        return [entry.name for entry in BUNDLES.iterdir()]
+    except OSError:
+        return []
+
+
 def _load(folder: Path, flavour: str) -> Bundle:
     manifest = folder / "bundle.json"
+    again = "build the guest again"
     try:
         data = json.loads(manifest.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(
-            f"{folder} holds no bundle.json, so it is not a guest",
+            f"'{folder}' holds no bundle.json, so it is not a guest",
             "guest/build.py --output DIR makes such a folder; for a kernel file use --kernel",
         ) from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{manifest} cannot be read: {error}", "build the guest again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"'{manifest}' cannot be read: {error}", again) from None
     try:
-        return _bundle(folder, data, flavour)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UsageError(
-            f"{manifest} is not a guest's manifest ({error!r})", "build the guest again"
-        ) from None
+        bundle = _bundle(folder, data, flavour)
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise UsageError(f"'{manifest}' is not a guest's manifest ({error!r})", again) from None
+    for file in (bundle.kernel, bundle.initrd):
+        if file is not None and not file.exists():
+            raise UsageError(f"'{manifest}' names '{file.name}', which is not there", again)
+    return bundle
 
 
 def _bundle(folder: Path, data: Any, flavour: str) -> Bundle:
     if data["format"] != FORMAT:
         raise ValueError(f"format {data['format']} is not {FORMAT}")
     flavours = data["flavours"]
-    chosen = flavour if flavour in flavours else next(iter(sorted(flavours)))
+    chosen = flavour if flavour in flavours else min(flavours)
     entry = flavours[chosen]
     initrd = entry.get("initrd")
     return Bundle(

@@ -1,18 +1,20 @@
 """First register values and CPUID of each vCPU."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.x86.cpu import DescriptorTable, EntryState, Segment
 
-CPUID_1_EBX_CLFLUSH = 0x0000FF00
+_HTT = 1 << 28
+_HYPERVISOR = 1 << 31
+_TOPOLOGY = (0xB, 0x1F)
 
 
 def apply_entry(vcpu: Vcpu, cpuid: Sequence[CpuidEntry], cpus: int, entry: EntryState) -> None:
     """Set up ``vcpu``: CPUID and MSRs on all, and on the boot CPU (index 0) the entry state."""
-    vcpu.set_cpuid2([_for_cpu(leaf, vcpu.index, cpus) for leaf in cpuid])
+    vcpu.set_cpuid2(cpuid_of(cpuid, vcpu.index, cpus))
     vcpu.set_msrs(entry.msrs)
     if vcpu.index != 0:
         # The others wait for the INIT and SIPI that the guest sends them.
@@ -33,20 +35,47 @@ def apply_entry(vcpu: Vcpu, cpuid: Sequence[CpuidEntry], cpus: int, entry: Entry
     vcpu.set_regs(regs)
 
 
-def _for_cpu(leaf: CpuidEntry, index: int, cpus: int) -> CpuidEntry:
-    """KVM describes the host's CPU; say which of the guest's it is (SDM volume 2A, CPUID)."""
-    if leaf.function == 1:
-        ebx = (leaf.ebx & 0xFFFF) | min(cpus, 255) << 16 | index << 24
-        return replace(leaf, ebx=ebx)
-    if leaf.function in (0xB, 0x1F):
-        # One level only: cores of one package, as many bits of APIC id as they take.
-        bits = (cpus - 1).bit_length()
-        if leaf.index == 0:
-            return replace(leaf, eax=0, ebx=1, ecx=0x100, edx=index)
-        if leaf.index == 1:
-            return replace(leaf, eax=bits, ebx=cpus, ecx=0x201, edx=index)
-        return replace(leaf, eax=0, ebx=0, ecx=leaf.index, edx=index)
-    if leaf.function == 4:
-        # Cores per package less one in bits 31-26; each cache is one core's.
-        return replace(leaf, eax=(leaf.eax & 0x3FFF) | min(cpus - 1, 63) << 26)
+def cpuid_of(cpuid: Iterable[CpuidEntry], index: int, cpus: int) -> list[CpuidEntry]:
+    """``cpuid``, which KVM made of the host's, as CPU ``index`` of a guest with ``cpus`` sees it.
+
+    All are cores of one package, of one thread each, with APIC ids from 0 up
+    (SDM volume 2A, CPUID; AMD APM volume 3, appendix E).
+    """
+    entries: list[CpuidEntry] = []
+    for leaf in cpuid:
+        if leaf.function not in _TOPOLOGY:
+            entries.append(_leaf_of(leaf, index, cpus))
+        elif leaf.index == 0:
+            entries += _topology(leaf, index, cpus)
+    return entries
+
+
+def _leaf_of(leaf: CpuidEntry, index: int, cpus: int) -> CpuidEntry:
+    match leaf.function:
+        case 1:
+            return replace(
+                leaf,
+                ebx=(leaf.ebx & 0xFFFF) | min(cpus, 255) << 16 | (index & 0xFF) << 24,
+                # KVM leaves this bit to us; without it Linux does not look for kvm-clock.
+                ecx=leaf.ecx | _HYPERVISOR,
+                edx=leaf.edx | _HTT if cpus > 1 else leaf.edx & ~_HTT,
+            )
+        case 4:
+            # Cores per package less one in bits 31-26; each cache is one core's.
+            return replace(leaf, eax=(leaf.eax & 0x3FFF) | min(cpus - 1, 63) << 26)
+        case 0x8000_0008 if leaf.ecx:  # 0 is Intel's
+            bits = (cpus - 1).bit_length()
+            return replace(leaf, ecx=(leaf.ecx & ~0xF0FF) | min(cpus - 1, 255) | bits << 12)
+        case 0x8000_001E:
+            return replace(leaf, eax=index, ebx=index & 0xFF, ecx=0)
     return leaf
+
+
+def _topology(leaf: CpuidEntry, index: int, cpus: int) -> list[CpuidEntry]:
+    """Leaf 0xB or 0x1F: threads, cores, and the end. KVM has only one subleaf of it, empty."""
+    bits = (cpus - 1).bit_length()
+    return [
+        replace(leaf, index=0, eax=0, ebx=1, ecx=0x100, edx=index),
+        replace(leaf, index=1, eax=bits, ebx=cpus, ecx=0x201, edx=index),
+        replace(leaf, index=2, eax=0, ebx=0, ecx=0x002, edx=index),
+    ]

@@ -1,8 +1,6 @@
 """The end of a run, which anybody may bring about and the main thread waits for."""
 
-import os
-import select
-from typing import Self
+from queue import Empty, SimpleQueue
 
 from pykvm.platform.outcome import Outcome
 
@@ -11,19 +9,14 @@ class EndOfRun:
     """Set once, by whoever comes first; true from then on.
 
     :meth:`set` may be called from any thread and from a signal handler, also
-    one that interrupts :meth:`wait`: it takes no lock, as threading.Event
-    would, and wakes the waiter through an eventfd.
+    one that interrupts :meth:`wait`: SimpleQueue is made for that, while the
+    lock of a threading.Event might be held by the very code that the handler
+    interrupted.
     """
 
     def __init__(self) -> None:
         self._outcomes: list[Outcome] = []
-        self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        os.close(self._eventfd)
+        self._came: SimpleQueue[None] = SimpleQueue()
 
     def __bool__(self) -> bool:
         return bool(self._outcomes)
@@ -31,7 +24,7 @@ class EndOfRun:
     def set(self, outcome: Outcome) -> None:
         """End the run with ``outcome``, unless another has ended it."""
         self._outcomes.append(outcome)
-        os.eventfd_write(self._eventfd, 1)
+        self._came.put(None)
 
     @property
     def outcome(self) -> Outcome:
@@ -39,7 +32,10 @@ class EndOfRun:
         return self._outcomes[0]
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the end, at most ``seconds``; whether it has come."""
+        """Wait for the end, at most ``seconds``; whether it has come. For one thread."""
         if not self._outcomes:
-            select.select([self._eventfd], [], [], seconds)
+            try:
+                self._came.get(timeout=seconds)
+            except Empty:
+                pass
         return bool(self._outcomes)

@@ -1,10 +1,11 @@
 """Which kernel, initrd and command line a configuration means on this host."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pykvm.errors import UsageError
-from pykvm.machine.bundle import Bundle, find_bundle
+from pykvm.machine.bundle import EMULATED, NATIVE, Bundle, find_bundle
 from pykvm.machine.config import DEFAULT_MEMORY, ConsoleMode, MachineConfig
 
 LINUX = "linux64"
@@ -16,21 +17,25 @@ resets by the i8042 that pykvm has, and does so at once after a panic."""
 
 @dataclass(frozen=True, slots=True)
 class ResolvedGuest:
-    """A guest to load. ``memory`` in bytes."""
+    """A guest to load. ``memory`` in bytes; ``notice`` is a sentence for the user, or ""."""
 
     kernel: Path
     initrd: Path | bytes | None
     memory: int
     options: tuple[str, ...]
     is_bundle: bool
+    notice: str = ""
 
-    def command_line(self, kind: str) -> str:
+    def command_line(self, kind: str, host_options: Sequence[str] = ()) -> str:
         """The command line for a kernel of ``kind`` (see x86.loader.LoadedKernel).
 
-        A kernel that is not Linux gets what the user wrote and nothing else.
+        ``host_options`` are what Linux needs on this host. A kernel that is
+        not Linux gets what the bundle and the user say and nothing else.
         """
-        defaults = () if self.is_bundle or kind != LINUX else (LINUX_DEFAULTS,)
-        return " ".join(part for part in (*defaults, *self.options) if part)
+        linux = kind == LINUX
+        defaults = (LINUX_DEFAULTS,) if linux and not self.is_bundle else ()
+        extra = host_options if linux else ()
+        return " ".join(part for part in (*defaults, *self.options, *extra) if part)
 
 
 def resolve(config: MachineConfig, flavour: str) -> ResolvedGuest:
@@ -38,13 +43,27 @@ def resolve(config: MachineConfig, flavour: str) -> ResolvedGuest:
     bundle = find_bundle(config.guest, flavour) if config.guest is not None else None
     kernel = config.kernel or (bundle.kernel if bundle else None)
     if kernel is None:
-        raise UsageError("there is nothing to boot", "name a guest or a kernel")
+        raise UsageError("there is no kernel to boot", "name a guest, or give --kernel FILE")
     initrd = config.initrd
     if initrd is None and bundle is not None:
         initrd = bundle.initrd
-    memory = config.memory or (bundle.memory if bundle else 0) or DEFAULT_MEMORY
-    options = (*_bundle_options(bundle, config), config.append)
-    return ResolvedGuest(kernel, initrd, memory, options, bundle is not None)
+    return ResolvedGuest(
+        kernel=kernel,
+        initrd=initrd,
+        memory=config.memory or (bundle.memory if bundle else 0) or DEFAULT_MEMORY,
+        options=(*_bundle_options(bundle, config), config.append),
+        is_bundle=bundle is not None,
+        notice=_notice(bundle, flavour) if kernel is not config.kernel else "",
+    )
+
+
+def _notice(bundle: Bundle | None, flavour: str) -> str:
+    if bundle is None or (bundle.flavour, flavour) != (NATIVE, EMULATED):
+        return ""
+    return (
+        f"'{bundle.name}' has no build for hosts that emulate kernel code, as this one does: "
+        "expect minutes instead of seconds"
+    )
 
 
 def _bundle_options(bundle: Bundle | None, config: MachineConfig) -> list[str]:

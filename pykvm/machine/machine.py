@@ -7,8 +7,6 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from pykvm.devices.virtio_blk import Image, VirtioBlk
-from pykvm.errors import UsageError
-from pykvm.kvm.constants import KVM_CAP_MAX_VCPUS
 from pykvm.kvm.pci_platform import KvmPlatform
 from pykvm.kvm.probe import HostTraits, probe
 from pykvm.kvm.runner import VcpuThread
@@ -16,25 +14,22 @@ from pykvm.kvm.system import Kvm
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.kvm.vm import Vm
 from pykvm.machine.board import Board
+from pykvm.machine.bundle import EMULATED, NATIVE
 from pykvm.machine.config import ConsoleMode, DiskConfig, MachineConfig
 from pykvm.machine.cpu import apply_entry
+from pykvm.machine.create import check_limits, create_vm, memory_sizes
 from pykvm.machine.end import EndOfRun
 from pykvm.machine.exits import ExitHandler
-from pykvm.machine.guest import LINUX, resolve
+from pykvm.machine.guest import resolve
 from pykvm.machine.halt import all_halted
 from pykvm.machine.timings import Timings
-from pykvm.memory import GuestMemory, Ram, Region
-from pykvm.memory.guest import HOLE_END
+from pykvm.memory import GuestMemory, Ram
 from pykvm.pci.virtio_pci import VirtioPci
 from pykvm.platform.outcome import Outcome
 from pykvm.x86.loader import load_kernel
 
 if TYPE_CHECKING:
     from pykvm.kvm.assist import Assist
-
-KVM_IDENTITY_MAP = 0xFFFB_C000
-"""A page, and then three for the TSS, that VMX needs where no RAM or device is."""
-KVM_TSS = KVM_IDENTITY_MAP + 0x1000
 
 FIRST_LOOK_SECONDS = 0.1
 LAST_LOOK_SECONDS = 1.0
@@ -49,13 +44,16 @@ class Machine:
     Building it opens the files, loads the kernel and starts no thread;
     :meth:`start` lets the guest run, :meth:`wait` waits for its end, and
     :meth:`close` (or leaving the ``with`` block) stops and frees everything.
+    Any thread may do so, and several machines may run in one process.
 
-    ``console`` receives what the guest prints, in the thread that it prints
-    from; by default it is kept in ``console_output``. ``ram`` is the guest's
-    memory; ``notices`` are sentences that a user should see. ``on_channel``
-    gets what the guest sends over its second UART. ``on_end`` is called by
-    :meth:`wait` when the run is over and before vCPU threads are joined, so
-    that a console sink that blocks can be told to give up.
+    ``console`` and ``channel`` receive what the guest sends over its first
+    and second UART, in the vCPU's thread; they may be set before the start.
+    By default the first is kept in ``console_output`` and the second dropped.
+    What they raise ends the run like any other bug, and a sink that blocks
+    holds up the guest and nothing else. ``on_end`` is called, perhaps more
+    than once, when the run is over and vCPU threads are about to be joined:
+    a sink that blocks is then to give up. ``ram`` is the guest's memory;
+    ``notices`` are sentences that a user should see.
 
     UsageError and HostError say what is wrong with the configuration and
     with this host.
@@ -70,15 +68,16 @@ class Machine:
     ) -> None:
         self.timings = timings or Timings()
         self.console_output = bytearray()
-        self.on_channel: Callable[[bytes], None] | None = None
-        self.on_end: Callable[[], None] | None = None
+        self.console: Callable[[bytes], None] = console or self.console_output.extend
+        self.channel: Callable[[bytes], None] = lambda data: None
+        self.on_end: Callable[[], None] = lambda: None
         self.notices: list[str] = []
+        self._end = EndOfRun()
         self._errors: list[BaseException] = []
         self._threads: list[VcpuThread] = []
         self._disks: list[tuple[DiskConfig, VirtioBlk]] = []
         with ExitStack() as stack:
-            self._end = stack.enter_context(EndOfRun())
-            self._build(stack, config, console or self.console_output.extend)
+            self._build(stack, config)
             self._owned = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -87,25 +86,25 @@ class Machine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _build(
-        self, stack: ExitStack, config: MachineConfig, console: Callable[[bytes], None]
-    ) -> None:
+    def _build(self, stack: ExitStack, config: MachineConfig) -> None:
         kvm = stack.enter_context(Kvm.open())
         self.traits: HostTraits = probe(kvm)
         self.timings.mark("host probed")
-        guest = resolve(config, "emulated" if self.traits.needs_assists else "native")
-        _check_cpus(kvm, config.cpus)
+        guest = resolve(config, EMULATED if self.traits.needs_assists else NATIVE)
+        if guest.notice:
+            self.notices.append(guest.notice)
+        check_limits(kvm, config)
         memory = GuestMemory(guest.memory)
         stack.callback(memory.close)
         self.ram: Ram = memory.ram
-        vm = stack.enter_context(_create_vm(kvm, memory))
+        vm = stack.enter_context(create_vm(kvm, memory))
         vcpus = [stack.enter_context(vm.create_vcpu(index)) for index in range(config.cpus)]
         platform = KvmPlatform(vm)
         self.board = Board(
             platform,
             vm.irq_line,
             memory_sizes(memory.regions),
-            console=console,
+            console=self._console_output,
             channel=self._channel_output,
             finish=self.finish,
             # Input must not arrive, and be echoed, before the guest has turned echo off.
@@ -113,21 +112,15 @@ class Machine:
         )
         stack.callback(self.board.close)
         for disk in config.disks:
-            self._add_disk(stack, disk, platform)
+            self._add_disk(disk, platform)
         assist = self._assist(vm, vcpus)
-
-        def command_line(kind: str) -> str:
-            words = [guest.command_line(kind)]
-            if assist and kind == LINUX:
-                words += assist.command_line(vcpus[0].tsc_khz())
-            return " ".join(words)
-
+        host_options = assist.command_line(vcpus[0].tsc_khz()) if assist else []
         self.timings.mark("machine built")
         loaded = load_kernel(
             self.ram,
             guest.kernel,
             initrd=guest.initrd,
-            command_line=command_line,
+            command_line=lambda kind: guest.command_line(kind, host_options),
             cpus=config.cpus,
             pci_devices=self.board.pci.functions,
         )
@@ -138,6 +131,8 @@ class Machine:
             cpuid = assist.cpuid(cpuid)
         for vcpu in vcpus:
             apply_entry(vcpu, cpuid, config.cpus, loaded.entry)
+            if assist:
+                assist.prepare(vcpu)
             handler = ExitHandler(
                 vcpu,
                 self.board.ports,
@@ -147,20 +142,25 @@ class Machine:
                 assist.handle if assist else None,
             )
             self._threads.append(VcpuThread(vcpu, handler, self._vcpu_ended))
-        stack.callback(self._stop_vcpus)
 
-    def _add_disk(self, stack: ExitStack, disk: DiskConfig, platform: KvmPlatform) -> None:
-        image = Image(disk.path, disk.readonly)
+    def _add_disk(self, disk: DiskConfig, platform: KvmPlatform) -> None:
+        with ExitStack() as undo:
+            image = Image(disk.path, disk.readonly)
+            undo.callback(image.close)
+            device = VirtioBlk(image, serial=disk.serial, on_failure=self._failed)
+            self.board.pci.add(VirtioPci(device, self.ram, platform))
+            undo.pop_all()  # the bus closes it from now on
+        self._disks.append((disk, device))
         if image.notice:
             self.notices.append(image.notice)
-        device = VirtioBlk(image, serial=disk.serial, on_failure=self._failed)
-        stack.callback(device.close)
-        self.board.pci.add(VirtioPci(device, self.ram, platform))
-        self._disks.append((disk, device))
+
+    # The sinks may be replaced after the board is built.
+
+    def _console_output(self, data: bytes) -> None:
+        self.console(data)
 
     def _channel_output(self, data: bytes) -> None:
-        if self.on_channel is not None:
-            self.on_channel(data)
+        self.channel(data)
 
     def _assist(self, vm: Vm, vcpus: Sequence[Vcpu]) -> "Assist | None":
         """The helper that this host needs, or None: ordinary hosts never import it."""
@@ -168,10 +168,7 @@ class Machine:
             return None
         from pykvm.kvm.assist import Assist
 
-        assist = Assist(self.traits, vm, self.ram, vcpus)
-        for vcpu in vcpus:
-            assist.prepare(vcpu)
-        return assist
+        return Assist(self.traits, vm, self.ram, vcpus)
 
     # -- running --------------------------------------------------------
 
@@ -203,8 +200,6 @@ class Machine:
             pause = min(2 * pause, LAST_LOOK_SECONDS) if before == exits else FIRST_LOOK_SECONDS
             if before == exits and all_halted(self._threads):
                 self.finish(Outcome.halted())
-        if self.on_end is not None:
-            self.on_end()
         self._stop_vcpus()
         self.timings.mark("ended")
         if self._errors:
@@ -229,7 +224,11 @@ class Machine:
             yield
 
     def close(self) -> None:
-        """Stop the vCPUs, drain and close the devices, free the memory. May be repeated."""
+        """Stop the vCPUs, drain and close the devices, free the memory. May be repeated.
+
+        TimeoutError if a vCPU's thread is stuck in a sink; nothing it uses is freed then.
+        """
+        self._stop_vcpus()
         self._owned.close()
 
     # -- looking at it --------------------------------------------------
@@ -268,6 +267,7 @@ class Machine:
     def _stop_vcpus(self) -> None:
         for thread in self._threads:
             thread.stop()
+        self.on_end()
         for thread in self._threads:
             thread.join(PAUSE_SECONDS)
 
@@ -275,33 +275,3 @@ class Machine:
 def _until(deadline: float | None, pause: float) -> float:
     """``pause`` seconds, but not beyond ``deadline``."""
     return pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic()))
-
-
-def _create_vm(kvm: Kvm, memory: GuestMemory) -> Vm:
-    """A VM with KVM's interrupt controllers and timer, and ``memory``."""
-    vm = kvm.create_vm()
-    try:
-        vm.set_identity_map_address(KVM_IDENTITY_MAP)
-        vm.set_tss_address(KVM_TSS)
-        vm.create_irqchip()
-        vm.create_pit2()
-        for slot, region in enumerate(memory.regions):
-            vm.set_memory(slot, region.start, region.size, memory.address + region.offset)
-    except BaseException:
-        vm.close()
-        raise
-    return vm
-
-
-def memory_sizes(regions: Sequence[Region]) -> tuple[int, int]:
-    """Bytes of RAM below and above 4 GiB."""
-    low = sum(region.size for region in regions if region.start < HOLE_END)
-    return low, sum(region.size for region in regions) - low
-
-
-def _check_cpus(kvm: Kvm, cpus: int) -> None:
-    limit = kvm.check_extension(KVM_CAP_MAX_VCPUS)
-    if not 1 <= cpus <= limit:
-        raise UsageError(
-            f"this host cannot give a guest {cpus} CPUs", f"give --cpus from 1 to {limit}"
-        )

@@ -1,0 +1,55 @@
+"""A new VM with its memory, and what a machine cannot have more of."""
+
+from collections.abc import Sequence
+
+from pykvm.errors import UsageError
+from pykvm.kvm.constants import KVM_CAP_MAX_VCPUS
+from pykvm.kvm.system import Kvm
+from pykvm.kvm.vm import Vm
+from pykvm.machine.config import MachineConfig
+from pykvm.memory import GuestMemory, Region
+from pykvm.memory.guest import HOLE_END
+from pykvm.pci.host import MAX_DEVICES
+
+KVM_IDENTITY_MAP = 0xFFFB_C000
+"""A page, and then three for the TSS, that VMX needs where no RAM or device is."""
+KVM_TSS = KVM_IDENTITY_MAP + 0x1000
+
+MAX_DISKS = MAX_DEVICES - 2
+"""The host bridge and pvpanic are on the bus too."""
+
+
+def check_limits(kvm: Kvm, config: MachineConfig) -> None:
+    """UsageError if ``config`` wants more CPUs or disks than there can be."""
+    cpus = kvm.check_extension(KVM_CAP_MAX_VCPUS)
+    if not 1 <= config.cpus <= cpus:
+        raise UsageError(
+            f"this host cannot give a guest {config.cpus} CPUs", f"give --cpus from 1 to {cpus}"
+        )
+    if len(config.disks) > MAX_DISKS:
+        raise UsageError(
+            f"a guest cannot have {len(config.disks)} disks",
+            f"give --disk at most {MAX_DISKS} times",
+        )
+
+
+def create_vm(kvm: Kvm, memory: GuestMemory) -> Vm:
+    """A VM with KVM's interrupt controllers and timer, and ``memory``."""
+    vm = kvm.create_vm()
+    try:
+        vm.set_identity_map_address(KVM_IDENTITY_MAP)
+        vm.set_tss_address(KVM_TSS)
+        vm.create_irqchip()
+        vm.create_pit2()
+        for slot, region in enumerate(memory.regions):
+            vm.set_memory(slot, region.start, region.size, memory.address + region.offset)
+    except BaseException:
+        vm.close()
+        raise
+    return vm
+
+
+def memory_sizes(regions: Sequence[Region]) -> tuple[int, int]:
+    """Bytes of RAM below and above 4 GiB."""
+    low = sum(region.size for region in regions if region.start < HOLE_END)
+    return low, sum(region.size for region in regions) - low
