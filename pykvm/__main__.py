@@ -1,8 +1,19 @@
-"""``python -m pykvm``."""
+"""``python -m pykvm``, and the program ``pykvm``."""
 
 import sys
 
-from pykvm.cli.main import main
+from pykvm.cli.process import leave_on_signals, open_standard_streams
+
+
+def run() -> int:
+    """Be the process: the command line from the first import to the exit status."""
+    # Before the imports that take time: a signal shall find no traceback to print.
+    leave_on_signals()
+    open_standard_streams()
+    from pykvm.cli.main import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

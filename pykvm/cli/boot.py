@@ -3,25 +3,39 @@
 import argparse
 import json
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO
 
+from pykvm.cli.command import CommandSession
 from pykvm.cli.main import Parser
-from pykvm.cli.output import ConsoleRecorder, report_failure, run_report
-from pykvm.cli.say import STDOUT, put, say
-from pykvm.cli.session import CommandSession, ConsoleSession
+from pykvm.cli.output import (
+    ConsoleLog,
+    ConsoleRecorder,
+    open_output,
+    run_report,
+    say_reason,
+    write_statistics,
+)
+from pykvm.cli.process import signals_go_to
+from pykvm.cli.say import emit, say
+from pykvm.cli.session import ConsoleSession, Session
+from pykvm.cli.streams import STDIN
 from pykvm.cli.values import parse_count, parse_disk, parse_seconds, parse_size
-from pykvm.errors import UsageError
+from pykvm.errors import PykvmError, UsageError
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.machine import Machine
 from pykvm.machine.timings import Timings
 from pykvm.platform.agent import MAX_COMMAND
-from pykvm.platform.outcome import Outcome
+from pykvm.platform.outcome import Outcome, OutcomeKind
 
-ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_TAIL_HELPS = (
+    OutcomeKind.PANIC,
+    OutcomeKind.TRIPLE_FAULT,
+    OutcomeKind.TIMEOUT,
+    OutcomeKind.ERROR,
+)
+"""The ends of a run with a hidden console after which its last lines are shown."""
 EPILOG = """\
 On a terminal: Ctrl-a x ends the run, Ctrl-a h shows help, Ctrl-a Ctrl-a sends one Ctrl-a.
 Exit status: the guest's own; 2 usage, 77 no KVM, 124 timeout, 125 pykvm failed,
@@ -52,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         help="virtio-blk disk: raw image or block device; may be repeated",
     )
     add("--exec", metavar="CMD", dest="command", help="run CMD in the bundled guest and end")
-    add("--timeout", metavar="S", default="", help="end the run after S seconds (status 124)")
+    add("--timeout", metavar="S", default="", help="end the guest after S seconds (status 124)")
     add("--console-log", metavar="FILE", type=Path, help="also write the console to FILE")
     add("--stats", metavar="FILE", type=Path, help="write statistics as JSON at the end")
     add("--timings", action="store_true", help="say where the time went")
@@ -67,43 +81,75 @@ def run_boot(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     config = _configuration(options)
     timeout = parse_seconds(options.timeout) if options.timeout else None
+    failure: PykvmError | None = None
     with ExitStack() as stack:
         # Files are opened before the VM exists: a bad path costs nobody a boot.
-        log = _open(stack, options.console_log, "--console-log")
-        stats = _open(stack, options.stats, "--stats")
-        session: ConsoleSession | CommandSession
-        if options.command is None:
-            session = ConsoleSession(stack, json=options.json)
-            recorder = ConsoleRecorder(log, session.show)
-        else:
-            session = CommandSession(stack, options.command, json=options.json)
-            recorder = ConsoleRecorder(log, None)
-        machine = stack.enter_context(Machine(config, console=recorder, timings=timings))
+        log = stack.enter_context(ConsoleLog(options.console_log)) if options.console_log else None
+        stats = (
+            stack.enter_context(open_output(options.stats, "--stats")) if options.stats else None
+        )
+        machine = stack.enter_context(Machine(config, timings=timings))
+        stack.enter_context(signals_go_to(lambda number: machine.finish(Outcome.signalled(number))))
         for notice in machine.notices:
             say(notice)
-        stack.enter_context(_ended_by_signals(machine.finish))
-        outcome = session.run(machine, timeout)
+        session, recorder = _session(stack, machine, options, log)
+        try:
+            outcome = session.run(timeout)
+        except PykvmError as error:
+            # What the guest did until then is of interest all the more.
+            failure, outcome = error, Outcome.error(str(error))
         if stats:
-            stats.write(json.dumps(machine.statistics(), indent=2).encode() + b"\n")
-    report_failure(outcome, recorder, console_shown=options.command is None)
+            write_statistics(stats, machine)
+    if failure is None:
+        say_reason(outcome)
+    if options.command is not None and outcome.kind in _TAIL_HELPS:
+        recorder.say_tail()
+    if log and log.problem:
+        say(log.problem)
     if options.timings:
         say(timings.table())
     if options.json:
-        put(STDOUT, json.dumps(run_report(machine, outcome, session.output)) + "\n")
+        emit(json.dumps(run_report(machine, outcome, session.output)) + "\n")
+    if failure is not None:
+        raise failure
     return outcome.status
+
+
+def _session(
+    stack: ExitStack, machine: Machine, options: argparse.Namespace, log: ConsoleLog | None
+) -> tuple[Session, ConsoleRecorder]:
+    """Connect ``machine`` with what ``options`` ask for."""
+    session: ConsoleSession | CommandSession
+    sinks = [log.write] if log else []
+    if options.command is None:
+        session = ConsoleSession(stack, machine, json=options.json)
+        sinks.append(session.show)
+    else:
+        session = CommandSession(stack, machine, options.command, json=options.json)
+    machine.console = recorder = ConsoleRecorder(*sinks)
+
+    def release() -> None:
+        session.release()
+        if log:
+            log.release()
+
+    machine.on_end = release
+    return session, recorder
 
 
 def _configuration(options: argparse.Namespace) -> MachineConfig:
     if options.guest is None and options.kernel is None:
-        raise UsageError("there is nothing to boot", "try 'pykvm boot guest', or --kernel FILE")
+        what = "--initrd needs a kernel" if options.initrd else "there is nothing to boot"
+        raise UsageError(what, "try 'pykvm boot guest', or --kernel FILE")
     if options.command is not None:
         _check_command(options)
     size = None
     if options.command is not None:
         console = ConsoleMode.NONE
-    elif os.isatty(0):
+    elif os.isatty(STDIN):
         console = ConsoleMode.SHELL
-        size = os.get_terminal_size(0)
+        with suppress(OSError):
+            size = os.get_terminal_size(STDIN)
     else:
         console = ConsoleMode.PIPE
     return MachineConfig(
@@ -130,33 +176,3 @@ def _check_command(options: argparse.Namespace) -> None:
             f"the command is longer than {MAX_COMMAND} bytes",
             "give the guest a script on standard input: --exec sh <script",
         )
-
-
-def _open(stack: ExitStack, path: Path | None, option: str) -> IO[bytes] | None:
-    """``path`` open for writing, unbuffered, or None."""
-    if path is None:
-        return None
-    try:
-        return stack.enter_context(open(path, "wb", buffering=0))
-    except OSError as error:
-        raise UsageError(
-            f"{option} {path}: {error.strerror}", "give a file that can be written"
-        ) from None
-
-
-@contextmanager
-def _ended_by_signals(finish: Callable[[Outcome], None]) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP end the run, unless they were ignored when pykvm was started."""
-
-    def end(number: int, frame: object) -> None:
-        finish(Outcome.signalled(number))
-
-    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pykvm import __version__
 from pykvm.cli.main import Parser
-from pykvm.cli.say import STDOUT, put
+from pykvm.cli.say import STDOUT, emit
 from pykvm.errors import HostError, PykvmError
 from pykvm.kvm import constants as c
 from pykvm.kvm.probe import HostTraits, probe
@@ -112,14 +112,14 @@ def run_doctor(argv: Sequence[str]) -> int:
     """``pykvm doctor`` with ``argv``: 0 if this host can run guests, 77 if not."""
     options = _parser().parse_args(argv)
     if options.flavour:
-        put(STDOUT, _flavour(options.device) + "\n")
+        emit(_flavour(options.device) + "\n")
         return 0
     report = examine(options.device)
     if options.json:
-        put(STDOUT, json.dumps(as_object(report), indent=1) + "\n")
+        emit(json.dumps(as_object(report), indent=1) + "\n")
     else:
         colour = os.isatty(STDOUT) and "NO_COLOR" not in os.environ
-        put(STDOUT, as_text(report, colour) + "\n")
+        emit(as_text(report, colour) + "\n")
     return 0 if report.usable else HostError.exit_status
 
 

@@ -2,17 +2,24 @@
 
 import argparse
 import difflib
+import errno
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 from pykvm import __version__
-from pykvm.cli.say import say
+from pykvm.cli.say import emit, say
 from pykvm.errors import PykvmError, UsageError
 
-INTERNAL_ERROR = 125
-INTERRUPTED = 130
+_EXHAUSTED = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files (sysctl fs.file-max)",
+    errno.ENOMEM: "free some memory, or give the guest less with -m",
+}
+"""What helps when the host has run out of something."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,6 +28,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of printing the usage and leaving."""
         raise UsageError(message, f"'{self.prog} --help' lists what there is")
+
+    def print_help(self, file: object = None) -> None:
+        """Print it where a failure to do so is noticed."""
+        emit(self.format_help())
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         """Parse, and say what an unknown option may have meant."""
@@ -49,30 +60,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         del arguments[0]
     try:
         return _dispatch(arguments)
-    except PykvmError as error:
-        if debug:
-            raise
-        say(str(error))
-        return error.exit_status
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except BrokenPipeError:
+        # Nobody reads our output any more: quietly, as SIGPIPE would have it.
+        return 128 + signal.SIGPIPE
     except Exception as error:
         if debug:
-            raise
-        say(
-            f"internal error: {type(error).__name__}: {error}; "
-            "this is a bug in pykvm: run 'pykvm --debug …' for the traceback and report it"
-        )
-        return INTERNAL_ERROR
+            traceback.print_exc()
+        known = _as_pykvm_error(error)
+        say(str(known))
+        return known.exit_status
+
+
+def _as_pykvm_error(error: Exception) -> PykvmError:
+    if isinstance(error, PykvmError):
+        return error
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    if number in _EXHAUSTED:
+        return PykvmError(os.strerror(number).lower(), _EXHAUSTED[number])
+    return PykvmError(
+        f"internal error: {type(error).__name__}: {error}",
+        "this is a bug in pykvm: run 'pykvm --debug …' for the traceback and report it",
+    )
 
 
 def _dispatch(arguments: list[str]) -> int:
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
-        print(_usage())
+        emit(_usage())
         return 0
     if command in ("-V", "--version"):
-        print(f"pykvm {__version__}")
+        emit(f"pykvm {__version__}\n")
         return 0
     # Each command is imported only when it is run: start-up time is a feature.
     if command == "boot":
@@ -97,5 +114,5 @@ def _usage() -> str:
         "options:\n"
         "  --help     this text; 'pykvm COMMAND --help' for a command's options\n"
         "  --version  the version\n"
-        "  --debug    show a traceback for errors (first on the line)"
+        "  --debug    show a traceback for errors (first on the line)\n"
     )

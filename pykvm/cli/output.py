@@ -1,10 +1,16 @@
 """What a run leaves behind for people: the console's log and tail, the failure, the JSON report."""
 
 import base64
+import json
+import signal
 from collections.abc import Callable
-from typing import IO, Any
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, Self
 
 from pykvm.cli.say import say
+from pykvm.cli.streams import OutputWriter
+from pykvm.errors import PykvmError, UsageError
 from pykvm.machine.machine import Machine
 from pykvm.platform.outcome import Outcome, OutcomeKind
 
@@ -13,12 +19,47 @@ TAIL_LINES = 20
 _QUIET = (OutcomeKind.POWER_OFF, OutcomeKind.RESET, OutcomeKind.HALTED, OutcomeKind.QUIT)
 
 
-class ConsoleRecorder:
-    """Takes the guest's console: into the log file, to the screen, and keeps the last lines."""
+def open_output(path: Path, option: str) -> IO[bytes]:
+    """``path`` open for writing and empty; UsageError, which names ``option``."""
+    try:
+        return open(path, "wb", buffering=0)
+    except OSError as error:
+        hint = "give a file that can be written"
+        raise UsageError(f"{option} {path}: {error.strerror}", hint) from None
 
-    def __init__(self, log: IO[bytes] | None, screen: Callable[[bytes], None] | None) -> None:
-        self._log = log
-        self._screen = screen
+
+class ConsoleLog:
+    """The file of ``--console-log``: a context that closes it.
+
+    A log that cannot be written is no reason to end a guest's run: it ends
+    there, and :attr:`problem` says so, to be said when the run is over.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.problem = ""
+        self._path = path
+        self._owned = ExitStack()
+        file = self._owned.enter_context(open_output(path, "--console-log"))
+        writer = OutputWriter(file.fileno(), self._failed)
+        self._owned.enter_context(writer)
+        self.write: Callable[[bytes], None] = writer.write
+        self.release: Callable[[], None] = writer.release
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._owned.close()
+
+    def _failed(self, error: OSError) -> None:
+        self.problem = f"the console log {self._path} is not complete: {error.strerror}"
+
+
+class ConsoleRecorder:
+    """Takes the guest's console to some sinks, and keeps its last lines."""
+
+    def __init__(self, *sinks: Callable[[bytes], None]) -> None:
+        self._sinks = sinks
         self._tail = bytearray()
 
     def __call__(self, data: bytes) -> None:
@@ -26,25 +67,34 @@ class ConsoleRecorder:
         self._tail += data
         if len(self._tail) > 2 * TAIL_BYTES:
             del self._tail[:-TAIL_BYTES]
-        if self._log:
-            self._log.write(data)
-        if self._screen:
-            self._screen(data)
+        for sink in self._sinks:
+            sink(data)
 
-    def tail(self) -> str:
-        """The last lines that the guest printed."""
-        lines = self._tail.decode("utf-8", "replace").splitlines()
-        return "\n".join(f"  | {line}" for line in lines[-TAIL_LINES:])
+    def say_tail(self) -> None:
+        """Show the last lines that the guest printed, if there are any."""
+        lines = self._tail.decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+        if lines:
+            text = "\n".join(f"  | {line}" for line in lines)
+            say(f"the guest's console ended with:\n{text}")
 
 
-def report_failure(outcome: Outcome, recorder: ConsoleRecorder, *, console_shown: bool) -> None:
-    """Say on standard error why a run ended, unless it ended as runs should."""
-    if outcome.kind in _QUIET:
-        return
-    say(outcome.reason)
-    tail = recorder.tail()
-    if not console_shown and tail and outcome.kind is not OutcomeKind.SIGNALLED:
-        say(f"the guest's console ended with:\n{tail}")
+def say_reason(outcome: Outcome) -> None:
+    """Say why a run ended, unless it ended as runs should.
+
+    A reader of our output that had enough (SIGPIPE) is no failure either.
+    """
+    if outcome.kind not in _QUIET and outcome.status != 128 + signal.SIGPIPE:
+        say(outcome.reason)
+
+
+def write_statistics(file: IO[bytes], machine: Machine) -> None:
+    """Write the object of ``--stats``; PykvmError if that fails."""
+    data = memoryview(json.dumps(machine.statistics(), indent=2).encode() + b"\n")
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError as error:
+        raise PykvmError(f"--stats {file.name}: {error.strerror}", "give another file") from None
 
 
 def json_text(data: bytes) -> dict[str, str]:
@@ -56,7 +106,7 @@ def json_text(data: bytes) -> dict[str, str]:
 
 
 def run_report(machine: Machine, outcome: Outcome, output: dict[str, bytes]) -> dict[str, Any]:
-    """The object that ``--json`` prints."""
+    """The object that ``--json`` prints; docs/reference/cli.md describes it."""
     return {
         "status": outcome.status,
         "end": outcome.kind.name.lower(),

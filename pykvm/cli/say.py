@@ -1,24 +1,39 @@
-"""Writing to the standard streams when nobody may be there to read."""
+"""Writing to the standard streams, past Python's buffers.
+
+What print() could not write stays in a buffer, and the exit status would be
+that of the next attempt, at the end.
+"""
 
 import os
+
+from pykvm.errors import PykvmError
 
 STDOUT, STDERR = 1, 2
 
 
 def say(text: str) -> None:
-    """One line to standard error, from pykvm itself."""
-    put(STDERR, f"pykvm: {text}\n")
+    """One line to standard error, from pykvm itself. Nobody may be there to read it."""
+    try:
+        put(STDERR, f"pykvm: {text}\n")
+    except OSError:
+        pass
+
+
+def emit(text: str) -> None:
+    """Write to standard output what the user asked for.
+
+    BrokenPipeError if the reader is gone; PykvmError if it cannot be written.
+    """
+    try:
+        put(STDOUT, text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise PykvmError(f"standard output cannot be written: {error.strerror}") from None
 
 
 def put(fd: int, text: str) -> None:
-    """All of ``text`` to ``fd``; nothing if it is closed or its reader is gone.
-
-    Not by print(): what that could not write stays in Python's buffer, and
-    the exit status would be that of the next attempt, at the end.
-    """
+    """All of ``text`` to ``fd``; OSError."""
     data = memoryview(text.encode("utf-8", "backslashreplace"))
-    try:
-        while data:
-            data = data[os.write(fd, data) :]
-    except OSError:
-        return
+    while data:
+        data = data[os.write(fd, data) :]

@@ -12,6 +12,8 @@ from pykvm.cli.keys import EscapeParser, Key
 from pykvm.cli.terminal import RawTerminal
 from pykvm.platform.outcome import Outcome
 
+STDIN = 0
+
 _CHUNK = 4096
 """Bytes moved at a time; a pipe that poll() calls writable takes PIPE_BUF = 4096 at once."""
 _TYPED_AHEAD = 1 << 20
@@ -183,6 +185,7 @@ class OutputWriter:
         with self._lock:
             self._broken = True
             os.close(self._eventfd)
+            self._eventfd = -1
 
     def write(self, data: bytes) -> None:
         """Write all of ``data``, in order."""
@@ -194,10 +197,11 @@ class OutputWriter:
     def release(self) -> None:
         """From now on drop what would have to wait, also in calls that wait already.
 
-        To be called once, when the run is over.
+        To be called when the run is over, perhaps more than once.
         """
-        self._released = True
-        os.eventfd_write(self._eventfd, 1)
+        if not self._released:
+            self._released = True
+            os.eventfd_write(self._eventfd, 1)
 
     def _write(self, data: memoryview) -> OSError | None:
         while data and not self._broken:

@@ -1,0 +1,143 @@
+"""``--exec``: one command in the guest, through its agent, on our standard streams."""
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from pykvm.cli.say import STDERR, STDOUT, say
+from pykvm.cli.streams import STDIN, InputPump, OutputWriter, output_failure
+from pykvm.machine.machine import Machine
+from pykvm.platform.agent import AgentClient
+from pykvm.platform.outcome import Outcome, OutcomeKind
+
+AGENT_SECONDS = 60.0
+"""After this long without a word from the agent, the user is told what the run waits for."""
+POWER_OFF_SECONDS = 10.0
+"""Once the command has ended, how long the guest may do without any disk request before it
+powers off: it writes back what is cached and unmounts."""
+
+
+class CommandSession:
+    """See Session; also the AgentEvents of its client."""
+
+    def __init__(self, stack: ExitStack, machine: Machine, command: str, *, json: bool) -> None:
+        self.output: dict[str, bytes] = {}
+        self._machine = machine
+        self._captured = {"stdout": bytearray(), "stderr": bytearray()} if json else None
+        self._out = stack.enter_context(OutputWriter(STDOUT, self._output_failed))
+        self._err = stack.enter_context(OutputWriter(STDERR, self._output_failed))
+        channel = machine.board.channel
+        self._client = AgentClient(channel.feed, self)
+        machine.channel = self._client.received
+        channel.on_room = self._client.room
+        self._client.execute(os.fsencode(command))
+        self._ready = False
+        self._ended = False
+        self._timer: threading.Timer | None = None
+
+    def release(self) -> None:
+        """See Session."""
+        self._out.release()
+        self._err.release()
+
+    def run(self, timeout: float | None) -> Outcome:
+        """See Session."""
+        self._after(AGENT_SECONDS, self._no_agent)
+        try:
+            outcome = self._run(timeout)
+        finally:
+            self._cancel()
+            if self._captured is not None:
+                self.output.update({name: bytes(data) for name, data in self._captured.items()})
+        return self._judge(outcome)
+
+    def _run(self, timeout: float | None) -> Outcome:
+        client = self._client
+        if os.isatty(STDIN):
+            # A command does not take the terminal: Ctrl-C shall still end the run.
+            client.stdin_eof()
+            return self._machine.run(timeout)
+        pump = InputPump(STDIN, client.stdin, client.stdin_eof)
+        client.on_room = pump.wake
+        with pump:
+            return self._machine.run(timeout)
+
+    def _judge(self, outcome: Outcome) -> Outcome:
+        """A run that ended without the command's status has none to give.
+
+        Unless the guest itself gave one: a command may be ``poweroff``.
+        """
+        if self._ended or outcome.status:
+            return outcome
+        if not self._ready and outcome.kind is OutcomeKind.POWER_OFF:
+            return Outcome.error("the guest powered off before its agent could run the command")
+        ways = {OutcomeKind.RESET: "was reset", OutcomeKind.HALTED: "halted"}
+        if outcome.kind in ways:
+            return Outcome.error(f"the guest {ways[outcome.kind]} before the command ended")
+        return outcome
+
+    # AgentEvents, from a vCPU's thread.
+
+    def ready(self) -> None:
+        """The agent runs."""
+        self._ready = True
+        self._cancel()
+        self._machine.timings.mark("agent ready")
+
+    def stdout(self, data: bytes) -> None:
+        """The command's standard output."""
+        if self._captured is not None:
+            self._captured["stdout"] += data
+        else:
+            self._out.write(data)
+
+    def stderr(self, data: bytes) -> None:
+        """The command's standard error."""
+        if self._captured is not None:
+            self._captured["stderr"] += data
+        else:
+            self._err.write(data)
+
+    def exited(self, status: int) -> None:
+        """The command ended; have the guest unmount and power off, but not wait for ever."""
+        self._ended = True
+        self._machine.timings.mark("command ended")
+        outcome = Outcome.power_off(status)
+        self._after(POWER_OFF_SECONDS, self._still_on, outcome, self._disks())
+        self._client.power_off(outcome.status)
+
+    def failed(self, reason: str) -> None:
+        """The command did not start, or the agent does not make sense."""
+        self._machine.finish(Outcome.error(f"the guest's agent failed: {reason}"))
+
+    # From a timer's thread.
+
+    def _no_agent(self) -> None:
+        say(
+            f"no agent has answered in the guest for {AGENT_SECONDS:g} seconds; "
+            "if it has none, end this with Ctrl-C (next time, --timeout S does so)"
+        )
+
+    def _still_on(self, outcome: Outcome, disks: Any) -> None:
+        if disks != self._disks():
+            self._after(POWER_OFF_SECONDS, self._still_on, outcome, self._disks())
+            return
+        say("the guest does not power off; its filesystems may not be unmounted")
+        self._machine.finish(outcome)
+
+    def _disks(self) -> Any:
+        return self._machine.statistics()["disks"]
+
+    def _after(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:
+        self._timer = threading.Timer(seconds, call, arguments)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _output_failed(self, error: OSError) -> None:
+        self._machine.finish(output_failure(error))
