@@ -28,6 +28,7 @@ from enum import Enum, IntEnum, auto
 from typing import Protocol
 
 from pykvm.errors import UsageError
+from pykvm.platform.outcome import printable
 
 PROTOCOL_VERSION = 1
 MAX_PAYLOAD = 4096
@@ -274,7 +275,7 @@ class AgentClient:
                 self._state = AgentState.ENDED
                 self._events.exited(int.from_bytes(frame.payload, "little", signed=True))
             case Kind.ERROR:
-                self._fail(frame.payload.decode("utf-8", "replace"))
+                self._fail(printable(frame.payload))
             case _:
                 self._fail(f"unexpected frame {frame.kind:#04x} of {size} bytes")
 

@@ -105,6 +105,12 @@ class Outcome:
         return cls(OutcomeKind.ERROR, 125, reason)
 
 
+def printable(text: bytes) -> str:
+    """What a guest said, fit for a terminal that is not the guest's."""
+    decoded = text.decode("utf-8", "replace").strip()
+    return "".join(char if char.isprintable() else "?" for char in decoded)
+
+
 _LOOKED_AT_TWICE = frozenset((OutcomeKind.RESET, OutcomeKind.HALTED, OutcomeKind.TRIPLE_FAULT))
 
 
@@ -158,7 +164,7 @@ class ConsoleWatch:
     def panic_line(self) -> str | None:
         """The announcement, from "Kernel panic" to the end of its line; None without one."""
         text = bytes(self._line) if self._in_panic else self._panic
-        return text.decode("utf-8", "replace").strip() if text else None
+        return printable(text) if text else None
 
     def _extend(self, piece: bytes) -> None:
         """Take more of the present line. Once it is a panic's, it begins with PANIC_TEXT."""

@@ -247,6 +247,11 @@ def test_an_error_of_the_agent_is_passed_on(running):
     assert running.events == [("failed", "nö\ufffd")]
 
 
+def test_an_error_of_the_agent_cannot_drive_a_terminal(running):
+    running.get(Kind.ERROR, b"\x1b[2Jbye\n")
+    assert running.events == [("failed", "?[2Jbye")]
+
+
 def test_an_event_may_use_the_client(session):
     session.ready = lambda: session.client.execute(b"ls")
     session.client.received(HELLO)

@@ -135,3 +135,9 @@ def test_pieces_make_no_difference(text, cuts):
     pieces = [text[start:end] for start, end in itertools.pairwise(edges)]
     bytewise = [bytes((byte,)) for byte in text]
     assert watch(*pieces) == watch(text) == watch(*bytewise)
+
+
+def test_a_panic_line_cannot_drive_a_terminal():
+    console = ConsoleWatch()
+    console.feed(TEXT.encode() + b": \x1b[2J\x07 gone\n")
+    assert console.panic_line == TEXT + ": ?[2J? gone"
