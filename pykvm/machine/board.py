@@ -74,9 +74,10 @@ class Board:
         add(PORT_A, 1, PortA(lambda: self._reset("port 0x92")))
         add(CONFIG_PORT, CONFIG_PORTS, self.pci)
         add(EXIT_PORT, EXIT_PORTS, ExitPort(self._power_off))
-        add(PVPANIC_PORT, PVPANIC_PORTS, Pvpanic(self._panic))
+        pvpanic = Pvpanic(self._panic)
+        add(PVPANIC_PORT, PVPANIC_PORTS, pvpanic)
         I8042(lambda: self._reset("the i8042")).attach(self.ports)
-        self.pci.add(PvPanicPci(self._panic))
+        self.pci.add(PvPanicPci(pvpanic))
 
     def close(self) -> None:
         """Close every device, disks too; nothing runs any more."""

@@ -7,12 +7,15 @@ nothing tells us; we have to look.
 
 from collections.abc import Sequence
 
-from pykvm.kvm.constants import KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED
+from pykvm.kvm.constants import (
+    KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_UNINITIALIZED,
+)
 from pykvm.kvm.runner import VcpuThread
 from pykvm.kvm.vcpu import Vcpu
 
 RFLAGS_IF = 1 << 9
-
 
 LOOK_SECONDS = 0.2
 """A vCPU that cannot be paused in this time is busy, and so it is not halted."""
@@ -41,8 +44,8 @@ def all_halted(threads: Sequence[VcpuThread]) -> bool:
 
 def _halted(vcpu: Vcpu) -> bool:
     state = vcpu.get_mp_state()
-    if state == KVM_MP_STATE_UNINITIALIZED:
-        # Only another CPU can start this one; the boot CPU never is in this state.
+    if state in (KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_INIT_RECEIVED):
+        # Only another CPU can start this one; the boot CPU never is in these states.
         return True
     if state != KVM_MP_STATE_HALTED or vcpu.get_regs().rflags & RFLAGS_IF:
         return False

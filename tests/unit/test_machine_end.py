@@ -1,0 +1,87 @@
+"""The end of a run: set by anybody at any moment, seen once."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from pykvm.machine.end import EndOfRun
+from pykvm.platform.outcome import Outcome
+
+PATIENCE = 20.0
+
+
+def test_the_first_outcome_counts():
+    end = EndOfRun()
+    assert not end
+    assert not end.wait(0)
+    end.set(Outcome.reset("first"))
+    end.set(Outcome.quit())
+    assert end
+    assert end.wait(0)
+    assert end.wait(PATIENCE)
+    assert end.outcome == Outcome.reset("first")
+
+
+def test_a_wait_without_an_end_takes_its_time():
+    end = EndOfRun()
+    start = time.monotonic()
+    assert not end.wait(0.05)
+    assert time.monotonic() - start >= 0.05
+
+
+def test_another_thread_wakes_the_waiter():
+    end = EndOfRun()
+    timer = threading.Timer(0.02, end.set, [Outcome.quit()])
+    timer.start()
+    start = time.monotonic()
+    assert end.wait(PATIENCE)
+    assert time.monotonic() - start < PATIENCE / 2
+    timer.join()
+
+
+@pytest.fixture
+def on_alarm():
+    """Have SIGALRM call a function; give the function that says which."""
+    before = signal.getsignal(signal.SIGALRM)
+    yield lambda call: signal.signal(signal.SIGALRM, lambda number, frame: call())
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_signal_handler_ends_the_wait_that_it_interrupts(on_alarm):
+    end = EndOfRun()
+    on_alarm(lambda: end.set(Outcome.signalled(signal.SIGALRM)))
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    start = time.monotonic()
+    assert end.wait(PATIENCE)
+    assert time.monotonic() - start < PATIENCE / 2
+
+
+def test_no_moment_is_wrong_for_a_signal(on_alarm):
+    """Handlers that set the end while the main thread waits, sets, and leaves waiting."""
+    end = EndOfRun()
+    on_alarm(lambda: end.set(Outcome.quit()))
+    main = threading.get_ident()
+    done = threading.Event()
+
+    def disturb() -> None:
+        while not done.is_set():
+            signal.pthread_kill(main, signal.SIGALRM)
+            os.sched_yield()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    deadline = time.monotonic() + 0.3
+    try:
+        while time.monotonic() < deadline:
+            end = EndOfRun()
+            for _ in range(20):
+                end.wait(0.0001)
+            end.set(Outcome.reset())
+            assert end.wait(PATIENCE)
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,166 @@
+"""Which kernel, initrd and command line a configuration means: bundles by name and by folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pykvm.errors import UsageError
+from pykvm.machine import bundle
+from pykvm.machine.bundle import EMULATED, NATIVE, find_bundle
+from pykvm.machine.config import DEFAULT_MEMORY, MIB, ConsoleMode, MachineConfig
+from pykvm.machine.guest import LINUX, LINUX_DEFAULTS, resolve
+
+
+def make(folder: Path, name: str = "g", flavours: tuple[str, ...] = (NATIVE, EMULATED), **more):
+    """A bundle in ``folder`` whose files hold nothing."""
+    folder.mkdir(parents=True)
+    entries = {}
+    for flavour in flavours:
+        (folder / f"k-{flavour}").touch()
+        entries[flavour] = {"kernel": f"k-{flavour}", "initrd": "rd", "append": f"is={flavour}"}
+    (folder / "rd").touch()
+    manifest = {"format": 1, "name": name, "memory_mib": 48, "flavours": entries, **more}
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def bundles(tmp_path, monkeypatch) -> Path:
+    """An empty place for bundles that come with pykvm; the working directory is another."""
+    monkeypatch.setattr(bundle, "BUNDLES", tmp_path / "bundles")
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    return tmp_path / "bundles"
+
+
+def test_a_name_wins_over_a_folder(bundles, tmp_path):
+    make(bundles / "guest", "ours")
+    make(tmp_path / "cwd/guest", "theirs")
+    make(tmp_path / "cwd/other", "other")
+    assert find_bundle("guest", NATIVE).name == "ours"
+    assert find_bundle("./guest", NATIVE).name == "theirs"
+    assert find_bundle("other", NATIVE).name == "other"
+    assert find_bundle(str(tmp_path / "cwd/other"), NATIVE).name == "other"
+
+
+@pytest.mark.parametrize("name", [".", "..", "", "../bundles", "./nothing", "no\0name"])
+def test_a_path_is_not_looked_for_among_the_names(bundles, name):
+    make(bundles / "guest")
+    with pytest.raises(UsageError):
+        find_bundle(name, NATIVE)
+
+
+def test_the_working_directory_can_be_a_guest(bundles, tmp_path, monkeypatch):
+    make(bundles / "guest", "ours")
+    monkeypatch.chdir(make(tmp_path / "here", "here"))
+    assert find_bundle(".", NATIVE).name == "here"
+
+
+def test_flavours(bundles):
+    make(bundles / "both")
+    make(bundles / "one", flavours=(EMULATED,))
+    found = find_bundle("both", EMULATED)
+    assert found.kernel == bundles / "both/k-emulated"
+    assert found.initrd == bundles / "both/rd"
+    assert (found.append, found.memory) == ("is=emulated", 48 * MIB)
+    assert find_bundle("both", NATIVE).flavour == NATIVE
+    assert find_bundle("one", NATIVE).flavour == EMULATED
+
+
+def test_the_bundled_guest_is_not_built(bundles, tmp_path):
+    with pytest.raises(UsageError, match=r"not built yet.*make guest"):
+        find_bundle("guest", NATIVE)
+    bundles.mkdir()
+    with pytest.raises(UsageError, match="not built yet"):
+        find_bundle("guest", NATIVE)
+
+
+@pytest.mark.parametrize("missing", ["k-native", "rd"])
+def test_a_file_that_the_manifest_names_is_missing(bundles, missing):
+    (make(bundles / "g") / missing).unlink()
+    with pytest.raises(UsageError, match=rf"bundle\.json' names '{missing}', which is not there"):
+        find_bundle("g", NATIVE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "\x00",
+        "[" * 100_000,
+        "[]",
+        "null",
+        "{}",
+        '{"format": 2}',
+        '{"format": 1, "name": "x", "flavours": {}}',
+        '{"format": 1, "name": "x", "flavours": []}',
+        '{"format": 1, "name": "x", "flavours": {"native": null}}',
+        '{"format": 1, "name": "x", "flavours": {"native": {}}}',
+        '{"format": 1, "name": "x", "flavours": {"native": {"kernel": "k"}}, "memory_mib": "x"}',
+        '{"format": 1, "name": "x", "flavours": {"native": {"kernel": "k"}}, "memory_mib": 1e999}',
+    ],
+)
+def test_a_broken_manifest_is_named(bundles, text):
+    (bundles / "g").mkdir(parents=True)
+    (bundles / "g/bundle.json").write_text(text)
+    with pytest.raises(UsageError, match=r"g/bundle\.json"):
+        find_bundle("g", NATIVE)
+
+
+def test_a_manifest_that_cannot_be_read(bundles):
+    (bundles / "g/bundle.json").mkdir(parents=True)
+    with pytest.raises(UsageError, match="cannot be read"):
+        find_bundle("g", NATIVE)
+
+
+def test_a_bundle_gets_its_own_command_line_and_wishes(bundles):
+    make(bundles / "g")
+    config = MachineConfig(
+        guest="g", append="user", console=ConsoleMode.PIPE, console_size=(24, 80), agent=True
+    )
+    guest = resolve(config, NATIVE)
+    line = "is=native pykvm.console=pipe pykvm.size=24x80 pykvm.agent=1 user"
+    assert guest.command_line("pvh", ["host"]) == line
+    assert guest.command_line(LINUX, ["host"]) == f"{line} host"
+    assert (guest.memory, guest.is_bundle) == (48 * MIB, True)
+
+
+def test_a_kernel_alone_has_no_initrd_and_linux_gets_defaults(tmp_path):
+    guest = resolve(MachineConfig(kernel=tmp_path / "k", append="user"), NATIVE)
+    assert guest.initrd is None
+    assert guest.memory == DEFAULT_MEMORY
+    assert guest.command_line(LINUX) == f"{LINUX_DEFAULTS} user"
+    assert guest.command_line("pvh") == "user"
+    assert resolve(MachineConfig(kernel=tmp_path / "k"), NATIVE).command_line("pvh") == ""
+
+
+def test_what_is_given_replaces_what_the_bundle_has(bundles, tmp_path):
+    make(bundles / "g")
+    config = MachineConfig(guest="g", kernel=tmp_path / "k", memory=32 * MIB)
+    guest = resolve(config, NATIVE)
+    assert (guest.kernel, guest.initrd) == (tmp_path / "k", bundles / "g/rd")
+    assert guest.memory == 32 * MIB
+    assert resolve(MachineConfig(guest="g", initrd=b"bytes"), NATIVE).initrd == b"bytes"
+
+
+def test_no_kernel_at_all():
+    with pytest.raises(UsageError, match="no kernel"):
+        resolve(MachineConfig(initrd=b"x"), NATIVE)
+
+
+def test_a_slow_combination_is_announced(bundles, tmp_path):
+    make(bundles / "both")
+    make(bundles / "fast", flavours=(NATIVE,))
+    make(bundles / "slow", flavours=(EMULATED,))
+    for name, flavour, notice in (
+        ("both", EMULATED, False),
+        ("both", NATIVE, False),
+        ("fast", NATIVE, False),
+        ("fast", EMULATED, True),
+        ("slow", NATIVE, False),
+    ):
+        assert bool(resolve(MachineConfig(guest=name), flavour).notice) is notice
+    config = MachineConfig(guest="fast", kernel=tmp_path / "mine")
+    assert resolve(config, EMULATED).notice == ""
