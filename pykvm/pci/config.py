@@ -77,10 +77,7 @@ class ConfigSpace:
 
 
 class PciFunction:
-    """A single-function device on bus 0. Subclasses add BARs, capabilities and behaviour.
-
-    ``number`` is the device number once the host has it, -1 before.
-    """
+    """A single-function device on bus 0. Subclasses add BARs, capabilities and behaviour."""
 
     def __init__(
         self,
@@ -95,7 +92,6 @@ class PciFunction:
         """``class_code`` is base class, subclass and interface, 0xBBSSII; ``subsystem`` is
         (vendor, device); ``interrupt_pin`` 1 for INTA#, 0 for none.
         """
-        self.number = -1
         self.bars: list[Bar] = []
         self.config = config = ConfigSpace()
         config.set(PCI_VENDOR_ID, 2, vendor)
@@ -165,7 +161,6 @@ class PciFunction:
 
     def attach(self, number: int) -> None:
         """The function has become device ``number`` of bus 0."""
-        self.number = number
 
     def read_config(self, offset: int, size: int) -> int:
         """The driver's read of 1, 2 or 4 bytes that do not cross a doubleword."""

@@ -170,7 +170,6 @@ class VirtioPci(PciFunction):
 
     def attach(self, number: int) -> None:
         """Take the interrupt line of device ``number``."""
-        super().attach(number)
         self._intx.connect(self._platform, number)
 
     def read_config(self, offset: int, size: int) -> int:

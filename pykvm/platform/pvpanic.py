@@ -17,17 +17,20 @@ PVPANIC_EVENTS = PVPANIC_PANICKED | PVPANIC_CRASH_LOADED
 
 
 class Pvpanic:
-    """One byte. ``report(events)`` is called from the vCPU thread, with one or both of the bits."""
+    """One byte, at offset 0; what lies behind it reads 0 and takes nothing.
+
+    ``report(events)`` is called from the vCPU thread, with one or both of the bits.
+    """
 
     def __init__(self, report: Callable[[int], None]) -> None:
         self._report = report
 
     def read(self, offset: int, size: int) -> int:
         """The events understood."""
-        return PVPANIC_EVENTS
+        return PVPANIC_EVENTS if offset == 0 else 0
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Report events; bits that mean nothing are ignored."""
         events = value & PVPANIC_EVENTS
-        if events:
+        if events and offset == 0:
             self._report(events)

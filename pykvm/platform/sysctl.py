@@ -1,22 +1,20 @@
-"""Ports by which a PC resets itself, and the system control port.
+"""Ports by which a PC resets itself.
 
 - 0x92, system control port A: bit 0 resets, bit 1 is the A20 gate.
 - 0xcf9, reset control: bit 2 going from 0 to 1 resets. It lies within PCI
   configuration mechanism 1 (0xcf8 to 0xcff), whose owner has to pass byte
   accesses to 0xcf9 on to :class:`ResetControl`.
-- 0x61, system control port B: answered by KVM's PIT where the machine created
-  it with KVM_PIT_SPEAKER_DUMMY; :class:`PortB` is for machines without it.
+
+Port 0x61, system control port B, is answered by KVM's PIT.
 """
 
 from collections.abc import Callable
 
 PORT_A = 0x92
-PORT_B = 0x61
 RESET_CONTROL = 0xCF9
 
 FAST_RESET, A20 = 0x01, 0x02
 RST_CPU = 0x04
-REFRESH, TIMER2_OUT = 0x10, 0x20
 
 
 class PortA:
@@ -33,23 +31,6 @@ class PortA:
         """Reset if bit 0 is set."""
         if value & FAST_RESET:
             self._reset()
-
-
-class PortB:
-    """Port 0x61: the refresh and timer 2 bits change with every read, so that waits end."""
-
-    def __init__(self) -> None:
-        self._value = 0
-        self._toggle = 0
-
-    def read(self, offset: int, size: int) -> int:
-        """The gate and speaker bits as written, and the two bits that guests wait on."""
-        self._toggle ^= REFRESH | TIMER2_OUT
-        return self._value | self._toggle
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        """Keep the gate and speaker bits."""
-        self._value = value & 0x0F
 
 
 class ResetControl:

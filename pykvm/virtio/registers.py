@@ -99,9 +99,9 @@ class TransportState:
     """The device-independent registers of one virtio device.
 
     ``kicks`` are the transport's eventfds, one per queue, as in
-    :class:`Activation`; ``fence`` goes to the queues; ``extra_features`` are
-    bits that the transport itself provides. ``reason`` says why FEATURES_OK
-    was withheld or why the device needs a reset, for whoever debugs a driver.
+    :class:`Activation`; ``fence`` goes to the queues. ``reason`` says why
+    FEATURES_OK was withheld or why the device needs a reset, for whoever
+    debugs a driver.
     """
 
     def __init__(
@@ -112,10 +112,9 @@ class TransportState:
         signals: Signals,
         *,
         fence: Callable[[], None] = no_fence,
-        extra_features: int = 0,
     ) -> None:
         self.device = device
-        self.offered = device.features | VIRTIO_F_VERSION_1 | extra_features
+        self.offered = device.features | VIRTIO_F_VERSION_1
         self.queues = tuple(QueueRegisters(size) for size in device.queue_sizes)
         self.device_feature_select = 0
         self.driver_feature_select = 0

@@ -11,7 +11,7 @@ from pykvm.platform.exitport import EXIT_PORT, EXIT_PORTS, ExitPort
 from pykvm.platform.i8042 import I8042
 from pykvm.platform.pvpanic import Pvpanic
 from pykvm.platform.rtc import B_24H, B_BINARY, B_SET, CENTURY, REG_A, REG_B, REG_C, REG_D, Cmos
-from pykvm.platform.sysctl import PortA, PortB, ResetControl
+from pykvm.platform.sysctl import PortA, ResetControl
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -217,13 +217,6 @@ def test_port_a_resets_and_has_a20_open():
     assert resets
 
 
-def test_port_b_shows_waiters_a_change():
-    port = PortB()
-    port.write(0, 1, 0xFD)
-    seen = {port.read(0, 1) for _ in range(4)}
-    assert seen == {0x0D, 0x3D}
-
-
 def test_reset_control_wants_an_edge():
     resets = []
     port = ResetControl(lambda: resets.append(1))
@@ -256,3 +249,12 @@ def test_pvpanic_reports_known_events_only():
     device.write(0, 1, 0xFD)
     device.write(0, 1, 0x02)
     assert events == [1, 2]
+
+
+def test_pvpanic_is_one_byte_also_in_a_larger_bar():
+    events = []
+    device = Pvpanic(events.append)
+    device.write(1, 1, 0x01)
+    device.write(4, 4, 0x01)
+    assert device.read(1, 1) == 0
+    assert not events
