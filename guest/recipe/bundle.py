@@ -13,9 +13,9 @@ MEMORY_MIB = 64
 # retain_initrd: the tools that are unpacked on first use stay in the ramdisk.
 _APPEND = "console=ttyS0,115200n8r quiet reboot=k panic=-1 retain_initrd"
 
-# lpj: any value skips a calibration by waiting for ticks. rootfstype=ramfs: the simpler of the two
-# file systems the ramdisk can be unpacked into. The timer check waits for ticks, too.
-_APPEND_EMULATED = f"{_APPEND} no_timer_check lpj=12500000 rootfstype=ramfs"
+# rootfstype=ramfs: the simpler of the two file systems that the ramdisk can be unpacked into. What
+# such a host needs of any Linux, the VMM adds (pykvm/kvm/linux_options.py).
+_APPEND_EMULATED = f"{_APPEND} rootfstype=ramfs"
 
 _LICENCES = {
     "linux": "GPL-2.0-only",
