@@ -24,6 +24,7 @@ lint: $(READY)  ## Style, types and the import contract
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	cd guest && $(abspath $(PYTHON)) -m mypy --config-file ../pyproject.toml build.py recipe
 	$(VENV)/bin/lint-imports
 
 guest: $(READY)  ## Build the bundled guest for this host (quick when nothing changed)
