@@ -6,6 +6,7 @@ nothing tells us; we have to look.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from pykvm.kvm.constants import (
     KVM_MP_STATE_HALTED,
@@ -25,20 +26,21 @@ def all_halted(threads: Sequence[VcpuThread]) -> bool:
     """Whether no vCPU can ever execute another instruction.
 
     Each is halted with interrupts off, or has never been started; and no NMI
-    is pending, which alone would wake one. They are paused one after the
-    other: a vCPU that runs could wake a halted one by an IPI of INIT or NMI,
-    but then that one is found running. A vCPU whose exit takes long to handle,
-    as when nobody reads the console, is not halted.
+    is pending, which alone would wake one. They are looked at while all are
+    paused: one that runs could wake another and then halt itself. A vCPU
+    whose exit takes long to handle, as when nobody reads the console, is not
+    halted.
     """
-    for thread in threads:
-        if thread.ended:
-            return False
-        try:
-            with thread.paused(LOOK_SECONDS):
+    try:
+        with ExitStack() as paused:
+            for thread in threads:
+                if thread.ended:
+                    return False
+                paused.enter_context(thread.paused(LOOK_SECONDS))
                 if not _halted(thread.vcpu):
                     return False
-        except TimeoutError:
-            return False
+    except TimeoutError:
+        return False
     return bool(threads)
 
 

@@ -63,3 +63,17 @@ def halted() -> FakeThread:
 def test_only_cpus_that_nothing_can_wake_have_halted(threads, answer):
     assert all_halted(threads) is answer
     assert all(thread.pauses == 0 for thread in threads)
+
+
+def test_all_are_paused_while_the_last_is_looked_at():
+    """Else one could wake another, halt, and be found halted like the one it has woken."""
+    threads = [halted(), halted(), halted()]
+    seen = []
+
+    def state():
+        seen.append([thread.pauses for thread in threads])
+        return KVM_MP_STATE_HALTED
+
+    threads[-1].vcpu.get_mp_state = state
+    assert all_halted(threads)
+    assert seen == [[1, 1, 1]]
