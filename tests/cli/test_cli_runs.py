@@ -1,5 +1,6 @@
 """How runs end, seen from outside: statuses, signals, the terminal, JSON. With the bare guest."""
 
+import fcntl
 import json
 import os
 import pty
@@ -12,6 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+from pykvm.cli.main import main
+from pykvm.machine.exits import ExitHandler, GuestStopped
 
 pytestmark = pytest.mark.kvm
 
@@ -52,11 +56,11 @@ def test_timeout(bare_kernel):
     assert b"0.5 seconds" in done.stderr
 
 
-def start_echo(kernel: Path, *options: str) -> subprocess.Popen:
+def start_echo(kernel: Path, *options: str, **more) -> subprocess.Popen:
     """A run whose guest is known to be running: it has answered."""
     command = [*PYKVM, "boot", "--kernel", str(kernel), "--append", "echo", *options]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, bufsize=0, **pipes)
+    process = subprocess.Popen(command, bufsize=0, **pipes, **more)
     process.stdin.write(b"x")
     assert process.stdout.read(1) == b"x"
     return process
@@ -74,14 +78,161 @@ def test_signals(bare_kernel, tmp_path, number):
     assert json.loads(log.read_text())["disks"] == []
 
 
-def test_a_closed_pipe_ends_the_run(bare_kernel):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1, 0.15, 0.2])
+def test_a_signal_at_any_moment(bare_kernel, number, delay):
+    """While modules are imported, the VM is built, runs or is closed."""
+    command = [*PYKVM, "boot", "--kernel", str(bare_kernel), "--append", "hello 0"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    # Until Python runs our first lines, its own rules hold.
+    wait_for_handler(process)
+    time.sleep(delay)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    # It may have ended before, or be so near its end that the kernel's rules hold again.
+    assert process.returncode in {0, 128 + number, -number}
+    assert err in {b"", f"pykvm: ended by {signal.Signals(number).name}\n".encode()}
+
+
+def wait_for_handler(process: subprocess.Popen) -> None:
+    """Return once ``process`` handles SIGTERM, which Python alone does not, or has ended."""
+    mask = 1 << (signal.SIGTERM - 1)
+    while process.poll() is None:
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        except OSError:
+            return
+        if int(status.split("SigCgt:")[1].split()[0], 16) & mask:
+            return
+        time.sleep(0.001)
+
+
+def test_a_signal_that_was_ignored_stays_so(bare_kernel):
+    process = start_echo(
+        bare_kernel, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    )
+    process.send_signal(signal.SIGHUP)
+    process.stdin.write(b"y")
+    assert process.stdout.read(1) == b"y"
+    process.communicate(b"\x04", timeout=30)
+    assert process.returncode == 0
+
+
+# -- standard streams -----------------------------------------------------------
+
+
+def test_a_reader_that_had_enough_ends_the_run_quietly(bare_kernel):
     read, write = os.pipe()
     os.close(read)
     try:
-        done = boot(bare_kernel, "hello 0", capture_output=False, stdout=write)
+        done = boot(
+            bare_kernel, "hello 0", capture_output=False, stdout=write, stderr=subprocess.PIPE
+        )
     finally:
         os.close(write)
     assert done.returncode == 128 + signal.SIGPIPE
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "out", "err"),
+    [
+        ("<&-", 3, b"hello from CPL3\n", b""),
+        (">&-", 125, b"", b"output cannot be written: Bad file descriptor"),
+        ("2>&-", 3, b"hello from CPL3\n", b""),
+        ("<&- >&- 2>&-", 125, b"", b""),
+        (">/dev/full", 125, b"", b"output cannot be written: No space left on device"),
+        ("2>/dev/full", 3, b"hello from CPL3\n", b""),
+        ("--json >/dev/full", 125, b"", b"standard output cannot be written: No space left"),
+        ("--json >&-", 125, b"", b"standard output cannot be written"),
+        ("--stats /dev/full", 125, b"hello from CPL3\n", b"--stats /dev/full: No space left"),
+        (
+            "--console-log /dev/full",
+            3,
+            b"hello from CPL3\n",
+            b"the console log /dev/full is not complete: No space left on device",
+        ),
+    ],
+)
+def test_closed_and_full_streams(bare_kernel, redirection, status, out, err):
+    command = f"exec {sys.executable} -m pykvm boot --kernel {bare_kernel} --append 'hello 3'"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} {redirection}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == status
+    assert done.stdout == out
+    assert err in done.stderr
+    assert b"internal" not in done.stderr
+    assert done.stderr.count(b"\n") <= (2 if b"--json" in redirection.encode() else 1)
+
+
+def test_a_closed_stream_does_not_become_a_file_of_ours(bare_kernel, tmp_path):
+    """The first file opened takes the lowest number: messages must not go into it."""
+    log = tmp_path / "log"
+    command = f"exec {sys.executable} -m pykvm boot --kernel {bare_kernel} --append panic"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} --console-log {log} <&- >&- 2>&-"], check=False, timeout=60
+    )
+    assert done.returncode == 126
+    assert log.read_bytes() == b""
+
+
+@pytest.mark.parametrize("option", ["--help", "--version", "boot --help", "doctor --help"])
+def test_help_that_cannot_be_written(option):
+    for target, status in ((">/dev/full", 125), (">&-", 125), ("| true", 0)):
+        pipe = f"{sys.executable} -m pykvm {option} {target}"
+        done = subprocess.run(["bash", "-c", pipe], capture_output=True, check=False, timeout=60)
+        assert done.returncode == status
+        assert b"Exception" not in done.stderr
+        assert b"Traceback" not in done.stderr
+
+
+def test_a_slow_reader_loses_nothing(bare_kernel):
+    process = start_echo(bare_kernel, "--timeout", "60")
+    fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+    data = bytes(range(65, 91)) * 230
+    process.stdin.write(data + b"\x04")
+    time.sleep(1.5)  # the pipe is full by now, and the guest stands still
+    assert process.poll() is None
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, data, b"")
+
+
+@pytest.mark.parametrize("where", ["stdout", "log"])
+def test_output_that_nobody_reads_does_not_delay_the_end(bare_kernel, tmp_path, where):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    options = ["--console-log", str(fifo)] if where == "log" else []
+    process = start_echo(bare_kernel, *options, "--timeout", "2")
+    try:
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        process.stdin.write(b"x" * 6000)
+        if where == "log":
+            process.communicate(timeout=30)
+        assert process.wait(30) == 124
+    finally:
+        os.close(reader)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            pipe.close()
+
+
+def test_few_descriptors(bare_kernel):
+    command = f"ulimit -n 8; exec {sys.executable} -m pykvm boot --kernel {bare_kernel}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False, timeout=60)
+    assert done.returncode == 125
+    assert b"too many open files; raise the limit of open files (ulimit -n)" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+# -- what is left behind ------------------------------------------------------------
 
 
 def test_json(bare_kernel, tmp_path):
@@ -94,6 +245,51 @@ def test_json(bare_kernel, tmp_path):
     assert report["exits"]["IoExit"] > 0
     assert "guest started" in report["timings"]
     assert b"hello" in done.stderr
+
+
+def test_json_of_a_failure_is_complete(bare_kernel, tmp_path, capfd, monkeypatch):
+    """Also a run that pykvm gives up leaves its report and statistics; the error is said once."""
+    stats = tmp_path / "stats"
+
+    def give_up(self: object, exit_: object) -> None:
+        raise GuestStopped("the guest did something", "do something else")
+
+    monkeypatch.setattr(ExitHandler, "_port", give_up)
+    options = ["--kernel", str(bare_kernel), "--append", "hello 0", "--stats", str(stats), "--json"]
+    assert main(["boot", *options]) == 125
+    out, err = capfd.readouterr()
+    report = json.loads(out)
+    assert (report["status"], report["end"]) == (125, "error")
+    assert report["reason"] == "the guest did something; do something else"
+    assert err == f"pykvm: {report['reason']}\n"
+    assert "exits" in json.loads(stats.read_text())
+
+
+def test_a_folder_is_a_guest(bare_kernel, tmp_path):
+    """With only one flavour, and without agent or initrd."""
+    (tmp_path / "kernel").write_bytes(bare_kernel.read_bytes())
+    entry = {"kernel": "kernel", "append": "hello 9"}
+    manifest = {"format": 1, "name": "g", "flavours": {"emulated": entry}}
+    (tmp_path / "bundle.json").write_text(json.dumps(manifest))
+    command = [sys.executable, "-m", "pykvm", "boot", str(tmp_path)]
+    done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (9, b"hello from CPL3\n", b"")
+    # It has no agent: nobody ran the command, so there is no status to pass on.
+    command += ["--exec", "true", "--append", "0"]
+    done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=60)
+    assert done.returncode == 9
+    entry["append"] = "halt"
+    (tmp_path / "bundle.json").write_text(json.dumps(manifest))
+    done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=60)
+    assert done.returncode == 125
+    assert b"halted before the command ended" in done.stderr
+
+
+def test_append_is_repeated_and_memory_is_given(bare_kernel):
+    command = [*PYKVM, "boot", "--kernel", str(bare_kernel), "-m", "32M"]
+    command += ["--append", "hello", "--append", "6"]
+    done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (6, b"hello from CPL3\n")
 
 
 def test_console_log_and_stats(bare_kernel, tmp_path):
