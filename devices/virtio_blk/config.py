@@ -16,16 +16,17 @@ FIELDS: dict[str, tuple[int, str]] = {
 
 
 class ConfigSpace:
-    """Bytes that the driver reads. Fields of features that are not offered stay 0."""
+    """Bytes that the driver reads. Fields of features that are not offered stay 0.
+
+    ``bytes`` is replaced, never changed.
+    """
 
     def __init__(self) -> None:
-        self._bytes = bytearray(CONFIG_SIZE)
+        self.bytes = bytes(CONFIG_SIZE)
 
     def set(self, name: str, value: int) -> None:
         """Store ``value`` in field ``name`` of :data:`FIELDS`."""
         offset, form = FIELDS[name]
-        pack_into(form, self._bytes, offset, value)
-
-    def read(self, offset: int, size: int) -> int:
-        """Little-endian integer of ``size`` bytes at ``offset``; bytes past the end are 0."""
-        return int.from_bytes(self._bytes[offset : offset + size], "little")
+        changed = bytearray(self.bytes)
+        pack_into(form, changed, offset, value)
+        self.bytes = bytes(changed)

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 
-from pykvm.devices.virtio_blk.config import CONFIG_SIZE, ConfigSpace
+from pykvm.devices.virtio_blk.config import ConfigSpace
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SIZE,
     VIRTIO_BLK_F_BLK_SIZE,
@@ -40,7 +40,6 @@ class VirtioBlk:
     """
 
     device_id = VIRTIO_ID_BLOCK
-    config_size = CONFIG_SIZE
 
     def __init__(
         self,
@@ -93,9 +92,10 @@ class VirtioBlk:
         """See VirtioDevice."""
         return (self._queue_size,)
 
-    def read_config(self, offset: int, size: int) -> int:
+    @property
+    def config(self) -> bytes:
         """See VirtioDevice."""
-        return self._config.read(offset, size)
+        return self._config.bytes
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         """See VirtioDevice. No field is writable."""

@@ -53,7 +53,6 @@ VIRTIO_PCI_ISR_CONFIG = 2
 
 COMMON, ISR, DEVICE, NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
 NOTIFY_MULTIPLIER = 4
-MAX_DEVICE_CONFIG = 0x1000
 
 CLASS_STORAGE_OTHER = 0x018000
 
@@ -80,6 +79,7 @@ class VirtioPci(PciFunction):
             subsystem=(VIRTIO_PCI_VENDOR, VIRTIO_PCI_DEVICE_BASE + device.device_id),
             interrupt_pin=1,
         )
+        assert len(device.config) <= NOTIFY - DEVICE, "the configuration space has its page"
         count = len(device.queue_sizes)
         self.device = device
         self._platform = platform
@@ -103,7 +103,7 @@ class VirtioPci(PciFunction):
             raise
 
     def _add_capabilities(self, queues: int) -> int:
-        config_size = min(self.device.config_size, MAX_DEVICE_CONFIG)
+        config_size = len(self.device.config)
         for kind, offset, length, extra in (
             (VIRTIO_PCI_CAP_COMMON_CFG, COMMON, COMMON_SIZE, b""),
             (
@@ -147,9 +147,7 @@ class VirtioPci(PciFunction):
                 return self._common.read(offset, size)
             if offset < DEVICE:
                 return self._intx.take() if offset == ISR else 0
-            if offset < NOTIFY and offset - DEVICE + size <= self.device.config_size:
-                return self.device.read_config(offset - DEVICE, size)
-            return 0
+            return self.state.read_config(offset - DEVICE, size) if offset < NOTIFY else 0
 
     def write(self, offset: int, size: int, value: int) -> None:
         """The driver's write to the virtio structures."""
@@ -159,8 +157,8 @@ class VirtioPci(PciFunction):
                 self._bind_doorbells()
             elif offset >= NOTIFY:
                 self._notify((offset - NOTIFY) // NOTIFY_MULTIPLIER)
-            elif offset >= DEVICE and offset - DEVICE + size <= self.device.config_size:
-                self.device.write_config(offset - DEVICE, size, value)
+            elif offset >= DEVICE:
+                self.state.write_config(offset - DEVICE, size, value)
 
     def _notify(self, queue: int) -> None:
         if self.state.active and queue < len(self._kicks):

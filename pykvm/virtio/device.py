@@ -10,8 +10,8 @@ Who calls what, and from where::
 
     transport (a vCPU thread)         device (its own I/O thread)
     -------------------------         ---------------------------
-    features, queue_sizes
-    read_config / write_config   -->
+    features, queue_sizes, config
+    write_config                 -->
     activate(activation)         -->  starts to serve the queues
                                  <--  activation.interrupt(queue)
                                  <--  activation.config_changed()
@@ -39,7 +39,7 @@ class Activation:
 
     ``interrupt(i)`` tells the driver that queue i has used buffers: call it
     only when :meth:`SplitQueue.publish` asks for it. ``config_changed()``
-    tells it that the configuration space changed. ``broken(reason)`` sets
+    tells it that ``config`` is another. ``broken(reason)`` sets
     DEVICE_NEEDS_RESET (virtio 1.2 §2.1.2): the guest's rings can no longer be
     trusted and the device serves nothing until reset. All three may be called
     from any thread and never block on the guest.
@@ -76,12 +76,12 @@ class VirtioDevice(Protocol):
         ...
 
     @property
-    def config_size(self) -> int:
-        """Bytes in the device-specific configuration space."""
-        ...
+    def config(self) -> bytes:
+        """The device-specific configuration space, of a length that never changes.
 
-    def read_config(self, offset: int, size: int) -> int:
-        """Little-endian integer at ``offset``; 0 for bytes past ``config_size``."""
+        Another object whenever its content is another: so the transport
+        notices every change, and no access sees half of one.
+        """
         ...
 
     def write_config(self, offset: int, size: int, value: int) -> None:

@@ -120,7 +120,8 @@ class TransportState:
         self.driver_feature_select = 0
         self.driver_features = 0
         self.queue_select = 0
-        self.generation = 0
+        self._generation = 0
+        self._config = device.config
         self.reason = ""
         self._ram = ram
         self._kicks = kicks
@@ -199,6 +200,36 @@ class TransportState:
             return True
         return False
 
+    # -- configuration space -------------------------------------------------
+
+    @property
+    def generation(self) -> int:
+        """The configuration generation: another one whenever a driver that reads the
+        space in pieces may have got pieces of two states (§4.1.4.3.1).
+        """
+        self._current_config()
+        return self._generation
+
+    def read_config(self, offset: int, size: int) -> int:
+        """Little-endian integer at ``offset`` of the device's space; 0 past its end."""
+        config = self._current_config()
+        end = offset + size
+        return int.from_bytes(config[offset:end], "little") if end <= len(config) else 0
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        """The driver's write to the device's space; past its end, nothing."""
+        if offset + size <= len(self._config):
+            self.device.write_config(offset, size, value)
+
+    def _current_config(self) -> bytes:
+        # Looked at when the driver looks: a count kept by who changes the space
+        # would change before or after it, and a driver could read in between.
+        config = self.device.config
+        if config is not self._config:
+            self._config = config
+            self._generation = (self._generation + 1) & 0xFF
+        return config
+
     # -- queues ------------------------------------------------------------
 
     @property
@@ -254,10 +285,7 @@ class TransportState:
         )
 
     def config_changed(self) -> None:
-        """The configuration space changed: new generation, interrupt (§2.5). Any thread."""
-        # Two threads may both write the same number here; each has changed the space before,
-        # and a reader that saw either number reads both changes.
-        self.generation = (self.generation + 1) & 0xFF
+        """The configuration space changed: interrupt (§2.5). Any thread."""
         if self._status & VIRTIO_CONFIG_S_DRIVER_OK:
             self._signals.config_interrupt()
 

@@ -25,15 +25,12 @@ class Echo:
     device_id = 2
     features = VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC
     queue_sizes: tuple[int, ...] = (8, 8)
-    config_size = 0
+    config = b""
 
     def __init__(self) -> None:
         self.threads: list[Thread] = []
         self.stop = os.eventfd(0)
         self.activations = 0
-
-    def read_config(self, offset: int, size: int) -> int:
-        return 0
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         pass

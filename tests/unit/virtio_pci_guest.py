@@ -25,20 +25,17 @@ class FakeDevice:
     device_id = 2
     features = VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC | 1 << 6
     queue_sizes = (16, 8)
-    config_size = 60
 
     def __init__(self) -> None:
-        self.config = bytearray(range(60))
+        self.config = bytes(range(60))
         self.activation: Activation | None = None
         self.resets = 0
         self.closed = False
         self.picky = False
 
-    def read_config(self, offset: int, size: int) -> int:
-        return int.from_bytes(self.config[offset : offset + size], "little")
-
     def write_config(self, offset: int, size: int, value: int) -> None:
-        self.config[offset : offset + size] = value.to_bytes(size, "little")
+        written = value.to_bytes(size, "little")
+        self.config = self.config[:offset] + written + self.config[offset + size :]
 
     def negotiated(self, features: int) -> bool:
         return not self.picky
