@@ -34,7 +34,7 @@ class CommandSession:
         channel.on_room = self._client.room
         self._client.execute(os.fsencode(command))
         self._ready = False
-        self._ended = False
+        self._ended: Outcome | None = None
         self._timer: threading.Timer | None = None
 
     def release(self) -> None:
@@ -65,17 +65,17 @@ class CommandSession:
             return self._machine.run(timeout)
 
     def _judge(self, outcome: Outcome) -> Outcome:
-        """A run that ended without the command's status has none to give.
+        """The command's status counts, however the guest went down after it.
 
-        Unless the guest itself gave one: a command may be ``poweroff``.
+        A run that ended before has none to give, unless the guest gave one: a
+        command may be ``poweroff``.
         """
-        if self._ended or outcome.status:
-            return outcome
-        if not self._ready and outcome.kind is OutcomeKind.POWER_OFF:
-            return Outcome.error("the guest powered off before its agent could run the command")
         ways = {OutcomeKind.RESET: "was reset", OutcomeKind.HALTED: "halted"}
         if outcome.kind in ways:
-            return Outcome.error(f"the guest {ways[outcome.kind]} before the command ended")
+            way = ways[outcome.kind]
+            return self._ended or Outcome.error(f"the guest {way} before the command ended")
+        if outcome == Outcome.power_off(0) and not self._ready:
+            return Outcome.error("the guest powered off before its agent could run the command")
         return outcome
 
     # AgentEvents, from a vCPU's thread.
@@ -102,9 +102,8 @@ class CommandSession:
 
     def exited(self, status: int) -> None:
         """The command ended; have the guest unmount and power off, but not wait for ever."""
-        self._ended = True
         self._machine.timings.mark("command ended")
-        outcome = Outcome.power_off(status)
+        self._ended = outcome = Outcome.power_off(status)
         self._after(POWER_OFF_SECONDS, self._still_on, outcome, self._disks())
         self._client.power_off(outcome.status)
 

@@ -27,7 +27,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of printing the usage and leaving."""
-        raise UsageError(message, f"'{self.prog} --help' lists what there is")
+        hint = f"'{self.prog} --help' lists what there is"
+        if message.endswith("expected one argument"):
+            hint = "a value that begins with '-' is written after '=': --OPTION=VALUE"
+        raise UsageError(message, hint)
 
     def print_help(self, file: object = None) -> None:
         """Print it where a failure to do so is noticed."""

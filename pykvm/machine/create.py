@@ -10,6 +10,7 @@ from pykvm.machine.config import MachineConfig
 from pykvm.memory import GuestMemory, Region
 from pykvm.memory.guest import HOLE_END
 from pykvm.pci.host import MAX_DEVICES
+from pykvm.x86.mptable import MAX_CPUS
 
 KVM_IDENTITY_MAP = 0xFFFB_C000
 """A page, and then three for the TSS, that VMX needs where no RAM or device is."""
@@ -21,10 +22,10 @@ MAX_DISKS = MAX_DEVICES - 2
 
 def check_limits(kvm: Kvm, config: MachineConfig) -> None:
     """UsageError if ``config`` wants more CPUs or disks than there can be."""
-    cpus = kvm.check_extension(KVM_CAP_MAX_VCPUS)
+    cpus = min(kvm.check_extension(KVM_CAP_MAX_VCPUS), MAX_CPUS)
     if not 1 <= config.cpus <= cpus:
         raise UsageError(
-            f"this host cannot give a guest {config.cpus} CPUs", f"give --cpus from 1 to {cpus}"
+            f"a guest cannot have {config.cpus} CPUs on this host", f"give --cpus from 1 to {cpus}"
         )
     if len(config.disks) > MAX_DISKS:
         raise UsageError(

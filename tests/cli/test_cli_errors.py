@@ -1,5 +1,6 @@
 """What a user gets for wrong input: status 2 or 77, one sentence, what to do next, no traceback."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -29,7 +30,9 @@ def fails(capfd, arguments: list[str], status: int, *words: str) -> None:
         (["boot", "guest", "--dsk", "x"], ["--dsk", "did you mean --disk"]),
         (["boot", "guest", "--zzz"], ["unknown option '--zzz'", "--help"]),
         (["boot", "guest", "more"], ["unknown argument 'more'"]),
+        (["boot", "--initrd", "x"], ["--initrd needs a kernel", "--kernel"]),
         (["boot", "guest", "--disk"], ["--disk", "expected one argument"]),
+        (["boot", "guest", "--append", "-x"], ["--append", "--OPTION=VALUE"]),
         (["boot", "guest", "-m", "lots"], ["'lots' is not a size"]),
         (["boot", "guest", "--cpus", "0"], ["not a number of CPUs"]),
         (["boot", "guest", "--timeout", "-1"], ["not a time"]),
@@ -52,16 +55,27 @@ def test_usage(capfd, arguments, words):
         (["boot", "--kernel", "/no/such/kernel"], ["/no/such/kernel", "--kernel"]),
         (["boot", "--kernel", "/"], ["directory", "--kernel"]),
         (["boot", "--kernel", "/etc/passwd"], ["/etc/passwd", "--kernel"]),
-        (["boot", "--kernel", sys.executable], ["program", "--kernel"]),
+        (["boot", "--kernel", "/bin/ls"], ["program", "--kernel"]),
         (["boot", "--kernel", "x", "-m", "512K"], ["memory"]),
         (["boot", "--kernel", "x", "-m", "999999999T"], ["memory", "-m"]),
         (["boot", "--kernel", "x", "--cpus", "99999"], ["99999 CPUs"]),
         (["boot", "--kernel", "x", "--disk", "/no/such/disk"], ["/no/such/disk"]),
+        (["boot", "--kernel", "x", "--cpus", "255"], ["255 CPUs"]),
         (["boot", "--kernel", "x", "--disk", "/"], ["directory"]),
+        (["boot", "--kernel", "x", *["--disk", "x"] * 31], ["31 disks", "at most 30"]),
     ],
 )
 def test_wrong_files_and_sizes(capfd, arguments, words):
     fails(capfd, arguments, 2, *words)
+
+
+@pytest.mark.kvm
+def test_a_guest_that_is_incomplete(capfd, tmp_path):
+    (tmp_path / "bundle.json").write_text(
+        '{"format": 1, "name": "g", "flavours": {"native": {"kernel": "vmlinux"}}}'
+    )
+    words = ["bundle.json", "'vmlinux'", "not there", "build the guest again"]
+    fails(capfd, ["boot", str(tmp_path)], 2, *words)
 
 
 @pytest.mark.kvm
@@ -131,3 +145,21 @@ def test_an_internal_error_is_said_to_be_one(capfd, monkeypatch):
 
     monkeypatch.setattr("pykvm.cli.main._dispatch", bug)
     fails(capfd, ["boot"], 125, "internal error", "bug in pykvm")
+
+
+@pytest.mark.parametrize(
+    ("error", "word"), [(OSError(errno.EMFILE, "x"), "ulimit"), (MemoryError(), "less with -m")]
+)
+def test_what_the_host_has_run_out_of_is_no_bug(capfd, monkeypatch, error, word):
+    def exhausted(argv: object) -> int:
+        raise error
+
+    monkeypatch.setattr("pykvm.cli.main._dispatch", exhausted)
+    fails(capfd, ["boot"], 125, word)
+
+
+def test_debug_shows_the_traceback_and_keeps_the_status(capfd):
+    assert main(["--debug", "boot", "--zzz"]) == 2
+    err = capfd.readouterr().err
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("pykvm: unknown option")

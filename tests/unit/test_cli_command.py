@@ -1,0 +1,192 @@
+"""--exec with a guest that is a function: whose status counts, and who waits for whom."""
+
+import os
+import time
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import pytest
+
+from pykvm.cli import command
+from pykvm.cli.command import CommandSession
+from pykvm.machine.end import EndOfRun
+from pykvm.platform.agent import Kind, encode
+from pykvm.platform.outcome import Outcome, OutcomeKind
+
+HELLO = encode(Kind.HELLO, b"\1\0")
+
+
+def exit_frame(status: int) -> bytes:
+    return encode(Kind.EXIT, status.to_bytes(4, "little", signed=True))
+
+
+class FakeMachine:
+    """Runs ``guest(machine)`` in place of a guest, then waits for the end."""
+
+    def __init__(self, guest):
+        self._guest = guest
+        self._end = EndOfRun()
+        self.sent = bytearray()
+        self.disk_requests = 0
+        self.busy = False
+        self.channel = None
+        self.board = SimpleNamespace(channel=SimpleNamespace(feed=self._feed, on_room=None))
+        self.timings = SimpleNamespace(mark=lambda name: None)
+
+    def _feed(self, data):
+        self.sent += data
+        return True
+
+    def run(self, timeout):
+        self._guest(self)
+        assert self._end.wait(20), "nobody ended the run"
+        return self._end.outcome
+
+    def finish(self, outcome):
+        self._end.set(outcome)
+
+    def statistics(self):
+        self.disk_requests += self.busy
+        return {"disks": [self.disk_requests], "exits": {}}
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run a guest; what came of it. Standard input is empty, output is captured."""
+    read, write = os.pipe()
+    os.close(write)
+    monkeypatch.setattr(command, "STDIN", read)
+
+    def run(guest, text="true"):
+        machine = FakeMachine(guest)
+        with ExitStack() as stack:
+            session = CommandSession(stack, machine, text, json=True)
+            outcome = session.run(None)
+            session.release()
+        return SimpleNamespace(outcome=outcome, output=session.output, machine=machine)
+
+    yield run
+    os.close(read)
+
+
+def powers_off(machine, status=0):
+    machine.finish(Outcome.power_off(status))
+
+
+def test_the_status_and_the_output_are_the_commands(run):
+    def guest(machine):
+        machine.channel(HELLO + encode(Kind.STDOUT, b"out") + encode(Kind.STDERR, b"err"))
+        machine.channel(exit_frame(7))
+        powers_off(machine, 7)
+
+    done = run(guest, "some command")
+    assert done.outcome == Outcome.power_off(7)
+    assert done.output == {"stdout": b"out", "stderr": b"err"}
+    assert encode(Kind.EXEC, b"some command") in done.machine.sent
+    assert done.machine.sent.endswith(encode(Kind.POWEROFF, b"\7"))
+
+
+@pytest.mark.parametrize("text", ["a\nb", "grüße", "\udcff\udc80", "x" * 5000, ""])
+def test_any_command_arrives_as_its_bytes(run, text):
+    def guest(machine):
+        machine.channel(HELLO + exit_frame(0))
+        powers_off(machine)
+
+    sent = bytes(run(guest, text).machine.sent)
+    arrived = b""
+    while True:
+        kind, length = sent[0], int.from_bytes(sent[2:4], "little")
+        arrived += sent[4 : 4 + length]
+        sent = sent[4 + length :]
+        if kind == Kind.EXEC:
+            break
+        assert kind == Kind.EXEC_PART
+    assert arrived == os.fsencode(text)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [
+        (Outcome.reset("the i8042"), "was reset before the command ended"),
+        (Outcome.halted(), "halted before the command ended"),
+        (Outcome.power_off(0), "before its agent"),
+    ],
+)
+def test_a_guest_that_ends_first_has_no_status_to_give(run, outcome, words):
+    done = run(lambda machine: machine.finish(outcome))
+    assert done.outcome.kind is OutcomeKind.ERROR
+    assert done.outcome.status == 125
+    assert words in done.outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [(Outcome.power_off(0), 0), (Outcome.power_off(4), 4), (Outcome.panic(), 126)],
+)
+def test_the_guests_own_word_counts_while_the_command_runs(run, outcome, status):
+    """``--exec poweroff`` is no failure, a panic is."""
+
+    def guest(machine):
+        machine.channel(HELLO)
+        machine.finish(outcome)
+
+    assert run(guest).outcome.status == status
+
+
+@pytest.mark.parametrize("outcome", [Outcome.reset(), Outcome.halted()])
+def test_after_the_command_its_status_counts(run, outcome):
+    def guest(machine):
+        machine.channel(HELLO + exit_frame(5))
+        machine.finish(outcome)
+
+    assert run(guest).outcome == Outcome.power_off(5)
+
+
+def test_an_agent_that_makes_no_sense(run):
+    done = run(lambda machine: machine.channel(b"login: "))
+    assert done.outcome.status == 125
+    assert "agent failed" in done.outcome.reason
+
+
+def test_a_guest_that_does_not_power_off_is_ended(run, monkeypatch, capfd):
+    monkeypatch.setattr(command, "POWER_OFF_SECONDS", 0.05)
+    done = run(lambda machine: machine.channel(HELLO + exit_frame(3)))
+    assert done.outcome == Outcome.power_off(3)
+    assert "does not power off" in capfd.readouterr().err
+
+
+def test_a_guest_that_still_writes_is_waited_for(run, monkeypatch, capfd):
+    monkeypatch.setattr(command, "POWER_OFF_SECONDS", 0.02)
+
+    def guest(machine):
+        machine.busy = True
+        machine.channel(HELLO + exit_frame(3))
+        while machine.disk_requests < 5:
+            time.sleep(0.005)
+        powers_off(machine, 3)
+
+    assert run(guest).outcome == Outcome.power_off(3)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_missing_agent_is_noticed(run, monkeypatch, capfd):
+    monkeypatch.setattr(command, "AGENT_SECONDS", 0.05)
+
+    def guest(machine):
+        time.sleep(0.2)
+        machine.finish(Outcome.timeout(1))
+
+    assert run(guest).outcome.status == 124
+    assert "no agent has answered" in capfd.readouterr().err
+
+
+def test_an_agent_that_answers_is_not_missed(run, monkeypatch, capfd):
+    monkeypatch.setattr(command, "AGENT_SECONDS", 0.1)
+
+    def guest(machine):
+        machine.channel(HELLO)
+        time.sleep(0.2)
+        powers_off(machine)
+
+    run(guest)
+    assert capfd.readouterr().err == ""
