@@ -42,8 +42,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (source / name).write_bytes((CHECKOUT / name).read_bytes())
     for folder in ("pykvm", "devices"):
         for file in (CHECKOUT / folder).rglob("*.py"):
-            if "bundles" not in file.parts and "pykvm/devices" not in str(file):
-                target = source / file.relative_to(CHECKOUT)
+            path = file.relative_to(CHECKOUT)
+            if path.parts[1] not in ("bundles", "devices"):
+                target = source / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())
     (source / "pykvm/devices").symlink_to("../devices")
