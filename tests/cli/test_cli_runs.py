@@ -3,16 +3,14 @@
 import fcntl
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
 import pytest
+from run_on_terminal import Terminal
 
 from pykvm.cli.main import main
 from pykvm.machine.exits import ExitHandler, GuestStopped
@@ -297,53 +295,6 @@ def test_console_log_and_stats(bare_kernel, tmp_path):
     boot(bare_kernel, "hello 0", "--console-log", str(log), "--stats", str(stats))
     assert b"hello" in log.read_bytes()
     assert json.loads(stats.read_text())["exits"]["IoExit"] > 0
-
-
-class Terminal:
-    """A run on a terminal of its own."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.master, self.slave = pty.openpty()
-        self.before = termios.tcgetattr(self.slave)
-        self.seen = b""
-        self.process = subprocess.Popen(
-            [*PYKVM, "boot", *arguments],
-            stdin=self.slave,
-            stdout=self.slave,
-            stderr=self.slave,
-            start_new_session=True,
-        )
-
-    def expect(self, text: bytes, seconds: float = 30) -> None:
-        """Read until ``text`` has appeared."""
-        deadline = time.monotonic() + seconds
-        while text not in self.seen:
-            left = deadline - time.monotonic()
-            assert left > 0, f"{text!r} not in {self.seen!r}"
-            if select.select([self.master], [], [], left)[0]:
-                self.seen += os.read(self.master, 4096)
-
-    def wait_until_raw(self) -> None:
-        """Return once the terminal is in raw mode."""
-        for _ in range(3000):
-            if not termios.tcgetattr(self.slave)[3] & termios.ICANON:
-                return
-            time.sleep(0.01)
-        raise AssertionError("the terminal was never raw")
-
-    def finish(self) -> int:
-        """The exit status; the terminal must be as it was."""
-        status = self.process.wait(30)
-        assert termios.tcgetattr(self.slave) == self.before
-        return status
-
-    def close(self) -> None:
-        """Clean up."""
-        self.process.kill()
-        self.process.wait()
-        for fd in (self.master, self.slave):
-            if fd >= 0:
-                os.close(fd)
 
 
 @pytest.fixture

@@ -30,15 +30,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def boot() -> Boot:
     """Run ``pykvm boot guest`` with more arguments to its end.
 
-    ``check`` demands an exit status; None accepts any.
+    ``stdin`` is what to feed, or an open descriptor. ``check`` demands an
+    exit status; None accepts any.
     """
 
     def run(
-        *arguments: str, stdin: bytes = b"", check: int | None = 0
+        *arguments: str, stdin: bytes | int = b"", check: int | None = 0
     ) -> "subprocess.CompletedProcess[bytes]":
         command = [sys.executable, "-m", "pykvm", "boot", "guest", "--timeout", TIMEOUT]
+        given = {"stdin": stdin} if isinstance(stdin, int) else {"input": stdin}
         done = subprocess.run(
-            [*command, *arguments], input=stdin, capture_output=True, check=False, timeout=170
+            [*command, *arguments], **given, capture_output=True, check=False, timeout=170
         )
         assert b"Traceback" not in done.stderr
         assert check is None or done.returncode == check, done

@@ -1,5 +1,7 @@
 """``--exec`` in the Linux guest: streams, statuses, and how a Linux guest's run ends."""
 
+import json
+import os
 import subprocess
 
 import pytest
@@ -12,6 +14,36 @@ def test_streams_are_separate_and_binary_safe(boot):
     done = boot("--exec", "cat; echo complaint >&2; exit 7", stdin=data, check=7)
     assert done.stdout == data
     assert done.stderr == b"complaint\n"
+
+
+def test_a_cold_boot_is_quick_and_needs_little_memory(boot, tmp_path):
+    disk = tmp_path / "d.img"
+    disk.write_bytes(bytes(65536))
+    options = ["--json", "-m", "64M", "--disk", str(disk)]
+    done = boot(*options, "--exec", "cat /proc/version /proc/partitions")
+    report = json.loads(done.stdout)
+    assert report["stdout"]["text"].startswith("Linux version ")
+    assert report["stdout"]["text"].endswith(" 64 vda\n")
+    assert report["stderr"] == {"text": ""}
+    assert report["timings"]["command ended"] < 20
+    assert report["end"] == "power_off"
+
+
+def test_any_command_any_output_and_input_without_end(boot):
+    """Lines, quotes and bytes that are no text; a pipe that nobody closes."""
+    lines = [
+        rb"""printf '%s\n' 'a\b "$HOME"'""",
+        b"printf %s 'gr\xc3\xbc\xff\x80'",
+        b"head -c 30000 /dev/zero; exit 5",
+    ]
+    read, write = os.pipe()
+    try:
+        done = boot("--exec", os.fsdecode(b"\n".join(lines)), stdin=read, check=5)
+    finally:
+        os.close(read)
+        os.close(write)
+    assert done.stdout == b'a\\b "$HOME"\n' + b"gr\xc3\xbc\xff\x80" + bytes(30000)
+    assert done.stderr == b""
 
 
 def test_a_signal_is_128_and_its_number(boot):

@@ -1,0 +1,41 @@
+"""The shell of the Linux guest on a terminal, as ``make boot`` gives it."""
+
+import pytest
+from run_on_terminal import Terminal
+
+pytestmark = [pytest.mark.kvm, pytest.mark.linux]
+
+PROMPT = b"# "
+PATIENCE = 90
+
+
+@pytest.fixture
+def terminal():
+    made = Terminal("guest", size=(37, 123))
+    yield made
+    made.close()
+
+
+def test_a_session_at_the_shell(terminal):
+    """Prompt, echo, size, Ctrl-C, and an end by ``exit``."""
+    terminal.expect(PROMPT, PATIENCE)
+    terminal.type(b"echo $((6*7)); stty size\r")
+    terminal.expect(b"\r\n42\r\n37 123\r\n", PATIENCE)
+    terminal.expect(PROMPT, PATIENCE)
+    terminal.type(b"echo asleep; sleep 1000\r")
+    # Until the shell has given the terminal to its command, Ctrl-C is a key like others.
+    terminal.expect(b"\r\nasleep\r\n", PATIENCE)
+    terminal.type(b"\x03")
+    terminal.expect(PROMPT, PATIENCE)
+    # An escaped Ctrl-a goes to the shell's line editor: to the line's begin.
+    terminal.type(b"no\x01\x01echo \r")
+    terminal.expect(b"\r\nno\r\n", PATIENCE)
+    # Unlike a script's, the status of what was typed last is nobody's business.
+    terminal.type(b"exit 3\r")
+    assert terminal.finish() == 0
+
+
+def test_quit(terminal):
+    terminal.expect(PROMPT, PATIENCE)
+    terminal.type(b"\x01x")
+    assert terminal.finish() == 0
