@@ -1,5 +1,6 @@
 """Which kernel, initrd and command line a configuration means on this host."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ class ResolvedGuest:
     initrd: Path | bytes | None
     memory: int
     options: tuple[str, ...]
+    append: str
     is_bundle: bool
     notice: str = ""
 
@@ -31,11 +33,29 @@ class ResolvedGuest:
 
         ``host_options`` are what Linux needs on this host. A kernel that is
         not Linux gets what the bundle and the user say and nothing else.
+        What the user says comes last, and so it counts.
         """
-        linux = kind == LINUX
-        defaults = (LINUX_DEFAULTS,) if linux and not self.is_bundle else ()
-        extra = host_options if linux else ()
-        return " ".join(part for part in (*defaults, *self.options, *extra) if part)
+        defaults: Sequence[str] = ()
+        append = self.append
+        if kind != LINUX:
+            host_options = ()
+        else:
+            defaults = () if self.is_bundle else (LINUX_DEFAULTS,)
+            append = _join_clearcpuid(append, host_options)
+        parts = (*defaults, *self.options, *host_options, append)
+        return " ".join(part for part in parts if part)
+
+
+def _join_clearcpuid(append: str, host_options: Sequence[str]) -> str:
+    """``append`` with the host's list of CPU features to hide after the user's own.
+
+    Of several such lists Linux reads the last, and not all of one that is long.
+    """
+    for option in host_options:
+        name, _, features = option.partition("=")
+        if name == "clearcpuid":
+            append = re.sub(rf"(?<!\S){name}=[^\s,]\S*", rf"\g<0>,{features}", append)
+    return append
 
 
 def resolve(config: MachineConfig, flavour: str) -> ResolvedGuest:
@@ -51,7 +71,8 @@ def resolve(config: MachineConfig, flavour: str) -> ResolvedGuest:
         kernel=kernel,
         initrd=initrd,
         memory=config.memory or (bundle.memory if bundle else 0) or DEFAULT_MEMORY,
-        options=(*_bundle_options(bundle, config), config.append),
+        options=tuple(_bundle_options(bundle, config)),
+        append=config.append,
         is_bundle=bundle is not None,
         notice=_notice(bundle, flavour) if kernel is not config.kernel else "",
     )

@@ -121,9 +121,9 @@ def test_a_bundle_gets_its_own_command_line_and_wishes(bundles):
         guest="g", append="user", console=ConsoleMode.PIPE, console_size=(24, 80), agent=True
     )
     guest = resolve(config, NATIVE)
-    line = "is=native pykvm.console=pipe pykvm.size=24x80 pykvm.agent=1 user"
-    assert guest.command_line("pvh", ["host"]) == line
-    assert guest.command_line(LINUX, ["host"]) == f"{line} host"
+    line = "is=native pykvm.console=pipe pykvm.size=24x80 pykvm.agent=1"
+    assert guest.command_line("pvh", ["host"]) == f"{line} user"
+    assert guest.command_line(LINUX, ["host"]) == f"{line} host user"
     assert (guest.memory, guest.is_bundle) == (48 * MIB, True)
 
 
@@ -134,6 +134,22 @@ def test_a_kernel_alone_has_no_initrd_and_linux_gets_defaults(tmp_path):
     assert guest.command_line(LINUX) == f"{LINUX_DEFAULTS} user"
     assert guest.command_line("pvh") == "user"
     assert resolve(MachineConfig(kernel=tmp_path / "k"), NATIVE).command_line("pvh") == ""
+
+
+@pytest.mark.parametrize(
+    ("append", "expected"),
+    [
+        ("", "clearcpuid=7,8 other=1"),
+        ("-- init's", "clearcpuid=7,8 other=1 -- init's"),
+        ("clearcpuid=304", "clearcpuid=7,8 other=1 clearcpuid=304,7,8"),
+        ("a clearcpuid=1,2 b", "clearcpuid=7,8 other=1 a clearcpuid=1,2,7,8 b"),
+        ("noclearcpuid=1", "clearcpuid=7,8 other=1 noclearcpuid=1"),
+    ],
+)
+def test_the_users_words_come_last_and_hide_nothing_that_the_host_needs(append, expected):
+    guest = resolve(MachineConfig(kernel=Path("k"), append=append), EMULATED)
+    line = guest.command_line(LINUX, ["clearcpuid=7,8", "other=1"])
+    assert line == f"{LINUX_DEFAULTS} {expected}"
 
 
 def test_what_is_given_replaces_what_the_bundle_has(bundles, tmp_path):
