@@ -14,6 +14,8 @@ from pykvm.platform.outcome import Outcome, OutcomeKind
 
 AGENT_SECONDS = 60.0
 """After this long without a word from the agent, the user is told what the run waits for."""
+CAPTURE_BYTES = 64 << 20
+"""How much of each stream ``--json`` keeps: a guest that prints for ever must not fill us."""
 POWER_OFF_SECONDS = 10.0
 """Once the command has ended, how long the guest may do without any disk request before it
 powers off: it writes back what is cached and unmounts."""
@@ -67,15 +69,21 @@ class CommandSession:
     def _judge(self, outcome: Outcome) -> Outcome:
         """The command's status counts, however the guest went down after it.
 
-        A run that ended before has none to give, unless the guest gave one: a
-        command may be ``poweroff``.
+        While the command ran, the guest's own end counts: it may be what the
+        command was for, as ``reboot`` is. A guest that ended before it could
+        run the command has failed.
         """
-        ways = {OutcomeKind.RESET: "was reset", OutcomeKind.HALTED: "halted"}
-        if outcome.kind in ways:
-            way = ways[outcome.kind]
-            return self._ended or Outcome.error(f"the guest {way} before the command ended")
-        if outcome == Outcome.power_off(0) and not self._ready:
-            return Outcome.error("the guest powered off before its agent could run the command")
+        ways = {
+            OutcomeKind.POWER_OFF: "powered off",
+            OutcomeKind.RESET: "was reset",
+            OutcomeKind.HALTED: "halted",
+        }
+        if self._ended and outcome.kind in ways:
+            return self._ended
+        if not self._ready and outcome.status == 0 and outcome.kind in ways:
+            return Outcome.error(f"the guest {ways[outcome.kind]} before it could run the command")
+        if outcome.kind in ways and outcome.kind is not OutcomeKind.POWER_OFF:
+            say(f"the guest {ways[outcome.kind]} before the command ended")
         return outcome
 
     # AgentEvents, from a vCPU's thread.
@@ -88,17 +96,11 @@ class CommandSession:
 
     def stdout(self, data: bytes) -> None:
         """The command's standard output."""
-        if self._captured is not None:
-            self._captured["stdout"] += data
-        else:
-            self._out.write(data)
+        self._take("stdout", self._out, data)
 
     def stderr(self, data: bytes) -> None:
         """The command's standard error."""
-        if self._captured is not None:
-            self._captured["stderr"] += data
-        else:
-            self._err.write(data)
+        self._take("stderr", self._err, data)
 
     def exited(self, status: int) -> None:
         """The command ended; have the guest unmount and power off, but not wait for ever."""
@@ -110,6 +112,15 @@ class CommandSession:
     def failed(self, reason: str) -> None:
         """The command did not start, or the agent does not make sense."""
         self._machine.finish(Outcome.error(f"the guest's agent failed: {reason}"))
+
+    def _take(self, name: str, writer: OutputWriter, data: bytes) -> None:
+        if self._captured is None:
+            writer.write(data)
+        elif len(self._captured[name]) + len(data) <= CAPTURE_BYTES:
+            self._captured[name] += data
+        else:
+            what = f"the command's {name} is more than the {CAPTURE_BYTES >> 20} MiB"
+            self._machine.finish(Outcome.error(f"{what} that --json takes"))
 
     # From a timer's thread.
 

@@ -1,9 +1,11 @@
 """A new VM with its memory, and what a machine cannot have more of."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pykvm.errors import UsageError
-from pykvm.kvm.constants import KVM_CAP_MAX_VCPUS
+from pykvm.kvm.constants import KVM_CAP_MAX_VCPUS, KVM_CAP_TSC_DEADLINE_TIMER
+from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.system import Kvm
 from pykvm.kvm.vm import Vm
 from pykvm.machine.config import MachineConfig
@@ -15,6 +17,8 @@ from pykvm.x86.mptable import MAX_CPUS
 KVM_IDENTITY_MAP = 0xFFFB_C000
 """A page, and then three for the TSS, that VMX needs where no RAM or device is."""
 KVM_TSS = KVM_IDENTITY_MAP + 0x1000
+
+_TSC_DEADLINE = 1 << 24
 
 MAX_DISKS = MAX_DEVICES - 2
 """The host bridge and pvpanic are on the bus too."""
@@ -48,6 +52,19 @@ def create_vm(kvm: Kvm, memory: GuestMemory) -> Vm:
         vm.close()
         raise
     return vm
+
+
+def guest_cpuid(kvm: Kvm) -> list[CpuidEntry]:
+    """What a guest's CPU can do here: what KVM supports, its own local APIC included.
+
+    KVM_GET_SUPPORTED_CPUID leaves out the TSC-deadline timer, which needs
+    KVM's local APIC, as we have it (Documentation/virt/kvm/api.rst).
+    """
+    deadline = _TSC_DEADLINE if kvm.check_extension(KVM_CAP_TSC_DEADLINE_TIMER) else 0
+    return [
+        replace(leaf, ecx=leaf.ecx | deadline) if leaf.function == 1 else leaf
+        for leaf in kvm.supported_cpuid()
+    ]
 
 
 def memory_sizes(regions: Sequence[Region]) -> tuple[int, int]:

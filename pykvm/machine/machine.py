@@ -17,7 +17,7 @@ from pykvm.machine.board import Board
 from pykvm.machine.bundle import EMULATED, NATIVE
 from pykvm.machine.config import ConsoleMode, DiskConfig, MachineConfig
 from pykvm.machine.cpu import apply_entry
-from pykvm.machine.create import check_limits, create_vm, memory_sizes
+from pykvm.machine.create import check_limits, create_vm, guest_cpuid, memory_sizes
 from pykvm.machine.end import EndOfRun
 from pykvm.machine.exits import ExitHandler
 from pykvm.machine.guest import resolve
@@ -36,6 +36,7 @@ LAST_LOOK_SECONDS = 1.0
 """A guest that makes no exits is looked at for having halted for good: soon after it fell
 silent, then ever more rarely, so that an idle guest costs nothing that could be measured."""
 PAUSE_SECONDS = 10.0
+CONSOLE_BYTES = 1 << 20
 
 
 class Machine:
@@ -48,7 +49,8 @@ class Machine:
 
     ``console`` and ``channel`` receive what the guest sends over its first
     and second UART, in the vCPU's thread; they may be set before the start.
-    By default the first is kept in ``console_output`` and the second dropped.
+    By default the first is kept in ``console_output``, the last MiB at least,
+    and the second dropped.
     What they raise ends the run like any other bug, and a sink that blocks
     holds up the guest and nothing else. ``on_end`` is called, perhaps more
     than once, when the run is over and vCPU threads are about to be joined:
@@ -68,7 +70,7 @@ class Machine:
     ) -> None:
         self.timings = timings or Timings()
         self.console_output = bytearray()
-        self.console: Callable[[bytes], None] = console or self.console_output.extend
+        self.console: Callable[[bytes], None] = console or self._keep
         self.channel: Callable[[bytes], None] = lambda data: None
         self.on_end: Callable[[], None] = lambda: None
         self.notices: list[str] = []
@@ -126,7 +128,7 @@ class Machine:
         )
         self.description = loaded.description
         self.timings.mark("kernel loaded")
-        cpuid = kvm.supported_cpuid()
+        cpuid = guest_cpuid(kvm)
         if assist:
             cpuid = assist.cpuid(cpuid)
         for vcpu in vcpus:
@@ -245,6 +247,12 @@ class Machine:
         return {"disks": disks, "exits": dict(exits)}
 
     # -- inside ---------------------------------------------------------
+
+    def _keep(self, data: bytes) -> None:
+        """The console's default sink: a guest that prints for ever fills nothing."""
+        self.console_output += data
+        if len(self.console_output) > 2 * CONSOLE_BYTES:
+            del self.console_output[:-CONSOLE_BYTES]
 
     def _exits(self) -> int:
         """How many exits the guest itself caused so far."""

@@ -280,7 +280,7 @@ def test_a_folder_is_a_guest(bare_kernel, tmp_path):
     (tmp_path / "bundle.json").write_text(json.dumps(manifest))
     done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=60)
     assert done.returncode == 125
-    assert b"halted before the command ended" in done.stderr
+    assert b"halted before it could run the command" in done.stderr
 
 
 def test_append_is_repeated_and_memory_is_given(bare_kernel):

@@ -117,3 +117,9 @@ def test_a_halt_without_acpi_is_noticed(boot, tmp_path):
     initrd.write_bytes(members + cpio_member("TRAILER!!!", 0, b""))
     done = boot("--json", "--initrd", str(initrd))
     assert b'"end": "halted"' in done.stdout
+
+
+def test_a_command_may_reset_or_power_off(boot):
+    """That is the guest's own doing: 0."""
+    assert b"was reset before the command ended" in boot("--exec", "reboot; sleep 60").stderr
+    assert boot("--exec", "poweroff; sleep 60").stderr == b""

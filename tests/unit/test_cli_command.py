@@ -107,9 +107,9 @@ def test_any_command_arrives_as_its_bytes(run, text):
 @pytest.mark.parametrize(
     ("outcome", "words"),
     [
-        (Outcome.reset("the i8042"), "was reset before the command ended"),
-        (Outcome.halted(), "halted before the command ended"),
-        (Outcome.power_off(0), "before its agent"),
+        (Outcome.reset("the i8042"), "was reset before it could"),
+        (Outcome.halted(), "halted before it could"),
+        (Outcome.power_off(0), "powered off before it could"),
     ],
 )
 def test_a_guest_that_ends_first_has_no_status_to_give(run, outcome, words):
@@ -121,10 +121,16 @@ def test_a_guest_that_ends_first_has_no_status_to_give(run, outcome, words):
 
 @pytest.mark.parametrize(
     ("outcome", "status"),
-    [(Outcome.power_off(0), 0), (Outcome.power_off(4), 4), (Outcome.panic(), 126)],
+    [
+        (Outcome.power_off(0), 0),
+        (Outcome.power_off(4), 4),
+        (Outcome.reset("the i8042"), 0),
+        (Outcome.halted(), 0),
+        (Outcome.panic(), 126),
+    ],
 )
 def test_the_guests_own_word_counts_while_the_command_runs(run, outcome, status):
-    """``--exec poweroff`` is no failure, a panic is."""
+    """``--exec poweroff`` and ``--exec reboot`` are no failures, a panic is."""
 
     def guest(machine):
         machine.channel(HELLO)
@@ -190,3 +196,12 @@ def test_an_agent_that_answers_is_not_missed(run, monkeypatch, capfd):
 
     run(guest)
     assert capfd.readouterr().err == ""
+
+
+def test_json_keeps_only_so_much_output(run, monkeypatch):
+    """A command that prints for ever must not fill the host's memory."""
+    monkeypatch.setattr(command, "CAPTURE_BYTES", 8)
+    much = encode(Kind.STDOUT, b"123456789")
+    done = run(lambda machine: machine.channel(HELLO + much))
+    assert done.outcome.status == 125
+    assert "stdout" in done.outcome.reason

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from pykvm.kvm.constants import KVM_CAP_TSC_DEADLINE_TIMER
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.machine.cpu import apply_entry, cpuid_of
+from pykvm.machine.create import guest_cpuid
 from pykvm.memory import Ram
 from pykvm.x86.cpu import long_mode_entry
 
@@ -112,3 +114,14 @@ def test_only_the_boot_cpu_gets_the_entry_state():
     assert first.sregs.apic_base == 0xFEE0_0900
     assert second.regs is None
     assert second.sregs is None
+
+
+@pytest.mark.parametrize("offered", [False, True])
+def test_the_tsc_deadline_timer_is_shown_if_kvm_has_it(offered):
+    """KVM_GET_SUPPORTED_CPUID never shows it."""
+    kvm = SimpleNamespace(
+        supported_cpuid=lambda: [leaf(0), leaf(1)],
+        check_extension=lambda cap: int(offered and cap == KVM_CAP_TSC_DEADLINE_TIMER),
+    )
+    ecx = {found.function: found.ecx for found in guest_cpuid(kvm)}
+    assert ecx == {0: 0, 1: (1 << 24) if offered else 0}
