@@ -18,26 +18,11 @@ from pykvm.errors import HostError, PykvmError
 from pykvm.kvm import constants as c
 from pykvm.kvm.probe import HostTraits, probe
 from pykvm.kvm.system import Kvm
-from pykvm.machine.bundle import BUNDLES
-from pykvm.machine.config import DEFAULT_MEMORY
+from pykvm.machine.bundle import BUNDLED, BUNDLES, EMULATED, NATIVE
+from pykvm.machine.config import DEFAULT_MEMORY, MIB
+from pykvm.machine.create import NEEDED
 from pykvm.memory import GuestMemory
 
-MIB = 1 << 20
-
-# What fails without each capability.
-_NEEDED = {
-    c.KVM_CAP_USER_MEMORY: "a guest has no memory",
-    c.KVM_CAP_SET_TSS_ADDR: "no vCPU starts on Intel processors",
-    c.KVM_CAP_SET_IDENTITY_MAP_ADDR: "no vCPU starts on older Intel processors",
-    c.KVM_CAP_EXT_CPUID: "a guest sees no processor features",
-    c.KVM_CAP_IRQCHIP: "there are no interrupt controllers",
-    c.KVM_CAP_PIT2: "Linux has no timer to begin with",
-    c.KVM_CAP_IRQ_ROUTING: "devices have no MSI",
-    c.KVM_CAP_IRQFD: "devices cannot interrupt the guest",
-    c.KVM_CAP_IOEVENTFD: "the guest cannot notify devices",
-    c.KVM_CAP_IOEVENTFD_ANY_LENGTH: "the guest cannot notify devices",
-    c.KVM_CAP_IMMEDIATE_EXIT: "a running vCPU cannot be stopped",
-}
 _NEEDED_BY_ASSISTS = {
     c.KVM_CAP_SET_GUEST_DEBUG: "system calls cannot be delivered",
     c.KVM_CAP_X86_USER_SPACE_MSR: "system calls cannot be delivered",
@@ -47,14 +32,9 @@ _NEEDED_BY_ASSISTS = {
 _OPTIONAL = {
     c.KVM_CAP_MP_STATE: "--cpus 2 and more, noticing that a guest has halted",
     c.KVM_CAP_SYNC_REGS: "fewer system calls for each exit that looks at registers",
-    c.KVM_CAP_IRQFD_RESAMPLE: "shared level-triggered interrupts without exits",
     c.KVM_CAP_EXIT_ON_EMULATION_FAILURE: "the bytes of an instruction that KVM refuses",
     c.KVM_CAP_GET_TSC_KHZ: "telling a guest its TSC frequency",
-    c.KVM_CAP_READONLY_MEM: "read-only memory",
-    c.KVM_CAP_XSAVE: "saving a guest's state",
-    c.KVM_CAP_XCRS: "saving a guest's state",
-    c.KVM_CAP_DEBUGREGS: "saving a guest's state",
-    c.KVM_CAP_ADJUST_CLOCK: "saving a guest's state",
+    c.KVM_CAP_TSC_DEADLINE_TIMER: "the timer that costs a guest least",
 }
 
 
@@ -105,7 +85,7 @@ class Report:
     @property
     def flavour(self) -> str:
         """The build of the bundled guest that suits this host."""
-        return "emulated" if self.traits and self.traits.needs_assists else "native"
+        return EMULATED if self.traits and self.traits.needs_assists else NATIVE
 
 
 def run_doctor(argv: Sequence[str]) -> int:
@@ -196,7 +176,7 @@ def _examine_behaviour(report: Report, kvm: Kvm) -> None:
 
 
 def _examine_capabilities(report: Report, kvm: Kvm) -> None:
-    needed = dict(_NEEDED)
+    needed = dict(NEEDED)
     if report.traits and report.traits.needs_assists:
         needed |= _NEEDED_BY_ASSISTS
     for cap, consequence in needed.items():
@@ -253,7 +233,7 @@ def _io_uring_problem() -> str:
 
 
 def _examine_guest(report: Report) -> None:
-    manifest = BUNDLES / "guest" / "bundle.json"
+    manifest = BUNDLES / BUNDLED / "bundle.json"
     try:
         flavours = sorted(json.loads(manifest.read_text(encoding="utf-8"))["flavours"])
     except OSError:
@@ -316,7 +296,7 @@ def _verdict(report: Report) -> Iterable[str]:
     if not report.usable:
         yield "No guest can run here:"
         yield from (f"  {problem}" for problem in report.problems)
-    elif report.flavour == "emulated":
+    elif report.flavour == EMULATED:
         yield "Guests run here, with assists: this KVM has no hardware virtualization beneath it."
         yield "Guest programs run at full speed, guest kernel code some hundred times slower."
     else:

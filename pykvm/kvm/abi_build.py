@@ -27,7 +27,6 @@ int ioctl(int fd, unsigned long request, void *argument);
 """
 
 SYSTEM = """
-struct kvm_msr_list { uint32_t nmsrs; uint32_t indices[]; };
 struct kvm_cpuid_entry2 {
     uint32_t function, index, flags, eax, ebx, ecx, edx;
     uint32_t padding[3];
@@ -51,10 +50,6 @@ struct kvm_ioeventfd {
     uint32_t flags;
     uint8_t pad[36];
 };
-struct kvm_msi {
-    uint32_t address_lo, address_hi, data, flags, devid;
-    uint8_t pad[12];
-};
 struct kvm_irq_routing_irqchip { uint32_t irqchip, pin; };
 struct kvm_irq_routing_msi { uint32_t address_lo, address_hi, data, devid; };
 struct kvm_irq_routing_entry {
@@ -66,12 +61,6 @@ struct kvm_irq_routing_entry {
     } u;
 };
 struct kvm_irq_routing { uint32_t nr, flags; struct kvm_irq_routing_entry entries[]; };
-struct kvm_clock_data {
-    uint64_t clock;
-    uint32_t flags, pad0;
-    uint64_t realtime, host_tsc;
-    uint32_t pad[4];
-};
 struct kvm_msr_filter_range { uint32_t flags, nmsrs, base; uint8_t *bitmap; };
 struct kvm_msr_filter { uint32_t flags; struct kvm_msr_filter_range ranges[16]; };
 """
@@ -95,22 +84,6 @@ struct kvm_sregs {
     uint64_t cr0, cr2, cr3, cr4, cr8, efer, apic_base;
     uint64_t interrupt_bitmap[4];
 };
-struct kvm_fpu {
-    uint8_t fpr[8][16];
-    uint16_t fcw, fsw;
-    uint8_t ftwx, pad1;
-    uint16_t last_opcode;
-    uint64_t last_ip, last_dp;
-    uint8_t xmm[16][16];
-    uint32_t mxcsr, pad2;
-};
-struct kvm_xsave { uint32_t region[1024]; };
-struct kvm_xcr { uint32_t xcr, reserved; uint64_t value; };
-struct kvm_xcrs {
-    uint32_t nr_xcrs, flags;
-    struct kvm_xcr xcrs[16];
-    uint64_t padding[16];
-};
 struct kvm_msr_entry { uint32_t index, reserved; uint64_t data; };
 struct kvm_msrs { uint32_t nmsrs, pad; struct kvm_msr_entry entries[]; };
 struct kvm_lapic_state { char regs[1024]; };
@@ -129,12 +102,6 @@ struct kvm_vcpu_events {
 struct kvm_debugregs { uint64_t db[4]; uint64_t dr6, dr7, flags; uint64_t reserved[9]; };
 struct kvm_guest_debug_arch { uint64_t debugreg[8]; };
 struct kvm_guest_debug { uint32_t control, pad; struct kvm_guest_debug_arch arch; };
-struct kvm_translation {
-    uint64_t linear_address, physical_address;
-    uint8_t valid, writeable, usermode;
-    uint8_t pad[5];
-};
-struct kvm_interrupt { uint32_t irq; };
 struct kvm_signal_mask { uint32_t len; uint8_t sigset[]; };
 """
 

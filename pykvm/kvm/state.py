@@ -10,8 +10,6 @@ from pykvm.kvm.errors import KvmError
 from pykvm.kvm.native import ffi
 from pykvm.kvm.structs import Regs, Sregs, VcpuEvents
 
-_MAX_CPUID_ENTRIES = 256
-
 
 class VcpuState(Descriptor):
     """Getters return a fresh C structure (a cffi view); setters take one.
@@ -52,34 +50,6 @@ class VcpuState(Descriptor):
         )
         return events
 
-    def set_events(self, events: VcpuEvents) -> None:
-        """Load what :meth:`get_events` gives, changed to inject or drop an event."""
-        self._ioctl("KVM_SET_VCPU_EVENTS", c.KVM_SET_VCPU_EVENTS, events)
-
-    def get_fpu(self) -> Any:
-        """struct kvm_fpu: x87 and SSE state."""
-        return self._get("struct kvm_fpu", "KVM_GET_FPU", c.KVM_GET_FPU)
-
-    def set_fpu(self, fpu: Any) -> None:
-        """Load a struct kvm_fpu."""
-        self._ioctl("KVM_SET_FPU", c.KVM_SET_FPU, fpu)
-
-    def get_xsave(self) -> Any:
-        """struct kvm_xsave: the extended state, 4096 bytes in XSAVE's standard format."""
-        return self._get("struct kvm_xsave", "KVM_GET_XSAVE", c.KVM_GET_XSAVE)
-
-    def set_xsave(self, xsave: Any) -> None:
-        """Load a struct kvm_xsave."""
-        self._ioctl("KVM_SET_XSAVE", c.KVM_SET_XSAVE, xsave)
-
-    def get_xcrs(self) -> Any:
-        """struct kvm_xcrs: XCR0."""
-        return self._get("struct kvm_xcrs", "KVM_GET_XCRS", c.KVM_GET_XCRS)
-
-    def set_xcrs(self, xcrs: Any) -> None:
-        """Load a struct kvm_xcrs."""
-        self._ioctl("KVM_SET_XCRS", c.KVM_SET_XCRS, xcrs)
-
     def get_debugregs(self) -> Any:
         """struct kvm_debugregs: the guest's own DR0-DR3, DR6 and DR7."""
         return self._get("struct kvm_debugregs", "KVM_GET_DEBUGREGS", c.KVM_GET_DEBUGREGS)
@@ -103,12 +73,6 @@ class VcpuState(Descriptor):
         """KVM_MP_STATE_*: running, halted, waiting for INIT or SIPI."""
         state = self._get("struct kvm_mp_state", "KVM_GET_MP_STATE", c.KVM_GET_MP_STATE)
         return int(state.mp_state)
-
-    def set_mp_state(self, mp_state: int) -> None:
-        """Set KVM_MP_STATE_*."""
-        self._ioctl(
-            "KVM_SET_MP_STATE", c.KVM_SET_MP_STATE, ffi.new("struct kvm_mp_state *", [mp_state])
-        )
 
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
         """The values of MSRs; KvmError names the first that KVM does not have."""
@@ -134,13 +98,6 @@ class VcpuState(Descriptor):
         if done < len(values):
             index = table.entries[done].index
             raise KvmError("KVM_SET_MSRS", 0, f"KVM refuses the value for MSR {index:#x}")
-
-    def get_cpuid2(self) -> list[CpuidEntry]:
-        """The CPUID leaves that this vCPU shows."""
-        table = ffi.new("struct kvm_cpuid2 *", {"entries": _MAX_CPUID_ENTRIES})
-        table.nent = _MAX_CPUID_ENTRIES
-        self._ioctl("KVM_GET_CPUID2", c.KVM_GET_CPUID2, table)
-        return CpuidEntry.from_table(table)
 
     def set_cpuid2(self, entries: Iterable[CpuidEntry]) -> None:
         """The CPUID leaves to show, before the vCPU first runs."""
@@ -170,21 +127,6 @@ class VcpuState(Descriptor):
         for number, value in enumerate(debugreg):
             debug.arch.debugreg[number] = value
         self._ioctl("KVM_SET_GUEST_DEBUG", c.KVM_SET_GUEST_DEBUG, debug)
-
-    def translate(self, address: int) -> int:
-        """Guest-physical address of guest-virtual ``address`` now, or -1 if it is not mapped."""
-        translation = ffi.new("struct kvm_translation *")
-        translation.linear_address = address
-        self._ioctl("KVM_TRANSLATE", c.KVM_TRANSLATE, translation)
-        return int(translation.physical_address) if translation.valid else -1
-
-    def interrupt(self, vector: int) -> None:
-        """Queue an interrupt, on a VM without the in-kernel interrupt controllers."""
-        self._ioctl("KVM_INTERRUPT", c.KVM_INTERRUPT, ffi.new("struct kvm_interrupt *", [vector]))
-
-    def nmi(self) -> None:
-        """Queue a non-maskable interrupt."""
-        self._ioctl("KVM_NMI", c.KVM_NMI)
 
     def tsc_khz(self) -> int:
         """The guest's TSC frequency, in kHz."""

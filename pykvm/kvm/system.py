@@ -9,18 +9,16 @@ from pykvm.kvm.constants import (
     KVM_CHECK_EXTENSION,
     KVM_CREATE_VM,
     KVM_GET_API_VERSION,
-    KVM_GET_MSR_INDEX_LIST,
     KVM_GET_SUPPORTED_CPUID,
     KVM_GET_VCPU_MMAP_SIZE,
 )
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.descriptor import Descriptor
-from pykvm.kvm.errors import KvmError, KvmUnavailable, MissingCapability
+from pykvm.kvm.errors import KvmError, KvmUnavailable
 from pykvm.kvm.native import ffi
 from pykvm.kvm.vm import Vm
 
 _MAX_CPUID_ENTRIES = 256
-_MAX_MSRS = 4096
 
 
 class Kvm(Descriptor):
@@ -63,25 +61,12 @@ class Kvm(Descriptor):
         """What KVM_CHECK_EXTENSION says of KVM_CAP_* ``cap``: 0 if it is absent."""
         return self._ioctl("KVM_CHECK_EXTENSION", KVM_CHECK_EXTENSION, cap)
 
-    def require(self, *caps: int) -> None:
-        """MissingCapability, naming all that are absent, unless KVM has every one of ``caps``."""
-        missing = [cap for cap in caps if self.check_extension(cap) <= 0]
-        if missing:
-            raise MissingCapability(missing)
-
     def supported_cpuid(self) -> list[CpuidEntry]:
         """The CPUID leaves that KVM supports on this host (KVM_GET_SUPPORTED_CPUID)."""
         table = ffi.new("struct kvm_cpuid2 *", {"entries": _MAX_CPUID_ENTRIES})
         table.nent = _MAX_CPUID_ENTRIES
         self._ioctl("KVM_GET_SUPPORTED_CPUID", KVM_GET_SUPPORTED_CPUID, table)
         return CpuidEntry.from_table(table)
-
-    def msr_index_list(self) -> list[int]:
-        """The MSRs that make up a guest's state on this host (KVM_GET_MSR_INDEX_LIST)."""
-        table = ffi.new("struct kvm_msr_list *", {"indices": _MAX_MSRS})
-        table.nmsrs = _MAX_MSRS
-        self._ioctl("KVM_GET_MSR_INDEX_LIST", KVM_GET_MSR_INDEX_LIST, table)
-        return list(table.indices[0 : table.nmsrs])
 
     def create_vm(self) -> Vm:
         """A new VM without memory or vCPUs; KvmUnavailable if the processor is taken."""

@@ -1,7 +1,6 @@
 """One VM: memory, interrupt controllers, eventfds and vCPUs."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from errno import EINVAL
 
 from pykvm.kvm import constants as c
@@ -10,14 +9,6 @@ from pykvm.kvm.errors import KvmError, MissingCapability
 from pykvm.kvm.native import ffi
 from pykvm.kvm.routing import IrqchipRoute, Route
 from pykvm.kvm.vcpu import Vcpu
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """kvm-clock of a guest: nanoseconds, and KVM_CLOCK_* ``flags``."""
-
-    nanoseconds: int
-    flags: int
 
 
 class Vm(Descriptor):
@@ -60,26 +51,18 @@ class Vm(Descriptor):
         argument = ffi.new("uint64_t *", address)
         self._ioctl("KVM_SET_IDENTITY_MAP_ADDR", c.KVM_SET_IDENTITY_MAP_ADDR, argument)
 
-    def set_memory(
-        self, slot: int, guest_address: int, size: int, host_address: int, readonly: bool = False
-    ) -> None:
+    def set_memory(self, slot: int, guest_address: int, size: int, host_address: int) -> None:
         """Show ``size`` bytes at ``host_address`` to the guest at ``guest_address``.
 
         All three are multiples of 4096. The host memory must stay mapped until
-        the slot is deleted or the VM is gone. Writes to a ``readonly`` slot
-        come back as MmioExit.
+        the VM is gone.
         """
         region = ffi.new("struct kvm_userspace_memory_region *")
         region.slot = slot
-        region.flags = c.KVM_MEM_READONLY if readonly else 0
         region.guest_phys_addr = guest_address
         region.memory_size = size
         region.userspace_addr = host_address
         self._ioctl("KVM_SET_USER_MEMORY_REGION", c.KVM_SET_USER_MEMORY_REGION, region)
-
-    def delete_memory(self, slot: int) -> None:
-        """Take the memory of ``slot`` away from the guest."""
-        self.set_memory(slot, 0, 0, 0)
 
     def create_vcpu(self, index: int) -> Vcpu:
         """vCPU number ``index`` (also its APIC id); KvmError. The caller closes it."""
@@ -108,32 +91,17 @@ class Vm(Descriptor):
         argument.flags = 0 if assign else c.KVM_IRQFD_FLAG_DEASSIGN
         self._ioctl("KVM_IRQFD", c.KVM_IRQFD, argument)
 
-    def ioeventfd(
-        self,
-        eventfd: int,
-        address: int,
-        length: int,
-        *,
-        pio: bool = False,
-        datamatch: int | None = None,
-        assign: bool = True,
-    ) -> None:
+    def ioeventfd(self, eventfd: int, address: int, length: int, *, assign: bool = True) -> None:
         """Signal ``eventfd`` on guest writes of ``length`` bytes to ``address``, without an exit.
 
-        ``length`` 0 matches every width; ``datamatch`` restricts it to one
-        value. ``pio``: a port instead of a guest-physical address. The same
-        arguments with ``assign`` false undo it.
+        ``address`` is guest-physical; ``length`` 0 matches every width. The
+        same arguments with ``assign`` false undo it.
         """
         argument = ffi.new("struct kvm_ioeventfd *")
         argument.fd = eventfd
         argument.addr = address
         argument.len = length
         argument.flags = 0 if assign else c.KVM_IOEVENTFD_FLAG_DEASSIGN
-        if pio:
-            argument.flags |= c.KVM_IOEVENTFD_FLAG_PIO
-        if datamatch is not None:
-            argument.flags |= c.KVM_IOEVENTFD_FLAG_DATAMATCH
-            argument.datamatch = datamatch
         self._ioctl("KVM_IOEVENTFD", c.KVM_IOEVENTFD, argument)
 
     def set_gsi_routing(self, routes: Sequence[Route]) -> None:
@@ -152,14 +120,6 @@ class Vm(Descriptor):
                 entry.u.msi.address_hi = route.address >> 32
                 entry.u.msi.data = route.data
         self._ioctl("KVM_SET_GSI_ROUTING", c.KVM_SET_GSI_ROUTING, table)
-
-    def signal_msi(self, address: int, data: int) -> bool:
-        """Send one message now; False if the guest blocked it."""
-        message = ffi.new("struct kvm_msi *")
-        message.address_lo = address & 0xFFFFFFFF
-        message.address_hi = address >> 32
-        message.data = data
-        return self._ioctl("KVM_SIGNAL_MSI", c.KVM_SIGNAL_MSI, message) > 0
 
     def enable_cap(self, cap: int, *args: int) -> None:
         """Switch on KVM_CAP_* ``cap`` with up to four arguments; MissingCapability."""
@@ -198,14 +158,3 @@ class Vm(Descriptor):
             place.flags, place.base, place.nmsrs = flags, first, count
             place.bitmap = bitmaps[-1]
         self._ioctl("KVM_X86_SET_MSR_FILTER", c.KVM_X86_SET_MSR_FILTER, msr_filter)
-
-    def get_clock(self) -> Clock:
-        """kvm-clock now."""
-        data = ffi.new("struct kvm_clock_data *")
-        self._ioctl("KVM_GET_CLOCK", c.KVM_GET_CLOCK, data)
-        return Clock(data.clock, data.flags)
-
-    def set_clock(self, nanoseconds: int) -> None:
-        """Set kvm-clock."""
-        data = ffi.new("struct kvm_clock_data *", [nanoseconds])
-        self._ioctl("KVM_SET_CLOCK", c.KVM_SET_CLOCK, data)

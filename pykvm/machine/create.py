@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Final
 
 from pykvm.errors import UsageError
-from pykvm.kvm.constants import KVM_CAP_MAX_VCPUS, KVM_CAP_TSC_DEADLINE_TIMER
+from pykvm.kvm import constants as c
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.system import Kvm
 from pykvm.kvm.vm import Vm
@@ -20,13 +22,30 @@ KVM_TSS = KVM_IDENTITY_MAP + 0x1000
 
 _TSC_DEADLINE = 1 << 24
 
+NEEDED: Final = MappingProxyType(
+    {
+        c.KVM_CAP_USER_MEMORY: "a guest has no memory",
+        c.KVM_CAP_SET_TSS_ADDR: "no vCPU starts on Intel processors",
+        c.KVM_CAP_SET_IDENTITY_MAP_ADDR: "no vCPU starts on older Intel processors",
+        c.KVM_CAP_EXT_CPUID: "a guest sees no processor features",
+        c.KVM_CAP_IRQCHIP: "there are no interrupt controllers",
+        c.KVM_CAP_PIT2: "Linux has no timer to begin with",
+        c.KVM_CAP_IRQ_ROUTING: "devices have no MSI",
+        c.KVM_CAP_IRQFD: "devices cannot interrupt the guest",
+        c.KVM_CAP_IOEVENTFD: "the guest cannot notify devices",
+        c.KVM_CAP_IOEVENTFD_ANY_LENGTH: "the guest cannot notify devices",
+        c.KVM_CAP_IMMEDIATE_EXIT: "a running vCPU cannot be stopped",
+    }
+)
+"""The capabilities of KVM that every machine needs, and what fails without each."""
+
 MAX_DISKS = MAX_DEVICES - 2
 """The host bridge and pvpanic are on the bus too."""
 
 
 def check_limits(kvm: Kvm, config: MachineConfig) -> None:
     """UsageError if ``config`` wants more CPUs or disks than there can be."""
-    cpus = min(kvm.check_extension(KVM_CAP_MAX_VCPUS), MAX_CPUS)
+    cpus = min(kvm.check_extension(c.KVM_CAP_MAX_VCPUS), MAX_CPUS)
     if not 1 <= config.cpus <= cpus:
         raise UsageError(
             f"a guest cannot have {config.cpus} CPUs on this host", f"give --cpus from 1 to {cpus}"
@@ -39,9 +58,10 @@ def check_limits(kvm: Kvm, config: MachineConfig) -> None:
 
 
 def create_vm(kvm: Kvm, memory: GuestMemory) -> Vm:
-    """A VM with KVM's interrupt controllers and timer, and ``memory``."""
+    """A VM with KVM's interrupt controllers and timer, and ``memory``; MissingCapability."""
     vm = kvm.create_vm()
     try:
+        vm.require(*NEEDED)
         vm.set_identity_map_address(KVM_IDENTITY_MAP)
         vm.set_tss_address(KVM_TSS)
         vm.create_irqchip()
@@ -60,7 +80,7 @@ def guest_cpuid(kvm: Kvm) -> list[CpuidEntry]:
     KVM_GET_SUPPORTED_CPUID leaves out the TSC-deadline timer, which needs
     KVM's local APIC, as we have it (Documentation/virt/kvm/api.rst).
     """
-    deadline = _TSC_DEADLINE if kvm.check_extension(KVM_CAP_TSC_DEADLINE_TIMER) else 0
+    deadline = _TSC_DEADLINE if kvm.check_extension(c.KVM_CAP_TSC_DEADLINE_TIMER) else 0
     return [
         replace(leaf, ecx=leaf.ecx | deadline) if leaf.function == 1 else leaf
         for leaf in kvm.supported_cpuid()

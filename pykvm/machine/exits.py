@@ -4,6 +4,11 @@ from collections.abc import Callable
 
 from pykvm.bus import Bus
 from pykvm.errors import PykvmError
+from pykvm.kvm.constants import (
+    KVM_SYSTEM_EVENT_CRASH,
+    KVM_SYSTEM_EVENT_RESET,
+    KVM_SYSTEM_EVENT_SHUTDOWN,
+)
 from pykvm.kvm.exits import (
     Exit,
     FailEntry,
@@ -20,8 +25,6 @@ from pykvm.platform.outcome import Outcome
 
 Assistant = Callable[[Vcpu, Exit], bool]
 """Deals with an exit that only hosts without hardware virtualization make, or says False."""
-
-_SYSTEM_EVENT_SHUTDOWN, _SYSTEM_EVENT_RESET, _SYSTEM_EVENT_CRASH = 1, 2, 3
 
 
 class GuestStopped(PykvmError):
@@ -95,9 +98,9 @@ class ExitHandler:
 
     def _system_event(self, event: SystemEvent) -> None:
         kinds = {
-            _SYSTEM_EVENT_SHUTDOWN: Outcome.power_off(0),
-            _SYSTEM_EVENT_RESET: Outcome.reset("KVM"),
-            _SYSTEM_EVENT_CRASH: Outcome.panic(),
+            KVM_SYSTEM_EVENT_SHUTDOWN: Outcome.power_off(0),
+            KVM_SYSTEM_EVENT_RESET: Outcome.reset("KVM"),
+            KVM_SYSTEM_EVENT_CRASH: Outcome.panic(),
         }
         outcome = kinds.get(event.type)
         if outcome is None:

@@ -99,21 +99,6 @@ def test_mmio_at_user_level(machine):
     assert (write.address, write.value) == (0x200000, 0x11223344)
 
 
-def test_readonly_memory_reads_directly_and_reports_writes(machine):
-    machine.vm.delete_memory(0)
-    machine.vm.set_memory(1, 0, 1 << 19, machine.memory.address)
-    machine.vm.set_memory(2, 1 << 19, 1 << 19, machine.memory.address + (1 << 19), readonly=True)
-    machine.ram.write(1 << 19, b"\x07")
-    # mov rbx, 0x80000; mov al, [rbx]; out 0x80, al; mov byte [rbx], 9
-    vcpu = machine.long_mode(bytes.fromhex("48c7c300000800 8a03 e680 c60309") + HLT)
-    assert run(vcpu).value == 7
-    write = run(vcpu)
-    assert isinstance(write, MmioExit)
-    assert (write.is_write, write.address, write.value) == (True, 1 << 19, 9)
-    assert run(vcpu) == Hlt()
-    assert machine.ram.read(1 << 19, 1) == b"\x07"
-
-
 def test_triple_fault_is_shutdown(machine):
     vcpu = machine.long_mode(b"\x0f\x0b")  # ud2 with no IDT
     sregs = vcpu.get_sregs()

@@ -80,11 +80,6 @@ def test_platform_has_the_shape_that_pci_wants(platform, vectors):
     assert line.gsi == 18
 
 
-def test_signal_msi(irqchip_machine, vcpu):
-    assert irqchip_machine.vm.signal_msi(MSI_ADDRESS, 0x41)
-    eventually(vcpu, {0x41})
-
-
 def test_eventfd_raises_the_routed_message(vcpu, vectors):
     vector = vectors()
     vector.route(MSI_ADDRESS, 0x50)
@@ -249,19 +244,5 @@ def test_doorbell_through_the_platform(irqchip_machine, platform):
             pass
         assert os.eventfd_read(eventfd) == 1
         platform.unbind_doorbell(0x200000, 0, eventfd)
-    finally:
-        os.close(eventfd)
-
-
-def test_port_doorbell_matches_data(machine):
-    # mov al, 1; out 0x90, al; mov al, 2; out 0x90, al
-    vcpu = machine.real_mode(b"\xb0\x01\xe6\x90\xb0\x02\xe6\x90")
-    eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    try:
-        machine.vm.ioeventfd(eventfd, 0x90, 1, pio=True, datamatch=1)
-        while isinstance(reason := vcpu.run(), Interrupted):
-            pass
-        assert (reason.port, reason.value) == (0x90, 2)
-        assert os.eventfd_read(eventfd) == 1
     finally:
         os.close(eventfd)

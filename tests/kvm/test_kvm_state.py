@@ -86,12 +86,6 @@ def test_immediate_exit(machine):
 
 def test_state_round_trips(irqchip_machine):
     vcpu = irqchip_machine.long_mode(b"\xf4")
-    fpu = vcpu.get_fpu()
-    fpu.xmm[3][0] = 0xAB
-    vcpu.set_fpu(fpu)
-    assert vcpu.get_fpu().xmm[3][0] == 0xAB
-    vcpu.set_xsave(vcpu.get_xsave())
-    vcpu.set_xcrs(vcpu.get_xcrs())
     debug = vcpu.get_debugregs()
     debug.db[0] = 0x1234
     vcpu.set_debugregs(debug)
@@ -100,8 +94,6 @@ def test_state_round_trips(irqchip_machine):
     assert len(lapic) == 1024
     vcpu.set_lapic(lapic)
     assert vcpu.get_mp_state() == c.KVM_MP_STATE_RUNNABLE
-    vcpu.set_mp_state(c.KVM_MP_STATE_HALTED)
-    assert vcpu.get_mp_state() == c.KVM_MP_STATE_HALTED
     assert vcpu.tsc_khz() > 100_000
 
 
@@ -109,7 +101,6 @@ def test_msrs(irqchip_machine):
     vcpu = irqchip_machine.long_mode(b"\xf4")
     vcpu.set_msrs({0xC0000082: 0x1000, 0xC0000084: 0x47700})
     assert vcpu.get_msrs([0xC0000084, 0xC0000082]) == {0xC0000084: 0x47700, 0xC0000082: 0x1000}
-    assert 0xC0000082 in irqchip_machine.kvm.msr_index_list()
     with pytest.raises(KvmError, match="cannot read MSR 0x12345678"):
         vcpu.get_msrs([0xC0000082, 0x12345678])
     with pytest.raises(KvmError, match="refuses the value for MSR 0x12345678"):
@@ -121,16 +112,8 @@ def test_cpuid(machine):
     entries = machine.kvm.supported_cpuid()
     assert entries[0].function == 0
     vcpu.set_cpuid2(entries)
-    shown = {(e.function, e.index): e for e in vcpu.get_cpuid2()}
-    vendor = entries[0]
-    assert shown[0, 0].ebx == vendor.ebx != 0
-    assert (shown[1, 0].eax, shown[0, 0].edx) == (entries[1].eax, vendor.edx)
-
-
-def test_translate(machine):
-    vcpu = machine.long_mode(b"\xf4")
-    assert vcpu.translate(0x201234) == 0x201234
-    assert vcpu.translate(1 << 40) == -1
+    with pytest.raises(KvmError, match="KVM_SET_CPUID2 failed"):
+        vcpu.set_cpuid2(entries * 20)
 
 
 def test_refused_state_is_an_error(machine):
@@ -141,9 +124,3 @@ def test_refused_state_is_an_error(machine):
     with pytest.raises(KvmError, match="KVM_SET_SREGS failed") as caught:
         vcpu.set_sregs(sregs)
     assert caught.value.errno == 22
-
-
-def test_clock(irqchip_machine):
-    vm = irqchip_machine.vm
-    vm.set_clock(10**15)
-    assert 10**15 <= vm.get_clock().nanoseconds < 10**15 + 10**10
