@@ -18,9 +18,8 @@ from pykvm.cli.output import (
     write_statistics,
 )
 from pykvm.cli.process import signals_go_to
-from pykvm.cli.say import emit, say
+from pykvm.cli.say import STDIN, emit, say
 from pykvm.cli.session import ConsoleSession, Session
-from pykvm.cli.streams import STDIN
 from pykvm.cli.values import parse_count, parse_disk, parse_seconds, parse_size
 from pykvm.errors import PykvmError, UsageError
 from pykvm.machine.config import ConsoleMode, MachineConfig

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from pykvm.cli.say import STDERR, STDOUT, say
-from pykvm.cli.streams import STDIN, InputPump, OutputWriter, output_failure
+from pykvm.cli.say import STDERR, STDIN, STDOUT, say
+from pykvm.cli.streams import InputPump, OutputWriter, output_failure
 from pykvm.machine.machine import Machine
 from pykvm.platform.agent import AgentClient
 from pykvm.platform.outcome import Outcome, OutcomeKind

@@ -1,4 +1,4 @@
-"""Writing to the standard streams, past Python's buffers.
+"""The standard streams, written past Python's buffers.
 
 What print() could not write stays in a buffer, and the exit status would be
 that of the next attempt, at the end.
@@ -8,7 +8,7 @@ import os
 
 from pykvm.errors import PykvmError
 
-STDOUT, STDERR = 1, 2
+STDIN, STDOUT, STDERR = 0, 1, 2
 
 
 def say(text: str) -> None:

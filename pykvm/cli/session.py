@@ -5,8 +5,8 @@ from contextlib import ExitStack
 from typing import Protocol
 
 from pykvm.cli.keys import HELP, Key
-from pykvm.cli.say import STDERR, STDOUT
-from pykvm.cli.streams import STDIN, InputPump, OutputWriter, ScriptInput, output_failure
+from pykvm.cli.say import STDERR, STDIN, STDOUT
+from pykvm.cli.streams import InputPump, OutputWriter, ScriptInput, output_failure
 from pykvm.cli.terminal import RawTerminal
 from pykvm.machine.machine import Machine
 from pykvm.platform.outcome import Outcome

@@ -12,8 +12,6 @@ from pykvm.cli.keys import EscapeParser, Key
 from pykvm.cli.terminal import RawTerminal
 from pykvm.platform.outcome import Outcome
 
-STDIN = 0
-
 _CHUNK = 4096
 """Bytes moved at a time; a pipe that poll() calls writable takes PIPE_BUF = 4096 at once."""
 _TYPED_AHEAD = 1 << 20

@@ -2,14 +2,14 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from pykvm.errors import UsageError
 from pykvm.machine.config import DiskConfig
 
 _UNITS = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-SERIAL_MAX = 20
-"""Bytes of a GET_ID answer (virtio 1.2 §5.2.6)."""
+_DISK_OPTIONS = ("readonly", "serial")
 
 
 def parse_size(text: str) -> int:
@@ -54,8 +54,8 @@ def parse_disk(text: str) -> DiskConfig:
     seen: dict[str, str] = {}
     for option in options:
         key, equals, value = option.partition("=")
-        if key not in ("readonly", "serial"):
-            raise UsageError(f"--disk has no option '{key}'", _suggest(key, ["readonly", "serial"]))
+        if key not in _DISK_OPTIONS:
+            raise UsageError(f"--disk has no option '{key}'", _suggest(key, _DISK_OPTIONS))
         if not equals:
             raise UsageError(f"--disk option '{key}' needs a value", f"write {key}=…")
         if key in seen:
@@ -64,7 +64,7 @@ def parse_disk(text: str) -> DiskConfig:
     return DiskConfig(
         Path(path),
         readonly=parse_switch("readonly", seen.get("readonly", "off")),
-        serial=_serial(seen.get("serial", "")),
+        serial=seen.get("serial", ""),
     )
 
 
@@ -75,15 +75,6 @@ def parse_switch(name: str, text: str) -> bool:
     return text == "on"
 
 
-def _serial(text: str) -> str:
-    if len(text) > SERIAL_MAX or not (text.isascii() and text.isprintable()):
-        raise UsageError(
-            f"'{text}' cannot be a serial number",
-            f"use at most {SERIAL_MAX} printable ASCII characters",
-        )
-    return text
-
-
-def _suggest(word: str, known: list[str]) -> str:
+def _suggest(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean '{close[0]}'?" if close else f"it knows {', '.join(known)}"
