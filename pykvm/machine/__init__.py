@@ -1,9 +1,10 @@
 """The composition root: one VM, made of all the parts, and how its run ends.
 
-from pykvm.machine import Machine, MachineConfig
+    from pykvm.machine import Machine, MachineConfig
 
-with Machine(MachineConfig(guest="guest")) as machine:
-    outcome = machine.run(timeout=60)
+    with Machine(MachineConfig(kernel=Path("kernel.elf"))) as machine:
+        outcome = machine.run(timeout=60)
+        print(outcome.kind, outcome.status, machine.console_output.decode())
 """
 
 from pykvm.machine.config import ConsoleMode, DiskConfig, MachineConfig
