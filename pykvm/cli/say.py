@@ -5,6 +5,7 @@ that of the next attempt, at the end.
 """
 
 import os
+from contextlib import suppress
 
 from pykvm.errors import PykvmError
 
@@ -13,10 +14,8 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 def say(text: str) -> None:
     """One line to standard error, from pykvm itself. Nobody may be there to read it."""
-    try:
+    with suppress(OSError):
         put(STDERR, f"pykvm: {text}\n")
-    except OSError:
-        pass
 
 
 def emit(text: str) -> None:

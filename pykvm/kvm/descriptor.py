@@ -1,7 +1,6 @@
 """A file descriptor of KVM's, its one owner, and ioctls on it."""
 
 import os
-from types import TracebackType
 from typing import Any, Self
 
 from pykvm.kvm.errors import KvmError
@@ -35,12 +34,7 @@ class Descriptor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def _ioctl(self, name: str, request: int, argument: Any = 0) -> int:

@@ -1,10 +1,10 @@
-"""The composition root: one VM, made of all the parts, and how its run ends.
-
-    from pykvm.machine import Machine, MachineConfig
+"""The composition root: one VM, made of all the parts, and how its run ends::
 
     with Machine(MachineConfig(kernel=Path("kernel.elf"))) as machine:
         outcome = machine.run(timeout=60)
         print(outcome.kind, outcome.status, machine.console_output.decode())
+
+Nothing is global: any number of machines may live in one process.
 """
 
 from pykvm.machine.config import ConsoleMode, DiskConfig, MachineConfig

@@ -1,5 +1,6 @@
 """The end of a run, which anybody may bring about and the main thread waits for."""
 
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from pykvm.platform.outcome import Outcome
@@ -34,8 +35,6 @@ class EndOfRun:
     def wait(self, seconds: float) -> bool:
         """Wait for the end, at most ``seconds``; whether it has come. For one thread."""
         if not self._outcomes:
-            try:
+            with suppress(Empty):
                 self._came.get(timeout=seconds)
-            except Empty:
-                pass
         return bool(self._outcomes)

@@ -1,7 +1,7 @@
 """PCI bus 0: configuration mechanism 1, the host bridge, and where BARs are decoded.
 
 Mechanism 1 (PCI 3.0 §3.2.2.3.2): a 32-bit write to port 0xCF8 latches bus,
-device, function and register; ports 0xCFC–0xCFF then access it. Byte writes
+device, function and register; ports 0xCFC-0xCFF then access it. Byte writes
 at 0xCF9 are the PC's reset control, which happens to lie in between.
 
 Where a BAR is decoded is decided anew after every configuration write that
@@ -49,7 +49,7 @@ class HostBridge(PciFunction):
 
 
 class PciHost:
-    """Owns the functions of bus 0; a :class:`~pykvm.bus.BusDevice` for ports 0xCF8–0xCFF.
+    """Owns the functions of bus 0; a :class:`~pykvm.bus.BusDevice` for ports 0xCF8-0xCFF.
 
     ``functions`` maps device numbers to functions; number 0 is the bridge.
     """

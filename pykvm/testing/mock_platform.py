@@ -3,6 +3,7 @@
 import os
 
 from pykvm.bus import Bus
+from pykvm.x86.mptable import pci_gsi
 
 
 class MockVector:
@@ -77,7 +78,7 @@ class MockPlatform:
 
     def interrupt_line(self, device: int, pin: int) -> MockLine:
         """The line that the platform's routing gives (see the machine's MP table)."""
-        gsi = 16 + ((device + pin - 1) & 7)
+        gsi = pci_gsi(device, pin)
         return self.lines.setdefault(gsi, MockLine(gsi))
 
     def bind_doorbell(self, address: int, length: int, eventfd: int) -> None:

@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Sequence
 from threading import Condition
-from types import TracebackType
 
 from pykvm.memory.ram import Ram
 from pykvm.testing.mock_driver import MockDriver
@@ -175,12 +174,7 @@ class MockTransport:
     def __enter__(self) -> "MockTransport":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     # -- called by the device, from any thread -----------------------------

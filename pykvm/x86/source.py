@@ -6,7 +6,6 @@ that someone truncates meanwhile is then an error instead of a SIGBUS.
 
 import os
 import stat
-from types import TracebackType
 from typing import Self
 
 from pykvm.errors import UsageError
@@ -45,12 +44,7 @@ class Source:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 

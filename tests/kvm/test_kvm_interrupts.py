@@ -10,6 +10,7 @@ from pykvm.kvm.errors import KvmError
 from pykvm.kvm.exits import Interrupted, IoExit
 from pykvm.kvm.pci_platform import KvmPlatform
 from pykvm.pci.platform import InterruptLine, MsiVector, Platform
+from pykvm.x86.mptable import pci_gsi
 
 pytestmark = pytest.mark.kvm
 
@@ -78,6 +79,12 @@ def test_platform_has_the_shape_that_pci_wants(platform, vectors):
     line: InterruptLine = services.interrupt_line(2, 1)
     assert vector.eventfd > 2
     assert line.gsi == 18
+
+
+def test_interrupt_lines_are_those_of_the_mp_table(platform):
+    for device in range(32):
+        for pin in range(1, 5):
+            assert platform.interrupt_line(device, pin).gsi == pci_gsi(device, pin)
 
 
 def test_eventfd_raises_the_routed_message(vcpu, vectors):

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from struct import pack, unpack_from
 
@@ -486,10 +487,8 @@ class SlowEngine:
             self.lock.notify_all()
 
     def completions(self) -> Sequence[Operation]:
-        try:
+        with suppress(BlockingIOError):
             os.eventfd_read(self.notifier)
-        except BlockingIOError:
-            pass
         with self.lock:
             done, self.finished = self.finished, []
         return done

@@ -1,11 +1,13 @@
-"""A virtio-blk driver for scripts: requests in, statuses and data out.
+"""A virtio-blk driver for scripts: requests in, statuses and data out::
 
-script = Script()
-disk = BlockDriver(script)
-disk.start(features=VIRTIO_F_VERSION_1)
-batch = disk.submit([BlockRequest.read(0, 512), BlockRequest.flush()])
-… run the script …
-first, second = batch.outcomes(results)
+    script = Script()
+    disk = BlockDriver(script)
+    disk.start(features=VIRTIO_F_VERSION_1)
+    batch = disk.submit([BlockRequest.read(0, 512), BlockRequest.flush()])
+    … run the script …
+    first, second = batch.outcomes(results)
+
+A batch is posted at once, so the device finds all of it in one drain.
 """
 
 from collections.abc import Sequence
@@ -13,6 +15,12 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from struct import pack
 
+from pykvm.devices.virtio_blk.constants import (
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+)
 from pykvm.testing.bare.layout import NotifyMode, WaitMode
 from pykvm.testing.bare.results import (
     InitialiseResult,
@@ -24,15 +32,12 @@ from pykvm.testing.bare.results import (
     WaitResult,
 )
 from pykvm.testing.bare.script import NO_VECTOR, TIMEOUT_US, Chain, Ring, Script, Segment
+from pykvm.virtio.constants import (
+    VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_VERSION_1,
+)
 
-VIRTIO_BLK_T_IN = 0
-VIRTIO_BLK_T_OUT = 1
-VIRTIO_BLK_T_FLUSH = 4
-VIRTIO_BLK_T_GET_ID = 8
-
-VIRTIO_F_INDIRECT_DESC = 1 << 28
-VIRTIO_F_EVENT_IDX = 1 << 29
-VIRTIO_F_VERSION_1 = 1 << 32
 DEFAULT_FEATURES = VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX
 
 UNTOUCHED = 0xEE
