@@ -20,8 +20,8 @@ HOLE_END = 4 * GIB
 """Where RAM goes on above the hole."""
 
 MIN_SIZE = 1 * MIB
-MAX_SIZE = 1 << 40
-"""Far below the smallest guest-physical address width that KVM hosts have."""
+MAX_SIZE = 256 * GIB
+"""Together with the hole, less than the 39 bits of physical address that desktop processors have."""
 
 
 def layout(size: int) -> list[Region]:
@@ -46,7 +46,7 @@ class GuestMemory:
         if size % mmap.PAGESIZE or not MIN_SIZE <= size <= MAX_SIZE:
             raise UsageError(
                 f"a guest cannot have {size} bytes of memory",
-                f"give -m a multiple of 4096 from {MIN_SIZE >> 20} MiB to {MAX_SIZE >> 40} TiB",
+                f"give -m a multiple of 4096 from {MIN_SIZE >> 20} MiB to {MAX_SIZE >> 30} GiB",
             )
         self.size = size
         self.fd = os.memfd_create("pykvm-ram", os.MFD_CLOEXEC)
