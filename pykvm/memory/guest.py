@@ -21,7 +21,7 @@ HOLE_END = 4 * GIB
 
 MIN_SIZE = 1 * MIB
 MAX_SIZE = 256 * GIB
-"""Together with the hole, less than the 39 bits of physical address that desktop processors have."""
+"""With the hole, less than the 39 bits of physical address that desktop processors have."""
 
 
 def layout(size: int) -> list[Region]:

@@ -21,6 +21,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
+from pykvm.pci.common_cfg import VIRTIO_MSI_NO_VECTOR
 from pykvm.testing.bare.layout import NotifyMode, WaitMode
 from pykvm.testing.bare.results import (
     InitialiseResult,
@@ -31,7 +32,7 @@ from pykvm.testing.bare.results import (
     Step,
     WaitResult,
 )
-from pykvm.testing.bare.script import NO_VECTOR, TIMEOUT_US, Chain, Ring, Script, Segment
+from pykvm.testing.bare.script import TIMEOUT_US, Chain, Ring, Script, Segment
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
@@ -200,7 +201,7 @@ class BlockDriver:
             script.intx(slot=slot)
         self.rings = [script.arena.ring(size) for _ in range(queues)]
         self.queues = [
-            script.queue(ring, i, size, i + 1 if msix else NO_VECTOR, slot)
+            script.queue(ring, i, size, i + 1 if msix else VIRTIO_MSI_NO_VECTOR, slot)
             for i, ring in enumerate(self.rings)
         ]
         return script.ready(slot)

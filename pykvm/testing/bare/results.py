@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from pykvm.testing.bare import layout
-from pykvm.testing.bare.layout import RecordError, Region, RunState
+from pykvm.testing.bare.layout import Layout, RecordError, Region, RunState
 
 T = TypeVar("T")
 
@@ -120,6 +120,11 @@ def raw(record: Record) -> bytes:
     return record.data
 
 
+def fields_of(structure: Layout, make: Callable[..., T]) -> Decoder[T]:
+    """Decodes a C structure whose fields are those of ``make``, in order."""
+    return lambda record: make(*structure.unpack(record.data))
+
+
 def value(record: Record) -> int:
     """Decodes a ``value_result``."""
     return layout.VALUE_RESULT.unpack(record.data)[0]
@@ -184,11 +189,6 @@ class InitialiseResult:
     queues: int
     generation: int
 
-    @classmethod
-    def decode(cls, record: Record) -> "InitialiseResult":
-        """Decodes INITIALISE."""
-        return cls(*layout.INITIALISE_RESULT.unpack(record.data))
-
 
 @dataclass(frozen=True, slots=True)
 class QueueResult:
@@ -200,11 +200,6 @@ class QueueResult:
     vector: int
     notify_address: int
 
-    @classmethod
-    def decode(cls, record: Record) -> "QueueResult":
-        """Decodes QUEUE."""
-        return cls(*layout.QUEUE_RESULT.unpack(record.data))
-
 
 @dataclass(frozen=True, slots=True)
 class PostResult:
@@ -212,11 +207,6 @@ class PostResult:
 
     posted: int
     notifications: int
-
-    @classmethod
-    def decode(cls, record: Record) -> "PostResult":
-        """Decodes POST."""
-        return cls(*layout.POST_RESULT.unpack(record.data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,11 +250,6 @@ class LoadResult:
     latency_min: int
     latency_max: int
 
-    @classmethod
-    def decode(cls, record: Record) -> "LoadResult":
-        """Decodes LOAD."""
-        return cls(*layout.LOAD_RESULT.unpack(record.data))
-
 
 @dataclass(frozen=True, slots=True)
 class PingPongResult:
@@ -275,11 +260,6 @@ class PingPongResult:
 
     rounds: int
     fastest: int
-
-    @classmethod
-    def decode(cls, record: Record) -> "PingPongResult":
-        """Decodes PING_PONG."""
-        return cls(*layout.PING_PONG_RESULT.unpack(record.data))
 
 
 def counters(record: Record) -> dict[int, int]:

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+from pykvm.pci.common_cfg import VIRTIO_MSI_NO_VECTOR
+from pykvm.platform.serial import COM1
 from pykvm.testing.bare import layout, results
 from pykvm.testing.bare.layout import NotifyMode, OpCode, Region, WaitMode
 from pykvm.testing.bare.results import (
@@ -22,12 +24,11 @@ from pykvm.testing.bare.results import (
     QueueResult,
     Step,
     WaitResult,
+    fields_of,
 )
+from pykvm.virtio.constants import VIRTIO_ID_BLOCK
 
 T = TypeVar("T")
-COM1 = 0x3F8
-NO_VECTOR = 0xFFFF
-VIRTIO_ID_BLOCK = 2
 TIMEOUT_US = 5_000_000
 
 
@@ -198,16 +199,26 @@ class Script:
     ) -> Step[InitialiseResult]:
         """Reset and negotiate up to FEATURES_OK; ``force``: accept what was not offered, too."""
         body = layout.OP_INITIALISE.pack(slot, features)
-        return self._add(OpCode.INITIALISE, body, InitialiseResult.decode, flags=int(force))
+        return self._add(
+            OpCode.INITIALISE,
+            body,
+            fields_of(layout.INITIALISE_RESULT, InitialiseResult),
+            flags=int(force),
+        )
 
     def queue(
-        self, ring: Ring, queue: int = 0, size: int = 0, vector: int = NO_VECTOR, slot: int = 0
+        self,
+        ring: Ring,
+        queue: int = 0,
+        size: int = 0,
+        vector: int = VIRTIO_MSI_NO_VECTOR,
+        slot: int = 0,
     ) -> Step[QueueResult]:
         """Set up and enable a virtqueue; ``vector`` is an index into the MSI-X table."""
         body = layout.OP_QUEUE.pack(
             slot, queue, size, ring.descriptors, ring.available, ring.used, vector
         )
-        return self._add(OpCode.QUEUE, body, QueueResult.decode)
+        return self._add(OpCode.QUEUE, body, fields_of(layout.QUEUE_RESULT, QueueResult))
 
     def ready(self, slot: int = 0) -> Step[int]:
         """Set DRIVER_OK; gives the device status read back."""
@@ -247,7 +258,7 @@ class Script:
         """
         body = layout.OP_POST.pack(slot, queue, notify, wait, len(chains))
         body += b"".join(chain.encode() for chain in chains)
-        return self._add(OpCode.POST, body, PostResult.decode)
+        return self._add(OpCode.POST, body, fields_of(layout.POST_RESULT, PostResult))
 
     def notify(self, value: int = 0, queue: int = 0, slot: int = 0) -> Step[None]:
         """Write ``value`` to the notification address of ``queue``."""
@@ -306,7 +317,7 @@ class Script:
             *(slot, queue, wait, notify, type_, depth, total, sectors),
             *(first, stride or sectors, span, random, headers, buffers, table, timeout_us),
         )
-        return self._add(OpCode.LOAD, body, LoadResult.decode)
+        return self._add(OpCode.LOAD, body, fields_of(layout.LOAD_RESULT, LoadResult))
 
     # Other vCPUs
 
@@ -325,7 +336,7 @@ class Script:
     ) -> Step[PingPongResult]:
         """Hand the word at ``address`` back and forth with a vCPU of the other ``turn``."""
         body = layout.OP_PING_PONG.pack(address, turn, rounds, timeout_us)
-        return self._add(OpCode.PING_PONG, body, PingPongResult.decode)
+        return self._add(OpCode.PING_PONG, body, fields_of(layout.PING_PONG_RESULT, PingPongResult))
 
 
 def filling(length: int, seed: int, step: int = 1) -> bytes:
