@@ -18,7 +18,6 @@ from pykvm.kvm.constants import (
     KVM_EXIT_INTR,
     KVM_EXIT_IO,
     KVM_EXIT_IO_OUT,
-    KVM_EXIT_IRQ_WINDOW_OPEN,
     KVM_EXIT_MMIO,
     KVM_EXIT_SHUTDOWN,
     KVM_EXIT_SYSTEM_EVENT,
@@ -196,11 +195,6 @@ class MsrWrite:
 
 
 @dataclass(frozen=True, slots=True)
-class IrqWindowOpen:
-    """The guest can take an interrupt now, as asked with ``request_interrupt_window``."""
-
-
-@dataclass(frozen=True, slots=True)
 class Unknown:
     """An exit that pykvm does not handle: KVM_EXIT_* ``reason``."""
 
@@ -219,7 +213,6 @@ Exit = (
     | Interrupted
     | MsrRead
     | MsrWrite
-    | IrqWindowOpen
     | Unknown
 )
 
@@ -305,5 +298,4 @@ _DECODERS: dict[int, Callable[[RunPage], Exit]] = {
     KVM_EXIT_INTR: lambda page: INTERRUPTED,
     KVM_EXIT_X86_RDMSR: _msr_read,
     KVM_EXIT_X86_WRMSR: _msr_write,
-    KVM_EXIT_IRQ_WINDOW_OPEN: lambda page: IrqWindowOpen(),
 }

@@ -135,15 +135,18 @@ class Machine:
             apply_entry(vcpu, cpuid, config.cpus, loaded.entry)
             if assist:
                 assist.prepare(vcpu)
-            handler = ExitHandler(
-                vcpu,
-                self.board.ports,
-                self.board.mmio,
-                self.finish,
-                self._end.__bool__,
-                assist.handle if assist else None,
-            )
-            self._threads.append(VcpuThread(vcpu, handler, self._vcpu_ended))
+            self._add_thread(vcpu, assist)
+
+    def _add_thread(self, vcpu: Vcpu, assist: "Assist | None") -> None:
+        handler = ExitHandler(
+            vcpu,
+            self.board.ports,
+            self.board.mmio,
+            self.finish,
+            self._end.__bool__,
+            assist.handle if assist else None,
+        )
+        self._threads.append(VcpuThread(vcpu, handler, self._vcpu_ended))
 
     def _add_disk(self, disk: DiskConfig, platform: KvmPlatform) -> None:
         with ExitStack() as undo:

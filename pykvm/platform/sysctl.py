@@ -11,7 +11,6 @@ Port 0x61, system control port B, is answered by KVM's PIT.
 from collections.abc import Callable
 
 PORT_A = 0x92
-RESET_CONTROL = 0xCF9
 
 FAST_RESET, A20 = 0x01, 0x02
 RST_CPU = 0x04

@@ -9,7 +9,6 @@ from pykvm.kvm.exits import (
     FailEntry,
     InternalError,
     IoExit,
-    IrqWindowOpen,
     MmioExit,
     MsrRead,
     MsrWrite,
@@ -121,7 +120,6 @@ def test_msrs_that_nobody_knows_fault(rig):
         (FailEntry(0x8000_0021, 0), ["0x80000021", "doctor"]),
         (SystemEvent(77, ()), ["77"]),
         (Unknown(99), ["99"]),
-        (IrqWindowOpen(), ["IrqWindowOpen"]),
         (Debug(1, 0, 0, 0), ["Debug"]),
     ],
 )
