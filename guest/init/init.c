@@ -151,6 +151,9 @@ static void stop(int how, int status)
     int port;
 
     chdir("/");
+    /* What was printed last still waits in the kernel for the UART, all the longer where another
+     * CPU takes its interrupts. */
+    tcdrain(STDOUT_FILENO);
     unmount_all();
     sync();
     if (how == RB_POWER_OFF) {

@@ -48,6 +48,7 @@ def description(flavours: list[str], recipe: str, versions: dict[str, str]) -> b
                 "kernel": f"vmlinux-{flavour}",
                 "initrd": "initrd.cpio",
                 "append": _APPEND_EMULATED if flavour == "emulated" else _APPEND,
+                **({"cpus": 1} if flavour == "emulated" else {}),
             }
             for flavour in kernel.FLAVOURS
             if flavour in flavours

@@ -27,7 +27,11 @@ NATIVE, EMULATED = "native", "emulated"
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """One flavour of a guest, ready to boot. ``memory`` is in bytes, 0 if the bundle names none."""
+    """One flavour of a guest, ready to boot.
+
+    ``memory`` is in bytes, 0 if the bundle names none. ``cpus`` is how many
+    the kernel can use, 0 if the bundle does not say.
+    """
 
     name: str
     flavour: str
@@ -35,6 +39,7 @@ class Bundle:
     initrd: Path | None
     append: str
     memory: int
+    cpus: int
 
 
 def find_bundle(guest: str, flavour: str) -> Bundle:
@@ -104,4 +109,5 @@ def _bundle(folder: Path, data: Any, flavour: str) -> Bundle:
         initrd=folder / str(initrd) if initrd else None,
         append=str(entry.get("append", "")),
         memory=int(data.get("memory_mib", 0)) << 20,
+        cpus=int(entry.get("cpus", 0)),
     )

@@ -74,17 +74,22 @@ def resolve(config: MachineConfig, flavour: str) -> ResolvedGuest:
         options=tuple(_bundle_options(bundle, config)),
         append=config.append,
         is_bundle=bundle is not None,
-        notice=_notice(bundle, flavour) if kernel is not config.kernel else "",
+        notice=_notice(bundle, flavour, config.cpus) if bundle and not config.kernel else "",
     )
 
 
-def _notice(bundle: Bundle | None, flavour: str) -> str:
-    if bundle is None or (bundle.flavour, flavour) != (NATIVE, EMULATED):
-        return ""
-    return (
-        f"'{bundle.name}' has no build for hosts that emulate kernel code, as this one does: "
-        "expect minutes instead of seconds"
-    )
+def _notice(bundle: Bundle, flavour: str, cpus: int) -> str:
+    if (bundle.flavour, flavour) == (NATIVE, EMULATED):
+        return (
+            f"'{bundle.name}' has no build for hosts that emulate kernel code, as this one does: "
+            "expect minutes instead of seconds"
+        )
+    if 0 < bundle.cpus < cpus:
+        return (
+            f"the {bundle.flavour} kernel of '{bundle.name}' uses {bundle.cpus} of the {cpus} CPUs;"
+            " give an SMP kernel with --kernel to use them all"
+        )
+    return ""
 
 
 def _bundle_options(bundle: Bundle | None, config: MachineConfig) -> list[str]:

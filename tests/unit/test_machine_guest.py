@@ -180,3 +180,15 @@ def test_a_slow_combination_is_announced(bundles, tmp_path):
         assert bool(resolve(MachineConfig(guest=name), flavour).notice) is notice
     config = MachineConfig(guest="fast", kernel=tmp_path / "mine")
     assert resolve(config, EMULATED).notice == ""
+
+
+@pytest.mark.parametrize(("cpus", "said"), [(1, False), (2, True)])
+def test_a_kernel_that_cannot_use_all_cpus_is_mentioned(bundles, cpus, said):
+    folder = make(bundles / "g", flavours=(EMULATED,))
+    manifest = json.loads((folder / "bundle.json").read_text())
+    manifest["flavours"][EMULATED]["cpus"] = 1
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    notice = resolve(MachineConfig(guest="g", cpus=cpus), EMULATED).notice
+    assert ("uses 1 of the 2 CPUs" in notice) is said
+    own = MachineConfig(guest="g", cpus=cpus, kernel=folder / "k-emulated")
+    assert resolve(own, EMULATED).notice == ""
