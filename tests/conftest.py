@@ -1,11 +1,20 @@
 """Shared rules of the suite: what runs where, and what a test may leave behind (nothing)."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 REQUIRE_KVM = os.environ.get("PYKVM_REQUIRE_KVM") == "1"
+
+
+def pytest_configure() -> None:
+    """Undo what a background job inherits: ignored signals, which the programs under test keep."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            ours = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, ours)
 
 
 def kvm_problem() -> str:
