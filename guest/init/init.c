@@ -86,7 +86,10 @@ pid_t spawn(const char *const argv[], const char *terminal, const int fds[3])
 
         setsid();
         if (terminal) {
-            line = open(terminal, O_RDWR);      /* a session's first terminal controls it */
+            /* A session's first terminal controls it, and when the session's leader ends, Linux
+             * throws away what the terminal has not sent yet: not for a script, which needs no
+             * control. */
+            line = open(terminal, console == CONSOLE_PIPE ? O_RDWR | O_NOCTTY : O_RDWR);
             if (line < 0)
                 failure = errno;
         }
