@@ -77,6 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _as_pykvm_error(error: Exception) -> PykvmError:
     if isinstance(error, PykvmError):
         return error
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("pykvm"):
+        return PykvmError(
+            f"this Python lacks the package that has '{error.name}'",
+            "in a checkout, run 'make guest' once, then '. .venv/bin/activate'; "
+            "elsewhere, install pykvm with pip",
+        )
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     if number in _EXHAUSTED:
         return PykvmError(os.strerror(number).lower(), _EXHAUSTED[number])

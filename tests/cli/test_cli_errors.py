@@ -139,6 +139,16 @@ def test_help_and_version(capfd):
     assert err == ""
 
 
+def test_a_missing_package_is_named(capfd, monkeypatch):
+    """A checkout's own Python need not have cffi; that is no bug."""
+
+    def missing(argv: object) -> int:
+        raise ModuleNotFoundError("No module named '_cffi_backend'", name="_cffi_backend")
+
+    monkeypatch.setattr("pykvm.cli.main._dispatch", missing)
+    fails(capfd, ["boot"], 125, "_cffi_backend", "activate")
+
+
 def test_an_internal_error_is_said_to_be_one(capfd, monkeypatch):
     def bug(argv: object) -> int:
         raise ZeroDivisionError("oops")
