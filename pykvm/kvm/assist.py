@@ -23,11 +23,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from struct import Struct
 from threading import Lock
-from typing import Final
 
 from pykvm.errors import PykvmError
 from pykvm.kvm import constants as c
 from pykvm.kvm import trampoline
+from pykvm.kvm.constants import MSR_LSTAR, MSR_STAR, MSR_SYSCALL_MASK
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.emulate import Fault, Outcome, State, emulate, no_operation_length
 from pykvm.kvm.emulate import GuestFault as _GuestFault
@@ -40,10 +40,6 @@ from pykvm.kvm.structs import Regs, Segment
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.kvm.vm import Vm
 from pykvm.memory.ram import GuestAddressError, Ram
-
-MSR_STAR: Final = 0xC000_0081
-MSR_LSTAR: Final = 0xC000_0082
-MSR_SYSCALL_MASK: Final = 0xC000_0084
 
 _GPR = [
     "rax",

@@ -165,3 +165,9 @@ _CAP_NAMES: Final = _names("KVM_CAP_")
 def cap_name(cap: int) -> str:
     """The name of a capability: ``KVM_CAP_IRQCHIP`` for 0."""
     return _CAP_NAMES.get(cap, f"KVM_CAP {cap}")
+
+
+# MSRs that SYSCALL uses (SDM volume 4, "IA-32 Architectural MSRs").
+MSR_STAR: Final = 0xC000_0081
+MSR_LSTAR: Final = 0xC000_0082
+MSR_SYSCALL_MASK: Final = 0xC000_0084

@@ -185,8 +185,6 @@ _DESCRIPTORS: Final = (
 _LOOPS: Final = 500
 _ROUNDS: Final = 8  # of which the fastest count: where exits are slow, they jitter too
 _CPUID_1_ECX_POPCNT: Final = 1 << 23
-_MSR_STAR: Final = 0xC000_0081
-_MSR_LSTAR: Final = 0xC000_0082
 _CR0: Final = 0x8001_0031  # PG, WP, NE, ET, PE
 _CR4: Final = 0x20  # PAE
 _EFER: Final = 0x501  # LMA, LME, SCE
@@ -228,8 +226,8 @@ def _set_registers(vcpu: Vcpu) -> None:
     code, _ = _code()
     vcpu.set_msrs(
         {
-            _MSR_STAR: (_KERNEL_SS | 3) << 48 | _KERNEL_CS << 32,
-            _MSR_LSTAR: _CODE + len(code) - len(_OUT),
+            c.MSR_STAR: (_KERNEL_SS | 3) << 48 | _KERNEL_CS << 32,
+            c.MSR_LSTAR: _CODE + len(code) - len(_OUT),
         }
     )
     sregs = vcpu.get_sregs()

@@ -11,13 +11,8 @@ from struct import pack
 
 import pytest
 
-from pykvm.kvm.assist import (
-    MSR_LSTAR,
-    MSR_STAR,
-    MSR_SYSCALL_MASK,
-    Assist,
-    RefusedInstruction,
-)
+from pykvm.kvm.assist import Assist, RefusedInstruction
+from pykvm.kvm.constants import MSR_LSTAR, MSR_STAR, MSR_SYSCALL_MASK
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.exits import Debug, Exit, InternalError, IoExit, Shutdown
 from pykvm.kvm.linux_options import linux_options, without_hypercalls

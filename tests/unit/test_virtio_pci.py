@@ -19,6 +19,7 @@ from virtio_pci_guest import (
     VERSION_HI,
     FakeDevice,
     Guest,
+    plugged_in,
 )
 
 from pykvm.memory.ram import Ram
@@ -29,11 +30,8 @@ from pykvm.virtio.constants import VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1
 
 @pytest.fixture
 def guest() -> Iterator[Guest]:
-    guest = Guest()
-    yield guest
-    guest.host.close()
-    assert guest.device.closed
-    assert not guest.platform.doorbells
+    with plugged_in() as guest:
+        yield guest
 
 
 # -- discovery ------------------------------------------------------------------

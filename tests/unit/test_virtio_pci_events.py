@@ -12,16 +12,14 @@ from virtio_pci_guest import (
     NOTIFY,
     PCI_CFG,
     Guest,
+    plugged_in,
 )
 
 
 @pytest.fixture
 def guest() -> Iterator[Guest]:
-    guest = Guest()
-    yield guest
-    guest.host.close()
-    assert guest.device.closed
-    assert not guest.platform.doorbells
+    with plugged_in() as guest:
+        yield guest
 
 
 # -- interrupts ------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """A virtio-pci driver in Python and a device that remembers, for the transport's tests."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Thread
 
 from pykvm.bus import Bus
@@ -177,3 +179,13 @@ class Guest:
             return os.eventfd_read(self.kick(queue)) > 0
         except BlockingIOError:
             return False
+
+
+@contextmanager
+def plugged_in() -> Iterator[Guest]:
+    """A guest whose function, when it is unplugged, has closed its device and its doorbells."""
+    guest = Guest()
+    yield guest
+    guest.host.close()
+    assert guest.device.closed
+    assert not guest.platform.doorbells
