@@ -5,8 +5,12 @@ module          what it knows
 ==============  =============================================================
 ``constants``   the specification's numbers
 ``config``      the configuration space
+``options``     what a user can choose; errors as announced
 ``request``     descriptor chain → request: framing, validation (pure)
-``plan``        requests of one drain → operations, and their order (pure)
+``operation``   what an engine executes (pure)
+``plan``        requests of one drain → operations: splitting, merging (pure)
+``order``       what must wait for what among operations (pure)
+``schedule``    requests until their results: second attempts, stop, resume (pure)
 ``engine``      operations → system calls
 ``image``       the file: opening, size, sync
 ``lock``        QEMU's image locks
@@ -20,6 +24,25 @@ module          what it knows
 from pykvm.devices.virtio_blk.device import VirtioBlk
 from pykvm.devices.virtio_blk.engine import Engine, EngineFactory, SyncEngine
 from pykvm.devices.virtio_blk.image import Image
+from pykvm.devices.virtio_blk.options import (
+    CacheMode,
+    ErrorAction,
+    ErrorPolicy,
+    IoError,
+    MergePolicy,
+)
 from pykvm.devices.virtio_blk.stats import Stats
 
-__all__ = ["Engine", "EngineFactory", "Image", "Stats", "SyncEngine", "VirtioBlk"]
+__all__ = [
+    "CacheMode",
+    "Engine",
+    "EngineFactory",
+    "ErrorAction",
+    "ErrorPolicy",
+    "Image",
+    "IoError",
+    "MergePolicy",
+    "Stats",
+    "SyncEngine",
+    "VirtioBlk",
+]

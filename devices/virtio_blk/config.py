@@ -10,6 +10,7 @@ FIELDS: dict[str, tuple[int, str]] = {
     "size_max": (8, "<I"),
     "seg_max": (12, "<I"),
     "blk_size": (20, "<I"),
+    "writeback": (32, "B"),
     "num_queues": (34, "<H"),
 }
 """Name → (offset, struct format) of the fields that this device fills in."""

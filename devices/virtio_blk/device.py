@@ -1,21 +1,29 @@
 """The virtio block device (virtio 1.2 §5.2): features, configuration, life cycle."""
 
+import errno
 import threading
 from collections.abc import Callable, Sequence
 
-from pykvm.devices.virtio_blk.config import ConfigSpace
+from pykvm.devices.virtio_blk.config import FIELDS, ConfigSpace
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SIZE,
     VIRTIO_BLK_F_BLK_SIZE,
+    VIRTIO_BLK_F_CONFIG_WCE,
     VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_SIZE_MAX,
     VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
 )
 from pykvm.devices.virtio_blk.engine import Engine, EngineFactory, SyncEngine
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.io_thread import IoThread
-from pykvm.devices.virtio_blk.request import RequestParser
+from pykvm.devices.virtio_blk.options import ErrorAction, ErrorPolicy, IoError, MergePolicy
+from pykvm.devices.virtio_blk.plan import Limits, Planner
+from pykvm.devices.virtio_blk.request import Request, RequestParser
 from pykvm.devices.virtio_blk.service import QueueService
 from pykvm.devices.virtio_blk.stats import Stats
 from pykvm.errors import UsageError
@@ -28,6 +36,9 @@ from pykvm.virtio.device import Activation
 
 MIN_QUEUE_SIZE = 4
 MAX_QUEUE_SIZE = 1024
+MAX_MERGE = 1024
+
+_OPERATIONS = {VIRTIO_BLK_T_IN: "read", VIRTIO_BLK_T_OUT: "write", VIRTIO_BLK_T_FLUSH: "flush"}
 
 
 class VirtioBlk:
@@ -47,33 +58,64 @@ class VirtioBlk:
         *,
         serial: str = "",
         queue_size: int = 256,
+        seg_max: int = 0,
+        size_max: int = 0,
+        merge: MergePolicy = MergePolicy.SEQUENTIAL,
+        merge_max: int = 32,
+        rerror: ErrorPolicy = ErrorPolicy.REPORT,
+        werror: ErrorPolicy = ErrorPolicy.ENOSPC,
         engine: EngineFactory = SyncEngine,
+        on_error: Callable[[IoError], None] = lambda error: None,
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
-        """The disk is read-only if ``image`` is. UsageError for a serial or size that cannot be.
+        """The disk is read-only if ``image`` is. UsageError for a value that cannot be.
 
         ``serial``: at most 20 ASCII characters, what /sys/block/vda/serial
         shows. ``queue_size``: descriptors, a power of 2 from 4 to 1024.
-        ``on_failure`` is called in the I/O thread with ``failure``; without
-        it, threading.excepthook is.
+        ``seg_max`` and ``size_max`` (bytes) tell the driver how many data
+        segments a request may have, 0 for what the queue holds, and how large
+        each may be, 0 for any size; they are not enforced. ``rerror`` and
+        ``werror`` (flushes too) say what becomes of a request that the host
+        cannot carry out.
+
+        Called in the I/O thread, and not to call back: ``on_error`` with each
+        failure, before anything comes of it; if its action is STOP the device
+        is halted from then on, and its owner is to stop the guest.
+        ``on_failure`` with ``failure``; without it, threading.excepthook is.
         """
         self.image = image
         self.stats = Stats()
         self.failure: BaseException | None = None
         self._serial = _serial_bytes(serial)
         _check_queue_size(queue_size)
+        _check_range("seg-max", seg_max, 1, 0xFFFF)
+        _check_range("size-max", size_max, SECTOR_SIZE, 0xFFFFFFFF)
+        if not 1 <= merge_max <= MAX_MERGE:
+            raise UsageError(f"merge-max cannot be {merge_max}", f"use 1 to {MAX_MERGE}")
         self._queue_size = queue_size
+        self._size_max = size_max
+        self._merge = merge
+        self._limits = Limits(requests=merge_max, bytes=image.max_transfer)
+        self._policies = {
+            VIRTIO_BLK_T_IN: rerror,
+            VIRTIO_BLK_T_OUT: werror,
+            VIRTIO_BLK_T_FLUSH: werror,
+        }
         self._engine_factory = engine
+        self._on_error = on_error
         self._on_failure = on_failure or _report
+        self._features = 0
         self._activation: Activation | None = None
         self._engines: list[Engine] = []
         self._thread: IoThread | None = None
         self._config = ConfigSpace()
         self._config.set("capacity", image.capacity)
         # Header and status need descriptors too (where there are no indirect ones).
-        self._config.set("seg_max", queue_size - 2)
+        self._config.set("seg_max", seg_max or queue_size - 2)
+        self._config.set("size_max", size_max)
         self._config.set("blk_size", SECTOR_SIZE)
         self._config.set("num_queues", 1)
+        self._set_writeback(image.cache.writeback)
 
     @property
     def features(self) -> int:
@@ -84,6 +126,8 @@ class VirtioBlk:
             | VIRTIO_BLK_F_SEG_MAX
             | VIRTIO_BLK_F_BLK_SIZE
             | VIRTIO_BLK_F_FLUSH
+            | VIRTIO_BLK_F_CONFIG_WCE
+            | (VIRTIO_BLK_F_SIZE_MAX if self._size_max else 0)
             | (VIRTIO_BLK_F_RO if self.image.readonly else 0)
         )
 
@@ -98,10 +142,14 @@ class VirtioBlk:
         return self._config.bytes
 
     def write_config(self, offset: int, size: int, value: int) -> None:
-        """See VirtioDevice. No field is writable."""
+        """See VirtioDevice. ``writeback`` is writable, by a driver that knows it."""
+        where = (FIELDS["writeback"][0], 1)
+        if (offset, size) == where and self._features & VIRTIO_BLK_F_CONFIG_WCE:
+            self._set_writeback(bool(value))
 
     def negotiated(self, features: int) -> bool:
         """See VirtioDevice. Every subset of what is offered will do."""
+        self._features = features
         return True
 
     def activate(self, activation: Activation) -> None:
@@ -127,6 +175,24 @@ class VirtioBlk:
             engine.close()
         self._engines.clear()
         self._activation = None
+        self._features = 0
+        self._set_writeback(self.image.cache.writeback)
+
+    def pause(self) -> None:
+        """Serve nothing from now on; returns when nothing is executing. The driver must not run."""
+        thread = self._thread
+        if thread is not None:
+            thread.pause()
+
+    def resume(self) -> None:
+        """Go on after :meth:`pause` or after a failure with the action STOP.
+
+        Requests that failed, and those that were waiting, start again in the
+        order of the ring, before new ones.
+        """
+        thread = self._thread
+        if thread is not None:
+            thread.resume()
 
     def close(self) -> None:
         """See VirtioDevice. Closes the image."""
@@ -146,11 +212,36 @@ class VirtioBlk:
             activation.kicks[index],
             activation.ram,
             parser,
+            Planner(self._merge, self._limits),
             engine,
             self.stats,
-            durable=not activation.features & VIRTIO_BLK_F_FLUSH,
+            durable=self._durable,
+            decide=self._decide,
             interrupt=activation.interrupt,
         )
+
+    def _set_writeback(self, writeback: bool) -> None:
+        self._writeback = writeback
+        self._config.set("writeback", writeback)
+
+    def _durable(self) -> bool:
+        """Is a write done only when it is on stable storage (§5.2.6.2)?
+
+        A driver that knows no flush has no other way to get it there.
+        """
+        flushes = self._features & VIRTIO_BLK_F_FLUSH
+        return not (flushes and self._writeback) and self.image.cache.syncs
+
+    def _decide(self, request: Request) -> ErrorAction:
+        policy = self._policies[request.type]
+        if policy is ErrorPolicy.ENOSPC:
+            full = request.error == errno.ENOSPC
+            action = ErrorAction.STOP if full else ErrorAction.REPORT
+        else:
+            action = ErrorAction(policy.value)
+        name = _OPERATIONS[request.type]
+        self._on_error(IoError(name, request.sector, request.length, request.error, action))
+        return action
 
     def _failed(self, error: BaseException) -> None:
         self.failure = error
@@ -173,6 +264,12 @@ def _serial_bytes(serial: str) -> bytes:
             f"use at most {VIRTIO_BLK_ID_BYTES} printable ASCII characters",
         )
     return serial.encode("ascii")
+
+
+def _check_range(name: str, value: int, least: int, most: int) -> None:
+    """UsageError unless ``value`` is 0, for the default, or from ``least`` to ``most``."""
+    if value and not least <= value <= most:
+        raise UsageError(f"{name} cannot be {value}", f"use {least} to {most}")
 
 
 def _check_queue_size(size: int) -> None:

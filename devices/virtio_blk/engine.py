@@ -1,7 +1,7 @@
 """Engines execute operations on an image. The contract, and the one that needs nothing.
 
-The device owns the order (:func:`pykvm.devices.virtio_blk.plan.order`), an
-engine only carries out what may run now.
+The device owns order, limits and second attempts (:mod:`pykvm.devices.virtio_blk.schedule`);
+an engine only carries out, once, what may run now.
 """
 
 import errno
@@ -16,36 +16,31 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.devices.virtio_blk.image import Image
-from pykvm.devices.virtio_blk.plan import Operation
+from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.memory.ram import Ram
-
-IOV_MAX = os.sysconf("SC_IOV_MAX")
-"""The largest number of buffers that preadv and pwritev take."""
 
 
 class Engine(Protocol):
     """Executes operations. Made for one activation of a device; one thread uses it.
 
     An operation is lent to the engine from :meth:`submit` until
-    :meth:`completions` returns it, with ``error`` and ``finished_ns`` set. An
-    engine never raises for what a file or a disk does: that is an ``error``.
+    :meth:`completions` returns it, with ``error``, ``moved`` and
+    ``finished_ns`` set; both of the first two are 0 before. An engine never
+    raises for what a file or a disk does: that is an ``error``. It need not
+    finish what the host cut short: ``moved`` then says how far it came, 0 at
+    the end of the file.
     """
 
     @property
     def notifier(self) -> int:
-        """An eventfd that is readable while completions are waiting.
+        """A descriptor that is readable while completions are waiting, such as an eventfd.
 
         -1: never needed, everything is complete when :meth:`submit` returns.
         """
         ...
 
-    @property
-    def ordered(self) -> bool:
-        """Each operation is done before the next one of its submissions starts."""
-        ...
-
     def submit(self, operations: Sequence[Operation]) -> None:
-        """Take all of ``operations``, whose order is the device's business unless ``ordered``."""
+        """Take all of ``operations``; they may be executed in any order, or side by side."""
         ...
 
     def completions(self) -> Sequence[Operation]:
@@ -80,7 +75,6 @@ class SyncEngine:
     """
 
     notifier = -1
-    ordered = True
 
     def __init__(self, image: Image, ram: Ram) -> None:
         self._image = image
@@ -107,15 +101,14 @@ class SyncEngine:
             assert kind in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT), "the parser knows more"
             transfer = preadv if kind == VIRTIO_BLK_T_IN else pwritev
             first = operation.first
-            moved = 0
             try:
                 # One segment moved by one call is nearly all there is.
                 if operation.last - first == 1:
                     start = operation.offsets[first]
                     end = start + operation.length
-                    moved = transfer(fd, (memory[start:end],), operation.offset)
-                if moved != operation.length:
-                    operation.error = self._rest(operation, transfer, moved)
+                    operation.moved = transfer(fd, (memory[start:end],), operation.offset)
+                else:
+                    operation.moved = transfer(fd, self._views(operation), operation.offset)
             except OSError as error:
                 operation.error = error.errno or errno.EIO
             if operation.durable and kind == VIRTIO_BLK_T_OUT and not operation.error:
@@ -137,40 +130,9 @@ class SyncEngine:
         """See :class:`Engine`."""
         assert not self._done, "completions were left behind"
 
-    def _rest(self, operation: Operation, transfer: Callable[..., int], moved: int) -> int:
-        """Go on after ``moved`` bytes until the operation is done; an errno, or 0.
-
-        Short transfers are ordinary (a signal, a full filesystem, the kernel's
-        limit of 0x7ffff000 bytes); one of 0 bytes is the end of the file,
-        which somebody truncated, for the parser lets nothing past the end.
-        """
-        length = operation.length
-        while moved < length:
-            views = self._views(operation, moved)
-            try:
-                count = transfer(self._fd, views, operation.offset + moved)
-            finally:
-                for view in views:
-                    view.release()
-            if count == 0:
-                return errno.EIO
-            moved += count
-            if self._stopped and moved < length:
-                return errno.ECANCELED
-        return 0
-
-    def _views(self, operation: Operation, skip: int) -> list[memoryview]:
-        """The data of ``operation`` after ``skip`` bytes, as at most IOV_MAX views."""
-        views: list[memoryview] = []
+    def _views(self, operation: Operation) -> list[memoryview]:
         offsets, lengths = operation.offsets, operation.lengths
-        for index in range(operation.first, operation.last):
-            length = lengths[index]
-            if skip >= length:
-                skip -= length
-                continue
-            start = offsets[index]
-            views.append(self._bytes[start + skip : start + length])
-            skip = 0
-            if len(views) == IOV_MAX:
-                break
-        return views
+        return [
+            self._bytes[offsets[i] : offsets[i] + lengths[i]]
+            for i in range(operation.first, operation.last)
+        ]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
 from pykvm.devices.virtio_blk.lock import lock
+from pykvm.devices.virtio_blk.options import CacheMode
 from pykvm.errors import UsageError
 
 _MAGICS = (
@@ -23,19 +24,30 @@ _MAGICS = (
     (b"conectix", "VHD"),
 )
 
+MAX_TRANSFER = 0x7FFFF000
+"""The most bytes that Linux moves by one preadv or pwritev."""
+
 
 class Image:
     """An open raw image. Owns its descriptor, and with it the lock.
 
     ``fd`` is open for reading, and for writing unless ``readonly``; ``size``
     is in bytes, a positive multiple of 512; ``path`` as it was given;
+    ``max_transfer`` is the most that one system call moves, in bytes;
     ``notice`` is a sentence for the user, or "". ``sync_error`` is the errno
     that the first failed sync left behind, or 0.
     """
 
-    def __init__(self, path: str | Path, readonly: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        readonly: bool = False,
+        cache: CacheMode = CacheMode.WRITEBACK,
+    ) -> None:
         """Open and lock ``path``; UsageError if it cannot be a disk or is in use."""
         self.path = str(path)
+        self.cache = cache
+        self.max_transfer = MAX_TRANSFER
         self.readonly = readonly
         self.sync_error = 0
         self.fd = _open(self.path, readonly)
@@ -59,7 +71,7 @@ class Image:
         clean, so a later fdatasync would claim what is not true. After the
         first failure every sync fails, until the image is opened again.
         """
-        if not self.sync_error and not self.readonly:
+        if not self.sync_error and not self.readonly and self.cache.syncs:
             try:
                 os.fdatasync(self.fd)
             except OSError as error:

@@ -1,9 +1,20 @@
 """The thread in which a disk's queues are served.
 
 It sleeps in epoll until the driver kicks, the engine has completions or its
-owner wants it to stop. Kicks are watched edge-triggered, so their eventfds need
+owner wants something. Kicks are watched edge-triggered, so their eventfds need
 not be read, which saves a system call for each: every write to an eventfd is an
 edge, whatever its counter is.
+
+::
+
+               pause, or an error                    nothing is
+               that is to stop the VM                executing
+    serving ──────────────────────────►  halting ──────────────►  halted
+       ▲                                                             │
+       └──────────────────────── resume ─────────────────────────────┘
+
+Kicks that come while the services are halted are not lost: all queues are
+looked at when they go on.
 """
 
 import os
@@ -15,11 +26,12 @@ from pykvm.devices.virtio_blk.service import QueueService
 
 
 class IoThread:
-    """Owns one thread, its epoll descriptor and the eventfd that stops it.
+    """Owns one thread, its epoll descriptor and the eventfd that wakes it.
 
     It serves until :meth:`stop`, or until a queue breaks (``on_broken`` with
     the reason), or until a bug raises an exception (``on_failure`` with it).
     Both are called in the thread, at most once, and nothing is served after.
+    When one service halts by itself, the others are halted with it.
     """
 
     def __init__(
@@ -33,7 +45,13 @@ class IoThread:
         self._services = tuple(services)
         self._on_broken = on_broken
         self._on_failure = on_failure
+        # Guards what follows, and tells who waits that _quiet or _ended has changed.
+        self._state = threading.Condition()
         self._stopping = False
+        self._halting = False  # what is wanted
+        self._halted = False  # what was done
+        self._quiet = False
+        self._ended = False
         self._control = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         self._epoll.register(self._control, select.EPOLLIN)
@@ -44,16 +62,36 @@ class IoThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
+    def pause(self) -> None:
+        """Halt; return when nothing is executing, or the thread has ended. Idempotent."""
+        assert threading.current_thread() is not self._thread, "a thread cannot await itself"
+        with self._state:
+            self._halting = True
+            self._wake()
+            self._state.wait_for(lambda: self._quiet or self._ended)
+
+    def resume(self) -> None:
+        """Go on, with what was kept first. Harmless if nothing is halted."""
+        with self._state:
+            self._halting = False
+            self._quiet = False
+            self._wake()
+
     def stop(self) -> None:
         """Stop serving and wait until what was executing is done. Not from the thread itself."""
         assert threading.current_thread() is not self._thread, "a thread cannot await its own end"
         for service in self._services:
             service.stop()
-        self._stopping = True
-        os.eventfd_write(self._control, 1)
+        with self._state:
+            self._stopping = True
+            self._wake()
         self._thread.join()
         self._epoll.close()
         os.close(self._control)
+
+    def _wake(self) -> None:
+        if not self._ended:  # and perhaps closed
+            os.eventfd_write(self._control, 1)
 
     def _run(self) -> None:
         try:
@@ -63,18 +101,24 @@ class IoThread:
         finally:
             for service in self._services:
                 service.quiesce()
+            with self._state:
+                self._ended = True
+                self._state.notify_all()
 
     def _serve(self) -> None:
         by_kick = {service.kick: service for service in self._services}
         by_notifier = {service.engine.notifier: service for service in self._services}
         waiting = set(self._services)
         while True:
+            may_serve = self._obey(waiting)
             # A driver that refills its ring for ever gets one drain per look at the others.
-            for fd, _ in self._epoll.poll(0 if waiting else None):
+            for fd, _ in self._epoll.poll(0 if waiting and may_serve else None):
                 if fd in by_kick:
                     waiting.add(by_kick[fd])
                 elif fd in by_notifier:
                     by_notifier[fd].complete()
+                else:
+                    os.eventfd_read(self._control)
             if self._stopping:
                 return
             for service in list(waiting):
@@ -83,3 +127,28 @@ class IoThread:
                 if service.queue.error:
                     self._on_broken(service.queue.error)
                     return
+
+    def _obey(self, waiting: set[QueueService]) -> bool:
+        """Halt or resume the services as wanted; whether the rings may be looked at."""
+        services = self._services
+        while True:
+            with self._state:
+                halted = any(service.halted for service in services)
+                if halted and not self._halted:
+                    self._halting = True  # one halted by itself
+                if not self._halting and not halted:
+                    self._halted = False
+                    return True
+                idle = all(service.idle for service in services)
+                if self._halting or not idle:
+                    for service in services:
+                        service.halt()
+                    self._halted = True
+                    if idle and self._halting:
+                        self._quiet = True
+                        self._state.notify_all()
+                    return False
+                self._halted = False
+            waiting.update(services)
+            for service in services:
+                service.resume()

@@ -65,11 +65,15 @@ class Request:
     from ``first`` up to, not including, ``last``; the lengths sum up to
     ``length``. ``status_offset`` is where the status byte goes, or -1.
     ``status`` is the answer once it is known and ``used_length`` the bytes
-    written to the chain, status included. ``started_ns`` belongs to who serves
-    the request.
+    written to the chain, status included.
+
+    The rest belongs to who executes the request: ``started_ns``; ``sequence``,
+    its place in the order of the ring; ``pending``, the operations that it
+    still waits for; ``error``, the first errno that one of them met, or 0.
     """
 
     __slots__ = (
+        "error",
         "first",
         "head",
         "last",
@@ -78,7 +82,9 @@ class Request:
         "offsets",
         "own_lengths",
         "own_offsets",
+        "pending",
         "sector",
+        "sequence",
         "started_ns",
         "status",
         "status_offset",
@@ -101,6 +107,9 @@ class Request:
         self.status = VIRTIO_BLK_S_OK
         self.used_length = 0
         self.started_ns = 0
+        self.sequence = 0
+        self.pending = 0
+        self.error = 0
 
 
 class RequestParser:
@@ -129,6 +138,7 @@ class RequestParser:
         offsets = chain.offsets
         lengths = chain.lengths
         request.type = TYPE_UNREADABLE
+        request.error = 0
         if in_last < readable or offsets[in_last] < 0:
             request.status_offset = -1
             return self._refuse(request, VIRTIO_BLK_S_IOERR)

@@ -2,7 +2,7 @@
 
 ::
 
-    ring → parser → planner → order → engine → completion → ring
+    ring → parser → schedule → engine → schedule → ring
                  ↘ refused, GET_ID ────────────↗
 
 No thread lives here: whoever calls :meth:`QueueService.drain` after a kick and
@@ -12,17 +12,17 @@ device, be it a thread or a test.
 
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from pykvm.devices.virtio_blk.constants import (
-    VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.devices.virtio_blk.engine import Engine
-from pykvm.devices.virtio_blk.plan import Operation, Planner, order
+from pykvm.devices.virtio_blk.plan import Planner
 from pykvm.devices.virtio_blk.request import Request, RequestParser
+from pykvm.devices.virtio_blk.schedule import Decide, Schedule
 from pykvm.devices.virtio_blk.stats import Stats
 from pykvm.memory.ram import Ram
 from pykvm.virtio.split import SplitQueue
@@ -32,7 +32,9 @@ class QueueService:
     """One queue at work. One thread at a time calls it.
 
     ``kick`` is the queue's eventfd and ``engine`` what executes its
-    operations; both belong to somebody else.
+    operations; both belong to somebody else. A halted service, be it by
+    ``decide`` or by :meth:`halt`, leaves the ring alone and starts nothing;
+    it still answers what is executing, until :attr:`idle`.
     """
 
     def __init__(
@@ -41,31 +43,44 @@ class QueueService:
         kick: int,
         ram: Ram,
         parser: RequestParser,
+        planner: Planner,
         engine: Engine,
         stats: Stats,
-        durable: bool,
+        durable: Callable[[], bool],
+        decide: Decide,
         interrupt: Callable[[int], None],
     ) -> None:
-        """``durable``: each write completes on stable storage (the driver knows no flush)."""
+        """``durable()``: is a write done only when it is on stable storage? Asked once a drain."""
         self.queue = queue
         self.kick = kick
         self.engine = engine
         self._stopping = False
         self._bytes = ram.bytes
         self._parser = parser
+        self._planner = planner
         self._stats = stats
+        self._durable = durable
         self._interrupt = interrupt
         self._requests = tuple(Request(head) for head in range(queue.size))
-        self._planner = Planner(self._requests, durable)
-        self._executing = 0  # operations that the engine has
-        # For engines that are not ordered: planned and not done, executing or not.
-        self._unfinished: dict[Operation, None] = {}
+        self._schedule = Schedule(planner, decide)
+
+    @property
+    def halted(self) -> bool:
+        """Nothing is taken off the ring, and nothing starts."""
+        return self._schedule.halted
+
+    @property
+    def idle(self) -> bool:
+        """The engine executes nothing."""
+        return not self._schedule.executing
 
     def drain(self) -> bool:
         """Serve what is available, at most the queue's size. True: call again, more is waiting.
 
         When ``queue.error`` is set afterwards, the ring is beyond use.
         """
+        if self._schedule.halted:
+            return False
         queue = self.queue
         queue.disable_notifications()
         queue.begin_drain()
@@ -78,18 +93,31 @@ class QueueService:
                 request.started_ns = now
                 accepted.append(request)
             else:
-                self._answer(request)
+                self._refuse(request)
         if accepted:
-            self._start(self._planner.plan(accepted))
-        if queue.publish():
-            self._interrupt(queue.index)
-        return queue.enable_notifications()
+            self._planner.durable = self._durable()
+            for operation in self._schedule.add(accepted):
+                if len(operation.members) > 1:
+                    self._stats.merged(operation.kind, len(operation.members) - 1)
+            self._execute()
+        self._publish()
+        return queue.enable_notifications() and not self._schedule.halted
 
     def complete(self) -> None:
         """Answer what the engine has done."""
-        self._collect()
-        if not self._stopping and self.queue.publish():
-            self._interrupt(self.queue.index)
+        self._execute()
+        self._publish()
+
+    def halt(self) -> None:
+        """From now on start nothing, and keep what is not executing."""
+        self._schedule.halt()
+
+    def resume(self) -> None:
+        """Undo :meth:`halt` once :attr:`idle`: what was kept starts again, before the ring's."""
+        self._planner.durable = self._durable()
+        self._schedule.resume()
+        self._execute()
+        self._publish()
 
     def stop(self) -> None:
         """From now on start nothing and let every result go nowhere. Any thread."""
@@ -102,69 +130,48 @@ class QueueService:
         notified = select.poll()
         if self.engine.notifier >= 0:
             notified.register(self.engine.notifier, select.POLLIN)
-        self._collect()
-        while self._executing:
+        self._execute()
+        # Without a notifier nothing executes by now, even if a bug cut a submission short.
+        while not self.idle and self.engine.notifier >= 0:
             notified.poll()
-            self._collect()
-        self._unfinished.clear()
+            self._execute()
+        self._schedule.drop()
 
-    def _start(self, operations: Sequence[Operation]) -> None:
-        if self.engine.ordered:
-            self._submit(operations)
+    def _execute(self) -> None:
+        """Start what may start and answer what is done, until there is neither."""
+        schedule, engine, answer = self._schedule, self.engine, self._answer
+        while True:
+            if not self._stopping and (ready := schedule.take()):
+                engine.submit(ready)
+            done = engine.completions()
+            if not done:
+                return
+            stopping = self._stopping  # after that: what was cancelled is never answered
+            for operation in done:
+                if stopping:
+                    schedule.abandon(operation)
+                    continue
+                finished = operation.finished_ns
+                for request in schedule.finish(operation):
+                    answer(request, finished)
+
+    def _publish(self) -> None:
+        if not self._stopping and self.queue.publish():
+            self._interrupt(self.queue.index)
+
+    def _answer(self, request: Request, finished_ns: int) -> None:
+        """Complete a request that was executed."""
+        kind, length = request.type, request.length
+        succeeded = request.status == VIRTIO_BLK_S_OK
+        request.used_length = length + 1 if succeeded and kind == VIRTIO_BLK_T_IN else 1
+        if request.error:
+            self._stats.failed(kind)
         else:
-            ready = order(operations, self._unfinished)
-            self._unfinished.update(dict.fromkeys(operations))
-            self._submit(ready)
-        if self.engine.notifier < 0:
-            self._collect()
+            self._stats.done(kind, length, finished_ns - request.started_ns)
+        self._bytes[request.status_offset] = request.status
+        self.queue.push(request.head, request.used_length)
 
-    def _submit(self, operations: Sequence[Operation]) -> None:
-        self.engine.submit(operations)
-        self._executing += len(operations)
-
-    def _collect(self) -> None:
-        ordered = self.engine.ordered
-        done = self.engine.completions()
-        stopping = self._stopping  # after that: what was cancelled is never answered
-        self._executing -= len(done)
-        for operation in done:
-            if stopping:
-                continue
-            self._finish(operation)
-            if not ordered:
-                del self._unfinished[operation]
-                self._release(operation)
-
-    def _release(self, operation: Operation) -> None:
-        """Start what waited for ``operation`` alone."""
-        ready = []
-        for follower in operation.followers:
-            follower.waits -= 1
-            if not follower.waits:
-                ready.append(follower)
-        operation.followers.clear()
-        if ready:
-            self._submit(ready)
-
-    def _finish(self, operation: Operation) -> None:
-        error = operation.error
-        kind = operation.kind
-        stats = self._stats
-        finished = operation.finished_ns
-        for request in operation.members:
-            if error:
-                request.status = VIRTIO_BLK_S_IOERR
-                request.used_length = 1
-                stats.failed(kind)
-            else:
-                length = request.length
-                request.status = VIRTIO_BLK_S_OK
-                request.used_length = length + 1 if kind == VIRTIO_BLK_T_IN else 1
-                stats.done(kind, length, finished - request.started_ns)
-            self._bytes[request.status_offset] = request.status
-            self.queue.push(request.head, request.used_length)
-
-    def _answer(self, request: Request) -> None:
+    def _refuse(self, request: Request) -> None:
         """Complete a request that the parser answered."""
         if request.status != VIRTIO_BLK_S_OK:
             self._stats.invalid(request.type)

@@ -73,6 +73,13 @@ class Stats:
             self.flush_operations += 1
             self.flush_total_time_ns += elapsed_ns
 
+    def merged(self, kind: int, joined: int) -> None:
+        """``joined`` + 1 requests of type ``kind`` (IN or OUT) were made one operation."""
+        if kind == VIRTIO_BLK_T_IN:
+            self.rd_merged += joined
+        else:
+            self.wr_merged += joined
+
     def failed(self, kind: int) -> None:
         """The host could not carry out a request of type ``kind`` (IN, OUT or FLUSH)."""
         if kind == VIRTIO_BLK_T_IN:

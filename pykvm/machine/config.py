@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from pykvm.devices.virtio_blk import CacheMode, EngineFactory, ErrorPolicy, MergePolicy, SyncEngine
+
 MIB = 1 << 20
 DEFAULT_MEMORY = 64 * MIB
 
@@ -24,12 +26,22 @@ class DiskConfig:
     """One virtio-blk disk backed by the raw image or block device at ``path``.
 
     ``readonly`` offers VIRTIO_BLK_F_RO and opens the file for reading only.
-    ``serial`` is what GET_ID answers (at most 20 bytes of ASCII).
+    ``serial`` is what GET_ID answers (at most 20 bytes of ASCII). The other
+    options are those of ``--disk`` (docs/reference/disk-options.md), 0
+    meaning the default; ``engine`` makes what executes the disk's operations.
     """
 
     path: Path
     readonly: bool = False
     serial: str = ""
+    cache: CacheMode = CacheMode.WRITEBACK
+    merge: MergePolicy = MergePolicy.SEQUENTIAL
+    merge_max: int = 32
+    seg_max: int = 0
+    size_max: int = 0
+    rerror: ErrorPolicy = ErrorPolicy.REPORT
+    werror: ErrorPolicy = ErrorPolicy.ENOSPC
+    engine: EngineFactory = SyncEngine
 
 
 @dataclass(frozen=True, slots=True)

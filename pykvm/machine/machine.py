@@ -150,9 +150,20 @@ class Machine:
 
     def _add_disk(self, disk: DiskConfig, platform: KvmPlatform) -> None:
         with ExitStack() as undo:
-            image = Image(disk.path, disk.readonly)
+            image = Image(disk.path, disk.readonly, disk.cache)
             undo.callback(image.close)
-            device = VirtioBlk(image, serial=disk.serial, on_failure=self._failed)
+            device = VirtioBlk(
+                image,
+                serial=disk.serial,
+                seg_max=disk.seg_max,
+                size_max=disk.size_max,
+                merge=disk.merge,
+                merge_max=disk.merge_max,
+                rerror=disk.rerror,
+                werror=disk.werror,
+                engine=disk.engine,
+                on_failure=self._failed,
+            )
             self.board.pci.add(VirtioPci(device, self.ram, platform))
             undo.pop_all()  # the bus closes it from now on
         self._disks.append((disk, device))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pykvm.devices.virtio_blk import Image, SyncEngine, VirtioBlk
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_BLK_SIZE,
+    VIRTIO_BLK_F_CONFIG_WCE,
     VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX,
@@ -28,7 +29,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
-from pykvm.devices.virtio_blk.plan import Operation
+from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
 from pykvm.testing.mock_transport import MockTransport
@@ -120,6 +121,7 @@ def test_features(make: Callable[..., Disk]) -> None:
     disk = make(start=False)
     ring = VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX
     own = VIRTIO_BLK_F_SEG_MAX | VIRTIO_BLK_F_BLK_SIZE | VIRTIO_BLK_F_FLUSH
+    own |= VIRTIO_BLK_F_CONFIG_WCE
     assert disk.device.features == ring | own
     assert disk.device.device_id == 2
     assert disk.device.negotiated(0)
@@ -221,7 +223,7 @@ def test_a_host_error_is_the_guests_ioerr(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, kind: int
 ) -> None:
     def failing(*args: object) -> int:
-        raise OSError(errno.ENOSPC, "injected")
+        raise OSError(errno.EIO, "injected")
 
     for name in ("preadv", "pwritev", "fdatasync"):
         monkeypatch.setattr(os, name, failing)
@@ -469,8 +471,6 @@ def test_a_bug_is_reported_without_a_callback(
 
 class SlowEngine:
     """Completes nothing before :meth:`let_go`; then in its own thread, in any order."""
-
-    ordered = False
 
     def __init__(self, image: Image, ram: Ram) -> None:
         self.notifier = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

@@ -17,7 +17,10 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
-from pykvm.devices.virtio_blk.plan import Operation, Planner, order
+from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.options import MergePolicy
+from pykvm.devices.virtio_blk.order import order
+from pykvm.devices.virtio_blk.plan import Limits, Planner
 from pykvm.devices.virtio_blk.request import Request
 
 IN, OUT, FLUSH = VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_FLUSH
@@ -40,7 +43,9 @@ def requests_of(script: Sequence[tuple[int, int, int]]) -> list[Request]:
 
 
 def planned(requests: Sequence[Request], durable: bool = False) -> list[Operation]:
-    return Planner(requests, durable).plan(requests)
+    planner = Planner(MergePolicy.OFF, Limits())
+    planner.durable = durable
+    return planner.plan(requests)
 
 
 def waits_for(operations: Sequence[Operation]) -> list[set[int]]:
@@ -75,8 +80,10 @@ def test_one_operation_for_each_request() -> None:
 
 def test_an_operation_starts_without_its_predecessors_error() -> None:
     requests = requests_of([(IN, 0, 1)])
-    planner = Planner(requests, durable=False)
-    planner.plan(requests)[0].error = 5
+    planner = Planner(MergePolicy.OFF, Limits())
+    (operation,) = planner.plan(requests)
+    operation.error = 5
+    planner.release(operation)
     assert planner.plan(requests)[0].error == 0
 
 

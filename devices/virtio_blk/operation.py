@@ -1,0 +1,91 @@
+"""One I/O operation, as the planner makes it and an engine executes it. Pure."""
+
+from array import array
+from collections.abc import Sequence
+
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN
+from pykvm.devices.virtio_blk.request import Request
+
+
+class Operation:
+    """What an engine executes for one request, for a part of one, or for several at once.
+
+    ``kind`` is the VIRTIO_BLK_T_* of its ``members``, which lie one after
+    another on the disk: ``length`` bytes from byte ``offset``. The data is in
+    ``ram.bytes[offsets[i] : offsets[i] + lengths[i]]`` for i from ``first`` up
+    to, not including, ``last``, in at most as many segments and bytes as one
+    system call takes. ``durable``: a write is done only when it is on stable
+    storage.
+
+    The engine sets ``error``, an errno or 0; ``moved``, the bytes that it read
+    or wrote, which may be fewer than ``length`` without an error; and
+    ``finished_ns`` (time.monotonic_ns). ``waits`` counts the operations that
+    must be done before this one starts, and ``followers`` are those that wait
+    for this one.
+    """
+
+    __slots__ = (
+        "durable",
+        "error",
+        "finished_ns",
+        "first",
+        "followers",
+        "kind",
+        "last",
+        "length",
+        "lengths",
+        "members",
+        "moved",
+        "offset",
+        "offsets",
+        "own_lengths",
+        "own_offsets",
+        "waits",
+    )
+
+    def __init__(self, members: Sequence[Request] = ()) -> None:
+        self.members = list(members)
+        self.kind = VIRTIO_BLK_T_IN
+        self.offset = 0
+        self.length = 0
+        # Of its own, for several requests or a part of one; else it looks at the request's.
+        self.own_offsets = array("q")
+        self.own_lengths = array("q")
+        self.offsets = self.own_offsets
+        self.lengths = self.own_lengths
+        self.first = 0
+        self.last = 0
+        self.durable = False
+        self.error = 0
+        self.moved = 0
+        self.finished_ns = 0
+        self.waits = 0
+        self.followers: list[Operation] = []
+
+    def clip(self, source: "Operation", start: int, length: int) -> None:
+        """Become bytes ``[start, start + length)`` of ``source``, another operation, on its behalf.
+
+        Results, waits and followers are not taken over.
+        """
+        assert source is not self, "an operation cannot become a part of itself"
+        assert 0 <= start <= start + length <= source.length, "only what is there can be clipped"
+        self.members[:] = source.members
+        self.kind = source.kind
+        self.durable = source.durable
+        self.offset = source.offset + start
+        self.length = length
+        self.offsets, self.lengths = self.own_offsets, self.own_lengths
+        del self.offsets[:], self.lengths[:]
+        for index in range(source.first, source.last):
+            if not length:
+                break
+            at, size = source.offsets[index], source.lengths[index]
+            if start >= size:
+                start -= size
+                continue
+            taken = min(size - start, length)
+            self.offsets.append(at + start)
+            self.lengths.append(taken)
+            start = 0
+            length -= taken
+        self.first, self.last = 0, len(self.offsets)

@@ -1,0 +1,83 @@
+"""What a user can choose for a disk, under QEMU's names where it has them. Pure."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class MergePolicy(Enum):
+    """Which requests of one drain become one operation; docs/explanation/merging.md."""
+
+    SEQUENTIAL = "sequential"
+    """Requests of one direction that follow each other on the disk, in the order of the ring."""
+    SORTED = "sorted"
+    """Up to ``merge-max`` requests of one direction, sorted by sector."""
+    SORTED_BATCH = "sorted-batch"
+    """Up to ``merge-max`` writes, sorted by sector, whatever reads come in between."""
+    OFF = "off"
+    """None."""
+
+
+class CacheMode(Enum):
+    """How the image is cached and when writes are durable, as QEMU's ``cache=``."""
+
+    WRITEBACK = "writeback"
+    """The host's page cache; a flush puts writes on stable storage."""
+    WRITETHROUGH = "writethrough"
+    """The host's page cache; each write is on stable storage when it completes."""
+    NONE = "none"
+    """O_DIRECT; a flush puts writes on stable storage."""
+    DIRECTSYNC = "directsync"
+    """O_DIRECT; each write is on stable storage when it completes."""
+    UNSAFE = "unsafe"
+    """The host's page cache; nothing is ever put on stable storage."""
+
+    @property
+    def direct(self) -> bool:
+        """Past the host's page cache, with O_DIRECT."""
+        return self in (CacheMode.NONE, CacheMode.DIRECTSYNC)
+
+    @property
+    def writeback(self) -> bool:
+        """Writes may complete before they are on stable storage. The guest may change that."""
+        return self not in (CacheMode.WRITETHROUGH, CacheMode.DIRECTSYNC)
+
+    @property
+    def syncs(self) -> bool:
+        """Flushes and durable writes reach stable storage."""
+        return self is not CacheMode.UNSAFE
+
+
+class ErrorPolicy(Enum):
+    """What becomes of a request that the host could not carry out (``rerror=``, ``werror=``)."""
+
+    REPORT = "report"
+    """The guest gets VIRTIO_BLK_S_IOERR."""
+    IGNORE = "ignore"
+    """The guest gets VIRTIO_BLK_S_OK."""
+    STOP = "stop"
+    """The VM stops, keeps the request, and tries it again when it goes on."""
+    ENOSPC = "enospc"
+    """Stop if the host has no space left, else report."""
+
+
+class ErrorAction(Enum):
+    """What was done with a request that failed: an :class:`ErrorPolicy` applied to an errno."""
+
+    REPORT = "report"
+    IGNORE = "ignore"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class IoError:
+    """A request that the host could not carry out, announced once for each time it fails.
+
+    ``operation`` is ``"read"``, ``"write"`` or ``"flush"``, ``sector`` and
+    ``length`` (bytes) are the request's, ``errno`` is the host's error.
+    """
+
+    operation: str
+    sector: int
+    length: int
+    errno: int
+    action: ErrorAction

@@ -1,0 +1,89 @@
+"""What must wait for what among the operations of one queue. Pure.
+
+- A flush starts when every write queued before it in the same queue is done,
+  whichever drain that came from.
+- Two operations of one drain that overlap, one of them a write, run in the
+  order of the plan. Across drains virtio leaves the order open.
+
+Waiting is for the end of an operation, not for its success; and an operation
+that is tried again in other pieces (:func:`replace`) ends with the last of them.
+"""
+
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_OUT
+from pykvm.devices.virtio_blk.operation import Operation
+
+_by_offset = attrgetter("offset")
+
+
+def order(operations: Sequence[Operation], unfinished: Iterable[Operation]) -> list[Operation]:
+    """Set ``waits`` and ``followers``; returns the operations that may start now.
+
+    ``unfinished`` are the operations of earlier drains of the same queue that
+    are not done, started or not.
+    """
+    for operation in operations:
+        operation.waits = 0
+        operation.followers.clear()
+    if _overlapping(operations):
+        _order_overlaps(operations)
+    _order_flushes(operations, unfinished)
+    return [operation for operation in operations if not operation.waits]
+
+
+def replace(operation: Operation, successors: Sequence[Operation]) -> None:
+    """Let what waits for ``operation`` wait for all of ``successors``, which may start at once."""
+    for successor in successors:
+        successor.waits = 0
+        successor.followers[:] = operation.followers
+    for follower in operation.followers:
+        follower.waits += len(successors) - 1
+    operation.followers.clear()
+
+
+def _follow(operation: Operation, predecessor: Operation) -> None:
+    predecessor.followers.append(operation)
+    operation.waits += 1
+
+
+def _order_flushes(operations: Sequence[Operation], unfinished: Iterable[Operation]) -> None:
+    if all(operation.kind != VIRTIO_BLK_T_FLUSH for operation in operations):
+        return
+    earlier = [op for op in unfinished if op.kind == VIRTIO_BLK_T_OUT]
+    for operation in operations:
+        if operation.kind == VIRTIO_BLK_T_OUT:
+            earlier.append(operation)
+        elif operation.kind == VIRTIO_BLK_T_FLUSH:
+            for predecessor in earlier:
+                _follow(operation, predecessor)
+            # The next flush need not wait for these writes one by one again.
+            earlier = [operation]
+
+
+def _overlapping(operations: Sequence[Operation]) -> bool:
+    """Do any two operations overlap, one of them a write? False positives are harmless."""
+    if all(operation.kind != VIRTIO_BLK_T_OUT for operation in operations):
+        return False
+    end = 0
+    for operation in sorted(operations, key=_by_offset):
+        if operation.length:
+            if operation.offset < end:
+                return True
+            end = operation.offset + operation.length
+    return False
+
+
+def _order_overlaps(operations: Sequence[Operation]) -> None:
+    """Quadratic, in a drain of at most a queue's size, and only for drivers that ask for it."""
+    for index, operation in enumerate(operations):
+        start, end = operation.offset, operation.offset + operation.length
+        writes = operation.kind == VIRTIO_BLK_T_OUT
+        for other in operations[:index]:
+            if (
+                (writes or other.kind == VIRTIO_BLK_T_OUT)
+                and other.offset < end
+                and start < other.offset + other.length
+            ):
+                _follow(operation, other)

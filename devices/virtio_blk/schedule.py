@@ -1,0 +1,169 @@
+"""One queue's requests from the ring to their results: what may start, what is done. Pure.
+
+::
+
+                    add                take                finish
+    requests  ──►  planned, ordered  ──►  executing  ──►  answered
+                        ▲   ▲                │  │
+                        │   └── singly, rest ┘  │ failed, and the policy is to stop
+                        │       resume          ▼
+                        └────────────────────  held
+
+- A merged operation that fails or comes back short is executed again member
+  by member, so that a bad sector fails the request that wants it and no other.
+- An operation for one request that comes back short is continued; one that
+  moved nothing is at the end of a file that somebody truncated: EIO.
+- A failed request gets what its policy says. If that is to stop, or if
+  :meth:`Schedule.halt` says so, nothing starts any more, what is executing
+  is awaited, and everything unanswered is kept. :meth:`Schedule.resume` plans
+  all of it anew, in the order of the ring, as if it had just been taken from
+  there: each request is executed once more in full, and answered once.
+
+Executing a request again is harmless: reads and writes leave what one
+execution leaves, and until a request is answered its driver expects nothing.
+"""
+
+import errno
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK
+from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.options import ErrorAction
+from pykvm.devices.virtio_blk.order import order, replace
+from pykvm.devices.virtio_blk.plan import Planner
+from pykvm.devices.virtio_blk.request import Request
+
+Decide = Callable[[Request], ErrorAction]
+"""What becomes of a request whose ``error`` is not 0. Called once for each time that it fails."""
+
+_by_sequence = attrgetter("sequence")
+
+
+class Schedule:
+    """The unanswered requests of one queue.
+
+    ``executing`` counts the operations that were taken and are not finished,
+    and ``halted`` says whether :meth:`take` gives any.
+    """
+
+    def __init__(self, planner: Planner, decide: Decide) -> None:
+        self.executing = 0
+        self.halted = False
+        self._planner = planner
+        self._decide = decide
+        self._sequence = 0
+        self._ready: list[Operation] = []
+        # Planned and not done, executing or not; a dict, because sets have no order.
+        self._unfinished: dict[Operation, None] = {}
+        self._held: list[Request] = []
+
+    def add(self, requests: Sequence[Request]) -> list[Operation]:
+        """Plan ``requests``, accepted and in the order of the ring; the operations planned."""
+        sequence = self._sequence
+        for request in requests:
+            request.sequence = sequence
+            sequence += 1
+        self._sequence = sequence
+        return self._plan(requests)
+
+    def take(self) -> list[Operation]:
+        """The operations that may start now, each given once; none while halted."""
+        ready = self._ready
+        if self.halted or not ready:
+            return []
+        self._ready = []
+        self.executing += len(ready)
+        return ready
+
+    def finish(self, operation: Operation) -> Sequence[Request]:
+        """``operation``, once taken, was executed: the requests that are to be answered.
+
+        Their ``status`` is the answer, and ``error`` is 0 or the errno that it comes from.
+        """
+        self.executing -= 1
+        del self._unfinished[operation]
+        failed = operation.error
+        answered: Sequence[Request] = ()
+        if not failed and operation.moved == operation.length:
+            self._start_followers(operation)
+            answered = self._answered(operation.members)
+        elif len(operation.members) > 1:
+            self._again(operation, self._planner.singly(operation))
+        elif not failed and operation.moved:
+            self._again(operation, [self._planner.rest(operation)])
+        else:
+            (request,) = operation.members
+            request.error = request.error or failed or errno.EIO
+            answered = self._answered(operation.members)
+            # After the decision: if it is to stop, these are part of what is kept.
+            self._start_followers(operation)
+        self._planner.release(operation)
+        return answered
+
+    def abandon(self, operation: Operation) -> None:
+        """``operation``, once taken, is over, and nobody wants to know how. Before :meth:`drop`."""
+        self.executing -= 1
+
+    def halt(self) -> None:
+        """Let nothing start any more."""
+        self.halted = True
+
+    def resume(self) -> None:
+        """Undo :meth:`halt`; nothing may be executing. What was kept is planned again."""
+        assert not self.executing, "what is executing is awaited first"
+        self.halted = False
+        unanswered = dict.fromkeys(self._held)
+        for operation in self._unfinished:
+            unanswered.update(dict.fromkeys(operation.members))
+        self.drop()
+        if unanswered:
+            for request in unanswered:
+                request.error = 0
+            self._plan(sorted(unanswered, key=_by_sequence))
+
+    def drop(self) -> None:
+        """Forget everything. Nothing may be executing, unless a bug left it so."""
+        self.executing = 0
+        for operation in self._unfinished:
+            operation.followers.clear()
+            self._planner.release(operation)
+        self._unfinished.clear()
+        self._ready.clear()
+        self._held.clear()
+
+    def _plan(self, requests: Sequence[Request]) -> list[Operation]:
+        operations = self._planner.plan(requests)
+        self._ready += order(operations, self._unfinished)
+        self._unfinished.update(dict.fromkeys(operations))
+        return operations
+
+    def _again(self, operation: Operation, successors: Sequence[Operation]) -> None:
+        replace(operation, successors)
+        self._unfinished.update(dict.fromkeys(successors))
+        self._ready += successors
+
+    def _start_followers(self, operation: Operation) -> None:
+        for follower in operation.followers:
+            follower.waits -= 1
+            if not follower.waits:
+                self._ready.append(follower)
+        operation.followers.clear()
+
+    def _answered(self, requests: Sequence[Request]) -> list[Request]:
+        answered = []
+        for request in requests:
+            request.pending -= 1
+            if request.pending:
+                continue
+            request.status = VIRTIO_BLK_S_OK
+            if request.error:
+                action = self._decide(request)
+                if action is ErrorAction.STOP:
+                    self.halted = True
+                    self._held.append(request)
+                    continue
+                if action is ErrorAction.REPORT:
+                    request.status = VIRTIO_BLK_S_IOERR
+            answered.append(request)
+        return answered
