@@ -1,0 +1,154 @@
+"""Records what a disk asks of its engine, and when it is done::
+
+    log = EngineLog()
+    disk = DiskConfig(path, engine=log.wrap(SyncEngine))
+    … run the machine …
+    assert log.operations() == [("read", 0, 8, 8)]
+
+The seam is the right place to look at merging and ordering: what passes here
+is what the host is asked to do, whichever engine does it and however.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Literal
+
+from pykvm.devices.virtio_blk import Engine, EngineFactory, Image
+from pykvm.devices.virtio_blk.constants import (
+    SECTOR_SIZE,
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+)
+from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.memory.ram import Ram
+
+_NAMES = {VIRTIO_BLK_T_IN: "read", VIRTIO_BLK_T_OUT: "write", VIRTIO_BLK_T_FLUSH: "flush"}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEvent:
+    """An operation at the moment of its submission or completion.
+
+    ``number`` tells which operation: the same for both events, and rising in
+    the order of submission. ``engine`` is the number of the engine, one for
+    each queue of each activation, in the order in which they were made.
+    ``kind`` is ``"read"``, ``"write"`` or ``"flush"``; ``sector`` and
+    ``sectors`` are what it touches, if only in part; ``members`` and
+    ``segments`` count. ``error`` (an errno or 0) and ``moved`` (bytes) are
+    results: 0 at submission.
+    """
+
+    event: Literal["submitted", "completed"]
+    number: int
+    engine: int
+    kind: str
+    sector: int
+    sectors: int
+    members: int
+    segments: int
+    durable: bool
+    error: int = 0
+    moved: int = 0
+
+
+class EngineLog:
+    """What happened at the engines of a disk, or of several: ``events``, the earliest first.
+
+    Engines append from their threads; read it when they are quiet.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[EngineEvent] = []
+        # One step of a counter is atomic in CPython, and so is append.
+        self._numbers = count()
+        self._engines = count()
+
+    def wrap(self, factory: EngineFactory) -> EngineFactory:
+        """``factory``, with what it makes recorded here."""
+
+        def make(image: Image, ram: Ram) -> Engine:
+            inner = factory(image, ram)
+            return RecordingEngine(inner, self, next(self._engines))
+
+        return make
+
+    def operations(self) -> list[tuple[str, int, int, int]]:
+        """(kind, sector, sectors, members) of each submission."""
+        return [
+            (event.kind, event.sector, event.sectors, event.members)
+            for event in self.events
+            if event.event == "submitted"
+        ]
+
+    def submitted(self, operation: Operation, engine: int) -> int:
+        """Record that ``operation`` is about to be submitted; its number."""
+        number = next(self._numbers)
+        self._append("submitted", number, engine, operation)
+        return number
+
+    def completed(self, operation: Operation, engine: int, number: int) -> None:
+        """Record that ``operation`` is done."""
+        self._append("completed", number, engine, operation)
+
+    def _append(
+        self,
+        event: Literal["submitted", "completed"],
+        number: int,
+        engine: int,
+        operation: Operation,
+    ) -> None:
+        first = operation.offset // SECTOR_SIZE
+        end = -(-(operation.offset + operation.length) // SECTOR_SIZE)
+        self.events.append(
+            EngineEvent(
+                event,
+                number,
+                engine,
+                _NAMES[operation.kind],
+                first,
+                end - first,
+                len(operation.members),
+                operation.last - operation.first,
+                operation.durable,
+                operation.error,
+                operation.moved,
+            )
+        )
+
+
+class RecordingEngine:
+    """An engine that tells an :class:`EngineLog` what passes through it to ``inner``."""
+
+    def __init__(self, inner: Engine, log: EngineLog, number: int) -> None:
+        self._inner = inner
+        self._log = log
+        self._number = number
+        self._lent: dict[Operation, int] = {}
+
+    @property
+    def notifier(self) -> int:
+        """See :class:`Engine`."""
+        return self._inner.notifier
+
+    def submit(self, operations: Sequence[Operation]) -> None:
+        """See :class:`Engine`."""
+        for operation in operations:
+            self._lent[operation] = self._log.submitted(operation, self._number)
+        self._inner.submit(operations)
+
+    def completions(self) -> Sequence[Operation]:
+        """See :class:`Engine`."""
+        done = self._inner.completions()
+        for operation in done:
+            self._log.completed(operation, self._number, self._lent.pop(operation))
+        return done
+
+    def stop(self) -> None:
+        """See :class:`Engine`."""
+        self._inner.stop()
+
+    def close(self) -> None:
+        """See :class:`Engine`."""
+        self._inner.close()
