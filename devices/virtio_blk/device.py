@@ -21,7 +21,15 @@ from pykvm.devices.virtio_blk.constants import (
 from pykvm.devices.virtio_blk.engine import Engine, EngineFactory, SyncEngine
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.io_thread import IoThread
-from pykvm.devices.virtio_blk.options import ErrorAction, ErrorPolicy, IoError, MergePolicy
+from pykvm.devices.virtio_blk.options import (
+    MERGE_MAX,
+    SEG_MAX,
+    SIZE_MAX,
+    ErrorAction,
+    ErrorPolicy,
+    IoError,
+    MergePolicy,
+)
 from pykvm.devices.virtio_blk.plan import Limits, Planner
 from pykvm.devices.virtio_blk.request import Request, RequestParser
 from pykvm.devices.virtio_blk.service import QueueService
@@ -36,7 +44,6 @@ from pykvm.virtio.device import Activation
 
 MIN_QUEUE_SIZE = 4
 MAX_QUEUE_SIZE = 1024
-MAX_MERGE = 1024
 
 _OPERATIONS = {VIRTIO_BLK_T_IN: "read", VIRTIO_BLK_T_OUT: "write", VIRTIO_BLK_T_FLUSH: "flush"}
 
@@ -88,10 +95,11 @@ class VirtioBlk:
         self.failure: BaseException | None = None
         self._serial = _serial_bytes(serial)
         _check_queue_size(queue_size)
-        _check_range("seg-max", seg_max, 1, 0xFFFF)
-        _check_range("size-max", size_max, SECTOR_SIZE, 0xFFFFFFFF)
-        if not 1 <= merge_max <= MAX_MERGE:
-            raise UsageError(f"merge-max cannot be {merge_max}", f"use 1 to {MAX_MERGE}")
+        _check_range("merge-max", merge_max, MERGE_MAX)
+        if seg_max:
+            _check_range("seg-max", seg_max, SEG_MAX)
+        if size_max:
+            _check_range("size-max", size_max, SIZE_MAX)
         self._queue_size = queue_size
         self._size_max = size_max
         self._merge = merge
@@ -165,6 +173,7 @@ class VirtioBlk:
         self._thread = IoThread(
             f"virtio-blk {self.image.path}", services, activation.broken, self._failed
         )
+        self._thread.start()
 
     def reset(self) -> None:
         """See VirtioDevice."""
@@ -239,6 +248,9 @@ class VirtioBlk:
             action = ErrorAction.STOP if full else ErrorAction.REPORT
         else:
             action = ErrorAction(policy.value)
+        if action is ErrorAction.STOP:
+            assert self._thread is not None, "only an active device has requests"
+            self._thread.halt()
         name = _OPERATIONS[request.type]
         self._on_error(IoError(name, request.sector, request.length, request.error, action))
         return action
@@ -266,10 +278,10 @@ def _serial_bytes(serial: str) -> bytes:
     return serial.encode("ascii")
 
 
-def _check_range(name: str, value: int, least: int, most: int) -> None:
-    """UsageError unless ``value`` is 0, for the default, or from ``least`` to ``most``."""
-    if value and not least <= value <= most:
-        raise UsageError(f"{name} cannot be {value}", f"use {least} to {most}")
+def _check_range(name: str, value: int, allowed: range) -> None:
+    """UsageError unless ``value`` is ``allowed``."""
+    if value not in allowed:
+        raise UsageError(f"{name} cannot be {value}", f"use {allowed[0]} to {allowed[-1]}")
 
 
 def _check_queue_size(size: int) -> None:

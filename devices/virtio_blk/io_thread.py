@@ -31,7 +31,8 @@ class IoThread:
     It serves until :meth:`stop`, or until a queue breaks (``on_broken`` with
     the reason), or until a bug raises an exception (``on_failure`` with it).
     Both are called in the thread, at most once, and nothing is served after.
-    When one service halts by itself, the others are halted with it.
+    When one service halts by itself, which :meth:`halt` announces, the others
+    are halted with it.
     """
 
     def __init__(
@@ -41,15 +42,14 @@ class IoThread:
         on_broken: Callable[[str], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
-        """Start to serve ``services``, at first without waiting for a kick."""
+        """:meth:`start` lets it serve ``services``."""
         self._services = tuple(services)
         self._on_broken = on_broken
         self._on_failure = on_failure
-        # Guards what follows, and tells who waits that _quiet or _ended has changed.
+        # Guards what follows, and tells who waits that _halting, _quiet or _ended has changed.
         self._state = threading.Condition()
         self._stopping = False
-        self._halting = False  # what is wanted
-        self._halted = False  # what was done
+        self._halting = False  # what is wanted; whether it was done, the services know
         self._quiet = False
         self._ended = False
         self._control = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -60,21 +60,37 @@ class IoThread:
             if service.engine.notifier >= 0:
                 self._epoll.register(service.engine.notifier, select.EPOLLIN)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Serve, at first without waiting for a kick. Once."""
         self._thread.start()
 
     def pause(self) -> None:
-        """Halt; return when nothing is executing, or the thread has ended. Idempotent."""
+        """Halt; return when nothing is executing, or the thread has ended. Idempotent.
+
+        Returns early if another thread resumes meanwhile.
+        """
         assert threading.current_thread() is not self._thread, "a thread cannot await itself"
         with self._state:
             self._halting = True
             self._wake()
-            self._state.wait_for(lambda: self._quiet or self._ended)
+            self._state.wait_for(lambda: self._quiet or self._ended or not self._halting)
+
+    def halt(self) -> None:
+        """Say that a service is about to halt by itself. In the thread.
+
+        Before anybody else hears of the reason: a :meth:`resume` from then on
+        is an answer to it, and must not be lost.
+        """
+        with self._state:
+            self._halting = True
 
     def resume(self) -> None:
         """Go on, with what was kept first. Harmless if nothing is halted."""
         with self._state:
             self._halting = False
             self._quiet = False
+            self._state.notify_all()
             self._wake()
 
     def stop(self) -> None:
@@ -99,11 +115,13 @@ class IoThread:
         except BaseException as error:
             self._on_failure(error)
         finally:
-            for service in self._services:
-                service.quiesce()
-            with self._state:
-                self._ended = True
-                self._state.notify_all()
+            try:
+                for service in self._services:
+                    service.quiesce()
+            finally:
+                with self._state:
+                    self._ended = True
+                    self._state.notify_all()
 
     def _serve(self) -> None:
         by_kick = {service.kick: service for service in self._services}
@@ -133,22 +151,17 @@ class IoThread:
         services = self._services
         while True:
             with self._state:
-                halted = any(service.halted for service in services)
-                if halted and not self._halted:
-                    self._halting = True  # one halted by itself
-                if not self._halting and not halted:
-                    self._halted = False
+                if not self._halting and not any(service.halted for service in services):
                     return True
                 idle = all(service.idle for service in services)
                 if self._halting or not idle:
+                    # Resumed or not, what is executing is awaited first.
                     for service in services:
                         service.halt()
-                    self._halted = True
-                    if idle and self._halting:
+                    if idle:
                         self._quiet = True
                         self._state.notify_all()
                     return False
-                self._halted = False
             waiting.update(services)
             for service in services:
                 service.resume()
