@@ -2,6 +2,14 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
+
+MERGE_MAX: Final = range(1, 1025)
+"""``merge-max``: requests in one operation."""
+SEG_MAX: Final = range(1, 1 << 16)
+"""``seg-max``: data segments in one request."""
+SIZE_MAX: Final = range(512, 1 << 32)
+"""``size-max``: bytes in one segment."""
 
 
 class MergePolicy(Enum):

@@ -20,7 +20,7 @@ from pykvm.cli.output import (
 from pykvm.cli.process import signals_go_to
 from pykvm.cli.say import STDIN, emit, say
 from pykvm.cli.session import ConsoleSession, Session
-from pykvm.cli.values import parse_count, parse_disk, parse_seconds, parse_size
+from pykvm.cli.values import disk_help, parse_count, parse_disk, parse_seconds, parse_size
 from pykvm.errors import PykvmError, UsageError
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.machine import Machine
@@ -59,10 +59,10 @@ def parser() -> argparse.ArgumentParser:
     add("--cpus", metavar="N", default="1", help="virtual CPUs (1)")
     add(
         "--disk",
-        metavar="PATH[,readonly=on][,serial=STR]",
+        metavar="PATH[,KEY=VALUE...]",
         action="append",
         default=[],
-        help="virtio-blk disk: raw image or block device; may be repeated",
+        help="virtio-blk disk: raw image or block device; may be repeated; 'help' lists the keys",
     )
     add("--exec", metavar="CMD", dest="command", help="run CMD in the bundled guest and end")
     add("--timeout", metavar="S", default="", help="end the guest after S seconds (status 124)")
@@ -78,6 +78,9 @@ def run_boot(arguments: Sequence[str]) -> int:
     timings = Timings()
     timings.mark("pykvm imported")
     options = parser().parse_args(arguments)
+    if "help" in options.disk:
+        emit(disk_help())
+        return 0
     config = _configuration(options)
     timeout = parse_seconds(options.timeout) if options.timeout else None
     failure: PykvmError | None = None

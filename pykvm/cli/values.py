@@ -2,22 +2,25 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
+from pykvm.devices.virtio_blk import CacheMode, ErrorPolicy, MergePolicy
+from pykvm.devices.virtio_blk.options import MERGE_MAX, SEG_MAX, SIZE_MAX
 from pykvm.errors import UsageError
 from pykvm.machine.config import DiskConfig
 
-_UNITS = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_DISK_OPTIONS = ("readonly", "serial")
+_UNITS: Final = MappingProxyType({"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40})
 
 
 def parse_size(text: str) -> int:
     """Bytes meant by ``64M``, ``1G``, ``512K`` or a plain number of MiB, as QEMU's -m."""
-    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not match:
+    size = _parse_bytes(text, "M")
+    if size < 0:
         raise UsageError(f"'{text}' is not a size", "write it like 64M or 1G")
-    size = int(match[1]) * _UNITS[match[2].upper()]
     if size == 0:
         raise UsageError("a size of 0 is of no use", "write it like 64M or 1G")
     return size
@@ -47,34 +50,151 @@ def split_options(text: str) -> list[str]:
 
 
 def parse_disk(text: str) -> DiskConfig:
-    """A disk from ``PATH[,readonly=on|off][,serial=TEXT]``."""
+    """A disk from ``PATH[,KEY=VALUE…]``; :func:`disk_help` lists the keys."""
     path, *options = split_options(text)
     if not path:
         raise UsageError("--disk needs a path", "write it like --disk disk.img,readonly=on")
-    seen: dict[str, str] = {}
+    fields: dict[str, Any] = {}
     for option in options:
-        key, equals, value = option.partition("=")
-        if key not in _DISK_OPTIONS:
-            raise UsageError(f"--disk has no option '{key}'", _suggest(key, _DISK_OPTIONS))
+        name, equals, value = option.partition("=")
+        key = _DISK_KEYS.get(name)
+        if key is None:
+            raise UsageError(f"--disk has no option '{name}'", _suggest(name, _DISK_KEYS))
         if not equals:
-            raise UsageError(f"--disk option '{key}' needs a value", f"write {key}=…")
-        if key in seen:
-            raise UsageError(f"--disk option '{key}' is given twice", "give it once")
-        seen[key] = value
-    return DiskConfig(
-        Path(path),
-        readonly=parse_switch("readonly", seen.get("readonly", "off")),
-        serial=seen.get("serial", ""),
-    )
+            raise UsageError(f"--disk option '{name}' needs a value", f"write {name}=…")
+        if key.field in fields:
+            raise UsageError(f"--disk option '{name}' is given twice", "give it once")
+        fields[key.field] = key.parse(name, value)
+    return DiskConfig(Path(path), **fields)
 
 
-def parse_switch(name: str, text: str) -> bool:
-    """``on`` or ``off``."""
+def disk_help() -> str:
+    """What ``--disk help`` prints: every key, its values and what it means."""
+    lines = ["--disk PATH[,KEY=VALUE…]: a virtio-blk disk, a raw image or a block device."]
+    for name, key in _DISK_KEYS.items():
+        lines.append(f"  {name}={key.values}")
+        lines.append(f"        {key.meaning}")
+    lines.append("A comma in a path or a value is written twice; a file named help is ./help.")
+    return "\n".join(lines) + "\n"
+
+
+_Parse = Callable[[str, str], object]
+"""A value from a key of ``--disk`` and the text after its equals sign; UsageError."""
+
+
+class _DiskKey(NamedTuple):
+    """A key of ``--disk``: the field of DiskConfig that it sets, and how.
+
+    ``values`` and ``meaning`` are for people, the default in parentheses.
+    """
+
+    field: str
+    parse: _Parse
+    values: str
+    meaning: str
+
+
+def _switch(name: str, text: str) -> bool:
     if text not in ("on", "off"):
         raise UsageError(f"{name}={text} is neither on nor off", f"write {name}=on or {name}=off")
     return text == "on"
 
 
-def _suggest(word: str, known: Sequence[str]) -> str:
+def _text(name: str, text: str) -> str:
+    return text
+
+
+def _member(kind: type[Enum]) -> _Parse:
+    """A parser for the values of ``kind``."""
+
+    def parse(name: str, text: str) -> Enum:
+        try:
+            return kind(text)
+        except ValueError:
+            *most, last = (member.value for member in kind)
+            hint = f"use {', '.join(most)} or {last}"
+            raise UsageError(f"{name} cannot be '{text}'", hint) from None
+
+    return parse
+
+
+def _parse_whole(text: str) -> int:
+    """A whole number; -1 if it is none."""
+    return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else -1
+
+
+def _parse_bytes(text: str, unit: str = "") -> int:
+    """Bytes: a number with K, M, G or T, or a plain one, which counts ``unit``; -1 if neither."""
+    match = re.fullmatch(
+        r"([0-9]{1,15})(?:([KMGT])(?:i?B)?)?", text.strip(), re.IGNORECASE | re.ASCII
+    )
+    return int(match[1]) * _UNITS[(match[2] or unit).upper()] if match else -1
+
+
+def _number(allowed: range, read: Callable[[str], int] = _parse_whole) -> _Parse:
+    """A parser for what is in ``allowed``; ``read`` makes a number of the text, -1 of others."""
+
+    def parse(name: str, text: str) -> int:
+        value = read(text)
+        if value not in allowed:
+            raise UsageError(f"{name} cannot be '{text}'", f"use {allowed[0]} to {allowed[-1]}")
+        return value
+
+    return parse
+
+
+def _values(kind: type[Enum]) -> str:
+    return "|".join(member.value for member in kind)
+
+
+_DISK_KEYS: Final = MappingProxyType(
+    {
+        "readonly": _DiskKey(
+            "readonly", _switch, "on|off", "the guest cannot write, the file is only read (off)"
+        ),
+        "serial": _DiskKey(
+            "serial", _text, "TEXT", "what /sys/block/vda/serial shows, at most 20 characters"
+        ),
+        "cache": _DiskKey(
+            "cache",
+            _member(CacheMode),
+            _values(CacheMode),
+            "caching, and when writes are durable (writeback)",
+        ),
+        "merge": _DiskKey(
+            "merge",
+            _member(MergePolicy),
+            _values(MergePolicy),
+            "which requests become one operation (sequential)",
+        ),
+        "merge-max": _DiskKey(
+            "merge_max", _number(MERGE_MAX), "N", "at most N requests in one operation (32)"
+        ),
+        "seg-max": _DiskKey(
+            "seg_max", _number(SEG_MAX), "N", "the guest is to give a request at most N segments"
+        ),
+        "size-max": _DiskKey(
+            "size_max",
+            _number(SIZE_MAX, _parse_bytes),
+            "SIZE",
+            "… and a segment at most SIZE bytes, like 4K",
+        ),
+        "rerror": _DiskKey(
+            "rerror",
+            _member(ErrorPolicy),
+            _values(ErrorPolicy),
+            "what becomes of a read that the host cannot carry out (report)",
+        ),
+        "werror": _DiskKey(
+            "werror",
+            _member(ErrorPolicy),
+            _values(ErrorPolicy),
+            "… and of a write or a flush (enospc)",
+        ),
+    }
+)
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"it knows {', '.join(known)}"
+    return f"did you mean '{close[0]}'?" if close else "--disk help lists what there is"

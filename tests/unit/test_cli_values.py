@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.cli.values import parse_count, parse_disk, parse_seconds, parse_size
+from pykvm.cli.values import disk_help, parse_count, parse_disk, parse_seconds, parse_size
+from pykvm.devices.virtio_blk import CacheMode, ErrorPolicy, MergePolicy
 from pykvm.errors import UsageError
+from pykvm.machine.config import DiskConfig
 
 MIB = 1 << 20
 
@@ -27,7 +29,9 @@ def test_sizes(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "64X", "1.5G", "M", "0x10", "\uff16\uff14"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1", "64X", "1.5G", "M", "0x10", "64B", "\uff16\uff14", "1\u212a"]
+)
 def test_not_a_size(text):
     with pytest.raises(UsageError, match="size"):
         parse_size(text)
@@ -48,7 +52,37 @@ def test_not_a_time(text):
 def test_disk():
     disk = parse_disk("a,,b.img,readonly=on,serial=S1")
     assert (disk.path, disk.readonly, disk.serial) == (Path("a,b.img"), True, "S1")
-    assert not parse_disk("d.img").readonly
+
+
+def test_a_disk_with_nothing_but_a_path_has_the_defaults():
+    assert parse_disk("d.img") == DiskConfig(Path("d.img"))
+
+
+@pytest.mark.parametrize(
+    ("option", "field", "value"),
+    [
+        ("readonly=off", "readonly", False),
+        ("serial=a,,b", "serial", "a,b"),
+        ("cache=directsync", "cache", CacheMode.DIRECTSYNC),
+        ("merge=sorted-batch", "merge", MergePolicy.SORTED_BATCH),
+        ("merge-max=1024", "merge_max", 1024),
+        ("seg-max=1", "seg_max", 1),
+        ("seg-max=65535", "seg_max", 65535),
+        ("size-max=512", "size_max", 512),
+        ("size-max=4K", "size_max", 4096),
+        ("size-max=4294967295", "size_max", (1 << 32) - 1),
+        ("rerror=stop", "rerror", ErrorPolicy.STOP),
+        ("werror=ignore", "werror", ErrorPolicy.IGNORE),
+    ],
+)
+def test_each_key_sets_its_field_and_no_other(option, field, value):
+    assert parse_disk(f"d.img,{option}") == DiskConfig(Path("d.img"), **{field: value})
+
+
+def test_every_value_of_a_choice_is_accepted():
+    for key, kind in (("cache", CacheMode), ("merge", MergePolicy), ("rerror", ErrorPolicy)):
+        for member in kind:
+            assert getattr(parse_disk(f"d.img,{key}={member.value}"), key) is member
 
 
 @pytest.mark.parametrize(
@@ -56,14 +90,38 @@ def test_disk():
     [
         ("", "needs a path"),
         ("d.img,readnly=on", "did you mean 'readonly'"),
+        ("d.img,request-merging=off", "no option 'request-merging'"),
+        ("d.img,colour=red", "--disk help lists"),
+        ("d.img,", "no option ''"),
         ("d.img,readonly", "needs a value"),
         ("d.img,readonly=yes", "neither on nor off"),
         ("d.img,serial=a,serial=b", "twice"),
+        ("d.img,cache=fast", "use writeback, writethrough, none, directsync or unsafe"),
+        ("d.img,merge=on", "merge cannot be 'on'; use sequential, sorted, sorted-batch or off"),
+        ("d.img,rerror=", "use report, ignore, stop or enospc"),
+        ("d.img,werror=STOP", "werror cannot be 'STOP'"),
+        ("d.img,merge-max=0", "merge-max cannot be '0'; use 1 to 1024"),
+        ("d.img,merge-max=1025", "use 1 to 1024"),
+        ("d.img,merge-max=1K", "use 1 to 1024"),
+        ("d.img,seg-max=0", "use 1 to 65535"),
+        ("d.img,seg-max=65536", "use 1 to 65535"),
+        ("d.img,size-max=511", "use 512 to 4294967295"),
+        ("d.img,size-max=4G", "use 512 to 4294967295"),
+        ("d.img,size-max=-1", "use 512 to 4294967295"),
     ],
 )
 def test_bad_disks(text, says):
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError) as caught:
         parse_disk(text)
+    assert says in str(caught.value)
+
+
+def test_the_help_lists_every_key_with_its_values():
+    text = disk_help()
+    for key in ("readonly", "serial", "merge-max", "seg-max", "size-max", "werror"):
+        assert f"  {key}=" in text
+    assert "cache=writeback|writethrough|none|directsync|unsafe\n" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
 
 
 @given(st.text())
@@ -71,3 +129,9 @@ def test_any_text_is_a_value_or_a_usage_error(text):
     for parse in (parse_size, parse_count, parse_seconds, parse_disk):
         with contextlib.suppress(UsageError):
             parse(text)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["merge", "merge-max", "size-max"]), st.text())))
+def test_any_value_of_a_key_is_taken_or_a_usage_error(options):
+    with contextlib.suppress(UsageError):
+        parse_disk(",".join(["d.img", *(f"{key}={value}" for key, value in options)]))
