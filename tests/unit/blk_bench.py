@@ -1,0 +1,273 @@
+"""A disk on a mock transport whose engine does what a test says, at the moment it says so.
+
+::
+
+    script = EngineScript(fails=fail_once("write", 5, errno.ENOSPC), slow=True)
+    with Bench(path, script, werror=ErrorPolicy.STOP) as bench:
+        head = bench.write(5, data)
+        bench.kick()
+        script.wait_for(1)             # the engine has it
+        script.release()               # and carries it out, or fails
+        (error,) = bench.wait_errors(1)
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from struct import pack
+from threading import Condition, Thread
+from time import monotonic_ns
+
+from pykvm.devices.virtio_blk import Image, SyncEngine, VirtioBlk
+from pykvm.devices.virtio_blk.constants import (
+    VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+)
+from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.options import IoError
+from pykvm.memory.ram import Ram
+from pykvm.testing.mock_transport import MockTransport
+
+SECTORS = 256
+NAMES = {VIRTIO_BLK_T_IN: "read", VIRTIO_BLK_T_OUT: "write", VIRTIO_BLK_T_FLUSH: "flush"}
+PATIENCE = 10.0
+"""Seconds after which something that was to happen has not; nothing waits so long and passes."""
+
+Asked = tuple[str, int, int]
+"""(kind, sector, sectors) of an operation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """The engine moves so many bytes and stops, without an error."""
+
+    moved: int
+
+
+Fails = Callable[[Operation], "int | Short"]
+"""The errno with which an operation fails, 0 if it does not, or how much of it is done."""
+
+
+def asked(operation: Operation) -> Asked:
+    """What an engine is asked to do."""
+    return NAMES[operation.kind], operation.offset // 512, operation.length // 512
+
+
+def touches(operation: Operation, sector: int) -> bool:
+    """Is ``sector`` among those of ``operation``? A flush touches 0."""
+    if operation.kind == VIRTIO_BLK_T_FLUSH:
+        return sector == 0
+    return 0 <= sector * 512 - operation.offset < operation.length
+
+
+class Faults:
+    """``{(kind, sector): [what happens to the first request, to the next, …]}``.
+
+    An operation for several requests fails as its first bad sector will, and
+    uses nothing up: the requests come again one by one.
+    """
+
+    def __init__(self, plan: "dict[tuple[str, int], list[int | Short]]") -> None:
+        self.plan = plan
+
+    def __call__(self, operation: Operation) -> int | Short:
+        for (kind, sector), outcomes in self.plan.items():
+            if outcomes and kind == NAMES[operation.kind] and touches(operation, sector):
+                return outcomes[0] if len(operation.members) > 1 else outcomes.pop(0)
+        return 0
+
+
+class EngineScript:
+    """Tells the engines of a disk what to do. ``log`` is what they were asked, in order.
+
+    They carry out, or fail, an operation at its submission; ``slow``: when
+    :meth:`release` says so.
+    """
+
+    def __init__(self, fails: Fails = lambda operation: 0, *, slow: bool = False) -> None:
+        self.fails = fails
+        self.slow = slow
+        self.log: list[Asked] = []
+        self.changed = Condition()
+        self.waiting: list[tuple[ScriptedEngine, Operation]] = []
+
+    def engine(self, image: Image, ram: Ram) -> "ScriptedEngine":
+        """An EngineFactory."""
+        return ScriptedEngine(self, image, ram)
+
+    def wait_for(self, count: int) -> None:
+        """Until exactly ``count`` operations wait to be released."""
+        with self.changed:
+            reached = self.changed.wait_for(lambda: len(self.waiting) == count, PATIENCE)
+            assert reached, f"{[asked(operation) for _, operation in self.waiting]} wait"
+
+    def release(self, index: int = 0) -> None:
+        """Carry out the operation at ``index`` of those waiting."""
+        with self.changed:
+            engine, operation = self.waiting.pop(index)
+            engine.execute(operation)
+            # With the lock: the engine cannot be closed before somebody has taken the operation.
+            os.eventfd_write(engine.notifier, 1)
+
+    def take_log(self) -> list[Asked]:
+        """``log``, emptied."""
+        with self.changed:
+            log, self.log = self.log, []
+        return log
+
+
+class ScriptedEngine:
+    """See :class:`EngineScript`. What waits at a reset counts as executing."""
+
+    def __init__(self, script: EngineScript, image: Image, ram: Ram) -> None:
+        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
+        self.notifier = os.eventfd(0, flags) if script.slow else -1
+        self._script = script
+        self._inner = SyncEngine(image, ram)
+        self._done: list[Operation] = []
+
+    def submit(self, operations: Sequence[Operation]) -> None:
+        script = self._script
+        with script.changed:
+            script.log += [asked(operation) for operation in operations]
+            if script.slow:
+                script.waiting += [(self, operation) for operation in operations]
+                script.changed.notify_all()
+                return
+            for operation in operations:
+                self.execute(operation)
+
+    def execute(self, operation: Operation) -> None:
+        fate = self._script.fails(operation)
+        if isinstance(fate, Short):
+            part = Operation()
+            part.clip(operation, 0, fate.moved)
+            self._inner.submit([part])
+            self._inner.completions()
+            operation.moved = part.moved
+        elif fate:
+            operation.error = fate
+        else:
+            self._inner.submit([operation])
+            self._inner.completions()
+        operation.finished_ns = monotonic_ns()
+        self._done.append(operation)
+
+    def completions(self) -> Sequence[Operation]:
+        if self.notifier >= 0:
+            with suppress(BlockingIOError):
+                os.eventfd_read(self.notifier)
+        with self._script.changed:
+            done, self._done = self._done, []
+        return done
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        assert not self._done, "completions were left behind"
+        if self.notifier >= 0:
+            os.close(self.notifier)
+
+
+class Bench:
+    """A started device with a driver. ``options`` are those of VirtioBlk."""
+
+    def __init__(
+        self, path: Path, script: EngineScript, readonly: bool = False, **options: object
+    ) -> None:
+        self.script = script
+        self.errors: list[IoError] = []
+        self._told = Condition()
+        options = {"on_error": self.note, **options}
+        self.device = VirtioBlk(
+            Image(path, readonly),
+            engine=script.engine,
+            **options,  # type: ignore[arg-type]
+        )
+        self.transport = MockTransport(self.device)
+        self.transport.start()
+
+    def __enter__(self) -> "Bench":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        # What a failed test leaves executing must not keep the device from closing.
+        closing = in_thread(self.transport.close)
+        while closing.is_alive():
+            if self.script.waiting:
+                self.script.release()
+            closing.join(0.001)
+        self.device.close()
+
+    def note(self, error: IoError) -> None:
+        """The ``on_error`` of the device."""
+        with self._told:
+            self.errors.append(error)
+            self._told.notify_all()
+
+    def wait_errors(self, count: int) -> list[IoError]:
+        """The errors so far, once there are ``count``."""
+        with self._told:
+            assert self._told.wait_for(lambda: len(self.errors) >= count, PATIENCE), self.errors
+            return list(self.errors)
+
+    def send(self, kind: int, sector: int = 0, data: bytes = b"", size: int = 0) -> int:
+        """Put a request into the ring, unpublished; its head."""
+        header = pack("<IIQ", kind, 0, sector)
+        readable = [header, data] if data else [header]
+        return self.transport.drivers[0].send(readable, [size, 1] if size else [1])
+
+    def read(self, sector: int, sectors: int = 1) -> int:
+        return self.send(VIRTIO_BLK_T_IN, sector, size=512 * sectors)
+
+    def write(self, sector: int, data: bytes) -> int:
+        return self.send(VIRTIO_BLK_T_OUT, sector, data)
+
+    def flush(self) -> int:
+        return self.send(VIRTIO_BLK_T_FLUSH)
+
+    def kick(self) -> None:
+        """Publish what was sent and notify, wanted or not."""
+        self.transport.drivers[0].publish()
+        self.transport.notify()
+
+    def wait(self, head: int) -> tuple[int, bytes]:
+        """(status, data), once the request is answered; its used length is checked."""
+        used = self.transport.wait(head, timeout=PATIENCE)
+        answer = self.transport.drivers[0].response(head)
+        is_read_and_good = len(answer) > 1 and answer[-1] == VIRTIO_BLK_S_OK
+        assert used == (len(answer) if is_read_and_good else 1)
+        return answer[-1], answer[:-1]
+
+    def answered(self) -> list[int]:
+        """The heads in the used ring that were not collected yet, in its order."""
+        return [head for head, _ in self.transport.collect()]
+
+    def stats(self) -> dict[str, int]:
+        """Counters that are not 0, but for times."""
+        counters = self.device.stats.as_dict().items()
+        return {name: n for name, n in counters if n and not name.endswith("_ns")}
+
+
+def in_thread(function: Callable[[], object]) -> Thread:
+    """``function`` at work in another thread."""
+    thread = Thread(target=function)
+    thread.start()
+    return thread
+
+
+def ends(thread: Thread) -> bool:
+    """Does ``thread`` come to its end?"""
+    thread.join(PATIENCE)
+    return not thread.is_alive()
+
+
+def goes_on(thread: Thread) -> bool:
+    """Is ``thread`` still waiting for something? A short look: no proof, but never wrong."""
+    thread.join(0.03)
+    return thread.is_alive()

@@ -1,0 +1,193 @@
+"""Error policies: what a guest gets and what is announced when the host cannot do a request."""
+
+import errno
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from struct import pack
+
+import pytest
+from blk_bench import SECTORS, Bench, EngineScript, Faults, Short
+
+from pykvm.devices.virtio_blk import ErrorAction, ErrorPolicy, IoError
+from pykvm.devices.virtio_blk.constants import (
+    VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+)
+from pykvm.devices.virtio_blk.operation import Operation
+
+OK, IOERR = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR
+NEW = b"n" * 1024
+STATS = {"read": "rd", "write": "wr", "flush": "flush"}
+
+Maker = Callable[..., Bench]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "disk"
+    file.write_bytes(b"o" * 512 * SECTORS)
+    return file
+
+
+@pytest.fixture
+def make(path: Path) -> Iterator[Maker]:
+    made: list[Bench] = []
+
+    def maker(script: EngineScript, **options: object) -> Bench:
+        made.append(Bench(path, script, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield maker
+    for bench in made:
+        bench.__exit__()
+
+
+def send(bench: Bench, kind: str) -> int:
+    """A request of two sectors at 7, or a flush."""
+    if kind == "flush":
+        return bench.flush()
+    return bench.read(7, 2) if kind == "read" else bench.write(7, NEW)
+
+
+def options(kind: str, policy: ErrorPolicy) -> dict[str, ErrorPolicy]:
+    """``policy`` where it should count, and what would show if it were not asked elsewhere."""
+    other = ErrorPolicy.REPORT if policy is ErrorPolicy.IGNORE else ErrorPolicy.IGNORE
+    if kind == "read":
+        return {"rerror": policy, "werror": other}
+    return {"rerror": other, "werror": policy}
+
+
+def action(policy: ErrorPolicy, error: int) -> ErrorAction:
+    """The table of docs/reference/disk-options.md."""
+    if policy is ErrorPolicy.ENOSPC:
+        return ErrorAction.STOP if error == errno.ENOSPC else ErrorAction.REPORT
+    return ErrorAction(policy.value)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("policy", list(ErrorPolicy))
+@pytest.mark.parametrize("kind", ["read", "write", "flush"])
+def test_policy(
+    make: Maker, path: Path, kind: str, policy: ErrorPolicy, error: int, slow: bool
+) -> None:
+    place = ("flush", 0) if kind == "flush" else (kind, 8)
+    script = EngineScript(Faults({place: [error]}), slow=slow)
+    bench = make(script, **options(kind, policy))
+    head = send(bench, kind)
+    bench.kick()
+    if slow:
+        script.wait_for(1)
+        script.release()
+    expected = action(policy, error)
+    sector, length = (0, 0) if kind == "flush" else (7, 1024)
+    assert bench.wait_errors(1) == [IoError(kind, sector, length, error, expected)]
+    if expected is ErrorAction.STOP:
+        bench.device.pause()
+        assert bench.answered() == []
+        assert bench.stats() == {}
+        bench.device.resume()
+        if slow:
+            script.wait_for(1)
+            script.release()
+    status, data = bench.wait(head)
+    assert status == (IOERR if expected is ErrorAction.REPORT else OK)
+    succeeded = expected is ErrorAction.STOP
+    if kind == "read":
+        assert data == (b"o" if succeeded else b"\xaa") * 1024
+    if kind == "write":
+        assert path.read_bytes()[7 * 512 :][:1024] == (NEW if succeeded else b"o" * 1024)
+    name = STATS[kind]
+    counted = {f"{name}_operations": 1, f"{name}_bytes": 1024}
+    if kind == "flush":
+        del counted["flush_bytes"]
+    assert bench.stats() == (counted if succeeded else {f"failed_{name}_operations": 1})
+    assert len(bench.errors) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "expected"),
+    [
+        ("read", errno.ENOSPC, ErrorAction.REPORT),
+        ("write", errno.EIO, ErrorAction.REPORT),
+        ("write", errno.ENOSPC, ErrorAction.STOP),
+        ("flush", errno.ENOSPC, ErrorAction.STOP),
+    ],
+)
+def test_defaults(make: Maker, kind: str, error: int, expected: ErrorAction) -> None:
+    place = ("flush", 0) if kind == "flush" else (kind, 8)
+    bench = make(EngineScript(Faults({place: [error]})))
+    send(bench, kind)
+    bench.kick()
+    assert bench.wait_errors(1)[0].action is expected
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_the_end_of_a_truncated_file_is_eio(make: Maker, kind: str) -> None:
+    """Nothing moved and no error: an engine need not explain, the device does."""
+    bench = make(EngineScript(Faults({(kind, 8): [Short(512), Short(0)]})))
+    head = send(bench, kind)
+    bench.kick()
+    assert bench.wait(head)[0] == IOERR
+    assert bench.errors == [IoError(kind, 7, 1024, errno.EIO, ErrorAction.REPORT)]
+    assert bench.script.log == [(kind, 7, 2), (kind, 8, 1)]
+
+
+def test_a_request_in_pieces_fails_as_one(make: Maker) -> None:
+    """Came short, continued, failed: announced and answered once, as the guest sent it."""
+    bench = make(EngineScript(Faults({("write", 8): [Short(512), errno.EIO]})))
+    head = send(bench, "write")
+    bench.kick()
+    assert bench.wait(head)[0] == IOERR
+    assert bench.errors == [IoError("write", 7, 1024, errno.EIO, ErrorAction.REPORT)]
+    assert bench.stats() == {"failed_wr_operations": 1}
+
+
+def test_what_is_read_only_has_policies_too(make: Maker) -> None:
+    script = EngineScript(Faults({("read", 8): [errno.EIO]}))
+    bench = make(script, readonly=True, rerror=ErrorPolicy.STOP, werror=ErrorPolicy.STOP)
+    refused = send(bench, "write")
+    head = send(bench, "read")
+    bench.kick()
+    assert bench.wait_errors(1) == [IoError("read", 7, 1024, errno.EIO, ErrorAction.STOP)]
+    assert bench.wait(refused)[0] == IOERR
+    bench.device.resume()
+    assert bench.wait(head) == (OK, b"o" * 1024)
+    assert len(bench.errors) == 1
+
+
+@pytest.mark.parametrize("policy", [ErrorPolicy.STOP, ErrorPolicy.IGNORE])
+def test_what_the_guest_got_wrong_is_no_error_of_the_host(
+    make: Maker, path: Path, policy: ErrorPolicy
+) -> None:
+    """Out of range, malformed, unknown: answered at once, never announced, never ignored."""
+
+    def never(operation: Operation) -> int:
+        raise AssertionError("nothing of such a request is executed")
+
+    bench = make(EngineScript(never), rerror=policy, werror=policy)
+    driver = bench.transport.drivers[0]
+    heads = {
+        bench.read(SECTORS): IOERR,
+        bench.read(SECTORS - 1, 2): IOERR,
+        bench.read((1 << 64) - 1): IOERR,
+        bench.write(SECTORS, NEW): IOERR,
+        bench.write((1 << 55) - 1, NEW): IOERR,
+        bench.write(0, b"x" * 100): IOERR,
+        bench.send(VIRTIO_BLK_T_IN, 0, size=100): IOERR,
+        driver.send([b"short"], [1]): IOERR,
+        bench.send(77): VIRTIO_BLK_S_UNSUPP,
+        bench.send(VIRTIO_BLK_T_OUT | 1 << 31, 0, NEW): VIRTIO_BLK_S_UNSUPP,
+    }
+    without_status = driver.send([pack("<IIQ", VIRTIO_BLK_T_OUT, 0, SECTORS)], [])
+    bench.kick()
+    assert {head: bench.wait(head)[0] for head in heads} == heads
+    assert bench.transport.wait(without_status) == 0
+    assert bench.wait(bench.send(VIRTIO_BLK_T_GET_ID, size=20))[0] == OK
+    assert bench.errors == []
+    assert path.read_bytes() == b"o" * 512 * SECTORS
+    assert not any(name.startswith("failed") for name in bench.stats())
