@@ -12,8 +12,8 @@
 """
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from struct import pack
@@ -252,6 +252,28 @@ class Bench:
         """Counters that are not 0, but for times."""
         counters = self.device.stats.as_dict().items()
         return {name: n for name, n in counters if n and not name.endswith("_ns")}
+
+
+@contextmanager
+def benches(path: Path, **defaults: object) -> Iterator[Callable[..., Bench]]:
+    """Makes disks on ``path``, which holds "o" everywhere at first, and closes them at the end."""
+    path.write_bytes(b"o" * 512 * SECTORS)
+    made: list[Bench] = []
+
+    def make(script: EngineScript, **options: object) -> Bench:
+        made.append(Bench(path, script, **{**defaults, **options}))  # type: ignore[arg-type]
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for bench in made:
+            bench.__exit__()
+
+
+def fill(letter: str) -> bytes:
+    """A sector full of ``letter``."""
+    return letter.encode() * 512
 
 
 def in_thread(function: Callable[[], object]) -> Thread:

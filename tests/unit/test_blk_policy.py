@@ -6,7 +6,7 @@ from pathlib import Path
 from struct import pack
 
 import pytest
-from blk_bench import SECTORS, Bench, EngineScript, Faults, Short
+from blk_bench import SECTORS, Bench, EngineScript, Faults, Short, benches
 
 from pykvm.devices.virtio_blk import ErrorAction, ErrorPolicy, IoError
 from pykvm.devices.virtio_blk.constants import (
@@ -28,22 +28,13 @@ Maker = Callable[..., Bench]
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    file = tmp_path / "disk"
-    file.write_bytes(b"o" * 512 * SECTORS)
-    return file
+    return tmp_path / "disk"
 
 
 @pytest.fixture
 def make(path: Path) -> Iterator[Maker]:
-    made: list[Bench] = []
-
-    def maker(script: EngineScript, **options: object) -> Bench:
-        made.append(Bench(path, script, **options))  # type: ignore[arg-type]
-        return made[-1]
-
-    yield maker
-    for bench in made:
-        bench.__exit__()
+    with benches(path) as maker:
+        yield maker
 
 
 def send(bench: Bench, kind: str) -> int:
