@@ -12,6 +12,10 @@ module          what it knows
 ``order``       what must wait for what among operations (pure)
 ``schedule``    requests until their results: second attempts, stop, resume (pure)
 ``engine``      operations → system calls
+``faults``      an engine that wraps another one and fails to order
+``fault_rules`` which operations shall fail, and how (pure)
+``fault_file``  fault rules from TOML (pure)
+``timer``       a timerfd
 ``image``       the file: opening, size, sync
 ``lock``        QEMU's image locks
 ``service``     one queue: ring → parser → planner → engine → ring

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pykvm.devices.virtio_blk import CacheMode, ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.options import MERGE_MAX, SEG_MAX, SIZE_MAX
 from pykvm.errors import UsageError
 from pykvm.machine.config import DiskConfig
+
+if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk.faults import FaultPlan
 
 _UNITS: Final = MappingProxyType({"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40})
 
@@ -143,6 +146,13 @@ def _number(allowed: range, read: Callable[[str], int] = _parse_whole) -> _Parse
     return parse
 
 
+def _faults(name: str, text: str) -> "FaultPlan":
+    # Few runs want faults: not at the top.
+    from pykvm.devices.virtio_blk.faults import FaultPlan
+
+    return FaultPlan.load(text)
+
+
 def _values(kind: type[Enum]) -> str:
     return "|".join(member.value for member in kind)
 
@@ -190,6 +200,9 @@ _DISK_KEYS: Final = MappingProxyType(
             _member(ErrorPolicy),
             _values(ErrorPolicy),
             "… and of a write or a flush (enospc)",
+        ),
+        "faults": _DiskKey(
+            "faults", _faults, "FILE", "have operations fail as this TOML file says"
         ),
     }
 )

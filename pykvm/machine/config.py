@@ -3,8 +3,12 @@
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pykvm.devices.virtio_blk import CacheMode, EngineFactory, ErrorPolicy, MergePolicy, SyncEngine
+
+if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk.faults import FaultPlan
 
 MIB = 1 << 20
 DEFAULT_MEMORY = 64 * MIB
@@ -28,7 +32,8 @@ class DiskConfig:
     ``readonly`` offers VIRTIO_BLK_F_RO and opens the file for reading only.
     ``serial`` is what GET_ID answers (at most 20 bytes of ASCII). The other
     options are those of ``--disk`` (docs/reference/disk-options.md), 0
-    meaning the default; ``engine`` makes what executes the disk's operations.
+    meaning the default; ``engine`` makes what executes the disk's operations,
+    and ``faults`` says which of these it is not to carry out as it should.
     """
 
     path: Path
@@ -42,6 +47,7 @@ class DiskConfig:
     rerror: ErrorPolicy = ErrorPolicy.REPORT
     werror: ErrorPolicy = ErrorPolicy.ENOSPC
     engine: EngineFactory = SyncEngine
+    faults: "FaultPlan | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ class Machine:
                 merge_max=disk.merge_max,
                 rerror=disk.rerror,
                 werror=disk.werror,
-                engine=disk.engine,
+                engine=disk.faults.wrap(disk.engine) if disk.faults else disk.engine,
                 on_failure=self._failed,
             )
             self.board.pci.add(VirtioPci(device, self.ram, platform))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pykvm.cli.values import disk_help, parse_count, parse_disk, parse_seconds, parse_size
 from pykvm.devices.virtio_blk import CacheMode, ErrorPolicy, MergePolicy
+from pykvm.devices.virtio_blk.faults import Fault
 from pykvm.errors import UsageError
 from pykvm.machine.config import DiskConfig
 
@@ -77,6 +78,16 @@ def test_a_disk_with_nothing_but_a_path_has_the_defaults():
 )
 def test_each_key_sets_its_field_and_no_other(option, field, value):
     assert parse_disk(f"d.img,{option}") == DiskConfig(Path("d.img"), **{field: value})
+
+
+def test_faults_come_from_a_file(tmp_path):
+    path = tmp_path / "a,b.toml"
+    path.write_text('[[fault]]\nerrno = "EIO"')
+    disk = parse_disk(f"d.img,faults={str(path).replace(',', ',,')}")
+    assert [rule.fault for rule in disk.faults.rules] == [Fault(errno="EIO")]
+    path.write_text('[[fault]]\nerror = "EIO"')
+    with pytest.raises(UsageError, match="fault 1: there is no key 'error'"):
+        parse_disk(f"d.img,faults={str(path).replace(',', ',,')}")
 
 
 def test_every_value_of_a_choice_is_accepted():

@@ -1,0 +1,418 @@
+"""The engine that fails to order: what it does to operations, when, and that nothing is lost."""
+
+import errno
+import os
+import select
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pykvm.devices.virtio_blk import Engine, Image, SyncEngine
+from pykvm.devices.virtio_blk.constants import (
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+)
+from pykvm.devices.virtio_blk.faults import Access, Effect, Fault, FaultPlan
+from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.memory.ram import Ram
+
+SIZE = 1 << 16
+HOUR_MS = 3_600_000
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "disk"
+    file.write_bytes(bytes(i * 31 % 253 for i in range(SIZE)))
+    return file
+
+
+@pytest.fixture
+def image(path: Path) -> Iterator[Image]:
+    opened = Image(path)
+    yield opened
+    opened.close()
+
+
+class ManualEngine:
+    """An engine with a notifier that executes (by doing nothing) what it is told to."""
+
+    def __init__(self, image: Image, ram: Ram) -> None:
+        self.notifier = os.eventfd(0, os.EFD_NONBLOCK)
+        self.held: list[Operation] = []
+        self.done: list[Operation] = []
+
+    def submit(self, operations: Sequence[Operation]) -> None:
+        self.held += operations
+
+    def finish(self, error: int = 0) -> None:
+        for operation in self.held:
+            operation.moved, operation.error = operation.length, error
+        self.done += self.held
+        self.held.clear()
+        os.eventfd_write(self.notifier, 1)
+
+    def completions(self) -> Sequence[Operation]:
+        if not readable(self.notifier):
+            return ()
+        os.eventfd_read(self.notifier)
+        done, self.done = self.done, []
+        return done
+
+    def stop(self) -> None:
+        self.finish(errno.ECANCELED)
+
+    def close(self) -> None:
+        os.close(self.notifier)
+
+
+@pytest.fixture
+def start(image: Image) -> Iterator[Callable[..., Engine]]:
+    """Makes an engine that follows a plan, and closes it."""
+    made: list[Engine] = []
+
+    def make(
+        plan: FaultPlan,
+        ram: Ram | None = None,
+        factory: Callable[[Image, Ram], Engine] = SyncEngine,
+    ) -> Engine:
+        made.append(plan.wrap(factory)(image, ram or Ram.flat(1 << 14)))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+def operation(kind: int, offset: int = 0, segments: Sequence[tuple[int, int]] = ()) -> Operation:
+    made = Operation()
+    made.kind = kind
+    made.offset = offset
+    made.length = sum(length for _, length in segments)
+    made.offsets = array("q", [start for start, _ in segments])
+    made.lengths = array("q", [length for _, length in segments])
+    made.last = len(segments)
+    return made
+
+
+def read(offset: int = 0, length: int = 1024) -> Operation:
+    return operation(VIRTIO_BLK_T_IN, offset, [(0, length)])
+
+
+def write(offset: int = 0, length: int = 1024) -> Operation:
+    return operation(VIRTIO_BLK_T_OUT, offset, [(0, length)])
+
+
+def flush() -> Operation:
+    return operation(VIRTIO_BLK_T_FLUSH)
+
+
+def readable(fd: int, timeout_ms: int = 0) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout_ms))
+
+
+def run(engine: Engine, *operations: Operation) -> list[tuple[int, int]]:
+    """Execute ``operations``; (errno, bytes moved) of each."""
+    engine.submit(operations)
+    waiting = set(operations)
+    while waiting:
+        assert readable(engine.notifier, 10_000), "completions that nobody tells of"
+        for done in engine.completions():
+            waiting.remove(done)
+            assert done.finished_ns
+    assert engine.completions() == []
+    assert not readable(engine.notifier)
+    return [(op.error, op.moved) for op in operations]
+
+
+# -- effects --------------------------------------------------------------
+
+
+def test_without_rules_it_is_the_other_engine(start: Callable[..., Engine], path: Path) -> None:
+    ram = Ram.flat(1 << 14)
+    engine = start(FaultPlan(), ram)
+    assert run(engine, read(512), flush(), write(4096)) == [(0, 1024), (0, 0), (0, 1024)]
+    content = path.read_bytes()
+    assert bytes(ram.bytes[:1024]) == content[512:1536] == content[4096:5120]
+
+
+def test_an_error_executes_nothing(start: Callable[..., Engine], path: Path) -> None:
+    before = path.read_bytes()
+    engine = start(FaultPlan([Fault(operation="write", sectors=9, errno="ENOSPC")]))
+    assert run(engine, write(4096), read(4096)) == [(errno.ENOSPC, 0), (0, 1024)]
+    assert path.read_bytes() == before
+    assert run(engine, write(8192)) == [(0, 1024)]
+    assert path.read_bytes() != before
+
+
+@pytest.mark.parametrize("inner", [SyncEngine, ManualEngine])
+def test_a_short_transfer_executes_its_part(
+    start: Callable[..., Engine], path: Path, inner: type[Engine]
+) -> None:
+    ram = Ram.flat(1 << 14)
+    before = path.read_bytes()
+    engine = start(FaultPlan([Fault(short=700)]), ram, inner)
+    ram.bytes[4096:5120] = bytes(1024)
+    short = operation(VIRTIO_BLK_T_OUT, 512, [(4096, 512), (4608, 512)])
+    enough = operation(VIRTIO_BLK_T_IN, 8192, [(0, 700)])
+    engine.submit([short, enough])
+    if isinstance(inner := engine._inner, ManualEngine):
+        assert [op.length for op in inner.held] == [700, 700]
+        assert engine.completions() == []
+        inner.finish()
+    assert set(engine.completions()) == {short, enough}
+    assert (short.error, short.moved) == (enough.error, enough.moved) == (0, 700)
+    if not isinstance(inner, ManualEngine):
+        assert path.read_bytes() == before[:512] + bytes(700) + before[1212:]
+
+
+def test_a_short_transfer_of_nothing(start: Callable[..., Engine], path: Path) -> None:
+    before = path.read_bytes()
+    assert run(start(FaultPlan([Fault(short=0)])), write(), flush()) == [(0, 0), (0, 0)]
+    assert path.read_bytes() == before
+
+
+def test_an_error_after_a_part(start: Callable[..., Engine], path: Path) -> None:
+    before = path.read_bytes()
+    engine = start(FaultPlan([Fault(operation="write", short=512, errno="EIO")]))
+    assert run(engine, write(2048)) == [(errno.EIO, 512)]
+    assert path.read_bytes() == before[:2048] + bytes(512) + before[2560:]
+    # However much there is to do: it still fails.
+    assert run(engine, write(2048, 512)) == [(errno.EIO, 512)]
+
+
+def test_the_other_engines_error_comes_first(start: Callable[..., Engine]) -> None:
+    engine = start(FaultPlan([Fault(short=512, errno="EIO")]), factory=ManualEngine)
+    failing = read()
+    engine.submit([failing])
+    engine._inner.finish(errno.ENOSPC)
+    assert engine.completions() == [failing]
+    assert failing.error == errno.ENOSPC
+
+
+def test_a_flush_that_fails_does_not_sync(
+    start: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    engine = start(FaultPlan([Fault(operation="flush", count=1, errno="EIO")]))
+    assert run(engine, flush()) == [(errno.EIO, 0)]
+    assert not synced
+    assert run(engine, flush()) == [(0, 0)]
+    assert len(synced) == 1
+
+
+def test_a_call_sees_what_is_about_to_happen(start: Callable[..., Engine]) -> None:
+    seen: list[Access] = []
+
+    def call(access: Access) -> Effect | None:
+        seen.append(access)
+        return Effect(errno="EIO") if access.operation == "write" else None
+
+    engine = start(FaultPlan([Fault(call=call)]))
+    assert run(engine, read(512), write(), flush()) == [(0, 1024), (errno.EIO, 0), (0, 0)]
+    assert seen == [Access("read", 1, 2), Access("write", 0, 2), Access("flush", 0, 0)]
+
+
+# -- the plan while it is followed ----------------------------------------
+
+
+def test_the_plan_changes_while_the_disk_runs(start: Callable[..., Engine]) -> None:
+    plan = FaultPlan()
+    engine = start(plan)
+    assert run(engine, read()) == [(0, 1024)]
+    broken = plan.add(Fault(errno="EIO"))
+    full = plan.add(Fault(operation="write", errno="ENOSPC"))
+    assert plan.rules == (broken, full)
+    assert run(engine, read(), write()) == [(errno.EIO, 0)] * 2
+    plan.remove(broken)
+    plan.remove(broken)
+    assert run(engine, read(), write()) == [(0, 1024), (errno.ENOSPC, 0)]
+    plan.clear()
+    assert run(engine, write()) == [(0, 1024)]
+    assert (broken.strikes, full.strikes) == (2, 1)
+
+
+def test_counts_outlive_a_reset(image: Image) -> None:
+    plan = FaultPlan([Fault(nth=2, count=1, errno="EIO")])
+    results = []
+    for _ in range(3):
+        engine = plan.wrap()(image, Ram.flat(4096))
+        results += run(engine, read())
+        engine.close()
+    assert results == [(0, 1024), (errno.EIO, 0), (0, 1024)]
+
+
+def test_two_threads_change_the_plan(start: Callable[..., Engine]) -> None:
+    """What is struck is counted once, however often the plan changes meanwhile."""
+    plan = FaultPlan([Fault(operation="write", errno="EIO")])
+    engine = start(plan)
+    ended = threading.Event()
+
+    def change() -> None:
+        while not ended.is_set():
+            plan.remove(plan.add(Fault(operation="read", delay_ms=0.001)))
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(200):
+            assert run(engine, write(), read()) == [(errno.EIO, 0), (0, 1024)]
+    finally:
+        ended.set()
+        thread.join()
+    assert plan.rules[0].strikes == 200
+
+
+def test_a_call_may_change_its_own_plan(start: Callable[..., Engine]) -> None:
+    plan = FaultPlan()
+    plan.add(Fault(call=lambda access: plan.clear()))
+    assert run(start(plan), read(), read()) == [(0, 1024)] * 2
+    assert not plan.rules
+
+
+# -- delays ---------------------------------------------------------------
+
+
+def test_a_delay_ends_and_holds_up_nobody(start: Callable[..., Engine], path: Path) -> None:
+    before = path.read_bytes()
+    engine = start(FaultPlan([Fault(operation="write", delay_ms=30)]))
+    began = time.monotonic_ns()
+    slow, quick = write(), read()
+    engine.submit([slow, quick])
+    assert engine.completions() == [quick]
+    assert path.read_bytes() == before
+    assert not readable(engine.notifier)
+    assert readable(engine.notifier, 10_000)
+    assert engine.completions() == [slow]
+    assert slow.finished_ns - began >= 30_000_000
+    assert (slow.error, slow.moved) == (0, 1024)
+    assert path.read_bytes()[1024:] == before[1024:]
+
+
+def test_delays_end_in_their_order(start: Callable[..., Engine]) -> None:
+    delays = iter([40, 10, 0, 10])
+    plan = FaultPlan([Fault(call=lambda access: Effect("EIO", delay_ms=next(delays)))])
+    engine = start(plan)
+    operations = [read() for _ in range(4)]
+    assert run(engine, *operations) == [(errno.EIO, 0)] * 4
+    order = sorted(range(4), key=lambda i: operations[i].finished_ns)
+    assert order == [2, 1, 3, 0]
+
+
+def test_a_delayed_short_transfer(start: Callable[..., Engine]) -> None:
+    engine = start(FaultPlan([Fault(short=100, delay_ms=1)]))
+    assert run(engine, read()) == [(0, 100)]
+
+
+def test_delays_with_an_engine_that_notifies(start: Callable[..., Engine]) -> None:
+    engine = start(FaultPlan([Fault(operation="write", delay_ms=1)]), factory=ManualEngine)
+    delayed, other = write(), read()
+    engine.submit([delayed, other])
+    assert engine._inner.held == [other]
+    assert readable(engine.notifier, 10_000)
+    assert engine.completions() == []
+    assert engine._inner.held == [other, delayed]
+    assert not readable(engine.notifier)
+    engine._inner.finish()
+    assert readable(engine.notifier)
+    assert engine.completions() == [other, delayed]
+
+
+def test_a_stop_cancels_what_is_delayed(start: Callable[..., Engine], path: Path) -> None:
+    before = path.read_bytes()
+    engine = start(FaultPlan([Fault(delay_ms=HOUR_MS)]))
+    delayed = [write(i << 12) for i in range(4)]
+    engine.submit(delayed)
+    assert engine.completions() == []
+    thread = threading.Thread(target=engine.stop)
+    thread.start()
+    assert readable(engine.notifier, 10_000)
+    thread.join()
+    assert set(engine.completions()) == set(delayed)
+    assert {op.error for op in delayed} == {errno.ECANCELED}
+    late = write()
+    engine.submit([late])
+    assert engine.completions() == [late]
+    assert late.error == errno.ECANCELED
+    assert path.read_bytes() == before
+
+
+# -- bugs -----------------------------------------------------------------
+
+
+def test_a_call_that_raises_loses_no_operation(start: Callable[..., Engine]) -> None:
+    """A reset waits for every operation: they must come back even now."""
+    engine = start(FaultPlan([Fault(operation="write", call=lambda access: 1 // 0)]))
+    operations = [read(), write(), read()]
+    with pytest.raises(ZeroDivisionError):
+        engine.submit(operations)
+    assert set(engine.completions()) == set(operations)
+
+
+def test_an_engine_that_raises_loses_no_operation(image: Image) -> None:
+    class Broken(SyncEngine):
+        def submit(self, operations: Sequence[Operation]) -> None:
+            raise ZeroDivisionError
+
+    engine = FaultPlan([Fault(operation="read", short=1)]).wrap(Broken)(image, Ram.flat(4096))
+    operations = [read(), write()]
+    with pytest.raises(ZeroDivisionError):
+        engine.submit(operations)
+    assert set(engine.completions()) == set(operations)
+    engine.close()
+
+
+def test_descriptors_are_closed(image: Image) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    engine = FaultPlan().wrap(ManualEngine)(image, Ram.flat(4096))
+    assert set(os.listdir("/proc/self/fd")) - before
+    engine.close()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+# -- all of it ------------------------------------------------------------
+
+FAULTS = st.builds(
+    Fault,
+    operation=st.sampled_from(["any", "read", "write"]),
+    sectors=st.one_of(st.none(), st.integers(0, 8), st.just("4-")),
+    nth=st.integers(1, 4),
+    count=st.one_of(st.none(), st.integers(1, 3)),
+    probability=st.sampled_from([0.5, 1]),
+    errno=st.sampled_from(["EIO", "ENOSPC"]),
+    short=st.one_of(st.none(), st.integers(0, 1500)),
+    delay_ms=st.sampled_from([0, 0.01]),
+)
+ACCESSES = st.lists(st.tuples(st.sampled_from("rwf"), st.integers(0, 8)), min_size=1, max_size=12)
+
+
+@given(st.lists(FAULTS, max_size=4), ACCESSES, st.integers(0, 3))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_the_same_operations_meet_the_same_faults(
+    image: Image, faults: list[Fault], accesses: list[tuple[str, int]], seed: int
+) -> None:
+    """Each operation is done once, as its rules say; and again so the second time."""
+
+    def outcome() -> list[tuple[int, int]]:
+        engine = FaultPlan(faults, seed).wrap()(image, Ram.flat(4096))
+        make = {"r": read, "w": write, "f": lambda offset: flush()}
+        results = run(engine, *(make[kind](sector << 9) for kind, sector in accesses))
+        engine.close()
+        return results
+
+    first = outcome()
+    assert first == outcome()
+    for (kind, _), (error, moved) in zip(accesses, first, strict=True):
+        assert moved == (0 if kind == "f" else 1024) or error
