@@ -17,7 +17,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic
 
 from pykvm.kvm.exits import Exit, Interrupted
 from pykvm.kvm.vcpu import Vcpu
@@ -81,20 +80,33 @@ class VcpuThread:
         pause, if the thread is still busy in ``handle`` after ``timeout``
         seconds.
         """
-        if threading.current_thread() is self._thread:
-            raise RuntimeError("a vCPU thread cannot wait for itself to pause")
-        deadline = monotonic() + timeout
+        self._check_thread()
+        self.request_pause()
+        if not self.wait_paused(timeout):
+            self.resume()
+            raise TimeoutError(f"vCPU {self.vcpu.index} did not pause within {timeout} s")
+
+    def request_pause(self) -> None:
+        """As :meth:`pause`, without waiting: once ``handle`` returns, the guest runs no further.
+
+        From any thread. It needs its :meth:`resume` as well.
+        """
         with self._state:
             self._pauses += 1
             self._kick()
-            if not self._state.wait_for(lambda: not self._running, deadline - monotonic()):
-                self._resume()
-                raise TimeoutError(f"vCPU {self.vcpu.index} did not pause within {timeout} s")
+
+    def wait_paused(self, timeout: float) -> bool:
+        """Whether a pause that was requested holds, after at most ``timeout`` seconds."""
+        self._check_thread()
+        with self._state:
+            return self._state.wait_for(lambda: not self._running, timeout)
 
     def resume(self) -> None:
         """Undo one :meth:`pause`."""
         with self._state:
-            self._resume()
+            assert self._pauses > 0, "resume without pause"
+            self._pauses -= 1
+            self._state.notify_all()
 
     @contextmanager
     def paused(self, timeout: float = 5.0) -> Iterator[None]:
@@ -130,6 +142,10 @@ class VcpuThread:
         """How many exits of each kind so far: ``{"IoExit": 7, "Interrupted": 1}``."""
         return {kind.__name__: count for kind, count in self._counts.copy().items()}
 
+    def _check_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("a vCPU thread cannot wait for itself to pause")
+
     def _kick(self) -> None:
         # The lock is held: the thread can neither end nor take back
         # immediate_exit meanwhile. A parked or unstarted thread looks at its
@@ -139,11 +155,6 @@ class VcpuThread:
             if threading.current_thread() is not self._thread:
                 assert self._thread.ident is not None
                 signal.pthread_kill(self._thread.ident, KICK_SIGNAL)
-
-    def _resume(self) -> None:
-        assert self._pauses > 0, "resume without pause"
-        self._pauses -= 1
-        self._state.notify_all()
 
     def _main(self) -> None:
         try:

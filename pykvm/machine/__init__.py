@@ -8,6 +8,16 @@ Nothing is global: any number of machines may live in one process.
 """
 
 from pykvm.machine.config import ConsoleMode, DiskConfig, MachineConfig
+from pykvm.machine.disks import Disk, IoStatus
 from pykvm.machine.machine import Machine
+from pykvm.machine.run_state import RunState
 
-__all__ = ["ConsoleMode", "DiskConfig", "Machine", "MachineConfig"]
+__all__ = [
+    "ConsoleMode",
+    "Disk",
+    "DiskConfig",
+    "IoStatus",
+    "Machine",
+    "MachineConfig",
+    "RunState",
+]

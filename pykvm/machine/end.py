@@ -16,21 +16,23 @@ class EndOfRun:
     """
 
     def __init__(self) -> None:
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[tuple[Outcome]] = []
         self._came: SimpleQueue[None] = SimpleQueue()
 
     def __bool__(self) -> bool:
         return bool(self._outcomes)
 
-    def set(self, outcome: Outcome) -> None:
-        """End the run with ``outcome``, unless another has ended it."""
-        self._outcomes.append(outcome)
+    def set(self, outcome: Outcome) -> bool:
+        """End the run with ``outcome``, unless another has ended it; whether this one did."""
+        mine = (outcome,)  # an object that nobody else has, unlike the outcome
+        self._outcomes.append(mine)
         self._came.put(None)
+        return self._outcomes[0] is mine
 
     @property
     def outcome(self) -> Outcome:
         """The first outcome that was set."""
-        return self._outcomes[0]
+        return self._outcomes[0][0]
 
     def wait(self, seconds: float) -> bool:
         """Wait for the end, at most ``seconds``; whether it has come. For one thread."""

@@ -4,9 +4,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from pykvm.devices.virtio_blk import Image, VirtioBlk
+from pykvm.devices.virtio_blk import ErrorAction, Image, IoError, VirtioBlk
 from pykvm.kvm.pci_platform import KvmPlatform
 from pykvm.kvm.probe import HostTraits, probe
 from pykvm.kvm.runner import VcpuThread
@@ -18,14 +20,23 @@ from pykvm.machine.bundle import EMULATED, NATIVE
 from pykvm.machine.config import ConsoleMode, DiskConfig, MachineConfig
 from pykvm.machine.cpu import apply_entry
 from pykvm.machine.create import check_limits, create_vm, guest_cpuid, memory_sizes
+from pykvm.machine.disks import Disk
 from pykvm.machine.end import EndOfRun
+from pykvm.machine.events import (
+    Announcer,
+    BlockIoError,
+    GuestPanicked,
+    Listener,
+    Shutdown,
+)
 from pykvm.machine.exits import ExitHandler
 from pykvm.machine.guest import resolve
 from pykvm.machine.halt import all_halted
+from pykvm.machine.run_state import RunControl, RunState
 from pykvm.machine.timings import Timings
 from pykvm.memory import GuestMemory, Ram
 from pykvm.pci.virtio_pci import VirtioPci
-from pykvm.platform.outcome import Outcome
+from pykvm.platform.outcome import Outcome, OutcomeKind
 from pykvm.x86.loader import load_kernel
 
 if TYPE_CHECKING:
@@ -37,6 +48,12 @@ LAST_LOOK_SECONDS = 1.0
 silent, then ever more rarely, so that an idle guest costs nothing that could be measured."""
 PAUSE_SECONDS = 10.0
 CONSOLE_BYTES = 1 << 20
+_END_STATES: Final = MappingProxyType(
+    {
+        OutcomeKind.PANIC: RunState.GUEST_PANICKED,
+        OutcomeKind.ERROR: RunState.INTERNAL_ERROR,
+    }
+)
 
 
 class Machine:
@@ -54,8 +71,9 @@ class Machine:
     What they raise ends the run like any other bug, and a sink that blocks
     holds up the guest and nothing else. ``on_end`` is called, perhaps more
     than once, when the run is over and vCPU threads are about to be joined:
-    a sink that blocks is then to give up. ``ram`` is the guest's memory;
-    ``notices`` are sentences that a user should see.
+    a sink that blocks is then to give up. ``ram`` is the guest's memory,
+    ``disks`` are its disks in the order of the configuration, and ``notices``
+    are sentences that a user should see.
 
     UsageError and HostError say what is wrong with the configuration and
     with this host.
@@ -74,10 +92,19 @@ class Machine:
         self.channel: Callable[[bytes], None] = lambda data: None
         self.on_end: Callable[[], None] = lambda: None
         self.notices: list[str] = []
+        self.disks: list[Disk] = []
         self._end = EndOfRun()
         self._errors: list[BaseException] = []
         self._threads: list[VcpuThread] = []
-        self._disks: list[tuple[DiskConfig, VirtioBlk]] = []
+        self._started = False
+        self._announcer = Announcer(self._failed)
+        self._control = RunControl(
+            self._threads,
+            self.disks,
+            self._announcer.announce,
+            self._end.__bool__,
+            self._failed,
+        )
         with ExitStack() as stack:
             self._build(stack, config)
             self._owned = stack.pop_all()
@@ -162,11 +189,12 @@ class Machine:
                 rerror=disk.rerror,
                 werror=disk.werror,
                 engine=disk.faults.wrap(disk.engine) if disk.faults else disk.engine,
+                on_error=partial(self._io_error, len(self.disks)),
                 on_failure=self._failed,
             )
             self.board.pci.add(VirtioPci(device, self.ram, platform))
             undo.pop_all()  # the bus closes it from now on
-        self._disks.append((disk, device))
+        self.disks.append(Disk(f"virtio{len(self.disks)}", disk, device))
         if image.notice:
             self.notices.append(image.notice)
 
@@ -191,6 +219,8 @@ class Machine:
     def start(self) -> None:
         """Let the guest run."""
         self.timings.mark("guest started")
+        self._started = True
+        self._control.start()
         for thread in self._threads:
             thread.start()
 
@@ -214,7 +244,9 @@ class Machine:
             # A guest that makes exits is alive; one that makes none is looked at.
             before, exits = exits, self._exits()
             pause = min(2 * pause, LAST_LOOK_SECONDS) if before == exits else FIRST_LOOK_SECONDS
-            if before == exits and all_halted(self._threads):
+            # One that was stopped may be waiting for what comes when it goes on.
+            quiet = before == exits and self._control.undisturbed
+            if quiet and all_halted(self._threads):
                 self.finish(Outcome.halted())
         self._stop_vcpus()
         self.timings.mark("ended")
@@ -224,16 +256,68 @@ class Machine:
 
     def finish(self, outcome: Outcome) -> None:
         """End the run with ``outcome`` unless it has ended: any thread, also signal handlers."""
-        self._end.set(self.board.judge(outcome))
+        outcome = self.board.judge(outcome)
+        if self._end.set(outcome):
+            if outcome.kind is OutcomeKind.PANIC:
+                self._announcer.announce(GuestPanicked(outcome.reason))
+            self._announcer.announce(Shutdown(outcome))
 
     @property
     def outcome(self) -> Outcome | None:
         """How the run ended, or None while it has not."""
         return self._end.outcome if self._end else None
 
+    # -- stopping and going on ----------------------------------------------
+
+    @property
+    def status(self) -> RunState:
+        """What the machine is doing."""
+        if self._end:
+            return _END_STATES.get(self._end.outcome.kind, RunState.SHUTDOWN)
+        return self._control.state if self._started else RunState.PRELAUNCH
+
+    def pause(self, timeout: float = PAUSE_SECONDS) -> None:
+        """Stop the guest: on return no vCPU runs, and no disk executes anything.
+
+        Harmless if it is stopped or the run is over. A machine that was not
+        started yet starts stopped. TimeoutError, and the guest runs on, if a
+        vCPU is busy for ``timeout`` seconds, such as with a console sink that
+        blocks. Neither for the threads of vCPUs nor for those of disks.
+        """
+        self._control.pause(timeout)
+
+    def resume(self) -> None:
+        """Let the guest go on, after :meth:`pause` or an I/O error; else harmless.
+
+        Disks first try again what they could not do. For the same threads as :meth:`pause`.
+        """
+        self._control.resume()
+
+    def request_pause(self) -> None:
+        """:meth:`pause`, without waiting, from any thread; it takes effect when it can."""
+        self._control.request_pause()
+
+    def request_resume(self) -> None:
+        """:meth:`resume`, without waiting, from any thread; after earlier requests."""
+        self._control.request_resume()
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Have ``listener`` called with each event (:mod:`pykvm.machine.events`) from now on.
+
+        Listeners are called one at a time in a thread of their own, in which
+        they may do all that a user of this machine may; while one blocks,
+        later events wait. An exception ends the run like any other bug.
+        The function that is returned ends this, after all that was announced before.
+        """
+        return self._announcer.listen(listener)
+
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within it no vCPU runs; devices go on with what they have been given."""
+        """Within it no vCPU runs; devices go on with what they have been given.
+
+        To look at the guest for a moment: no event tells of it, and it nests
+        with itself and with :meth:`pause`.
+        """
         with ExitStack() as stack:
             for thread in self._threads:
                 stack.enter_context(thread.paused(PAUSE_SECONDS))
@@ -245,7 +329,9 @@ class Machine:
         TimeoutError if a vCPU's thread is stuck in a sink; nothing it uses is freed then.
         """
         self._stop_vcpus()
+        self._control.close()
         self._owned.close()
+        self._announcer.close()
 
     # -- looking at it --------------------------------------------------
 
@@ -255,8 +341,13 @@ class Machine:
         for thread in self._threads:
             exits.update(thread.exit_counts)
         disks = [
-            {"path": str(config.path), "serial": config.serial, **device.stats.as_dict()}
-            for config, device in self._disks
+            {
+                "device": disk.name,
+                "path": str(disk.config.path),
+                "serial": disk.config.serial,
+                **disk.device.stats.as_dict(),
+            }
+            for disk in self.disks
         ]
         return {"disks": disks, "exits": dict(exits)}
 
@@ -280,6 +371,14 @@ class Machine:
     def _vcpu_ended(self, thread: VcpuThread) -> None:
         if thread.error is not None:
             self._failed(thread.error)
+
+    def _io_error(self, index: int, error: IoError) -> None:
+        """A disk's thread reports; it must not wait for the stop that it may ask for."""
+        disk = self.disks[index]
+        disk.failed(error)
+        self._announcer.announce(BlockIoError(disk.name, error))
+        if error.action is ErrorAction.STOP:
+            self._control.request_pause(RunState.IO_ERROR)
 
     def _failed(self, error: BaseException) -> None:
         """A thread of ours died of ``error``: the run is over, and :meth:`wait` raises it."""

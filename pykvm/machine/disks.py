@@ -1,0 +1,48 @@
+"""The disks of a machine, as others see them."""
+
+import errno
+from enum import Enum
+
+from pykvm.devices.virtio_blk import ErrorAction, IoError, VirtioBlk
+from pykvm.machine.config import DiskConfig
+
+
+class IoStatus(Enum):
+    """What a disk stopped the guest for since the guest last went on, as QEMU's ``io-status``."""
+
+    OK = "ok"
+    """For nothing."""
+    FAILED = "failed"
+    NOSPACE = "nospace"
+    """The host had no space left."""
+
+
+class Disk:
+    """One disk: its ``name`` ("virtio0", "virtio1", … by their order), ``config`` and ``device``.
+
+    ``last_error`` is the last request that the host could not carry out, or
+    None; it stays. ``io_status`` is OK again when the guest goes on.
+    """
+
+    def __init__(self, name: str, config: DiskConfig, device: VirtioBlk) -> None:
+        self.name = name
+        self.config = config
+        self.device = device
+        self.last_error: IoError | None = None
+        self.io_status = IoStatus.OK
+
+    def pause(self) -> None:
+        """See VirtioBlk."""
+        self.device.pause()
+
+    def resume(self) -> None:
+        """See VirtioBlk."""
+        self.io_status = IoStatus.OK
+        self.device.resume()
+
+    def failed(self, error: IoError) -> None:
+        """Note ``error``, which the device has announced."""
+        self.last_error = error
+        if error.action is ErrorAction.STOP and self.io_status is IoStatus.OK:
+            full = error.errno == errno.ENOSPC
+            self.io_status = IoStatus.NOSPACE if full else IoStatus.FAILED

@@ -1,0 +1,152 @@
+"""What happens to a machine that others may want to know, and who tells them."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Final
+
+from pykvm.devices.virtio_blk import ErrorAction, IoError
+from pykvm.platform.outcome import Outcome
+
+MAX_BACKLOG: Final = 1000
+"""So many events may wait to be delivered before those that a guest can cause at will are lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened, ``time_ns`` nanoseconds after the Epoch."""
+
+    time_ns: int = field(default_factory=time.time_ns, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Stop(Event):
+    """The guest has stopped: no vCPU runs, and no disk executes anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume(Event):
+    """The guest goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockIoError(Event):
+    """The host could not carry out a request to the disk ``device`` ("virtio0").
+
+    If its action is STOP, a :class:`Stop` follows.
+    """
+
+    device: str
+    error: IoError
+
+
+@dataclass(frozen=True, slots=True)
+class GuestPanicked(Event):
+    """The guest's kernel panicked; ``reason`` is what it said, or a sentence."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown(Event):
+    """The run is over, with ``outcome``. The last event of a machine."""
+
+    outcome: Outcome
+
+
+Listener = Callable[[Event], None]
+
+
+class Announcer:
+    """Delivers events to listeners, one after another, in a thread of its own.
+
+    The thread lives from the first :meth:`listen` to :meth:`close`. What a
+    listener raises goes to ``on_failure``.
+    """
+
+    def __init__(self, on_failure: Callable[[BaseException], None]) -> None:
+        self._on_failure = on_failure
+        self._events: SimpleQueue[Event | threading.Event | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        # Replaced, never changed: announce looks at it without the lock.
+        self._listeners: tuple[Listener, ...] = ()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def announce(self, event: Event) -> None:
+        """Have ``event`` delivered. Never waits: from any thread, and from signal handlers.
+
+        A guest may make its disk fail faster than anybody listens; what it
+        cannot do is fill our memory.
+        """
+        if not self._listeners:
+            return
+        if _is_flood(event) and self._events.qsize() >= MAX_BACKLOG:
+            return
+        self._events.put(event)
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Deliver what happens from now on to ``listener`` too; a function that ends this.
+
+        When that returns, ``listener`` has been told all that was announced
+        before, and is not called any more (unless it called the function).
+        """
+        with self._lock:
+            self._listeners += (listener,)
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+                self._thread.start()
+
+        def forget() -> None:
+            self._flush()
+            with self._lock:
+                self._listeners = tuple(one for one in self._listeners if one is not listener)
+            self._flush()
+
+        return forget
+
+    def close(self) -> None:
+        """Deliver what was announced, and end the thread. May be repeated."""
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+            self._events.put(None)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _flush(self) -> None:
+        """Wait until everything that was announced is delivered."""
+        done = threading.Event()
+        with self._lock:
+            thread = self._thread
+            if thread is None or thread is threading.current_thread():
+                return
+            if not self._closed:
+                self._events.put(done)
+        if self._closed:
+            thread.join()
+        else:
+            done.wait()
+
+    def _run(self) -> None:
+        over = False
+        while (item := self._events.get()) is not None:
+            if isinstance(item, threading.Event):
+                item.set()
+            elif not over:
+                over = isinstance(item, Shutdown)
+                self._deliver(item)
+
+    def _deliver(self, event: Event) -> None:
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except BaseException as error:
+                self._on_failure(error)
+
+
+def _is_flood(event: Event) -> bool:
+    """Whether a guest can cause any number of such events."""
+    return isinstance(event, BlockIoError) and event.error.action is not ErrorAction.STOP
