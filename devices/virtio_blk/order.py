@@ -24,12 +24,24 @@ def order(operations: Sequence[Operation], unfinished: Iterable[Operation]) -> l
     ``unfinished`` are the operations of earlier drains of the same queue that
     are not done, started or not.
     """
+    writes = flushes = False
+    apart = True
+    end = 0
     for operation in operations:
         operation.waits = 0
         operation.followers.clear()
-    if _overlapping(operations):
+        kind = operation.kind
+        if kind == VIRTIO_BLK_T_FLUSH:
+            flushes = True
+            continue
+        writes = writes or kind == VIRTIO_BLK_T_OUT
+        apart = apart and operation.offset >= end
+        end = operation.offset + operation.length
+    # Mostly there are no writes, or each operation is behind the one before it.
+    if writes and not apart and _overlapping(operations):
         _order_overlaps(operations)
-    _order_flushes(operations, unfinished)
+    if flushes:
+        _order_flushes(operations, unfinished)
     return [operation for operation in operations if not operation.waits]
 
 
@@ -49,8 +61,6 @@ def _follow(operation: Operation, predecessor: Operation) -> None:
 
 
 def _order_flushes(operations: Sequence[Operation], unfinished: Iterable[Operation]) -> None:
-    if all(operation.kind != VIRTIO_BLK_T_FLUSH for operation in operations):
-        return
     earlier = [op for op in unfinished if op.kind == VIRTIO_BLK_T_OUT]
     for operation in operations:
         if operation.kind == VIRTIO_BLK_T_OUT:
@@ -63,9 +73,7 @@ def _order_flushes(operations: Sequence[Operation], unfinished: Iterable[Operati
 
 
 def _overlapping(operations: Sequence[Operation]) -> bool:
-    """Do any two operations overlap, one of them a write? False positives are harmless."""
-    if all(operation.kind != VIRTIO_BLK_T_OUT for operation in operations):
-        return False
+    """Do any two operations overlap? That no write is among them is harmless."""
     end = 0
     for operation in sorted(operations, key=_by_offset):
         if operation.length:

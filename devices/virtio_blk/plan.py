@@ -3,29 +3,25 @@
 Executing the operations one after another, in the order of the list, leaves
 the same bytes and the same results as executing the requests one after
 another; :mod:`pykvm.devices.virtio_blk.order` says which of them may run side
-by side.
+by side. Which requests share an operation, :mod:`pykvm.devices.virtio_blk.merge`
+says; one that is too large for an operation gets several.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from pykvm.devices.virtio_blk.constants import SECTOR_SHIFT
+from pykvm.devices.virtio_blk.constants import SECTOR_SHIFT, SECTOR_SIZE
+from pykvm.devices.virtio_blk.merge import Limits, sequential, sorted_batch, sorted_window
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.options import MergePolicy
 from pykvm.devices.virtio_blk.request import Request
 
+__all__ = ["Limits", "Planner"]
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The most that one operation holds: members, segments, and bytes.
-
-    1024 segments are what preadv and pwritev take on Linux (IOV_MAX), and
-    0x7ffff000 bytes what they move at once.
-    """
-
-    requests: int = 32
-    segments: int = 1024
-    bytes: int = 0x7FFFF000
+_POLICIES = {
+    MergePolicy.SEQUENTIAL: sequential,
+    MergePolicy.SORTED: sorted_window,
+    MergePolicy.SORTED_BATCH: sorted_batch,
+}
 
 
 class Planner:
@@ -37,8 +33,10 @@ class Planner:
 
     def __init__(self, policy: MergePolicy, limits: Limits) -> None:
         self.durable = False
-        self._policy = policy
         self._limits = limits
+        self._runs = _POLICIES.get(policy)
+        self._most_segments = limits.segments
+        self._most_bytes = limits.bytes
         self._free: list[Operation] = []
 
     def plan(self, requests: Sequence[Request]) -> list[Operation]:
@@ -47,11 +45,25 @@ class Planner:
         Sets the ``pending`` of each request to the number of its operations.
         An operation belongs to the caller until :meth:`release`.
         """
-        return [self._single(request) for request in requests]
+        made: list[Operation] = []
+        if self._runs is None or len(requests) == 1:
+            for request in requests:
+                self._single(request, made)
+            return made
+        for run in self._runs(requests, self._limits):
+            if len(run) == 1:
+                self._single(run[0], made)
+            else:
+                made.append(self._merged(run))
+        return made
 
     def singly(self, operation: Operation) -> list[Operation]:
-        """Operations that execute each member of ``operation`` alone."""
-        return [self._single(request) for request in operation.members]
+        """Operations that execute each member of ``operation``, a merged one, alone."""
+        made: list[Operation] = []
+        for request in operation.members:
+            self._single(request, made)
+        assert len(made) == len(operation.members), "what was merged is within the limits"
+        return made
 
     def rest(self, operation: Operation) -> Operation:
         """The operation that executes what ``operation`` did not move."""
@@ -68,16 +80,78 @@ class Planner:
         made.error = made.moved = 0
         return made
 
-    def _single(self, request: Request) -> Operation:
+    def _single(self, request: Request, made: list[Operation]) -> None:
+        """Append the operation for ``request`` alone, or those for its pieces."""
         operation = self._take()
         operation.members[:] = (request,)
         operation.kind = request.type
         operation.offset = request.sector << SECTOR_SHIFT
-        operation.length = request.length
+        operation.length = length = request.length
         operation.offsets = request.offsets
         operation.lengths = request.lengths
-        operation.first = request.first
-        operation.last = request.last
+        operation.first = first = request.first
+        operation.last = last = request.last
         operation.durable = self.durable
-        request.pending = 1
+        if length > self._most_bytes or last - first > self._most_segments:
+            request.pending = self._split(operation, made)
+        else:
+            request.pending = 1
+            made.append(operation)
+
+    def _merged(self, run: Sequence[Request]) -> Operation:
+        """One operation for ``run``, neighbours on the disk and within the limits."""
+        operation = self._take()
+        operation.members[:] = run
+        start = run[0]
+        operation.kind = start.type
+        operation.offset = start.sector << SECTOR_SHIFT
+        operation.durable = self.durable
+        offsets, lengths = operation.own_offsets, operation.own_lengths
+        del offsets[:], lengths[:]
+        length = 0
+        for request in run:
+            request.pending = 1
+            length += request.length
+            for index in range(request.first, request.last):
+                offsets.append(request.offsets[index])
+                lengths.append(request.lengths[index])
+        operation.length = length
+        operation.offsets, operation.lengths = offsets, lengths
+        operation.first, operation.last = 0, len(offsets)
         return operation
+
+    def _split(self, rest: Operation, made: list[Operation]) -> int:
+        """Append operations for the pieces of ``rest``, and release it; how many these are."""
+        pieces = start = 0
+        while start < rest.length:
+            # Drop what is behind, or each piece would look at all segments again.
+            while start >= (skipped := rest.lengths[rest.first]):
+                rest.first += 1
+                rest.offset += skipped
+                rest.length -= skipped
+                start -= skipped
+            piece = self._take()
+            piece.clip(rest, start, self._fitting(rest, start))
+            made.append(piece)
+            pieces += 1
+            start += piece.length
+        self.release(rest)
+        return pieces
+
+    def _fitting(self, rest: Operation, start: int) -> int:
+        """How many bytes of ``rest`` from ``start`` on one operation holds.
+
+        Whole sectors, unless the limits are below 512 segments or bytes, which
+        only tests have.
+        """
+        most = min(self._most_bytes, rest.length - start)
+        fitting = -start
+        segments = 0
+        for index in range(rest.first, rest.last):
+            if rest.lengths[index]:  # clip passes over empty ones
+                fitting += rest.lengths[index]
+                segments += 1
+            if fitting >= most or segments == self._most_segments:
+                break
+        fitting = min(fitting, most)
+        return fitting - fitting % SECTOR_SIZE if fitting > SECTOR_SIZE else fitting
