@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.platform.outcome import Outcome
@@ -17,13 +18,14 @@ class BareRun:
     """How a run of the bare guest ended, and what it left.
 
     ``console`` is what it printed on COM1, ``exits`` the vCPUs' exits to
-    Python by cause.
+    Python by cause, and ``disks`` each disk's statistics.
     """
 
     outcome: Outcome
     results: Results
     console: bytes
     exits: Counter[str]
+    disks: list[dict[str, Any]]
 
 
 def run_script(
@@ -56,9 +58,11 @@ def _config(words: str, memory: int) -> MachineConfig:
 def _run(config: MachineConfig, timeout: float) -> BareRun:
     with Machine(config) as machine:
         outcome = machine.run(timeout=timeout)
+        statistics = machine.statistics()
         return BareRun(
             outcome,
             Results(machine.ram.read),
             bytes(machine.console_output),
-            Counter(machine.statistics()["exits"]),
+            Counter(statistics["exits"]),
+            statistics["disks"],
         )
