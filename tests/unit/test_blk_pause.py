@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from blk_bench import (
+    SECTORS,
     Bench,
     EngineScript,
     Faults,
@@ -22,7 +23,11 @@ from pykvm.devices.virtio_blk import (
     MergePolicy,
     VirtioBlk,
 )
-from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK
+from pykvm.devices.virtio_blk.constants import (
+    VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_T_GET_ID,
+)
 
 OK, IOERR = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR
 FULL = errno.ENOSPC
@@ -110,8 +115,24 @@ def test_pausing_twice_is_pausing_once(make: Maker) -> None:
     again = bench.read(1)
     bench.kick()
     script.wait_for(1)
+    # The next pause is another one, and waits again.
+    pausing = [in_thread(bench.device.pause)]
+    assert goes_on(pausing[0])
     script.release()
+    assert ends(pausing[0])
     assert bench.wait(again)[0] == OK
+
+
+def test_a_paused_disk_does_not_look_at_its_ring(make: Maker) -> None:
+    """Not even for what needs no engine: nothing changes in the memory of a paused guest."""
+    bench = make(EngineScript())
+    bench.device.pause()
+    heads = [bench.send(VIRTIO_BLK_T_GET_ID, size=20), bench.read(SECTORS)]
+    bench.kick()
+    assert goes_on(bench.device._thread._thread)  # type: ignore[union-attr]
+    assert bench.answered() == []
+    bench.device.resume()
+    assert [bench.wait(head)[0] for head in heads] == [OK, IOERR]
 
 
 def test_resume_without_a_pause_does_nothing(make: Maker) -> None:
