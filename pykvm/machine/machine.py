@@ -378,7 +378,7 @@ class Machine:
         disk.failed(error)
         self._announcer.announce(BlockIoError(disk.name, error))
         if error.action is ErrorAction.STOP:
-            self._control.request_pause(RunState.IO_ERROR)
+            self._control.io_error()
 
     def _failed(self, error: BaseException) -> None:
         """A thread of ours died of ``error``: the run is over, and :meth:`wait` raises it."""

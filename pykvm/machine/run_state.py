@@ -67,23 +67,26 @@ class Vcpu(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _StopFor:
-    """An order to stop; for nothing if the guest was resumed since ``resumes`` was counted."""
+class _IoError:
+    """An order to stop for an error that came up after so many resumes.
 
-    reason: RunState
+    A resume that came in between has taken up what the error left.
+    """
+
     resumes: int
 
 
 class _Order(Enum):
-    RESUME = 1
-    END = 2
+    PAUSE = 1
+    RESUME = 2
+    END = 3
 
 
 class RunControl:
     """Stops all vCPUs and disks of a machine together, and lets them go on together.
 
-    The ``request_`` methods may be called from any thread and do not wait; the
-    others not from the threads of vCPUs and disks. ``over()`` tells whether
+    :meth:`io_error` and the ``request_`` methods do not wait and may be called
+    from any thread; the others not from the threads of vCPUs and disks. ``over()`` tells whether
     the run has ended: from then on nothing is stopped or resumed.
     """
 
@@ -102,7 +105,7 @@ class RunControl:
         self._announce = announce
         self._over = over
         self._on_failure = on_failure
-        self._orders: SimpleQueue[_StopFor | _Order] = SimpleQueue()
+        self._orders: SimpleQueue[_IoError | _Order] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="run control", daemon=True)
         # Guards what follows, and is held throughout a change of state.
         self._lock = threading.Lock()
@@ -156,12 +159,16 @@ class RunControl:
                 disk.resume()
             self._release()
 
-    def request_pause(self, reason: RunState = RunState.PAUSED) -> None:
-        """Have the guest stopped for ``reason``, as soon as every vCPU is idle."""
-        self._orders.put(_StopFor(reason, self._resumes))
+    def io_error(self) -> None:
+        """Have the guest stopped for an error that a disk has kept; never waits."""
+        self._orders.put(_IoError(self._resumes))
+
+    def request_pause(self) -> None:
+        """Have the guest paused as soon as every vCPU is idle, after earlier requests."""
+        self._orders.put(_Order.PAUSE)
 
     def request_resume(self) -> None:
-        """Have :meth:`resume` called, after what was requested before."""
+        """Have :meth:`resume` called, after earlier requests."""
         self._orders.put(_Order.RESUME)
 
     def _stop(self, reason: RunState, seconds: float) -> bool:
@@ -197,18 +204,20 @@ class RunControl:
         except BaseException as error:
             self._on_failure(error)
 
-    def _next(self, seconds: float | None) -> _StopFor | _Order | None:
+    def _next(self, seconds: float | None) -> _IoError | _Order | None:
         try:
             return self._orders.get(timeout=seconds)
         except Empty:
             return None
 
-    def _obey(self, order: _StopFor | _Order | None) -> bool:
+    def _obey(self, order: _IoError | _Order | None) -> bool:
         """Carry out ``order`` and go on with a stop that was begun; whether that is done."""
         if order is _Order.RESUME:
             self.resume()
         with self._lock:
             reason = self._reason
-            if isinstance(order, _StopFor) and order.resumes == self._resumes:
-                reason = reason or order.reason
+            if order is _Order.PAUSE:
+                reason = RunState.PAUSED
+            elif isinstance(order, _IoError) and order.resumes == self._resumes:
+                reason = RunState.IO_ERROR
             return reason is None or self._stop(reason, 0)

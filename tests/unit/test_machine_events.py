@@ -1,0 +1,142 @@
+"""Events: each listener hears all of them, in order, and holds nobody up."""
+
+import errno
+import threading
+
+import pytest
+
+from pykvm.devices.virtio_blk import ErrorAction, IoError
+from pykvm.machine.events import (
+    MAX_BACKLOG,
+    Announcer,
+    BlockIoError,
+    Event,
+    Resume,
+    Shutdown,
+    Stop,
+)
+from pykvm.platform.outcome import Outcome
+
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def failures() -> list[BaseException]:
+    return []
+
+
+@pytest.fixture
+def announcer(failures):
+    announcer = Announcer(failures.append)
+    yield announcer
+    announcer.close()
+
+
+def io_error(action: ErrorAction) -> BlockIoError:
+    return BlockIoError("virtio0", IoError("write", 8, 4096, errno.ENOSPC, action))
+
+
+def test_every_listener_hears_everything_in_order(announcer):
+    first: list[Event] = []
+    second: list[Event] = []
+    announcer.announce(Stop())  # to nobody
+    announcer.listen(first.append)
+    announcer.listen(second.append)
+    sent = [Stop(), Resume(), io_error(ErrorAction.STOP), Stop()]
+    for event in sent:
+        announcer.announce(event)
+    announcer.close()
+    announcer.close()
+    assert first == second == sent
+
+
+def test_times_do_not_go_back(announcer):
+    heard: list[Event] = []
+    announcer.listen(heard.append)
+    for _ in range(3):
+        announcer.announce(Stop())
+    announcer.close()
+    times = [event.time_ns for event in heard]
+    assert times == sorted(times)
+
+
+def test_who_stops_listening_has_heard_all_before_and_nothing_after(announcer):
+    heard: list[Event] = []
+    forget = announcer.listen(heard.append)
+    sent = [Stop() for _ in range(50)]
+    for event in sent:
+        announcer.announce(event)
+    forget()
+    assert heard == sent
+    announcer.announce(Resume())
+    announcer.close()
+    forget()
+    assert heard == sent
+
+
+def test_shutdown_is_the_last(announcer):
+    heard: list[Event] = []
+    announcer.listen(heard.append)
+    end = Shutdown(Outcome.quit())
+    for event in (end, Stop(), end):
+        announcer.announce(event)
+    announcer.close()
+    assert heard == [end]
+
+
+def test_a_listener_may_stop_listening_and_close_by_itself(announcer):
+    done = threading.Event()
+
+    def listener(event: Event) -> None:
+        forget()
+        announcer.close()
+        done.set()
+
+    forget = announcer.listen(listener)
+    announcer.announce(Stop())
+    assert done.wait(PATIENCE)
+
+
+def test_a_listener_that_raises_is_told_of_and_holds_nobody_up(announcer, failures):
+    heard: list[Event] = []
+
+    def broken(event: Event) -> None:
+        raise ZeroDivisionError
+
+    announcer.listen(broken)
+    announcer.listen(heard.append)
+    announcer.announce(Stop())
+    announcer.announce(Resume())
+    announcer.close()
+    assert len(heard) == 2
+    assert [type(error) for error in failures] == [ZeroDivisionError] * 2
+
+
+def test_a_guest_cannot_fill_the_memory_with_errors(announcer):
+    """Errors that stop the guest cannot come without end, so none of these is lost."""
+    free, heard = threading.Event(), []
+
+    def slow(event: Event) -> None:
+        free.wait(PATIENCE)
+        heard.append(event)
+
+    announcer.listen(slow)
+    for _ in range(3 * MAX_BACKLOG):
+        announcer.announce(io_error(ErrorAction.REPORT))
+    stopping = io_error(ErrorAction.STOP)
+    announcer.announce(stopping)
+    announcer.announce(Stop())
+    free.set()
+    announcer.close()
+    assert MAX_BACKLOG <= len(heard) <= MAX_BACKLOG + 3
+    assert heard[-2] == stopping
+    assert isinstance(heard[-1], Stop)
+
+
+def test_after_the_end_nobody_is_told(announcer):
+    announcer.close()
+    heard: list[Event] = []
+    forget = announcer.listen(heard.append)
+    announcer.announce(Stop())
+    forget()
+    assert heard == []

@@ -1,0 +1,330 @@
+"""Stopping and going on, with vCPUs and disks that are not there: the order, and every overlap."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+import pytest
+
+from pykvm.machine.events import Event, Resume, Stop
+from pykvm.machine.run_state import RunControl, RunState
+
+PATIENCE = 20.0
+
+
+@dataclass
+class FakeVcpu:
+    """Idle as soon as it is asked to, unless ``busy``. Notes calls in ``log``."""
+
+    log: list[object]
+    pauses: int = 0
+    idle: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+    def request_pause(self) -> None:
+        self.log.append("ask")
+        self.pauses += 1
+
+    def wait_paused(self, timeout: float) -> bool:
+        return self.idle.wait(timeout)
+
+    def resume(self) -> None:
+        assert self.pauses > 0
+        self.pauses -= 1
+        self.log.append("go")
+
+
+@dataclass
+class FakeDisk:
+    """Notes calls in ``log``; ``in_pause`` and ``in_resume`` are called there."""
+
+    log: list[object]
+    in_pause: object = None
+    in_resume: object = None
+
+    def pause(self) -> None:
+        self.log.append("disk pause")
+        if self.in_pause:
+            self.in_pause()
+
+    def resume(self) -> None:
+        self.log.append("disk resume")
+        if self.in_resume:
+            self.in_resume()
+
+
+class Rig:
+    """A control with two vCPUs and a disk; ``log`` has calls and events in their order."""
+
+    def __init__(self) -> None:
+        self.log: list[object] = []
+        self.over = False
+        self.errors: list[BaseException] = []
+        self.vcpus = [FakeVcpu(self.log), FakeVcpu(self.log)]
+        self.disk = FakeDisk(self.log)
+        self.control = RunControl(
+            self.vcpus, [self.disk], self.announce, lambda: self.over, self.errors.append
+        )
+
+    def announce(self, event: Event) -> None:
+        self.log.append(type(event))
+
+    def count(self, item: object) -> int:
+        return self.log.count(item)
+
+    @property
+    def pauses(self) -> list[int]:
+        return [vcpu.pauses for vcpu in self.vcpus]
+
+    def fail(self) -> None:
+        """What a disk's thread does."""
+        self.control.io_error()
+
+    def settle(self) -> None:
+        """Return when the control thread has carried out all that was requested; it ends."""
+        self.control.close()
+
+
+def settled(condition) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def rig():
+    rig = Rig()
+    rig.control.start()
+    yield rig
+    for vcpu in rig.vcpus:
+        vcpu.idle.set()
+    rig.control.close()
+    assert not rig.errors
+
+
+# -- the order ---------------------------------------------------------------
+
+
+def test_vcpus_stop_before_disks_and_go_on_after_them(rig):
+    rig.control.pause(1)
+    assert rig.control.state is RunState.PAUSED
+    assert rig.log == ["ask", "ask", "disk pause", Stop]
+    rig.log.clear()
+    rig.control.resume()
+    assert rig.control.state is RunState.RUNNING
+    assert rig.log == [Resume, "disk resume", "go", "go"]
+
+
+def test_once_is_enough(rig):
+    for _ in range(2):
+        rig.control.pause(1)
+    assert rig.count(Stop) == 1
+    for _ in range(2):
+        rig.control.resume()
+    assert rig.count(Resume) == 1
+    assert rig.pauses == [0, 0]
+
+
+def test_every_vcpu_is_asked_before_any_is_awaited(rig):
+    """Else one that is busy would leave the others running."""
+    rig.vcpus[0].idle.clear()
+    with pytest.raises(TimeoutError):
+        rig.control.pause(0.01)
+    assert rig.log == ["ask", "ask", "go", "go"]
+    assert rig.control.state is RunState.RUNNING
+    assert rig.control.undisturbed
+
+
+def test_requests_are_carried_out_in_order(rig):
+    rig.control.request_pause()
+    rig.control.request_resume()
+    rig.control.request_pause()
+    settled(lambda: rig.count(Stop) == 2)
+    assert rig.control.state is RunState.PAUSED
+    assert rig.count(Resume) == 1
+
+
+def test_requests_wait_for_the_start():
+    rig = Rig()
+    rig.fail()
+    assert rig.log == []
+    rig.control.start()
+    settled(lambda: rig.control.state is RunState.IO_ERROR)
+    rig.control.close()
+
+
+def test_close_without_a_start():
+    rig = Rig()
+    rig.control.close()
+    rig.control.close()
+
+
+# -- I/O errors ----------------------------------------------------------------
+
+
+def test_an_error_stops_the_guest(rig):
+    rig.fail()
+    settled(lambda: rig.control.state is RunState.IO_ERROR)
+    assert rig.log == ["ask", "ask", "disk pause", Stop]
+
+
+def test_several_errors_are_one_stop(rig):
+    for _ in range(5):
+        rig.fail()
+    settled(lambda: rig.control.state is RunState.IO_ERROR)
+    rig.settle()
+    assert rig.count(Stop) == 1
+    rig.control.resume()
+    assert rig.control.state is RunState.RUNNING
+    assert rig.pauses == [0, 0]
+
+
+def test_an_error_right_after_the_resume_stops_again(rig):
+    """The disk fails again before resume() has come to the vCPUs."""
+    failures = iter(range(3))
+    rig.disk.in_resume = lambda: rig.fail() if next(failures, None) is not None else None
+    rig.fail()
+    for round_ in range(1, 5):
+        settled(lambda round_=round_: rig.count(Stop) == round_)
+        assert rig.control.state is RunState.IO_ERROR
+        rig.control.resume()
+    rig.settle()
+    assert rig.control.state is RunState.RUNNING
+    assert (rig.count(Stop), rig.count(Resume)) == (4, 4)
+    assert rig.pauses == [0, 0]
+
+
+def test_an_error_while_the_user_has_paused_changes_nothing(rig):
+    rig.control.pause(1)
+    rig.fail()
+    rig.settle()
+    assert rig.control.state is RunState.PAUSED
+    assert rig.count(Stop) == 1
+    rig.control.resume()
+    rig.settle()
+    assert rig.control.state is RunState.RUNNING
+
+
+def test_an_error_that_came_before_the_resume_is_over_with_it():
+    """The order to stop is carried out late: what it is for has been taken up already."""
+    rig = Rig()
+    rig.disk.in_pause = rig.fail  # what was executing fails
+    rig.control.pause(1)
+    rig.control.resume()
+    rig.control.start()
+    rig.settle()
+    assert rig.control.state is RunState.RUNNING
+    assert rig.count(Stop) == 1
+    assert rig.pauses == [0, 0]
+
+
+def test_a_pause_while_stopped_by_an_error_keeps_the_reason(rig):
+    rig.fail()
+    settled(lambda: rig.control.state is RunState.IO_ERROR)
+    rig.control.pause(1)
+    assert rig.control.state is RunState.IO_ERROR
+    assert rig.count(Stop) == 1
+
+
+def test_an_error_while_a_vcpu_is_busy_stops_it_as_soon_as_it_is_idle(rig):
+    rig.vcpus[1].idle.clear()
+    rig.fail()
+    settled(lambda: rig.pauses == [1, 1])
+    assert rig.control.state is RunState.RUNNING
+    assert not rig.control.undisturbed
+    rig.vcpus[1].idle.set()
+    settled(lambda: rig.control.state is RunState.IO_ERROR)
+    assert rig.pauses == [1, 1]
+
+
+def test_a_resume_while_a_vcpu_is_busy_calls_the_stop_off(rig):
+    """Who was told of the error waits for STOP and RESUME, so both come."""
+    rig.vcpus[1].idle.clear()
+    rig.fail()
+    settled(lambda: rig.pauses == [1, 1])
+    rig.control.resume()
+    rig.vcpus[1].idle.set()
+    rig.settle()
+    assert rig.control.state is RunState.RUNNING
+    assert rig.pauses == [0, 0]
+    assert rig.log == ["ask", "ask", Stop, Resume, "disk resume", "go", "go"]
+
+
+def test_a_pause_that_fails_leaves_the_stop_for_an_error_in_place(rig):
+    rig.vcpus[1].idle.clear()
+    rig.fail()
+    settled(lambda: rig.pauses == [1, 1])
+    with pytest.raises(TimeoutError):
+        rig.control.pause(0.01)
+    assert rig.pauses == [1, 1]
+    rig.vcpus[1].idle.set()
+    settled(lambda: rig.control.state is RunState.IO_ERROR)
+
+
+# -- the end of the run -----------------------------------------------------------
+
+
+def test_after_the_end_nothing_happens(rig):
+    rig.over = True
+    rig.control.pause(1)
+    rig.control.resume()
+    rig.fail()
+    rig.settle()
+    assert rig.log == []
+
+
+def test_an_end_during_a_pause_is_not_announced_as_a_stop(rig):
+    def end() -> None:
+        rig.over = True
+
+    rig.disk.in_pause = end
+    rig.control.pause(1)
+    assert Stop not in rig.log
+
+
+def test_an_end_during_a_stop_that_waits_for_a_vcpu(rig):
+    rig.vcpus[0].idle.clear()
+    rig.fail()
+    settled(lambda: rig.pauses == [1, 1])
+    rig.over = True
+    rig.control.close()
+    assert Stop not in rig.log
+
+
+def test_a_bug_is_told_and_ends_the_thread():
+    rig = Rig()
+
+    def bug() -> None:
+        raise ZeroDivisionError
+
+    rig.disk.in_pause = bug
+    rig.control.start()
+    rig.fail()
+    settled(lambda: rig.errors)
+    rig.control.close()
+    assert isinstance(rig.errors[0], ZeroDivisionError)
+
+
+def test_many_threads_at_once(rig):
+    """Whatever the order, each stop has its resume, and nothing is left asked for."""
+
+    def hammer(call) -> None:
+        for _ in range(200):
+            call()
+
+    calls = [lambda: rig.control.pause(PATIENCE), rig.control.resume, rig.fail]
+    calls += [rig.control.request_pause, rig.control.request_resume]
+    threads = [threading.Thread(target=hammer, args=[call]) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    rig.settle()
+    rig.control.resume()
+    assert rig.control.state is RunState.RUNNING
+    assert rig.pauses == [0, 0]
+    events = [item for item in rig.log if item in (Stop, Resume)]
+    assert events == [Stop, Resume] * (len(events) // 2)
