@@ -8,11 +8,14 @@ format's.
 """
 
 import errno
+import mmap
 import os
 import stat
+import threading
 from pathlib import Path
 
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
+from pykvm.devices.virtio_blk.host_limits import direct_alignment, max_transfer
 from pykvm.devices.virtio_blk.lock import lock
 from pykvm.devices.virtio_blk.options import CacheMode
 from pykvm.errors import UsageError
@@ -24,9 +27,6 @@ _MAGICS = (
     (b"conectix", "VHD"),
 )
 
-MAX_TRANSFER = 0x7FFFF000
-"""The most bytes that Linux moves by one preadv or pwritev."""
-
 
 class Image:
     """An open raw image. Owns its descriptor, and with it the lock.
@@ -34,8 +34,13 @@ class Image:
     ``fd`` is open for reading, and for writing unless ``readonly``; ``size``
     is in bytes, a positive multiple of 512; ``path`` as it was given;
     ``max_transfer`` is the most that one system call moves, in bytes;
+    ``alignment`` (bytes) what its disk offset, and each segment's address and
+    length, must be multiples of, 1 unless the cache mode asks for O_DIRECT;
     ``notice`` is a sentence for the user, or "". ``sync_error`` is the errno
-    that the first failed sync left behind, or 0.
+    of the sync after which none succeeds any more, or 0.
+
+    Whoever writes a part of an aligned block has to read and write back the
+    rest of it. Where that can be, all writes hold ``edge_lock``.
     """
 
     def __init__(
@@ -47,14 +52,16 @@ class Image:
         """Open and lock ``path``; UsageError if it cannot be a disk or is in use."""
         self.path = str(path)
         self.cache = cache
-        self.max_transfer = MAX_TRANSFER
         self.readonly = readonly
         self.sync_error = 0
-        self.fd = _open(self.path, readonly)
+        self.edge_lock = threading.Lock()
+        self.fd = _open(self.path, readonly, cache)
         try:
             self.size = _size(self.path, self.fd)
+            self.max_transfer = max_transfer(self.fd)
+            self.alignment = _alignment(self.path, self.fd, self.size, cache)
             lock(self.fd, self.path, readonly)
-            self.notice = _notice(self.path, self.fd)
+            self.notice = _notice(self.path, self.fd, self.alignment)
         except BaseException:
             os.close(self.fd)
             raise
@@ -69,14 +76,25 @@ class Image:
 
         Linux reports a failed write-back once and then calls the lost pages
         clean, so a later fdatasync would claim what is not true. After the
-        first failure every sync fails, until the image is opened again.
+        first failure every sync fails with EIO, until the image is opened
+        again: not with the first errno, for after ENOSPC no space that is made
+        brings the pages back. O_DIRECT keeps no pages: a write that is lost has
+        failed itself, what fdatasync asks for is the disk's own cache and the
+        filesystem's metadata, and both may recover. So there each sync speaks
+        for itself (as in QEMU).
         """
-        if not self.sync_error and not self.readonly and self.cache.syncs:
-            try:
-                os.fdatasync(self.fd)
-            except OSError as error:
-                self.sync_error = error.errno or errno.EIO
-        return self.sync_error
+        if self.readonly or not self.cache.syncs:
+            return 0
+        if self.sync_error:
+            return errno.EIO
+        try:
+            os.fdatasync(self.fd)
+        except OSError as error:
+            failed = error.errno or errno.EIO
+            if not self.cache.direct:
+                self.sync_error = failed
+            return failed
+        return 0
 
     def close(self) -> None:
         """Close and unlock the image. Harmless when closed."""
@@ -85,8 +103,10 @@ class Image:
             self.fd = -1
 
 
-def _open(path: str, readonly: bool) -> int:
+def _open(path: str, readonly: bool, cache: CacheMode) -> int:
     flags = os.O_CLOEXEC | (os.O_RDONLY if readonly else os.O_RDWR)
+    if cache.direct:
+        flags |= os.O_DIRECT
     try:
         # Before opening: to open a FIFO or a character device does things already.
         mode = os.stat(path).st_mode
@@ -97,6 +117,8 @@ def _open(path: str, readonly: bool) -> int:
     except ValueError:
         raise UsageError(f"{path!r} is not a file name") from None
     except OSError as error:
+        if cache.direct and error.errno == errno.EINVAL:
+            raise _no_direct(path, cache) from None
         raise _open_error(path, readonly, error) from None
     try:
         _check_kind(path, os.fstat(fd).st_mode)
@@ -115,6 +137,20 @@ def _open_error(path: str, readonly: bool, error: OSError) -> UsageError:
     reason = os.strerror(error.errno or 0).lower()
     hint = hints.get(error.errno or 0, "")
     return UsageError(f"the disk image {path} cannot be opened: {reason}", hint)
+
+
+def _no_direct(path: str, cache: CacheMode) -> UsageError:
+    return UsageError(
+        f"the disk image {path} cannot have cache={cache.value}: "
+        "its filesystem does not support O_DIRECT",
+        f"use cache={_buffered(cache)}, or put the image on another filesystem",
+    )
+
+
+def _buffered(cache: CacheMode) -> str:
+    """The mode that treats writes as ``cache`` does, in the host's page cache."""
+    mode = CacheMode.WRITEBACK if cache.writeback else CacheMode.WRITETHROUGH
+    return mode.value
 
 
 def _check_kind(path: str, mode: int) -> None:
@@ -146,11 +182,28 @@ def _size(path: str, fd: int) -> int:
     return size
 
 
-def _notice(path: str, fd: int) -> str:
-    try:
-        start = os.pread(fd, 8, 0)
-    except OSError:
-        return ""  # the guest will be told when it reads these sectors
+def _alignment(path: str, fd: int, size: int, cache: CacheMode) -> int:
+    if not cache.direct:
+        return 1
+    alignment = direct_alignment(fd)
+    if not alignment:
+        raise _no_direct(path, cache)
+    if size % alignment:
+        raise UsageError(
+            f"the disk image {path} cannot have cache={cache.value}: its size, {size} bytes, "
+            f"is not a multiple of the host's blocks of {alignment} bytes",
+            f"use cache={_buffered(cache)}, or pad it: truncate -s %{alignment} {path}",
+        )
+    return alignment
+
+
+def _notice(path: str, fd: int, alignment: int) -> str:
+    with mmap.mmap(-1, max(alignment, mmap.PAGESIZE)) as page:
+        try:
+            os.preadv(fd, (page,), 0)
+        except OSError:
+            return ""  # the guest will be told when it reads these sectors
+        start = page[:8]
     for magic, name in _MAGICS:
         if start.startswith(magic):
             return f"{path} begins like a {name} image; the guest sees it as it is, raw"

@@ -62,6 +62,11 @@ class Operation:
         self.waits = 0
         self.followers: list[Operation] = []
 
+    def views(self, memory: memoryview) -> list[memoryview]:
+        """The data's segments in ``memory``, which is ``ram.bytes``."""
+        offsets, lengths = self.offsets, self.lengths
+        return [memory[offsets[i] : offsets[i] + lengths[i]] for i in range(self.first, self.last)]
+
     def clip(self, source: "Operation", start: int, length: int) -> None:
         """Become bytes ``[start, start + length)`` of ``source``, another operation, on its behalf.
 

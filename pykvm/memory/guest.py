@@ -60,7 +60,8 @@ class GuestMemory:
                 "give the guest less with -m",
             ) from None
         self.ram = Ram(memoryview(self._map), layout(size))
-        self.address = _address_of(self._map)
+        with memoryview(self._map) as view:
+            self.address = address_of(view)
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -74,10 +75,13 @@ class GuestMemory:
         os.close(self.fd)
 
 
-def _address_of(mapping: mmap.mmap) -> int:
+def address_of(view: memoryview) -> int:
+    """The host-virtual address of the first byte of ``view``, whatever is behind it.
+
+    Holds for as long as the buffer exists. Keeps no view of it.
+    """
     # cffi's compiled core rather than `cffi` itself, whose C parser takes 25 ms to import.
     from _cffi_backend import FFI
 
     ffi = FFI()
-    with memoryview(mapping) as view:
-        return int(ffi.cast("uintptr_t", ffi.from_buffer(view)))
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(view)))
