@@ -93,7 +93,7 @@ class QueueService:
                 request.started_ns = now
                 accepted.append(request)
             else:
-                self._refuse(request)
+                self._refuse(request, now)
         if accepted:
             self._planner.durable = self._durable()
             for operation in self._schedule.add(accepted):
@@ -165,18 +165,18 @@ class QueueService:
         succeeded = request.status == VIRTIO_BLK_S_OK
         request.used_length = length + 1 if succeeded and kind == VIRTIO_BLK_T_IN else 1
         if request.error:
-            self._stats.failed(kind)
+            self._stats.failed(kind, finished_ns)
         else:
-            self._stats.done(kind, length, finished_ns - request.started_ns)
+            self._stats.done(kind, length, finished_ns - request.started_ns, finished_ns)
         self._bytes[request.status_offset] = request.status
         self.queue.push(request.head, request.used_length)
 
-    def _refuse(self, request: Request) -> None:
+    def _refuse(self, request: Request, now_ns: int) -> None:
         """Complete a request that the parser answered."""
         if request.status != VIRTIO_BLK_S_OK:
-            self._stats.invalid(request.type)
+            self._stats.invalid(request.type, now_ns)
         elif request.type in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT):
-            self._stats.done(request.type, 0, 0)
+            self._stats.done(request.type, 0, 0, now_ns)
         if request.status_offset >= 0:
             self._bytes[request.status_offset] = request.status
         self.queue.push(request.head, request.used_length)

@@ -1,10 +1,18 @@
 """What a disk counts, under the names that QEMU's ``info blockstats`` made familiar.
 
 An operation is a request of the guest that succeeded: it counts once, however
-often it was tried, and whether or not it was merged with others. Requests that
-the host could not carry out count as failed, requests that the guest got wrong
-as invalid, and neither adds bytes or time.
+often it was tried, in however many pieces, and whether or not it was merged
+with others. Requests that the host could not carry out count as failed, also
+if the guest was told otherwise (``werror=ignore``), and requests that the
+guest got wrong as invalid; neither adds bytes or time. What is tried again
+after the VM was stopped counts when it is answered, and what a reset drops
+counts nowhere. k requests made one operation add k - 1 to ``rd_merged`` or
+``wr_merged`` when they are first taken from the ring, whatever becomes of them.
 """
+
+import time
+from collections.abc import Mapping
+from typing import Final
 
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_FLUSH,
@@ -12,17 +20,22 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_OUT,
 )
 
-FIELDS = (
+CLASSIC: Final = (
     "rd_bytes",
     "wr_bytes",
     "rd_operations",
     "wr_operations",
     "flush_operations",
-    "rd_total_time_ns",
     "wr_total_time_ns",
+    "rd_total_time_ns",
     "flush_total_time_ns",
     "rd_merged",
     "wr_merged",
+)
+"""The fields of QEMU's ``info blockstats``, in its order."""
+
+COUNTERS: Final = (
+    *CLASSIC,
     "failed_rd_operations",
     "failed_wr_operations",
     "failed_flush_operations",
@@ -36,10 +49,10 @@ class Stats:
     """Counters of one disk. Times are from taking a request off the ring to its completion.
 
     GET_ID counts nowhere. ``invalid_other`` holds unreadable headers and
-    unknown types.
+    unknown types. ``now_ns`` is when a request completed (time.monotonic_ns).
     """
 
-    __slots__ = FIELDS
+    __slots__ = (*COUNTERS, "_last_ns")
 
     def __init__(self) -> None:
         self.rd_bytes = 0
@@ -58,9 +71,11 @@ class Stats:
         self.invalid_rd_operations = 0
         self.invalid_wr_operations = 0
         self.invalid_other_operations = 0
+        self._last_ns = time.monotonic_ns()
 
-    def done(self, kind: int, length: int, elapsed_ns: int) -> None:
+    def done(self, kind: int, length: int, elapsed_ns: int, now_ns: int) -> None:
         """A request of type ``kind`` (IN, OUT or FLUSH) with ``length`` bytes succeeded."""
+        self._last_ns = now_ns
         if kind == VIRTIO_BLK_T_IN:
             self.rd_bytes += length
             self.rd_operations += 1
@@ -80,8 +95,9 @@ class Stats:
         else:
             self.wr_merged += joined
 
-    def failed(self, kind: int) -> None:
+    def failed(self, kind: int, now_ns: int) -> None:
         """The host could not carry out a request of type ``kind`` (IN, OUT or FLUSH)."""
+        self._last_ns = now_ns
         if kind == VIRTIO_BLK_T_IN:
             self.failed_rd_operations += 1
         elif kind == VIRTIO_BLK_T_OUT:
@@ -89,8 +105,9 @@ class Stats:
         else:
             self.failed_flush_operations += 1
 
-    def invalid(self, kind: int) -> None:
+    def invalid(self, kind: int, now_ns: int) -> None:
         """The guest sent a request that no disk could carry out."""
+        self._last_ns = now_ns
         if kind == VIRTIO_BLK_T_IN:
             self.invalid_rd_operations += 1
         elif kind == VIRTIO_BLK_T_OUT:
@@ -99,5 +116,15 @@ class Stats:
             self.invalid_other_operations += 1
 
     def as_dict(self) -> dict[str, int]:
-        """Every counter by name. Another thread may be counting meanwhile."""
-        return {name: getattr(self, name) for name in FIELDS}
+        """Every counter by name, and ``idle_time_ns``: the time since the last completion.
+
+        Since the disk was made, if there was none. Another thread may be counting meanwhile.
+        """
+        counts: dict[str, int] = {name: getattr(self, name) for name in COUNTERS}
+        counts["idle_time_ns"] = max(0, time.monotonic_ns() - self._last_ns)
+        return counts
+
+
+def classic_line(device: str, counts: Mapping[str, int]) -> str:
+    """``counts`` of :meth:`Stats.as_dict` as the one line of ``info blockstats`` for ``device``."""
+    return f"{device}: " + " ".join(f"{name}={counts[name]}" for name in CLASSIC)

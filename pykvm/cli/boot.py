@@ -13,6 +13,7 @@ from pykvm.cli.output import (
     ConsoleLog,
     ConsoleRecorder,
     open_output,
+    print_statistics,
     run_report,
     say_reason,
     write_statistics,
@@ -67,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add("--exec", metavar="CMD", dest="command", help="run CMD in the bundled guest and end")
     add("--timeout", metavar="S", default="", help="end the guest after S seconds (status 124)")
     add("--console-log", metavar="FILE", type=Path, help="also write the console to FILE")
-    add("--stats", metavar="FILE", type=Path, help="write statistics as JSON at the end")
+    add("--stats", metavar="FILE", help="write statistics as JSON at the end; '-': print them")
     add("--timings", action="store_true", help="say where the time went")
     add("--json", action="store_true", help="print one JSON object about the run at the end")
     return made
@@ -87,9 +88,9 @@ def run_boot(arguments: Sequence[str]) -> int:
     with ExitStack() as stack:
         # Files are opened before the VM exists: a bad path costs nobody a boot.
         log = stack.enter_context(ConsoleLog(options.console_log)) if options.console_log else None
-        stats = (
-            stack.enter_context(open_output(options.stats, "--stats")) if options.stats else None
-        )
+        stats = None
+        if options.stats not in (None, "-"):
+            stats = stack.enter_context(open_output(Path(options.stats), "--stats"))
         machine = stack.enter_context(Machine(config, timings=timings))
         stack.enter_context(signals_go_to(lambda number: machine.finish(Outcome.signalled(number))))
         for notice in machine.notices:
@@ -102,6 +103,8 @@ def run_boot(arguments: Sequence[str]) -> int:
             failure, outcome = error, Outcome.error(str(error))
         if stats:
             write_statistics(stats, machine)
+    if options.stats == "-":
+        print_statistics(machine)
     if failure is None:
         say_reason(outcome)
     if options.command is not None and outcome.kind in _TAIL_HELPS:

@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Self
 
-from pykvm.cli.say import say
+from pykvm.cli.say import STDERR, put, say
 from pykvm.cli.streams import OutputWriter
+from pykvm.devices.virtio_blk.stats import classic_line
 from pykvm.errors import PykvmError, UsageError
 from pykvm.machine.machine import Machine
 from pykvm.platform.outcome import Outcome, OutcomeKind
@@ -85,6 +86,15 @@ def say_reason(outcome: Outcome) -> None:
     """
     if outcome.kind not in _QUIET and outcome.status != 128 + signal.SIGPIPE:
         say(outcome.reason)
+
+
+def print_statistics(machine: Machine) -> None:
+    """``--stats -``: one line per disk to standard error; PykvmError if that fails."""
+    disks = machine.statistics()["disks"]
+    try:
+        put(STDERR, "".join(f"{classic_line(disk['device'], disk)}\n" for disk in disks))
+    except OSError as error:
+        raise PykvmError(f"--stats -: {error.strerror}", "give a file") from None
 
 
 def write_statistics(file: IO[bytes], machine: Machine) -> None:
