@@ -146,8 +146,17 @@ class FaultEngine:
         except BaseException:
             self._cancel(operations)  # a call's bug must not keep a reset waiting
             raise
-        self._start(list(zip(operations, effects, strict=True)))
-        if self._done or self._inner.notifier < 0:
+        started = []
+        for operation, effect in zip(operations, effects, strict=True):
+            if effect is None or self._stopped:  # the inner engine knows how to be stopped
+                started.append(operation)
+            elif effect.delay_ms:
+                self._delay(operation, effect)
+            else:
+                started += self._apply(operation, effect)
+        if started:
+            self._submit(started)
+        if self._done or (started and self._inner.notifier < 0):
             os.eventfd_write(self._wake, 1)
 
     def completions(self) -> Sequence[Operation]:
@@ -174,19 +183,6 @@ class FaultEngine:
         assert not left, "completions were left behind"
         self._owned.close()
         self._inner.close()
-
-    def _start(self, planned: Sequence[tuple[Operation, Effect | None]]) -> None:
-        """Execute, or delay, each operation as its effect says."""
-        started = []
-        for operation, effect in planned:
-            if effect is None or self._stopped:  # the inner engine knows how to be stopped
-                started.append(operation)
-            elif effect.delay_ms:
-                self._delay(operation, effect)
-            else:
-                started += self._apply(operation, effect)
-        if started:
-            self._submit(started)
 
     def _apply(self, operation: Operation, effect: Effect) -> list[Operation]:
         """What the inner engine is to execute for ``operation``: itself, a part of it, nothing."""

@@ -2,23 +2,18 @@
 
 import errno
 import os
-import select
 import threading
 import time
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from blk_operations import ManualEngine, flush, operation, read, readable, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pykvm.devices.virtio_blk import Engine, Image, SyncEngine
-from pykvm.devices.virtio_blk.constants import (
-    VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT,
-)
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.faults import Access, Effect, Fault, FaultPlan
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.memory.ram import Ram
@@ -41,38 +36,6 @@ def image(path: Path) -> Iterator[Image]:
     opened.close()
 
 
-class ManualEngine:
-    """An engine with a notifier that executes (by doing nothing) what it is told to."""
-
-    def __init__(self, image: Image, ram: Ram) -> None:
-        self.notifier = os.eventfd(0, os.EFD_NONBLOCK)
-        self.held: list[Operation] = []
-        self.done: list[Operation] = []
-
-    def submit(self, operations: Sequence[Operation]) -> None:
-        self.held += operations
-
-    def finish(self, error: int = 0) -> None:
-        for operation in self.held:
-            operation.moved, operation.error = operation.length, error
-        self.done += self.held
-        self.held.clear()
-        os.eventfd_write(self.notifier, 1)
-
-    def completions(self) -> Sequence[Operation]:
-        if not readable(self.notifier):
-            return ()
-        os.eventfd_read(self.notifier)
-        done, self.done = self.done, []
-        return done
-
-    def stop(self) -> None:
-        self.finish(errno.ECANCELED)
-
-    def close(self) -> None:
-        os.close(self.notifier)
-
-
 @pytest.fixture
 def start(image: Image) -> Iterator[Callable[..., Engine]]:
     """Makes an engine that follows a plan, and closes it."""
@@ -89,35 +52,6 @@ def start(image: Image) -> Iterator[Callable[..., Engine]]:
     yield make
     for engine in made:
         engine.close()
-
-
-def operation(kind: int, offset: int = 0, segments: Sequence[tuple[int, int]] = ()) -> Operation:
-    made = Operation()
-    made.kind = kind
-    made.offset = offset
-    made.length = sum(length for _, length in segments)
-    made.offsets = array("q", [start for start, _ in segments])
-    made.lengths = array("q", [length for _, length in segments])
-    made.last = len(segments)
-    return made
-
-
-def read(offset: int = 0, length: int = 1024) -> Operation:
-    return operation(VIRTIO_BLK_T_IN, offset, [(0, length)])
-
-
-def write(offset: int = 0, length: int = 1024) -> Operation:
-    return operation(VIRTIO_BLK_T_OUT, offset, [(0, length)])
-
-
-def flush() -> Operation:
-    return operation(VIRTIO_BLK_T_FLUSH)
-
-
-def readable(fd: int, timeout_ms: int = 0) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(timeout_ms))
 
 
 def run(engine: Engine, *operations: Operation) -> list[tuple[int, int]]:
@@ -307,6 +241,18 @@ def test_delays_end_in_their_order(start: Callable[..., Engine]) -> None:
     assert run(engine, *operations) == [(errno.EIO, 0)] * 4
     order = sorted(range(4), key=lambda i: operations[i].finished_ns)
     assert order == [2, 1, 3, 0]
+
+
+def test_a_long_delay_does_not_hold_up_a_short_one(start: Callable[..., Engine]) -> None:
+    delays = iter([10, HOUR_MS])
+    engine = start(FaultPlan([Fault(call=lambda access: Effect(delay_ms=next(delays)))]))
+    short, long = read(), read()
+    engine.submit([short])
+    engine.submit([long])
+    assert readable(engine.notifier, 10_000)
+    assert engine.completions() == [short]
+    engine.stop()
+    assert engine.completions() == [long]
 
 
 def test_a_delayed_short_transfer(start: Callable[..., Engine]) -> None:
