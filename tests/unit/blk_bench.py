@@ -84,7 +84,7 @@ class Faults:
 class EngineScript:
     """Tells the engines of a disk what to do. ``log`` is what they were asked, in order.
 
-    They carry out, or fail, an operation at its submission; ``slow``: when
+    ``executing`` operations are theirs at the moment. They carry out, or fail, an operation at its submission; ``slow``: when
     :meth:`release` says so.
     """
 
@@ -92,6 +92,7 @@ class EngineScript:
         self.fails = fails
         self.slow = slow
         self.log: list[Asked] = []
+        self.executing = 0
         self.changed = Condition()
         self.waiting: list[tuple[ScriptedEngine, Operation]] = []
 
@@ -134,6 +135,7 @@ class ScriptedEngine:
         script = self._script
         with script.changed:
             script.log += [asked(operation) for operation in operations]
+            script.executing += len(operations)
             if script.slow:
                 script.waiting += [(self, operation) for operation in operations]
                 script.changed.notify_all()
@@ -163,6 +165,7 @@ class ScriptedEngine:
                 os.eventfd_read(self.notifier)
         with self._script.changed:
             done, self._done = self._done, []
+            self._script.executing -= len(done)
         return done
 
     def stop(self) -> None:
