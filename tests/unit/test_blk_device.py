@@ -525,14 +525,14 @@ def slow_engine(disk: Disk) -> SlowEngine:
 def test_completions_out_of_order(make: Callable[..., Disk], path: Path) -> None:
     disk = make(engine=SlowEngine)
     file = path.read_bytes()
-    heads = [disk.send(IN, i, size=512) for i in range(4)]
+    heads = [disk.send(IN, 2 * i, size=512) for i in range(4)]
     disk.transport.submit()
     engine = slow_engine(disk)
     engine.wait_for(4)
     for left in (2, 0, 1, 0):
         engine.let_go(left)
-    for sector, head in enumerate(heads):
-        assert disk.wait(head)[:2] == (OK, file[sector * 512 :][:512])
+    for i, head in enumerate(heads):
+        assert disk.wait(head)[:2] == (OK, file[1024 * i :][:512])
 
 
 def test_a_flush_starts_after_the_writes_before_it(make: Callable[..., Disk]) -> None:
@@ -615,7 +615,7 @@ def test_reset_starts_nothing_that_waits(disk: Disk, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "preadv", slow_preadv)
     for sector in range(8):
-        disk.send(IN, sector, size=512)
+        disk.send(IN, 2 * sector, size=512)
     disk.transport.submit()
     assert started.wait(5)
     resetting = threading.Thread(target=disk.device.reset)
