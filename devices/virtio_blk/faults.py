@@ -221,12 +221,11 @@ class FaultEngine:
             self._cancel([operation for _, _, operation, _ in delayed])
             delayed.clear()
         now = time.monotonic_ns()
-        due = []
+        started = []
         while delayed and delayed[0][0] <= now:
             _, _, operation, effect = heapq.heappop(delayed)
-            due.append((operation, effect))
+            started += self._apply(operation, effect)
         self._timer.set(delayed[0][0] if delayed else 0)
-        started = [op for operation, effect in due for op in self._apply(operation, effect)]
         if started:
             self._submit(started)
 

@@ -10,9 +10,13 @@ import pytest
 
 from pykvm.devices.virtio_blk import Engine, EngineFactory, ErrorPolicy, Image, SyncEngine
 from pykvm.devices.virtio_blk.faults import Access, Effect, Fault, FaultPlan
-from pykvm.machine import DiskConfig
+from pykvm.machine import DiskConfig, Machine, MachineConfig
+from pykvm.machine.events import BlockIoError, Event, Resume, Shutdown, Stop
 from pykvm.memory import Ram
 from pykvm.testing.bare import BlockDriver, BlockRequest, Script
+from pykvm.testing.bare.build import build_bare_guest
+from pykvm.testing.bare.layout import MEMORY_NEEDED
+from pykvm.testing.bare.results import Results
 from pykvm.testing.bare.run import run_script
 from pykvm.testing.bare.script import host_tsc_khz
 from pykvm.testing.recording import EngineLog
@@ -231,6 +235,39 @@ def test_a_call_from_python(disk: DiskConfig):
     statuses = [o.status for b in (first, batch, last) for o in b.outcomes(run.results)]
     assert statuses == [OK, OK, IOERR, IOERR, IOERR]
     assert seen[:2] == [Access("read", 0, SECTORS), Access("write", 0, SECTORS)]
+
+
+def test_a_disk_that_is_mended_while_the_guest_waits(disk: DiskConfig, content: bytes):
+    """The disk is full and the VM stops; space is made, it goes on, and has noticed nothing."""
+    script = Script()
+    driver = BlockDriver(script)
+    driver.start()
+    batch = driver.submit([BlockRequest.write(i * SECTORS, data(i)) for i in range(4)])
+    plan = FaultPlan()
+    full = plan.add(Fault(operation="write", sectors=2 * SECTORS, errno="ENOSPC"))
+    config = MachineConfig(
+        kernel=build_bare_guest(),
+        initrd=script.encode(),
+        append="script",
+        memory=MEMORY_NEEDED,
+        disks=[replace(disk, werror=ErrorPolicy.ENOSPC, faults=plan)],
+    )
+
+    def mend(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Stop):
+            plan.remove(full)
+            machine.request_resume()
+
+    events: list[Event] = []
+    with Machine(config) as machine:
+        machine.listen(mend)
+        machine.run(timeout=20)
+        results = Results(machine.ram.read)
+    assert [o.status for o in batch.outcomes(results)] == [OK] * 4
+    assert disk.path.read_bytes() == b"".join(map(data, range(4))) + content[4 * BLOCK :]
+    assert [type(event) for event in events] == [BlockIoError, Stop, Resume, Shutdown]
+    assert full.strikes == 2, "the merged run, and its guilty member"
 
 
 def test_the_same_seed_breaks_the_same_requests(disk: DiskConfig):
