@@ -5,11 +5,11 @@ import os
 import resource
 import subprocess
 import sys
-from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from blk_operations import operation
 
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_FLUSH,
@@ -36,17 +36,6 @@ def image(path: Path) -> Iterator[Image]:
     opened = Image(path)
     yield opened
     opened.close()
-
-
-def operation(kind: int, offset: int = 0, segments: Sequence[tuple[int, int]] = ()) -> Operation:
-    made = Operation([])
-    made.kind = kind
-    made.offset = offset
-    made.length = sum(length for _, length in segments)
-    made.offsets = array("q", [start for start, _ in segments])
-    made.lengths = array("q", [length for _, length in segments])
-    made.last = len(segments)
-    return made
 
 
 def run(image: Image, ram: Ram, *operations: Operation) -> list[int]:

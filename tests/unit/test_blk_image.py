@@ -1,16 +1,19 @@
 """What can be a disk, and what the user is told about what cannot."""
 
+import errno
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from blk_host import loop_device, require_direct
 
-from pykvm.devices.virtio_blk import Image
+from pykvm.devices.virtio_blk import CacheMode, Image, host_limits
 from pykvm.errors import UsageError
 
 
@@ -21,9 +24,14 @@ def path(tmp_path: Path) -> Path:
     return file
 
 
-def refusal(path: Path | str, readonly: bool = False) -> str:
+DIRECT = [CacheMode.NONE, CacheMode.DIRECTSYNC]
+
+
+def refusal(
+    path: Path | str, readonly: bool = False, cache: CacheMode = CacheMode.WRITEBACK
+) -> str:
     with pytest.raises(UsageError) as caught:
-        Image(path, readonly)
+        Image(path, readonly, cache)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -134,15 +142,8 @@ def block_device(tmp_path: Path) -> Iterator[str]:
     """A loop device of 64 KiB."""
     backing = tmp_path / "backing"
     backing.write_bytes(bytes(65536))
-    losetup = shutil.which("losetup")
-    if losetup is None or os.geteuid() != 0:
-        pytest.skip("loop devices need root and losetup")
-    command = [losetup, "--find", "--show", str(backing)]
-    made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    if made.returncode:
-        pytest.skip(f"no loop device here: {made.stderr.strip()}")
-    yield made.stdout.strip()
-    subprocess.run([losetup, "--detach", made.stdout.strip()], check=True, timeout=20)
+    with loop_device(backing) as device:
+        yield device
 
 
 def test_a_block_device(block_device: str) -> None:
@@ -164,3 +165,150 @@ def test_a_block_device_that_is_claimed(block_device: str) -> None:
         Image(block_device, readonly=True).close()
     finally:
         os.close(claim)
+
+
+# -- what the host asks of a transfer ----------------------------------------
+
+
+def test_a_file_takes_what_a_system_call_moves(path: Path) -> None:
+    image = Image(path)
+    assert (image.max_transfer, image.alignment) == (0x7FFFF000, 1)
+    image.close()
+
+
+@pytest.mark.parametrize("block", [512, 4096])
+def test_a_block_device_takes_what_its_queue_takes(tmp_path: Path, block: int) -> None:
+    backing = tmp_path / "backing"
+    backing.write_bytes(bytes(65536))
+    with loop_device(backing, block) as device:
+        limit = Path("/sys/block", Path(device).name, "queue/max_sectors_kb")
+        most = int(limit.read_text()) << 10
+        for cache in (CacheMode.WRITEBACK, CacheMode.NONE):
+            image = Image(device, cache=cache)
+            assert image.max_transfer == most // block * block
+            assert image.alignment == (block if cache.direct else 1)
+            image.close()
+
+
+def test_a_limit_is_whole_blocks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the answer, of 16 bits, is as large as it can be; and never nothing."""
+    answers = {0x1267: b"\xff\xff", 0x1268: (4096).to_bytes(4, "little")}
+    monkeypatch.setattr(host_limits.fcntl, "ioctl", lambda fd, request, _: answers[request])
+    monkeypatch.setattr(host_limits.stat, "S_ISBLK", lambda mode: True)
+    with path.open("rb") as file:
+        assert host_limits.max_transfer(file.fileno()) == 65528 * 512
+        answers[0x1267] = b"\1\0"
+        assert host_limits.max_transfer(file.fileno()) == 4096
+
+
+@pytest.mark.parametrize("cache", list(CacheMode))
+@pytest.mark.parametrize("readonly", [False, True])
+def test_direct_where_the_mode_says_so(path: Path, cache: CacheMode, readonly: bool) -> None:
+    if cache.direct:
+        require_direct(path.parent)
+    image = Image(path, readonly, cache)
+    assert bool(flags(image.fd) & os.O_DIRECT) == cache.direct == (image.alignment > 1)
+    image.close()
+
+
+def flags(fd: int) -> int:
+    """What the kernel says about an open file."""
+    lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("flags")), 8)
+
+
+@pytest.mark.parametrize("cache", DIRECT)
+def test_a_format_is_noticed_in_blocks_too(path: Path, cache: CacheMode) -> None:
+    require_direct(path.parent)
+    path.write_bytes(b"QFI\xfb\0\0\0\3".ljust(4096))
+    image = Image(path, cache=cache)
+    assert "qcow2" in image.notice
+    image.close()
+
+
+@pytest.mark.parametrize("cache", DIRECT)
+def test_a_filesystem_without_o_direct(cache: CacheMode) -> None:
+    """sysfs is one everywhere."""
+    message = refusal("/sys/kernel/uevent_seqnum", True, cache)
+    assert "does not support O_DIRECT" in message
+    assert f"cache={'writeback' if cache is CacheMode.NONE else 'writethrough'}" in message
+
+
+def accept_multiples_of(
+    monkeypatch: pytest.MonkeyPatch, block: int, error: int = errno.EINVAL
+) -> None:
+    real = os.preadv
+
+    def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
+        if len(buffers[0]) % block:
+            raise OSError(error, "injected")
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+
+
+@pytest.mark.parametrize("block", [512, 1024, 4096])
+def test_a_file_is_asked_for_its_alignment(
+    path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    require_direct(path.parent)
+    monkeypatch.setattr(host_limits, "_block_size_below", lambda device: 0)
+    accept_multiples_of(monkeypatch, block)
+    image = Image(path, cache=CacheMode.NONE)
+    assert image.alignment == block
+    image.close()
+
+
+def test_no_alignment_suits_a_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_direct(path.parent)
+    accept_multiples_of(monkeypatch, 1 << 30)
+    assert "does not support O_DIRECT" in refusal(path, cache=CacheMode.NONE)
+
+
+def test_a_bad_first_sector_is_the_guests_to_find(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_direct(path.parent)
+    accept_multiples_of(monkeypatch, 1 << 30, errno.EIO)
+    image = Image(path, cache=CacheMode.NONE)
+    assert image.alignment >= 512
+    image.close()
+
+
+def test_a_hole_does_not_hide_the_devices_block_size(tmp_path: Path) -> None:
+    """A file of holes, as new images are, on a filesystem whose device has blocks of 4096."""
+    with filesystem(tmp_path, block=4096) as folder:
+        path = folder / "disk"
+        with path.open("wb") as file:
+            file.truncate(1 << 20)
+        image = Image(path, cache=CacheMode.NONE)
+        assert image.alignment == 4096
+        image.close()
+        os.truncate(path, (1 << 20) + 512)
+        message = refusal(path, cache=CacheMode.NONE)
+        assert "blocks of 4096 bytes" in message
+        assert "truncate -s %4096" in message
+        assert "cache=writeback" in message
+
+
+@contextmanager
+def filesystem(folder: Path, block: int) -> Iterator[Path]:
+    """A fresh filesystem on a device with logical blocks of ``block`` bytes."""
+    mke2fs = shutil.which("mke2fs")
+    if mke2fs is None:
+        pytest.skip("mke2fs is missing")
+    backing, mounted = folder / "backing", folder / "mounted"
+    with backing.open("wb") as file:
+        file.truncate(8 << 20)
+    mounted.mkdir()
+    with loop_device(backing, block) as device:
+        subprocess.run([mke2fs, "-q", "-t", "ext4", "-b", "4096", device], check=True, timeout=20)
+        mount = subprocess.run(
+            ["mount", device, mounted], capture_output=True, check=False, timeout=20
+        )
+        if mount.returncode:
+            pytest.skip(f"no mount here: {mount.stderr.decode().strip()}")
+        try:
+            yield mounted
+        finally:
+            subprocess.run(["umount", mounted], check=True, timeout=20)
