@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import re
 from pathlib import Path
 
 import pytest
@@ -304,6 +305,17 @@ def test_mistakes_in_a_file(text, says):
     with pytest.raises(UsageError) as caught:
         parse_faults(text)
     assert says in str(caught.value)
+
+
+def test_the_examples_of_the_documentation():
+    text = (Path(__file__).parents[2] / "docs/howto/inject-faults.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```(toml|python)\n(.*?)```", text, re.DOTALL)
+    for language, example in examples:
+        if language == "toml":
+            assert parse_faults(example).rules
+        else:
+            compile(example, "inject-faults.md", "exec")
+    assert {language for language, _ in examples} == {"toml", "python"}
 
 
 def test_a_plan_names_its_file(tmp_path: Path):

@@ -214,6 +214,15 @@ def test_a_call_may_change_its_own_plan(start: Callable[..., Engine]) -> None:
     assert not plan.rules
 
 
+def test_a_sector_that_a_write_repairs(start: Callable[..., Engine]) -> None:
+    plan = FaultPlan()
+    engine = start(plan)
+    bad = plan.add(Fault(operation="read", sectors=1, errno="EIO"))
+    plan.add(Fault(operation="write", sectors=1, call=lambda access: plan.remove(bad)))
+    assert run(engine, read(), write(4096), read()) == [(errno.EIO, 0), (0, 1024), (errno.EIO, 0)]
+    assert run(engine, write(), read()) == [(0, 1024), (0, 1024)]
+
+
 # -- delays ---------------------------------------------------------------
 
 
