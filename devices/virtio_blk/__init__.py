@@ -8,7 +8,8 @@ module          what it knows
 ``options``     what a user can choose; errors as announced
 ``request``     descriptor chain → request: framing, validation (pure)
 ``operation``   what an engine executes (pure)
-``plan``        requests of one drain → operations: splitting, merging (pure)
+``merge``       which requests of one drain go together: the merge policies (pure)
+``plan``        requests of one drain → operations: merged ones, pieces (pure)
 ``order``       what must wait for what among operations (pure)
 ``schedule``    requests until their results: second attempts, stop, resume (pure)
 ``engine``      operations → system calls
