@@ -149,11 +149,22 @@ class VirtioBlk:
         """See VirtioDevice."""
         return self._config.bytes
 
+    @property
+    def writeback(self) -> bool:
+        """The present cache mode: writes may complete before they are on stable storage."""
+        return self._writeback
+
     def write_config(self, offset: int, size: int, value: int) -> None:
-        """See VirtioDevice. ``writeback`` is writable, by a driver that knows it."""
+        """See VirtioDevice. ``writeback`` is writable, by a driver that knows it.
+
+        A driver that switches to write-through need never flush again, so
+        what was written before it did goes to stable storage now.
+        """
         where = (FIELDS["writeback"][0], 1)
         if (offset, size) == where and self._features & VIRTIO_BLK_F_CONFIG_WCE:
             self._set_writeback(bool(value))
+            if not value:
+                self.image.sync()
 
     def negotiated(self, features: int) -> bool:
         """See VirtioDevice. Every subset of what is offered will do."""

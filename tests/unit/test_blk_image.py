@@ -7,7 +7,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -281,9 +281,8 @@ def test_a_hole_does_not_hide_the_devices_block_size(tmp_path: Path) -> None:
         path = folder / "disk"
         with path.open("wb") as file:
             file.truncate(1 << 20)
-        image = Image(path, cache=CacheMode.NONE)
-        assert image.alignment == 4096
-        image.close()
+        with closing(Image(path, cache=CacheMode.NONE)) as image:
+            assert image.alignment == 4096
         os.truncate(path, (1 << 20) + 512)
         message = refusal(path, cache=CacheMode.NONE)
         assert "blocks of 4096 bytes" in message
