@@ -13,7 +13,7 @@ module          what it knows
 ``order``       what must wait for what among operations (pure)
 ``schedule``    requests until their results: second attempts, stop, resume (pure)
 ``engine``      operations → system calls
-``faults``      an engine that wraps another one and fails to order
+``faults``      an engine that wraps another one and fails on purpose
 ``fault_rules`` which operations shall fail, and how (pure)
 ``fault_file``  fault rules from TOML (pure)
 ``timer``       a timerfd

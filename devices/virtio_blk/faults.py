@@ -1,4 +1,4 @@
-"""Disks that fail to order: an engine that wraps any other, and the plan that it follows::
+"""Disks that fail on purpose: an engine that wraps any other, and the plan that it follows::
 
     plan = FaultPlan([Fault(operation="read", sectors=100, errno="EIO")])
     disk = DiskConfig(path, faults=plan)

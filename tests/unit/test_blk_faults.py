@@ -1,4 +1,4 @@
-"""The engine that fails to order: what it does to operations, when, and that nothing is lost."""
+"""The engine that fails on purpose: what it does to operations, when, and that nothing is lost."""
 
 import errno
 import os
