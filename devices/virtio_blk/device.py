@@ -162,8 +162,9 @@ class VirtioBlk:
         """
         where = (FIELDS["writeback"][0], 1)
         if (offset, size) == where and self._features & VIRTIO_BLK_F_CONFIG_WCE:
+            before = self._writeback
             self._set_writeback(bool(value))
-            if not value:
+            if before and not value:
                 self.image.sync()
 
     def negotiated(self, features: int) -> bool:

@@ -219,6 +219,7 @@ def test_a_switch_to_write_through_syncs_what_was_written_before(
     disk = make(CacheMode.WRITEBACK)
     disk.write()
     assert syncs.during(lambda: disk.set_writeback(0)) == 1
+    assert syncs.during(lambda: disk.set_writeback(0)) == 0
     assert syncs.during(lambda: disk.set_writeback(1)) == 0
 
 
