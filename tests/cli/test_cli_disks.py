@@ -1,0 +1,88 @@
+"""Disks on the command line: their options, and their statistics. With the bare guest."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PYKVM = [sys.executable, "-m", "pykvm"]
+LINE = (
+    r"{}: rd_bytes=0 wr_bytes=0 rd_operations=0 wr_operations=0 flush_operations=0 "
+    r"wr_total_time_ns=0 rd_total_time_ns=0 flush_total_time_ns=0 rd_merged=0 wr_merged=0\n"
+)
+
+
+@pytest.fixture
+def disks(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / name for name in ("a.img", "b.img")]
+    for path in paths:
+        path.write_bytes(bytes(4096))
+    return paths
+
+
+def boot(kernel: Path, *options: str, stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess:
+    command = [*PYKVM, "boot", "--kernel", str(kernel), "--append", "hello 3", *options]
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_help_lists_the_keys_and_boots_nothing(tmp_path):
+    done = subprocess.run(
+        [*PYKVM, "boot", "--disk", "help"], capture_output=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"  cache=writeback|" in done.stdout
+
+
+@pytest.mark.kvm
+def test_a_disk_with_every_option(bare_kernel, disks):
+    options = "serial=S,cache=unsafe,merge=sorted,merge-max=8,seg-max=4,size-max=4K"
+    done = boot(bare_kernel, "--disk", f"{disks[0]},{options},rerror=stop,werror=ignore")
+    assert (done.returncode, done.stderr) == (3, b"")
+
+
+def test_a_bad_value_is_a_usage_error(tmp_path):
+    done = boot(tmp_path / "no kernel", "--disk", "no.img,merge=always")
+    assert done.returncode == 2
+    hint = b"use sequential, sorted, sorted-batch or off"
+    assert done.stderr == b"pykvm: merge cannot be 'always'; " + hint + b"\n"
+
+
+@pytest.mark.kvm
+def test_statistics_on_standard_error_are_a_line_for_each_disk(bare_kernel, disks):
+    given = [word for path in disks for word in ("--disk", str(path))]
+    done = boot(bare_kernel, *given, "--stats", "-")
+    assert done.returncode == 3
+    assert re.fullmatch(LINE.format("virtio0") + LINE.format("virtio1"), done.stderr.decode())
+    # No file of that name.
+    assert not Path("-").exists()
+
+
+@pytest.mark.kvm
+def test_statistics_in_a_file_have_every_field(bare_kernel, disks, tmp_path):
+    stats = tmp_path / "stats"
+    boot(bare_kernel, "--disk", f"{disks[1]},serial=S", "--stats", str(stats))
+    (disk,) = json.loads(stats.read_text())["disks"]
+    assert (disk["device"], disk["path"], disk["serial"]) == ("virtio0", str(disks[1]), "S")
+    assert {"rd_merged", "failed_flush_operations", "invalid_other_operations"} <= disk.keys()
+    assert disk["idle_time_ns"] > 0
+
+
+@pytest.mark.kvm
+def test_statistics_that_cannot_be_printed_are_an_error(bare_kernel, disks):
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        done = boot(bare_kernel, "--disk", str(disks[0]), "--stats", "-", stderr=full)
+    finally:
+        os.close(full)
+    assert done.returncode == 125
