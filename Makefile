@@ -18,6 +18,9 @@ boot: guest  ## Set up, build the guest if needed, and boot it to a shell (ARGS=
 	@$(PYTHON) -m pykvm boot guest $(ARGS)
 
 test: lint guest  ## Set up, then run linters and every test (TESTS= selects)
+	@command -v strace >/dev/null || \
+	    { [ -n "$(INSTALL_DEPS)" ] && apt-get update -q && apt-get install -qy strace; } || \
+	    echo "strace is missing, and tests that trace system calls with it: apt-get install strace" >&2
 	$(PYTHON) -m pytest $(TESTS)
 
 lint: $(READY)  ## Style, types and the import contract

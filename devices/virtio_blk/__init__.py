@@ -13,11 +13,13 @@ module          what it knows
 ``order``       what must wait for what among operations (pure)
 ``schedule``    requests until their results: second attempts, stop, resume (pure)
 ``engine``      operations → system calls
+``direct``      the same past the page cache, aligned (O_DIRECT)
 ``faults``      an engine that wraps another one and fails on purpose
 ``fault_rules`` which operations shall fail, and how (pure)
 ``fault_file``  fault rules from TOML (pure)
 ``timer``       a timerfd
 ``image``       the file: opening, size, sync
+``host_limits`` what a host asks of one transfer
 ``lock``        QEMU's image locks
 ``service``     one queue: ring → parser → planner → engine → ring
 ``io_thread``   the thread that serves queues
