@@ -2,8 +2,8 @@
 
 - A flush starts when every write queued before it in the same queue is done,
   whichever drain that came from.
-- Two operations of one drain that overlap, one of them a write, run in the
-  order of the plan. Across drains virtio leaves the order open.
+- Two operations of one drain whose requests overlap, one of them a write, run
+  in the order of the plan. Across drains virtio leaves the order open.
 
 Waiting is for the end of an operation, not for its success; and an operation
 that is tried again in other pieces (:func:`replace`) ends with the last of them.
@@ -12,7 +12,11 @@ that is tried again in other pieces (:func:`replace`) ends with the last of them
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
-from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_OUT
+from pykvm.devices.virtio_blk.constants import (
+    SECTOR_SHIFT,
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_OUT,
+)
 from pykvm.devices.virtio_blk.operation import Operation
 
 _by_offset = attrgetter("offset")
@@ -84,14 +88,29 @@ def _overlapping(operations: Sequence[Operation]) -> bool:
 
 
 def _order_overlaps(operations: Sequence[Operation]) -> None:
-    """Quadratic, in a drain of at most a queue's size, and only for drivers that ask for it."""
+    """Quadratic, in a drain of at most a queue's size, and only for drivers that ask for it.
+
+    A piece stands for its whole request: when one piece is to be tried again
+    after a stop, all are, and what overlaps them must not have run meanwhile.
+    """
+    extents = [_extent(operation) for operation in operations]
     for index, operation in enumerate(operations):
-        start, end = operation.offset, operation.offset + operation.length
+        start, end = extents[index]
         writes = operation.kind == VIRTIO_BLK_T_OUT
-        for other in operations[:index]:
+        for other, (other_start, other_end) in zip(operations[:index], extents, strict=False):
             if (
                 (writes or other.kind == VIRTIO_BLK_T_OUT)
-                and other.offset < end
-                and start < other.offset + other.length
+                and other_start < end
+                and start < other_end
+                and other.members[0] is not operation.members[0]
             ):
                 _follow(operation, other)
+
+
+def _extent(operation: Operation) -> tuple[int, int]:
+    """The bytes of the disk that the members of ``operation`` are for: first, and behind last."""
+    if len(operation.members) > 1:
+        return operation.offset, operation.offset + operation.length
+    request = operation.members[0]
+    start = request.sector << SECTOR_SHIFT
+    return start, start + request.length
