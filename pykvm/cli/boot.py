@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pykvm.cli.command import CommandSession
 from pykvm.cli.main import Parser
@@ -21,6 +22,7 @@ from pykvm.cli.output import (
 from pykvm.cli.process import signals_go_to
 from pykvm.cli.say import STDIN, emit, say
 from pykvm.cli.session import ConsoleSession, Session
+from pykvm.cli.stops import StopReporter
 from pykvm.cli.values import disk_help, parse_count, parse_disk, parse_seconds, parse_size
 from pykvm.errors import PykvmError, UsageError
 from pykvm.machine.config import ConsoleMode, MachineConfig
@@ -28,6 +30,9 @@ from pykvm.machine.machine import Machine
 from pykvm.machine.timings import Timings
 from pykvm.platform.agent import MAX_COMMAND
 from pykvm.platform.outcome import Outcome, OutcomeKind
+
+if TYPE_CHECKING:
+    from pykvm.monitor import MonitorSocket
 
 _TAIL_HELPS = (
     OutcomeKind.PANIC,
@@ -37,7 +42,7 @@ _TAIL_HELPS = (
 )
 """The ends of a run with a hidden console after which its last lines are shown."""
 EPILOG = """\
-On a terminal: Ctrl-a x ends the run, Ctrl-a h shows help, Ctrl-a Ctrl-a sends one Ctrl-a.
+On a terminal: Ctrl-a x ends the run, Ctrl-a h shows more keys, Ctrl-a Ctrl-a sends one Ctrl-a.
 Exit status: the guest's own; 2 usage, 77 no KVM, 124 timeout, 125 pykvm failed,
 126 guest panic or triple fault, 128+N ended by signal N."""
 
@@ -69,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     add("--timeout", metavar="S", default="", help="end the guest after S seconds (status 124)")
     add("--console-log", metavar="FILE", type=Path, help="also write the console to FILE")
     add("--stats", metavar="FILE", help="write statistics as JSON at the end; '-': print them")
+    add("--monitor", metavar="PATH", type=Path, help="serve QMP on a UNIX socket made at PATH")
     add("--timings", action="store_true", help="say where the time went")
     add("--json", action="store_true", help="print one JSON object about the run at the end")
     return made
@@ -91,11 +97,15 @@ def run_boot(arguments: Sequence[str]) -> int:
         stats = None
         if options.stats not in (None, "-"):
             stats = stack.enter_context(open_output(Path(options.stats), "--stats"))
+        listener = _listen(stack, options.monitor) if options.monitor else None
         machine = stack.enter_context(Machine(config, timings=timings))
         stack.enter_context(signals_go_to(lambda number: machine.finish(Outcome.signalled(number))))
         for notice in machine.notices:
             say(notice)
         session, recorder = _session(stack, machine, options, log)
+        stack.callback(machine.listen(_reporter(machine, session, options)))
+        if listener:
+            _serve(stack, listener, machine)
         try:
             outcome = session.run(timeout)
         except PykvmError as error:
@@ -140,6 +150,29 @@ def _session(
 
     machine.on_end = release
     return session, recorder
+
+
+def _reporter(machine: Machine, session: Session, options: argparse.Namespace) -> StopReporter:
+    ways = ["Ctrl-a c"] if session.has_keys else []
+    if options.monitor:
+        ways.append(f"'cont' on the monitor {options.monitor}")
+    images = {disk.name: str(disk.config.path) for disk in machine.disks}
+    return StopReporter(images, ways, session.say)
+
+
+# The monitor is imported only when it is wanted: start-up time is a feature.
+
+
+def _listen(stack: ExitStack, path: Path) -> "MonitorSocket":
+    from pykvm.monitor import MonitorSocket
+
+    return stack.enter_context(MonitorSocket(path))
+
+
+def _serve(stack: ExitStack, listener: "MonitorSocket", machine: Machine) -> None:
+    from pykvm.monitor import Monitor
+
+    stack.enter_context(Monitor(listener, machine))
 
 
 def _configuration(options: argparse.Namespace) -> MachineConfig:

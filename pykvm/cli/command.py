@@ -8,7 +8,9 @@ from typing import Any
 
 from pykvm.cli.say import STDERR, STDIN, STDOUT, say
 from pykvm.cli.streams import InputPump, OutputWriter, output_failure
+from pykvm.machine.events import Event, Resume
 from pykvm.machine.machine import Machine
+from pykvm.machine.run_state import RunState
 from pykvm.platform.agent import AgentClient
 from pykvm.platform.outcome import Outcome, OutcomeKind
 
@@ -18,7 +20,7 @@ CAPTURE_BYTES = 64 << 20
 """How much of each stream ``--json`` keeps: a guest that prints for ever must not fill us."""
 POWER_OFF_SECONDS = 10.0
 """Once the command has ended, how long the guest may do without any disk request before it
-powers off: it writes back what is cached and unmounts."""
+powers off: it writes back what is cached and unmounts. While it is stopped does not count."""
 
 
 class CommandSession:
@@ -26,6 +28,7 @@ class CommandSession:
 
     def __init__(self, stack: ExitStack, machine: Machine, command: str, *, json: bool) -> None:
         self.output: dict[str, bytes] = {}
+        self.has_keys = False
         self._machine = machine
         self._captured = {"stdout": bytearray(), "stderr": bytearray()} if json else None
         self._out = stack.enter_context(OutputWriter(STDOUT, self._output_failed))
@@ -38,11 +41,17 @@ class CommandSession:
         self._ready = False
         self._ended: Outcome | None = None
         self._timer: threading.Timer | None = None
+        self._resumes = 0
+        stack.callback(machine.listen(self._note))
 
     def release(self) -> None:
         """See Session."""
         self._out.release()
         self._err.release()
+
+    def say(self, text: str) -> None:
+        """See Session."""
+        say(text)
 
     def run(self, timeout: float | None) -> Outcome:
         """See Session."""
@@ -106,7 +115,7 @@ class CommandSession:
         """The command ended; have the guest unmount and power off, but not wait for ever."""
         self._machine.timings.mark("command ended")
         self._ended = outcome = Outcome.power_off(status)
-        self._after(POWER_OFF_SECONDS, self._still_on, outcome, self._disks())
+        self._after(POWER_OFF_SECONDS, self._still_on, outcome, self._activity())
         self._client.power_off(outcome.status)
 
     def failed(self, reason: str) -> None:
@@ -130,15 +139,22 @@ class CommandSession:
             "if it has none, end this with Ctrl-C (next time, --timeout S does so)"
         )
 
-    def _still_on(self, outcome: Outcome, disks: Any) -> None:
-        if disks != self._disks():
-            self._after(POWER_OFF_SECONDS, self._still_on, outcome, self._disks())
+    def _still_on(self, outcome: Outcome, before: Any) -> None:
+        now = self._activity()
+        if before != now or self._machine.status in (RunState.PAUSED, RunState.IO_ERROR):
+            self._after(POWER_OFF_SECONDS, self._still_on, outcome, now)
             return
         say("the guest does not power off; its filesystems may not be unmounted")
         self._machine.finish(outcome)
 
-    def _disks(self) -> Any:
-        return self._machine.statistics()["disks"]
+    def _activity(self) -> Any:
+        """Something that changes with each disk request, and when the guest goes on."""
+        disks = self._machine.statistics()["disks"]
+        return self._resumes, [{**disk, "idle_time_ns": 0} for disk in disks]
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, Resume):
+            self._resumes += 1
 
     def _after(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:
         self._timer = threading.Timer(seconds, call, arguments)

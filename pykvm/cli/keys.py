@@ -8,6 +8,8 @@ PREFIX = 0x01
 HELP = (
     "\r\n"
     "Ctrl-a x       end the run\r\n"
+    "Ctrl-a s       stop the guest\r\n"
+    "Ctrl-a c       let the guest continue\r\n"
     "Ctrl-a h       show this help\r\n"
     "Ctrl-a Ctrl-a  send one Ctrl-a to the guest\r\n"
 )
@@ -18,12 +20,14 @@ class Key(Enum):
     """What the user asked of pykvm rather than of the guest."""
 
     QUIT = auto()
+    STOP = auto()
+    CONTINUE = auto()
     HELP = auto()
     UNKNOWN = auto()
     """Ctrl-a and a key that means nothing; the guest gets neither."""
 
 
-_KEYS = ((b"xX", Key.QUIT), (b"hH?", Key.HELP))
+_KEYS = ((b"xX", Key.QUIT), (b"sS", Key.STOP), (b"cC", Key.CONTINUE), (b"hH?", Key.HELP))
 
 
 class EscapeParser:

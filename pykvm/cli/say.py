@@ -12,10 +12,14 @@ from pykvm.errors import PykvmError
 STDIN, STDOUT, STDERR = 0, 1, 2
 
 
-def say(text: str) -> None:
-    """One line to standard error, from pykvm itself. Nobody may be there to read it."""
+def say(text: str, *, raw: bool = False) -> None:
+    """One line to standard error, from pykvm itself. Nobody may be there to read it.
+
+    ``raw``: it is a terminal in raw mode, with the guest's cursor anywhere.
+    """
+    line = f"pykvm: {text}\n"
     with suppress(OSError):
-        put(STDERR, f"pykvm: {text}\n")
+        put(STDERR, "\r\n" + line.replace("\n", "\r\n") if raw else line)
 
 
 def emit(text: str) -> None:

@@ -1,11 +1,12 @@
 """The guest's console on standard input and output."""
 
+import os
 import signal
 from contextlib import ExitStack
 from typing import Protocol
 
 from pykvm.cli.keys import HELP, Key
-from pykvm.cli.say import STDERR, STDIN, STDOUT
+from pykvm.cli.say import STDERR, STDIN, STDOUT, say
 from pykvm.cli.streams import InputPump, OutputWriter, ScriptInput, output_failure
 from pykvm.cli.terminal import RawTerminal
 from pykvm.machine.machine import Machine
@@ -17,6 +18,12 @@ class Session(Protocol):
 
     output: dict[str, bytes]
     """What was captured instead of being printed, for ``--json``."""
+    has_keys: bool
+    """Whether the user has our keys (Ctrl-a)."""
+
+    def say(self, text: str) -> None:
+        """Tell the user something while the guest runs."""
+        ...
 
     def run(self, timeout: float | None) -> Outcome:
         """Run the machine to its end."""
@@ -35,6 +42,8 @@ class ConsoleSession:
         self._machine = machine
         writer = OutputWriter(STDERR if json else STDOUT, self._output_failed)
         self._writer = stack.enter_context(writer)
+        self._terminal = RawTerminal(STDIN)
+        self.has_keys = os.isatty(STDIN)
 
     def show(self, data: bytes) -> None:
         """The guest prints ``data``."""
@@ -44,10 +53,14 @@ class ConsoleSession:
         """See Session."""
         self._writer.release()
 
+    def say(self, text: str) -> None:
+        """See Session."""
+        say(text, raw=self._terminal.raw and os.isatty(STDERR))
+
     def run(self, timeout: float | None) -> Outcome:
         """See Session."""
         console = self._machine.board.console
-        with RawTerminal(STDIN) as terminal:
+        with self._terminal as terminal:
             if terminal.is_terminal:
                 pump = InputPump(
                     STDIN, console.feed, self._terminal_gone, on_key=self._key, terminal=terminal
@@ -62,6 +75,10 @@ class ConsoleSession:
     def _key(self, key: Key) -> None:
         if key is Key.QUIT:
             self._machine.finish(Outcome.quit())
+        elif key is Key.STOP:
+            self._machine.request_pause()
+        elif key is Key.CONTINUE:
+            self._machine.request_resume()
         else:
             self._writer.write(HELP.encode())
 

@@ -100,24 +100,15 @@ class Announcer:
                 self._thread.start()
 
         def forget() -> None:
-            self._flush()
+            self.flush()
             with self._lock:
                 self._listeners = tuple(one for one in self._listeners if one is not listener)
-            self._flush()
+            self.flush()
 
         return forget
 
-    def close(self) -> None:
-        """Deliver what was announced, and end the thread. May be repeated."""
-        with self._lock:
-            self._closed = True
-            thread = self._thread
-            self._events.put(None)
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
-
-    def _flush(self) -> None:
-        """Wait until everything that was announced is delivered."""
+    def flush(self) -> None:
+        """Wait until all that was announced is delivered; in a listener, do not wait."""
         done = threading.Event()
         with self._lock:
             thread = self._thread
@@ -129,6 +120,15 @@ class Announcer:
             thread.join()
         else:
             done.wait()
+
+    def close(self) -> None:
+        """Deliver what was announced, and end the thread. May be repeated."""
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+            self._events.put(None)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
 
     def _run(self) -> None:
         over = False

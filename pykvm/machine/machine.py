@@ -311,6 +311,10 @@ class Machine:
         """
         return self._announcer.listen(listener)
 
+    def flush_events(self) -> None:
+        """Return when listeners have been told all that has happened; at once if called by one."""
+        self._announcer.flush()
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Within it no vCPU runs; devices go on with what they have been given.

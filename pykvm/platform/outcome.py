@@ -10,7 +10,7 @@ PANIC          126     the guest's kernel panicked
 TRIPLE_FAULT   126     a vCPU shut down; no guest asks for a reset this way
 TIMEOUT        124     the time given to the run is over
 SIGNALLED      128+n   pykvm got signal n
-QUIT           0       the user asked to end (Ctrl-a x), as in QEMU
+QUIT           0       the user asked to end (Ctrl-a x, the monitor), as in QEMU
 ERROR          125     the VMM cannot go on
 =============  ======  ==================================================
 
@@ -95,9 +95,9 @@ class Outcome:
         return cls(OutcomeKind.SIGNALLED, 128 + number, f"ended by {name}")
 
     @classmethod
-    def quit(cls) -> "Outcome":
-        """The user typed Ctrl-a x."""
-        return cls(OutcomeKind.QUIT, 0)
+    def quit(cls, reason: str = "") -> "Outcome":
+        """The user asked to end; ``reason`` says how, if not by Ctrl-a x."""
+        return cls(OutcomeKind.QUIT, 0, reason)
 
     @classmethod
     def error(cls, reason: str) -> "Outcome":

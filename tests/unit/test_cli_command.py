@@ -10,6 +10,8 @@ import pytest
 from pykvm.cli import command
 from pykvm.cli.command import CommandSession
 from pykvm.machine.end import EndOfRun
+from pykvm.machine.events import Resume
+from pykvm.machine.run_state import RunState
 from pykvm.platform.agent import Kind, encode
 from pykvm.platform.outcome import Outcome, OutcomeKind
 
@@ -32,6 +34,8 @@ class FakeMachine:
         self.channel = None
         self.board = SimpleNamespace(channel=SimpleNamespace(feed=self._feed, on_room=None))
         self.timings = SimpleNamespace(mark=lambda name: None)
+        self.status = RunState.RUNNING
+        self.listener = None
 
     def _feed(self, data):
         self.sent += data
@@ -47,7 +51,13 @@ class FakeMachine:
 
     def statistics(self):
         self.disk_requests += self.busy
-        return {"disks": [self.disk_requests], "exits": {}}
+        # Time passes whatever the guest does.
+        disk = {"rd_operations": self.disk_requests, "idle_time_ns": time.monotonic_ns()}
+        return {"disks": [disk], "exits": {}}
+
+    def listen(self, listener):
+        self.listener = listener
+        return lambda: None
 
 
 @pytest.fixture
@@ -205,3 +215,32 @@ def test_json_keeps_only_so_much_output(run, monkeypatch):
     done = run(lambda machine: machine.channel(HELLO + much))
     assert done.outcome.status == 125
     assert "stdout" in done.outcome.reason
+
+
+@pytest.mark.parametrize("state", [RunState.PAUSED, RunState.IO_ERROR])
+def test_a_guest_that_is_stopped_is_not_ended(run, monkeypatch, capfd, state):
+    monkeypatch.setattr(command, "POWER_OFF_SECONDS", 0.02)
+
+    def guest(machine):
+        machine.status = state
+        machine.channel(HELLO + exit_frame(3))
+        time.sleep(0.2)
+        powers_off(machine, 3)
+
+    assert run(guest).outcome == Outcome.power_off(3)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_guest_that_was_stopped_has_its_time_from_when_it_goes_on(run, monkeypatch, capfd):
+    """Stopped and gone on between two looks."""
+    monkeypatch.setattr(command, "POWER_OFF_SECONDS", 0.1)
+
+    def guest(machine):
+        machine.channel(HELLO + exit_frame(3))
+        for _ in range(20):
+            machine.listener(Resume())
+            time.sleep(0.02)
+        powers_off(machine, 3)
+
+    assert run(guest).outcome == Outcome.power_off(3)
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,55 @@
+"""Tells the user why the guest has stopped, and how it goes on again."""
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+
+from pykvm.devices.virtio_blk import ErrorAction, IoError
+from pykvm.machine.events import BlockIoError, Event, Resume, Stop
+
+
+class StopReporter:
+    """A listener of a machine. A guest that is stopped looks like one that hangs.
+
+    ``images`` are the paths of the disks by their names, ``ways`` the phrases
+    for what lets the guest go on, perhaps none, and ``say`` takes a sentence.
+    """
+
+    def __init__(
+        self, images: dict[str, str], ways: Sequence[str], say: Callable[[str], None]
+    ) -> None:
+        self._images = images
+        self._how = " or ".join(ways)
+        self._say = say
+        # One failure of each disk is enough: those that follow have the same cause.
+        self._failed: set[str] = set()
+
+    def __call__(self, event: Event) -> None:
+        """Say what is to be said about ``event``."""
+        if isinstance(event, BlockIoError):
+            if event.error.action is ErrorAction.STOP and event.device not in self._failed:
+                self._failed.add(event.device)
+                self._say(self._failure(event))
+        elif isinstance(event, Resume):
+            self._failed.clear()
+        elif isinstance(event, Stop) and not self._failed and self._how:
+            self._say(f"the guest is stopped; {self._how} lets it go on")
+
+    def _failure(self, event: BlockIoError) -> str:
+        error = event.error
+        cure = "make space" if error.errno == errno.ENOSPC else "mend it"
+        if self._how:
+            advice = f"{cure}, then {self._how} tries again"
+        else:
+            advice = "nothing here can let it go on: end it (SIGINT), and use --monitor next time"
+        where = f"{event.device} ({self._images[event.device]})"
+        return f"{where}: {describe(error)}; the guest is stopped: {advice}"
+
+
+def describe(error: IoError) -> str:
+    """What failed and why, without a full stop."""
+    what = f"a {error.operation}"
+    if error.operation != "flush":
+        what += f" of {error.length} bytes at sector {error.sector}"
+    name = errno.errorcode.get(error.errno, str(error.errno))
+    return f"{what} failed: {os.strerror(error.errno).lower()} ({name})"

@@ -1,0 +1,116 @@
+"""One client's conversation: what it may say, and what is said to it. Pure.
+
+::
+
+    pykvm   {"QMP": {"version": …, "capabilities": []}}
+    client  {"execute": "qmp_capabilities"}
+    pykvm   {"return": {}}
+    client  {"execute": "query-status", "id": 1}
+    pykvm   {"return": {"status": "running", …}, "id": 1}
+    pykvm   {"event": "STOP", "data": {}, "timestamp": …}
+
+The rules are those of QEMU's docs/interop/qmp-spec.rst, without out-of-band
+execution. Each line ends with CR LF.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pykvm.monitor.stream import JsonStream, Malformed
+
+Json = Mapping[str, Any]
+GENERIC_ERROR = "GenericError"
+COMMAND_NOT_FOUND = "CommandNotFound"
+NEGOTIATE = "qmp_capabilities"
+_MEMBERS = ("execute", "arguments", "id")
+
+
+class QmpError(Exception):
+    """A command that is answered with an error: its class and a sentence."""
+
+    def __init__(self, description: str, kind: str = GENERIC_ERROR) -> None:
+        super().__init__(description)
+        self.description = description
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command that makes sense as such; ``reply`` has its ``id`` already, if it had one."""
+
+    name: str
+    arguments: Json
+    reply: Json = field(default_factory=dict)
+
+    def success(self, value: Any) -> bytes:
+        """The answer with what the command returned."""
+        return encode({"return": value, **self.reply})
+
+    def failure(self, error: QmpError) -> bytes:
+        """The answer with what went wrong."""
+        details = {"class": error.kind, "desc": error.description}
+        return encode({"error": details, **self.reply})
+
+
+def encode(message: Json) -> bytes:
+    """``message`` as it is sent."""
+    return json.dumps(message).encode("ascii") + b"\r\n"
+
+
+class Conversation:
+    """What one client says. ``negotiated``: it is told of events, and may use all commands."""
+
+    def __init__(self, version: Json) -> None:
+        self.greeting = encode({"QMP": {"version": version, "capabilities": []}})
+        self.negotiated = False
+        self._stream = JsonStream()
+
+    def receive(self, data: bytes) -> list[Command | bytes]:
+        """What is to be done about ``data``, in order: commands to execute, and answers to send."""
+        return [self._take(item) for item in self._stream.feed(data)]
+
+    def _take(self, item: Any) -> Command | bytes:
+        command = Command("", {})
+        try:
+            if isinstance(item, Malformed):
+                raise QmpError(item.reason)
+            message = item.value
+            if not isinstance(message, dict):
+                raise QmpError("a message is an object")
+            if "id" in message:
+                command = Command("", {}, {"id": message["id"]})
+            command = _command(message, command.reply)
+            if command.name == NEGOTIATE:
+                self._negotiate(command)
+                return command.success({})
+            if not self.negotiated:
+                raise QmpError(f"{NEGOTIATE} comes first", COMMAND_NOT_FOUND)
+        except QmpError as error:
+            return command.failure(error)
+        return command
+
+    def _negotiate(self, command: Command) -> None:
+        if self.negotiated:
+            raise QmpError("the capabilities are negotiated already", COMMAND_NOT_FOUND)
+        for name, value in command.arguments.items():
+            if name != "enable":
+                raise QmpError(f"{NEGOTIATE} has no argument '{name}'")
+            if value != []:
+                raise QmpError("there are no capabilities to enable")
+        self.negotiated = True
+
+
+def _command(message: Json, reply: Json) -> Command:
+    for name in message:
+        if name not in _MEMBERS:
+            raise QmpError(f"a command has no member '{name}'")
+    if "execute" not in message:
+        raise QmpError("a command needs the member 'execute'")
+    name, arguments = message["execute"], message.get("arguments", {})
+    if not isinstance(name, str):
+        raise QmpError("'execute' must be a string")
+    if not isinstance(arguments, dict):
+        raise QmpError("'arguments' must be an object")
+    return Command(name, arguments, reply)

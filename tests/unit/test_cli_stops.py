@@ -1,0 +1,75 @@
+"""What the user is told about a guest that has stopped."""
+
+import errno
+
+import pytest
+
+from pykvm.cli.keys import HELP, EscapeParser, Key
+from pykvm.cli.stops import StopReporter
+from pykvm.devices.virtio_blk import ErrorAction, IoError
+from pykvm.machine.events import BlockIoError, Resume, Shutdown, Stop
+from pykvm.platform.outcome import Outcome
+
+
+def failure(device="virtio0", action=ErrorAction.STOP, number=errno.ENOSPC, operation="write"):
+    return BlockIoError(device, IoError(operation, 2048, 4096, number, action))
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def reporter(said):
+    """A function that makes a reporter with some ways to go on."""
+    return lambda *ways: StopReporter({"virtio0": "a.img", "virtio1": "b.img"}, ways, said.append)
+
+
+def test_a_failure_names_the_request_and_the_way_out(reporter, said):
+    reporter("Ctrl-a c", "'cont' on the monitor m")(failure())
+    assert said == [
+        "virtio0 (a.img): a write of 4096 bytes at sector 2048 failed: "
+        "no space left on device (ENOSPC); the guest is stopped: "
+        "make space, then Ctrl-a c or 'cont' on the monitor m tries again"
+    ]
+
+
+def test_without_a_way_out_the_user_is_told_so(reporter, said):
+    reporter()(failure(number=errno.EIO, operation="flush"))
+    (text,) = said
+    assert "a flush failed: input/output error (EIO)" in text
+    assert "sector" not in text
+    assert "SIGINT" in text
+    assert "--monitor" in text
+
+
+def test_each_disk_once_for_each_stop(reporter, said):
+    tell = reporter("Ctrl-a c")
+    for event in (failure(), failure(), failure("virtio1"), Stop()):
+        tell(event)
+    assert [text[:7] for text in said] == ["virtio0", "virtio1"]
+    tell(Resume())
+    tell(failure())
+    assert len(said) == 3
+
+
+def test_errors_that_do_not_stop_are_the_guests_own(reporter, said):
+    tell = reporter("Ctrl-a c")
+    tell(failure(action=ErrorAction.REPORT))
+    tell(failure(action=ErrorAction.IGNORE))
+    tell(Resume())
+    tell(Shutdown(Outcome.quit()))
+    assert said == []
+
+
+def test_a_guest_that_the_user_stopped(reporter, said):
+    reporter("Ctrl-a c")(Stop())
+    assert said == ["the guest is stopped; Ctrl-a c lets it go on"]
+
+
+def test_keys():
+    keys = EscapeParser().feed(b"\x01s\x01C\x01c\x01S")
+    assert keys == [Key.STOP, Key.CONTINUE, Key.CONTINUE, Key.STOP]
+    assert "Ctrl-a c" in HELP
+    assert "Ctrl-a s" in HELP
