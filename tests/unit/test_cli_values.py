@@ -1,6 +1,8 @@
 """Option values: what is accepted, and one clear sentence for what is not."""
 
 import contextlib
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from pykvm.errors import UsageError
 from pykvm.machine.config import DiskConfig
 
 MIB = 1 << 20
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +136,14 @@ def test_the_help_lists_every_key_with_its_values():
         assert f"  {key}=" in text
     assert "cache=writeback|writethrough|none|directsync|unsafe\n" in text
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_every_field_of_a_disk_has_a_key_and_every_key_is_documented():
+    keys = re.findall(r"^  ([a-z-]+)=", disk_help(), re.MULTILINE)
+    fields = {field.name for field in dataclasses.fields(DiskConfig)}
+    assert {key.replace("-", "_") for key in keys} == fields - {"path", "engine"}
+    text = (ROOT / "docs/reference/disk-options.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([a-z-]+)` \|", text.split("## What")[0], re.MULTILINE) == keys
 
 
 @given(st.text())
