@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pykvm.devices.virtio_blk import ErrorAction, Image, IoError, VirtioBlk
 from pykvm.kvm.pci_platform import KvmPlatform
@@ -48,12 +47,6 @@ LAST_LOOK_SECONDS = 1.0
 silent, then ever more rarely, so that an idle guest costs nothing that could be measured."""
 PAUSE_SECONDS = 10.0
 CONSOLE_BYTES = 1 << 20
-_END_STATES: Final = MappingProxyType(
-    {
-        OutcomeKind.PANIC: RunState.GUEST_PANICKED,
-        OutcomeKind.ERROR: RunState.INTERNAL_ERROR,
-    }
-)
 
 
 class Machine:
@@ -273,7 +266,7 @@ class Machine:
     def status(self) -> RunState:
         """What the machine is doing."""
         if self._end:
-            return _END_STATES.get(self._end.outcome.kind, RunState.SHUTDOWN)
+            return RunState.after(self._end.outcome)
         return self._control.state if self._started else RunState.PRELAUNCH
 
     def pause(self, timeout: float = PAUSE_SECONDS) -> None:

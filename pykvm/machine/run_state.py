@@ -28,6 +28,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from pykvm.machine.events import Event, Resume, Stop
+from pykvm.platform.outcome import Outcome, OutcomeKind
 
 LOOK_SECONDS: Final = 0.05
 """How often the control thread looks whether a vCPU that is busy has become idle."""
@@ -51,6 +52,18 @@ class RunState(Enum):
     """The run is over: the guest's kernel panicked."""
     INTERNAL_ERROR = "internal-error"
     """The run is over: the VMM could not go on."""
+
+    @classmethod
+    def after(cls, outcome: Outcome) -> "RunState":
+        """The state of a machine whose run has ended with ``outcome``."""
+        if outcome.kind is OutcomeKind.PANIC:
+            return cls.GUEST_PANICKED
+        return cls.INTERNAL_ERROR if outcome.kind is OutcomeKind.ERROR else cls.SHUTDOWN
+
+    @property
+    def over(self) -> bool:
+        """The run has ended."""
+        return self in (RunState.SHUTDOWN, RunState.GUEST_PANICKED, RunState.INTERNAL_ERROR)
 
 
 class Pausable(Protocol):

@@ -11,8 +11,6 @@ from pykvm.monitor.protocol import COMMAND_NOT_FOUND, NEGOTIATE, Command, QmpErr
 SLOW: Final = frozenset({"stop", "cont"})
 """Commands that wait for vCPUs or disks."""
 
-_OVER = (RunState.SHUTDOWN, RunState.GUEST_PANICKED, RunState.INTERNAL_ERROR)
-
 
 def execute(machine: Machine, command: Command) -> Any:
     """Carry out ``command``; what it returns. QmpError says why it cannot be."""
@@ -43,7 +41,7 @@ def _check_running(machine: Machine) -> None:
     status = machine.status
     if status is RunState.PRELAUNCH:
         raise QmpError("the guest has not been started yet")
-    if status in _OVER:
+    if status.over:
         raise QmpError("the run is over")
 
 
