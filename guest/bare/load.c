@@ -52,6 +52,18 @@ static bool post(struct load *load, uint32_t tag)
 	return queue_add(load->queue, &chain, segments);
 }
 
+static unsigned bucket_of(uint64_t latency)
+{
+	unsigned octave, bucket;
+
+	if (latency >> LATENCY_FIRST == 0)
+		return 0;
+	octave = 63 - __builtin_clzll(latency);
+	bucket = (octave - LATENCY_FIRST) * LATENCY_STEPS +
+		 (latency * LATENCY_STEPS >> octave) % LATENCY_STEPS;
+	return bucket < LATENCY_BUCKETS ? bucket : LATENCY_BUCKETS - 1;
+}
+
 static void account(struct load *load, struct load_result *result, struct completion *done)
 {
 	uint64_t latency = done->tsc - load->posted_at[done->tag];
@@ -63,6 +75,7 @@ static void account(struct load *load, struct load_result *result, struct comple
 		result->latency_min = latency;
 	if (latency > result->latency_max)
 		result->latency_max = latency;
+	result->latency[bucket_of(latency)]++;
 }
 
 int load_run(const struct op_load *op, struct load_result *result)
@@ -70,19 +83,20 @@ int load_run(const struct op_load *op, struct load_result *result)
 	struct load load = {.op = op, .queue = queue_at(op->slot, op->queue), .random = op->random};
 	uint64_t deadline = deadline_after(op->timeout_us), begin = tsc();
 	struct completion done;
-	uint32_t posted = 0, interrupts;
+	uint32_t posted = 0, total = op->total, interrupts;
+	uint64_t last_start = op->duration_us ? deadline_after(op->duration_us) : ~0ull;
 
 	if (!load.queue || !op->depth || op->depth > DEPTH_MAX || !op->stride ||
 	    op->span < op->stride)
 		return ERROR_BAD_ARGUMENT;
 	interrupts = *load.queue->irq_count;
 	result->latency_min = ~0ull;
-	while (posted < op->depth && posted < op->total)
+	while (posted < op->depth && posted < total)
 		if (!post(&load, posted++))
 			return ERROR_NO_DESCRIPTORS;
 	queue_ask(load.queue, op->wait);
 	result->notifications = queue_publish(load.queue, op->notify);
-	while (result->completed < op->total) {
+	while (result->completed < total) {
 		unsigned again = 0;
 
 		if (!queue_wait(load.queue, op->wait, 1, deadline))
@@ -91,7 +105,9 @@ int load_run(const struct op_load *op, struct load_result *result)
 			if (done.tag >= op->depth)
 				return ERROR_BAD_ARGUMENT;
 			account(&load, result, &done);
-			if (posted < op->total && ++posted && ++again && !post(&load, done.tag))
+			if (done.tsc > last_start)
+				total = posted;
+			if (posted < total && ++posted && ++again && !post(&load, done.tag))
 				return ERROR_NO_DESCRIPTORS;
 		}
 		queue_ask(load.queue, op->wait);
@@ -100,5 +116,5 @@ int load_run(const struct op_load *op, struct load_result *result)
 	}
 	result->interrupts = *load.queue->irq_count - interrupts;
 	result->ticks = tsc() - begin;
-	return result->completed == op->total ? ERROR_NONE : ERROR_TIMEOUT;
+	return result->completed == total ? ERROR_NONE : ERROR_TIMEOUT;
 }

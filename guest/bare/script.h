@@ -320,7 +320,7 @@ struct op_sleep {
 
 /* COUNTERS takes nothing and records uint32_t, from VECTOR_IRQ_FIRST to COUNTER_INTX_EMPTY. */
 
-/* A closed loop of equal requests, depth of them in flight. */
+/* A closed loop of equal requests, depth of them in flight, until total or the time is up. */
 struct op_load {
 	uint32_t slot;
 	uint16_t queue;
@@ -337,9 +337,18 @@ struct op_load {
 	uint64_t headers;       /* address of 32 * depth bytes */
 	uint64_t buffers;       /* address of 512 * sectors * depth bytes */
 	uint64_t indirect;      /* address of 48 * depth bytes, 0 for direct descriptors */
-	uint32_t timeout_us;
-	uint32_t reserved;
+	uint32_t timeout_us;    /* for all of it */
+	uint32_t duration_us;   /* start no request after this; 0: no limit */
 };
+
+/*
+ * Latencies are counted by size, in ticks: LATENCY_STEPS buckets of equal width
+ * for each power of 2 from LATENCY_FIRST on. The first and the last bucket
+ * take what lies beyond.
+ */
+#define LATENCY_FIRST 8
+#define LATENCY_STEPS 16
+#define LATENCY_BUCKETS (32 * LATENCY_STEPS)
 
 struct load_result {
 	uint32_t completed;
@@ -350,6 +359,7 @@ struct load_result {
 	uint64_t latency_sum;   /* ticks, from post to sight, over the completed */
 	uint64_t latency_min;
 	uint64_t latency_max;
+	uint32_t latency[LATENCY_BUCKETS];
 };
 
 /* Start a vCPU by INIT and SIPI; the payload is its script, operations without a header. */

@@ -18,6 +18,9 @@ VECTOR_IRQ_END = 0x60
 VECTOR_INTX = 0x60
 COUNTER_INTX_EMPTY = 0x61
 """No vector: counts the INTx interrupts whose ISR register read 0."""
+LATENCY_FIRST = 8
+LATENCY_STEPS = 16
+LATENCY_BUCKETS = 32 * LATENCY_STEPS
 SCRIPT_MAGIC = int.from_bytes(b"BARESCR1", "little")
 RESULTS_MAGIC = int.from_bytes(b"BARERES1", "little")
 
@@ -193,12 +196,12 @@ OP_SLEEP = Layout("op_sleep", "I microseconds, 4x reserved")
 OP_LOAD = Layout(
     "op_load",
     "I slot, H queue, B wait, B notify, I type, I depth, I total, I sectors, Q first, Q stride,"
-    " Q span, Q random, Q headers, Q buffers, Q indirect, I timeout_us, 4x reserved",
+    " Q span, Q random, Q headers, Q buffers, Q indirect, I timeout_us, I duration_us",
 )
 LOAD_RESULT = Layout(
     "load_result",
     "I completed, I errors, I notifications, I interrupts, Q ticks, Q latency_sum, Q latency_min,"
-    " Q latency_max",
+    f" Q latency_max, {LATENCY_BUCKETS}I latency",
 )
 OP_SPAWN = Layout("op_spawn", "I apic_id, I length, I timeout_us, 4x reserved")
 OP_JOIN = Layout("op_join", "I apic_id, I timeout_us")

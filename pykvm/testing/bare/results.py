@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from pykvm.testing.bare import layout
+from pykvm.testing.bare.latency import Latencies
 from pykvm.testing.bare.layout import Layout, RecordError, Region, RunState
 
 T = TypeVar("T")
@@ -241,6 +242,7 @@ class WaitResult:
 class LoadResult:
     """A closed loop's figures; times are TSC ticks, latencies from post to sight."""
 
+    latencies: Latencies
     completed: int
     errors: int
     notifications: int
@@ -249,6 +251,13 @@ class LoadResult:
     latency_sum: int
     latency_min: int
     latency_max: int
+
+    @classmethod
+    def decode(cls, record: Record) -> "LoadResult":
+        """Decodes LOAD."""
+        fields = layout.LOAD_RESULT.unpack(record.data)
+        latencies = Latencies(fields[8:], least=fields[6], most=fields[7])
+        return cls(latencies, *fields[:8])
 
 
 @dataclass(frozen=True, slots=True)

@@ -303,21 +303,27 @@ class Script:
         queue: int = 0,
         slot: int = 0,
         timeout_us: int = TIMEOUT_US,
+        duration_us: int = 0,
+        memory: int = 0,
     ) -> Step[LoadResult]:
         """A closed loop of ``total`` block requests of ``type_``, ``depth`` in flight.
 
+        With ``duration_us`` it ends after that time if it has not done them all.
+
         All figures are sectors: request i starts at ``first + i * stride % span``
         (``stride`` 0: sequential), or with a seed ``random`` at any multiple of
-        ``stride`` below ``span``.
+        ``stride`` below ``span``. ``memory``: use these :func:`load_memory` bytes of
+        the arena, page-aligned, instead of its own.
         """
-        headers = self.arena.allocate(32 * depth)
-        buffers = self.arena.allocate(512 * sectors * depth, 512)
-        table = self.arena.allocate(48 * depth) if indirect else 0
+        buffers = memory or self.arena.allocate(load_memory(depth, sectors), 4096)
+        headers = buffers + 512 * sectors * depth
+        table = headers + 32 * depth if indirect else 0
         body = layout.OP_LOAD.pack(
             *(slot, queue, wait, notify, type_, depth, total, sectors),
             *(first, stride or sectors, span, random, headers, buffers, table, timeout_us),
+            duration_us,
         )
-        return self._add(OpCode.LOAD, body, fields_of(layout.LOAD_RESULT, LoadResult))
+        return self._add(OpCode.LOAD, body, LoadResult.decode)
 
     # Other vCPUs
 
@@ -337,6 +343,11 @@ class Script:
         """Hand the word at ``address`` back and forth with a vCPU of the other ``turn``."""
         body = layout.OP_PING_PONG.pack(address, turn, rounds, timeout_us)
         return self._add(OpCode.PING_PONG, body, fields_of(layout.PING_PONG_RESULT, PingPongResult))
+
+
+def load_memory(depth: int, sectors: int) -> int:
+    """Bytes of the arena that :meth:`Script.load` needs: data, headers, indirect tables."""
+    return (512 * sectors + 32 + 48) * depth
 
 
 def filling(length: int, seed: int, step: int = 1) -> bytes:
