@@ -65,7 +65,7 @@ few_sectors = st.frozensets(st.integers(0, SECTORS - 1), max_size=2)
 drains = st.lists(st.one_of(streaks(), st.lists(items, max_size=3)), min_size=1, max_size=4).map(
     lambda parts: list(chain.from_iterable(parts))
 )
-actions = st.sampled_from(ErrorAction)
+actions = st.sampled_from([*ErrorAction, ErrorAction.STOP])
 limits = st.one_of(
     st.just(Limits()),
     st.builds(Limits, st.integers(1, 4), st.integers(1, 6), st.sampled_from([300, 1100, 4096])),
@@ -77,7 +77,7 @@ def scripts(policy: MergePolicy | None = None) -> st.SearchStrategy[Script]:
     return st.builds(
         Script,
         st.lists(drains, min_size=1, max_size=3),
-        st.binary(max_size=60),
+        st.binary(min_size=30, max_size=90),
         st.sampled_from(MergePolicy) if policy is None else st.just(policy),
         limits,
         st.fixed_dictionaries({IN: actions, OUT: actions, FLUSH: actions}),

@@ -40,7 +40,7 @@ from blk_script import Script, scripts
 from hypothesis import HealthCheck, Phase, given, settings
 
 ONLY_FIND = settings(
-    max_examples=1500,
+    max_examples=3000,
     derandomize=True,
     database=None,
     phases=[Phase.generate],
@@ -50,7 +50,7 @@ ONLY_FIND = settings(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(scripts())
 def test_the_contract(script: Script) -> None:
     Run(script).run()
