@@ -23,6 +23,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from pykvm.devices.virtio_blk.service import QueueService
+from pykvm.threads import show_thread_name
 
 
 class IoThread:
@@ -110,6 +111,7 @@ class IoThread:
             os.eventfd_write(self._control, 1)
 
     def _run(self) -> None:
+        show_thread_name(self._thread.name)
         try:
             self._serve()
         except BaseException as error:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 
 from pykvm.kvm.exits import Exit, Interrupted
 from pykvm.kvm.vcpu import Vcpu
+from pykvm.threads import show_thread_name
 
 Handler = Callable[[Exit], object | None]
 """Handles one exit in the vCPU's thread. None: go on. Anything else ends the
@@ -160,6 +161,7 @@ class VcpuThread:
         try:
             # Nobody sends the kick before _attend: until then the thread is idle.
             signal.pthread_sigmask(signal.SIG_SETMASK, _OTHERS)
+            show_thread_name(self._thread.name)
             if self._attend():
                 self._loop()
         except BaseException as error:
