@@ -189,6 +189,7 @@ class Run:
         hold("3: directions", {m.request.type for m in members} == {operation.kind})
         hold("3: durable", operation.durable == self.script.durable)
         if operation.kind == FLUSH:
+            hold("3: a flush is alone", len(members) == 1)
             earlier = (m for m in self.lives[: members[0].request.head] if m.request.type == OUT)
             hold("5: a flush waits for earlier writes", all(m.answered for m in earlier))
         for other in self.pool:

@@ -86,6 +86,17 @@ class JoinsDirections(Planner):
         return super().plan(requests)
 
 
+class JoinsFlushes(Planner):
+    """A flush has sector 0 and length 0, so the next one begins where it ends."""
+
+    def plan(self, requests: Sequence[Request]) -> list[Operation]:
+        def same(one: Request, other: Request) -> bool:
+            return one.type == other.type == FLUSH
+
+        self._runs = lambda requests, limits: runs_where(requests, same)
+        return super().plan(requests)
+
+
 class SortsOverlappingWrites(Planner):
     """As sorting windows without a look at overlaps does."""
 
@@ -362,6 +373,7 @@ MUTANTS = (
     Mutant(planner=OneTooMany, policy=SEQUENTIAL),
     Mutant(planner=JoinsOverAGap, policy=SEQUENTIAL),
     Mutant(planner=JoinsDirections, policy=SEQUENTIAL),
+    Mutant(planner=JoinsFlushes, policy=SEQUENTIAL),
     Mutant(planner=SortsOverlappingWrites, policy=MergePolicy.SORTED),
     Mutant(planner=ReadsOvertakeTheWritesTheyRead, policy=MergePolicy.SORTED_BATCH),
     Mutant(planner=FlushesOvertakeWrites, policy=MergePolicy.SORTED),

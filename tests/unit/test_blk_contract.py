@@ -19,7 +19,7 @@ may fail, come short or be halted. For every policy, whatever happens:
    it. The error policy is asked once for each failure; then the status is
    OK for ignore, IOERR for report, and for stop there is none. (The used
    length follows from the status and the length.) All members of an operation
-   have its direction, and writes are as durable as asked for.
+   have its direction, a flush is alone, and writes are as durable as asked for.
 4. **Limits.** No operation has more members, segments or bytes than allowed.
 5. **Order.** A flush starts after all writes queued before it, in its drain or
    in an earlier one, have been answered. Overlapping operations of one drain,
