@@ -208,15 +208,6 @@ class Ordered(Schedule):
         return operations
 
 
-class NothingWaits(Ordered):
-    def order(self, operations: Sequence[Operation]) -> list[Operation]:
-        order(operations, [])
-        for operation in operations:
-            operation.waits = 0
-            operation.followers.clear()
-        return list(operations)
-
-
 class OverlapsDoNotWait(Ordered):
     def order(self, operations: Sequence[Operation]) -> list[Operation]:
         order(operations, self._unfinished)
@@ -386,7 +377,6 @@ MUTANTS = (
     Mutant(planner=SinglyForgetsOne, policy=SEQUENTIAL),
     Mutant(planner=TheRestIsTheWhole),
     Mutant(planner=TheRestBeginsASectorLate),
-    Mutant(schedule=NothingWaits),
     Mutant(schedule=OverlapsDoNotWait),
     Mutant(schedule=OverlapsWaitForAPieceAlone, policy=MergePolicy.OFF),
     Mutant(schedule=FlushesForgetEarlierDrains),
