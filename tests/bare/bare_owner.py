@@ -1,0 +1,94 @@
+"""Machines with the bare guest in them, and somebody who stops and resumes them all the time."""
+
+import random
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+from pykvm.machine import DiskConfig, Machine, MachineConfig, RunState
+from pykvm.machine.events import Event, Stop
+from pykvm.testing.bare import Script, build_bare_guest
+from pykvm.testing.bare.layout import MEMORY_NEEDED
+
+PATIENCE = 60.0
+COUNTED = (
+    *("rd_operations", "wr_operations", "flush_operations", "rd_bytes", "wr_bytes"),
+    *("rd_merged", "wr_merged"),
+    *("failed_rd_operations", "failed_wr_operations", "failed_flush_operations"),
+    *("invalid_rd_operations", "invalid_wr_operations", "invalid_other_operations"),
+)
+"""Statistics that depend on the guest's requests alone, or should."""
+
+
+class Owner:
+    """Resumes a machine whenever it stops for an error; within the context, also pauses it.
+
+    ``stops`` are those after which it was the first to resume, ``events`` what it
+    heard of, by name. When it goes, the run is over, or it failed.
+    """
+
+    def __init__(self, machine: Machine, seed: int) -> None:
+        self.stops = self.pauses = 0
+        self.events: Counter[str] = Counter()
+        self._machine = machine
+        self._dice = random.Random(seed)
+        self._over = threading.Event()
+        self._changed = 0
+        # A pause is one even if the machine had stopped by itself: nobody else resumes then.
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run)
+        machine.listen(self._heard)
+
+    def _heard(self, event: Event) -> None:
+        self.events[type(event).__name__] += 1
+        with self._lock:
+            if isinstance(event, Stop) and self._machine.status is RunState.IO_ERROR:
+                self.stops += 1
+                self._machine.resume()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                self._machine.pause()
+                before = self._look()
+                time.sleep(self._dice.choice((0.0, 0.002)))
+                changed = self._look() != before
+                # At the end of a run there is nothing to pause.
+                self._changed += changed and self._machine.outcome is None
+                self._machine.resume()
+                self.pauses += 1
+            if self._over.wait(self._dice.choice((0.0, 0.02, 0.05))):
+                return
+
+    def _look(self) -> object:
+        disks = range(len(self._machine.disks))
+        return self._machine.statistics()["exits"], [counted(self._machine, i) for i in disks]
+
+    def __enter__(self) -> "Owner":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+        assert not self._changed, "a stopped machine did something"
+
+
+def machine_of(script: Script, *disks: DiskConfig, cpus: int = 1) -> Machine:
+    return Machine(
+        MachineConfig(
+            kernel=build_bare_guest(),
+            append="script",
+            initrd=script.encode(),
+            memory=MEMORY_NEEDED,
+            cpus=cpus,
+            disks=list(disks),
+        )
+    )
+
+
+def counted(machine: Machine, disk: int = 0) -> dict[str, Any]:
+    statistics = machine.statistics()["disks"][disk]
+    return {name: statistics[name] for name in COUNTED}
