@@ -55,6 +55,7 @@ class Image:
         self.readonly = readonly
         self.sync_error = 0
         self.edge_lock = threading.Lock()
+        self._sync_lock = threading.Lock()
         self.fd = _open(self.path, readonly, cache)
         try:
             self.size = _size(self.path, self.fd)
@@ -72,7 +73,7 @@ class Image:
         return self.size // SECTOR_SIZE
 
     def sync(self) -> int:
-        """Put every completed write on stable storage; an errno, or 0.
+        """Put every completed write on stable storage; an errno, or 0. From any thread.
 
         Linux reports a failed write-back once and then calls the lost pages
         clean, so a later fdatasync would claim what is not true. After the
@@ -85,16 +86,18 @@ class Image:
         """
         if self.readonly or not self.cache.syncs:
             return 0
-        if self.sync_error:
-            return errno.EIO
-        try:
-            os.fdatasync(self.fd)
-        except OSError as error:
-            failed = error.errno or errno.EIO
-            if not self.cache.direct:
-                self.sync_error = failed
-            return failed
-        return 0
+        # Of two at once only one would be told, and the other one's caller must not go on.
+        with self._sync_lock:
+            if self.sync_error:
+                return errno.EIO
+            try:
+                os.fdatasync(self.fd)
+            except OSError as error:
+                failed = error.errno or errno.EIO
+                if not self.cache.direct:
+                    self.sync_error = failed
+                return failed
+            return 0
 
     def close(self) -> None:
         """Close and unlock the image. Harmless when closed."""

@@ -1,0 +1,242 @@
+"""io_uring without a library: one ring, its two queues mapped into this process.
+
+::
+
+    prepare ──► submission queue ──► enter (one system call) ──► kernel
+    reap    ◄── completion queue ◄──────────────────────────────────┘
+
+The queues are memory that the kernel and this process share; each index in it
+is written by one of them. An index is read and written by one aligned access
+of 32 bits (a memoryview cast to "I"), after what it hands over: x86 keeps the
+order of loads, and of stores. A full fence would be needed only where a store
+has to be seen before a later load, which is for kernel threads that poll the
+submission queue; here the kernel looks at it during the system call.
+
+Structures and numbers are those of <linux/io_uring.h>.
+"""
+
+import errno
+import mmap
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from struct import Struct, unpack_from
+from typing import Final
+
+from pykvm.errors import HostError
+
+IORING_OP_FSYNC: Final = 3
+IORING_OP_POLL_ADD: Final = 6
+IORING_OP_READV: Final = 1
+IORING_OP_WRITEV: Final = 2
+IORING_OP_READ: Final = 22
+IORING_OP_WRITE: Final = 23
+IORING_FSYNC_DATASYNC: Final = 1
+RWF_DSYNC: Final = 2
+
+_NR_IO_URING_SETUP = 425
+_NR_IO_URING_ENTER = 426
+
+_IORING_ENTER_GETEVENTS = 1 << 0
+_IORING_SETUP_COOP_TASKRUN = 1 << 8
+_IORING_SETUP_TASKRUN_FLAG = 1 << 9
+_IORING_FEAT_SINGLE_MMAP = 1 << 0
+_IORING_FEAT_NODROP = 1 << 1
+_IORING_FEAT_SUBMIT_STABLE = 1 << 2
+_IORING_FEAT_RW_CUR_POS = 1 << 3  # came with IORING_OP_READ, in Linux 5.6
+_NEEDED = (
+    _IORING_FEAT_SINGLE_MMAP
+    | _IORING_FEAT_NODROP
+    | _IORING_FEAT_SUBMIT_STABLE
+    | _IORING_FEAT_RW_CUR_POS
+)
+_IORING_SQ_CQ_OVERFLOW = 1 << 1
+_IORING_SQ_TASKRUN = 1 << 2
+_IORING_OFF_SQ_RING = 0
+_IORING_OFF_SQES = 0x10000000
+
+_PARAMS_SIZE = 120
+_PARAMS = Struct("<2I12xI")  # sq_entries, cq_entries, …, features
+_SQ_OFFSETS, _CQ_OFFSETS = 40, 80
+_OFFSETS = "<7I"
+_SQE = Struct("<B3xiQQIIQ24x")  # opcode, fd, off, addr, len, the call's flags, user_data
+_CQE = Struct("<QiI")  # user_data, res, flags
+_MASK = (1 << 32) - 1
+
+
+class Ring:
+    """One ring. Owns its descriptor and mappings; one thread uses it.
+
+    ``fd`` is readable while there is something to :meth:`reap`. ``pending``
+    counts what was prepared and not taken by the kernel yet, at most ``entries``.
+    No more than twice as many may be prepared and not reaped, or the kernel
+    has to keep completions elsewhere.
+    """
+
+    def __init__(self, entries: int) -> None:
+        """``entries``: a power of 2. HostError if this host has no io_uring, or forbids it."""
+        self._enter, self._errno, self.fd = _setup(entries, params := bytearray(_PARAMS_SIZE))
+        self.entries, completions, features = _PARAMS.unpack_from(params)
+        self.pending = 0
+        try:
+            if features & _NEEDED != _NEEDED:
+                raise _unavailable("Linux before 5.6 lacks parts of it")
+            self._map(params, completions)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def _map(self, params: bytearray, completions: int) -> None:
+        _, tail, mask, _, flags, _, array = unpack_from(_OFFSETS, params, _SQ_OFFSETS)
+        cq_head, cq_tail, cq_mask, _, _, cqes, _ = unpack_from(_OFFSETS, params, _CQ_OFFSETS)
+        size = max(array + 4 * self.entries, cqes + _CQE.size * completions)
+        self._maps = [_map(self.fd, size, _IORING_OFF_SQ_RING)]
+        self._maps.append(_map(self.fd, _SQE.size * self.entries, _IORING_OFF_SQES))
+        rings, self._sqes = (memoryview(mapping) for mapping in self._maps)
+        self._words = rings.cast("I")
+        self._cqes = rings[cqes : cqes + _CQE.size * completions]
+        rings.release()
+        words = self._words
+        self._sq_tail_at, self._flags_at = tail // 4, flags // 4
+        self._cq_head_at, self._cq_tail_at = cq_head // 4, cq_tail // 4
+        self._sq_mask, self._cq_mask = words[mask // 4], words[cq_mask // 4]
+        self._tail = words[self._sq_tail_at]
+        self._head = words[self._cq_head_at]
+        for index in range(self.entries):  # entries are used in the order of the ring
+            words[array // 4 + index] = index
+
+    def prepare(
+        self, opcode: int, fd: int, offset: int, address: int, length: int, flags: int, tag: int
+    ) -> None:
+        """Queue a submission; there must be room. ``tag`` comes back with its result."""
+        at = (self._tail & self._sq_mask) * _SQE.size
+        _SQE.pack_into(self._sqes, at, opcode, fd, offset, address, length, flags, tag)
+        self._tail = (self._tail + 1) & _MASK
+        self.pending += 1
+
+    def submit(self) -> None:
+        """Let the kernel take what is pending, by one system call.
+
+        ``pending`` is not 0 afterwards if the kernel wants completions to be
+        reaped first, or has no memory at the moment. What was taken no longer
+        needs its iovecs. OSError for what cannot be but for a bug.
+        """
+        self._words[self._sq_tail_at] = self._tail
+        while self.pending:
+            taken = self._enter(self.fd, self.pending, 0, 0)
+            if taken > 0:
+                self.pending -= taken
+                continue
+            error = self._errno() if taken < 0 else errno.EAGAIN
+            if error in (errno.EAGAIN, errno.EBUSY, errno.ENOMEM):
+                return
+            if error != errno.EINTR:
+                raise OSError(error, f"io_uring_enter: {os.strerror(error)}")
+
+    def take_back(self) -> list[int]:
+        """Make nothing pending; the tags of what was."""
+        tags = []
+        while self.pending:
+            self.pending -= 1
+            self._tail = (self._tail - 1) & _MASK
+            at = (self._tail & self._sq_mask) * _SQE.size
+            tags.append(_SQE.unpack_from(self._sqes, at)[-1])
+        self._words[self._sq_tail_at] = self._tail
+        return tags
+
+    def reap(self) -> list[tuple[int, int, int]]:
+        """The completions that are there, as (tag, result, flags). Never waits."""
+        words = self._words
+        if words[self._flags_at] & (_IORING_SQ_TASKRUN | _IORING_SQ_CQ_OVERFLOW):
+            self._enter(self.fd, 0, 0, _IORING_ENTER_GETEVENTS)  # puts them into the queue
+        head, tail = self._head, words[self._cq_tail_at]
+        if head == tail:
+            return []
+        first, last = head & self._cq_mask, tail & self._cq_mask
+        size, cqes = _CQE.size, self._cqes
+        if first < last:
+            found = list(_CQE.iter_unpack(cqes[first * size : last * size]))
+        else:
+            found = list(_CQE.iter_unpack(cqes[first * size :]))
+            found += _CQE.iter_unpack(cqes[: last * size])
+        self._head = words[self._cq_head_at] = tail
+        return found
+
+    def close(self) -> None:
+        """Unmap and close the ring. Nothing may be executing."""
+        for view in (self._words, self._cqes, self._sqes):
+            view.release()
+        for mapping in self._maps:
+            mapping.close()
+        os.close(self.fd)
+
+
+def problem() -> str:
+    """Why this host gives us no io_uring, or an empty string."""
+    try:
+        Ring(1).close()
+    except HostError as error:
+        return error.message
+    return ""
+
+
+def _setup(entries: int, params: bytearray) -> tuple[Callable[..., int], Callable[[], int], int]:
+    """io_uring_enter(2), errno, and the descriptor of a new ring, described in ``params``."""
+    # Not at the top: few runs want a ring.
+    import ctypes
+
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    syscall.restype = ctypes.c_long
+    syscall.argtypes = [ctypes.c_long, ctypes.c_uint, ctypes.c_void_p]
+    # Completions are found when this thread looks, not by interrupting it (Linux 5.19).
+    for flags in (_IORING_SETUP_COOP_TASKRUN | _IORING_SETUP_TASKRUN_FLAG, 0):
+        params[:] = bytes(_PARAMS_SIZE)
+        params[8:12] = flags.to_bytes(4, "little")
+        shared = (ctypes.c_char * _PARAMS_SIZE).from_buffer(params)
+        fd = syscall(_NR_IO_URING_SETUP, entries, ctypes.addressof(shared))
+        error = ctypes.get_errno()
+        if fd >= 0:
+            return _entering(), ctypes.get_errno, fd
+        if error != errno.EINVAL:
+            break
+    raise _unavailable(_reason(error))
+
+
+def _entering() -> Callable[..., int]:
+    """io_uring_enter(2) without a signal mask: (fd, to_submit, min_complete, flags)."""
+    import ctypes
+
+    # The library is loaded again to have a function object of its own, with its own types.
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    syscall.restype = ctypes.c_long
+    syscall.argtypes = [ctypes.c_long, *[ctypes.c_uint] * 4, ctypes.c_void_p, ctypes.c_size_t]
+
+    def enter(fd: int, to_submit: int, min_complete: int, flags: int) -> int:
+        result: int = syscall(_NR_IO_URING_ENTER, fd, to_submit, min_complete, flags, None, 0)
+        return result
+
+    return enter
+
+
+def _map(fd: int, size: int, offset: int) -> mmap.mmap:
+    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+    return mmap.mmap(fd, size, flags, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
+
+
+def _reason(error: int) -> str:
+    if error == errno.ENOSYS:
+        return "this kernel has none, or a seccomp filter hides it"
+    if error == errno.EPERM:
+        with suppress(OSError):
+            disabled = Path("/proc/sys/kernel/io_uring_disabled").read_text().strip()
+            if disabled != "0":
+                return f"the sysctl kernel.io_uring_disabled is {disabled}"
+        return "a seccomp filter forbids it, such as a container's"
+    if error == errno.ENOMEM:
+        return "not enough memory, or locked memory (ulimit -l)"
+    return os.strerror(error).lower()
+
+
+def _unavailable(reason: str) -> HostError:
+    return HostError(f"io_uring is not available: {reason}")

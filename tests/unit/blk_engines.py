@@ -1,0 +1,64 @@
+"""The engines by name, and what tests of all of them share."""
+
+from collections.abc import Callable, Iterable
+
+import pytest
+from blk_operations import readable
+
+from pykvm import io_uring
+from pykvm.devices.virtio_blk import Engine, EngineFactory, Image, SyncEngine
+from pykvm.devices.virtio_blk.faults import FaultPlan
+from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.threads import ThreadsEngine
+from pykvm.memory.ram import Ram
+
+PATIENCE_MS = 10_000
+
+
+def _io_uring(image: Image, ram: Ram) -> Engine:
+    from pykvm.devices.virtio_blk.io_uring import IoUringEngine
+
+    return IoUringEngine(image, ram)
+
+
+def _small_ring(image: Image, ram: Ram) -> Engine:
+    from pykvm.devices.virtio_blk.io_uring import IoUringEngine
+
+    return IoUringEngine(image, ram, entries=4)
+
+
+_PLAIN: dict[str, EngineFactory] = {
+    "sync": SyncEngine,
+    "threads": ThreadsEngine,
+    "io_uring": _io_uring,
+    "small ring": _small_ring,
+}
+_needs_ring = pytest.mark.skipif(bool(io_uring.problem()), reason=io_uring.problem() or "-")
+
+
+def engines(names: Iterable[str] = _PLAIN, wrapped: bool = True) -> Callable[..., object]:
+    """Parametrizes ``factory``; ``wrapped``: also with an engine around each that injects faults.
+
+    Not one of its faults happens, but everything passes through it.
+    """
+    found = []
+    for name in names:
+        factory = _PLAIN[name]
+        marks = [_needs_ring] if "ring" in name else []
+        found.append(pytest.param(factory, id=name, marks=marks))
+        if wrapped:
+            again = FaultPlan().wrap(factory)
+            found.append(pytest.param(again, id=f"{name}, wrapped", marks=marks))
+    return pytest.mark.parametrize("factory", found)
+
+
+def wait(engine: Engine, count: int) -> list[Operation]:
+    """``count`` completions, by sleeping until the notifier says so; no more are there then."""
+    done = list(engine.completions())
+    while len(done) < count:
+        assert engine.notifier >= 0, f"{len(done)} of {count} are done"
+        assert readable(engine.notifier, PATIENCE_MS), f"{len(done)} of {count} are done"
+        done += engine.completions()
+    assert len(set(done)) == len(done) == count
+    assert not engine.completions()
+    return done
