@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from struct import pack
-from threading import Condition, Thread
+from threading import Condition, Event, Thread
 from time import monotonic_ns
 
 from pykvm.devices.virtio_blk import Image, SyncEngine, VirtioBlk
@@ -84,8 +84,9 @@ class Faults:
 class EngineScript:
     """Tells the engines of a disk what to do. ``log`` is what they were asked, in order.
 
-    ``executing`` operations are theirs at the moment. They carry out, or fail, an operation at its submission; ``slow``: when
-    :meth:`release` says so.
+    ``executing`` operations are theirs at the moment; ``stopped`` is set when
+    one was told to start nothing any more. They carry out, or fail, an
+    operation at its submission; ``slow``: when :meth:`release` says so.
     """
 
     def __init__(self, fails: Fails = lambda operation: 0, *, slow: bool = False) -> None:
@@ -93,6 +94,7 @@ class EngineScript:
         self.slow = slow
         self.log: list[Asked] = []
         self.executing = 0
+        self.stopped = Event()
         self.changed = Condition()
         self.waiting: list[tuple[ScriptedEngine, Operation]] = []
 
@@ -169,7 +171,7 @@ class ScriptedEngine:
         return done
 
     def stop(self) -> None:
-        pass
+        self._script.stopped.set()
 
     def close(self) -> None:
         assert not self._done, "completions were left behind"

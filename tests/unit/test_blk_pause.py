@@ -3,9 +3,11 @@
 import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from blk_bench import (
+    PATIENCE,
     SECTORS,
     Bench,
     EngineScript,
@@ -20,6 +22,7 @@ from blk_bench import (
 from pykvm.devices.virtio_blk import (
     ErrorPolicy,
     Image,
+    IoError,
     MergePolicy,
     VirtioBlk,
 )
@@ -325,4 +328,24 @@ def test_reset_while_paused(make: Maker) -> None:
     bench.kick()
     bench.device.reset()
     assert bench.script.log == []
+    start_again(bench)
+
+
+def test_a_reset_that_meets_an_answer(make: Maker) -> None:
+    """It comes after the decision what to answer, and before the driver is told."""
+    script = EngineScript(Faults({("read", 5): [errno.EIO]}))
+    bench = make(script, rerror=ErrorPolicy.REPORT)
+    resetting: list[Thread] = []
+
+    def announce(error: IoError) -> None:
+        resetting.append(in_thread(bench.device.reset))
+        assert script.stopped.wait(PATIENCE)
+        bench.note(error)
+
+    bench.device._on_error = announce
+    bench.read(5)
+    bench.kick()
+    bench.wait_errors(1)
+    assert ends(resetting[0])
+    assert bench.transport.interrupts == []
     start_again(bench)
