@@ -51,6 +51,7 @@ class Parser(argparse.ArgumentParser):
 
 COMMANDS = {
     "boot": "boot a guest, to a shell or to run a command in it",
+    "bench": "measure a disk, and compare with QEMU or fio",
     "doctor": "show what this host offers for running guests",
 }
 
@@ -105,6 +106,10 @@ def _dispatch(arguments: list[str]) -> int:
         from pykvm.cli.boot import run_boot
 
         return run_boot(arguments[1:])
+    if command == "bench":
+        from pykvm.cli.bench import run_bench
+
+        return run_bench(arguments[1:])
     if command == "doctor":
         from pykvm.cli.doctor import run_doctor
 

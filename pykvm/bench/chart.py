@@ -1,0 +1,153 @@
+"""Throughput and latency over queue depth, as an SVG drawing. Pure."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from pykvm.bench.compare import Figures, Row
+
+COLOURS = ("#1f6feb", "#d1495b", "#6a737d", "#2a9d8f")
+"""pykvm's first."""
+PLOT_WIDTH, PLOT_HEIGHT = 260, 150
+LEFT, HEAD, GAP_X, GAP_Y = 70, 34, 90, 70
+TITLE_HEIGHT = 30
+BAND_HEIGHT = TITLE_HEIGHT + 2 * (PLOT_HEIGHT + GAP_Y)
+COLUMNS = 3
+_STEPS = (1, 2, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Values with their places from 0 to 1 on an axis, and the ``ticks`` to label."""
+
+    place: Callable[[float], float]
+    ticks: Sequence[float]
+
+
+def linear_axis(values: Iterable[float]) -> Axis:
+    """From 0 to a round number above all of ``values``."""
+    top = max(values, default=0.0) or 1.0
+    unit = 10 ** math.floor(math.log10(top / 4))
+    step = next(s * unit for s in (*_STEPS, 10) if s * unit * 5 >= top)
+    count = max(1, math.ceil(top / step - 1e-9))
+    end = step * count
+    return Axis(lambda value: value / end, [step * i for i in range(count + 1)])
+
+
+def log_axis(values: Iterable[float]) -> Axis:
+    """From a round number below all of ``values`` (positive) to one above."""
+    known = [value for value in values if value > 0] or [1.0]
+    rounds = [s * 10.0**e for e in range(-3, 10) for s in _STEPS]
+    first = max((r for r in rounds if r <= min(known)), default=rounds[0])
+    last = min((r for r in rounds if r >= max(known) and r > first), default=rounds[-1])
+    span = math.log(last / first)
+    ticks = [r for r in rounds if first <= r <= last]
+    # Labels of more than six ticks would touch.
+    ticks = ticks[:: max(1, math.ceil(len(ticks) / 6))]
+    return Axis(lambda value: math.log(max(value, first) / first) / span, ticks)
+
+
+def chart_of(rows: Sequence[Row]) -> str:
+    """For each workload requests per second, and median latency below."""
+    families = list(dict.fromkeys(row.workload.family for row in rows))
+    names = ["pykvm", *dict.fromkeys(v.tool for row in rows for v in row.others)]
+    columns = min(len(families), COLUMNS)
+    width = LEFT + columns * (PLOT_WIDTH + GAP_X)
+    height = HEAD + -(-len(families) // columns) * BAND_HEIGHT
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11" fill="#24292f">',
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        *_legend(names),
+    ]
+    for number, family in enumerate(families):
+        band, column = divmod(number, columns)
+        mine = [row for row in rows if row.workload.family == family]
+        x = LEFT + column * (PLOT_WIDTH + GAP_X)
+        y = HEAD + band * BAND_HEIGHT + TITLE_HEIGHT
+        title = f'<text x="{x}" y="{y - 12}" font-size="13" font-weight="bold">'
+        parts.append(f"{title}{escape(family)}</text>")
+        parts += _plot(x, y, names, mine, "requests per second", lambda f: f.median.iops)
+        below = y + PLOT_HEIGHT + GAP_Y
+        parts += _plot(
+            x, below, names, mine, "median latency, µs", lambda f: f.median.p50, log=True
+        )
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _legend(names: Sequence[str]) -> list[str]:
+    parts = []
+    for i, name in enumerate(names):
+        x = LEFT + 130 * i
+        colour = COLOURS[i % len(COLOURS)]
+        parts.append(
+            f'<line x1="{x}" y1="20" x2="{x + 24}" y2="20" stroke="{colour}" stroke-width="2.5"/>'
+        )
+        parts.append(f'<text x="{x + 30}" y="24" font-size="13">{escape(name)}</text>')
+    return parts
+
+
+def _plot(
+    x: float,
+    y: float,
+    names: Sequence[str],
+    rows: Sequence[Row],
+    title: str,
+    value_of: Callable[[Figures], float],
+    log: bool = False,
+) -> list[str]:
+    """One diagram with its upper left corner at (x, y): a line per name."""
+    lines = {name: _points(name, rows, value_of) for name in names}
+    values = [value for points in lines.values() for _, value in points]
+    up = log_axis(values) if log else linear_axis(values)
+    depths = sorted({row.workload.depth for row in rows})
+    # Depths as they come, evenly: they are usually powers of 2 or so.
+    across = {depth: (i + 0.5) / len(depths) for i, depth in enumerate(depths)}
+    parts = [f'<text x="{x}" y="{y + PLOT_HEIGHT + 42}">{escape(title)} over queue depth</text>']
+    for tick in up.ticks:
+        at = y + PLOT_HEIGHT * (1 - up.place(tick))
+        parts.append(
+            f'<line x1="{x}" y1="{at:.1f}" x2="{x + PLOT_WIDTH}" y2="{at:.1f}" stroke="#d0d7de"/>'
+        )
+        parts.append(f'<text x="{x - 6}" y="{at + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+    for depth, place in across.items():
+        at = x + PLOT_WIDTH * place
+        parts.append(
+            f'<text x="{at:.1f}" y="{y + PLOT_HEIGHT + 18}" text-anchor="middle">{depth}</text>'
+        )
+    for i, points in enumerate(lines.values()):
+        places = [
+            (x + PLOT_WIDTH * across[depth], y + PLOT_HEIGHT * (1 - up.place(value)))
+            for depth, value in points
+        ]
+        parts += _line(places, COLOURS[i % len(COLOURS)])
+    return parts
+
+
+def _points(
+    name: str, rows: Sequence[Row], value_of: Callable[[Figures], float]
+) -> list[tuple[int, float]]:
+    """Depth and value for each row in which ``name`` has figures."""
+    points = []
+    for row in rows:
+        figures = {"pykvm": row.ours} | {v.tool: v.figures for v in row.others}
+        if name in figures:
+            points.append((row.workload.depth, value_of(figures[name])))
+    return sorted(points)
+
+
+def _line(places: Sequence[tuple[float, float]], colour: str) -> list[str]:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    parts = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>']
+    return parts + [
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"/>' for x, y in places
+    ]
+
+
+def short(value: float) -> str:
+    """A label: 1500000 is 1.5M, 20000 is 20k."""
+    for limit, unit in ((1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:g}{unit}"
+    return f"{value:g}"

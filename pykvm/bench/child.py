@@ -1,0 +1,52 @@
+"""Child processes that do not outlive what they are for."""
+
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO
+
+from pykvm.errors import PykvmError
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def running(command: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """``command`` as a process that is gone at the end of the block; PykvmError if it cannot be.
+
+    Its standard output is a pipe, standard error goes to ``errors``, and it
+    does not get the terminal's Ctrl-C: that is ours.
+    """
+    # A signal whose handler raises, after the fork and before we know of the child,
+    # would leave the child behind.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            bufsize=0,
+            process_group=0,
+            # It would be unsafe in a program with threads, of which we have none.
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),  # noqa: PLW1509
+        )
+    except OSError as error:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise PykvmError(f"{command[0]} cannot be run: {error.strerror}") from None
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()
+
+
+def last_words(errors: IO[bytes]) -> str:
+    """The last line of what a process has said on standard error, to go behind a sentence."""
+    errors.seek(0)
+    lines = errors.read().decode(errors="replace").strip().splitlines()
+    return f", saying '{lines[-1].strip()}'" if lines else ""

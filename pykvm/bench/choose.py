@@ -1,0 +1,61 @@
+"""The tools that ``--against`` names."""
+
+import difflib
+
+from pykvm.bench.fio import FioTool, fio_tools
+from pykvm.bench.pykvm_tool import PykvmTool
+from pykvm.bench.qemu import QemuTool, qemu_tools
+from pykvm.bench.tool import Tool
+from pykvm.devices.virtio_blk import CacheMode
+from pykvm.errors import UsageError
+
+NAMES = ("qemu", "fio", "pykvm")
+
+
+def tools_against(text: str, cache: CacheMode) -> list[Tool]:
+    """The configurations of the tool in ``NAME[,KEY=VALUE…]`` that suit ``cache``; UsageError.
+
+    ``qemu`` takes ``machine=``, ``aio=`` and ``poll-max-ns=``, ``fio`` takes
+    ``ioengine=``, and ``pykvm`` the keys of ``--disk``, for a comparison of options.
+    """
+    name, _, rest = text.partition(",")
+    if name == "pykvm":
+        return [PykvmTool(rest)]
+    options = _options(name, rest)
+    if name == "qemu":
+        machine = options.pop("machine", "pc")
+        aio, poll = options.pop("aio", ""), options.pop("poll-max-ns", "")
+        _refuse(name, options, "machine=, aio= and poll-max-ns=")
+        if not aio and not poll:
+            return [*qemu_tools(cache, machine)]
+        return [QemuTool(aio or "threads", _number(poll), machine)]
+    if name == "fio":
+        engine = options.pop("ioengine", "")
+        _refuse(name, options, "ioengine=")
+        return [FioTool(engine)] if engine else [*fio_tools(cache)]
+    close = difflib.get_close_matches(name, NAMES, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"use {', '.join(NAMES)}"
+    raise UsageError(f"--against does not know '{name}'", hint)
+
+
+def _options(name: str, text: str) -> dict[str, str]:
+    options = {}
+    for part in text.split(",") if text else []:
+        key, equals, value = part.partition("=")
+        if not equals or not value:
+            raise UsageError(f"'{part}' says nothing to --against {name}", "write KEY=VALUE")
+        options[key] = value
+    return options
+
+
+def _refuse(name: str, options: dict[str, str], known: str) -> None:
+    if options:
+        raise UsageError(f"--against {name} has no option '{next(iter(options))}'", f"use {known}")
+
+
+def _number(text: str) -> int:
+    if not text:
+        return 0
+    if not text.isdecimal() or len(text) > 12:
+        raise UsageError(f"'{text}' is not a number of nanoseconds", "write it like 1000000")
+    return int(text)

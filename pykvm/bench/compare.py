@@ -1,0 +1,101 @@
+"""Medians, spreads and ratios of runs. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from statistics import median
+
+from pykvm.bench.sample import Run, Sample
+from pykvm.bench.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One workload under one configuration of one tool: ``label``, the medians of all runs,
+    and the least and the most requests per second."""
+
+    label: str
+    median: Sample
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Our requests per second to theirs: of the medians, and the ends over pairs of runs."""
+
+    median: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
+class Versus:
+    """Another tool's best configuration for a workload, and how we compare."""
+
+    tool: str
+    figures: Figures
+    ratio: Ratio
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One workload: ``ours``, and each other tool that has figures for it."""
+
+    workload: Workload
+    ours: Figures
+    others: tuple[Versus, ...] = ()
+
+
+Group = Mapping[str, Sequence[Run]]
+"""The runs of one tool by configuration."""
+
+
+def middle(values: Iterable[float | None]) -> float | None:
+    """The median of those that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def figures(label: str, samples: Sequence[Sample]) -> Figures:
+    """What ``samples`` of the same workload come to."""
+    values = {
+        field.name: middle(getattr(sample, field.name) for sample in samples)
+        for field in fields(Sample)
+    }
+    speeds = [sample.iops for sample in samples]
+    return Figures(label, Sample(**values), min(speeds), max(speeds))  # type: ignore[arg-type]
+
+
+def rows(
+    workloads: Sequence[Workload], ours: Sequence[Run], others: Mapping[str, Group]
+) -> list[Row]:
+    """A row for each workload; ``others`` are the other tools by name.
+
+    Of each, the configuration with the highest median counts, which favours
+    the other tool. Run i of ours is paired with run i of theirs.
+    """
+    found = []
+    for number, workload in enumerate(workloads):
+        mine = _samples(ours, number)
+        versus = (_versus(tool, mine, group, number) for tool, group in others.items())
+        known = tuple(one for one in versus if one is not None)
+        found.append(Row(workload, figures("", mine), known))
+    return found
+
+
+def _versus(tool: str, mine: Sequence[Sample], group: Group, number: int) -> Versus | None:
+    candidates = {label: _samples(runs, number) for label, runs in group.items()}
+    candidates = {label: samples for label, samples in candidates.items() if samples}
+    if not candidates:
+        return None
+    best = max(
+        (figures(label, samples) for label, samples in candidates.items()),
+        key=lambda found: found.median.iops,
+    )
+    pairs = [a.iops / b.iops for a, b in zip(mine, candidates[best.label], strict=True)]
+    here = median(sample.iops for sample in mine)
+    return Versus(tool, best, Ratio(here / best.median.iops, min(pairs), max(pairs)))
+
+
+def _samples(runs: Sequence[Run], number: int) -> list[Sample]:
+    return [sample for run in runs if (sample := run.samples[number]) is not None]

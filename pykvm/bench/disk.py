@@ -1,0 +1,75 @@
+"""The disk that is measured: the user's, or a temporary file full of random bytes."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pykvm.errors import UsageError
+
+MIB = 1 << 20
+SIZE_MIN = MIB
+
+
+@contextmanager
+def temporary_disk(folder: Path | None, size: int) -> Iterator[Path]:
+    """A file of ``size`` bytes in ``folder`` (default: where temporary files go).
+
+    It has random contents, so that no file system keeps less than all of it,
+    and is on stable storage. UsageError if it cannot be made.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix="pykvm-bench-", suffix=".img", dir=folder)
+    except OSError as error:
+        raise UsageError(
+            f"no file can be made in '{folder}': {error.strerror}", "give --disk another folder"
+        ) from None
+    path = Path(name)
+    try:
+        try:
+            _fill(handle, size)
+        except OSError as error:
+            raise UsageError(
+                f"the temporary disk '{path}' cannot be written: {error.strerror}",
+                "give --disk another folder, or a smaller --size",
+            ) from None
+        finally:
+            os.close(handle)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _fill(handle: int, size: int) -> None:
+    left = size
+    while left:
+        data = memoryview(os.urandom(min(left, MIB)))
+        left -= len(data)
+        while data:
+            data = data[os.write(handle, data) :]
+    os.fsync(handle)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a raw image or block device, whole blocks of 4096; UsageError."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.lseek(handle, 0, os.SEEK_END) // 4096 * 4096
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise UsageError(
+            f"'{path}' cannot be read: {error.strerror}", "check the path of --disk"
+        ) from None
+    if size < SIZE_MIN:
+        raise UsageError(f"'{path}' is smaller than 1 MiB", "give --disk a larger one")
+    return size
+
+
+def read_all(path: Path) -> None:
+    """Have the page cache hold what it can of the file, so that nobody pays for the first read."""
+    with path.open("rb", buffering=0) as file:
+        while file.read(8 * MIB):
+            pass

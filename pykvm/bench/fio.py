@@ -1,0 +1,111 @@
+"""fio as a tool: the same requests from the host itself, the most that a VM could get."""
+
+import json
+import shutil
+import subprocess
+import tempfile
+from shlex import join
+from typing import Any
+
+from pykvm.bench.child import last_words, running
+from pykvm.bench.sample import Run, Sample
+from pykvm.bench.tool import Job, Progress
+from pykvm.bench.workload import Workload
+from pykvm.devices.virtio_blk import CacheMode
+from pykvm.errors import PykvmError, UsageError
+
+_PATTERNS = {
+    "randread": "randread",
+    "randwrite": "randwrite",
+    "seqread": "read",
+    "seqwrite": "write",
+}
+_PERCENTILES = {"p50": "50.000000", "p99": "99.000000", "p999": "99.900000"}
+SLACK_SECONDS = 60.0
+"""For one workload, beyond its time."""
+
+
+class FioTool:
+    """See Tool, with one of fio's I/O engines."""
+
+    name = "fio"
+
+    def __init__(self, engine: str) -> None:
+        """UsageError if fio is not installed."""
+        found = shutil.which("fio")
+        if found is None:
+            raise UsageError("fio is not on the PATH", "install it (Debian: fio)")
+        self.label = f"ioengine={engine}"
+        self._program = found
+        self._engine = engine
+
+    def version(self) -> str:
+        """See Tool."""
+        done = subprocess.run([self._program, "--version"], capture_output=True, check=False)
+        return done.stdout.decode(errors="replace").strip()
+
+    def command(self, job: Job) -> list[str]:
+        """See Tool: the one for the first workload."""
+        return self._command(job, job.workloads[0], 1)
+
+    def run(self, job: Job, seed: int, progress: Progress) -> Run:
+        """See Tool."""
+        samples: list[Sample | None] = []
+        for number, workload in enumerate(job.workloads):
+            progress(number)
+            # Synchronous calls have a depth of 1 whatever is asked for.
+            usable = self._engine != "psync" or workload.depth == 1
+            samples.append(self._measure(job, workload, seed) if usable else None)
+        return Run(tuple(samples))
+
+    def _measure(self, job: Job, workload: Workload, seed: int) -> Sample:
+        command = self._command(job, workload, seed)
+        with tempfile.TemporaryFile() as errors, running(command, errors) as child:
+            try:
+                output, _ = child.communicate(timeout=job.seconds + SLACK_SECONDS)
+            except subprocess.TimeoutExpired:
+                raise PykvmError("fio does not end", f"try '{join(command)}'") from None
+            if child.returncode:
+                raise PykvmError(f"fio failed{last_words(errors)}", f"try '{join(command)}'")
+        # Warnings may come before the object.
+        text = output[max(output.find(b"{"), 0) :]
+        return sample_of(json.loads(text)["jobs"][0], workload)
+
+    def _command(self, job: Job, workload: Workload, seed: int) -> list[str]:
+        limit = ["--time_based", f"--runtime={int(job.seconds * 1e6)}us"]
+        if job.requests:
+            limit = [f"--number_ios={job.requests}"]
+        # A colon would be the end of the name.
+        file = str(job.disk).replace(":", "\\:")
+        return [
+            *(self._program, "--name=bench", f"--filename={file}"),
+            *(f"--ioengine={self._engine}", f"--direct={int(job.cache.direct)}"),
+            *(f"--rw={_PATTERNS[workload.kind]}", f"--bs={workload.block}"),
+            *(f"--iodepth={workload.depth}", f"--size={job.size}", *limit, "--thread"),
+            *("--norandommap", f"--randseed={seed}", "--invalidate=0", "--fallocate=none"),
+            *("--percentile_list=50:99:99.9", "--output-format=json"),
+        ]
+
+
+def sample_of(report: dict[str, Any], workload: Workload) -> Sample:
+    """A sample from what fio's JSON says about its one job."""
+    side = report["write" if workload.write else "read"]
+    times = side["clat_ns"]
+    ranks = times["percentile"]
+    seconds = side["runtime"] / 1e3
+    cpu = (report["usr_cpu"] + report["sys_cpu"]) / 100 * seconds * 1e6 / max(side["total_ios"], 1)
+    return Sample(
+        iops=side["iops"],
+        longest=times["max"] / 1e3,
+        cpu=cpu,
+        cpu_whole=cpu,
+        **{name: ranks[key] / 1e3 for name, key in _PERCENTILES.items()},
+    )
+
+
+def fio_tools(cache: CacheMode) -> list[FioTool]:
+    """fio with every engine that suits ``cache``."""
+    engines = ["psync", "io_uring"]
+    if cache.direct:
+        engines.append("libaio")
+    return [FioTool(engine) for engine in engines]

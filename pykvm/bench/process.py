@@ -1,0 +1,69 @@
+"""What another process uses: processor time and memory, read from /proc."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+_NANO = 1e-9
+_CPUCLOCK_SCHED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class CpuTime:
+    """Seconds of processor time so far: of the ``whole`` process, and of its vCPU threads."""
+
+    whole: float
+    vcpus: float
+
+    def __sub__(self, other: Self) -> "CpuTime":
+        """What was used in between."""
+        return CpuTime(self.whole - other.whole, self.vcpus - other.vcpus)
+
+
+class ProcessView:
+    """A process seen from outside; ``vcpu`` is how the names of its vCPU threads begin.
+
+    It is to be made while its devices have no threads yet: a thread begins
+    with the name of the one that started it, which may be a vCPU's.
+    """
+
+    def __init__(self, pid: int, vcpu: str) -> None:
+        self.pid = pid
+        self._folder = Path(f"/proc/{pid}")
+        self._vcpus = [
+            task
+            for task in (self._folder / "task").iterdir()
+            if (task / "comm").read_text().startswith(vcpu)
+        ]
+        # The kernel's number for the CPU-time clock of a process (clock_getcpuclockid(3)).
+        self._clock = (~pid << 3) | _CPUCLOCK_SCHED
+
+    def cpu_time(self) -> CpuTime:
+        """To the nanosecond, threads that have ended included; OSError if the process has."""
+        vcpus = sum(int((task / "schedstat").read_text().split()[0]) for task in self._vcpus)
+        return CpuTime(time.clock_gettime(self._clock), vcpus * _NANO)
+
+    def memory(self, except_for: str) -> int:
+        """Proportional set size in bytes without the mappings whose name has ``except_for``."""
+        total = 0
+        counts = False
+        for line in (self._folder / "smaps").read_text(errors="replace").splitlines():
+            name, _, rest = line.partition(":")
+            if "-" in name.split(" ")[0]:
+                # The first line of a mapping: addresses, rights, …, and a name.
+                counts = except_for not in line
+            elif name == "Pss" and counts:
+                total += int(rest.split()[0]) << 10
+        return total
+
+    def open_memory(self, name: str) -> int:
+        """A descriptor of our own of the process's memfd ``name``; LookupError."""
+        for entry in (self._folder / "fd").iterdir():
+            try:
+                if os.readlink(entry).startswith(f"/memfd:{name}"):
+                    return os.open(entry, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+        raise LookupError(f"process {self.pid} has no memfd '{name}'")

@@ -1,0 +1,42 @@
+"""pykvm as a tool: what ``pykvm boot`` does with the bare guest."""
+
+import sys
+from pathlib import Path
+
+from pykvm import __version__
+from pykvm.bench.sample import Run
+from pykvm.bench.tool import Job, Progress
+from pykvm.bench.vm import MEMORY_MIB, VmRunner
+
+
+class PykvmTool:
+    """See Tool. ``options`` are more keys for ``--disk``, such as ``merge=off``."""
+
+    name = "pykvm"
+
+    def __init__(self, options: str = "") -> None:
+        self.label = options
+        self._options = options
+        self._runner = VmRunner(self._command, "pykvm-ram", "pykvm-vcpu", 0)
+
+    def version(self) -> str:
+        """See Tool."""
+        return f"pykvm {__version__}, Python {sys.version.split()[0]}"
+
+    def command(self, job: Job) -> list[str]:
+        """See Tool."""
+        return self._command(job, job.folder / "script")
+
+    def run(self, job: Job, seed: int, progress: Progress) -> Run:
+        """See Tool."""
+        return self._runner.run(job, seed, progress)
+
+    def _command(self, job: Job, script: Path) -> list[str]:
+        disk = str(job.disk).replace(",", ",,") + f",cache={job.cache.value}"
+        if self._options:
+            disk += f",{self._options}"
+        return [
+            *(sys.executable, "-m", "pykvm", "boot"),
+            *("--kernel", str(job.kernel), "--initrd", str(script), "--append", "script"),
+            *("--memory", f"{MEMORY_MIB}M", "--disk", disk),
+        ]

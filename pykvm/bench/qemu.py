@@ -1,0 +1,75 @@
+"""QEMU as a tool: the same guest and file, with an iothread, in each of its aio modes."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from pykvm.bench.sample import Run
+from pykvm.bench.tool import Job, Progress
+from pykvm.bench.vm import MEMORY_MIB, VmRunner
+from pykvm.devices.virtio_blk import CacheMode
+from pykvm.errors import UsageError
+
+PROGRAM = "qemu-system-x86_64"
+POLL_RAISED_NS = 1_000_000
+"""``poll-max-ns`` where it is raised, from QEMU's 32768."""
+
+
+class QemuTool:
+    """See Tool. ``poll_max_ns`` 0 is QEMU's default."""
+
+    name = "qemu"
+
+    def __init__(self, aio: str, poll_max_ns: int = 0, machine: str = "pc") -> None:
+        """UsageError if QEMU is not installed."""
+        found = shutil.which(PROGRAM)
+        if found is None:
+            raise UsageError(
+                f"{PROGRAM} is not on the PATH", "install it (Debian: qemu-system-x86)"
+            )
+        self.label = f"aio={aio}" + (f",poll-max-ns={poll_max_ns}" if poll_max_ns else "")
+        self._program = found
+        self._aio = aio
+        self._poll = poll_max_ns
+        self._machine = machine
+        # isa-debug-exit turns status 0 into 1.
+        self._runner = VmRunner(self._command, "memory-backend-memfd", "CPU ", 1)
+
+    def version(self) -> str:
+        """See Tool."""
+        done = subprocess.run([self._program, "--version"], capture_output=True, check=False)
+        return done.stdout.decode(errors="replace").partition("\n")[0]
+
+    def command(self, job: Job) -> list[str]:
+        """See Tool."""
+        return self._command(job, job.folder / "script")
+
+    def run(self, job: Job, seed: int, progress: Progress) -> Run:
+        """See Tool."""
+        return self._runner.run(job, seed, progress)
+
+    def _command(self, job: Job, script: Path) -> list[str]:
+        file = str(job.disk).replace(",", ",,")
+        poll = f",poll-max-ns={self._poll}" if self._poll else ""
+        return [
+            *(self._program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-name", "bench,debug-threads=on", "-accel", "kvm", "-cpu", "host"),
+            *("-machine", f"{self._machine},memory-backend=ram", "-m", f"{MEMORY_MIB}M"),
+            *("-object", f"memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on"),
+            *("-kernel", str(job.kernel), "-initrd", str(script), "-append", "script"),
+            *("-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"),
+            *("-object", f"iothread,id=io{poll}"),
+            "-drive",
+            f"if=none,id=disk,format=raw,file={file},cache={job.cache.value},aio={self._aio}",
+            "-device",
+            "virtio-blk-pci,drive=disk,iothread=io,disable-legacy=on,num-queues=1",
+        ]
+
+
+def qemu_tools(cache: CacheMode, machine: str = "pc") -> list[QemuTool]:
+    """QEMU in every aio mode that ``cache`` allows, polling as by default and longer."""
+    modes = ["threads", "io_uring"]
+    if cache.direct:
+        # Linux AIO blocks unless the page cache is bypassed; QEMU refuses it.
+        modes.insert(1, "native")
+    return [QemuTool(aio, poll, machine) for aio in modes for poll in (0, POLL_RAISED_NS)]

@@ -1,0 +1,86 @@
+"""A measurement as one JSON object; docs/reference/bench.md describes it."""
+
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pykvm import __version__
+from pykvm.bench.compare import Figures, Row, middle
+from pykvm.bench.sample import Run
+from pykvm.bench.session import Measurement
+from pykvm.bench.tool import Tool
+
+
+def as_object(measurement: Measurement) -> dict[str, Any]:
+    """Everything: host, settings, medians and every single run."""
+    job = measurement.job
+    return {
+        "version": __version__,
+        "host": _host(),
+        "settings": {
+            "disk": str(job.disk),
+            "size": job.size,
+            "cache": job.cache.value,
+            "seconds": job.seconds,
+            "requests": job.requests,
+            "wait": job.wait.name.lower(),
+            "runs": len(measurement.runs[0]),
+        },
+        "rows": [_row(row) for row in measurement.rows()],
+        "tools": [
+            _tool(measurement, tool, runs)
+            for tool, runs in zip(measurement.tools, measurement.runs, strict=True)
+        ],
+    }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "workload": row.workload.kind,
+        "block": row.workload.block,
+        "depth": row.workload.depth,
+        "pykvm": _figures(row.ours),
+        "others": {
+            versus.tool: _figures(versus.figures) | {"ratio": asdict(versus.ratio)}
+            for versus in row.others
+        },
+    }
+
+
+def _figures(figures: Figures) -> dict[str, Any]:
+    return asdict(figures.median) | {
+        "configuration": figures.label,
+        "iops_least": figures.least,
+        "iops_most": figures.most,
+    }
+
+
+def _tool(measurement: Measurement, tool: Tool, runs: Sequence[Run]) -> dict[str, Any]:
+    return {
+        "name": tool.name,
+        "configuration": tool.label,
+        "version": tool.version(),
+        "command": tool.command(measurement.job),
+        "start": middle(run.start for run in runs),
+        "memory": middle(run.memory for run in runs),
+        "runs": [asdict(run) for run in runs],
+    }
+
+
+def _host() -> dict[str, Any]:
+    model = ""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return {
+        "processor": model,
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "load": round(os.getloadavg()[0], 2),
+    }

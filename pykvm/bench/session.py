@@ -1,0 +1,59 @@
+"""A whole measurement: every tool in turn, run after run."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from pykvm.bench.compare import Row, rows
+from pykvm.bench.sample import Run
+from pykvm.bench.tool import Job, Tool
+from pykvm.kvm.system import Kvm
+
+Report = Callable[[str], None]
+"""Called with what is going on, a few words."""
+
+
+@dataclass(slots=True)
+class Measurement:
+    """What came out: for each tool its runs, in the order of ``tools``; ours is the first."""
+
+    job: Job
+    tools: Sequence[Tool]
+    runs: list[list[Run]] = field(default_factory=list)
+
+    def rows(self) -> list[Row]:
+        """A row for each workload."""
+        others: dict[str, dict[str, list[Run]]] = {}
+        for tool, runs in list(zip(self.tools, self.runs, strict=True))[1:]:
+            name = f"another {tool.name}" if tool.name == self.tools[0].name else tool.name
+            others.setdefault(name, {})[tool.label] = runs
+        return rows(self.job.workloads, self.runs[0], others)
+
+
+def measure(job: Job, tools: Sequence[Tool], runs: int, report: Report) -> Measurement:
+    """Run ``job`` under each of ``tools``, one after the other, ``runs`` times over.
+
+    What the host does meanwhile then meets all alike. A first round warms
+    caches up and does not count, unless there is to be one run only.
+    """
+    measurement = Measurement(job, tools, [[] for _ in tools])
+    warm_up = 1 if runs > 1 else 0
+    for number in range(runs + warm_up):
+        which = f"run {number - warm_up + 1} of {runs}" if number >= warm_up else "warm-up"
+        for tool, found in zip(tools, measurement.runs, strict=True):
+            what = f"{tool.name} {tool.label}".strip()
+
+            def progress(index: int, heading: str = f"{which}, {what}") -> None:
+                workload = job.workloads[index]
+                report(f"{heading}: {workload.family}, depth {workload.depth}")
+
+            report(f"{which}, {what}: start")
+            done = tool.run(job, number + 1, progress)
+            if number >= warm_up:
+                found.append(done)
+    return measurement
+
+
+def guest_tsc_khz() -> int:
+    """The frequency of a guest's clock here, as KVM knows it; HostError if there is no KVM."""
+    with Kvm.open() as kvm, kvm.create_vm() as vm, vm.create_vcpu(0) as vcpu:
+        return vcpu.tsc_khz()

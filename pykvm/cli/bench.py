@@ -1,0 +1,229 @@
+"""``pykvm bench``: how fast disks are, here and under others."""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from pykvm.bench.choose import tools_against
+from pykvm.bench.compare import middle
+from pykvm.bench.disk import MIB, SIZE_MIN, read_all, size_of, temporary_disk
+from pykvm.bench.pykvm_tool import PykvmTool
+from pykvm.bench.report import as_object
+from pykvm.bench.session import Measurement, guest_tsc_khz, measure
+from pykvm.bench.table import cost_of, tables
+from pykvm.bench.tool import Job, Tool
+from pykvm.bench.workload import DEFAULTS, Workload, parse_workloads
+from pykvm.cli.main import Parser
+from pykvm.cli.process import signals_go_to
+from pykvm.cli.say import STDERR, emit, put, say
+from pykvm.cli.values import parse_seconds, parse_size
+from pykvm.devices.virtio_blk import CacheMode
+from pykvm.errors import UsageError
+from pykvm.testing.bare import WaitMode, build_bare_guest
+
+BUSY = 0.25
+"""Load per CPU above which a host is not quiet."""
+_WAITS = {"poll": WaitMode.POLL, "interrupt": WaitMode.IDLE}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``pykvm bench``."""
+    made = Parser(
+        prog="pykvm bench",
+        description="Measure a virtio-blk disk with the bare-metal guest, and compare.",
+        epilog="Without --disk, a temporary file is measured. docs/reference/bench.md has more.",
+        allow_abbrev=False,
+    )
+    add = made.add_argument
+    add("--disk", metavar="PATH", type=Path, help="raw image or block device, or a folder for one")
+    add("--size", metavar="SIZE", default="", help="of the temporary file (256M)")
+    add("--overwrite", action="store_true", help="let writes destroy what --disk PATH holds")
+    add(
+        *("--workload",),
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="randread, randwrite, seqread, seqwrite, or with a block size: seqread-128k; "
+        "may be repeated",
+    )
+    add("--depth", metavar="N[,N...]", default="", help="requests in flight (1,8,32,128)")
+    add("--runs", metavar="N", default="5", help="runs that count (5)")
+    add("--seconds", metavar="S", default="0.5", help="per workload and run (0.5)")
+    add("--requests", metavar="N", default="0", help="per workload and run, instead of a time")
+    add("--cache", metavar="MODE", default="writeback", help="as in --disk: writeback, none, ...")
+    add("--engine", metavar="NAME", default="", help="as in --disk")
+    add("--options", metavar="KEY=VALUE,...", default="", help="more keys of --disk for pykvm")
+    add("--wait", choices=sorted(_WAITS), default="poll", help="how the guest waits (poll)")
+    add(
+        *("--against",),
+        metavar="TOOL",
+        action="append",
+        default=[],
+        help="qemu, fio, or pykvm,KEY=VALUE,... with other options; may be repeated",
+    )
+    add("--json", action="store_true", help="print one JSON object instead of tables")
+    add("--chart", metavar="FILE", type=Path, help="write throughput and latency as SVG")
+    return made
+
+
+class _Stopped(BaseException):
+    """A signal asks for the end; not an Exception, so that nothing on the way takes it for one."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class _Stop:
+    """Ends the measurement at the first signal; later ones must not disturb the tidying up."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self, number: int) -> None:
+        if not self._asked:
+            self._asked = True
+            raise _Stopped(number)
+
+
+class Progress:
+    """What is going on, in one line of a terminal that is taken back at the end."""
+
+    def __init__(self) -> None:
+        self._shown = os.isatty(STDERR)
+
+    def __call__(self, text: str) -> None:
+        """Show ``text`` instead of what was shown before."""
+        if self._shown:
+            put(STDERR, f"\r\033[K{text}")
+
+    def clear(self) -> None:
+        """Show nothing."""
+        self("")
+
+
+def run_bench(arguments: Sequence[str]) -> int:
+    """Run ``pykvm bench`` and return the exit status."""
+    options = parser().parse_args(arguments)
+    workloads = parse_workloads(options.workload or DEFAULTS, parse_depths(options.depth))
+    cache = parse_cache(options.cache)
+    runs = parse_number(options.runs, "--runs", 1)
+    requests = parse_number(options.requests, "--requests", 0)
+    seconds = parse_seconds(options.seconds)
+    if seconds > 600:
+        raise UsageError("--seconds is more than 600", "measure more --runs instead")
+    engine = f"engine={options.engine}" if options.engine else ""
+    ours = PykvmTool(",".join(part for part in (engine, options.options) if part))
+    tools: list[Tool] = [ours]
+    for text in options.against:
+        tools += tools_against(text, cache)
+    progress = Progress()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(signals_go_to(_Stop()))
+            stack.callback(progress.clear)
+            chart = _open_chart(stack, options.chart) if options.chart else None
+            kernel, tsc_khz = build_bare_guest(), guest_tsc_khz()
+            disk, size = _disk(stack, options, workloads, progress)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pykvm-bench-"))
+            job = Job(
+                *(workloads, disk, size, cache, seconds, requests, kernel, tsc_khz),
+                folder=Path(folder),
+                wait=_WAITS[options.wait],
+            )
+            _warn_if_busy()
+            measurement = measure(job, tools, runs, progress)
+            if chart is not None:
+                from pykvm.bench.chart import chart_of
+
+                _write_chart(chart, chart_of(measurement.rows()))
+    except _Stopped as stopped:
+        return 128 + stopped.number
+    emit(json.dumps(as_object(measurement)) + "\n" if options.json else as_text(measurement))
+    return 0
+
+
+def as_text(measurement: Measurement) -> str:
+    """What people see."""
+    lines = [tables(measurement.rows()), ""]
+    for tool, runs in zip(measurement.tools, measurement.runs, strict=True):
+        start = middle(run.start for run in runs)
+        memory = middle(run.memory for run in runs)
+        lines.append(cost_of(f"{tool.name} {tool.label}".strip(), start, memory))
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def parse_depths(text: str) -> list[int]:
+    """Depths from ``1,8,32``; UsageError."""
+    return [parse_number(part, "--depth", 1) for part in text.split(",")] if text else []
+
+
+def parse_number(text: str, what: str, least: int) -> int:
+    """A whole number from ``least``; UsageError."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 9 or int(text) < least:
+        raise UsageError(f"{what} cannot be '{text}'", f"write a whole number from {least}")
+    return int(text)
+
+
+def parse_cache(text: str) -> CacheMode:
+    """A cache mode by its name; UsageError."""
+    try:
+        return CacheMode(text)
+    except ValueError:
+        *most, last = (mode.value for mode in CacheMode)
+        raise UsageError(
+            f"--cache cannot be '{text}'", f"use {', '.join(most)} or {last}"
+        ) from None
+
+
+def _disk(
+    stack: ExitStack,
+    options: argparse.Namespace,
+    workloads: Sequence[Workload],
+    progress: Progress,
+) -> tuple[Path, int]:
+    """The disk to measure, and its size in bytes."""
+    path: Path | None = options.disk
+    if path is None or path.is_dir():
+        size = parse_size(options.size or "256M") // 4096 * 4096
+        if size < SIZE_MIN:
+            raise UsageError("--size is less than 1 MiB", "write it like 256M")
+        progress(f"making a disk of {size // MIB} MiB")
+        return stack.enter_context(temporary_disk(path, size)), size
+    if options.size:
+        raise UsageError("--size is for temporary files", "leave it out, or give --disk a folder")
+    size = size_of(path)
+    if any(workload.write for workload in workloads) and not options.overwrite:
+        raise UsageError(
+            f"writes would destroy what '{path}' holds",
+            "give --overwrite if they may, or only workloads that read",
+        )
+    if not parse_cache(options.cache).direct:
+        progress(f"reading {path}")
+        read_all(path)
+    return path, size
+
+
+def _open_chart(stack: ExitStack, path: Path) -> int:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise UsageError(
+            f"the chart '{path}' cannot be written: {error.strerror}", "check the path of --chart"
+        ) from None
+    stack.callback(os.close, handle)
+    return handle
+
+
+def _write_chart(handle: int, text: str) -> None:
+    put(handle, text)
+
+
+def _warn_if_busy() -> None:
+    load, cpus = os.getloadavg()[0], os.cpu_count() or 1
+    if load > BUSY * cpus:
+        say(f"this host is busy (load {load:.1f} on {cpus} CPUs): expect wide spreads")

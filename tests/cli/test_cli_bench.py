@@ -1,0 +1,164 @@
+"""``pykvm bench``: whole runs, small ones."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from pykvm.cli.main import main
+
+SMALL = ["bench", "--size", "2M", "--requests", "200", "--runs", "1", "--depth", "4"]
+
+
+def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it with ``folder`` for its temporary files, of which nothing may be left."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pykvm", *SMALL, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=os.environ | {"TMPDIR": str(folder)},
+    )
+    assert list(folder.iterdir()) == []
+    return done
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty one."""
+    made = tmp_path / "temporary"
+    made.mkdir()
+    return made
+
+
+@pytest.mark.kvm
+def test_a_table(folder: Path):
+    done = bench(folder, "--workload", "randread", "--workload", "seqwrite-8k")
+    assert done.returncode == 0, done.stderr
+    head, first, second, nothing, cost = done.stdout.splitlines()
+    assert head.split()[:3] == ["workload", "depth", "IOPS"]
+    assert first.startswith("randread 4 KiB ")
+    assert second.startswith("seqwrite 8 KiB ")
+    assert nothing == ""
+    assert cost.startswith("pykvm: first guest instructions after ")
+
+
+@pytest.mark.kvm
+def test_json_and_chart(folder: Path, tmp_path: Path):
+    chart = tmp_path / "chart.svg"
+    done = bench(
+        *(folder, "--workload", "randread", "--json", "--chart", str(chart)),
+        *("--against", "pykvm,merge=off", "--wait", "interrupt"),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == {"version", "host", "settings", "rows", "tools"}
+    (row,) = found["rows"]
+    assert (row["workload"], row["block"], row["depth"]) == ("randread", 4096, 4)
+    assert row["pykvm"]["iops"] > 0
+    assert row["others"]["another pykvm"]["configuration"] == "merge=off"
+    assert row["others"]["another pykvm"]["ratio"]["median"] > 0
+    assert [tool["configuration"] for tool in found["tools"]] == ["", "merge=off"]
+    (run,) = found["tools"][0]["runs"]
+    (sample,) = run["samples"]
+    assert sample["cpu_whole"] > sample["cpu"] > 0
+    assert sample["interrupts"] > 0
+    assert 0 < sample["p50"] <= sample["p99"] <= sample["longest"]
+    assert run["start"] > 0
+    assert run["memory"] > 1 << 20
+    ElementTree.parse(chart)
+
+
+@pytest.mark.kvm
+@pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed")
+def test_against_qemu(folder: Path):
+    done = bench(folder, "--workload", "randread", "--against", "qemu,aio=threads", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    theirs = found["rows"][0]["others"]["qemu"]
+    assert theirs["configuration"] == "aio=threads"
+    assert theirs["iops"] > 0
+    assert theirs["cpu"] > 0
+    assert "QEMU" in found["tools"][1]["version"]
+
+
+@pytest.mark.kvm
+def test_a_disk_of_the_users_is_kept(folder: Path, tmp_path: Path):
+    disk = tmp_path / "disk, mine.img"
+    content = os.urandom(1 << 20)
+    disk.write_bytes(content)
+    command = [sys.executable, "-m", "pykvm", "bench", "--disk", str(disk), "--requests", "50"]
+    command += ["--runs", "1", "--depth", "2"]
+    read = subprocess.run([*command, "--workload", "randread"], capture_output=True, check=False)
+    assert read.returncode == 0, read.stderr
+    assert disk.read_bytes() == content
+    write = [*command, "--workload", "seqwrite"]
+    refused = subprocess.run(write, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "--overwrite" in refused.stderr
+    assert disk.read_bytes() == content
+    allowed = subprocess.run([*write, "--overwrite"], capture_output=True, check=False)
+    assert allowed.returncode == 0, allowed.stderr
+    assert disk.read_bytes() != content
+
+
+def vm_of(pid: int) -> Path | None:
+    """The folder in /proc of the VM that process ``pid`` has started, if it has."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        folder = Path("/proc") / child
+        with suppress(OSError):
+            if b"--initrd" in (folder / "cmdline").read_bytes():
+                return folder
+    return None
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_and_leaves_nothing(folder: Path, number: signal.Signals):
+    command = [*SMALL, "--requests", "0", "--seconds", "100", "--workload", "randread"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pykvm", *command],
+        env=os.environ | {"TMPDIR": str(folder)},
+        stderr=subprocess.PIPE,
+    )
+    try:
+        while (vm := vm_of(child.pid)) is None:
+            assert child.poll() is None
+        child.send_signal(number)
+        assert child.wait(60) == 128 + number
+    finally:
+        child.kill()
+        child.wait()
+    assert child.stderr is not None
+    with child.stderr:
+        assert b"Traceback" not in child.stderr.read()
+    assert list(folder.iterdir()) == []
+    assert not vm.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--workload", "reed"], "no workload 'reed'"),
+        (["--depth", "1,,2"], "--depth cannot be ''"),
+        (["--runs", "0"], "--runs cannot be '0'"),
+        (["--seconds", "601"], "--seconds is more than 600"),
+        (["--against", "xen"], "--against does not know 'xen'"),
+        (["--cache", "hot"], "--cache cannot be 'hot'"),
+        (["--agianst", "qemu"], "did you mean --against"),
+    ],
+)
+def test_mistakes(capfd, arguments: list[str], words: str):
+    assert main(["bench", *arguments]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert words in err

@@ -1,0 +1,132 @@
+"""Runs to medians, ratios, tables and drawings."""
+
+from xml.etree import ElementTree
+
+import pytest
+from bench_rows import WORKLOADS, example, run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pykvm.bench.chart import chart_of, linear_axis, log_axis, short
+from pykvm.bench.compare import rows
+from pykvm.bench.table import align, cost_of, number, tables, whole
+
+SVG = "{http://www.w3.org/2000/svg}"
+values = st.lists(st.floats(1e-2, 1e8), min_size=1, max_size=30)
+
+
+def test_medians_and_ends():
+    first = example()[0].ours
+    assert (first.median.iops, first.least, first.most) == (1000, 900, 1100)
+    assert first.median.p50 == pytest.approx(1000)
+    assert first.median.notifications is None
+
+
+def test_the_best_configuration_counts_for_each_workload():
+    found = [row.others[0] for row in example()]
+    assert [versus.figures.label for versus in found] == [
+        "aio=threads",
+        "aio=io_uring",
+        "aio=threads",
+        "aio=threads",
+    ]
+    assert [versus.figures.median.iops for versus in found] == [500, 1600, 600, 100]
+
+
+def test_a_ratio_is_of_medians_and_its_ends_are_of_pairs():
+    ratio = example()[1].others[0].ratio
+    assert ratio.median == 2200 / 1600
+    assert (ratio.least, ratio.most) == (1.0, 2.0)
+
+
+def test_a_tool_without_figures_is_left_out():
+    assert [[versus.tool for versus in row.others] for row in example()] == [
+        ["qemu", "fio"],
+        ["qemu"],
+        ["qemu", "fio"],
+        ["qemu"],
+    ]
+
+
+def test_alone():
+    found = rows(WORKLOADS, [run(1, 2, 3, 4)], {})
+    assert [row.ours.median.iops for row in found] == [1, 2, 3, 4]
+    assert all(row.others == () for row in found)
+
+
+def test_tables_show_every_row():
+    own, qemu, fio = tables(example()).split("\n\n")
+    assert len(own.splitlines()) == len(qemu.splitlines()) == 5
+    assert len(fio.splitlines()) == 3
+    assert " ".join(own.splitlines()[1].split()) == (
+        "randread 4 KiB 1 1 000 900 1 100 4.10 1 000 2 000 3 000 4 000 5.00"
+    )
+    assert "1.38  1.00-2.00" in qemu
+    assert qemu.splitlines()[2].endswith("  aio=io_uring")
+
+
+def test_columns_line_up():
+    text = align(["name", "n", " note"], [["a", "1", " x"], ["longer", "1000", " longer still"]])
+    assert text.splitlines() == [
+        "name       n   note",
+        "a          1   x",
+        "longer  1000   longer still",
+    ]
+
+
+def test_numbers_are_short():
+    assert [number(x) for x in (None, 1.234, 12.34, 1234.5)] == ["-", "1.23", "12.3", "1 234"]
+    assert whole(1234567.8) == "1 234 568"
+    assert cost_of("x", 0.2, 20 << 20) == (
+        "x: first guest instructions after 0.20 s, 20.0 MiB beyond guest RAM"
+    )
+    assert cost_of("x", None, None) == ""
+
+
+def test_the_drawing_has_a_line_for_each_tool_and_diagram():
+    root = ElementTree.fromstring(chart_of(example()))
+    lines = [line.get("points", "") for line in root.iter(f"{SVG}polyline")]
+    # Two workloads, two diagrams each, three tools.
+    assert len(lines) == 12
+    assert [len(line.split()) for line in lines[:3]] == [2, 2, 1]
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    for expected in ("pykvm", "qemu", "fio", "randread 4 KiB", "seqwrite 128 KiB", "8"):
+        assert expected in texts
+
+
+def test_everything_drawn_is_on_the_sheet():
+    root = ElementTree.fromstring(chart_of(example()))
+    width, height = float(root.get("width", 0)), float(root.get("height", 0))
+    circles = list(root.iter(f"{SVG}circle"))
+    assert len(circles) == 2 * sum(1 + len(row.others) for row in example())
+    for circle in circles:
+        assert 0 < float(circle.get("cx", 0)) < width
+        assert 0 < float(circle.get("cy", 0)) < height
+
+
+@given(values)
+def test_a_linear_axis_holds_its_values(found: list[float]):
+    axis = linear_axis(found)
+    assert all(0 <= axis.place(value) <= 1 for value in found)
+    assert axis.ticks[0] == 0
+    assert 2 <= len(axis.ticks) <= 6
+    assert axis.place(axis.ticks[-1]) == pytest.approx(1)
+    assert axis.place(max(found)) > 0.5
+
+
+@given(values)
+def test_a_logarithmic_axis_holds_its_values(found: list[float]):
+    axis = log_axis(found)
+    assert all(-1e-9 <= axis.place(value) <= 1 + 1e-9 for value in found)
+    assert all(-1e-9 <= axis.place(tick) <= 1 + 1e-9 for tick in axis.ticks)
+    assert 2 <= len(axis.ticks) <= 6
+
+
+def test_labels_are_short():
+    assert [short(x) for x in (0, 0.5, 250, 20_000, 1_500_000)] == [
+        "0",
+        "0.5",
+        "250",
+        "20k",
+        "1.5M",
+    ]

@@ -1,0 +1,116 @@
+"""What can be asked of ``pykvm bench``, and what cannot."""
+
+from pathlib import Path
+
+import pytest
+
+from pykvm.bench.choose import tools_against
+from pykvm.bench.workload import DEFAULTS, DEPTHS, Workload, parse_workloads
+from pykvm.cli.bench import parse_cache, parse_depths, parse_number
+from pykvm.devices.virtio_blk import CacheMode
+from pykvm.errors import UsageError
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is the PATH, with a qemu and a fio that do nothing."""
+    for name in ("qemu-system-x86_64", "fio"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def test_the_default_is_every_pattern_at_every_depth():
+    found = parse_workloads(DEFAULTS)
+    assert len(found) == 4 * len(DEPTHS) + 2
+    assert found[0] == Workload("randread", 4096, 1)
+    assert found[-1] == Workload("seqwrite", 128 << 10, 8)
+
+
+def test_names_and_depths():
+    found = parse_workloads(["seqwrite-512", "randread"], [2, 3])
+    assert [(w.kind, w.block, w.depth) for w in found] == [
+        ("seqwrite", 512, 2),
+        ("seqwrite", 512, 3),
+        ("randread", 4096, 2),
+        ("randread", 4096, 3),
+    ]
+    assert [(w.random, w.write) for w in found[1:3]] == [(False, True), (True, False)]
+    assert [w.family for w in found[:3:2]] == ["seqwrite 512 B", "randread 4 KiB"]
+    assert parse_workloads(["randread", "randread-4k"], [1]) == parse_workloads(["randread"], [1])
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "words"),
+    [
+        ("read", 1, "no workload 'read'"),
+        ("randread-4m", 1, "no workload"),
+        ("randread-700", 1, "multiple of 512"),
+        ("randread-0k", 1, "multiple of 512"),
+        ("randread-2048k", 1, "multiple of 512"),
+        ("randread", 129, "depth cannot be 129"),
+        ("randread", 0, "depth cannot be 0"),
+        ("randread-128k", 64, "more than 4 MiB in flight"),
+    ],
+)
+def test_impossible_workloads(name: str, depth: int, words: str):
+    with pytest.raises(UsageError, match=words):
+        parse_workloads([name], [depth])
+
+
+def test_values():
+    assert parse_depths("1,32") == [1, 32]
+    assert parse_depths("") == []
+    assert parse_cache("none") is CacheMode.NONE
+    for wrong in ("", "x", "-1", "1.5", "²", "9999999999"):
+        with pytest.raises(UsageError):
+            parse_number(wrong, "--runs", 1)
+    with pytest.raises(UsageError, match="--cache cannot be 'maybe'; use writeback"):
+        parse_cache("maybe")
+
+
+@pytest.mark.usefixtures("programs")
+def test_qemu_in_every_mode_that_the_cache_allows():
+    cached = [tool.label for tool in tools_against("qemu", CacheMode.WRITEBACK)]
+    direct = [tool.label for tool in tools_against("qemu", CacheMode.NONE)]
+    assert len(cached) == 4
+    assert len(direct) == 6
+    assert not any("native" in label for label in cached)
+    assert direct[2:4] == ["aio=native", "aio=native,poll-max-ns=1000000"]
+
+
+@pytest.mark.usefixtures("programs")
+def test_one_configuration():
+    def labels(text: str) -> list[tuple[str, str]]:
+        return [(tool.name, tool.label) for tool in tools_against(text, CacheMode.WRITEBACK)]
+
+    assert labels("qemu,aio=io_uring,poll-max-ns=5") == [("qemu", "aio=io_uring,poll-max-ns=5")]
+    assert labels("fio,ioengine=sync") == [("fio", "ioengine=sync")]
+    assert labels("pykvm,merge=off,seg-max=4") == [("pykvm", "merge=off,seg-max=4")]
+
+
+@pytest.mark.usefixtures("programs")
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("qmu", "did you mean qemu"),
+        ("xen", "use qemu, fio, pykvm"),
+        ("qemu,aoi=threads", "no option 'aoi'"),
+        ("qemu,aio", "write KEY=VALUE"),
+        ("qemu,poll-max-ns=long", "number of nanoseconds"),
+        ("fio,x=1", "use ioengine="),
+    ],
+)
+def test_tools_that_are_not_known(text: str, words: str):
+    with pytest.raises(UsageError, match=words):
+        tools_against(text, CacheMode.WRITEBACK)
+
+
+@pytest.mark.parametrize(("name", "words"), [("qemu", "qemu-system-x86"), ("fio", "Debian: fio")])
+def test_tools_that_are_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match=words):
+        tools_against(name, CacheMode.WRITEBACK)

@@ -1,0 +1,81 @@
+"""A process's processor time and memory, seen from outside."""
+
+import mmap
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pykvm.bench.process import ProcessView
+from pykvm.threads import show_thread_name
+
+MIB = 1 << 20
+
+
+def burn(seconds: float, clock: Callable[[], float]) -> None:
+    """Use up processor time on ``clock``."""
+    end = clock() + seconds
+    while clock() < end:
+        pass
+
+
+def test_threads_of_vcpus_are_told_apart():
+    steps = [threading.Event() for _ in range(4)]
+
+    def run() -> None:
+        show_thread_name("test-vcpu0")
+        steps[0].set()
+        steps[1].wait()
+        burn(0.05, time.thread_time)
+        steps[2].set()
+        steps[3].wait()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    steps[0].wait()
+    view = ProcessView(os.getpid(), "test-vcpu")
+    times = [view.cpu_time()]
+    burn(0.05, time.thread_time)
+    times.append(view.cpu_time())
+    steps[1].set()
+    steps[2].wait()
+    times.append(view.cpu_time())
+    steps[3].set()
+    thread.join()
+    ours, theirs = times[1] - times[0], times[2] - times[1]
+    assert ours.whole >= 0.05
+    assert ours.vcpus < 0.04
+    assert theirs.whole >= theirs.vcpus >= 0.05
+
+
+def test_memory_without_guest_ram():
+    handle = os.memfd_create("test-ram")
+    os.ftruncate(handle, 16 * MIB)
+    with mmap.mmap(handle, 16 * MIB) as ram:
+        ram[:] = b"\1" * len(ram)
+        view = ProcessView(os.getpid(), "none")
+        with_it, without = view.memory("no such mapping"), view.memory("test-ram")
+        # Looking takes some memory, too.
+        assert 14 * MIB < with_it - without < 18 * MIB
+        assert without > MIB
+        other = view.open_memory("test-ram")
+        assert os.pread(other, 2, 4096) == b"\1\1"
+        os.close(other)
+        with pytest.raises(LookupError):
+            view.open_memory("no such memfd")
+    os.close(handle)
+
+
+def test_a_process_that_is_gone():
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as child:
+        view = ProcessView(child.pid, "none")
+        assert view.cpu_time().whole >= 0
+    assert not Path(f"/proc/{child.pid}").exists()
+    with pytest.raises(OSError, match="Invalid argument"):
+        view.cpu_time()
+    with pytest.raises(OSError, match="No such file"):
+        view.memory("x")
