@@ -75,6 +75,7 @@ class FioTool:
         limit = ["--time_based", f"--runtime={int(job.seconds * 1e6)}us"]
         if job.requests:
             limit = [f"--number_ios={job.requests}"]
+        sync = [] if job.cache.writeback else ["--sync=dsync"]
         # A colon would be the end of the name.
         file = str(job.disk).replace(":", "\\:")
         return [
@@ -82,7 +83,7 @@ class FioTool:
             *(f"--ioengine={self._engine}", f"--direct={int(job.cache.direct)}"),
             *(f"--rw={_PATTERNS[workload.kind]}", f"--bs={workload.block}"),
             *(f"--iodepth={workload.depth}", f"--size={job.size}", *limit, "--thread"),
-            *("--norandommap", f"--randseed={seed}", "--invalidate=0", "--fallocate=none"),
+            *("--norandommap", f"--randseed={seed}", "--invalidate=0", "--fallocate=none", *sync),
             *("--percentile_list=50:99:99.9", "--output-format=json"),
         ]
 
