@@ -200,7 +200,7 @@ def _setup(entries: int, params: bytearray) -> tuple[Callable[..., int], Callabl
             return _entering(), ctypes.get_errno, fd
         if error != errno.EINVAL:
             break
-    raise _unavailable(_reason(error))
+    raise _unavailable(reason(error, _disabled()))
 
 
 def _entering() -> Callable[..., int]:
@@ -224,18 +224,23 @@ def _map(fd: int, size: int, offset: int) -> mmap.mmap:
     return mmap.mmap(fd, size, flags, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
 
 
-def _reason(error: int) -> str:
+def reason(error: int, disabled: str) -> str:
+    """What io_uring_setup(2) means by ``error``; ``disabled`` is kernel.io_uring_disabled."""
     if error == errno.ENOSYS:
         return "this kernel has none, or a seccomp filter hides it"
+    if error == errno.EPERM and disabled not in ("", "0"):
+        return f"the sysctl kernel.io_uring_disabled is {disabled}"
     if error == errno.EPERM:
-        with suppress(OSError):
-            disabled = Path("/proc/sys/kernel/io_uring_disabled").read_text().strip()
-            if disabled != "0":
-                return f"the sysctl kernel.io_uring_disabled is {disabled}"
         return "a seccomp filter forbids it, such as a container's"
     if error == errno.ENOMEM:
-        return "not enough memory, or locked memory (ulimit -l)"
+        return "not enough memory, or too little that may be locked (ulimit -l)"
     return os.strerror(error).lower()
+
+
+def _disabled() -> str:
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/io_uring_disabled").read_text(encoding="ascii").strip()
+    return ""
 
 
 def _unavailable(reason: str) -> HostError:

@@ -12,7 +12,11 @@ module          what it knows
 ``plan``        requests of one drain → operations: merged ones, pieces (pure)
 ``order``       what must wait for what among operations (pure)
 ``schedule``    requests until their results: second attempts, stop, resume (pure)
-``engine``      operations → system calls
+``engine``      operations → system calls: the contract, and the simplest
+``threads``     an engine of several threads
+``io_uring``    an engine on io_uring
+``engines``     which of them a disk gets
+``direct``      O_DIRECT: what is aligned, and what has to bounce
 ``direct``      the same past the page cache, aligned (O_DIRECT)
 ``faults``      an engine that wraps another one and fails on purpose
 ``fault_rules`` which operations shall fail, and how (pure)
@@ -30,9 +34,11 @@ module          what it knows
 
 from pykvm.devices.virtio_blk.device import VirtioBlk
 from pykvm.devices.virtio_blk.engine import Engine, EngineFactory, SyncEngine
+from pykvm.devices.virtio_blk.engines import EngineChoice, choose
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.options import (
     CacheMode,
+    EngineKind,
     ErrorAction,
     ErrorPolicy,
     IoError,
@@ -43,7 +49,9 @@ from pykvm.devices.virtio_blk.stats import Stats
 __all__ = [
     "CacheMode",
     "Engine",
+    "EngineChoice",
     "EngineFactory",
+    "EngineKind",
     "ErrorAction",
     "ErrorPolicy",
     "Image",
@@ -52,4 +60,5 @@ __all__ = [
     "Stats",
     "SyncEngine",
     "VirtioBlk",
+    "choose",
 ]

@@ -17,7 +17,7 @@ disk that can do it writes through its cache, without a flush of all of it.
 
 Guest RAM and the file are not registered with the ring. Registered memory is
 pinned, so the host would have to find all of the guest's RAM at once; and
-either saves less than a tenth of a microsecond for each operation.
+either saves about 0.1 µs of the 2 µs that the kernel takes for an operation.
 """
 
 import errno

@@ -55,6 +55,19 @@ class CacheMode(Enum):
         return self is not CacheMode.UNSAFE
 
 
+class EngineKind(Enum):
+    """What executes the operations of a disk (``engine=``)."""
+
+    AUTO = "auto"
+    """What suits the file and the cache mode."""
+    SYNC = "sync"
+    """The disk's own thread, one operation after another."""
+    THREADS = "threads"
+    """A few threads, each one operation at a time."""
+    IO_URING = "io_uring"
+    """The host's kernel, any number of operations at a time."""
+
+
 class ErrorPolicy(Enum):
     """What becomes of a request that the host could not carry out (``rerror=``, ``werror=``)."""
 

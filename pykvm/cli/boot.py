@@ -123,6 +123,8 @@ def run_boot(arguments: Sequence[str]) -> int:
         say(log.problem)
     if options.timings:
         say(timings.table())
+        for disk in machine.disks:
+            say(f"{disk.name}: its I/O is done by {disk.engine}")
     if options.json:
         emit(json.dumps(run_report(machine, outcome, session.output)) + "\n")
     if failure is not None:

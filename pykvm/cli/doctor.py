@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from pykvm import __version__
+from pykvm import __version__, io_uring
 from pykvm.cli.main import Parser
 from pykvm.cli.say import STDOUT, emit
 from pykvm.errors import HostError, PykvmError
@@ -211,25 +211,11 @@ def _examine_memory(report: Report) -> None:
 
 
 def _examine_io_uring(report: Report) -> None:
-    problem = _io_uring_problem()
-    if problem:
-        text = f"not available ({problem}): disks use pread and pwrite"
+    if problem := io_uring.problem():
+        text = f"{problem}: disks with cache=none or directsync use threads"
         report.add("io_uring", text, Mark.NOTE)
     else:
-        report.add("io_uring", "permitted")
-
-
-def _io_uring_problem() -> str:
-    """Why io_uring_setup(2) fails here, or an empty string."""
-    import ctypes
-
-    io_uring_setup, params_size = 425, 120
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(io_uring_setup, 1, ctypes.create_string_buffer(params_size))
-    if fd < 0:
-        return os.strerror(ctypes.get_errno())
-    os.close(fd)
-    return ""
+        report.add("io_uring", "permitted: disks with cache=none or directsync use it")
 
 
 def _examine_guest(report: Report) -> None:

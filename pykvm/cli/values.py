@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pykvm.devices.virtio_blk import CacheMode, ErrorPolicy, MergePolicy
+from pykvm.devices.virtio_blk import CacheMode, EngineKind, ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.options import MERGE_MAX, SEG_MAX, SIZE_MAX
 from pykvm.errors import UsageError
 from pykvm.machine.config import DiskConfig
@@ -170,6 +170,9 @@ _DISK_KEYS: Final = MappingProxyType(
             _member(CacheMode),
             _values(CacheMode),
             "caching, and when writes are durable (writeback)",
+        ),
+        "engine": _DiskKey(
+            "engine", _member(EngineKind), _values(EngineKind), "what does the I/O (auto)"
         ),
         "merge": _DiskKey(
             "merge",

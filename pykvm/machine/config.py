@@ -5,7 +5,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pykvm.devices.virtio_blk import CacheMode, EngineFactory, ErrorPolicy, MergePolicy, SyncEngine
+from pykvm.devices.virtio_blk import CacheMode, EngineFactory, EngineKind, ErrorPolicy, MergePolicy
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.faults import FaultPlan
@@ -32,8 +32,8 @@ class DiskConfig:
     ``readonly`` offers VIRTIO_BLK_F_RO and opens the file for reading only.
     ``serial`` is what GET_ID answers (at most 20 bytes of ASCII). The other
     options are those of ``--disk`` (docs/reference/disk-options.md), 0
-    meaning the default; ``engine`` makes what executes the disk's operations,
-    and ``faults`` says which of these it is not to carry out as it should.
+    meaning the default; ``engine`` is or makes what executes the disk's
+    operations, and ``faults`` says which of these it is not to carry out as it should.
     """
 
     path: Path
@@ -46,7 +46,7 @@ class DiskConfig:
     size_max: int = 0
     rerror: ErrorPolicy = ErrorPolicy.REPORT
     werror: ErrorPolicy = ErrorPolicy.ENOSPC
-    engine: EngineFactory = SyncEngine
+    engine: EngineKind | EngineFactory = EngineKind.AUTO
     faults: "FaultPlan | None" = None
 
 

@@ -20,14 +20,16 @@ class IoStatus(Enum):
 class Disk:
     """One disk: its ``name`` ("virtio0", "virtio1", … by their order), ``config`` and ``device``.
 
+    ``engine`` tells people what executes its operations, and why.
     ``last_error`` is the last request that the host could not carry out, or
     None; it stays. ``io_status`` is OK again when the guest goes on.
     """
 
-    def __init__(self, name: str, config: DiskConfig, device: VirtioBlk) -> None:
+    def __init__(self, name: str, config: DiskConfig, device: VirtioBlk, engine: str = "") -> None:
         self.name = name
         self.config = config
         self.device = device
+        self.engine = engine
         self.last_error: IoError | None = None
         self.io_status = IoStatus.OK
 

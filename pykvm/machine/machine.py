@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from pykvm.devices.virtio_blk import ErrorAction, Image, IoError, VirtioBlk
+from pykvm.devices.virtio_blk import ErrorAction, Image, IoError, VirtioBlk, choose
 from pykvm.kvm.pci_platform import KvmPlatform
 from pykvm.kvm.probe import HostTraits, probe
 from pykvm.kvm.runner import VcpuThread
@@ -172,6 +172,7 @@ class Machine:
         with ExitStack() as undo:
             image = Image(disk.path, disk.readonly, disk.cache)
             undo.callback(image.close)
+            engine, reason = choose(image, disk.engine)
             device = VirtioBlk(
                 image,
                 serial=disk.serial,
@@ -181,13 +182,13 @@ class Machine:
                 merge_max=disk.merge_max,
                 rerror=disk.rerror,
                 werror=disk.werror,
-                engine=disk.faults.wrap(disk.engine) if disk.faults else disk.engine,
+                engine=disk.faults.wrap(engine) if disk.faults else engine,
                 on_error=partial(self._io_error, len(self.disks)),
                 on_failure=self._failed,
             )
             self.board.pci.add(VirtioPci(device, self.ram, platform))
             undo.pop_all()  # the bus closes it from now on
-        self.disks.append(Disk(f"virtio{len(self.disks)}", disk, device))
+        self.disks.append(Disk(f"virtio{len(self.disks)}", disk, device, reason))
         if image.notice:
             self.notices.append(image.notice)
 

@@ -1,7 +1,7 @@
 """Flush order as the kernel sees it: one traced run, a disk for each cache mode.
 
-A disk's thread makes all of its disk's calls, so their order in the trace is
-the order in which it made them. A completion shows as the thread's write to
+With ``engine=sync`` a disk's thread makes all of its disk's calls, so their
+order in the trace is the order in which it made them. A completion shows as the thread's write to
 its eventfd, the interrupt; and the guest shows how far it came by what it
 prints. For each disk the guest writes to four places:
 
@@ -209,7 +209,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
         if mode.direct and not has_direct(path):
             continue
         devices[mode] = f"vd{'abcde'[len(devices)]}"
-        disks += ["--disk", f"{path},cache={mode.value},merge=off"]
+        disks += ["--disk", f"{path},cache={mode.value},merge=off,engine=sync"]
     names = "openat,preadv,preadv2,pread64,pwritev,pwritev2,pwrite64,fdatasync,fsync,write"
     output = folder / "trace"
     command = ["strace", "-f", "--seccomp-bpf", "-y", "-s", "32", "-e", f"trace={names}"]

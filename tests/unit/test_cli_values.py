@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.cli.values import disk_help, parse_count, parse_disk, parse_seconds, parse_size
-from pykvm.devices.virtio_blk import CacheMode, ErrorPolicy, MergePolicy
+from pykvm.devices.virtio_blk import CacheMode, EngineKind, ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.faults import Fault
 from pykvm.errors import UsageError
 from pykvm.machine.config import DiskConfig
@@ -68,6 +68,7 @@ def test_a_disk_with_nothing_but_a_path_has_the_defaults():
         ("readonly=off", "readonly", False),
         ("serial=a,,b", "serial", "a,b"),
         ("cache=directsync", "cache", CacheMode.DIRECTSYNC),
+        ("engine=io_uring", "engine", EngineKind.IO_URING),
         ("merge=sorted-batch", "merge", MergePolicy.SORTED_BATCH),
         ("merge-max=1024", "merge_max", 1024),
         ("seg-max=1", "seg_max", 1),
@@ -111,6 +112,7 @@ def test_every_value_of_a_choice_is_accepted():
         ("d.img,readonly=yes", "neither on nor off"),
         ("d.img,serial=a,serial=b", "twice"),
         ("d.img,cache=fast", "use writeback, writethrough, none, directsync or unsafe"),
+        ("d.img,engine=uring", "use auto, sync, threads or io_uring"),
         ("d.img,merge=on", "merge cannot be 'on'; use sequential, sorted, sorted-batch or off"),
         ("d.img,rerror=", "use report, ignore, stop or enospc"),
         ("d.img,werror=STOP", "werror cannot be 'STOP'"),
@@ -141,7 +143,7 @@ def test_the_help_lists_every_key_with_its_values():
 def test_every_field_of_a_disk_has_a_key_and_every_key_is_documented():
     keys = re.findall(r"^  ([a-z-]+)=", disk_help(), re.MULTILINE)
     fields = {field.name for field in dataclasses.fields(DiskConfig)}
-    assert {key.replace("-", "_") for key in keys} == fields - {"path", "engine"}
+    assert {key.replace("-", "_") for key in keys} == fields - {"path"}
     text = (ROOT / "docs/reference/disk-options.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `([a-z-]+)` \|", text.split("## What")[0], re.MULTILINE) == keys
 
