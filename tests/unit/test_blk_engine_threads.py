@@ -1,0 +1,100 @@
+"""The engine of several threads: how many, and what becomes of a bug in one of them."""
+
+import errno
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from blk_engines import wait
+from blk_operations import flush, read, readable
+
+from pykvm.devices.virtio_blk import Image
+from pykvm.devices.virtio_blk.threads import ThreadsEngine
+from pykvm.memory.ram import Ram
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Iterator[Image]:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(8192))
+    opened = Image(path)
+    yield opened
+    opened.close()
+
+
+def test_threads_are_started_for_what_there_is_to_do(image: Image) -> None:
+    before = threading.active_count()
+    engine = ThreadsEngine(image, Ram.flat(8192), workers=3)
+    assert threading.active_count() == before
+    for count, threads in ((1, 1), (2, 2), (1, 2), (20, 3)):
+        engine.submit([read() for _ in range(count)])
+        wait(engine, count)
+        assert threading.active_count() == before + threads
+    engine.close()
+    assert threading.active_count() == before
+
+
+def test_operations_run_side_by_side(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for the others: they all come back only if all are under way at once."""
+    meeting = threading.Barrier(4)
+    real = os.preadv
+
+    def preadv(fd: int, views: Sequence[memoryview], offset: int) -> int:
+        meeting.wait(10)
+        return real(fd, views, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    engine = ThreadsEngine(image, Ram.flat(8192), workers=4)
+    batch = [read() for _ in range(4)]
+    engine.submit(batch)
+    wait(engine, 4)
+    assert [op.moved for op in batch] == [1024] * 4
+    engine.close()
+
+
+def test_a_stop_cancels_what_waits_for_a_thread(
+    image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    real = os.preadv
+
+    def preadv(fd: int, views: Sequence[memoryview], offset: int) -> int:
+        begun.set()
+        assert go_on.wait(10)
+        return real(fd, views, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    engine = ThreadsEngine(image, Ram.flat(8192), workers=1)
+    batch = [read(), read(), flush()]
+    engine.submit(batch)
+    assert begun.wait(10)
+    engine.stop()
+    assert not engine.completions()
+    go_on.set()
+    wait(engine, 3)
+    assert [op.error for op in batch] == [0, errno.ECANCELED, errno.ECANCELED]
+    engine.close()
+
+
+def test_a_bug_in_a_thread_belongs_to_the_owner(
+    image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def buggy(fd: int, views: Sequence[memoryview], offset: int) -> int:
+        raise ZeroDivisionError
+
+    engine = ThreadsEngine(image, Ram.flat(8192))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", buggy)
+        bad = read()
+        engine.submit([bad])
+        assert readable(engine.notifier, 10_000)
+        with pytest.raises(ZeroDivisionError):
+            engine.completions()
+    assert wait(engine, 1) == [bad]
+    assert bad.error == errno.EIO
+    engine.submit([good := read()])
+    wait(engine, 1)
+    assert (good.error, good.moved) == (0, 1024)
+    engine.close()

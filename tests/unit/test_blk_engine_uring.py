@@ -1,0 +1,307 @@
+"""The engine on io_uring: what it asks of the kernel, and a kernel that is in no hurry."""
+
+import errno
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from blk_engines import PATIENCE_MS, wait
+from blk_host import require_direct
+from blk_operations import flush, operation, read, readable, write
+
+from pykvm import io_uring
+from pykvm.devices.virtio_blk import CacheMode, Image
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
+from pykvm.devices.virtio_blk.io_uring import IoUringEngine
+from pykvm.io_uring import (
+    IORING_FSYNC_DATASYNC,
+    IORING_OP_FSYNC,
+    IORING_OP_POLL_ADD,
+    IORING_OP_READ,
+    IORING_OP_READV,
+    IORING_OP_WRITE,
+    IORING_OP_WRITEV,
+    RWF_DSYNC,
+    Ring,
+)
+from pykvm.memory.guest import GuestMemory
+
+IN, OUT = VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
+SIZE = 1 << 20
+NOP = 0
+PROBLEM = io_uring.problem()
+
+pytestmark = pytest.mark.skipif(bool(PROBLEM), reason=PROBLEM or "-")
+
+
+class Kernel:
+    """Between a ring and the kernel. ``asked`` are (opcode, flags) of the submissions.
+
+    ``enter`` may be replaced by what answers in place of the kernel; None lets
+    it answer. ``enters`` counts the system calls that submit.
+    """
+
+    def __init__(self, ring: Ring) -> None:
+        self.asked: list[tuple[int, int]] = []
+        self.enters = 0
+        self.instead: Callable[[int], int | None] = lambda to_submit: None
+        self.error = 0
+        self._enter, self._errno, self._prepare = ring._enter, ring._errno, ring.prepare
+        ring._enter, ring._errno = self.enter, self.errno
+        ring.prepare = self.prepare  # type: ignore[method-assign]
+
+    def prepare(
+        self, opcode: int, fd: int, offset: int, address: int, length: int, flags: int, tag: int
+    ) -> None:
+        self.asked.append((opcode, flags))
+        self._prepare(opcode, fd, offset, address, length, flags, tag)
+
+    def enter(self, fd: int, to_submit: int, least: int, flags: int) -> int:
+        if not to_submit:
+            return self._enter(fd, to_submit, least, flags)
+        self.enters += 1
+        self.error = 0
+        answer = self.instead(to_submit)
+        if answer is None:
+            return self._enter(fd, to_submit, least, flags)
+        if answer > 0:
+            return self._enter(fd, answer, least, flags)
+        self.error = -answer
+        return -1
+
+    def errno(self) -> int:
+        return self.error or self._errno()
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    made = GuestMemory(2 * SIZE)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "disk"
+    file.write_bytes(random.Random(1).randbytes(SIZE))
+    return file
+
+
+Made = tuple[IoUringEngine, Kernel]
+
+
+@pytest.fixture
+def make(path: Path, memory: GuestMemory) -> Iterator[Callable[..., Made]]:
+    """Makes engines that are closed, with everything done, at the end."""
+    made: list[tuple[IoUringEngine, Image]] = []
+
+    def maker(cache: CacheMode = CacheMode.WRITEBACK, alignment: int = 0) -> Made:
+        if cache.direct:
+            require_direct(path.parent)
+        image = Image(path, cache=cache)
+        image.alignment = alignment or image.alignment
+        made.append((IoUringEngine(image, memory.ram), image))
+        return made[-1][0], Kernel(made[-1][0]._ring)
+
+    yield maker
+    for engine, image in made:
+        engine.close()
+        image.close()
+
+
+# -- what is asked ---------------------------------------------------------------
+
+
+def test_a_batch_is_one_system_call(make: Callable[..., Made]) -> None:
+    engine, kernel = make()
+    batch = [read(1024 * i) for i in range(200)]
+    engine.submit(batch)
+    wait(engine, 200)
+    assert kernel.enters == 1
+    assert [op.moved for op in batch] == [1024] * 200
+
+
+def test_one_segment_needs_no_iovec(make: Callable[..., Made]) -> None:
+    engine, kernel = make()
+    two = [(0, 512), (4096, 512)]
+    engine.submit([read(), write(4096), operation(IN, 0, two), operation(OUT, 8192, two)])
+    wait(engine, 4)
+    opcodes = [IORING_OP_READ, IORING_OP_WRITE, IORING_OP_READV, IORING_OP_WRITEV]
+    assert kernel.asked == [(opcode, 0) for opcode in opcodes]
+
+
+def test_direct_flushes_and_durable_writes_are_the_kernels(make: Callable[..., Made]) -> None:
+    engine, kernel = make(CacheMode.NONE)
+    durable = operation(OUT, 0, [(0, 4096)])
+    durable.durable = True
+    durable_read = operation(IN, 4096, [(4096, 4096)])
+    durable_read.durable = True
+    engine.submit([flush(), durable, durable_read])
+    wait(engine, 3)
+    assert kernel.asked == [
+        (IORING_OP_FSYNC, IORING_FSYNC_DATASYNC),
+        (IORING_OP_WRITE, RWF_DSYNC),
+        (IORING_OP_READ, 0),
+    ]
+
+
+def test_cached_ones_are_not(make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ring only watches the threads that have them."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    engine, kernel = make()
+    durable = write()
+    durable.durable = True
+    engine.submit([flush(), durable, read(4096)])
+    wait(engine, 3)
+    assert len(synced) == 2
+    assert {opcode for opcode, _ in kernel.asked} == {IORING_OP_POLL_ADD, IORING_OP_READ}
+
+
+def test_the_unaligned_is_not(make: Callable[..., Made]) -> None:
+    engine, kernel = make(CacheMode.NONE)
+    batch = [operation(kind, 4096, [(1, 512)]) for kind in (IN, OUT)]
+    for one in batch:
+        engine.submit([one])
+        wait(engine, 1)
+    assert [(op.error, op.moved) for op in batch] == [(0, 512)] * 2
+    assert {opcode for opcode, _ in kernel.asked} == {IORING_OP_POLL_ADD}
+
+
+def test_writes_to_large_blocks_take_turns(make: Callable[..., Made]) -> None:
+    """Whoever rewrites the rest of a block holds a lock that the ring cannot hold."""
+    engine, kernel = make(CacheMode.NONE, alignment=4096)
+    engine.submit([operation(kind, 8192 * kind, [(8192 * kind, 8192)]) for kind in (IN, OUT)])
+    wait(engine, 2)
+    assert {opcode for opcode, _ in kernel.asked} == {IORING_OP_POLL_ADD, IORING_OP_READ}
+
+
+# -- what the kernel does not take at once ---------------------------------------
+
+
+def test_a_kernel_that_takes_a_part(make: Callable[..., Made], path: Path) -> None:
+    engine, kernel = make()
+    kernel.instead = lambda to_submit: min(to_submit, 3)
+    batch = [write(1024 * i) for i in range(10)]
+    engine.submit(batch)
+    wait(engine, 10)
+    assert kernel.enters == 4
+    assert [op.moved for op in batch] == [1024] * 10
+
+
+@pytest.mark.parametrize("error", [errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENOMEM])
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_kernel_that_takes_nothing_for_a_while(
+    make: Callable[..., Made], error: int, after: int
+) -> None:
+    """Whether or not something is under way whose completion makes room."""
+    engine, kernel = make()
+    answers = iter([after] if after else [])
+    refusals = iter([-error] * 3)
+    kernel.instead = lambda to_submit: next(answers, None) or next(refusals, None)
+    segments = [(0, 512), (8192, 512)]
+    batch = [operation(IN, 1024 * i, segments) for i in range(10)]
+    engine.submit(batch)
+    wait(engine, 10)
+    assert kernel.enters == 4 + bool(after)
+    assert [op.moved for op in batch] == [1024] * 10
+
+
+def test_what_was_not_taken_keeps_its_segments(
+    make: Callable[..., Made], memory: GuestMemory, path: Path
+) -> None:
+    """More segments than there are iovecs, while the kernel still has to read the first ones."""
+    engine, kernel = make()
+    content = path.read_bytes()
+    answers = iter([1, -errno.EBUSY, -errno.EBUSY])
+    kernel.instead = lambda to_submit: next(answers, None)
+    step = 128 * 1024
+    batch = [
+        operation(IN, step * i, [(step * i + 256 * part, 256) for part in range(512)])
+        for i in range(8)
+    ]
+    engine.submit(batch)
+    wait(engine, 8)
+    assert memory.ram.bytes[:SIZE] == content
+
+
+def test_an_interrupted_operation_is_executed_again(
+    make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, kernel = make()
+    real = engine._ring.reap
+    interrupted = iter([-errno.EINTR, -errno.EINTR])
+    monkeypatch.setattr(
+        engine._ring,
+        "reap",
+        lambda: [(tag, next(interrupted, result), 0) for tag, result, _ in real()],
+    )
+    engine.submit([one := read()])
+    wait(engine, 1)
+    assert (one.error, one.moved, len(kernel.asked)) == (0, 1024, 3)
+
+
+def test_a_ring_that_does_not_work_is_a_bug_and_leaves_nothing_behind(
+    make: Callable[..., Made],
+) -> None:
+    engine, kernel = make()
+    batch = [read(), flush(), write(4096)]
+    kernel.instead = lambda to_submit: -errno.EBADF
+    with pytest.raises(OSError, match="io_uring_enter"):
+        engine.submit(batch)
+    kernel.instead = lambda to_submit: None
+    wait(engine, 3)
+    assert [op.error for op in batch] == [errno.EIO, 0, errno.EIO]
+
+
+# -- the ring itself --------------------------------------------------------------
+
+
+def test_a_ring_answers_each_submission_once_and_in_any_number() -> None:
+    """Around the queues' ends, hundreds of times."""
+    ring = Ring(8)
+    tag = 0
+    for count in [1, 3, 8, 5, 7, 2] * 50:
+        tags = list(range(tag, tag + count))
+        for tag in tags:
+            ring.prepare(NOP, -1, 0, 0, 0, 0, tag)
+        ring.submit()
+        assert ring.pending == 0
+        assert readable(ring.fd)
+        assert ring.reap() == [(tag, 0, 0) for tag in tags]
+        assert not readable(ring.fd)
+        assert ring.reap() == []
+        tag += 1
+    ring.close()
+
+
+def test_more_completions_than_the_queue_holds_are_not_lost() -> None:
+    ring = Ring(4)
+    for tag in range(40):
+        ring.prepare(NOP, -1, 0, 0, 0, 0, tag)
+        if ring.pending == 4:
+            ring.submit()
+    found: list[int] = []
+    while readable(ring.fd):
+        found += [tag for tag, _, _ in ring.reap()]
+    while ring.pending:
+        ring.submit()
+        found += [tag for tag, _, _ in ring.reap()]
+    assert sorted(found) == list(range(40))
+    ring.close()
+
+
+def test_what_is_taken_back_is_not_executed(path: Path) -> None:
+    ring = Ring(4)
+    for tag in (7, 8, 9):
+        ring.prepare(NOP, -1, 0, 0, 0, 0, tag)
+    assert sorted(ring.take_back()) == [7, 8, 9]
+    ring.submit()
+    assert not readable(ring.fd)
+    ring.prepare(NOP, -1, 0, 0, 0, 0, 10)
+    ring.submit()
+    assert readable(ring.fd, PATIENCE_MS)
+    assert ring.reap() == [(10, 0, 0)]
+    ring.close()
