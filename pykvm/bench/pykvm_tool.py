@@ -33,10 +33,12 @@ class PykvmTool:
 
     def _command(self, job: Job, script: Path) -> list[str]:
         disk = str(job.disk).replace(",", ",,") + f",cache={job.cache.value}"
+        if job.queues > 1:
+            disk += f",num-queues={job.queues}"
         if self._options:
             disk += f",{self._options}"
         return [
             *(sys.executable, "-m", "pykvm", "boot"),
             *("--kernel", str(job.kernel), "--initrd", str(script), "--append", "script"),
-            *("--memory", f"{MEMORY_MIB}M", "--disk", disk),
+            *("--memory", f"{MEMORY_MIB}M", "--cpus", str(job.queues), "--disk", disk),
         ]

@@ -55,6 +55,7 @@ class QemuTool:
             *(self._program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-name", "bench,debug-threads=on", "-accel", "kvm", "-cpu", "host"),
             *("-machine", f"{self._machine},memory-backend=ram", "-m", f"{MEMORY_MIB}M"),
+            *("-smp", str(job.queues)),
             *("-object", f"memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on"),
             *("-kernel", str(job.kernel), "-initrd", str(script), "-append", "script"),
             *("-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"),
@@ -62,7 +63,7 @@ class QemuTool:
             "-drive",
             f"if=none,id=disk,format=raw,file={file},cache={job.cache.value},aio={self._aio}",
             "-device",
-            "virtio-blk-pci,drive=disk,iothread=io,disable-legacy=on,num-queues=1",
+            f"virtio-blk-pci,drive=disk,iothread=io,disable-legacy=on,num-queues={job.queues}",
         ]
 
 

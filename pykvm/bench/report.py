@@ -27,6 +27,7 @@ def as_object(measurement: Measurement) -> dict[str, Any]:
             "cache": job.cache.value,
             "seconds": job.seconds,
             "requests": job.requests,
+            "queues": job.queues,
             "wait": job.wait.name.lower(),
             "runs": len(measurement.runs[0]),
         },

@@ -19,6 +19,7 @@ class Job:
     """Run ``workloads`` on ``disk`` (a raw image or block device of ``size`` bytes).
 
     Each lasts ``seconds``, or ``requests`` requests if that is not 0.
+    Each of ``queues`` has a vCPU and requests of its own.
     ``kernel`` is the bare guest, ``tsc_khz`` its clock, ``folder`` is for
     files of the run.
     """
@@ -33,6 +34,7 @@ class Job:
     tsc_khz: int
     folder: Path
     wait: WaitMode = WaitMode.POLL
+    queues: int = 1
 
 
 class Tool(Protocol):

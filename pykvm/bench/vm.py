@@ -53,6 +53,7 @@ class VmRunner:
             tsc_khz=job.tsc_khz,
             seed=seed,
             wait=job.wait,
+            queues=job.queues,
         )
         path = job.folder / "script"
         path.write_bytes(script.initrd)

@@ -24,6 +24,7 @@ from pykvm.cli.values import parse_seconds, parse_size
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
 from pykvm.testing.bare import WaitMode, build_bare_guest
+from pykvm.testing.bare.layout import CPUS_MAX
 
 BUSY = 0.25
 """Load per CPU above which a host is not quiet."""
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add("--cache", metavar="MODE", default="writeback", help="as in --disk: writeback, none, ...")
     add("--engine", metavar="NAME", default="", help="as in --disk")
     add("--options", metavar="KEY=VALUE,...", default="", help="more keys of --disk for pykvm")
+    add("--queues", metavar="N", default="1", help="virtqueues, each with a vCPU, up to 4 (1)")
     add("--wait", choices=sorted(_WAITS), default="poll", help="how the guest waits (poll)")
     add(
         *("--against",),
@@ -116,6 +118,7 @@ def run_bench(arguments: Sequence[str]) -> int:
     seconds = parse_seconds(options.seconds)
     if seconds > 600:
         raise UsageError("--seconds is more than 600", "measure more --runs instead")
+    queues = parse_queues(options.queues, options.wait)
     engine = f"engine={options.engine}" if options.engine else ""
     ours = PykvmTool(",".join(part for part in (engine, options.options) if part))
     tools: list[Tool] = [ours]
@@ -134,7 +137,9 @@ def run_bench(arguments: Sequence[str]) -> int:
                 *(workloads, disk, size, cache, seconds, requests, kernel, tsc_khz),
                 folder=Path(folder),
                 wait=_WAITS[options.wait],
+                queues=queues,
             )
+            _check_room(job)
             _warn_if_busy()
             measurement = measure(job, tools, runs, progress)
             if chart is not None:
@@ -167,6 +172,28 @@ def parse_number(text: str, what: str, least: int) -> int:
     if not text.isascii() or not text.isdecimal() or len(text) > 9 or int(text) < least:
         raise UsageError(f"{what} cannot be '{text}'", f"write a whole number from {least}")
     return int(text)
+
+
+def parse_queues(text: str, wait: str) -> int:
+    """A number of queues; UsageError."""
+    queues = parse_number(text, "--queues", 1)
+    if queues > CPUS_MAX:
+        raise UsageError(f"--queues is more than {CPUS_MAX}", "the bare guest has no more vCPUs")
+    if queues > 1 and wait != "poll":
+        raise UsageError(
+            "--queues goes with --wait poll only", "interrupts go to the first vCPU of the guest"
+        )
+    return queues
+
+
+def _check_room(job: Job) -> None:
+    largest = max(workload.block for workload in job.workloads)
+    if largest * job.queues > job.size:
+        raise UsageError(
+            f"a disk of {job.size // MIB} MiB is too small for blocks of {largest >> 10} KiB "
+            f"in {job.queues} queues",
+            "use a larger disk or smaller blocks",
+        )
 
 
 def parse_cache(text: str) -> CacheMode:

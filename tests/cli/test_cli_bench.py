@@ -144,6 +144,13 @@ def test_a_signal_ends_it_and_leaves_nothing(folder: Path, number: signal.Signal
     assert not vm.exists()
 
 
+@pytest.mark.kvm
+def test_blocks_larger_than_the_disk(folder: Path):
+    done = bench(folder, "--size", "1M", "--workload", "seqread-1024k", "--queues", "2")
+    assert done.returncode == 2
+    assert "a disk of 1 MiB is too small for blocks of 1024 KiB in 2 queues" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -152,6 +159,8 @@ def test_a_signal_ends_it_and_leaves_nothing(folder: Path, number: signal.Signal
         (["--runs", "0"], "--runs cannot be '0'"),
         (["--seconds", "601"], "--seconds is more than 600"),
         (["--against", "xen"], "--against does not know 'xen'"),
+        (["--queues", "5"], "--queues is more than 4"),
+        (["--queues", "2", "--wait", "interrupt"], "--queues goes with --wait poll only"),
         (["--cache", "hot"], "--cache cannot be 'hot'"),
         (["--agianst", "qemu"], "did you mean --against"),
     ],
