@@ -333,7 +333,11 @@ asked = st.tuples(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(batches=st.lists(st.lists(asked, max_size=24), max_size=4), data=st.data())
 def test_any_batch_does_what_a_bytearray_does(
     factory: EngineFactory,

@@ -209,6 +209,28 @@ def test_a_kernel_that_takes_nothing_for_a_while(
     assert [op.moved for op in batch] == [1024] * 10
 
 
+def test_a_kernel_that_wants_its_completions_reaped_first(
+    make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, kernel = make()
+    real = engine._ring.reap
+    reaped: list[int] = []
+
+    def reap() -> list[tuple[int, int, int]]:
+        found = real()
+        reaped.extend(tag for tag, _, _ in found)
+        return found
+
+    monkeypatch.setattr(engine._ring, "reap", reap)
+    first = iter([4])
+    kernel.instead = lambda to_submit: next(first, None if reaped else -errno.EBUSY)
+    batch = [read(1024 * i) for i in range(10)]
+    engine.submit(batch)
+    assert not reaped
+    wait(engine, 10)
+    assert [op.moved for op in batch] == [1024] * 10
+
+
 def test_what_was_not_taken_keeps_its_segments(
     make: Callable[..., Made], memory: GuestMemory, path: Path
 ) -> None:
