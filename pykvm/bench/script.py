@@ -4,9 +4,16 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 
 from pykvm.bench.workload import BLOCK, Workload
-from pykvm.devices.virtio_blk.constants import SECTOR_SIZE, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
+from pykvm.devices.virtio_blk.constants import (
+    SECTOR_SIZE,
+    VIRTIO_BLK_F_CONFIG_WCE,
+    VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+)
 from pykvm.errors import PykvmError
 from pykvm.testing.bare import BlockDriver, Results, Script, ScriptError, Step, WaitMode
+from pykvm.testing.bare.block import DEFAULT_FEATURES
 from pykvm.testing.bare.results import LoadResult
 from pykvm.testing.bare.script import load_memory
 
@@ -20,6 +27,9 @@ LAST_US = 300_000
 TIMEOUT_US = 60_000_000
 """For one workload, beyond its time: the slowest disks answer sooner."""
 QUEUE_SIZE = 128
+FEATURES = DEFAULT_FEATURES | VIRTIO_BLK_F_FLUSH | VIRTIO_BLK_F_CONFIG_WCE
+"""For a driver that knows no flush, a device makes every write durable (virtio 1.2 §5.2.6.2); one
+that knows how to switch the cache keeps the mode that the disk was given."""
 _PATTERN = 0x9E3779B97F4A7C15
 
 
@@ -54,7 +64,8 @@ class LoadScript:
         self._wait = wait
         main = Script()
         main.print(MARK + b"-1\n")
-        BlockDriver(main).start(queues=queues, size=QUEUE_SIZE, msix=wait is not WaitMode.POLL)
+        msix = wait is not WaitMode.POLL
+        BlockDriver(main).start(FEATURES, queues=queues, size=QUEUE_SIZE, msix=msix)
         needed = max(load_memory(w.depth, w.block // SECTOR_SIZE) for w in workloads)
         self._memory = [main.arena.allocate(needed, BLOCK) for _ in range(queues)]
         for address in self._memory:
