@@ -4,7 +4,12 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("pykvm", deadline=None)
+hypothesis.settings.load_profile("pykvm")
 
 REQUIRE_KVM = os.environ.get("PYKVM_REQUIRE_KVM") == "1"
 
