@@ -38,7 +38,14 @@ class PykvmTool:
         if self._options:
             disk += f",{self._options}"
         return [
-            *(sys.executable, "-m", "pykvm", "boot"),
-            *("--kernel", str(job.kernel), "--initrd", str(script), "--append", "script"),
-            *("--memory", f"{MEMORY_MIB}M", "--cpus", str(job.queues), "--disk", disk),
+            *boot_command(job.kernel, "script"),
+            *("--initrd", str(script), "--cpus", str(job.queues), "--disk", disk),
         ]
+
+
+def boot_command(kernel: Path, words: str) -> list[str]:
+    """A command line that boots the bare guest without a disk; ``words`` are for the guest."""
+    return [
+        *(sys.executable, "-m", "pykvm", "boot", "--memory", f"{MEMORY_MIB}M"),
+        *("--kernel", str(kernel), "--append", words),
+    ]

@@ -22,13 +22,8 @@ class QemuTool:
 
     def __init__(self, aio: str, poll_max_ns: int = 0, machine: str = "pc") -> None:
         """UsageError if QEMU is not installed."""
-        found = shutil.which(PROGRAM)
-        if found is None:
-            raise UsageError(
-                f"{PROGRAM} is not on the PATH", "install it (Debian: qemu-system-x86)"
-            )
         self.label = f"aio={aio}" + (f",poll-max-ns={poll_max_ns}" if poll_max_ns else "")
-        self._program = found
+        self._program = qemu_program()
         self._aio = aio
         self._poll = poll_max_ns
         self._machine = machine
@@ -52,19 +47,34 @@ class QemuTool:
         file = str(job.disk).replace(",", ",,")
         poll = f",poll-max-ns={self._poll}" if self._poll else ""
         return [
-            *(self._program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-            *("-name", "bench,debug-threads=on", "-accel", "kvm", "-cpu", "host"),
-            *("-machine", f"{self._machine},memory-backend=ram", "-m", f"{MEMORY_MIB}M"),
-            *("-smp", str(job.queues)),
-            *("-object", f"memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on"),
-            *("-kernel", str(job.kernel), "-initrd", str(script), "-append", "script"),
-            *("-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"),
-            *("-object", f"iothread,id=io{poll}"),
+            *qemu_command(self._program, self._machine, job.kernel, "script"),
+            *("-initrd", str(script), "-smp", str(job.queues)),
+            *("-name", "bench,debug-threads=on", "-object", f"iothread,id=io{poll}"),
             "-drive",
             f"if=none,id=disk,format=raw,file={file},cache={job.cache.value},aio={self._aio}",
             "-device",
             f"virtio-blk-pci,drive=disk,iothread=io,disable-legacy=on,num-queues={job.queues}",
         ]
+
+
+def qemu_program() -> str:
+    """Where QEMU is; UsageError if it is not installed."""
+    found = shutil.which(PROGRAM)
+    if found is None:
+        raise UsageError(f"{PROGRAM} is not on the PATH", "install it (Debian: qemu-system-x86)")
+    return found
+
+
+def qemu_command(program: str, machine: str, kernel: Path, words: str) -> list[str]:
+    """A command line that boots the bare guest without a disk; ``words`` are for the guest."""
+    return [
+        *(program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-accel", "kvm", "-cpu", "host", "-m", f"{MEMORY_MIB}M"),
+        *("-machine", f"{machine},memory-backend=ram"),
+        *("-object", f"memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on"),
+        *("-kernel", str(kernel), "-append", words, "-serial", "stdio"),
+        *("-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"),
+    ]
 
 
 def qemu_tools(cache: CacheMode, machine: str = "pc") -> list[QemuTool]:

@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         help="qemu, fio, or pykvm,KEY=VALUE,... with other options; may be repeated",
     )
+    add("--start", action="store_true", help="time the start of a VM instead of a disk")
     add("--json", action="store_true", help="print one JSON object instead of tables")
     add("--chart", metavar="FILE", type=Path, help="write throughput and latency as SVG")
     return made
@@ -111,6 +112,8 @@ class Progress:
 def run_bench(arguments: Sequence[str]) -> int:
     """Run ``pykvm bench`` and return the exit status."""
     options = parser().parse_args(arguments)
+    if options.start:
+        return _run_start(options)
     workloads = parse_workloads(options.workload or DEFAULTS, parse_depths(options.depth))
     cache = parse_cache(options.cache)
     runs = parse_number(options.runs, "--runs", 1)
@@ -149,6 +152,28 @@ def run_bench(arguments: Sequence[str]) -> int:
     except _Stopped as stopped:
         return 128 + stopped.number
     emit(json.dumps(as_object(measurement)) + "\n" if options.json else as_text(measurement))
+    return 0
+
+
+def _run_start(options: argparse.Namespace) -> int:
+    from pykvm.bench import start
+
+    unknown = [tool for tool in options.against if tool != "qemu"]
+    if unknown:
+        raise UsageError(f"--start knows no '{unknown[0]}'", "use --against qemu")
+    runs = parse_number(options.runs, "--runs", 1)
+    progress = Progress()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(signals_go_to(_Stop()))
+            stack.callback(progress.clear)
+            found = start.starts(build_bare_guest(), bool(options.against))
+            _warn_if_busy()
+            start.time_starts(found, runs, progress)
+    except _Stopped as stopped:
+        return 128 + stopped.number
+    as_json = json.dumps({"start": start.start_object(found)})
+    emit((as_json if options.json else start.start_table(found)) + "\n")
     return 0
 
 

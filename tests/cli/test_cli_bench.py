@@ -91,6 +91,27 @@ def test_against_qemu(folder: Path):
 
 
 @pytest.mark.kvm
+def test_the_start_of_a_vm(folder: Path):
+    done = bench(folder, "--start")
+    assert done.returncode == 0, done.stderr
+    head, line = done.stdout.splitlines()
+    assert head.split()[-3:] == ["ms", "least", "most"]
+    assert line.split()[0] == "pykvm"
+    assert 0 < int(line.split()[1]) < 60_000
+
+
+@pytest.mark.kvm
+@pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed")
+def test_the_start_of_qemu(folder: Path):
+    done = bench(folder, "--start", "--against", "qemu", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["start"]
+    names = [one["name"] for one in found]
+    assert names == ["pykvm", "qemu microvm", "qemu pc", "qemu q35"]
+    assert all(one["seconds"] == [one["median"]] for one in found)
+
+
+@pytest.mark.kvm
 def test_a_disk_of_the_users_is_kept(folder: Path, tmp_path: Path):
     disk = tmp_path / "disk, mine.img"
     content = os.urandom(1 << 20)
@@ -161,6 +182,7 @@ def test_blocks_larger_than_the_disk(folder: Path):
         (["--against", "xen"], "--against does not know 'xen'"),
         (["--queues", "5"], "--queues is more than 4"),
         (["--queues", "2", "--wait", "interrupt"], "--queues goes with --wait poll only"),
+        (["--start", "--against", "fio"], "--start knows no 'fio'"),
         (["--cache", "hot"], "--cache cannot be 'hot'"),
         (["--agianst", "qemu"], "did you mean --against"),
     ],

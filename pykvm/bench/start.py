@@ -1,0 +1,98 @@
+"""How long tools take from the start of their process to the guest's first words."""
+
+import os
+import selectors
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from shlex import join
+from statistics import median
+from typing import Final
+
+from pykvm.bench.child import last_words, running
+from pykvm.bench.pykvm_tool import boot_command
+from pykvm.bench.qemu import qemu_command, qemu_program
+from pykvm.bench.table import align
+from pykvm.errors import PykvmError
+
+MODE = "hello 0"
+WORDS = b"hello from CPL3"
+"""What the bare guest prints in this mode, a few hundred instructions after its entry."""
+MACHINES: Final = ("microvm", "pc", "q35")
+"""QEMU's: the leanest, the default, and the modern one."""
+PATIENCE_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Start:
+    """One tool's command line, and seconds for each run."""
+
+    name: str
+    command: list[str]
+    seconds: list[float] = field(default_factory=list)
+
+
+def starts(kernel: Path, with_qemu: bool) -> list[Start]:
+    """What is to be timed: pykvm, and QEMU with each machine; UsageError if it is not there."""
+    found = [Start("pykvm", boot_command(kernel, MODE))]
+    if with_qemu:
+        program = qemu_program()
+        found += [
+            Start(f"qemu {machine}", qemu_command(program, machine, kernel, MODE))
+            for machine in MACHINES
+        ]
+    return found
+
+
+def time_starts(found: Sequence[Start], runs: int, report: Callable[[str], None]) -> None:
+    """Start each, one after the other, ``runs`` times over, and once before that for the caches."""
+    for number in range(runs + 1):
+        for start in found:
+            report(f"run {number} of {runs}, {start.name}" if number else f"warm-up, {start.name}")
+            seconds = _first_words(start.command)
+            if number:
+                start.seconds.append(seconds)
+
+
+def _first_words(command: Sequence[str]) -> float:
+    with tempfile.TemporaryFile() as errors:
+        began = time.monotonic()
+        with running(command, errors) as child, selectors.DefaultSelector() as selector:
+            assert child.stdout is not None
+            selector.register(child.stdout, selectors.EVENT_READ)
+            said = b""
+            while WORDS not in said:
+                data = b""
+                if selector.select(PATIENCE_SECONDS):
+                    data = os.read(child.stdout.fileno(), 4096)
+                if not data:
+                    raise PykvmError(
+                        f"{Path(command[0]).name} did not get to the guest{last_words(errors)}",
+                        f"the command was '{join(command)}'",
+                    )
+                said += data
+            return time.monotonic() - began
+
+
+def start_table(found: Sequence[Start]) -> str:
+    """Milliseconds: medians and ends."""
+    lines = []
+    for start in found:
+        middle, least, most = median(start.seconds), min(start.seconds), max(start.seconds)
+        lines.append([start.name, *(f"{1e3 * value:.0f}" for value in (middle, least, most))])
+    return align(["to the guest's first words", "ms", "least", "most"], lines)
+
+
+def start_object(found: Sequence[Start]) -> list[dict[str, object]]:
+    """The same for JSON."""
+    return [
+        {
+            "name": start.name,
+            "command": start.command,
+            "median": median(start.seconds),
+            "seconds": start.seconds,
+        }
+        for start in found
+    ]
