@@ -98,3 +98,15 @@ def test_a_bug_in_a_thread_belongs_to_the_owner(
     wait(engine, 1)
     assert (good.error, good.moved) == (0, 1024)
     engine.close()
+
+
+def test_an_engine_that_was_stopped_starts_no_thread(image: Image) -> None:
+    before = threading.active_count()
+    engine = ThreadsEngine(image, Ram.flat(8192))
+    engine.stop()
+    batch = [read(), flush()]
+    engine.submit(batch)
+    wait(engine, 2)
+    assert [op.error for op in batch] == [errno.ECANCELED] * 2
+    assert threading.active_count() == before
+    engine.close()
