@@ -21,11 +21,13 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Our requests per second to theirs: of the medians, and the ends over pairs of runs."""
+    """Our requests per second to theirs: of the medians, the ends over pairs of runs, and of the
+    best run of each, which a busy host disturbs least."""
 
     median: float
     least: float
     most: float
+    best: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,9 @@ def _versus(tool: str, mine: Sequence[Sample], group: Group, number: int) -> Ver
     )
     pairs = [a.iops / b.iops for a, b in zip(mine, candidates[best.label], strict=True)]
     here = median(sample.iops for sample in mine)
-    return Versus(tool, best, Ratio(here / best.median.iops, min(pairs), max(pairs)))
+    most = max(sample.iops for sample in mine)
+    ratio = Ratio(here / best.median.iops, min(pairs), max(pairs), most / best.most)
+    return Versus(tool, best, ratio)
 
 
 def _samples(runs: Sequence[Run], number: int) -> list[Sample]:

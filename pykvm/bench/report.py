@@ -20,7 +20,7 @@ def as_object(measurement: Measurement) -> dict[str, Any]:
     job = measurement.job
     return {
         "version": __version__,
-        "host": _host(),
+        "host": _host() | {"noise": asdict(measurement.noise)},
         "settings": {
             "disk": str(job.disk),
             "size": job.size,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pykvm.bench.compare import Row, rows
+from pykvm.bench.noise import Noise, NoiseMeter
 from pykvm.bench.sample import Run
 from pykvm.bench.tool import Job, Tool
 from pykvm.kvm.system import Kvm
@@ -14,10 +15,14 @@ Report = Callable[[str], None]
 
 @dataclass(slots=True)
 class Measurement:
-    """What came out: for each tool its runs, in the order of ``tools``; ours is the first."""
+    """What came out: for each tool its runs, in the order of ``tools``; ours is the first.
+
+    ``noise`` is what else the host did meanwhile.
+    """
 
     job: Job
     tools: Sequence[Tool]
+    noise: Noise
     runs: list[list[Run]] = field(default_factory=list)
 
     def rows(self) -> list[Row]:
@@ -35,11 +40,12 @@ def measure(job: Job, tools: Sequence[Tool], runs: int, report: Report) -> Measu
     What the host does meanwhile then meets all alike. A first round warms
     caches up and does not count, unless there is to be one run only.
     """
-    measurement = Measurement(job, tools, [[] for _ in tools])
+    meter = NoiseMeter()
+    found: list[list[Run]] = [[] for _ in tools]
     warm_up = 1 if runs > 1 else 0
     for number in range(runs + warm_up):
         which = f"run {number - warm_up + 1} of {runs}" if number >= warm_up else "warm-up"
-        for tool, found in zip(tools, measurement.runs, strict=True):
+        for tool, done in zip(tools, found, strict=True):
             what = f"{tool.name} {tool.label}".strip()
 
             def progress(index: int, heading: str = f"{which}, {what}") -> None:
@@ -47,10 +53,10 @@ def measure(job: Job, tools: Sequence[Tool], runs: int, report: Report) -> Measu
                 report(f"{heading}: {workload.family}, depth {workload.depth}")
 
             report(f"{which}, {what}: start")
-            done = tool.run(job, number + 1, progress)
+            run = tool.run(job, number + 1, progress)
             if number >= warm_up:
-                found.append(done)
-    return measurement
+                done.append(run)
+    return Measurement(job, tools, meter.read(), found)
 
 
 def guest_tsc_khz() -> int:

@@ -32,7 +32,7 @@ def _own(rows: Sequence[Row]) -> str:
 
 
 def _against(name: str, rows: Sequence[Row]) -> str:
-    head = ["workload", "depth", "pykvm IOPS", f"{name} IOPS", "ratio", "of pairs"]
+    head = ["workload", "depth", "pykvm IOPS", f"{name} IOPS", "ratio", "of pairs", "of best"]
     head += ["p50 µs", "theirs", "CPU µs", "theirs", f" {name}'s best configuration"]
     lines = []
     for row in rows:
@@ -44,7 +44,7 @@ def _against(name: str, rows: Sequence[Row]) -> str:
                 [
                     *(row.workload.family, str(row.workload.depth)),
                     *(whole(ours.iops), whole(theirs.iops), f"{ratio.median:.2f}"),
-                    f"{ratio.least:.2f}-{ratio.most:.2f}",
+                    *(f"{ratio.least:.2f}-{ratio.most:.2f}", f"{ratio.best:.2f}"),
                     *(number(x) for x in (ours.p50, theirs.p50, ours.cpu, theirs.cpu)),
                     " " + (versus.figures.label or "-"),
                 ]

@@ -184,7 +184,8 @@ def as_text(measurement: Measurement) -> str:
         start = middle(run.start for run in runs)
         memory = middle(run.memory for run in runs)
         lines.append(cost_of(f"{tool.name} {tool.label}".strip(), start, memory))
-    return "\n".join(lines).rstrip("\n") + "\n"
+    lines.append(str(measurement.noise))
+    return "\n".join(line for i, line in enumerate(lines) if line or i == 1) + "\n"
 
 
 def parse_depths(text: str) -> list[int]:

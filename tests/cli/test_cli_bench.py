@@ -43,12 +43,13 @@ def folder(tmp_path: Path) -> Path:
 def test_a_table(folder: Path):
     done = bench(folder, "--workload", "randread", "--workload", "seqwrite-8k")
     assert done.returncode == 0, done.stderr
-    head, first, second, nothing, cost = done.stdout.splitlines()
+    head, first, second, nothing, cost, noise = done.stdout.splitlines()
     assert head.split()[:3] == ["workload", "depth", "IOPS"]
     assert first.startswith("randread 4 KiB ")
     assert second.startswith("seqwrite 8 KiB ")
     assert nothing == ""
     assert cost.startswith("pykvm: first guest instructions after ")
+    assert noise.startswith("meanwhile others used ")
 
 
 @pytest.mark.kvm
@@ -67,6 +68,7 @@ def test_json_and_chart(folder: Path, tmp_path: Path):
     assert row["others"]["another pykvm"]["configuration"] == "merge=off"
     assert row["others"]["another pykvm"]["ratio"]["median"] > 0
     assert [tool["configuration"] for tool in found["tools"]] == ["", "merge=off"]
+    assert set(found["host"]["noise"]) == {"others", "stolen"}
     (run,) = found["tools"][0]["runs"]
     (sample,) = run["samples"]
     assert sample["cpu_whole"] > sample["cpu"] > 0

@@ -37,6 +37,7 @@ def test_a_ratio_is_of_medians_and_its_ends_are_of_pairs():
     ratio = example()[1].others[0].ratio
     assert ratio.median == 2200 / 1600
     assert (ratio.least, ratio.most) == (1.0, 2.0)
+    assert ratio.best == 2600 / 2200
 
 
 def test_a_tool_without_figures_is_left_out():
@@ -61,7 +62,7 @@ def test_tables_show_every_row():
     assert " ".join(own.splitlines()[1].split()) == (
         "randread 4 KiB 1 1 000 900 1 100 4.10 1 000 2 000 3 000 4 000 5.00"
     )
-    assert "1.38  1.00-2.00" in qemu
+    assert "1.38  1.00-2.00     1.18" in qemu
     assert qemu.splitlines()[2].endswith("  aio=io_uring")
 
 

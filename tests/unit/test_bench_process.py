@@ -3,6 +3,7 @@
 import mmap
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from pykvm.bench.noise import Noise, Usage, noise_between, parse_stat
 from pykvm.bench.process import ProcessView
 from pykvm.threads import show_thread_name
 
 MIB = 1 << 20
+BURN = "import time\nwhile time.process_time() < 0.1: pass"
 
 
 def burn(seconds: float, clock: Callable[[], float]) -> None:
@@ -50,6 +53,28 @@ def test_threads_of_vcpus_are_told_apart():
     assert ours.whole >= 0.05
     assert ours.vcpus < 0.04
     assert theirs.whole >= theirs.vcpus >= 0.05
+
+
+def test_our_own_work_is_no_noise():
+    before = Usage(clock=100, busy=1000, own=10, stolen=5)
+    assert noise_between(before, Usage(110, 1015, 22, 6)) == Noise(others=0.3, stolen=0.1)
+    assert noise_between(before, Usage(110, 1009.99, 20, 5)) == Noise(others=0, stolen=0)
+
+
+def test_what_is_ours_includes_children():
+    before = Usage.now()
+    subprocess.run([sys.executable, "-c", BURN], check=True)
+    after = Usage.now()
+    assert after.own - before.own >= 0.1
+    assert after.clock > before.clock
+    assert after.busy >= before.busy
+
+
+def test_the_first_line_of_stat():
+    text = "cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1 2 3 4 5 6 7 8 9 10\n"
+    assert parse_stat(text) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert str(Noise(0.5, 0)).startswith("meanwhile others used 0.50 of ")
+    assert str(Noise(0.5, 0.1)).endswith(" CPUs, and 0.10 were stolen")
 
 
 def test_memory_without_guest_ram():
