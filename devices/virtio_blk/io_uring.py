@@ -106,8 +106,8 @@ class IoUringEngine:
 
     def completions(self) -> Sequence[Operation]:
         """See :class:`Engine`."""
-        done, self._done = self._done, []
-        executing = self._executing
+        # Kept here until nothing can raise any more.
+        done, executing = self._done, self._executing
         found = self._ring.reap()
         now = time.monotonic_ns()
         for tag, result, _ in found:
@@ -128,6 +128,7 @@ class IoUringEngine:
             done += self._threads.completions()
         if self._waiting or self._ring.pending or not self._threads.idle:
             self._start()
+        self._done = []
         return done
 
     def stop(self) -> None:

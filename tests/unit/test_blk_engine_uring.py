@@ -15,6 +15,7 @@ from pykvm import io_uring
 from pykvm.devices.virtio_blk import CacheMode, Image
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.io_uring import IoUringEngine
+from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.io_uring import (
     IORING_FSYNC_DATASYNC,
     IORING_OP_FSYNC,
@@ -276,6 +277,30 @@ def test_a_ring_that_does_not_work_is_a_bug_and_leaves_nothing_behind(
     kernel.instead = lambda to_submit: None
     wait(engine, 3)
     assert [op.error for op in batch] == [errno.EIO, 0, errno.EIO]
+
+
+def test_a_bug_in_a_thread_loses_nothing_of_the_ring(
+    make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def buggy(fd: int) -> None:
+        raise ZeroDivisionError
+
+    engine, _ = make()
+    monkeypatch.setattr(os, "fdatasync", buggy)
+    batch = [flush(), read()]
+    engine.submit(batch)
+    assert readable(engine._threads.notifier, PATIENCE_MS)
+    done: list[Operation] = []
+
+    def collect() -> None:
+        while readable(engine.notifier, PATIENCE_MS):
+            done.extend(engine.completions())
+
+    with pytest.raises(ZeroDivisionError):
+        collect()
+    done += wait(engine, 2 - len(done))
+    assert {*done} == {*batch}
+    assert [(op.error, op.moved) for op in batch] == [(errno.EIO, 0), (0, 1024)]
 
 
 # -- the ring itself --------------------------------------------------------------
