@@ -46,7 +46,7 @@ def running(command: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Po
 
 
 def last_words(errors: IO[bytes]) -> str:
-    """The last line of what a process has said on standard error, to go behind a sentence."""
+    """The last two lines that a process has said on standard error, to go behind a sentence."""
     errors.seek(0)
     lines = errors.read().decode(errors="replace").strip().splitlines()
-    return f", saying '{lines[-1].strip()}'" if lines else ""
+    return f", saying '{'; '.join(line.strip() for line in lines[-2:])}'" if lines else ""

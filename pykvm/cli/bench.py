@@ -20,7 +20,7 @@ from pykvm.bench.workload import DEFAULTS, Workload, parse_workloads
 from pykvm.cli.main import Parser
 from pykvm.cli.process import signals_go_to
 from pykvm.cli.say import STDERR, emit, put, say
-from pykvm.cli.values import parse_seconds, parse_size
+from pykvm.cli.values import parse_disk, parse_seconds, parse_size
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
 from pykvm.testing.bare import WaitMode, build_bare_guest
@@ -127,6 +127,7 @@ def run_bench(arguments: Sequence[str]) -> int:
     tools: list[Tool] = [ours]
     for text in options.against:
         tools += tools_against(text, cache)
+    _check_disk_options(tools, queues)
     progress = Progress()
     try:
         with ExitStack() as stack:
@@ -135,6 +136,7 @@ def run_bench(arguments: Sequence[str]) -> int:
             chart = _open_chart(stack, options.chart) if options.chart else None
             kernel, tsc_khz = build_bare_guest(), guest_tsc_khz()
             disk, size = _disk(stack, options, workloads, progress)
+            check_room(workloads, size, queues)
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pykvm-bench-"))
             job = Job(
                 *(workloads, disk, size, cache, seconds, requests, kernel, tsc_khz),
@@ -142,7 +144,6 @@ def run_bench(arguments: Sequence[str]) -> int:
                 wait=_WAITS[options.wait],
                 queues=queues,
             )
-            _check_room(job)
             _warn_if_busy()
             measurement = measure(job, tools, runs, progress)
             if chart is not None:
@@ -212,12 +213,21 @@ def parse_queues(text: str, wait: str) -> int:
     return queues
 
 
-def _check_room(job: Job) -> None:
-    largest = max(workload.block for workload in job.workloads)
-    if largest * job.queues > job.size:
+def _check_disk_options(tools: Sequence[Tool], queues: int) -> None:
+    """UsageError now for what a run of pykvm would refuse later."""
+    more = f",num-queues={queues}" if queues > 1 else ""
+    for tool in tools:
+        if isinstance(tool, PykvmTool):
+            parse_disk(f"disk{more}" + (f",{tool.label}" if tool.label else ""))
+
+
+def check_room(workloads: Sequence[Workload], size: int, queues: int) -> None:
+    """UsageError if the part of ``size`` bytes that each queue gets does not hold a block."""
+    largest = max(workload.block for workload in workloads)
+    if largest * queues > size:
         raise UsageError(
-            f"a disk of {job.size // MIB} MiB is too small for blocks of {largest >> 10} KiB "
-            f"in {job.queues} queues",
+            f"a disk of {size // MIB} MiB is too small for blocks of {largest >> 10} KiB "
+            f"in {queues} queues",
             "use a larger disk or smaller blocks",
         )
 

@@ -168,12 +168,6 @@ def test_a_signal_ends_it_and_leaves_nothing(folder: Path, number: signal.Signal
 
 
 @pytest.mark.kvm
-def test_blocks_larger_than_the_disk(folder: Path):
-    done = bench(folder, "--size", "1M", "--workload", "seqread-1024k", "--queues", "2")
-    assert done.returncode == 2
-    assert "a disk of 1 MiB is too small for blocks of 1024 KiB in 2 queues" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -185,6 +179,12 @@ def test_blocks_larger_than_the_disk(folder: Path):
         (["--queues", "5"], "--queues is more than 4"),
         (["--queues", "2", "--wait", "interrupt"], "--queues goes with --wait poll only"),
         (["--start", "--against", "fio"], "--start knows no 'fio'"),
+        (["--options", "merge=maybe"], "merge cannot be 'maybe'"),
+        (["--against", "pykvm,mrge=off"], "--disk has no option 'mrge'"),
+        (["--disk", "/no/such/disk"], "'/no/such/disk' cannot be read: No such file"),
+        (["--disk", "/dev/null"], "'/dev/null' is smaller than 1 MiB"),
+        (["--chart", "/"], "the chart '/' cannot be written: Is a directory"),
+        (["--size", "100K"], "--size is less than 1 MiB"),
         (["--cache", "hot"], "--cache cannot be 'hot'"),
         (["--agianst", "qemu"], "did you mean --against"),
     ],

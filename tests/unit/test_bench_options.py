@@ -6,7 +6,7 @@ import pytest
 
 from pykvm.bench.choose import tools_against
 from pykvm.bench.workload import DEFAULTS, DEPTHS, Workload, parse_workloads
-from pykvm.cli.bench import parse_cache, parse_depths, parse_number
+from pykvm.cli.bench import check_room, parse_cache, parse_depths, parse_number, parse_queues
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
 
@@ -68,6 +68,15 @@ def test_values():
             parse_number(wrong, "--runs", 1)
     with pytest.raises(UsageError, match="--cache cannot be 'maybe'; use writeback"):
         parse_cache("maybe")
+
+
+def test_queues():
+    assert parse_queues("4", "poll") == 4
+    assert parse_queues("1", "interrupt") == 1
+    large = parse_workloads(["seqread-1024k"], [1])
+    check_room(large, 2 << 20, 2)
+    with pytest.raises(UsageError, match="2 MiB is too small for blocks of 1024 KiB in 3 queues"):
+        check_room(large, 2 << 20, 3)
 
 
 @pytest.mark.usefixtures("programs")

@@ -54,7 +54,9 @@ def run_vm(job: Job, script: str) -> None:
 
 
 def test_a_vm_that_ends_early_is_quoted(job: Job):
-    with pytest.raises(PykvmError, match=r"sh failed: it ended before.*'no disk'; the command was"):
+    with pytest.raises(
+        PykvmError, match=r"sh failed: it ended before.*'one thing; no disk'; the command was"
+    ):
         run_vm(job, "echo hello; echo 'one thing' >&2; echo 'no disk' >&2; exit 3")
 
 
