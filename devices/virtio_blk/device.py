@@ -199,11 +199,13 @@ class VirtioBlk:
         self._features = 0
         self._set_writeback(self.image.cache.writeback)
 
-    def pause(self) -> None:
-        """Serve nothing from now on; returns when nothing is executing. The driver must not run."""
+    def pause(self, timeout: float | None = None) -> bool:
+        """Serve nothing from now on; whether nothing is executing, at last after ``timeout`` s.
+
+        None: wait for as long as it takes. The driver must not run.
+        """
         thread = self._thread
-        if thread is not None:
-            thread.pause()
+        return thread is None or thread.pause(timeout)
 
     def resume(self) -> None:
         """Go on after :meth:`pause` or after a failure with the action STOP.

@@ -66,16 +66,19 @@ class IoThread:
         """Serve, at first without waiting for a kick. Once."""
         self._thread.start()
 
-    def pause(self) -> None:
-        """Halt; return when nothing is executing, or the thread has ended. Idempotent.
+    def pause(self, timeout: float | None = None) -> bool:
+        """Halt; True once nothing is executing, or the thread has ended. Idempotent.
 
-        Returns early if another thread resumes meanwhile.
+        False after ``timeout`` seconds, if that is not None: it halts all the
+        same. Returns early if another thread resumes meanwhile.
         """
         assert threading.current_thread() is not self._thread, "a thread cannot await itself"
         with self._state:
             self._halting = True
             self._wake()
-            self._state.wait_for(lambda: self._quiet or self._ended or not self._halting)
+            return self._state.wait_for(
+                lambda: self._quiet or self._ended or not self._halting, timeout
+            )
 
     def halt(self) -> None:
         """Say that a service is about to halt by itself. In the thread.

@@ -33,9 +33,9 @@ class Disk:
         self.last_error: IoError | None = None
         self.io_status = IoStatus.OK
 
-    def pause(self) -> None:
+    def pause(self, timeout: float | None = None) -> bool:
         """See VirtioBlk."""
-        self.device.pause()
+        return self.device.pause(timeout)
 
     def resume(self) -> None:
         """See VirtioBlk."""

@@ -374,9 +374,11 @@ class Machine:
         """A disk's thread reports; it must not wait for the stop that it may ask for."""
         disk = self.disks[index]
         disk.failed(error)
-        self._announcer.announce(BlockIoError(disk.name, error))
+        event = BlockIoError(disk.name, error)
         if error.action is ErrorAction.STOP:
-            self._control.io_error()
+            self._control.io_error(event)
+        else:
+            self._announcer.announce(event)
 
     def _failed(self, error: BaseException) -> None:
         """A thread of ours died of ``error``: the run is over, and :meth:`wait` raises it."""

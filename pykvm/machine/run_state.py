@@ -17,11 +17,13 @@ of them may be resetting the disk and waiting for that very thread. So the
 thread leaves an order, and the control thread carries it out. A vCPU may be
 busy for any time, for one when nobody reads the console that it prints to;
 the control thread then looks again and again, and never waits with the lock.
+
+Whoever hears of such an error hears of the stop, and a resume from then on is
+an answer to both, whether or not the stop has been made by then.
 """
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -31,7 +33,8 @@ from pykvm.machine.events import Event, Resume, Stop
 from pykvm.platform.outcome import Outcome, OutcomeKind
 
 LOOK_SECONDS: Final = 0.05
-"""How often the control thread looks whether a vCPU that is busy has become idle."""
+"""How often somebody looks whether a vCPU that is busy has become idle, or whether the run has
+ended while a disk is awaited."""
 KICK_SECONDS: Final = 0.005
 """What a vCPU that runs the guest takes to stop, and more: who takes longer is busy."""
 
@@ -69,7 +72,7 @@ class RunState(Enum):
 class Pausable(Protocol):
     """A disk: see :class:`pykvm.devices.virtio_blk.VirtioBlk`."""
 
-    def pause(self) -> None: ...
+    def pause(self, timeout: float) -> bool: ...
     def resume(self) -> None: ...
 
 
@@ -81,28 +84,20 @@ class Vcpu(Protocol):
     def resume(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _IoError:
-    """An order to stop for an error that came up after so many resumes.
-
-    A resume that came in between has taken up what the error left.
-    """
-
-    resumes: int
-
-
 class _Order(Enum):
     PAUSE = 1
     RESUME = 2
-    END = 3
+    IO_ERROR = 3
+    END = 4
 
 
 class RunControl:
     """Stops all vCPUs and disks of a machine together, and lets them go on together.
 
     :meth:`io_error` and the ``request_`` methods do not wait and may be called
-    from any thread; the others not from the threads of vCPUs and disks. ``over()`` tells whether
-    the run has ended: from then on nothing is stopped or resumed.
+    from any thread; the others not from the threads of vCPUs and disks.
+    ``over()`` tells whether the run has ended: from then on nothing is stopped
+    or resumed. ``announce`` must not wait.
     """
 
     def __init__(
@@ -120,12 +115,15 @@ class RunControl:
         self._announce = announce
         self._over = over
         self._on_failure = on_failure
-        self._orders: SimpleQueue[_IoError | _Order] = SimpleQueue()
+        self._closed = False
+        self._orders: SimpleQueue[_Order] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="run control", daemon=True)
         # Guards what follows, and is held throughout a change of state.
         self._lock = threading.Lock()
         self._reason: RunState | None = None  # to stop, be it done or not
-        self._resumes = 0
+        # Guards what follows, and orders errors and resumes for all who hear of them.
+        self._telling = threading.Lock()
+        self._failed = False  # an error was announced that no resume has taken up
 
     def start(self) -> None:
         """Start the control thread: before it, the requests wait. Once."""
@@ -133,6 +131,7 @@ class RunControl:
 
     def close(self) -> None:
         """End the control thread. The vCPUs have been told to end. May be repeated."""
+        self._closed = True
         self._orders.put(_Order.END)
         if self._thread.ident is not None:
             self._thread.join()
@@ -140,13 +139,14 @@ class RunControl:
     @property
     def undisturbed(self) -> bool:
         """Neither stopped nor about to."""
-        return self._reason is None
+        return self._reason is None and not self._failed
 
     def pause(self, timeout: float) -> None:
         """Return when the guest has stopped: no vCPU runs, no disk executes anything.
 
         TimeoutError, and nothing done, if a vCPU is busy for ``timeout``
-        seconds. How long the disks take is up to the host.
+        seconds. How long the disks take is up to the host; the end of the run
+        does not wait for them.
         """
         done = False
         with self._lock:
@@ -162,21 +162,27 @@ class RunControl:
     def resume(self) -> None:
         """Let the guest go on, whatever it was stopped for, or is about to."""
         with self._lock:
-            if self._reason is None or self._over():
+            if self._over():
                 return
-            if self.state is RunState.RUNNING:
-                # Whoever was told of the error waits for the stop that follows.
-                self._announce(Stop())
-            self._resumes += 1
-            self.state = RunState.RUNNING
-            self._announce(Resume())
+            with self._telling:
+                if self._reason is None and not self._failed:
+                    return
+                if self.state is RunState.RUNNING:
+                    # Whoever was told of the error waits for the stop that follows.
+                    self._announce(Stop())
+                self._failed = False
+                self.state = RunState.RUNNING
+                self._announce(Resume())
             for disk in self._disks:
                 disk.resume()
             self._release()
 
-    def io_error(self) -> None:
-        """Have the guest stopped for an error that a disk has kept; never waits."""
-        self._orders.put(_IoError(self._resumes))
+    def io_error(self, error: Event) -> None:
+        """Announce ``error``, for which a disk has halted, and have the guest stopped."""
+        with self._telling:
+            self._announce(error)
+            self._failed = True
+        self._orders.put(_Order.IO_ERROR)
 
     def request_pause(self) -> None:
         """Have the guest paused as soon as every vCPU is idle, after earlier requests."""
@@ -199,14 +205,19 @@ class RunControl:
             if not vcpu.wait_paused(max(0.0, deadline - monotonic())):
                 return False
         for disk in self._disks:
-            disk.pause()
+            while not disk.pause(LOOK_SECONDS):
+                # The end of the run cancels what the disk executes; a pause does not.
+                if self._closed or self._over():
+                    return True
         if not self._over():
             self.state = self._reason
             self._announce(Stop())
         return True
 
     def _release(self) -> None:
-        """Let the vCPUs run."""
+        """Let the vCPUs run, if they have been asked to stop."""
+        if self._reason is None:
+            return
         self._reason = None
         for vcpu in self._vcpus:
             vcpu.resume()
@@ -219,13 +230,13 @@ class RunControl:
         except BaseException as error:
             self._on_failure(error)
 
-    def _next(self, seconds: float | None) -> _IoError | _Order | None:
+    def _next(self, seconds: float | None) -> _Order | None:
         try:
             return self._orders.get(timeout=seconds)
         except Empty:
             return None
 
-    def _obey(self, order: _IoError | _Order | None) -> bool:
+    def _obey(self, order: _Order | None) -> bool:
         """Carry out ``order`` and go on with a stop that was begun; whether that is done."""
         if order is _Order.RESUME:
             self.resume()
@@ -233,6 +244,6 @@ class RunControl:
             reason = self._reason
             if order is _Order.PAUSE:
                 reason = RunState.PAUSED
-            elif isinstance(order, _IoError) and order.resumes == self._resumes:
+            elif order is _Order.IO_ERROR and self._failed:
                 reason = RunState.IO_ERROR
             return reason is None or self._stop(reason, KICK_SECONDS)

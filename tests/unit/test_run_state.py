@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pykvm.machine.events import Event, Resume, Stop
+from pykvm.devices.virtio_blk import ErrorAction, IoError
+from pykvm.machine.events import BlockIoError, Event, Resume, Stop
 from pykvm.machine.run_state import RunControl, RunState
 
 PATIENCE = 20.0
+FAILURE = BlockIoError("virtio0", IoError("write", 0, 512, 5, ErrorAction.STOP))
 
 
 @dataclass
@@ -43,11 +45,13 @@ class FakeDisk:
     log: list[object]
     in_pause: object = None
     in_resume: object = None
+    quiet: bool = True
 
-    def pause(self) -> None:
+    def pause(self, timeout: float) -> bool:
         self.log.append("disk pause")
         if self.in_pause:
             self.in_pause()
+        return self.quiet
 
     def resume(self) -> None:
         self.log.append("disk resume")
@@ -56,9 +60,13 @@ class FakeDisk:
 
 
 class Rig:
-    """A control with two vCPUs and a disk; ``log`` has calls and events in their order."""
+    """A control with two vCPUs and a disk; ``log`` has calls and events in their order.
+
+    ``on_failure`` is called when it has been announced that the disk failed.
+    """
 
     def __init__(self) -> None:
+        self.on_failure = lambda: None
         self.log: list[object] = []
         self.over = False
         self.errors: list[BaseException] = []
@@ -70,6 +78,8 @@ class Rig:
 
     def announce(self, event: Event) -> None:
         self.log.append(type(event))
+        if event is FAILURE:
+            self.on_failure()
 
     def count(self, item: object) -> int:
         return self.log.count(item)
@@ -80,7 +90,7 @@ class Rig:
 
     def fail(self) -> None:
         """What a disk's thread does."""
-        self.control.io_error()
+        self.control.io_error(FAILURE)
 
     def settle(self) -> None:
         """Return when the control thread has carried out all that was requested; it ends."""
@@ -150,7 +160,7 @@ def test_requests_are_carried_out_in_order(rig):
 def test_requests_wait_for_the_start():
     rig = Rig()
     rig.fail()
-    assert rig.log == []
+    assert rig.log == [BlockIoError]
     rig.control.start()
     settled(lambda: rig.control.state is RunState.IO_ERROR)
     rig.control.close()
@@ -168,7 +178,7 @@ def test_close_without_a_start():
 def test_an_error_stops_the_guest(rig):
     rig.fail()
     settled(lambda: rig.control.state is RunState.IO_ERROR)
-    assert rig.log == ["ask", "ask", "disk pause", Stop]
+    assert rig.log == [BlockIoError, "ask", "ask", "disk pause", Stop]
 
 
 def test_several_errors_are_one_stop(rig):
@@ -250,7 +260,41 @@ def test_a_resume_while_a_vcpu_is_busy_calls_the_stop_off(rig):
     rig.settle()
     assert rig.control.state is RunState.RUNNING
     assert rig.pauses == [0, 0]
-    assert rig.log == ["ask", "ask", Stop, Resume, "disk resume", "go", "go"]
+    assert rig.log == [BlockIoError, "ask", "ask", Stop, Resume, "disk resume", "go", "go"]
+
+
+def test_a_resume_before_the_stop_was_begun_calls_it_off():
+    """``cont`` in answer to the event, while the control thread has not come to it."""
+    rig = Rig()
+    rig.fail()
+    assert not rig.control.undisturbed
+    rig.control.resume()
+    rig.control.start()
+    rig.settle()
+    assert rig.control.state is RunState.RUNNING
+    assert rig.control.undisturbed
+    assert rig.log == [BlockIoError, Stop, Resume, "disk resume"]
+
+
+def test_who_hears_of_an_error_and_resumes_has_answered_it():
+    """However fast the answer: there is no stop for it after the resume."""
+    rig = Rig()
+    rig.control.pause(1)
+    rig.control.resume()
+    rig.log.clear()
+    answer = threading.Thread(target=rig.control.resume)
+
+    def hear() -> None:
+        answer.start()
+        answer.join(0.05)  # if it can be carried out at once, it is
+
+    rig.on_failure = hear
+    rig.fail()
+    answer.join(PATIENCE)
+    rig.control.start()
+    rig.settle()
+    assert rig.log == [BlockIoError, Stop, Resume, "disk resume"]
+    assert rig.control.state is RunState.RUNNING
 
 
 def test_a_pause_that_fails_leaves_the_stop_for_an_error_in_place(rig):
@@ -273,7 +317,7 @@ def test_after_the_end_nothing_happens(rig):
     rig.control.resume()
     rig.fail()
     rig.settle()
-    assert rig.log == []
+    assert rig.log == [BlockIoError]
 
 
 def test_an_end_during_a_pause_is_not_announced_as_a_stop(rig):
@@ -282,6 +326,26 @@ def test_an_end_during_a_pause_is_not_announced_as_a_stop(rig):
 
     rig.disk.in_pause = end
     rig.control.pause(1)
+    assert Stop not in rig.log
+
+
+def test_the_end_does_not_wait_for_a_disk(rig):
+    """What it executes may take any time, and is cancelled when the devices are closed."""
+    rig.disk.quiet = False
+    pausing = threading.Thread(target=rig.control.pause, args=[PATIENCE])
+    pausing.start()
+    settled(lambda: "disk pause" in rig.log)
+    rig.over = True
+    pausing.join(PATIENCE)
+    assert not pausing.is_alive()
+    assert Stop not in rig.log
+
+
+def test_close_does_not_wait_for_a_disk(rig):
+    rig.disk.quiet = False
+    rig.fail()
+    settled(lambda: "disk pause" in rig.log)
+    rig.control.close()
     assert Stop not in rig.log
 
 
