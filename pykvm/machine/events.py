@@ -11,7 +11,7 @@ from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.platform.outcome import Outcome
 
 MAX_BACKLOG: Final = 1000
-"""So many events may wait to be delivered before those that a guest can cause at will are lost."""
+"""So many events may wait for somebody before those that a guest can cause at will are lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Announcer:
         """
         if not self._listeners:
             return
-        if _is_flood(event) and self._events.qsize() >= MAX_BACKLOG:
+        if may_be_lost(event, self._events.qsize()):
             return
         self._events.put(event)
 
@@ -147,6 +147,8 @@ class Announcer:
                 self._on_failure(error)
 
 
-def _is_flood(event: Event) -> bool:
-    """Whether a guest can cause any number of such events."""
-    return isinstance(event, BlockIoError) and event.error.action is not ErrorAction.STOP
+def may_be_lost(event: Event, backlog: int) -> bool:
+    """Whether ``event``, with ``backlog`` others before it, is one of too many from a guest."""
+    if backlog < MAX_BACKLOG or not isinstance(event, BlockIoError):
+        return False
+    return event.error.action is not ErrorAction.STOP

@@ -12,8 +12,9 @@ take as long as a disk does, and are carried out by a worker, one at a time; of
 the client that sent one no more is taken up until it is answered, so each
 client's commands are executed in order, and all others are served meanwhile.
 
-A client owes us its attention, not the other way round: what it does not read
-is kept up to a limit, and then the client is dropped.
+A client owes us its attention, not the other way round: while it does not read
+an answer, nothing more that it asks is taken up, and events for it are kept up
+to a limit; then it is dropped.
 """
 
 import os
@@ -26,7 +27,7 @@ from queue import SimpleQueue
 from typing import Final, Self
 
 from pykvm.machine import Machine
-from pykvm.machine.events import Event
+from pykvm.machine.events import Event, may_be_lost
 from pykvm.monitor.commands import SLOW, execute
 from pykvm.monitor.listener import MonitorSocket
 from pykvm.monitor.protocol import Command, Conversation, QmpError, encode
@@ -36,7 +37,7 @@ from pykvm.platform.outcome import Outcome
 MAX_CLIENTS: Final = 16
 """Others wait until one leaves."""
 MAX_UNREAD: Final = 1 << 20
-"""Bytes that are kept for a client that does not read, which is then dropped."""
+"""Bytes of events that are kept for a client that does not read, which is then dropped."""
 LAST_WORDS_SECONDS: Final = 0.5
 """How long the end waits for clients to take what was said to them."""
 RETRY_SECONDS: Final = 1.0
@@ -61,9 +62,15 @@ class _Client:
 
     @property
     def interest(self) -> int:
-        """What to wait for: input only once all that came before is done."""
-        reads = 0 if self.busy else selectors.EVENT_READ
-        return reads | (selectors.EVENT_WRITE if self._unsent else 0)
+        """What to wait for: input, and its end, only once all that came before is answered."""
+        if self._unsent:
+            return selectors.EVENT_WRITE
+        return 0 if self.busy or self.todo else selectors.EVENT_READ
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next of ``todo`` is to be done."""
+        return bool(self.todo) and not (self.busy or self._unsent or self.gone)
 
     def receive(self) -> None:
         """Take what has come."""
@@ -118,7 +125,7 @@ class Monitor:
         self._selector = selectors.EpollSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._wake, selectors.EVENT_READ)
-        self._forget = self._machine.listen(self._post)
+        self._forget = self._machine.listen(self._hear)
         self._thread.start()
         self._worker.start()
         return self
@@ -131,6 +138,11 @@ class Monitor:
         self._thread.join()
         self._selector.close()
         os.close(self._wake)
+
+    def _hear(self, event: Event) -> None:
+        """A listener that keeps nobody waiting, and so has a backlog of its own to limit."""
+        if not may_be_lost(event, self._inbox.qsize()):
+            self._post(event)
 
     def _post(self, item: Event | _Answer | None) -> None:
         self._inbox.put(item)
@@ -239,8 +251,8 @@ class Monitor:
                 client.send(data)
 
     def _go_on(self, client: _Client) -> None:
-        """Do what ``client`` has asked for, up to what the worker has to do."""
-        while client.todo and not client.busy and not client.gone:
+        """Do what ``client`` has asked for, up to what the worker has to do or it has to read."""
+        while client.ready:
             item = client.todo.popleft()
             if isinstance(item, bytes):
                 client.send(item)

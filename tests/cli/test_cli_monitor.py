@@ -18,10 +18,12 @@ from qemu.qmp import ExecuteError, QMPClient
 from run_on_terminal import Terminal
 
 from pykvm import __version__
+from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
 from pykvm.devices.virtio_blk.stats import COUNTERS
 from pykvm.errors import UsageError
 from pykvm.machine import DiskConfig, Machine, MachineConfig, RunState
+from pykvm.machine.events import MAX_BACKLOG, BlockIoError, Event
 from pykvm.monitor import Monitor, MonitorSocket, server
 from pykvm.platform.outcome import Outcome, OutcomeKind
 from pykvm.testing.bare import BlockDriver, BlockRequest, Script
@@ -292,6 +294,32 @@ def test_answers_are_sent_to_a_client_that_has_said_all(path, machine):
     assert messages[-1]["return"]["status"] == "paused"
 
 
+def test_a_client_that_says_much_at_once_gets_every_answer(path, machine):
+    """It reads only when it has said all; the answers are more than is kept for anybody."""
+    count = 4 * server.MAX_UNREAD // 300
+    with Raw(path) as client:
+        talk = threading.Thread(target=client.send, args=[b'{"execute": "query-commands"}' * count])
+        talk.start()
+        talk.join(0.2)  # it may have to wait for the reader
+        answers = [client.read() for _ in range(count)]
+        talk.join(PATIENCE)
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.read() is None
+    assert all(answer == answers[0] and answer["return"] for answer in answers)
+
+
+def test_what_waits_for_a_client_that_has_said_all_is_sent(path, machine):
+    """More than the socket holds."""
+    count = 800
+    with Raw(path) as client:
+        client.send(b'{"execute": "query-commands"}' * count)
+        client.socket.shutdown(socket.SHUT_WR)
+        time.sleep(0.1)  # the monitor has come to the end of it
+        for _ in range(count):
+            assert "return" in client.read()
+        assert client.read() is None
+
+
 def test_several_clients(path, machine):
     with Raw(path) as one, Raw(path) as two, Raw(path, negotiate=False) as silent:
         one.send(b'{"execute": "stop"}')
@@ -323,23 +351,38 @@ def test_clients_that_leave_at_any_moment(path, machine):
         assert client.ask("cont") == {"return": {}}
 
 
-def test_a_client_that_does_not_read_holds_nobody_up(path, machine):
-    """It is dropped when too much has gathered for it; the others hear everything."""
+def test_a_client_that_does_not_read_holds_nobody_up(path, machine, monkeypatch):
+    """It gets no more answers, and is dropped when too many events have gathered for it."""
+    monkeypatch.setattr(server, "MAX_UNREAD", 4096)
     with Raw(path) as deaf, Raw(path) as client:
-        ask = b'{"execute": "query-commands"}' * 100
-        deaf.socket.setblocking(False)
-        dropped = False
-        deadline = time.monotonic() + PATIENCE
-        while not dropped:
-            assert time.monotonic() < deadline
-            try:
-                deaf.socket.send(ask)
-            except BlockingIOError:
-                time.sleep(0.001)
-            except OSError:
-                dropped = True
-        assert client.ask("stop") == {"return": {}}
-        assert client.ask("cont") == {"return": {}}
+        deaf.socket.settimeout(0.1)
+        with suppress(TimeoutError):
+            while True:
+                deaf.send(b'{"execute": "query-commands"}' * 100)
+        for _ in range(40):
+            assert client.ask("stop") == {"return": {}}
+            assert client.ask("cont") == {"return": {}}
+        with pytest.raises(BrokenPipeError):
+            deaf.send(b" ")
+
+
+def test_a_guest_cannot_fill_the_memory_with_errors_to_be_told(path, machine, monkeypatch):
+    """The monitor is slower than the disk that fails."""
+    free, told = threading.Event(), []
+
+    def slowly(event: Event) -> None:
+        free.wait(PATIENCE)
+        told.append(event)
+
+    monkeypatch.setattr(server, "event_message", slowly)
+    error = BlockIoError("virtio0", IoError("read", 0, 512, 5, ErrorAction.REPORT))
+    with Raw(path) as client:
+        for _ in range(5 * MAX_BACKLOG):
+            machine._announcer.announce(error)
+            machine.flush_events()
+        free.set()
+        client.ask("query-status")
+    assert MAX_BACKLOG <= len(told) <= MAX_BACKLOG + 1
 
 
 def test_a_stop_that_waits_holds_up_its_client_only(path, bare_kernel):
@@ -360,6 +403,32 @@ def test_a_stop_that_waits_holds_up_its_client_only(path, bare_kernel):
         assert select.select([one.socket], [], [], 0.05)[0] == []
         assert two.ask("quit") == {"return": {}}
         assert machine.wait(PATIENCE).kind is OutcomeKind.QUIT
+
+
+def test_a_stop_that_waits_for_a_disk_does_not_hold_up_the_end(path, bare_kernel, tmp_path):
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    plan = FaultPlan([Fault(operation="write", delay_ms=1000 * PATIENCE)])
+    script = Script()
+    driver = BlockDriver(script)
+    driver.start()
+    driver.submit([BlockRequest.write(8, b"x" * 512)])
+    config = MachineConfig(
+        kernel=bare_kernel,
+        append="script",
+        initrd=script.encode(),
+        memory=MEMORY_NEEDED,
+        disks=[DiskConfig(image, faults=plan)],
+    )
+    began = time.monotonic()
+    with served(path, config) as machine, Raw(path) as one, Raw(path) as two:
+        machine.start()
+        until(lambda: plan.rules[0].strikes, "the write is not executing")
+        one.send(b'{"execute": "stop"}')
+        assert two.ask("quit") == {"return": {}}
+        assert machine.wait(PATIENCE).kind is OutcomeKind.QUIT
+    assert time.monotonic() - began < PATIENCE
+    assert image.read_bytes()[4096:4608] == bytes(512)
 
 
 def test_clients_hear_the_end(path, bare_kernel):
