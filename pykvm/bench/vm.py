@@ -14,15 +14,16 @@ from typing import IO
 from pykvm.bench.child import last_words, running
 from pykvm.bench.process import CpuTime, ProcessView
 from pykvm.bench.sample import Run, Sample
-from pykvm.bench.script import MARK, TIMEOUT_US, LoadScript
+from pykvm.bench.script import MARK, LoadScript
 from pykvm.bench.tool import Job, Progress
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
 from pykvm.errors import PykvmError
 from pykvm.testing.bare.layout import MEMORY_NEEDED
 
 MEMORY_MIB = MEMORY_NEEDED >> 20
-START_SECONDS = 60.0
-"""For the guest's first words; firmware on hosts that emulate kernel code needs seconds."""
+PATIENCE_SECONDS = 70.0
+"""For the guest to say something beyond the time that a workload lasts: a little longer than the
+guest itself waits for the disk, so that its own words come first."""
 
 
 class VmRunner:
@@ -61,8 +62,8 @@ class VmRunner:
         with tempfile.TemporaryFile() as errors, running(command, errors) as child:
             watch = _Watch(child, self._memfd, self._vcpu)
             try:
-                watch.follow(script.marks, job.seconds + TIMEOUT_US / 1e6, progress)
-                status = child.wait(START_SECONDS)
+                watch.follow(script.marks, job.seconds + PATIENCE_SECONDS, progress)
+                status = child.wait(PATIENCE_SECONDS)
                 if status != self._status:
                     raise PykvmError(f"it ended with status {status}")
                 loads = script.results(watch.read)
@@ -108,8 +109,7 @@ class _Watch:
 
     def follow(self, last: int, seconds: float, progress: Progress) -> None:
         """Until mark ``last``; PykvmError if the process ends before, or says nothing so long."""
-        lines = self._lines(START_SECONDS, seconds)
-        for line in lines:
+        for line in self._lines(seconds):
             if not line.startswith(MARK):
                 continue
             number = int(line[len(MARK) :])
@@ -134,10 +134,9 @@ class _Watch:
             with suppress(OSError):
                 self.memory = self._view.memory(except_for=self._memfd)
 
-    def _lines(self, first: float, others: float) -> Iterator[bytes]:
-        """Lines of output; ``first`` and ``others`` are seconds to wait for each."""
+    def _lines(self, patience: float) -> Iterator[bytes]:
+        """Lines of output, waiting so many seconds for the next."""
         pending = b""
-        patience = first
         with selectors.DefaultSelector() as selector:
             selector.register(self._output, selectors.EVENT_READ)
             while True:
@@ -148,7 +147,6 @@ class _Watch:
                     return
                 *lines, pending = (pending + data).replace(b"\r", b"").split(b"\n")
                 yield from lines
-                patience = max(first, others)
 
     def read(self, address: int, length: int) -> bytes:
         """Guest RAM, also after the process has ended."""
