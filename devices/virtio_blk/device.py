@@ -168,8 +168,13 @@ class VirtioBlk:
                 self.image.sync()
 
     def negotiated(self, features: int) -> bool:
-        """See VirtioDevice. Every subset of what is offered will do."""
+        """See VirtioDevice. Every subset of what is offered will do.
+
+        A driver that cannot flush begins in write-through (§5.2.5.2).
+        """
         self._features = features
+        if not features & VIRTIO_BLK_F_FLUSH:
+            self._set_writeback(False)
         return True
 
     def activate(self, activation: Activation) -> None:

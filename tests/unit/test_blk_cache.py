@@ -144,6 +144,17 @@ def test_the_mode_gives_the_first_value(make: Callable[..., Disk], cache: CacheM
     assert make(cache).writeback == (0 if cache in writethrough else 1)
 
 
+@pytest.mark.parametrize("features", [NEITHER, WCE_ONLY])
+def test_a_driver_that_cannot_flush_begins_in_write_through(
+    make: Callable[..., Disk], features: int
+) -> None:
+    disk = make(CacheMode.WRITEBACK, features)
+    assert disk.writeback == 0
+    assert not disk.device.writeback
+    disk.transport.reset()
+    assert disk.writeback == 1
+
+
 @pytest.mark.parametrize("features", [NEITHER, FLUSH_ONLY])
 def test_only_a_driver_that_knows_it_writes_it(make: Callable[..., Disk], features: int) -> None:
     disk = make(CacheMode.WRITEBACK, features)
