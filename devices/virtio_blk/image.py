@@ -125,6 +125,8 @@ def _open(path: str, readonly: bool, cache: CacheMode) -> int:
         raise _open_error(path, readonly, error) from None
     try:
         _check_kind(path, os.fstat(fd).st_mode)
+        # That was for opening only: io_uring can fail with EAGAIN what would block in such a file.
+        os.set_blocking(fd, True)
     except BaseException:
         os.close(fd)
         raise

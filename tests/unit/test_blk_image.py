@@ -59,6 +59,13 @@ def test_the_descriptor_is_not_inherited(path: Path) -> None:
     image.close()
 
 
+def test_the_descriptor_blocks(path: Path) -> None:
+    """Else io_uring can fail with EAGAIN what would block."""
+    image = Image(path)
+    assert os.get_blocking(image.fd)
+    image.close()
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "none")
     assert "truncate -s" in refusal(tmp_path / "none")
