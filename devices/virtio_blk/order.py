@@ -3,7 +3,8 @@
 - A flush starts when every write queued before it in the same queue is done,
   whichever drain that came from.
 - Two operations of one drain whose requests overlap, one of them a write, run
-  in the order of the plan. Across drains virtio leaves the order open.
+  in the order of the plan. (So do all the others, if there are very many.)
+  Across drains virtio leaves the order open.
 
 Waiting is for the end of an operation, not for its success; and an operation
 that is tried again in other pieces (:func:`replace`) ends with the last of them.
@@ -11,6 +12,7 @@ that is tried again in other pieces (:func:`replace`) ends with the last of them
 
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
+from typing import Final
 
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SHIFT,
@@ -18,6 +20,9 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.devices.virtio_blk.operation import Operation
+
+MANY: Final = 1024
+"""As many operations as the largest queue has requests; more are pieces of large ones."""
 
 _by_offset = attrgetter("offset")
 
@@ -43,7 +48,10 @@ def order(operations: Sequence[Operation], unfinished: Iterable[Operation]) -> l
         end = operation.offset + operation.length
     # Mostly there are no writes, or each operation is behind the one before it.
     if writes and not apart and _overlapping(operations):
-        _order_overlaps(operations)
+        if len(operations) > MANY:
+            _order_all(operations)
+        else:
+            _order_overlaps(operations)
     if flushes:
         _order_flushes(operations, unfinished)
     return [operation for operation in operations if not operation.waits]
@@ -87,8 +95,14 @@ def _overlapping(operations: Sequence[Operation]) -> bool:
     return False
 
 
+def _order_all(operations: Sequence[Operation]) -> None:
+    """One after another: a guest must not keep us busy with pairs of its requests' pieces."""
+    for index in range(1, len(operations)):
+        _follow(operations[index], operations[index - 1])
+
+
 def _order_overlaps(operations: Sequence[Operation]) -> None:
-    """Quadratic, in a drain of at most a queue's size, and only for drivers that ask for it.
+    """Quadratic, for at most MANY, and only for drivers that ask for it.
 
     A piece stands for its whole request: when one piece is to be tried again
     after a stop, all are, and what overlaps them must not have run meanwhile.

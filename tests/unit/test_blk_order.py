@@ -68,6 +68,16 @@ def test_what_overlaps_one_piece_waits_for_the_whole_request() -> None:
     assert ordered([(IN, 3, 1), (OUT, 0, 4)], limits=two) == [set(), {0}, {0}]
 
 
+def test_very_many_that_overlap_run_in_turn() -> None:
+    """A few large requests can have so many pieces that their pairs are not to be counted."""
+    script = [(OUT, 0, 3000), (IN, 0, 3000), (FLUSH, 0, 0), (OUT, 1, 1)]
+    edges = ordered(script, limits=Limits(bytes=512))
+    assert len(edges) == 6002
+    assert edges[:6000] == [set(), *({index} for index in range(5999))]
+    assert edges[6000] == {5999, *range(3000)}
+    assert edges[6001] == {6000}
+
+
 def test_a_flush_waits_for_earlier_writes_alone() -> None:
     script = [(OUT, 0, 1), (IN, 4, 1), (FLUSH, 0, 0), (OUT, 6, 1), (FLUSH, 0, 0)]
     assert ordered(script) == [set(), set(), {0}, set(), {2, 3}]
