@@ -17,7 +17,6 @@ module          what it knows
 ``io_uring``    an engine on io_uring
 ``engines``     which of them a disk gets
 ``direct``      O_DIRECT: what is aligned, and what has to bounce
-``direct``      the same past the page cache, aligned (O_DIRECT)
 ``faults``      an engine that wraps another one and fails on purpose
 ``fault_rules`` which operations shall fail, and how (pure)
 ``fault_file``  fault rules from TOML (pure)

@@ -230,6 +230,7 @@ def test_a_sink_that_blocks_holds_up_a_pause_and_nothing_else():
             machine.pause(0.05)
         assert machine.status is RunState.RUNNING
         machine.request_pause()
+        until(lambda: not machine._control.undisturbed, "the request is not carried out")
         free.set()
         log.wait_for(Stop)
         assert machine.status is RunState.PAUSED
