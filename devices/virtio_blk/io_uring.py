@@ -10,6 +10,7 @@ syncs of files in the host's page cache     :meth:`Image.sync` alone may judge w
                                             succeeded, and makes them one by one
 what O_DIRECT refuses, unaligned            has to bounce (:mod:`pykvm.devices.virtio_blk.direct`)
 writes to blocks larger than a sector       have to hold ``Image.edge_lock``
+what comes back with EINTR or EAGAIN        a thread waits where the ring did not
 ==========================================  ====================================================
 
 With O_DIRECT a flush is IORING_OP_FSYNC, and a durable write has RWF_DSYNC: a
@@ -117,8 +118,8 @@ class IoUringEngine:
             operation = executing.pop(tag)
             if result >= 0:
                 operation.moved = result
-            elif result == -errno.EINTR:
-                self._waiting.append(operation)
+            elif -result in (errno.EINTR, errno.EAGAIN):
+                self._threads.submit((operation,))
                 continue
             else:
                 operation.error = -result
