@@ -34,7 +34,8 @@ def parse_faults(text: str) -> FaultRules:
     """
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # Besides TOMLDecodeError, these are for very long numbers and very deep arrays.
         raise UsageError(f"this is not TOML: {error}") from None
     _check_keys(document, _KEYS)
     tables = document.get("fault", [])

@@ -55,8 +55,13 @@ class FaultPlan:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
-            raise UsageError(f"the fault file {path} cannot be read: {reason.lower()}") from None
+            reason = str(error)  # the path has a NUL byte
+            if isinstance(error, OSError):
+                reason = os.strerror(error.errno or 0).lower()
+            elif isinstance(error, UnicodeDecodeError):
+                reason = "it is not UTF-8"
+            hint = "give a TOML file of rules for faults"
+            raise UsageError(f"the fault file '{path}' cannot be read: {reason}", hint) from None
         plan = cls()
         try:
             plan._rules = parse_faults(text)

@@ -147,6 +147,8 @@ def _number(allowed: range, read: Callable[[str], int] = _parse_whole) -> _Parse
 
 
 def _faults(name: str, text: str) -> "FaultPlan":
+    if not text:
+        raise UsageError(f"--disk option '{name}' needs a file", f"write {name}=FILE.toml")
     # Few runs want faults: not at the top.
     from pykvm.devices.virtio_blk.faults import FaultPlan
 
@@ -184,13 +186,16 @@ _DISK_KEYS: Final = MappingProxyType(
             "merge_max", _number(MERGE_MAX), "N", "at most N requests in one operation (32)"
         ),
         "seg-max": _DiskKey(
-            "seg_max", _number(SEG_MAX), "N", "the guest is to give a request at most N segments"
+            "seg_max",
+            _number(SEG_MAX),
+            "N",
+            "the guest is to give a request at most N segments (254)",
         ),
         "size-max": _DiskKey(
             "size_max",
             _number(SIZE_MAX, _parse_bytes),
             "SIZE",
-            "… and a segment at most SIZE bytes, like 4K",
+            "… and a segment at most SIZE bytes, like 4K (any number)",
         ),
         "rerror": _DiskKey(
             "rerror",

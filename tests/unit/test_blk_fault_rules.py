@@ -289,6 +289,8 @@ def test_an_empty_file_has_no_rules():
     ("text", "says"),
     [
         ("[[fault]", "this is not TOML: "),
+        ("seed = 1" + "0" * 5000, "this is not TOML: "),
+        ("seed = " + "[" * 5000, "this is not TOML: "),
         ("sed = 1", "there is no key 'sed'; did you mean 'seed'?"),
         ("colour = 1", "the keys are seed, fault"),
         ("seed = 'x'", "seed cannot be 'x'"),
@@ -321,8 +323,8 @@ def test_the_examples_of_the_documentation():
 def test_a_plan_names_its_file(tmp_path: Path):
     path = tmp_path / "faults.toml"
     for content, says in (
-        (None, f"the fault file {path} cannot be read: no such file or directory"),
-        (b"\xff", f"the fault file {path} cannot be read: 'utf-8' codec"),
+        (None, f"the fault file '{path}' cannot be read: no such file or directory"),
+        (b"\xff", f"the fault file '{path}' cannot be read: it is not UTF-8"),
         (b"[[fault]]\nnth = 0", f"{path}: fault 1: nth cannot be 0; use a whole number from 1"),
     ):
         if content is not None:

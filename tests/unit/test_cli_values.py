@@ -92,6 +92,8 @@ def test_faults_come_from_a_file(tmp_path):
     path.write_text('[[fault]]\nerror = "EIO"')
     with pytest.raises(UsageError, match="fault 1: there is no key 'error'"):
         parse_disk(f"d.img,faults={str(path).replace(',', ',,')}")
+    with pytest.raises(UsageError, match="'faults' needs a file"):
+        parse_disk("d.img,faults=")
 
 
 def test_every_value_of_a_choice_is_accepted():
