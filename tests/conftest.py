@@ -7,6 +7,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from pykvm.virtio import split
+
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("pykvm", deadline=None)
 hypothesis.settings.load_profile("pykvm")
@@ -22,6 +24,19 @@ def pytest_configure() -> None:
             signal.signal(number, ours)
 
 
+def form() -> str:
+    """Which form of the hot path runs (speed/README.md)."""
+    return "interpreted" if (split.__file__ or "").endswith(".py") else "compiled"
+
+
+def pytest_report_header() -> str:
+    """Say which form is tested; a run for the other one (PYKVM_FORM) proves nothing."""
+    wanted = os.environ.get("PYKVM_FORM", form())
+    if wanted != form():
+        raise pytest.UsageError(f"the hot path is {form()}, not {wanted}: see speed/README.md")
+    return f"hot path: {form()}"
+
+
 def kvm_problem() -> str:
     """Why KVM tests cannot run here, or an empty string."""
     try:
@@ -33,6 +48,10 @@ def kvm_problem() -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip KVM tests with the reason, or fail the run if PYKVM_REQUIRE_KVM=1."""
+    if form() == "compiled":
+        for item in items:
+            if item.get_closest_marker("interpreted"):
+                item.add_marker(pytest.mark.skip(reason="the hot path is compiled"))
     wanting = [item for item in items if item.get_closest_marker("kvm")]
     problem = kvm_problem() if wanting else ""
     if not problem:

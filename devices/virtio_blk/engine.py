@@ -5,7 +5,6 @@ an engine only carries out, once, what may run now.
 """
 
 import errno
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -18,7 +17,9 @@ from pykvm.devices.virtio_blk.constants import (
 from pykvm.devices.virtio_blk.direct import DirectIo
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.transfer import transfer
 from pykvm.memory.ram import Ram
+from pykvm.native import NO_BYTES, Bytes
 
 
 class Engine(Protocol):
@@ -76,51 +77,62 @@ class SyncEngine:
     whole cost and any hand-over to somebody else more than doubles it.
     """
 
-    notifier = -1
+    notifier: int
+    _image: Image
+    _fd: int
+    _bytes: Bytes
+    _done: list[Operation]
+    _stopped: bool
+    _direct: DirectIo | None
 
     def __init__(self, image: Image, ram: Ram) -> None:
+        self.notifier = -1
         self._image = image
         self._fd = image.fd
         self._bytes = ram.bytes
-        self._done: list[Operation] = []
+        self._done = []
         self._stopped = False
         self._direct = DirectIo(image, ram) if image.cache.direct else None
 
     def submit(self, operations: Sequence[Operation]) -> None:
         """See :class:`Engine`."""
-        fd = self._fd
-        memory = self._bytes
-        direct = self._direct
-        preadv, pwritev = os.preadv, os.pwritev
+        operation: Operation
         now = time.monotonic_ns
         for operation in operations:
+            kind = operation.kind
             if self._stopped:
                 operation.error = errno.ECANCELED
-                continue
-            kind = operation.kind
-            if kind == VIRTIO_BLK_T_FLUSH:
+            elif kind == VIRTIO_BLK_T_FLUSH:
                 operation.error = self._image.sync()
-                operation.finished_ns = now()
-                continue
-            assert kind in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT), "the parser knows more"
-            transfer = preadv if kind == VIRTIO_BLK_T_IN else pwritev
-            first = operation.first
-            try:
-                if direct is not None:
-                    operation.moved = direct.move(operation)
-                # One segment moved by one call is nearly all there is.
-                elif operation.last - first == 1:
-                    start = operation.offsets[first]
-                    end = start + operation.length
-                    operation.moved = transfer(fd, (memory[start:end],), operation.offset)
-                else:
-                    operation.moved = transfer(fd, operation.views(memory), operation.offset)
-            except OSError as error:
-                operation.error = error.errno or errno.EIO
-            if operation.durable and kind == VIRTIO_BLK_T_OUT and not operation.error:
-                operation.error = self._image.sync()
+            else:
+                assert kind in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT), "the parser knows more"
+                self._move(operation, kind == VIRTIO_BLK_T_OUT)
             operation.finished_ns = now()
         self._done.extend(operations)
+
+    def _move(self, operation: Operation, write: bool) -> None:
+        if self._direct is None:
+            moved = transfer(
+                write,
+                self._fd,
+                self._bytes,
+                operation.offsets,
+                operation.lengths,
+                operation.first,
+                operation.last,
+                operation.offset,
+            )
+            if moved >= 0:
+                operation.moved = moved
+            else:
+                operation.error = -moved
+        else:
+            try:
+                operation.moved = self._direct.move(operation)
+            except OSError as error:
+                operation.error = error.errno or errno.EIO
+        if write and operation.durable and not operation.error:
+            operation.error = self._image.sync()
 
     def completions(self) -> Sequence[Operation]:
         """See :class:`Engine`."""
@@ -135,5 +147,6 @@ class SyncEngine:
     def close(self) -> None:
         """See :class:`Engine`."""
         assert not self._done, "completions were left behind"
+        self._bytes = NO_BYTES  # memory can be unmapped once nobody looks at it
         if self._direct is not None:
             self._direct.close()

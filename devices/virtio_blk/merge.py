@@ -54,7 +54,7 @@ def sequential(requests: Sequence[Request], limits: Limits) -> Runs:
     kind = end = -1
     segments = length = 0
     for request in requests:
-        # No sum here overflows 63 bits: the parser lets nothing pass but sectors below 2^55
+        # No sum here overflows 63 bits: the parser lets nothing pass but sectors below 2^54
         # and lengths up to 2^32, and what is added to them is within the limits.
         if (
             request.sector == end
@@ -135,12 +135,14 @@ def sorted_batch(requests: Sequence[Request], limits: Limits) -> Runs:
 class _Window:
     """``count`` requests sorted by sector; those of one sector in the order of insertion."""
 
-    __slots__ = ("_requests", "_sectors", "count")
+    count: int
+    _requests: list[Request]
+    _sectors: list[int]
 
     def __init__(self) -> None:
         self.count = 0
-        self._requests: list[Request] = []
-        self._sectors: list[int] = []
+        self._requests = []
+        self._sectors = []
 
     def insert(self, request: Request) -> None:
         place = bisect_right(self._sectors, request.sector)
@@ -155,6 +157,7 @@ class _Window:
         """
         place = bisect_right(self._sectors, request.sector)
         if place:
+            before: Request
             before = self._requests[place - 1]
             if before.sector + (before.length >> SECTOR_SHIFT) > request.sector:
                 return True

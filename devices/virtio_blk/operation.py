@@ -1,10 +1,12 @@
 """One I/O operation, as the planner makes it and an engine executes it. Pure."""
 
-from array import array
 from collections.abc import Sequence
 
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN
 from pykvm.devices.virtio_blk.request import Request
+from pykvm.native import Longs, longs
+
+_NONE = longs(())
 
 
 class Operation:
@@ -24,24 +26,22 @@ class Operation:
     for this one.
     """
 
-    __slots__ = (
-        "durable",
-        "error",
-        "finished_ns",
-        "first",
-        "followers",
-        "kind",
-        "last",
-        "length",
-        "lengths",
-        "members",
-        "moved",
-        "offset",
-        "offsets",
-        "own_lengths",
-        "own_offsets",
-        "waits",
-    )
+    members: list[Request]
+    kind: int
+    offset: int
+    length: int
+    offsets: Longs
+    lengths: Longs
+    first: int
+    last: int
+    durable: bool
+    error: int
+    moved: int
+    finished_ns: int
+    waits: int
+    followers: list["Operation"]
+    _own_offsets: Longs
+    _own_lengths: Longs
 
     def __init__(self, members: Sequence[Request] = ()) -> None:
         self.members = list(members)
@@ -49,10 +49,10 @@ class Operation:
         self.offset = 0
         self.length = 0
         # Of its own, for several requests or a part of one; else it looks at the request's.
-        self.own_offsets = array("q")
-        self.own_lengths = array("q")
-        self.offsets = self.own_offsets
-        self.lengths = self.own_lengths
+        self._own_offsets = _NONE
+        self._own_lengths = _NONE
+        self.offsets = _NONE
+        self.lengths = _NONE
         self.first = 0
         self.last = 0
         self.durable = False
@@ -60,12 +60,20 @@ class Operation:
         self.moved = 0
         self.finished_ns = 0
         self.waits = 0
-        self.followers: list[Operation] = []
+        self.followers = []
 
     def views(self, memory: memoryview) -> list[memoryview]:
         """The data's segments in ``memory``, which is ``ram.bytes``."""
         offsets, lengths = self.offsets, self.lengths
         return [memory[offsets[i] : offsets[i] + lengths[i]] for i in range(self.first, self.last)]
+
+    def make_room(self, segments: int) -> None:
+        """Look at segments of its own, for this many; what they hold is undefined."""
+        if len(self._own_offsets) < segments:
+            self._own_offsets = longs([0] * segments)
+            self._own_lengths = longs([0] * segments)
+        self.offsets, self.lengths = self._own_offsets, self._own_lengths
+        self.first, self.last = 0, segments
 
     def clip(self, source: "Operation", start: int, length: int) -> None:
         """Become bytes ``[start, start + length)`` of ``source``, another operation, on its behalf.
@@ -79,8 +87,8 @@ class Operation:
         self.durable = source.durable
         self.offset = source.offset + start
         self.length = length
-        self.offsets, self.lengths = self.own_offsets, self.own_lengths
-        del self.offsets[:], self.lengths[:]
+        self.make_room(source.last - source.first)
+        count = 0
         for index in range(source.first, source.last):
             if not length:
                 break
@@ -89,8 +97,9 @@ class Operation:
                 start -= size
                 continue
             taken = min(size - start, length)
-            self.offsets.append(at + start)
-            self.lengths.append(taken)
+            self.offsets[count] = at + start
+            self.lengths[count] = taken
+            count += 1
             start = 0
             length -= taken
-        self.first, self.last = 0, len(self.offsets)
+        self.first, self.last = 0, count

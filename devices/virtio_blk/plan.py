@@ -7,17 +7,19 @@ by side. Which requests share an operation, :mod:`pykvm.devices.virtio_blk.merge
 says; one that is too large for an operation gets several.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pykvm.devices.virtio_blk.constants import SECTOR_SHIFT, SECTOR_SIZE
-from pykvm.devices.virtio_blk.merge import Limits, sequential, sorted_batch, sorted_window
+from pykvm.devices.virtio_blk.merge import Limits, Runs, sequential, sorted_batch, sorted_window
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.options import MergePolicy
 from pykvm.devices.virtio_blk.request import Request
 
 __all__ = ["Limits", "Planner"]
 
-_POLICIES = {
+Policy = Callable[[Sequence[Request], Limits], Runs]
+
+_POLICIES: dict[MergePolicy, Policy] = {
     MergePolicy.SEQUENTIAL: sequential,
     MergePolicy.SORTED: sorted_window,
     MergePolicy.SORTED_BATCH: sorted_batch,
@@ -31,13 +33,20 @@ class Planner:
     between two plans.
     """
 
+    durable: bool
+    _limits: Limits
+    _runs: Policy | None
+    _most_segments: int
+    _most_bytes: int
+    _free: list[Operation]
+
     def __init__(self, policy: MergePolicy, limits: Limits) -> None:
         self.durable = False
         self._limits = limits
         self._runs = _POLICIES.get(policy)
         self._most_segments = limits.segments
         self._most_bytes = limits.bytes
-        self._free: list[Operation] = []
+        self._free = []
 
     def plan(self, requests: Sequence[Request]) -> list[Operation]:
         """The operations for ``requests``, which are accepted and in the order of the ring.
@@ -102,22 +111,24 @@ class Planner:
         """One operation for ``run``, neighbours on the disk and within the limits."""
         operation = self._take()
         operation.members[:] = run
+        start: Request
         start = run[0]
         operation.kind = start.type
         operation.offset = start.sector << SECTOR_SHIFT
         operation.durable = self.durable
-        offsets, lengths = operation.own_offsets, operation.own_lengths
-        del offsets[:], lengths[:]
-        length = 0
+        segments = 0
+        for request in run:
+            segments += request.last - request.first
+        operation.make_room(segments)
+        count = length = 0
         for request in run:
             request.pending = 1
             length += request.length
             for index in range(request.first, request.last):
-                offsets.append(request.offsets[index])
-                lengths.append(request.lengths[index])
+                operation.offsets[count] = request.offsets[index]
+                operation.lengths[count] = request.lengths[index]
+                count += 1
         operation.length = length
-        operation.offsets, operation.lengths = offsets, lengths
-        operation.first, operation.last = 0, len(offsets)
         return operation
 
     def _split(self, rest: Operation, made: list[Operation]) -> int:

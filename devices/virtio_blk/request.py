@@ -31,7 +31,6 @@ sector and data are ignored. Device-readable data of IN and device-writable
 data of OUT are ignored. GET_ID fills as much of its 20 bytes as fits.
 """
 
-from array import array
 from struct import Struct
 
 from pykvm.devices.virtio_blk.constants import (
@@ -48,12 +47,14 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.memory.ram import Ram
+from pykvm.native import U64, Bytes, Longs, Words32, Words64, longs
 from pykvm.virtio.chain import DescriptorChain
 
 TYPE_UNREADABLE = -1
 """``Request.type`` when the header could not be read."""
 
 _HEADER = Struct("<IIQ")
+_NONE = longs(())
 
 
 class Request:
@@ -72,35 +73,29 @@ class Request:
     still waits for; ``error``, the first errno that one of them met, or 0.
     """
 
-    __slots__ = (
-        "error",
-        "first",
-        "head",
-        "last",
-        "length",
-        "lengths",
-        "offsets",
-        "own_lengths",
-        "own_offsets",
-        "pending",
-        "sector",
-        "sequence",
-        "started_ns",
-        "status",
-        "status_offset",
-        "type",
-        "used_length",
-    )
+    head: int
+    type: int
+    sector: int
+    length: int
+    offsets: Longs
+    lengths: Longs
+    first: int
+    last: int
+    status_offset: int
+    status: int
+    used_length: int
+    started_ns: int
+    sequence: int
+    pending: int
+    error: int
 
     def __init__(self, head: int) -> None:
         self.head = head
         self.type = TYPE_UNREADABLE
         self.sector = 0
         self.length = 0
-        self.own_offsets = array("q")
-        self.own_lengths = array("q")
-        self.offsets = self.own_offsets
-        self.lengths = self.own_lengths
+        self.offsets = _NONE
+        self.lengths = _NONE
         self.first = 0
         self.last = 0
         self.status_offset = -1
@@ -118,6 +113,13 @@ class RequestParser:
     ``capacity`` is in sectors of 512 bytes and may change between requests.
     """
 
+    capacity: U64
+    _readonly: bool
+    _id: bytes
+    _bytes: Bytes
+    _words32: Words32
+    _words64: Words64
+
     def __init__(self, ram: Ram, capacity: int, readonly: bool, serial: bytes) -> None:
         """``serial``: what GET_ID answers, at most 20 bytes."""
         assert len(serial) <= VIRTIO_BLK_ID_BYTES, "the caller checks the serial"
@@ -125,6 +127,8 @@ class RequestParser:
         self._readonly = readonly
         self._id = serial.ljust(VIRTIO_BLK_ID_BYTES, b"\0")
         self._bytes = ram.bytes
+        self._words32 = ram.u32
+        self._words64 = ram.u64
 
     def parse(self, chain: DescriptorChain, request: Request) -> bool:
         """Fill in ``request`` from ``chain``. True: it is to be executed.
@@ -133,6 +137,7 @@ class RequestParser:
         and the status byte is still to be written unless ``status_offset`` is
         -1. ``head`` must be the chain's own.
         """
+        sector: U64
         readable = chain.readable
         in_last = readable + chain.writable - 1
         offsets = chain.offsets
@@ -149,7 +154,11 @@ class RequestParser:
             header = offsets[0]
             if header < 0:
                 return self._refuse(request, VIRTIO_BLK_S_IOERR)
-            kind, _, sector = _HEADER.unpack_from(self._bytes, header)
+            if header & 7:
+                kind, _, sector = _HEADER.unpack(self._bytes[header : header + HEADER_SIZE])
+            else:
+                kind = self._words32[header >> 2]
+                sector = self._words64[(header >> 3) + 1]
             out_first = 1
             out_last = readable
         else:
@@ -157,8 +166,7 @@ class RequestParser:
             if len(copy) < HEADER_SIZE:
                 return self._refuse(request, VIRTIO_BLK_S_IOERR)
             kind, _, sector = _HEADER.unpack(copy)
-            offsets = request.own_offsets
-            lengths = request.own_lengths
+            offsets, lengths = request.offsets, request.lengths
             in_last = len(offsets)
             out_first = 0
             out_last = request.last
@@ -179,8 +187,8 @@ class RequestParser:
         request.last = in_last
         return self._other(request, kind)
 
-    def _accept(self, request: Request, sector: int, length: int) -> bool:
-        capacity = self.capacity
+    def _accept(self, request: Request, sector: U64, length: int) -> bool:
+        capacity: U64 = self.capacity
         # The subtraction cannot underflow, where an addition could overflow in compiled form.
         if length % SECTOR_SIZE or sector > capacity or length >> SECTOR_SHIFT > capacity - sector:
             return self._refuse(request, VIRTIO_BLK_S_IOERR)
@@ -211,38 +219,39 @@ class RequestParser:
             if offset < 0:
                 return self._refuse(request, VIRTIO_BLK_S_IOERR)
             piece = rest[: request.lengths[index]]
-            self._bytes[offset : offset + len(piece)] = piece
+            for place in range(len(piece)):
+                self._bytes[offset + place] = piece[place]
             rest = rest[len(piece) :]
             if not rest:
                 break
         return self._answer(request, VIRTIO_BLK_ID_BYTES - len(rest))
 
     def _reframe(self, chain: DescriptorChain, request: Request) -> bytes:
-        """The header's bytes; data segments in ``own_*``, those of OUT up to ``request.last``.
+        """The header's bytes; data segments in ``request``, those of OUT up to its ``last``.
 
         Too few bytes if the header is not all in guest RAM.
         """
-        offsets, lengths = chain.offsets, chain.lengths
-        own_offsets, own_lengths = request.own_offsets, request.own_lengths
-        del own_offsets[:], own_lengths[:]
+        offsets: list[int] = []
+        lengths: list[int] = []
         header = b""
         for index in range(chain.readable):
-            offset, length = offsets[index], lengths[index]
+            offset, length = chain.offsets[index], chain.lengths[index]
             taken = min(length, HEADER_SIZE - len(header))
             if taken:
                 if offset < 0:
                     return b""
                 header += bytes(self._bytes[offset : offset + taken])
             if length > taken:
-                own_offsets.append(offset + taken if offset >= 0 else -1)
-                own_lengths.append(length - taken)
-        request.last = len(own_offsets)
-        end = chain.readable + chain.writable
-        own_offsets.extend(offsets[chain.readable : end])
-        own_lengths.extend(lengths[chain.readable : end])
-        own_lengths[-1] -= 1
-        if not own_lengths[-1]:
-            del own_offsets[-1:], own_lengths[-1:]
+                offsets.append(offset + taken if offset >= 0 else -1)
+                lengths.append(length - taken)
+        request.last = len(offsets)
+        for index in range(chain.readable, chain.readable + chain.writable):
+            offsets.append(chain.offsets[index])
+            lengths.append(chain.lengths[index])
+        lengths[-1] -= 1
+        if not lengths[-1]:
+            del offsets[-1], lengths[-1]
+        request.offsets, request.lengths = longs(offsets), longs(lengths)
         return header
 
     def _answer(self, request: Request, written: int) -> bool:

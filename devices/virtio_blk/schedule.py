@@ -47,16 +47,25 @@ class Schedule:
     and ``halted`` says whether :meth:`take` gives any.
     """
 
+    executing: int
+    halted: bool
+    _planner: Planner
+    _decide: Decide
+    _sequence: int
+    _ready: list[Operation]
+    _unfinished: dict[Operation, None]
+    _held: list[Request]
+
     def __init__(self, planner: Planner, decide: Decide) -> None:
         self.executing = 0
         self.halted = False
         self._planner = planner
         self._decide = decide
         self._sequence = 0
-        self._ready: list[Operation] = []
+        self._ready = []
         # Planned and not done, executing or not; a dict, because sets have no order.
-        self._unfinished: dict[Operation, None] = {}
-        self._held: list[Request] = []
+        self._unfinished = {}
+        self._held = []
 
     def add(self, requests: Sequence[Request]) -> list[Operation]:
         """Plan ``requests``, accepted and in the order of the ring; the operations planned."""

@@ -20,11 +20,14 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.devices.virtio_blk.engine import Engine
+from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.plan import Planner
 from pykvm.devices.virtio_blk.request import Request, RequestParser
 from pykvm.devices.virtio_blk.schedule import Decide, Schedule
 from pykvm.devices.virtio_blk.stats import Stats
 from pykvm.memory.ram import Ram
+from pykvm.native import Bytes
+from pykvm.virtio.chain import DescriptorChain
 from pykvm.virtio.split import SplitQueue
 
 
@@ -36,6 +39,19 @@ class QueueService:
     ``decide`` or by :meth:`halt`, leaves the ring alone and starts nothing;
     it still answers what is executing, until :attr:`idle`.
     """
+
+    queue: SplitQueue
+    kick: int
+    engine: Engine
+    _stopping: bool
+    _bytes: Bytes
+    _parser: RequestParser
+    _planner: Planner
+    _stats: Stats
+    _durable: Callable[[], bool]
+    _interrupt: Callable[[int], None]
+    _requests: tuple[Request, ...]
+    _schedule: Schedule
 
     def __init__(
         self,
@@ -84,18 +100,24 @@ class QueueService:
         queue = self.queue
         queue.disable_notifications()
         queue.begin_drain()
-        pop, chains, requests, parse = queue.pop, queue.chains, self._requests, self._parser.parse
         now = time.monotonic_ns()
+        request: Request
+        chain: DescriptorChain
         accepted: list[Request] = []
-        while (head := pop()) >= 0:
-            request = requests[head]
-            if parse(chains[head], request):
+        while True:
+            head = queue.pop()
+            if head < 0:
+                break
+            request = self._requests[head]
+            chain = queue.chains[head]
+            if self._parser.parse(chain, request):
                 request.started_ns = now
                 accepted.append(request)
             else:
                 self._refuse(request, now)
         if accepted:
             self._planner.durable = self._durable()
+            operation: Operation
             for operation in self._schedule.add(accepted):
                 if len(operation.members) > 1:
                     self._stats.merged(operation.kind, len(operation.members) - 1)
@@ -139,21 +161,30 @@ class QueueService:
 
     def _execute(self) -> None:
         """Start what may start and answer what is done, until there is neither."""
-        schedule, engine, answer = self._schedule, self.engine, self._answer
+        operation: Operation
+        request: Request
+        schedule, engine = self._schedule, self.engine
         while True:
-            if not self._stopping and (ready := schedule.take()):
-                engine.submit(ready)
+            if not self._stopping:
+                ready = schedule.take()
+                if ready:
+                    engine.submit(ready)
             done = engine.completions()
             if not done:
                 return
             stopping = self._stopping  # after that: what was cancelled is never answered
-            for operation in done:
-                if stopping:
+            left = iter(done)
+            try:
+                for operation in left:
+                    if stopping:
+                        schedule.abandon(operation)
+                        continue
+                    finished = operation.finished_ns
+                    for request in schedule.finish(operation):
+                        self._answer(request, finished)
+            finally:
+                for operation in left:  # after a bug: a reset must not wait for the others
                     schedule.abandon(operation)
-                    continue
-                finished = operation.finished_ns
-                for request in schedule.finish(operation):
-                    answer(request, finished)
 
     def _publish(self) -> None:
         if not self._stopping and self.queue.publish():

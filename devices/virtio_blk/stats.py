@@ -52,7 +52,23 @@ class Stats:
     unknown types. ``now_ns`` is when a request completed (time.monotonic_ns).
     """
 
-    __slots__ = (*COUNTERS, "_last_ns")
+    rd_bytes: int
+    wr_bytes: int
+    rd_operations: int
+    wr_operations: int
+    flush_operations: int
+    rd_total_time_ns: int
+    wr_total_time_ns: int
+    flush_total_time_ns: int
+    rd_merged: int
+    wr_merged: int
+    failed_rd_operations: int
+    failed_wr_operations: int
+    failed_flush_operations: int
+    invalid_rd_operations: int
+    invalid_wr_operations: int
+    invalid_other_operations: int
+    _last_ns: int
 
     def __init__(self) -> None:
         self.rd_bytes = 0

@@ -4,7 +4,7 @@
 what each gets stands at the head of that file.
 """
 
-from array import array
+from pykvm.native import Longs, longs
 
 CHAIN_OK = 0
 CHAIN_BAD_ORDER = 1
@@ -40,17 +40,15 @@ class DescriptorChain:
     Valid from pop() to push() of the same head.
     """
 
-    __slots__ = (
-        "error",
-        "head",
-        "in_flight",
-        "lengths",
-        "offsets",
-        "readable",
-        "readable_bytes",
-        "writable",
-        "writable_bytes",
-    )
+    head: int
+    in_flight: bool
+    readable: int
+    writable: int
+    readable_bytes: int
+    writable_bytes: int
+    error: int
+    offsets: Longs
+    lengths: Longs
 
     def __init__(self, head: int) -> None:
         self.head = head
@@ -61,14 +59,19 @@ class DescriptorChain:
         self.writable_bytes = 0
         self.error = CHAIN_OK
         # Room for header, data and status; longer chains grow it once.
-        self.offsets = array("q", (0, 0, 0, 0))
-        self.lengths = array("q", (0, 0, 0, 0))
+        self.offsets = longs((0, 0, 0, 0))
+        self.lengths = longs((0, 0, 0, 0))
 
     def clear(self, error: int = CHAIN_OK) -> None:
         """No segments, and ``error``."""
         self.readable = self.writable = 0
         self.readable_bytes = self.writable_bytes = 0
         self.error = error
+
+    def grow(self) -> None:
+        """Room for twice as many segments."""
+        self.offsets = longs(list(self.offsets) * 2)
+        self.lengths = longs(list(self.lengths) * 2)
 
     def make_room(self, index: int, end: int) -> int:
         """Shift the segments from ``index`` to ``end`` (exclusive) up by one; ``index``."""

@@ -57,15 +57,13 @@ what ``fence`` is for, see :mod:`pykvm.virtio.fence`.
 """
 
 from collections.abc import Callable
-from struct import Struct
 
 from pykvm.memory.ram import Ram
+from pykvm.native import U64, Bytes, Longs, Words16, Words32, Words64
 from pykvm.virtio.chain import (
     CHAIN_BAD_INDIRECT,
     CHAIN_BAD_NEXT,
     CHAIN_BAD_ORDER,
-    CHAIN_ERRORS,
-    CHAIN_OK,
     CHAIN_TOO_LONG,
     CHAIN_TOO_MANY_BYTES,
     MAX_CHAIN_BYTES,
@@ -86,22 +84,6 @@ from pykvm.virtio.constants import (
     VIRTQ_USED_F_NO_NOTIFY,
 )
 
-__all__ = [
-    "BROKEN",
-    "CHAIN_BAD_INDIRECT",
-    "CHAIN_BAD_NEXT",
-    "CHAIN_BAD_ORDER",
-    "CHAIN_ERRORS",
-    "CHAIN_OK",
-    "CHAIN_TOO_LONG",
-    "CHAIN_TOO_MANY_BYTES",
-    "EMPTY",
-    "DescriptorChain",
-    "SplitQueue",
-    "no_fence",
-    "ring_error",
-]
-
 EMPTY = -1
 """pop(): nothing more in this drain."""
 BROKEN = -2
@@ -109,14 +91,12 @@ BROKEN = -2
 
 MIN_INDIRECT_LIMIT = 1026
 
-_unpack = Struct("<QIHH").unpack_from
-
 
 def no_fence() -> None:
     """The fence of a ring that only one thread touches."""
 
 
-def ring_error(ram: Ram, size: int, desc: int, avail: int, used: int) -> str:
+def ring_error(ram: Ram, size: int, desc: U64, avail: U64, used: U64) -> str:
     """Why a queue cannot work with this geometry, or "" if it can (§2.7, §2.7.10).
 
     ``size`` in descriptors, the rest guest-physical addresses of the three areas.
@@ -147,6 +127,39 @@ class SplitQueue:
     modulo 2^16. One thread at a time may use a queue.
     """
 
+    index: int
+    size: int
+    indirect_limit: int
+    error: str
+    last_avail: int
+    used: int
+    in_flight: int
+    chains: tuple[DescriptorChain, ...]
+    _ram: Ram
+    _fence: Callable[[], None]
+    _table_limit: U64
+    _indirect: bool
+    _event_idx: bool
+    _mask: int
+    _drain_end: int
+    _published: int
+    _bytes: Bytes
+    _u16: Words16
+    _u32: Words32
+    _u64: Words64
+    _start: U64
+    _end: U64
+    _first: U64
+    _desc: int
+    _avail_flags: int
+    _avail_idx: int
+    _avail_ring: int
+    _used_event: int
+    _used_flags: int
+    _used_idx: int
+    _used_ring: int
+    _avail_event: int
+
     def __init__(
         self,
         ram: Ram,
@@ -170,6 +183,7 @@ class SplitQueue:
         self.index = index
         self.size = size
         self.indirect_limit = max(size, MIN_INDIRECT_LIMIT)
+        self._table_limit = VIRTQ_DESC_SIZE * self.indirect_limit
         self.error = ""
         self.last_avail = 0
         self.used = 0
@@ -185,9 +199,10 @@ class SplitQueue:
         self._bytes = ram.bytes
         self._u16 = ram.u16
         self._u32 = ram.u32
+        self._u64 = ram.u64
         # The region that most buffers lie in, so that the common translation is two compares.
         first = ram.regions[0]
-        self._start, self._end, self._delta = first.start, first.end, first.offset - first.start
+        self._start, self._end, self._first = first.start, first.end, first.offset
         self._desc = ram.translate(desc, VIRTQ_DESC_SIZE * size)
         at = ram.translate(avail, 6 + 2 * size) // 2
         self._avail_flags, self._avail_idx, self._avail_ring = at, at + 1, at + 2
@@ -306,34 +321,51 @@ class SplitQueue:
 
     # -- parsing -----------------------------------------------------------
 
-    def _walk(self, chain: DescriptorChain, head: int) -> None:
-        # One loop for the queue's table and an indirect one, on local variables: this is
-        # most of what a request costs. A table is a private copy, so both read each
-        # descriptor once.
-        offsets, lengths = chain.offsets, chain.lengths
-        start, end, delta = self._start, self._end, self._delta
-        memory: memoryview | bytes = self._bytes
-        base, count, at, left = self._desc, self.size, head, self.size
+    def _walk(  # noqa: PLR0912, PLR0915 - one loop on local variables: see below
+        self, chain: DescriptorChain, head: int
+    ) -> None:
+        # One loop for the queue's table and an indirect one, without calls: this is most of
+        # what a request costs. Each descriptor is two words, each of them read once.
+        address: U64
+        length: U64
+        start: U64
+        end: U64
+        words: Words64
+        offsets: Longs
+        lengths: Longs
+        offset: int
+        words, offsets, lengths = self._u64, chain.offsets, chain.lengths
+        start, end, first = self._start, self._end, self._first
+        base, at, count = self._desc >> 3, head, self.size
+        left = count
         readable = writable = readable_bytes = writable_bytes = error = 0
+        indirect = False
         while True:
-            address, length, flags, following = _unpack(memory, base + VIRTQ_DESC_SIZE * at)
+            address = words[base + 2 * at]
+            word = words[base + 2 * at + 1]
+            length = word & 0xFFFFFFFF
+            flags = word >> 32 & 0xFFFF
             if flags & VIRTQ_DESC_F_INDIRECT:
-                nested = memory is not self._bytes
-                memory = b"" if nested else self._table(address, length, flags)
-                base, at = 0, 0
-                count = left = len(memory) // VIRTQ_DESC_SIZE
-                if not count:
+                offset = -1 if indirect else self._table(address, length, flags)
+                if offset < 0:
                     return chain.clear(CHAIN_BAD_INDIRECT)
+                if offset & 7:
+                    words, base = _copy(self._bytes, offset, length), 0
+                else:
+                    base = offset >> 3
+                indirect = True
+                at = 0
+                count = left = length // VIRTQ_DESC_SIZE
                 continue
             if length:
-                if start <= address and address + length <= end:
-                    offset = address + delta
+                if start <= address < end and address + length <= end:
+                    offset = address - start + first
                 else:
                     offset = self._ram.translate(address, length)
                 last = readable + writable
                 if last == len(offsets):
-                    offsets.append(0)
-                    lengths.append(0)
+                    chain.grow()
+                    offsets, lengths = chain.offsets, chain.lengths
                 if flags & VIRTQ_DESC_F_WRITE:
                     writable += 1
                     writable_bytes += length
@@ -350,9 +382,9 @@ class SplitQueue:
             left -= 1
             if left == 0:
                 return chain.clear(CHAIN_TOO_LONG)
-            if following >= count:
+            at = word >> 48
+            if at >= count:
                 return chain.clear(CHAIN_BAD_NEXT)
-            at = following
         if readable_bytes + writable_bytes > MAX_CHAIN_BYTES:
             error = CHAIN_TOO_MANY_BYTES
         chain.readable, chain.readable_bytes = readable, readable_bytes
@@ -360,12 +392,17 @@ class SplitQueue:
         chain.error = error
         return None
 
-    def _table(self, address: int, length: int, flags: int) -> bytes:
-        """A copy of an indirect table, empty if the descriptor that refers to it is malformed."""
-        limit = VIRTQ_DESC_SIZE * self.indirect_limit
+    def _table(self, address: U64, length: U64, flags: int) -> int:
+        """Where an indirect table is in ``ram.bytes``; -1 if its descriptor is malformed."""
         if flags & VIRTQ_DESC_F_NEXT or not self._indirect:
-            return b""
-        if length % VIRTQ_DESC_SIZE or length > limit:
-            return b""
-        offset = self._ram.translate(address, length)
-        return bytes(self._bytes[offset : offset + length]) if offset >= 0 else b""
+            return -1
+        if not length or length % VIRTQ_DESC_SIZE or length > self._table_limit:
+            return -1
+        if self._start <= address < self._end and address + length <= self._end:
+            return address - self._start + self._first
+        return self._ram.translate(address, length)
+
+
+def _copy(memory: Bytes, offset: int, length: int) -> Words64:
+    """A table that is not aligned, where it is."""
+    return memoryview(bytearray(memory[offset : offset + length])).cast("Q")

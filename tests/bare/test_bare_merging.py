@@ -7,7 +7,8 @@ from random import Random
 
 import pytest
 
-from pykvm.devices.virtio_blk import MergePolicy, Stats, SyncEngine
+from pykvm.devices.virtio_blk import MergePolicy, SyncEngine
+from pykvm.devices.virtio_blk.stats import COUNTERS
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.testing.bare import BlockDriver, BlockRequest, Script
 from pykvm.testing.bare.build import build_bare_guest
@@ -67,7 +68,7 @@ def run_batch(tmp_path: Path, batch: Sequence[BlockRequest], **options: object) 
         assert outcome.data == model[start : start + request.length]
         model[start : start + len(request.data)] = request.data
     assert path.read_bytes() == model
-    return Seen(log.operations(), {name: n for name, n in stats.items() if name in Stats.__slots__})
+    return Seen(log.operations(), {name: n for name, n in stats.items() if name in COUNTERS})
 
 
 def merged(seen: Seen) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from pykvm.devices.virtio_blk.options import ErrorAction, MergePolicy
 from pykvm.devices.virtio_blk.plan import Planner
 from pykvm.devices.virtio_blk.request import Request
 from pykvm.devices.virtio_blk.schedule import Schedule
+from pykvm.native import longs
 
 STOP = ErrorAction.STOP
 REQUESTS = 32
@@ -154,13 +155,15 @@ class Run:
         request = Request(len(self.lives))
         request.type, request.sector, request.length = item.kind, start, count * SECTOR
         at, left = request.head * AREA + AREA, request.length
+        offsets, lengths = [], []
         while left:  # the first segment is the last in memory, none touches another
             size = min(left, item.cut)
             at -= size + 8
-            request.own_offsets.append(at)
-            request.own_lengths.append(size)
+            offsets.append(at)
+            lengths.append(size)
             left -= size
-        request.last = len(request.own_offsets)
+        request.offsets, request.lengths = longs(offsets), longs(lengths)
+        request.last = len(offsets)
         data = DATA[request.head][: request.length] if item.kind == OUT else b""
         scatter(self.ram, request, data)
         self.lives.append(Life(request, self._plans, data))
@@ -335,7 +338,7 @@ def overlap(one: Operation, other: Operation) -> bool:
 
 def scatter(ram: bytearray, request: Request, data: bytes) -> None:
     """Put ``data``, or nothing if it is empty, where the request's segments are."""
-    for start, size in zip(request.own_offsets, request.own_lengths, strict=True):
+    for start, size in zip(request.offsets, request.lengths, strict=True):
         if data:
             ram[start : start + size] = data[:size]
             data = data[size:]
@@ -345,5 +348,5 @@ def gather(ram: bytearray, request: Request) -> bytes:
     """What is where the request's segments are."""
     return b"".join(
         ram[start : start + size]
-        for start, size in zip(request.own_offsets, request.own_lengths, strict=True)
+        for start, size in zip(request.offsets, request.lengths, strict=True)
     )

@@ -17,6 +17,7 @@ from pykvm.devices.virtio_blk.order import order
 from pykvm.devices.virtio_blk.plan import Limits, Planner
 from pykvm.devices.virtio_blk.request import Request
 from pykvm.devices.virtio_blk.schedule import Schedule
+from pykvm.native import longs
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ class PlansOneTwice(Planner):
 class MixesUpSegments(Planner):
     def _merged(self, run: Sequence[Request]) -> Operation:
         operation = super()._merged(run)
-        operation.offsets.reverse()
-        operation.lengths.reverse()
+        operation.offsets = longs(reversed(operation.offsets[: operation.last]))
+        operation.lengths = longs(reversed(operation.lengths[: operation.last]))
         return operation
 
 

@@ -1,6 +1,5 @@
 """Accepted requests as the planner gets them, made without a ring."""
 
-from array import array
 from collections.abc import Sequence
 
 from pykvm.devices.virtio_blk.constants import (
@@ -12,7 +11,9 @@ from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.options import MergePolicy
 from pykvm.devices.virtio_blk.plan import Limits, Planner
 from pykvm.devices.virtio_blk.request import Request
+from pykvm.native import longs
 
+AREA = 1 << 20
 IN, OUT, FLUSH = VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_FLUSH
 
 
@@ -22,12 +23,8 @@ def request_of(head: int, kind: int, sector: int = 0, *lengths: int) -> Request:
     request.type = kind
     request.sector = sector
     request.length = sum(lengths)
-    request.lengths = array("q", lengths)
-    request.offsets = array("q")
-    at = head << 20
-    for length in lengths:
-        request.offsets.append(at)
-        at += length
+    request.lengths = longs(lengths)
+    request.offsets = longs(head * AREA + sum(lengths[:index]) for index in range(len(lengths)))
     request.last = len(lengths)
     return request
 

@@ -220,6 +220,7 @@ def test_an_image_truncated_under_the_device(disk: Disk, path: Path) -> None:
     assert disk.stats()["failed_rd_operations"] == 1
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("kind", [IN, OUT, FLUSH])
 def test_a_host_error_is_the_guests_ioerr(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, kind: int
@@ -454,6 +455,7 @@ def test_a_bug_in_the_device_is_not_silent(make: Callable[..., Disk]) -> None:
     assert seen == [disk.device.failure]
 
 
+@pytest.mark.interpreted
 def test_a_bug_is_reported_without_a_callback(
     make: Callable[..., Disk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -602,6 +604,7 @@ def test_reset_waits_for_what_is_executing_and_drops_it(make: Callable[..., Disk
     assert disk.wait(head)[0] == OK
 
 
+@pytest.mark.interpreted
 def test_reset_starts_nothing_that_waits(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver can queue hours of I/O in one batch; its reset takes one operation's time."""
     started, go_on = threading.Event(), threading.Event()

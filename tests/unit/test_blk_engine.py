@@ -75,6 +75,7 @@ def test_operations_run_in_their_order(image: Image) -> None:
     assert bytes(ram.bytes[4096:4608]) == b"x" * 512
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("kind", [VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT])
 def test_a_short_transfer_is_told(image: Image, monkeypatch: pytest.MonkeyPatch, kind: int) -> None:
     for name in ("preadv", "pwritev"):
@@ -109,6 +110,7 @@ def test_a_stopped_engine_starts_nothing(image: Image, path: Path) -> None:
     engine.close()
 
 
+@pytest.mark.interpreted
 def test_errors_are_per_operation(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.preadv
 
@@ -195,6 +197,7 @@ def test_flush_syncs(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     assert synced == [image.fd]
 
 
+@pytest.mark.interpreted
 def test_a_durable_write_syncs_after_it_wrote(
     image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:

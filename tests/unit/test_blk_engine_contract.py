@@ -33,6 +33,7 @@ from pykvm.devices.virtio_blk.constants import (
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.memory.guest import GuestMemory
 from pykvm.memory.ram import Ram
+from pykvm.native import longs
 
 IN, OUT, FLUSH = VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_FLUSH
 SIZE = 1 << 20
@@ -365,10 +366,11 @@ def test_any_batch_does_what_a_bytearray_does(
                 op.durable = durable
                 at = number * 20480 + shift
                 left = op.length = 4096 * len(blocks)
+                offsets, lengths = [], []
                 for size in [*cuts, left] if left else []:
                     size = min(size, left)  # noqa: PLW2901
-                    op.offsets.append(at)
-                    op.lengths.append(size)
+                    offsets.append(at)
+                    lengths.append(size)
                     where = op.offset + op.length - left
                     if kind == OUT:
                         disk[where : where + size] = model[at : at + size]
@@ -376,7 +378,8 @@ def test_any_batch_does_what_a_bytearray_does(
                         model[at : at + size] = disk[where : where + size]
                     at += size
                     left -= size
-                op.last = len(op.offsets)
+                op.offsets, op.lengths = longs(offsets), longs(lengths)
+                op.last = len(offsets)
                 operations.append(op)
             cut = data.draw(st.integers(0, len(operations)))
             for part in (operations[:cut], operations[cut:]):

@@ -54,6 +54,7 @@ def test_operations_run_side_by_side(image: Image, monkeypatch: pytest.MonkeyPat
     engine.close()
 
 
+@pytest.mark.interpreted
 def test_a_stop_cancels_what_waits_for_a_thread(
     image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_stop_cancels_what_waits_for_a_thread(
     engine.close()
 
 
+@pytest.mark.interpreted
 def test_a_bug_in_a_thread_belongs_to_the_owner(
     image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,15 +6,7 @@ import pytest
 
 from pykvm.memory.ram import Ram, Region
 from pykvm.testing.mock_driver import Buffer, MockDriver
-from pykvm.virtio.constants import (
-    VIRTIO_F_EVENT_IDX,
-    VIRTIO_F_INDIRECT_DESC,
-    VIRTQ_DESC_F_INDIRECT,
-    VIRTQ_DESC_F_NEXT,
-    VIRTQ_DESC_F_WRITE,
-)
-from pykvm.virtio.split import (
-    BROKEN,
+from pykvm.virtio.chain import (
     CHAIN_BAD_INDIRECT,
     CHAIN_BAD_NEXT,
     CHAIN_BAD_ORDER,
@@ -22,11 +14,16 @@ from pykvm.virtio.split import (
     CHAIN_OK,
     CHAIN_TOO_LONG,
     CHAIN_TOO_MANY_BYTES,
-    EMPTY,
     DescriptorChain,
-    SplitQueue,
-    ring_error,
 )
+from pykvm.virtio.constants import (
+    VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_INDIRECT_DESC,
+    VIRTQ_DESC_F_INDIRECT,
+    VIRTQ_DESC_F_NEXT,
+    VIRTQ_DESC_F_WRITE,
+)
+from pykvm.virtio.split import BROKEN, EMPTY, SplitQueue, ring_error
 
 NEXT, WRITE, INDIRECT = VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_DESC_F_INDIRECT
 BOTH = VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC

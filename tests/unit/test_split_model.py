@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from pykvm.memory.ram import Ram, Region
 from pykvm.testing.mock_driver import Buffer, MockDriver
+from pykvm.virtio.chain import CHAIN_OK
 from pykvm.virtio.constants import VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC
-from pykvm.virtio.split import CHAIN_OK, SplitQueue
+from pykvm.virtio.split import SplitQueue
 
 FEATURES = st.sampled_from(
     [

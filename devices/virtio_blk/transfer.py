@@ -1,0 +1,83 @@
+"""One vectored read or write of guest memory: the system call itself.
+
+The only place where the compiled form (speed/README.md) has code of its own,
+because each form has its own way to a system call. Compiled, the GIL is
+released meanwhile, as the standard library does.
+"""
+
+import errno
+import os
+
+from pykvm.native import Bytes, Longs
+
+try:
+    import cython
+except ImportError:
+    from pykvm import interpreted as cython
+
+if cython.compiled:
+    from cython.cimports.libc import errno as c_errno
+    from cython.cimports.posix import uio
+
+IOV_MAX = 1024
+"""The most segments that Linux takes (UIO_MAXIOV); what :class:`Limits` sees to."""
+
+
+def transfer(
+    write: bool,
+    fd: int,
+    memory: Bytes,
+    offsets: Longs,
+    lengths: Longs,
+    first: int,
+    last: int,
+    position: int,
+) -> int:
+    """Move segments ``first`` up to, not including, ``last`` between memory and the file.
+
+    Segment i is ``memory[offsets[i] : offsets[i] + lengths[i]]``; ``position``
+    is the file's, in bytes. The bytes moved, fewer than wanted if the host cut
+    it short, or a negative errno.
+    """
+    if cython.compiled:
+        return _transfer(write, fd, memory, offsets, lengths, first, last, position)
+    views = [memory[offsets[i] : offsets[i] + lengths[i]] for i in range(first, last)]
+    try:
+        return (os.pwritev if write else os.preadv)(fd, views, position)
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+
+
+def _transfer(
+    write: bool,
+    fd: int,
+    memory: Bytes,
+    offsets: Longs,
+    lengths: Longs,
+    first: int,
+    last: int,
+    position: int,
+) -> int:
+    moved: int
+    error: int
+    vector = cython.declare(uio.iovec[1024])
+    count = last - first
+    assert 0 <= count <= IOV_MAX, "the planner keeps within the limits"
+    size = len(memory)
+    for index in range(count):
+        offset = offsets[first + index]
+        length = lengths[first + index]
+        assert 0 <= offset < size - length + 1, "the queue lets nothing pass but guest RAM"
+        vector[index].iov_base = cython.address(memory[offset])
+        vector[index].iov_len = length
+    while True:
+        with cython.nogil:
+            if write:
+                moved = uio.pwritev(fd, vector, count, position)
+            else:
+                moved = uio.preadv(fd, vector, count, position)
+            error = c_errno.errno
+        if moved >= 0:
+            return moved
+        if error != errno.EINTR:
+            return -error

@@ -1,0 +1,8 @@
+"""Stands in for the module ``cython``, which only a compiler needs."""
+
+from typing import Any
+
+compiled = False
+declare: Any = None
+address: Any = None
+nogil: Any = None

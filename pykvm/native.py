@@ -1,0 +1,29 @@
+"""Names for what fits into machine words, for mypy the same as the types behind them.
+
+``make speed`` compiles the modules that use them (speed/); interpreted, they
+mean nothing more than ``int`` and ``memoryview``.
+"""
+
+from array import array
+from collections.abc import Iterable
+from typing import TypeAlias
+
+U64: TypeAlias = int
+"""0 to 2^64 - 1, where ``int`` is a signed 64-bit word."""
+Bytes: TypeAlias = memoryview
+"""Of unsigned bytes."""
+Words16: TypeAlias = memoryview
+"""Of unsigned 16-bit words."""
+Words32: TypeAlias = memoryview
+"""Of unsigned 32-bit words."""
+Words64: TypeAlias = memoryview
+"""Of unsigned 64-bit words."""
+Longs: TypeAlias = memoryview
+"""Of signed 64-bit words."""
+
+NO_BYTES: Bytes = memoryview(bytearray())
+
+
+def longs(values: Iterable[int]) -> Longs:
+    """``values`` as :data:`Longs`."""
+    return memoryview(array("q", values))

@@ -1,0 +1,180 @@
+"""Reads what a module's annotations say, and writes it down for Cython (an augmenting .pxd).
+
+The hot modules are ordinary Python. Cython needs to be told which of their
+attributes, arguments and results fit into machine words, and mypy has been
+told already: this turns the second into the first. What it goes by:
+
+==============================  =======================================
+in the source                   for the compiler
+==============================  =======================================
+``int``, ``bool``, ``float``    ``long long``, ``bint``, ``double``
+the names of pykvm.native       unsigned words, and typed memoryviews
+``list[…]``, ``dict[…]``, …     the builtin type
+a class of a hot module         that class, as C structure
+anything else                   a Python object
+==============================  =======================================
+
+A class whose body declares attributes becomes an extension type; its methods
+and the module's functions become C functions that Python can call too, unless
+they hold a closure or generator or are decorated. Local variables get their
+types from Cython's inference, which these declarations feed, and from what a
+loop goes over.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeGuard
+
+WORDS = {
+    "int": "long long",
+    "bool": "bint",
+    "float": "double",
+    "U64": "unsigned long long",
+    "Bytes": "unsigned char[::1]",
+    "Words16": "unsigned short[::1]",
+    "Words32": "unsigned int[::1]",
+    "Words64": "unsigned long long[::1]",
+    "Longs": "long long[::1]",
+    "list": "list",
+    "dict": "dict",
+    "tuple": "tuple",
+    "bytes": "bytes",
+    "str": "str",
+}
+_ITERABLES = {"Sequence", "Iterable", "list", "tuple", "Collection"}
+_CLOSURES = (ast.Lambda, ast.GeneratorExp, ast.FunctionDef, ast.Yield, ast.YieldFrom)
+
+
+def extension_types(tree: ast.Module) -> Iterator[ast.ClassDef]:
+    """The classes of ``tree`` that declare their attributes and are nobody's protocol or enum."""
+    for node in tree.body:
+        if (
+            isinstance(node, ast.ClassDef)
+            and not node.bases
+            and not node.decorator_list
+            and any(isinstance(item, ast.AnnAssign) for item in node.body)
+        ):
+            yield node
+
+
+def _compilable(node: ast.stmt) -> TypeGuard[ast.FunctionDef]:
+    """Is it a function that can be one of C?"""
+    if not isinstance(node, ast.FunctionDef) or node.decorator_list:
+        return False
+    if node.args.kwonlyargs or node.args.vararg or node.args.kwarg:
+        return False
+    return not any(isinstance(item, _CLOSURES) for part in node.body for item in ast.walk(part))
+
+
+class Module:
+    """One hot module: ``name`` is dotted, ``types`` are the extension types it defines."""
+
+    def __init__(self, name: str, source: Path) -> None:
+        self.name = name
+        self.tree = ast.parse(source.read_text())
+        self.types = {node.name for node in extension_types(self.tree)}
+        self.functions = {node.name for node in self.tree.body if _compilable(node)}
+
+    def declarations(self, modules: "dict[str, Module]") -> str:
+        """The .pxd, given all hot ``modules`` by name."""
+        imports = []
+        known = set(self.types)
+        for node in self.tree.body:
+            if isinstance(node, ast.ImportFrom) and (other := modules.get(node.module or "")):
+                for alias in node.names:
+                    if alias.name in other.types | other.functions:
+                        imports.append(f"from {other.name} cimport {alias.name}")
+                        known |= {alias.name} & other.types
+        writer = _Writer(known)
+        for node in self.tree.body:
+            if isinstance(node, ast.ClassDef) and node.name in self.types:
+                writer.extension_type(node)
+            elif isinstance(node, ast.FunctionDef) and node.name in self.functions:
+                writer.function(node, "", {})
+        return "\n".join(["cimport cython", *imports, "", *writer.lines, ""])
+
+
+class _Writer:
+    def __init__(self, known: set[str]) -> None:
+        self.lines: list[str] = []
+        self._known = known
+
+    def extension_type(self, node: ast.ClassDef) -> None:
+        attributes: dict[str, ast.expr] = {}
+        self.lines.append(f"cdef class {node.name}:")
+        for item in node.body:
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                attributes[item.target.id] = item.annotation
+                kind = self._type(item.annotation)
+                self.lines.append(f"    cdef public {kind} {item.target.id}")
+        for item in node.body:
+            if _compilable(item) and not item.name.startswith("__"):
+                self.function(item, "    ", attributes)
+        self.lines.append("")
+
+    def function(self, node: ast.FunctionDef, indent: str, attributes: dict[str, ast.expr]) -> None:
+        arguments = ["self"] if indent else []
+        defaults = len(node.args.args) - len(node.args.defaults)
+        for index, argument in enumerate(node.args.args):
+            if indent and index == 0:
+                continue
+            given = "=*" if index >= defaults else ""
+            arguments.append(f"{self._type(argument.annotation)} {argument.arg}{given}")
+        locals_ = self._locals(node, attributes)
+        if locals_:
+            self.lines.append(f"{indent}@cython.locals({locals_})")
+        result = self._type(node.returns)
+        self.lines.append(f"{indent}cpdef {result} {node.name}({', '.join(arguments)})")
+
+    def _locals(self, node: ast.FunctionDef, attributes: dict[str, ast.expr]) -> str:
+        names = {a.arg: a.annotation for a in node.args.args if a.annotation}
+        found: dict[str, str] = {}
+        for item in ast.walk(node):
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                names[item.target.id] = item.annotation
+                kind = self._type(item.annotation)
+                if kind != "object":
+                    found[item.target.id] = kind
+        for item in ast.walk(node):
+            if isinstance(item, ast.For) and isinstance(item.target, ast.Name):
+                target, over = item.target.id, item.iter
+            elif (
+                isinstance(item, ast.Assign)
+                and isinstance(item.targets[0], ast.Name)
+                and isinstance(item.value, ast.Subscript)
+                and not isinstance(item.value.slice, ast.Slice)
+            ):
+                target, over = item.targets[0].id, item.value.value
+            else:
+                continue
+            annotation = None
+            if isinstance(over, ast.Name):
+                annotation = names.get(over.id)
+            elif isinstance(over, ast.Attribute) and isinstance(over.value, ast.Name):
+                annotation = attributes.get(over.attr) if over.value.id == "self" else None
+            if element := self._element(annotation):
+                found[target] = element
+        return ", ".join(f'{name}="{kind}"' for name, kind in found.items())
+
+    def _element(self, annotation: ast.expr | None) -> str:
+        if not isinstance(annotation, ast.Subscript) or not isinstance(annotation.value, ast.Name):
+            return ""
+        if annotation.value.id not in _ITERABLES:
+            return ""
+        inner = annotation.slice
+        if isinstance(inner, ast.Tuple):
+            inner = inner.elts[0]
+        kind = self._type(inner)
+        return kind if kind in self._known else ""
+
+    def _type(self, annotation: ast.expr | None) -> str:
+        if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+            annotation = ast.parse(annotation.value, mode="eval").body
+        if isinstance(annotation, ast.Subscript):
+            annotation = annotation.value
+        if isinstance(annotation, ast.Name):
+            if annotation.id in self._known:
+                return annotation.id
+            return WORDS.get(annotation.id, "object")
+        return "object"
