@@ -31,6 +31,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_S_OK,
     VIRTIO_BLK_T_GET_ID,
 )
+from pykvm.devices.virtio_blk.operation import Operation
 
 OK, IOERR = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR
 FULL = errno.ENOSPC
@@ -229,6 +230,36 @@ def test_a_bug_keeps_no_pause_waiting(make: Maker) -> None:
     assert ends(pausing)
     assert "a bug" in bench.transport.wait_broken()
     assert [type(failure) for failure in failures] == [ZeroDivisionError]
+
+
+def test_a_bug_among_completions_keeps_no_reset_waiting(make: Maker) -> None:
+    """The listener's, while others that are done have not been looked at."""
+    script = EngineScript(lambda operation: errno.EIO, slow=True)
+    failures: list[BaseException] = []
+    heard: list[IoError] = []
+
+    def listener(error: IoError) -> None:
+        heard.append(error)
+        raise ZeroDivisionError("a bug")
+
+    bench = make(script, on_error=listener, on_failure=failures.append)
+    (engine,) = bench.device._engines
+    good, together = engine.completions, list[Operation]()
+
+    def completions() -> list[Operation]:
+        together.extend(good())
+        return [together.pop() for _ in range(2)] if len(together) == 2 else []
+
+    engine.completions = completions  # type: ignore[method-assign]
+    for sector in (0, 5):
+        bench.read(sector)
+    bench.kick()
+    script.wait_for(2)
+    script.release()
+    script.release()
+    assert "a bug" in bench.transport.wait_broken()
+    assert ends(in_thread(bench.transport.reset))
+    assert len(heard) == len(failures) == 1
 
 
 # -- reset, close ----------------------------------------------------------------
