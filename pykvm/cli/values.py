@@ -195,7 +195,7 @@ _DISK_KEYS: Final = MappingProxyType(
             "size_max",
             _number(SIZE_MAX, _parse_bytes),
             "SIZE",
-            "… and a segment at most SIZE bytes, like 4K (any number)",
+            "… and a segment at most SIZE bytes, like 4K (no limit)",
         ),
         "rerror": _DiskKey(
             "rerror",
