@@ -59,6 +59,16 @@ def spinning(bare_kernel) -> MachineConfig:
     return MachineConfig(kernel=bare_kernel, append="spin", memory=MEMORY_NEEDED)
 
 
+def with_disk(kernel: Path, script: Script, disk: DiskConfig) -> MachineConfig:
+    return MachineConfig(
+        kernel=kernel,
+        append="script",
+        initrd=script.encode(),
+        memory=MEMORY_NEEDED,
+        disks=[disk],
+    )
+
+
 @pytest.fixture
 def machine(path, spinning):
     with served(path, spinning) as machine:
@@ -176,13 +186,7 @@ def test_a_full_disk_from_the_event_to_the_cure(path, bare_kernel, tmp_path):
     driver.start()
     driver.submit([BlockRequest.write(8, b"x" * 512), BlockRequest.read(0, 1024)])
     script.exit(0)
-    config = MachineConfig(
-        kernel=bare_kernel,
-        append="script",
-        initrd=script.encode(),
-        memory=MEMORY_NEEDED,
-        disks=[DiskConfig(image, faults=plan)],
-    )
+    config = with_disk(bare_kernel, script, DiskConfig(image, faults=plan))
 
     async def talk(client):
         with client.listener(("BLOCK_IO_ERROR", "STOP", "RESUME", "SHUTDOWN")) as events:
@@ -414,13 +418,7 @@ def test_a_stop_that_waits_for_a_disk_does_not_hold_up_the_end(path, bare_kernel
     driver = BlockDriver(script)
     driver.start()
     driver.submit([BlockRequest.write(8, b"x" * 512)])
-    config = MachineConfig(
-        kernel=bare_kernel,
-        append="script",
-        initrd=script.encode(),
-        memory=MEMORY_NEEDED,
-        disks=[DiskConfig(image, faults=plan)],
-    )
+    config = with_disk(bare_kernel, script, DiskConfig(image, faults=plan))
     began = time.monotonic()
     with served(path, config) as machine, Raw(path) as one, Raw(path) as two:
         machine.start()
