@@ -410,7 +410,9 @@ def test_a_stop_that_waits_holds_up_its_client_only(path, bare_kernel):
         assert machine.wait(PATIENCE).kind is OutcomeKind.QUIT
 
 
-def test_a_stop_that_waits_for_a_disk_does_not_hold_up_the_end(path, bare_kernel, tmp_path):
+def test_a_stop_that_waits_for_a_disk_does_not_hold_up_the_end(
+    path, bare_kernel, tmp_path, monkeypatch
+):
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(1 << 20))
     plan = FaultPlan([Fault(operation="write", delay_ms=1000 * PATIENCE)])
@@ -423,7 +425,16 @@ def test_a_stop_that_waits_for_a_disk_does_not_hold_up_the_end(path, bare_kernel
     with served(path, config) as machine, Raw(path) as one, Raw(path) as two:
         machine.start()
         until(lambda: plan.rules[0].strikes, "the write is not executing")
+        (disk,) = machine.disks
+        awaited, pause = threading.Event(), disk.pause
+
+        def noted(timeout: float) -> bool:
+            awaited.set()
+            return pause(timeout)
+
+        monkeypatch.setattr(disk, "pause", noted)
         one.send(b'{"execute": "stop"}')
+        assert awaited.wait(PATIENCE)
         assert two.ask("quit") == {"return": {}}
         assert machine.wait(PATIENCE).kind is OutcomeKind.QUIT
     assert time.monotonic() - began < PATIENCE
