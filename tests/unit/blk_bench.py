@@ -259,8 +259,12 @@ class Bench:
         return {name: n for name, n in counters if n and not name.endswith("_ns")}
 
 
+Maker = Callable[..., Bench]
+"""Makes a bench of a script, and of options for its disk."""
+
+
 @contextmanager
-def benches(path: Path, **defaults: object) -> Iterator[Callable[..., Bench]]:
+def benches(path: Path, **defaults: object) -> Iterator[Maker]:
     """Makes disks on ``path``, which holds "o" everywhere at first, and closes them at the end."""
     path.write_bytes(b"o" * 512 * SECTORS)
     made: list[Bench] = []
@@ -274,6 +278,11 @@ def benches(path: Path, **defaults: object) -> Iterator[Callable[..., Bench]]:
     finally:
         for bench in made:
             bench.__exit__()
+
+
+def sector_of(path: Path, sector: int) -> bytes:
+    """What the disk at ``path`` has in ``sector``."""
+    return path.read_bytes()[sector * 512 :][:512]
 
 
 def fill(letter: str) -> bytes:

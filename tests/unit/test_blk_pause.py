@@ -1,7 +1,7 @@
 """A disk that is paused, resumed and reset from outside, whatever it is doing."""
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
@@ -12,11 +12,13 @@ from blk_bench import (
     Bench,
     EngineScript,
     Faults,
+    Maker,
     benches,
     ends,
     fill,
     goes_on,
     in_thread,
+    sector_of,
 )
 
 from pykvm.devices.virtio_blk import (
@@ -36,8 +38,6 @@ from pykvm.devices.virtio_blk.operation import Operation
 OK, IOERR = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR
 FULL = errno.ENOSPC
 
-Maker = Callable[..., Bench]
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -50,10 +50,6 @@ def make(path: Path) -> Iterator[Maker]:
     stop = ErrorPolicy.STOP
     with benches(path, rerror=stop, werror=stop, merge=MergePolicy.OFF) as maker:
         yield maker
-
-
-def sector_of(path: Path, sector: int) -> bytes:
-    return path.read_bytes()[sector * 512 :][:512]
 
 
 def test_pause_awaits_what_is_executing_and_starts_nothing(make: Maker, path: Path) -> None:

@@ -1,12 +1,12 @@
 """Error policies: what a guest gets and what is announced when the host cannot do a request."""
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from struct import pack
 
 import pytest
-from blk_bench import SECTORS, Bench, EngineScript, Faults, Short, benches
+from blk_bench import SECTORS, Bench, EngineScript, Faults, Maker, Short, benches
 
 from pykvm.devices.virtio_blk import ErrorAction, ErrorPolicy, IoError
 from pykvm.devices.virtio_blk.constants import (
@@ -22,8 +22,6 @@ from pykvm.devices.virtio_blk.operation import Operation
 OK, IOERR = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR
 NEW = b"n" * 1024
 STATS = {"read": "rd", "write": "wr", "flush": "flush"}
-
-Maker = Callable[..., Bench]
 
 
 @pytest.fixture

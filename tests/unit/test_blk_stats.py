@@ -4,11 +4,11 @@ Requests of one ``kick`` are found in one drain, so the merging is exact.
 """
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from blk_bench import SECTORS, Bench, EngineScript, Faults, Short, benches, fill
+from blk_bench import SECTORS, Bench, EngineScript, Faults, Maker, Short, benches, fill
 
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy, Stats, image, stats
 from pykvm.devices.virtio_blk.constants import (
@@ -24,8 +24,6 @@ from pykvm.devices.virtio_blk.stats import classic_line
 OK, IOERR, UNSUPP = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP
 EIO = errno.EIO
 STOP = ErrorPolicy.STOP
-
-Maker = Callable[..., Bench]
 
 
 @pytest.fixture

@@ -1,21 +1,22 @@
 """A disk that stops at an error: what it keeps, and how it goes on when it is resumed."""
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from blk_bench import (
     SECTORS,
-    Bench,
     EngineScript,
     Faults,
+    Maker,
     Short,
     benches,
     ends,
     fill,
     goes_on,
     in_thread,
+    sector_of,
 )
 
 from pykvm.devices.virtio_blk import (
@@ -29,8 +30,6 @@ from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_
 OK, IOERR = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR
 FULL = errno.ENOSPC
 
-Maker = Callable[..., Bench]
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -43,10 +42,6 @@ def make(path: Path) -> Iterator[Maker]:
     stop = ErrorPolicy.STOP
     with benches(path, rerror=stop, werror=stop, merge=MergePolicy.OFF) as maker:
         yield maker
-
-
-def sector_of(path: Path, sector: int) -> bytes:
-    return path.read_bytes()[sector * 512 :][:512]
 
 
 @pytest.mark.parametrize("times", [1, 4])
