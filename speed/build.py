@@ -12,8 +12,11 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
+
+from declarations import Module
 
 ROOT = Path(__file__).resolve().parent.parent
 HOT = (
@@ -31,6 +34,8 @@ HOT = (
     "pykvm.devices.virtio_blk.service",
 )
 """What a request passes on its way, whatever it asks for."""
+
+DEBIAN_PACKAGES = ("gcc", "libc6-dev", "python3-dev")
 
 # Python's own rules, at little cost: an index is checked, an overflow and an attribute of
 # None raise, instead of touching what they should not.
@@ -68,52 +73,82 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-def build(folder: Path) -> list[Path]:
-    """Compile all hot modules in ``folder``; the extension modules, next to the sources.
+def compile_in(folder: Path) -> None:
+    """Fill ``folder`` with the sources, their declarations and the extension modules.
 
     RuntimeError, with what the compiler said, if one cannot be compiled.
     """
-    from declarations import Module
-
-    shutil.rmtree(folder, ignore_errors=True)
     modules = {name: Module(name, source_of(name)) for name in HOT}
     for name in HOT:
         copy = folder.joinpath(*name.split(".")).with_suffix(".py")
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source_of(name), copy)
         copy.with_suffix(".pxd").write_text(modules[name].declarations(modules))
-        for package in copy.relative_to(folder).parents:
+        for package in list(copy.relative_to(folder).parents)[:-1]:
             (folder / package / "__init__.py").touch()
-    (folder / "__init__.py").unlink()
+    # In a process of its own, for setuptools and Cython work in the current folder.
     command = [sys.executable, str(Path(__file__).resolve()), "--in-folder"]
-    environment = {"CFLAGS": "-O2", **os.environ}
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, env=environment
-    )
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError((done.stdout + done.stderr)[-4000:])
-    built = []
-    for name in HOT:
-        (made,) = extensions_of(name, folder)
-        beside = source_of(name).parent / made.name
-        beside.unlink(missing_ok=True)  # a process may have it mapped
-        shutil.copyfile(made, beside)
-        built.append(beside)
-    return built
 
 
-def build_here() -> None:
+def compile_here() -> None:
     """Run Cython and the C compiler in the working folder."""
     from Cython.Build import cythonize
     from setuptools import Extension, setup
 
-    extensions = [Extension(name, [name.replace(".", "/") + ".py"]) for name in HOT]
+    extensions = [
+        Extension(
+            name,
+            [name.replace(".", "/") + ".py"],
+            extra_compile_args=["-O2", "-g0"],
+            extra_link_args=["-s"],
+        )
+        for name in HOT
+    ]
     setup(
         name="pykvm-speed",
         packages=[],
         script_args=["-q", "build_ext", "--inplace", f"-j{os.cpu_count() or 1}"],
         ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, quiet=True),
     )
+
+
+def missing_tools() -> bool:
+    """Is there no C compiler, or no header of this Python?"""
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    return not (shutil.which(compiler) and header.exists())
+
+
+def install_tools() -> None:
+    """Have Debian's package manager install them; RuntimeError."""
+    command = ["apt-get", "install", "-qy", "--no-install-recommends", *DEBIAN_PACKAGES]
+    if subprocess.run(command, check=False).returncode:
+        raise RuntimeError(f"{' '.join(command)} failed")
+
+
+def build() -> list[Path]:
+    """Compile what changed; the extension modules, which are next to their sources then."""
+    folder = ROOT / "build" / "speed"
+    stamp = folder / "fingerprint"
+    wanted = fingerprint()
+    if not stamp.exists() or stamp.read_text() != wanted:
+        print("compiling the hot path, less than a minute …", file=sys.stderr)
+        clean()
+        shutil.rmtree(folder, ignore_errors=True)
+        compile_in(folder)
+        stamp.write_text(wanted)
+    built = []
+    for name in HOT:
+        (made,) = extensions_of(name, folder)
+        beside = source_of(name).parent / made.name
+        built.append(beside)
+        if not beside.exists() or beside.stat().st_mtime_ns != made.stat().st_mtime_ns:
+            beside.unlink(missing_ok=True)  # a process may have it mapped
+            shutil.copy2(made, beside)
+    return built
 
 
 def clean() -> None:
@@ -123,37 +158,33 @@ def clean() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``build.py [--if-possible] | --clean``."""
-    parser = argparse.ArgumentParser(description="compile pykvm's hot modules")
-    parser.add_argument("--clean", action="store_true", help="remove what was compiled")
-    parser.add_argument(
-        "--if-possible", action="store_true", help="do without if there is no compiler"
-    )
-    parser.add_argument("--in-folder", action="store_true", help=argparse.SUPPRESS)
+    """Do as the command line says; the exit status."""
+    parser = argparse.ArgumentParser(description="compile pykvm's hot path, or undo that")
+    add = parser.add_argument
+    add("--clean", action="store_true", help="interpreted from now on")
+    add("--if-possible", action="store_true", help="do without if there is no compiler")
+    add("--install-deps", action="store_true", help="install the compiler if missing (as root)")
+    add("--in-folder", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.in_folder:
-        build_here()
+        compile_here()
         return 0
     if options.clean:
         clean()
         return 0
-    stamp = ROOT / "build" / "speed.stamp"
-    wanted = fingerprint()
-    current = stamp.exists() and stamp.read_text() == wanted
-    if current and len(compiled_files()) == len(HOT):
-        return 0
-    print("compiling the hot modules (some 30 seconds) …", file=sys.stderr)
     try:
-        clean()
-        build(ROOT / "build" / "speed")
+        if missing_tools():
+            if options.if_possible:
+                clean()
+                return 0
+            if not options.install_deps:
+                packages = " ".join(DEBIAN_PACKAGES)
+                raise RuntimeError(f"a C compiler and Python's headers are needed: {packages}")
+            install_tools()
+        build()
     except RuntimeError as error:
-        needed = "a C compiler and Python's headers (python3-dev) are needed to compile"
-        if options.if_possible:
-            print(f"interpreted: {needed}", file=sys.stderr)
-            return 0
-        print(f"{error}\n{needed}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 1
-    stamp.write_text(wanted)
     return 0
 
 
