@@ -1,6 +1,6 @@
 # make boot and make test do everything on a fresh machine; make help lists the rest.
 .DELETE_ON_ERROR:
-.PHONY: boot test lint guest guest-sources wheel clean help
+.PHONY: boot test test-interpreted test-compiled tools lint speed interpreted guest guest-sources wheel clean help
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
@@ -15,19 +15,34 @@ help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 boot: guest  ## Set up, build the guest if needed, and boot it to a shell (ARGS= adds options)
+	@$(PYTHON) speed/build.py --if-possible
 	@$(PYTHON) -m pykvm boot guest $(ARGS)
 
-test: lint guest  ## Set up, then run linters and every test (TESTS= selects)
+test: lint test-interpreted test-compiled  ## Set up, then run linters and every test in both forms (TESTS= selects)
+
+test-interpreted: tools interpreted  ## Every test, with the hot path interpreted
+	PYKVM_FORM=interpreted $(PYTHON) -m pytest $(TESTS)
+
+test-compiled: tools speed  ## Every test, with the hot path compiled
+	PYKVM_FORM=compiled $(PYTHON) -m pytest $(TESTS)
+
+tools: guest
 	@command -v strace >/dev/null || \
 	    { [ -n "$(INSTALL_DEPS)" ] && apt-get update -q && apt-get install -qy strace; } || \
 	    echo "strace is missing, and tests that trace system calls with it: apt-get install strace" >&2
-	$(PYTHON) -m pytest $(TESTS)
+
+speed: $(READY)  ## Compile the hot path (quick when nothing changed)
+	@$(PYTHON) speed/build.py $(INSTALL_DEPS)
+
+interpreted: $(READY)  ## Undo that
+	@$(PYTHON) speed/build.py --clean
 
 lint: $(READY)  ## Style, types and the import contract
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	cd guest && $(abspath $(PYTHON)) -m mypy --config-file ../pyproject.toml build.py recipe
+	cd speed && $(abspath $(PYTHON)) -m mypy --config-file ../pyproject.toml build.py declarations.py hook.py
 	$(VENV)/bin/lint-imports
 
 guest: $(READY)  ## Build the bundled guest for this host (quick when nothing changed)
@@ -51,4 +66,5 @@ $(READY): pyproject.toml
 
 clean:  ## Remove everything that make made here (the guest cache stays)
 	rm -rf $(VENV) build dist pykvm/bundles .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -f pykvm/virtio/*.so devices/*/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -39,45 +39,32 @@ def transfer(
     is the file's, in bytes. The bytes moved, fewer than wanted if the host cut
     it short, or a negative errno.
     """
+    moved: int
+    error: int
     if cython.compiled:
-        return _transfer(write, fd, memory, offsets, lengths, first, last, position)
+        vector = cython.declare(uio.iovec[1024])
+        count = last - first
+        assert 0 <= count <= IOV_MAX, "the planner keeps within the limits"
+        size = len(memory)
+        for index in range(count):
+            offset = offsets[first + index]
+            length = lengths[first + index]
+            assert 0 <= offset < size - length + 1, "the queue lets nothing pass but guest RAM"
+            vector[index].iov_base = cython.address(memory[offset])
+            vector[index].iov_len = length
+        while True:
+            with cython.nogil:
+                if write:
+                    moved = uio.pwritev(fd, vector, count, position)
+                else:
+                    moved = uio.preadv(fd, vector, count, position)
+                error = c_errno.errno
+            if moved >= 0:
+                return moved
+            if error != errno.EINTR:
+                return -error
     views = [memory[offsets[i] : offsets[i] + lengths[i]] for i in range(first, last)]
     try:
         return (os.pwritev if write else os.preadv)(fd, views, position)
-    except OSError as error:
-        return -(error.errno or errno.EIO)
-
-
-def _transfer(
-    write: bool,
-    fd: int,
-    memory: Bytes,
-    offsets: Longs,
-    lengths: Longs,
-    first: int,
-    last: int,
-    position: int,
-) -> int:
-    moved: int
-    error: int
-    vector = cython.declare(uio.iovec[1024])
-    count = last - first
-    assert 0 <= count <= IOV_MAX, "the planner keeps within the limits"
-    size = len(memory)
-    for index in range(count):
-        offset = offsets[first + index]
-        length = lengths[first + index]
-        assert 0 <= offset < size - length + 1, "the queue lets nothing pass but guest RAM"
-        vector[index].iov_base = cython.address(memory[offset])
-        vector[index].iov_len = length
-    while True:
-        with cython.nogil:
-            if write:
-                moved = uio.pwritev(fd, vector, count, position)
-            else:
-                moved = uio.preadv(fd, vector, count, position)
-            error = c_errno.errno
-        if moved >= 0:
-            return moved
-        if error != errno.EINTR:
-            return -error
+    except OSError as failure:
+        return -(failure.errno or errno.EIO)
