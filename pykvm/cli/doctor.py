@@ -22,6 +22,7 @@ from pykvm.machine.bundle import BUNDLED, BUNDLES, EMULATED, NATIVE
 from pykvm.machine.config import DEFAULT_MEMORY, MIB
 from pykvm.machine.create import NEEDED
 from pykvm.memory import GuestMemory
+from pykvm.virtio import split
 
 _NEEDED_BY_ASSISTS = {
     c.KVM_CAP_SET_GUEST_DEBUG: "system calls cannot be delivered",
@@ -57,12 +58,18 @@ class Finding:
     text: str
 
 
+HOT_FOLDERS = ("virtio", "devices/virtio_blk")
+INSTALL_SECONDS = 10
+
+
 @dataclass(slots=True)
 class Report:
     """Everything found out; what :func:`as_object` makes of it is the JSON interface."""
 
     findings: list[Finding] = field(default_factory=list)
     api_version: int | None = None
+    form: str = "interpreted"
+    """Of the hot path: or compiled."""
     capabilities: dict[str, int] = field(default_factory=dict)
     traits: HostTraits | None = None
     problems: list[str] = field(default_factory=list)
@@ -146,6 +153,7 @@ def examine(device: str = "/dev/kvm") -> Report:
         report.fail(device, error.message, str(error))
     _examine_memory(report)
     _examine_io_uring(report)
+    _examine_form(report)
     _examine_guest(report)
     _examine_compiler(report)
     return report
@@ -218,6 +226,30 @@ def _examine_io_uring(report: Report) -> None:
         report.add("io_uring", "permitted: disks with cache=none or directsync use it")
 
 
+def _examine_form(report: Report) -> None:
+    """Is the hot path compiled (speed/README.md), and from what its sources say now?"""
+    package = Path(str(split.__file__)).parent.parent
+    compiled = [found for folder in HOT_FOLDERS for found in (package / folder).glob("*.so")]
+    stale = [found.name.split(".")[0] for found in compiled if _is_stale(found)]
+    report.form = "compiled" if compiled else "interpreted"
+    if stale:
+        names = ", ".join(sorted(stale))
+        text = f"compiled, and {names} changed since: run 'make speed' or 'make interpreted'"
+        report.add("hot path", text, Mark.NOTE)
+    elif compiled:
+        report.add("hot path", "compiled")
+    else:
+        report.add("hot path", "interpreted; 'make speed' in a checkout compiles it", Mark.NOTE)
+
+
+def _is_stale(compiled: Path) -> bool:
+    source = compiled.with_name(f"{compiled.name.split('.')[0]}.py")
+    if not source.exists():
+        return False
+    # An installer may write the two in any order.
+    return source.stat().st_mtime > compiled.stat().st_mtime + INSTALL_SECONDS
+
+
 def _examine_guest(report: Report) -> None:
     manifest = BUNDLES / BUNDLED / "bundle.json"
     try:
@@ -250,6 +282,7 @@ def as_object(report: Report) -> dict[str, object]:
         "usable": report.usable,
         "problems": report.problems,
         "flavour": report.flavour,
+        "form": report.form,
         "api_version": report.api_version,
         "needs_assists": bool(traits and traits.needs_assists),
         "assists": traits.reasons if traits else [],

@@ -55,7 +55,8 @@ from pykvm.virtio.constants import (
     VIRTIO_F_VERSION_1,
 )
 from pykvm.virtio.device import Activation, VirtioDevice
-from pykvm.virtio.split import SplitQueue, no_fence, ring_error
+from pykvm.virtio.geometry import ring_error
+from pykvm.virtio.split import SplitQueue, no_fence
 
 _STATUS_RULES = (
     (VIRTIO_CONFIG_S_ACKNOWLEDGE, 0),

@@ -72,17 +72,14 @@ from pykvm.virtio.chain import (
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
-    VIRTQ_AVAIL_ALIGN,
     VIRTQ_AVAIL_F_NO_INTERRUPT,
-    VIRTQ_DESC_ALIGN,
     VIRTQ_DESC_F_INDIRECT,
     VIRTQ_DESC_F_NEXT,
     VIRTQ_DESC_F_WRITE,
     VIRTQ_DESC_SIZE,
-    VIRTQ_MAX_SIZE,
-    VIRTQ_USED_ALIGN,
     VIRTQ_USED_F_NO_NOTIFY,
 )
+from pykvm.virtio.geometry import ring_error
 
 EMPTY = -1
 """pop(): nothing more in this drain."""
@@ -94,27 +91,6 @@ MIN_INDIRECT_LIMIT = 1026
 
 def no_fence() -> None:
     """The fence of a ring that only one thread touches."""
-
-
-def ring_error(ram: Ram, size: int, desc: U64, avail: U64, used: U64) -> str:
-    """Why a queue cannot work with this geometry, or "" if it can (§2.7, §2.7.10).
-
-    ``size`` in descriptors, the rest guest-physical addresses of the three areas.
-    """
-    if not 0 < size <= VIRTQ_MAX_SIZE or size & (size - 1):
-        return f"the queue size {size} is not a power of 2 up to {VIRTQ_MAX_SIZE}"
-    for name, address, align, length in (
-        ("descriptor table", desc, VIRTQ_DESC_ALIGN, VIRTQ_DESC_SIZE * size),
-        ("available ring", avail, VIRTQ_AVAIL_ALIGN, 6 + 2 * size),
-        ("used ring", used, VIRTQ_USED_ALIGN, 6 + 8 * size),
-    ):
-        if address % align:
-            return f"the {name} at {address:#x} is not aligned to {align} bytes"
-        if (offset := ram.translate(address, length)) < 0:
-            return f"the {name} at {address:#x} ({length} bytes) does not lie within guest RAM"
-        # Regions are page-aligned in the buffer; single-access words depend on it.
-        assert offset % align == 0, "a RAM region is misaligned in its buffer"
-    return ""
 
 
 class SplitQueue:

@@ -41,7 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         (source / name).write_bytes((CHECKOUT / name).read_bytes())
-    for folder in ("pykvm", "devices"):
+    for folder in ("pykvm", "devices", "speed"):
         for file in (CHECKOUT / folder).rglob("*.py"):
             path = file.relative_to(CHECKOUT)
             if path.parts[1] not in ("bundles", "devices"):
@@ -72,3 +72,13 @@ def test_a_wheel_carries_the_guest_and_the_licences(wheel):
     assert "pykvm/bundles/guest/bundle.json" in names
     assert any(name.endswith("licenses/NOTICE") for name in names)
     assert not any(name.startswith("devices/") for name in names)
+
+
+def test_a_wheel_brings_the_hot_path_compiled(wheel):
+    """Where there is a compiler; each module once, beside its source."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    compiled = [name for name in names if name.endswith(".so")]
+    assert ("linux" in wheel.name) == bool(compiled)
+    assert len(set(compiled)) == len(compiled)
+    assert all(f"{name.split('.')[0]}.py" in names for name in compiled)

@@ -23,7 +23,8 @@ from pykvm.virtio.constants import (
     VIRTQ_DESC_F_NEXT,
     VIRTQ_DESC_F_WRITE,
 )
-from pykvm.virtio.split import BROKEN, EMPTY, SplitQueue, ring_error
+from pykvm.virtio.geometry import ring_error
+from pykvm.virtio.split import BROKEN, EMPTY, SplitQueue
 
 NEXT, WRITE, INDIRECT = VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_DESC_F_INDIRECT
 BOTH = VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC
