@@ -78,7 +78,7 @@ def compile_in(folder: Path) -> None:
 
     RuntimeError, with what the compiler said, if one cannot be compiled.
     """
-    modules = {name: Module(name, source_of(name)) for name in HOT}
+    modules = {name: Module(name, ROOT) for name in HOT}
     for name in HOT:
         copy = folder.joinpath(*name.split(".")).with_suffix(".py")
         copy.parent.mkdir(parents=True, exist_ok=True)

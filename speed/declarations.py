@@ -11,6 +11,7 @@ in the source                   for the compiler
 the names of pykvm.native       unsigned words, and typed memoryviews
 ``list[…]``, ``dict[…]``, …     the builtin type
 a class of a hot module         that class, as C structure
+an imported ``CONSTANT``        a word with its value
 anything else                   a Python object
 ==============================  =======================================
 
@@ -43,6 +44,7 @@ WORDS = {
     "str": "str",
 }
 _ITERABLES = {"Sequence", "Iterable", "list", "tuple", "Collection"}
+_NO_INTEGERS = (ast.Name, ast.Call, ast.Attribute)
 _CLOSURES = (ast.Lambda, ast.GeneratorExp, ast.FunctionDef, ast.Yield, ast.YieldFrom)
 
 
@@ -67,12 +69,38 @@ def _compilable(node: ast.stmt) -> TypeGuard[ast.FunctionDef]:
     return not any(isinstance(item, _CLOSURES) for part in node.body for item in ast.walk(part))
 
 
+def parse(name: str, root: Path) -> ast.Module:
+    """The module ``name`` below ``root``; an empty one if it is not there."""
+    source = root.joinpath(*name.split(".")).with_suffix(".py")
+    return ast.parse(source.read_text() if source.is_file() else "")
+
+
+def integer_constants(name: str, root: Path) -> set[str]:
+    """The names that module ``name`` gives to integers, once and for all: those in capitals.
+
+    A module that imports one has a word of its own for it when compiled.
+    """
+    found = set()
+    for node in parse(name, root).body:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id.isupper()
+            and not any(isinstance(item, _NO_INTEGERS) for item in ast.walk(node.value))
+            and isinstance(eval(compile(ast.Expression(node.value), name, "eval"), {}), int)
+        ):
+            found.add(node.targets[0].id)
+    return found
+
+
 class Module:
     """One hot module: ``name`` is dotted, ``types`` are the extension types it defines."""
 
-    def __init__(self, name: str, source: Path) -> None:
+    def __init__(self, name: str, root: Path) -> None:
+        """``root`` is where the packages are."""
         self.name = name
-        self.tree = ast.parse(source.read_text())
+        self._root = root
+        self.tree = parse(name, root)
         self.types = {node.name for node in extension_types(self.tree)}
         self.functions = {node.name for node in self.tree.body if _compilable(node)}
 
@@ -86,6 +114,9 @@ class Module:
                     if alias.name in other.types | other.functions:
                         imports.append(f"from {other.name} cimport {alias.name}")
                         known |= {alias.name} & other.types
+            if isinstance(node, ast.ImportFrom):
+                constants = integer_constants(node.module or "", self._root)
+                imports += [f"cdef long long {a.name}" for a in node.names if a.name in constants]
         writer = _Writer(known)
         for node in self.tree.body:
             if isinstance(node, ast.ClassDef) and node.name in self.types:
