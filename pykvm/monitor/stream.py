@@ -45,7 +45,7 @@ class JsonStream:
         # How far the brackets of the message at the buffer's start were counted.
         self._scanned = 0
         self._depth = 0
-        self._skipping = False  # up to the end of the line
+        self._skip_to = b""  # where skipping ends: at any of these bytes
 
     def feed(self, data: bytes) -> list[Value | Malformed]:
         """What ``data`` completes, in order."""
@@ -57,30 +57,26 @@ class JsonStream:
 
     def _next(self) -> Value | Malformed | None:
         buffer = self._buffer
-        if self._skipping and not self._skip_line():
+        if self._skip_to and not self._skip():
             return None
         del buffer[: len(buffer) - len(buffer.lstrip(_SPACE))]
         if not buffer:
             return None
         if buffer[0] not in b"{[":
-            return self._stray()
+            self._skip_to = b"{[\n"
+            return Malformed("a message is an object")
         end = self._scan()
         if end < 0:
             return self._unfinished()
         return self._decode(end)
 
-    def _skip_line(self) -> bool:
-        end = self._buffer.find(b"\n")
-        self._skipping = end < 0
-        self._drop(end + 1 if end >= 0 else len(self._buffer))
-        return end >= 0
-
-    def _stray(self) -> Malformed:
-        """Something that begins no message: up to the next that may, or the end of the line."""
-        ends = [at for at in map(self._buffer.find, (b"{", b"[", b"\n")) if at >= 0]
-        self._skipping = not ends
+    def _skip(self) -> bool:
+        """Drop what stands before the first of the awaited bytes; False if none is there yet."""
+        ends = [at for at in map(self._buffer.find, self._skip_to) if at >= 0]
         self._drop(min(ends, default=len(self._buffer)))
-        return Malformed("a message is an object")
+        if ends:
+            self._skip_to = b""
+        return bool(ends)
 
     def _scan(self) -> int:
         """Where the message ends, or -1 if it does not yet."""
@@ -108,35 +104,37 @@ class JsonStream:
             self._drop(end)
             return _too_long()
         try:
-            value = _loads(message.decode("utf-8"))
+            _check_syntax(message)
         except json.JSONDecodeError as error:
-            line = self._next_line(_byte_offset(error))
+            line = self._next_line(error.pos)
             self._drop(line if 0 < line < end else end)
             return _malformed(error)
-        except (ValueError, RecursionError) as error:
+        except RecursionError as error:
             self._drop(end)
             return Malformed(_reason(error))
         self._drop(end)
-        return Value(value)
+        try:
+            return Value(_loads(message.decode("utf-8")))
+        except (ValueError, RecursionError) as error:
+            return Malformed(_reason(error))
 
     def _unfinished(self) -> Malformed | None:
         """Whether what is there cannot become a message whatever follows."""
         if len(self._buffer) > MAX_MESSAGE:
-            self._skipping = True
+            self._skip_to = b"\n"
             return _too_long()
         if b"\n" not in self._buffer:
             return None
-        # One byte, one character: an error's position is then one in the buffer.
         try:
-            _loads(self._buffer.decode("latin-1"))
+            _check_syntax(self._buffer)
         except json.JSONDecodeError as error:
             line = self._next_line(error.pos)
             if not line:
                 return None  # the mistake is that something more is to follow
             self._drop(line)
             return _malformed(error)
-        except (ValueError, RecursionError) as error:
-            self._skipping = True
+        except RecursionError as error:
+            self._skip_to = b"\n"
             return Malformed(_reason(error))
         return None
 
@@ -146,7 +144,8 @@ class JsonStream:
         An object at the start of a line, where none can be, is that message.
         """
         line = self._buffer.rfind(b"\n", 0, mistake) + 1
-        if line and self._buffer[line : mistake + 1].strip(_SPACE) == b"{":
+        starts_line = not self._buffer[line:mistake].strip(_SPACE)
+        if line and starts_line and self._buffer.startswith(b"{", mistake):
             return line
         return self._buffer.find(b"\n", mistake) + 1
 
@@ -164,7 +163,7 @@ def _malformed(error: json.JSONDecodeError) -> Malformed:
     return Malformed(f"JSON: {error.msg[:1].lower()}{error.msg[1:]}")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: ValueError | RecursionError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "the message is not UTF-8"
     if isinstance(error, RecursionError):
@@ -172,8 +171,12 @@ def _reason(error: Exception) -> str:
     return f"JSON: {error}"
 
 
-def _byte_offset(error: json.JSONDecodeError) -> int:
-    return len(error.doc[: error.pos].encode("utf-8"))
+def _check_syntax(text: bytes | bytearray) -> None:
+    """JSONDecodeError, with the position of a byte, or RecursionError.
+
+    Neither numbers nor UTF-8 are judged: where ``text`` ends early, more of them may follow.
+    """
+    json.loads(text.decode("latin-1"), parse_int=str, parse_float=str)
 
 
 def _loads(text: str) -> Any:

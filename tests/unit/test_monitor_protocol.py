@@ -8,7 +8,7 @@ import json
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pykvm.monitor.protocol import Command, Conversation, QmpError
@@ -113,12 +113,42 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 
 @given(MESSAGES, st.lists(st.integers(0), max_size=10))
+@example([({"a": [None, {"b": {}}]}, 1, False, b"")], [18])
 def test_any_messages_in_any_pieces(messages, places):
     encoded = b"".join(
         json.dumps(value, indent=indent, ensure_ascii=ascii_).encode("utf-8", "surrogatepass") + gap
         for value, indent, ascii_, gap in messages
     )
     assert values(*cut(encoded, places)) == [value for value, *_ in messages]
+
+
+SPREAD = [
+    {"a": [None, {"000": None}, {}]},
+    {"\U00010000": [{"b": {"c": [[], [{}], [{"d": ""}]]}}, {}]},
+    {"a": [True, False, None, 324, -2.76e16, "\x1f\\", '{"}'], "b": {}},
+]
+
+
+@pytest.mark.parametrize("indent", [0, 1, "\t"])
+@pytest.mark.parametrize("message", SPREAD)
+def test_a_message_over_lines_cut_at_any_byte(message, indent):
+    one = json.dumps(message, indent=indent, ensure_ascii=False).encode()
+    two = one + one
+    for place in range(len(two)):
+        assert values(two[:place], two[place:]) == [message, message], two[:place]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a":\n ' + b"1" * 5000 + b".5e-4990}",
+        b'{"a":\n ' + b"1" * 400 + b".5e-300}",
+    ],
+)
+def test_a_number_is_judged_when_it_is_complete(text):
+    number = float(text[text.index(b"1") : -1])
+    for place in range(len(text)):
+        assert values(text[:place], text[place:]) == [{"a": number}], text[:place]
 
 
 NOISE = st.lists(
@@ -135,6 +165,15 @@ def test_after_any_noise_a_command_is_understood(noise, places):
     command = b'{"execute": "query-status"}\n'
     pieces = cut(noise, places)
     assert values(*pieces, b"\n", command, command, command)[-1] == {"execute": "query-status"}
+
+
+@given(NOISE, st.lists(st.integers(0), max_size=5))
+@example(b"]{}", [1])
+@example(b'{"\xff"\n{}}', [5])
+def test_any_noise_is_the_same_in_any_pieces(noise, places):
+    """With an empty line, after which it is known what a line was."""
+    lines = noise + b"\n\n"
+    assert values(*cut(lines, places)) == values(lines)
 
 
 # -- the conversation -------------------------------------------------------------
