@@ -3,7 +3,8 @@
 import errno
 import os
 import random
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from blk_host import require_direct
 from blk_operations import flush, operation, read, readable, write
 
 from pykvm import io_uring
-from pykvm.devices.virtio_blk import CacheMode, Image
+from pykvm.devices.virtio_blk import CacheMode, Image, threads
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
+from pykvm.devices.virtio_blk.engine import SyncEngine
 from pykvm.devices.virtio_blk.io_uring import IoUringEngine
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.io_uring import (
@@ -254,7 +256,22 @@ def test_what_was_not_taken_keeps_its_segments(
 def test_what_the_ring_did_not_wait_for_is_executed_by_a_thread(
     make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
+    watched = threading.Event()
+
+    class Slow(SyncEngine):
+        """Done only after the ring was asked to watch the threads; it need not be for others."""
+
+        def submit(self, operations: Sequence[Operation]) -> None:
+            assert watched.wait(PATIENCE_MS / 1000)
+            super().submit(operations)
+
+    def instead(to_submit: int) -> None:
+        if kernel.asked[-1][0] == IORING_OP_POLL_ADD:
+            watched.set()
+
+    monkeypatch.setattr(threads, "SyncEngine", Slow)
     engine, kernel = make()
+    kernel.instead = instead
     real = engine._ring.reap
     results = iter([-error])
     monkeypatch.setattr(

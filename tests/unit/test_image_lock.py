@@ -6,7 +6,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -157,6 +156,16 @@ def test_the_bytes_are_those_of_qemu(path: Path) -> None:
     assert locked_bytes(path) == set()
 
 
+def await_main_loop(qemu: subprocess.Popen[str]) -> None:
+    """Return when ``qemu`` has its devices: only then it answers a command."""
+    assert qemu.stdin is not None
+    assert qemu.stdout is not None
+    qemu.stdin.write('{"execute": "qmp_capabilities"}\n')
+    qemu.stdin.flush()
+    for expected in ("QMP", "return"):
+        assert expected in qemu.stdout.readline(), qemu.communicate()[1]
+
+
 @pytest.mark.skipif(QEMU is None, reason="QEMU is not installed")
 class TestWithQemu:
     def start(self, path: Path, readonly: str) -> subprocess.Popen[str]:
@@ -164,7 +173,11 @@ class TestWithQemu:
         drive = f"file={path},format=raw,if=virtio,readonly={readonly}"
         command = [QEMU, "-S", "-accel", "tcg", "-display", "none", "-nodefaults", "-m", "16"]
         return subprocess.Popen(
-            [*command, "-drive", drive], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [*command, "-drive", drive, "-qmp", "stdio"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     @pytest.mark.parametrize(
@@ -173,12 +186,10 @@ class TestWithQemu:
     def test_qemu_keeps_us_out(self, path: Path, qemu_readonly: str, ours: bool) -> None:
         process = self.start(path, qemu_readonly)
         try:
-            wanted = {100, 201} | ({101} if qemu_readonly == "off" else set())
-            deadline = time.monotonic() + 20
-            while locked_bytes(path) != wanted:
-                assert process.poll() is None, process.communicate()[1]
-                assert time.monotonic() < deadline, "QEMU took no lock"
-                time.sleep(0.02)
+            # Not as soon as the locks are there: QEMU looks for others' after it has taken
+            # its own, and would give way to ours.
+            await_main_loop(process)
+            assert locked_bytes(path) == {100, 201} | ({101} if qemu_readonly == "off" else set())
             assert f"process {process.pid} (qemu" in refusal(path, ours)
         finally:
             process.kill()
