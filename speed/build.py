@@ -21,6 +21,7 @@ from declarations import Module
 ROOT = Path(__file__).resolve().parent.parent
 HOT = (
     "pykvm.virtio.chain",
+    "pykvm.virtio.spin",
     "pykvm.virtio.split",
     "pykvm.devices.virtio_blk.request",
     "pykvm.devices.virtio_blk.operation",

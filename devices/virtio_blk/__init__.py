@@ -26,6 +26,8 @@ module          what it knows
 ``lock``        QEMU's image locks
 ``service``     one queue: ring → parser → planner → engine → ring
 ``io_thread``   the thread that serves queues
+``transfer``    the system call itself, in both forms
+``polling``     how long to watch a ring before sleeping (pure)
 ``stats``       what a disk counts
 ``device``      features, activation, reset: the VirtioDevice
 ==============  =============================================================

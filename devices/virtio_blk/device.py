@@ -23,6 +23,8 @@ from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.io_thread import IoThread
 from pykvm.devices.virtio_blk.options import (
     MERGE_MAX,
+    POLL_MAX_NS,
+    POLL_NS,
     SEG_MAX,
     SIZE_MAX,
     ErrorAction,
@@ -69,6 +71,7 @@ class VirtioBlk:
         size_max: int = 0,
         merge: MergePolicy = MergePolicy.SEQUENTIAL,
         merge_max: int = 32,
+        poll_max_ns: int = POLL_NS,
         rerror: ErrorPolicy = ErrorPolicy.REPORT,
         werror: ErrorPolicy = ErrorPolicy.ENOSPC,
         engine: EngineFactory = SyncEngine,
@@ -81,7 +84,8 @@ class VirtioBlk:
         shows. ``queue_size``: descriptors, a power of 2 from 4 to 1024.
         ``seg_max`` and ``size_max`` (bytes) tell the driver how many data
         segments a request may have, 0 for what the queue holds, and how large
-        each may be, 0 for any size; they are not enforced. ``rerror`` and
+        each may be, 0 for any size; they are not enforced. ``poll_max_ns``:
+        the longest to watch a ring before sleeping (compiled form only). ``rerror`` and
         ``werror`` (flushes too) say what becomes of a request that the host
         cannot carry out.
 
@@ -96,6 +100,8 @@ class VirtioBlk:
         self._serial = _serial_bytes(serial)
         _check_queue_size(queue_size)
         _check_range("merge-max", merge_max, MERGE_MAX)
+        _check_range("poll-max-ns", poll_max_ns, POLL_MAX_NS)
+        self._poll_max_ns = poll_max_ns
         if seg_max:
             _check_range("seg-max", seg_max, SEG_MAX)
         if size_max:
@@ -188,7 +194,11 @@ class VirtioBlk:
             if queue is not None
         ]
         self._thread = IoThread(
-            f"virtio-blk {self.image.path}", services, activation.broken, self._failed
+            f"virtio-blk {self.image.path}",
+            services,
+            activation.broken,
+            self._failed,
+            self._poll_max_ns,
         )
         self._thread.start()
 

@@ -20,10 +20,14 @@ looked at when they go on.
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Sequence
 
+from pykvm.devices.virtio_blk.polling import AdaptivePolling
 from pykvm.devices.virtio_blk.service import QueueService
 from pykvm.threads import show_thread_name
+
+DRAINS = 16
 
 
 class IoThread:
@@ -42,11 +46,16 @@ class IoThread:
         services: Sequence[QueueService],
         on_broken: Callable[[str], None],
         on_failure: Callable[[BaseException], None],
+        poll_max_ns: int = 0,
     ) -> None:
-        """:meth:`start` lets it serve ``services``."""
+        """:meth:`start` lets it serve ``services``.
+
+        ``poll_max_ns``: the longest to watch a ring before sleeping, if it is the only one.
+        """
         self._services = tuple(services)
         self._on_broken = on_broken
         self._on_failure = on_failure
+        self._polling = AdaptivePolling(poll_max_ns if len(self._services) == 1 else 0)
         # Guards what follows, and tells who waits that _halting, _quiet or _ended has changed.
         self._state = threading.Condition()
         self._stopping = False
@@ -134,8 +143,7 @@ class IoThread:
         waiting = set(self._services)
         while True:
             may_serve = self._obey(waiting)
-            # A driver that refills its ring for ever gets one drain per look at the others.
-            for fd, _ in self._epoll.poll(0 if waiting and may_serve else None):
+            for fd, _ in self._events(sleep=not (waiting and may_serve)):
                 if fd in by_kick:
                     waiting.add(by_kick[fd])
                 elif fd in by_notifier:
@@ -145,11 +153,26 @@ class IoThread:
             if self._stopping:
                 return
             for service in list(waiting):
-                if not service.drain():
+                if not self._drain(service):
                     waiting.discard(service)
                 if service.queue.error:
                     self._on_broken(service.queue.error)
                     return
+
+    def _events(self, sleep: bool) -> list[tuple[int, int]]:
+        if not sleep:
+            return self._epoll.poll(0)
+        began = time.monotonic_ns()
+        events = self._epoll.poll()
+        self._polling.slept(time.monotonic_ns() - began)
+        return events
+
+    def _drain(self, service: QueueService) -> bool:
+        """Serve ``service``, again while more comes; whether more is waiting still.
+
+        A driver that refills its ring for ever gets some drains per look at the others.
+        """
+        return all(service.drain(self._polling.now_ns) for _ in range(DRAINS))
 
     def _obey(self, waiting: set[QueueService]) -> bool:
         """Halt or resume the services as wanted; whether the rings may be looked at."""

@@ -6,6 +6,10 @@ from typing import Final
 
 MERGE_MAX: Final = range(1, 1025)
 """``merge-max``: requests in one operation."""
+POLL_MAX_NS: Final = range(1_000_001)
+"""``poll-max-ns``: nanoseconds, up to a millisecond."""
+POLL_NS: Final = 32_768
+"""The default of ``poll-max-ns``."""
 SEG_MAX: Final = range(1, 1 << 16)
 """``seg-max``: data segments in one request."""
 SIZE_MAX: Final = range(512, 1 << 32)

@@ -90,9 +90,11 @@ class QueueService:
         """The engine executes nothing."""
         return not self._schedule.executing
 
-    def drain(self) -> bool:
+    def drain(self, watch_ns: int = 0) -> bool:
         """Serve what is available, at most the queue's size. True: call again, more is waiting.
 
+        If there is nothing left to do, watch the ring for up to ``watch_ns``
+        before asking the driver to notify.
         When ``queue.error`` is set afterwards, the ring is beyond use.
         """
         if self._schedule.halted:
@@ -123,7 +125,11 @@ class QueueService:
                     self._stats.merged(operation.kind, len(operation.members) - 1)
             self._execute()
         self._publish()
-        return queue.enable_notifications() and not self._schedule.halted
+        if self._schedule.halted or self._stopping:
+            return False
+        if watch_ns and not self._schedule.executing and queue.await_available(watch_ns):
+            return True
+        return queue.enable_notifications()
 
     def complete(self) -> None:
         """Answer what the engine has done."""

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pykvm.devices.virtio_blk import CacheMode, EngineKind, ErrorPolicy, MergePolicy
-from pykvm.devices.virtio_blk.options import MERGE_MAX, SEG_MAX, SIZE_MAX
+from pykvm.devices.virtio_blk.options import MERGE_MAX, POLL_MAX_NS, SEG_MAX, SIZE_MAX
 from pykvm.errors import UsageError
 from pykvm.machine.config import DiskConfig
 
@@ -184,6 +184,12 @@ _DISK_KEYS: Final = MappingProxyType(
         ),
         "merge-max": _DiskKey(
             "merge_max", _number(MERGE_MAX), "N", "at most N requests in one operation (32)"
+        ),
+        "poll-max-ns": _DiskKey(
+            "poll_max_ns",
+            _number(POLL_MAX_NS),
+            "N",
+            "watch the ring up to N ns before sleeping (32768)",
         ),
         "seg-max": _DiskKey(
             "seg_max",

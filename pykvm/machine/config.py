@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pykvm.devices.virtio_blk import CacheMode, EngineFactory, EngineKind, ErrorPolicy, MergePolicy
+from pykvm.devices.virtio_blk.options import POLL_NS
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.faults import FaultPlan
@@ -42,6 +43,7 @@ class DiskConfig:
     cache: CacheMode = CacheMode.WRITEBACK
     merge: MergePolicy = MergePolicy.SEQUENTIAL
     merge_max: int = 32
+    poll_max_ns: int = POLL_NS
     seg_max: int = 0
     size_max: int = 0
     rerror: ErrorPolicy = ErrorPolicy.REPORT

@@ -180,6 +180,7 @@ class Machine:
                 size_max=disk.size_max,
                 merge=disk.merge,
                 merge_max=disk.merge_max,
+                poll_max_ns=disk.poll_max_ns,
                 rerror=disk.rerror,
                 werror=disk.werror,
                 engine=disk.faults.wrap(engine) if disk.faults else engine,

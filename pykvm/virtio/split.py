@@ -80,6 +80,7 @@ from pykvm.virtio.constants import (
     VIRTQ_USED_F_NO_NOTIFY,
 )
 from pykvm.virtio.geometry import ring_error
+from pykvm.virtio.spin import changes
 
 EMPTY = -1
 """pop(): nothing more in this drain."""
@@ -271,6 +272,10 @@ class SplitQueue:
             self._u16[self._used_flags] = 0
         self._fence()
         return not self.error and self._u16[self._avail_idx] != self.last_avail
+
+    def await_available(self, nanoseconds: int) -> bool:
+        """Is more waiting, now or within this time? The driver is not asked to notify."""
+        return not self.error and changes(self._u16, self._avail_idx, self.last_avail, nanoseconds)
 
     # -- state -------------------------------------------------------------
 

@@ -1,0 +1,28 @@
+"""How long to watch a ring before sleeping until the driver's next notification. Pure."""
+
+from typing import Final
+
+FIRST_NS: Final = 4000
+"""Shorter than this, watching catches nothing: a driver takes that long to look and to ask."""
+
+
+class AdaptivePolling:
+    """Grows while a little more watching would have spared a sleep, and gives up when it would not.
+
+    A sleep and the wake-up cost the driver some 10 to 20 µs and the host a
+    context switch, so watching for about as long is worth it while requests
+    come in quick succession, and wasted before a long silence. ``now_ns`` is
+    how long to watch now: 0, or from 4 µs to the limit.
+    """
+
+    def __init__(self, most_ns: int) -> None:
+        """``most_ns``: the limit; 0 for no watching."""
+        self.now_ns = 0
+        self._most_ns = most_ns
+
+    def slept(self, nanoseconds: int) -> None:
+        """There was a sleep of this length, after watching in vain."""
+        if nanoseconds > self._most_ns:
+            self.now_ns = 0
+        else:
+            self.now_ns = min(self._most_ns, max(FIRST_NS, 2 * self.now_ns))

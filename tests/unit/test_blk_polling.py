@@ -1,0 +1,92 @@
+"""Polling: how long a ring is watched, and that a watched ring needs no notification."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from struct import pack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pykvm.devices.virtio_blk import Image, VirtioBlk
+from pykvm.devices.virtio_blk.polling import FIRST_NS, AdaptivePolling
+from pykvm.errors import UsageError
+from pykvm.memory.ram import Ram
+from pykvm.testing.mock_driver import MockDriver
+from pykvm.testing.mock_transport import MockTransport
+from pykvm.virtio import spin
+
+SECOND = 1_000_000_000
+
+
+def test_watching_grows_while_sleeps_are_short() -> None:
+    polling = AdaptivePolling(20_000)
+    seen = []
+    for _ in range(5):
+        polling.slept(15_000)
+        seen.append(polling.now_ns)
+    assert seen == [4000, 8000, 16_000, 20_000, 20_000]
+
+
+def test_a_long_sleep_ends_watching() -> None:
+    polling = AdaptivePolling(20_000)
+    polling.slept(1000)
+    polling.slept(20_001)
+    assert polling.now_ns == 0
+
+
+@given(st.integers(0, 1_000_000), st.lists(st.integers(0, SECOND)))
+def test_watching_is_off_or_within_its_limits(most: int, sleeps: list[int]) -> None:
+    polling = AdaptivePolling(most)
+    for nanoseconds in sleeps:
+        polling.slept(nanoseconds)
+        assert polling.now_ns == 0 or min(FIRST_NS, most) <= polling.now_ns <= most
+
+
+def test_a_change_is_seen_at_once() -> None:
+    words = memoryview(bytearray(8)).cast("H")
+    words[2] = 7
+    assert spin.changes(words, 2, 6, 0)
+    assert not spin.changes(words, 2, 7, 1000)
+
+
+def test_a_queue_knows_what_is_waiting() -> None:
+    driver = MockDriver(Ram.flat(1 << 20), size=8)
+    queue = driver.device_queue()
+    assert not queue.await_available(1000)
+    driver.send([b"x"], [1])
+    driver.publish()
+    assert queue.await_available(0)
+    queue.error = "broken"
+    assert not queue.await_available(0)
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[VirtioBlk]:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(4096))
+    made = VirtioBlk(Image(path), poll_max_ns=1_000_000)
+    yield made
+    made.close()
+
+
+def test_a_disk_that_watches_serves_all_and_stops_at_once(device: VirtioBlk) -> None:
+    with MockTransport(device) as transport:
+        transport.start()
+        driver = transport.drivers[0]
+        for _ in range(300):
+            head = driver.send([pack("<IIQ", 0, 0, 1)], [512, 1])
+            assert transport.wait(head) == 513
+            assert driver.response(head)[-1] == 0
+        transport.reset()
+        assert not transport.broken
+
+
+@pytest.mark.parametrize("wrong", [-1, 1_000_001])
+def test_a_limit_that_cannot_be(tmp_path: Path, wrong: int) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(512))
+    image = Image(path)
+    with pytest.raises(UsageError, match="poll-max-ns"):
+        VirtioBlk(image, poll_max_ns=wrong)
+    image.close()
