@@ -18,6 +18,7 @@ from pykvm.bench.table import cost_of, tables
 from pykvm.bench.tool import Job, Tool
 from pykvm.bench.workload import DEFAULTS, Workload, parse_workloads
 from pykvm.cli.main import Parser
+from pykvm.cli.paths import parse_path
 from pykvm.cli.process import signals_go_to
 from pykvm.cli.say import STDERR, emit, put, say
 from pykvm.cli.values import parse_disk, parse_seconds, parse_size
@@ -40,7 +41,12 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = made.add_argument
-    add("--disk", metavar="PATH", type=Path, help="raw image or block device, or a folder for one")
+    add(
+        "--disk",
+        metavar="PATH",
+        type=parse_path,
+        help="raw image or block device, or a folder for one",
+    )
     add("--size", metavar="SIZE", default="", help="of the temporary file (256M)")
     add("--overwrite", action="store_true", help="let writes destroy what --disk PATH holds")
     add(
@@ -69,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--start", action="store_true", help="time the start of a VM instead of a disk")
     add("--json", action="store_true", help="print one JSON object instead of tables")
-    add("--chart", metavar="FILE", type=Path, help="write throughput and latency as SVG")
+    add("--chart", metavar="FILE", type=parse_path, help="write throughput and latency as SVG")
     return made
 
 

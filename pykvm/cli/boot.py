@@ -19,6 +19,7 @@ from pykvm.cli.output import (
     say_reason,
     write_statistics,
 )
+from pykvm.cli.paths import parse_path, path_text
 from pykvm.cli.process import signals_go_to
 from pykvm.cli.say import STDIN, emit, say
 from pykvm.cli.session import ConsoleSession, Session
@@ -58,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("guest", nargs="?", metavar="GUEST", help="'guest' (bundled) or a folder with bundle.json")
-    add("--kernel", metavar="FILE", type=Path, help="vmlinux, bzImage or ELF with a PVH note")
-    add("--initrd", metavar="FILE", type=Path, help="initial RAM disk")
+    add("--kernel", metavar="FILE", type=parse_path, help="vmlinux, bzImage or ELF with a PVH note")
+    add("--initrd", metavar="FILE", type=parse_path, help="initial RAM disk")
     add("--append", metavar="STR", action="append", default=[], help="add to the command line")
     add("-m", "--memory", metavar="SIZE", default="", help="guest memory, like 64M (the default)")
     add("--cpus", metavar="N", default="1", help="virtual CPUs (1)")
@@ -72,9 +73,16 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--exec", metavar="CMD", dest="command", help="run CMD in the bundled guest and end")
     add("--timeout", metavar="S", default="", help="end the guest after S seconds (status 124)")
-    add("--console-log", metavar="FILE", type=Path, help="also write the console to FILE")
-    add("--stats", metavar="FILE", help="write statistics as JSON at the end; '-': print them")
-    add("--monitor", metavar="PATH", type=Path, help="serve QMP on a UNIX socket made at PATH")
+    add("--console-log", metavar="FILE", type=parse_path, help="also write the console to FILE")
+    add(
+        "--stats",
+        metavar="FILE",
+        type=path_text,
+        help="write statistics as JSON at the end; '-': print them",
+    )
+    add(
+        "--monitor", metavar="PATH", type=parse_path, help="serve QMP on a UNIX socket made at PATH"
+    )
     add("--timings", action="store_true", help="say where the time went")
     add("--json", action="store_true", help="print one JSON object about the run at the end")
     return made

@@ -26,7 +26,11 @@ def open_output(path: Path, option: str) -> IO[bytes]:
         return open(path, "wb", buffering=0)
     except OSError as error:
         hint = "give a file that can be written"
-        raise UsageError(f"{option} {path}: {error.strerror}", hint) from None
+        raise UsageError(f"{option} {path}: {_reason(error)}", hint) from None
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "").lower()
 
 
 class ConsoleLog:
@@ -53,7 +57,7 @@ class ConsoleLog:
         self._owned.close()
 
     def _failed(self, error: OSError) -> None:
-        self.problem = f"the console log {self._path} is not complete: {error.strerror}"
+        self.problem = f"the console log {self._path} is not complete: {_reason(error)}"
 
 
 class ConsoleRecorder:
@@ -94,7 +98,7 @@ def print_statistics(machine: Machine) -> None:
     try:
         put(STDERR, "".join(f"{classic_line(disk['device'], disk)}\n" for disk in disks))
     except OSError as error:
-        raise PykvmError(f"--stats -: {error.strerror}", "give a file") from None
+        raise PykvmError(f"--stats -: {_reason(error)}", "give a file") from None
 
 
 def write_statistics(file: IO[bytes], machine: Machine) -> None:
@@ -104,7 +108,7 @@ def write_statistics(file: IO[bytes], machine: Machine) -> None:
         while data:
             data = data[file.write(data) :]
     except OSError as error:
-        raise PykvmError(f"--stats {file.name}: {error.strerror}", "give another file") from None
+        raise PykvmError(f"--stats {file.name}: {_reason(error)}", "give another file") from None
 
 
 def json_text(data: bytes) -> dict[str, str]:

@@ -37,8 +37,16 @@ def fails(capfd, arguments: list[str], status: int, *words: str) -> None:
         (["boot", "guest", "--cpus", "0"], ["not a number of CPUs"]),
         (["boot", "guest", "--timeout", "-1"], ["not a time"]),
         (["boot", "--kernel", "x", "--exec", "ls"], ["--exec needs a guest"]),
-        (["boot", "guest", "--stats", "/no/such/folder/x"], ["--stats", "No such file"]),
-        (["boot", "guest", "--console-log", "/"], ["--console-log", "directory"]),
+        (["boot", "guest", "--stats", "/no/such/folder/x"], ["--stats", ": no such file"]),
+        *(
+            (["boot", "guest", option, ""], [f"{option}: the path is empty"])
+            for option in ("--kernel", "--initrd", "--console-log", "--stats", "--monitor")
+        ),
+        *(
+            (["bench", option, ""], [f"{option}: the path is empty"])
+            for option in ("--disk", "--chart")
+        ),
+        (["boot", "guest", "--console-log", "/"], ["--console-log", ": is a directory"]),
         (["doctor", "--flavor"], ["--flavor", "--flavour"]),
     ],
 )

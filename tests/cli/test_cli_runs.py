@@ -145,12 +145,12 @@ def test_a_reader_that_had_enough_ends_the_run_quietly(bare_kernel):
         ("2>/dev/full", 3, b"hello from CPL3\n", b""),
         ("--json >/dev/full", 125, b"", b"standard output cannot be written: No space left"),
         ("--json >&-", 125, b"", b"standard output cannot be written"),
-        ("--stats /dev/full", 125, b"hello from CPL3\n", b"--stats /dev/full: No space left"),
+        ("--stats /dev/full", 125, b"hello from CPL3\n", b"--stats /dev/full: no space left"),
         (
             "--console-log /dev/full",
             3,
             b"hello from CPL3\n",
-            b"the console log /dev/full is not complete: No space left on device",
+            b"the console log /dev/full is not complete: no space left on device",
         ),
     ],
 )

@@ -1,0 +1,16 @@
+"""Paths on the command line: types of argparse, which names the option of a wrong one."""
+
+import argparse
+from pathlib import Path
+
+
+def path_text(text: str) -> str:
+    """``text``, which is a path or stands for something else, as ``-`` does."""
+    if not text:  # which Path would take for the current folder
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
+
+
+def parse_path(text: str) -> Path:
+    """A path, which need not exist."""
+    return Path(path_text(text))
