@@ -1,0 +1,102 @@
+"""A whole disk on a mock transport, and a driver that speaks virtio-blk to it."""
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from struct import pack
+
+from pykvm.devices.virtio_blk import Image, VirtioBlk
+from pykvm.devices.virtio_blk.constants import (
+    VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+)
+from pykvm.memory.ram import Ram
+from pykvm.testing.mock_transport import MockTransport
+
+SECTORS = 256
+SIZE = SECTORS * 512
+IN, OUT, FLUSH, GET_ID = (
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID,
+)
+OK, IOERR, UNSUPP = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP
+
+
+class Disk:
+    """A started device, and a driver that speaks virtio-blk."""
+
+    def __init__(self, transport: MockTransport, device: VirtioBlk) -> None:
+        self.transport = transport
+        self.device = device
+
+    def send(self, kind: int, sector: int = 0, data: bytes = b"", size: int = 0) -> int:
+        head = pack("<IIQ", kind, 0, sector)
+        readable = [head, data] if data else [head]
+        return self.transport.drivers[0].send(readable, [size, 1] if size else [1])
+
+    def wait(self, head: int) -> tuple[int, bytes, int]:
+        """(status, data, used length)"""
+        used = self.transport.wait(head)
+        answer = self.transport.drivers[0].response(head)
+        return answer[-1], answer[:-1], used
+
+    def do(self, kind: int, sector: int = 0, data: bytes = b"", size: int = 0) -> tuple[int, bytes]:
+        status, answer, used = self.wait(self.send(kind, sector, data, size))
+        assert used == (len(answer) + 1 if status == OK else 1)
+        return status, answer
+
+    def stats(self) -> dict[str, int]:
+        counts = self.device.stats.as_dict()
+        del counts["idle_time_ns"]
+        return {name: n for name, n in counts.items() if n}
+
+
+Maker = Callable[..., Disk]
+"""Makes started disks; keyword arguments of VirtioBlk, MockTransport, Image."""
+
+
+def disk_file(folder: Path) -> Path:
+    """A new image in ``folder``, of SECTORS random sectors."""
+    file = folder / "disk"
+    file.write_bytes(random.Random(1).randbytes(SIZE))
+    return file
+
+
+@contextmanager
+def disks(path: Path) -> Iterator[Maker]:
+    """Makes disks on ``path``, and closes them at the end."""
+    made: list[Disk] = []
+
+    def maker(
+        readonly: bool = False,
+        features: int | None = None,
+        ram: Ram | None = None,
+        start: bool = True,
+        **kwargs: object,
+    ) -> Disk:
+        device = VirtioBlk(Image(path, readonly), **kwargs)  # type: ignore[arg-type]
+        transport = MockTransport(device, ram, features=features)
+        made.append(Disk(transport, device))
+        if start:
+            transport.start()
+        return made[-1]
+
+    try:
+        yield maker
+    finally:
+        for disk in made:
+            disk.transport.close()
+            disk.device.close()
+
+
+def device_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("virtio-blk")]

@@ -1,0 +1,204 @@
+"""The whole block device with an engine that takes its time: order, and reset meanwhile."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from blk_device import FLUSH, IN, OK, OUT, Disk, Maker, disk_file, disks
+
+from pykvm.devices.virtio_blk import Image, SyncEngine
+from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.memory.ram import Ram
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return disk_file(tmp_path)
+
+
+@pytest.fixture
+def make(path: Path) -> Iterator[Maker]:
+    with disks(path) as maker:
+        yield maker
+
+
+@pytest.fixture
+def disk(make: Maker) -> Disk:
+    return make(serial="pykvm-1")
+
+
+class SlowEngine:
+    """Completes nothing before :meth:`let_go`; then in its own thread, in any order."""
+
+    def __init__(self, image: Image, ram: Ram) -> None:
+        self.notifier = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.inner = SyncEngine(image, ram)
+        self.lock = threading.Condition()
+        self.waiting: list[Operation] = []
+        self.finished: list[Operation] = []
+        self.log: list[tuple[str, int]] = []
+
+    def submit(self, operations: Sequence[Operation]) -> None:
+        with self.lock:
+            self.waiting += operations
+            self.log += [("start", op.kind) for op in operations]
+            self.lock.notify_all()
+
+    def completions(self) -> Sequence[Operation]:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.notifier)
+        with self.lock:
+            done, self.finished = self.finished, []
+        return done
+
+    def wait_for(self, count: int) -> None:
+        with self.lock:
+            assert self.lock.wait_for(lambda: len(self.waiting) >= count, 5)
+
+    def let_go(self, index: int = -1) -> None:
+        """Finish the operation at ``index`` of those waiting."""
+        with self.lock:
+            operation = self.waiting.pop(index)
+            self.inner.submit([operation])
+            self.finished += self.inner.completions()
+            self.log.append(("end", operation.kind))
+        os.eventfd_write(self.notifier, 1)
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.inner.close()
+        os.close(self.notifier)
+
+
+def slow_engine(disk: Disk) -> SlowEngine:
+    (engine,) = disk.device._engines
+    assert isinstance(engine, SlowEngine)
+    return engine
+
+
+def test_completions_out_of_order(make: Maker, path: Path) -> None:
+    disk = make(engine=SlowEngine)
+    file = path.read_bytes()
+    heads = [disk.send(IN, 2 * i, size=512) for i in range(4)]
+    disk.transport.submit()
+    engine = slow_engine(disk)
+    engine.wait_for(4)
+    for left in (2, 0, 1, 0):
+        engine.let_go(left)
+    for i, head in enumerate(heads):
+        assert disk.wait(head)[:2] == (OK, file[1024 * i :][:512])
+
+
+def test_a_flush_starts_after_the_writes_before_it(make: Maker) -> None:
+    disk = make(engine=SlowEngine)
+    heads = [disk.send(OUT, 0, bytes(512))]
+    disk.transport.submit()
+    engine = slow_engine(disk)
+    engine.wait_for(1)
+    heads += [disk.send(OUT, 2, bytes(512)), disk.send(FLUSH), disk.send(IN, 5, size=512)]
+    disk.transport.submit()
+    disk.transport.notify()
+    engine.wait_for(3)
+    assert [kind for _, kind in engine.log] == [OUT, OUT, IN]
+    engine.let_go(0)
+    engine.let_go(0)
+    engine.wait_for(2)
+    assert engine.log[-1] == ("start", FLUSH)
+    engine.let_go()
+    engine.let_go()
+    assert [disk.wait(head)[0] for head in heads] == [OK] * 4
+
+
+def test_overlapping_writes_of_a_batch_are_serialised(make: Maker, path: Path) -> None:
+    disk = make(engine=SlowEngine)
+    heads = [disk.send(OUT, 0, bytes([i]) * 512) for i in range(1, 4)]
+    disk.transport.submit()
+    engine = slow_engine(disk)
+    for _ in heads:
+        engine.wait_for(1)
+        assert len(engine.waiting) == 1
+        engine.let_go()
+    assert [disk.wait(head)[0] for head in heads] == [OK] * 3
+    assert path.read_bytes()[:512] == bytes([3]) * 512
+
+
+def test_reset_waits_for_what_is_executing_and_drops_it(make: Maker) -> None:
+    disk = make(engine=SlowEngine)
+    disk.send(OUT, 0, bytes(512))
+    disk.send(OUT, 0, bytes(512))
+    disk.send(IN, 3, size=512)
+    disk.send(FLUSH)
+    disk.transport.submit()
+    engine = slow_engine(disk)
+    engine.wait_for(2)
+    resetting = threading.Thread(target=disk.device.reset)
+    resetting.start()
+    resetting.join(0.05)
+    assert resetting.is_alive()
+    engine.let_go()
+    resetting.join(0.05)
+    assert resetting.is_alive()
+    engine.let_go()
+    resetting.join(5)
+    assert not resetting.is_alive()
+    assert disk.transport.drivers[0].collect() == []
+    assert disk.transport.interrupts == []
+    assert [kind for what, kind in engine.log if what == "start"] == [OUT, IN]
+    disk.transport.reset()
+    disk.transport.start()
+    fresh = slow_engine(disk)
+    head = disk.send(IN, 0, size=512)
+    disk.transport.submit()
+    fresh.wait_for(1)
+    fresh.let_go()
+    assert disk.wait(head)[0] == OK
+
+
+@pytest.mark.interpreted
+def test_reset_starts_nothing_that_waits(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver can queue hours of I/O in one batch; its reset takes one operation's time."""
+    started, go_on = threading.Event(), threading.Event()
+    reads: list[int] = []
+
+    def slow_preadv(fd: int, views: Sequence[memoryview], offset: int) -> int:
+        reads.append(offset)
+        started.set()
+        assert go_on.wait(5)
+        return sum(map(len, views))
+
+    monkeypatch.setattr(os, "preadv", slow_preadv)
+    for sector in range(8):
+        disk.send(IN, 2 * sector, size=512)
+    disk.transport.submit()
+    assert started.wait(5)
+    resetting = threading.Thread(target=disk.device.reset)
+    resetting.start()
+    resetting.join(0.05)
+    assert resetting.is_alive()
+    go_on.set()
+    resetting.join(5)
+    assert not resetting.is_alive()
+    assert reads == [0]
+    assert disk.transport.drivers[0].collect() == []
+    assert disk.stats() == {}
+
+
+def test_reset_under_load(disk: Disk) -> None:
+    """With the real engine: nothing reaches the rings after reset returned."""
+    for _ in range(20):
+        for i in range(64):
+            disk.send(IN, i, size=512)
+        disk.transport.submit()
+        disk.device.reset()
+        used_before = disk.transport.drivers[0].collect()
+        time.sleep(0.001)
+        assert disk.transport.drivers[0].collect() == []
+        assert len(used_before) <= 64
+        disk.transport.reset()
+        disk.transport.start()

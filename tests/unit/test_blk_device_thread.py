@@ -1,0 +1,198 @@
+"""The whole block device: its thread, what starts and ends it, and what breaks it."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from blk_device import IN, OK, Disk, Maker, device_threads, disk_file, disks
+
+from pykvm.devices.virtio_blk import Image, SyncEngine, VirtioBlk
+from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.errors import UsageError
+from pykvm.memory.ram import Ram
+from pykvm.testing.mock_transport import MockTransport
+from pykvm.virtio.constants import (
+    VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_VERSION_1,
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return disk_file(tmp_path)
+
+
+@pytest.fixture
+def make(path: Path) -> Iterator[Maker]:
+    with disks(path) as maker:
+        yield maker
+
+
+@pytest.fixture
+def disk(make: Maker) -> Disk:
+    return make(serial="pykvm-1")
+
+
+# -- threads ---------------------------------------------------------------
+
+
+def test_what_waits_in_the_ring_is_served_without_a_kick(make: Maker) -> None:
+    disk = make(start=False)
+    head = disk.send(IN, 0, size=512)
+    disk.transport.drivers[0].publish()
+    disk.transport.start()
+    assert disk.wait(head)[0] == OK
+
+
+def test_one_interrupt_for_a_batch(disk: Disk) -> None:
+    heads = [disk.send(IN, i, size=512) for i in range(32)]
+    for head in heads:
+        assert disk.wait(head)[0] == OK
+    assert 1 <= len(disk.transport.interrupts) <= 2
+
+
+def test_kicks_without_requests_do_nothing(disk: Disk) -> None:
+    for _ in range(50):
+        disk.transport.notify()
+    assert disk.do(IN, 0, size=512)[0] == OK
+    assert disk.stats()["rd_operations"] == 1
+
+
+@pytest.mark.parametrize("ring", [0, VIRTIO_F_EVENT_IDX])
+def test_what_arrives_during_a_drain_is_served_without_a_kick(make: Maker, ring: int) -> None:
+    """The driver was told not to notify, so the device must look again before it sleeps."""
+    heads: list[int] = []
+    notify_wanted: list[bool] = []
+
+    class Busy(SyncEngine):
+        def submit(self, operations: Sequence[Operation]) -> None:
+            super().submit(operations)
+            if len(heads) < 5:
+                heads.append(disk.send(IN, len(heads), size=512))
+                notify_wanted.append(disk.transport.drivers[0].publish())
+
+    disk = make(engine=Busy, start=False, features=ring | VIRTIO_F_VERSION_1)
+    heads.append(disk.send(IN, 0, size=512))
+    disk.transport.drivers[0].publish()
+    disk.transport.start()
+    deadline = time.monotonic() + 5
+    while disk.stats().get("rd_operations", 0) < 5:
+        assert time.monotonic() < deadline, "a request was left lying"
+        time.sleep(0.001)
+    assert notify_wanted == [False] * 4
+    assert all(disk.wait(head)[0] == OK for head in heads)
+
+
+def test_an_idle_device_uses_no_cpu(disk: Disk) -> None:
+    assert disk.do(IN, 0, size=512)[0] == OK
+    before = time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - before < 0.1
+
+
+def test_two_disks_at_once(make: Maker, path: Path) -> None:
+    disks = [make(readonly=True) for _ in range(2)]
+    file = path.read_bytes()
+    for round_ in range(20):
+        heads = [disk.send(IN, round_, size=512) for disk in disks]
+        for disk, head in zip(disks, heads, strict=True):
+            assert disk.wait(head)[1] == file[round_ * 512 :][:512]
+
+
+def test_a_second_writer_is_refused(disk: Disk, path: Path) -> None:
+    with pytest.raises(UsageError, match="in use"):
+        Image(path)
+    disk.transport.close()
+    disk.device.close()
+    Image(path).close()
+
+
+def test_reset_and_start_again(disk: Disk) -> None:
+    for _ in range(5):
+        assert disk.do(IN, 0, size=512)[0] == OK
+        disk.transport.reset()
+        assert device_threads() == []
+        disk.transport.start()
+    assert disk.stats()["rd_operations"] == 5
+
+
+def test_reset_when_not_active(make: Maker) -> None:
+    disk = make(start=False)
+    disk.device.reset()
+    disk.transport.start()
+    assert disk.do(IN, 0, size=512)[0] == OK
+
+
+def test_closing_leaves_nothing_behind(path: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    ram = Ram.flat(1 << 20)
+    device = VirtioBlk(Image(path), queue_size=16)
+    with MockTransport(device, ram) as transport:
+        transport.start()
+        disk = Disk(transport, device)
+        assert disk.do(IN, 0, size=512)[0] == OK
+    device.close()
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert device_threads() == []
+    transport.drivers.clear()
+    ram.release()
+
+
+# -- what goes wrong -------------------------------------------------------
+
+
+def test_a_broken_ring_ends_the_service_until_reset(disk: Disk) -> None:
+    driver = disk.transport.drivers[0]
+    good = disk.send(IN, 0, size=512)
+    driver.offer(9999)
+    disk.transport.submit()
+    assert "9999" in disk.transport.wait_broken()
+    assert disk.transport.collect() == [(good, 513)]
+    disk.send(IN, 1, size=512)
+    driver.publish()
+    disk.transport.notify()
+    time.sleep(0.05)
+    assert disk.transport.collect() == []
+    assert len(disk.transport.broken) == 1
+    disk.transport.reset()
+    disk.transport.start()
+    assert disk.do(IN, 0, size=512)[0] == OK
+
+
+def test_an_index_that_jumps_breaks_the_ring(disk: Disk) -> None:
+    disk.transport.drivers[0].avail_index = 5000
+    disk.transport.submit()
+    disk.transport.notify()
+    assert "avail.idx" in disk.transport.wait_broken()
+
+
+def test_a_bug_in_the_device_is_not_silent(make: Maker) -> None:
+    seen: list[BaseException] = []
+
+    class Buggy(SyncEngine):
+        def submit(self, operations: Sequence[Operation]) -> None:
+            raise ZeroDivisionError("a bug")
+
+    disk = make(engine=Buggy, on_failure=seen.append)
+    disk.send(IN, 0, size=512)
+    disk.transport.submit()
+    assert "ZeroDivisionError" in disk.transport.wait_broken()
+    disk.transport.reset()
+    assert isinstance(disk.device.failure, ZeroDivisionError)
+    assert seen == [disk.device.failure]
+
+
+@pytest.mark.interpreted
+def test_a_bug_is_reported_without_a_callback(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+    disk = make()
+    monkeypatch.setattr(os, "preadv", lambda *args: 1 // 0)
+    disk.send(IN, 0, size=512)
+    disk.transport.submit()
+    disk.transport.wait_broken()
+    disk.transport.reset()
+    assert seen[0].exc_type is ZeroDivisionError
