@@ -1,0 +1,52 @@
+"""Bare-metal guests that are stopped, and the events that tell of it."""
+
+import threading
+import time
+from contextlib import contextmanager
+
+from pykvm.machine import Machine, MachineConfig
+from pykvm.machine.events import Event
+from pykvm.testing.bare import build_bare_guest
+from pykvm.testing.bare.layout import MEMORY_NEEDED
+
+PATIENCE = 20.0
+
+
+def guest(words: str, **more: object) -> MachineConfig:
+    return MachineConfig(
+        kernel=build_bare_guest(), append=words, **{"memory": MEMORY_NEEDED, **more}
+    )
+
+
+def until(condition, what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.002)
+
+
+class Log:
+    """The events of a machine; the kinds of them are ``kinds``."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.events: list[Event] = []
+        machine.listen(self.events.append)
+
+    @property
+    def kinds(self) -> list[type[Event]]:
+        return [type(event) for event in self.events]
+
+    def wait_for(self, kind: type[Event], count: int = 1) -> None:
+        until(lambda: self.kinds.count(kind) >= count, f"{kind.__name__} {count}")
+
+
+def port_exits(machine: Machine) -> int:
+    return machine.statistics()["exits"].get("IoExit", 0)
+
+
+@contextmanager
+def no_threads_left():
+    """What is done meanwhile must have ended its threads."""
+    before = set(threading.enumerate())
+    yield
+    assert not set(threading.enumerate()) - before

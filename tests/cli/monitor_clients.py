@@ -1,0 +1,102 @@
+"""Clients of a machine's monitor: QEMU's own, and one that sends and reads what it likes."""
+
+import asyncio
+import json
+import socket
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from qemu.qmp import QMPClient
+
+from pykvm.machine import DiskConfig, Machine, MachineConfig
+from pykvm.monitor import Monitor, MonitorSocket
+from pykvm.testing.bare import Script
+from pykvm.testing.bare.layout import MEMORY_NEEDED
+
+PATIENCE = 20.0
+
+
+def until(condition, what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+@contextmanager
+def served(path: Path, config: MachineConfig):
+    """A machine that is not started yet, with its monitor."""
+    with MonitorSocket(path) as listener, Machine(config) as machine, Monitor(listener, machine):
+        yield machine
+
+
+def spinning_guest(kernel: Path) -> MachineConfig:
+    return MachineConfig(kernel=kernel, append="spin", memory=MEMORY_NEEDED)
+
+
+def with_disk(kernel: Path, script: Script, disk: DiskConfig) -> MachineConfig:
+    return MachineConfig(
+        kernel=kernel,
+        append="script",
+        initrd=script.encode(),
+        memory=MEMORY_NEEDED,
+        disks=[disk],
+    )
+
+
+class Raw:
+    """A client that sends and reads what it likes."""
+
+    def __init__(self, path: Path, negotiate: bool = True) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(PATIENCE)
+        self.socket.connect(str(path))
+        self._file = self.socket.makefile("rb")
+        self.greeting = self.read()
+        if negotiate:
+            assert self.ask("qmp_capabilities") == {"return": {}}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def read(self) -> dict | None:
+        """The next message, None at the end."""
+        line = self._file.readline()
+        return json.loads(line) if line else None
+
+    def ask(self, command: str, **more: object) -> dict:
+        """Execute ``command``; its answer."""
+        self.send(json.dumps({"execute": command, **more}).encode())
+        while "event" in (message := self.read()):
+            pass
+        return message
+
+    def events(self, last: str) -> list[dict]:
+        """The events up to and with ``last``."""
+        found = [self.read()]
+        while found[-1]["event"] != last:
+            found.append(self.read())
+        return found
+
+
+def run_client(path: Path, talk) -> object:
+    """What ``talk(client)``, a coroutine, gives, with QEMU's client connected to ``path``."""
+
+    async def whole() -> object:
+        client = QMPClient("test")
+        await client.connect(str(path))
+        try:
+            return await asyncio.wait_for(talk(client), PATIENCE)
+        finally:
+            with suppress(Exception):
+                await client.disconnect()
+
+    return asyncio.run(whole())
