@@ -5,7 +5,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,20 +22,6 @@ from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.memory.ram import Ram
 
 SIZE = 1 << 20
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    file = tmp_path / "disk"
-    file.write_bytes(bytes(i * 31 % 253 for i in range(SIZE)))
-    return file
-
-
-@pytest.fixture
-def image(path: Path) -> Iterator[Image]:
-    opened = Image(path)
-    yield opened
-    opened.close()
 
 
 def run(image: Image, ram: Ram, *operations: Operation) -> list[int]:

@@ -18,22 +18,7 @@ from pykvm.devices.virtio_blk.faults import Access, Effect, Fault, FaultPlan
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.memory.ram import Ram
 
-SIZE = 1 << 16
 HOUR_MS = 3_600_000
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    file = tmp_path / "disk"
-    file.write_bytes(bytes(i * 31 % 253 for i in range(SIZE)))
-    return file
-
-
-@pytest.fixture
-def image(path: Path) -> Iterator[Image]:
-    opened = Image(path)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
