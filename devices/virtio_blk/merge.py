@@ -33,12 +33,15 @@ class Limits:
     """The most that one operation holds: members, segments, and bytes.
 
     1024 segments are what preadv and pwritev take on Linux (IOV_MAX), and
-    0x7ffff000 bytes what they move at once.
+    0x7ffff000 bytes what they move at once. ``pieces`` is how many operations
+    a request too large for one has at a time; more than that keeps no disk
+    busier, and a guest must not have us plan thousands for each request.
     """
 
     requests: int = 32
     segments: int = 1024
     bytes: int = 0x7FFFF000
+    pieces: int = 16
 
 
 def sequential(requests: Sequence[Request], limits: Limits) -> Runs:

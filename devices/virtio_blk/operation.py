@@ -17,7 +17,8 @@ class Operation:
     ``ram.bytes[offsets[i] : offsets[i] + lengths[i]]`` for i from ``first`` up
     to, not including, ``last``, in at most as many segments and bytes as one
     system call takes. ``durable``: a write is done only when it is on stable
-    storage.
+    storage. ``left``: so many bytes of its one member, up to that one's end, are
+    not planned yet, and will be when this operation is done.
 
     The engine sets ``error``, an errno or 0; ``moved``, the bytes that it read
     or wrote, which may be fewer than ``length`` without an error; and
@@ -35,6 +36,7 @@ class Operation:
     first: int
     last: int
     durable: bool
+    left: int
     error: int
     moved: int
     finished_ns: int
@@ -56,6 +58,7 @@ class Operation:
         self.first = 0
         self.last = 0
         self.durable = False
+        self.left = 0
         self.error = 0
         self.moved = 0
         self.finished_ns = 0
@@ -78,7 +81,7 @@ class Operation:
     def clip(self, source: "Operation", start: int, length: int) -> None:
         """Become bytes ``[start, start + length)`` of ``source``, another operation, on its behalf.
 
-        Results, waits and followers are not taken over.
+        Results, what is left, waits and followers are not taken over.
         """
         assert source is not self, "an operation cannot become a part of itself"
         assert 0 <= start <= start + length <= source.length, "only what is there can be clipped"

@@ -7,7 +7,7 @@
   Across drains virtio leaves the order open.
 
 Waiting is for the end of an operation, not for its success; and an operation
-that is tried again in other pieces (:func:`replace`) ends with the last of them.
+that goes on in other pieces (:func:`replace`) ends with the last of them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -45,7 +45,7 @@ def order(operations: Sequence[Operation], unfinished: Iterable[Operation]) -> l
             continue
         writes = writes or kind == VIRTIO_BLK_T_OUT
         apart = apart and operation.offset >= end
-        end = operation.offset + operation.length
+        end = operation.offset + operation.length + operation.left
     # Mostly there are no writes, or each operation is behind the one before it.
     if writes and not apart and _overlapping(operations):
         if len(operations) > MANY:
@@ -85,13 +85,13 @@ def _order_flushes(operations: Sequence[Operation], unfinished: Iterable[Operati
 
 
 def _overlapping(operations: Sequence[Operation]) -> bool:
-    """Do any two operations overlap? That no write is among them is harmless."""
+    """Do any two operations, with what is left, overlap? Harmless if no write is among them."""
     end = 0
     for operation in sorted(operations, key=_by_offset):
         if operation.length:
             if operation.offset < end:
                 return True
-            end = operation.offset + operation.length
+            end = operation.offset + operation.length + operation.left
     return False
 
 

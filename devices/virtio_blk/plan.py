@@ -4,7 +4,8 @@ Executing the operations one after another, in the order of the list, leaves
 the same bytes and the same results as executing the requests one after
 another; :mod:`pykvm.devices.virtio_blk.order` says which of them may run side
 by side. Which requests share an operation, :mod:`pykvm.devices.virtio_blk.merge`
-says; one that is too large for an operation gets several.
+says; one that is too large for an operation gets several, and its next ones
+when the last of these is done.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ class Planner:
     _runs: Policy | None
     _most_segments: int
     _most_bytes: int
+    _most_pieces: int
     _free: list[Operation]
 
     def __init__(self, policy: MergePolicy, limits: Limits) -> None:
@@ -46,6 +48,7 @@ class Planner:
         self._runs = _POLICIES.get(policy)
         self._most_segments = limits.segments
         self._most_bytes = limits.bytes
+        self._most_pieces = limits.pieces
         self._free = []
 
     def plan(self, requests: Sequence[Request]) -> list[Operation]:
@@ -78,6 +81,20 @@ class Planner:
         """The operation that executes what ``operation`` did not move."""
         made = self._take()
         made.clip(operation, operation.moved, operation.length - operation.moved)
+        made.left = operation.left
+        return made
+
+    def further(self, operation: Operation) -> list[Operation]:
+        """The next operations for the member of ``operation``, with which something is ``left``.
+
+        They are among the member's ``pending``, in place of ``operation``.
+        """
+        request: Request
+        (request,) = operation.members
+        whole = self._whole(request)
+        whole.durable = operation.durable
+        made: list[Operation] = []
+        request.pending += self._split(whole, request.length - operation.left, made) - 1
         return made
 
     def release(self, operation: Operation) -> None:
@@ -86,26 +103,32 @@ class Planner:
 
     def _take(self) -> Operation:
         made = self._free.pop() if self._free else Operation()
-        made.error = made.moved = 0
+        made.error = made.moved = made.left = 0
         return made
 
     def _single(self, request: Request, made: list[Operation]) -> None:
-        """Append the operation for ``request`` alone, or those for its pieces."""
+        """Append the operation for ``request`` alone, or those for its first pieces."""
+        operation = self._whole(request)
+        segments = operation.last - operation.first
+        if operation.length > self._most_bytes or segments > self._most_segments:
+            request.pending = self._split(operation, 0, made)
+        else:
+            request.pending = 1
+            made.append(operation)
+
+    def _whole(self, request: Request) -> Operation:
+        """An operation for all of ``request``, which may be too large for one."""
         operation = self._take()
         operation.members[:] = (request,)
         operation.kind = request.type
         operation.offset = request.sector << SECTOR_SHIFT
-        operation.length = length = request.length
+        operation.length = request.length
         operation.offsets = request.offsets
         operation.lengths = request.lengths
-        operation.first = first = request.first
-        operation.last = last = request.last
+        operation.first = request.first
+        operation.last = request.last
         operation.durable = self.durable
-        if length > self._most_bytes or last - first > self._most_segments:
-            request.pending = self._split(operation, made)
-        else:
-            request.pending = 1
-            made.append(operation)
+        return operation
 
     def _merged(self, run: Sequence[Request]) -> Operation:
         """One operation for ``run``, neighbours on the disk and within the limits."""
@@ -131,10 +154,13 @@ class Planner:
         operation.length = length
         return operation
 
-    def _split(self, rest: Operation, made: list[Operation]) -> int:
-        """Append operations for the pieces of ``rest``, and release it; how many these are."""
-        pieces = start = 0
-        while start < rest.length:
+    def _split(self, rest: Operation, start: int, made: list[Operation]) -> int:
+        """Append operations for the first pieces of ``rest`` from ``start`` on; how many these are.
+
+        The last of them knows what is left. ``rest`` is released.
+        """
+        pieces = 0
+        while start < rest.length and pieces < self._most_pieces:
             # Drop what is behind, or each piece would look at all segments again.
             while start >= (skipped := rest.lengths[rest.first]):
                 rest.first += 1
@@ -146,6 +172,7 @@ class Planner:
             made.append(piece)
             pieces += 1
             start += piece.length
+        made[-1].left = rest.length - start
         self.release(rest)
         return pieces
 

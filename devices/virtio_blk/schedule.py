@@ -13,6 +13,8 @@
   by member, so that a bad sector fails the request that wants it and no other.
 - An operation for one request that comes back short is continued; one that
   moved nothing is at the end of a file that somebody truncated: EIO.
+- When the last of the operations for a large request is done, well or not,
+  more of them are planned, as long as something of it is left.
 - A failed request gets what its policy says. If that is to stop, or if
   :meth:`Schedule.halt` says so, nothing starts any more, what is executing
   is awaited, and everything unanswered is kept. :meth:`Schedule.resume` plans
@@ -93,20 +95,25 @@ class Schedule:
         self.executing -= 1
         del self._unfinished[operation]
         failed = operation.error
+        short = not failed and operation.moved < operation.length
         answered: Sequence[Request] = ()
-        if not failed and operation.moved == operation.length:
+        if not failed and not short and not operation.left:
             self._start_followers(operation)
             answered = self._answered(operation.members)
         elif len(operation.members) > 1:
             self._again(operation, self._planner.singly(operation))
-        elif not failed and operation.moved:
+        elif short and operation.moved:
             self._again(operation, [self._planner.rest(operation)])
         else:
             (request,) = operation.members
-            request.error = request.error or failed or errno.EIO
-            answered = self._answered(operation.members)
-            # After the decision: if it is to stop, these are part of what is kept.
-            self._start_followers(operation)
+            if failed or short:
+                request.error = request.error or failed or errno.EIO
+            if operation.left:
+                self._again(operation, self._planner.further(operation))
+            else:
+                answered = self._answered(operation.members)
+                # After the decision: if it is to stop, these are part of what is kept.
+                self._start_followers(operation)
         self._planner.release(operation)
         return answered
 

@@ -218,6 +218,7 @@ class Run:
             self.seen["short" if short else "failed"] += 1
             self.seen["failed merged"] += not single
         failed = operation.error or (errno.EIO if short and not operation.moved else 0)
+        self.seen["left"] += operation.left > 0
         if failed and single:
             self.lives[operation.members[0].head].errors.append(failed)
         elif single or not (failed or short):

@@ -5,19 +5,40 @@ devices. ``policy`` is the one with which it shows, None for any of them.
 """
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blk_requests import FLUSH, IN
+from blk_planner_mutants import (
+    AShortPieceForgetsWhatIsLeft,
+    FirstPieceAnswers,
+    FlushesOvertakeWrites,
+    ForgetsTheLast,
+    FurtherPiecesAreNotCounted,
+    JoinsDirections,
+    JoinsFlushes,
+    JoinsOverAGap,
+    KnowsNoLimits,
+    MergedWritesAreNotDurable,
+    MixesUpSegments,
+    OneTooMany,
+    PiecesLeaveAByteOut,
+    PlansOneTwice,
+    ReadsOvertakeTheWritesTheyRead,
+    SinglyForgetsOne,
+    SortsOverlappingWrites,
+    TheRestBeginsASectorLate,
+    TheRestIsTheWhole,
+    WhatIsLeftIsForgotten,
+)
+from blk_requests import FLUSH
 
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_OK
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.options import MergePolicy
 from pykvm.devices.virtio_blk.order import order
-from pykvm.devices.virtio_blk.plan import Limits, Planner
+from pykvm.devices.virtio_blk.plan import Planner
 from pykvm.devices.virtio_blk.request import Request
 from pykvm.devices.virtio_blk.schedule import Schedule
-from pykvm.native import longs
 
 
 @dataclass(frozen=True)
@@ -32,164 +53,6 @@ class Mutant:
     def name(self) -> str:
         """The broken class's."""
         return (self.schedule if self.planner is Planner else self.planner).__name__
-
-
-def runs_where(
-    requests: Sequence[Request], joins: Callable[[Request, Request], bool]
-) -> list[Sequence[Request]]:
-    """``requests`` cut where a request does not join the one before it. Knows no limits."""
-    runs: list[list[Request]] = []
-    for request in requests:
-        if runs and joins(runs[-1][-1], request):
-            runs[-1].append(request)
-        else:
-            runs.append([request])
-    return list(runs)
-
-
-def continues(one: Request, other: Request) -> bool:
-    same = one.type == other.type != FLUSH
-    return same and other.sector == one.sector + one.length // 512
-
-
-# -- planners -----------------------------------------------------------------
-
-
-class KnowsNoLimits(Planner):
-    def plan(self, requests: Sequence[Request]) -> list[Operation]:
-        self._runs = lambda requests, limits: runs_where(requests, continues)
-        return super().plan(requests)
-
-
-class OneTooMany(Planner):
-    def __init__(self, policy: MergePolicy, limits: Limits) -> None:
-        super().__init__(policy, limits)
-        self._limits = Limits(limits.requests + 1, limits.segments, limits.bytes)
-
-
-class JoinsOverAGap(Planner):
-    def plan(self, requests: Sequence[Request]) -> list[Operation]:
-        def near(one: Request, other: Request) -> bool:
-            same = one.type == other.type != FLUSH
-            return same and 0 <= other.sector - one.sector - one.length // 512 <= 1
-
-        self._runs = lambda requests, limits: runs_where(requests, near)
-        return super().plan(requests)
-
-
-class JoinsDirections(Planner):
-    def plan(self, requests: Sequence[Request]) -> list[Operation]:
-        def ends(one: Request, other: Request) -> bool:
-            data = FLUSH not in (one.type, other.type)
-            return data and other.sector == one.sector + one.length // 512
-
-        self._runs = lambda requests, limits: runs_where(requests, ends)
-        return super().plan(requests)
-
-
-class JoinsFlushes(Planner):
-    """A flush has sector 0 and length 0, so the next one begins where it ends."""
-
-    def plan(self, requests: Sequence[Request]) -> list[Operation]:
-        def same(one: Request, other: Request) -> bool:
-            return one.type == other.type == FLUSH
-
-        self._runs = lambda requests, limits: runs_where(requests, same)
-        return super().plan(requests)
-
-
-class SortsOverlappingWrites(Planner):
-    """As sorting windows without a look at overlaps does."""
-
-    def plan(self, requests: Sequence[Request]) -> list[Operation]:
-        def windows(requests: Sequence[Request], limits: Limits) -> list[Sequence[Request]]:
-            return [
-                (request,)
-                for window in runs_where(requests, lambda a, b: a.type == b.type != FLUSH)
-                for request in sorted(window, key=lambda request: request.sector)
-            ]
-
-        self._runs = windows
-        return super().plan(requests)
-
-
-class ReadsOvertakeTheWritesTheyRead(Planner):
-    def plan(self, requests: Sequence[Request]) -> list[Operation]:
-        def reads_first(requests: Sequence[Request], limits: Limits) -> list[Sequence[Request]]:
-            return [(request,) for request in sorted(requests, key=lambda r: r.type != IN)]
-
-        self._runs = reads_first
-        return super().plan(requests)
-
-
-class FlushesOvertakeWrites(Planner):
-    def plan(self, requests: Sequence[Request]) -> list[Operation]:
-        def flushes_first(requests: Sequence[Request], limits: Limits) -> list[Sequence[Request]]:
-            return [(request,) for request in sorted(requests, key=lambda r: r.type != FLUSH)]
-
-        self._runs = flushes_first
-        return super().plan(requests)
-
-
-class ForgetsTheLast(Planner):
-    def plan(self, requests: Sequence[Request]) -> list[Operation]:
-        plan = super().plan(requests)
-        return plan[:-1] if len(plan) > 3 else plan
-
-
-class PlansOneTwice(Planner):
-    """The second operation is answered for a request that waits for one."""
-
-    def plan(self, requests: Sequence[Request]) -> list[Operation]:
-        plan = super().plan(requests)
-        if len(requests) > 3:
-            self._single(requests[-1], plan)
-        return plan
-
-
-class MixesUpSegments(Planner):
-    def _merged(self, run: Sequence[Request]) -> Operation:
-        operation = super()._merged(run)
-        operation.offsets = longs(reversed(operation.offsets[: operation.last]))
-        operation.lengths = longs(reversed(operation.lengths[: operation.last]))
-        return operation
-
-
-class MergedWritesAreNotDurable(Planner):
-    def _merged(self, run: Sequence[Request]) -> Operation:
-        operation = super()._merged(run)
-        operation.durable = False
-        return operation
-
-
-class FirstPieceAnswers(Planner):
-    def _split(self, rest: Operation, made: list[Operation]) -> int:
-        return min(super()._split(rest, made), 1)
-
-
-class PiecesLeaveAByteOut(Planner):
-    def _split(self, rest: Operation, made: list[Operation]) -> int:
-        pieces = super()._split(rest, made)
-        made[-1].length -= 1
-        made[-1].lengths[made[-1].last - 1] -= 1
-        return pieces
-
-
-class SinglyForgetsOne(Planner):
-    def singly(self, operation: Operation) -> list[Operation]:
-        return super().singly(operation)[:-1]
-
-
-class TheRestIsTheWhole(Planner):
-    def rest(self, operation: Operation) -> Operation:
-        operation.moved = 0
-        return super().rest(operation)
-
-
-class TheRestBeginsASectorLate(Planner):
-    def rest(self, operation: Operation) -> Operation:
-        operation.moved = min(operation.moved + 512, operation.length - 1)
-        return super().rest(operation)
 
 
 # -- orders -------------------------------------------------------------------
@@ -231,6 +94,17 @@ class OverlapsWaitForAPieceAlone(Ordered):
                     one.followers.remove(other)
                     other.waits -= 1
         return [operation for operation in operations if not operation.waits]
+
+
+class WhatIsLeftOverlapsNobody(Ordered):
+    def order(self, operations: Sequence[Operation]) -> list[Operation]:
+        left = [operation.left for operation in operations]
+        for operation in operations:
+            operation.left = 0
+        ready = order(operations, self._unfinished)
+        for operation, rest in zip(operations, left, strict=True):
+            operation.left = rest
+        return ready
 
 
 class FlushesForgetEarlierDrains(Ordered):
@@ -375,11 +249,15 @@ MUTANTS = (
     Mutant(planner=MergedWritesAreNotDurable, policy=MergePolicy.SORTED_BATCH),
     Mutant(planner=FirstPieceAnswers),
     Mutant(planner=PiecesLeaveAByteOut),
+    Mutant(planner=WhatIsLeftIsForgotten),
+    Mutant(planner=AShortPieceForgetsWhatIsLeft),
+    Mutant(planner=FurtherPiecesAreNotCounted),
     Mutant(planner=SinglyForgetsOne, policy=SEQUENTIAL),
     Mutant(planner=TheRestIsTheWhole),
     Mutant(planner=TheRestBeginsASectorLate),
     Mutant(schedule=OverlapsDoNotWait),
     Mutant(schedule=OverlapsWaitForAPieceAlone, policy=MergePolicy.OFF),
+    Mutant(schedule=WhatIsLeftOverlapsNobody),
     Mutant(schedule=FlushesForgetEarlierDrains),
     Mutant(schedule=FollowersWaitForTheFirstSuccessor, policy=SEQUENTIAL),
     Mutant(schedule=OneBadSectorFailsTheRun, policy=SEQUENTIAL),

@@ -68,7 +68,13 @@ drains = st.lists(st.one_of(streaks(), st.lists(items, max_size=3)), min_size=1,
 actions = st.sampled_from([*ErrorAction, ErrorAction.STOP])
 limits = st.one_of(
     st.just(Limits()),
-    st.builds(Limits, st.integers(1, 4), st.integers(1, 6), st.sampled_from([300, 1100, 4096])),
+    st.builds(
+        Limits,
+        st.integers(1, 4),
+        st.integers(1, 6),
+        st.sampled_from([300, 1100, 4096]),
+        st.integers(1, 3),
+    ),
 )
 
 

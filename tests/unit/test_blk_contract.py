@@ -86,6 +86,7 @@ def test_the_examples_reach_everything() -> None:
 EVENTS = (
     "merged",
     "split",
+    "left",
     "waits",
     "failed",
     "failed merged",

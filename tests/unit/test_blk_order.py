@@ -71,7 +71,7 @@ def test_what_overlaps_one_piece_waits_for_the_whole_request() -> None:
 def test_very_many_that_overlap_run_in_turn() -> None:
     """A few large requests can have so many pieces that their pairs are not to be counted."""
     script = [(OUT, 0, 3000), (IN, 0, 3000), (FLUSH, 0, 0), (OUT, 1, 1)]
-    edges = ordered(script, limits=Limits(bytes=512))
+    edges = ordered(script, limits=Limits(bytes=512, pieces=3000))
     assert len(edges) == 6002
     assert edges[:6000] == [set(), *({index} for index in range(5999))]
     assert edges[6000] == {5999, *range(3000)}

@@ -252,6 +252,30 @@ def test_what_is_too_long_is_split_and_merged_with_nobody(policy: MergePolicy) -
     assert [request.pending for request in requests] == [1, 3, 1]
 
 
+def test_what_has_very_many_pieces_is_planned_bit_by_bit() -> None:
+    planner = Planner(OFF, Limits(bytes=1024, pieces=2))
+    planner.durable = True
+    request = request_of(0, OUT, 3, *[700] * 8)
+    plan = planner.plan([request])
+    found: list[tuple[int, int, int, int]] = []
+    while plan:
+        assert request.pending == len(plan) <= 2
+        assert all(op.durable and op.members == [request] for op in plan)
+        found += [(op.offset - 1536, op.length, segments(op)[0][0], op.left) for op in plan]
+        *others, last = plan
+        request.pending -= len(others)
+        planner.durable = False  # the first plan counts
+        plan = planner.further(last) if last.left else []
+    ends = [(0, 0), (1024, 3552), (2048, 0), (3072, 1504), (4096, 0), (5120, 0)]
+    assert found == [(at, min(1024, 5600 - at), at, left) for at, left in ends]
+
+
+def test_a_guest_cannot_have_us_plan_without_end() -> None:
+    """A whole ring of the largest requests, on a disk that takes 1.25 MiB at once."""
+    requests = [request_of(head, IN, 0, (1 << 32) - 512) for head in range(256)]
+    assert len(Planner(OFF, Limits(bytes=5 << 18)).plan(requests)) == 256 * 16
+
+
 def test_what_has_too_many_segments_is_split_at_sectors() -> None:
     request = request_of(0, IN, 9, *[300] * 1024, *[512] * 3)
     plan = Planner(OFF, Limits(segments=600)).plan([request])
