@@ -7,6 +7,7 @@ free for MMIO (PCI BARs, I/O APIC, local APIC), as on every PC.
 
 import mmap
 import os
+from contextlib import suppress
 
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram, Region
@@ -69,9 +70,13 @@ class GuestMemory:
         return self.ram.regions
 
     def close(self) -> None:
-        """Unmap and free the memory. Every view handed out must be gone by then."""
-        self.ram.release()
-        self._map.close()
+        """Unmap and free the memory, or leave that to the last view of it that somebody keeps.
+
+        A traceback may keep one; that is no reason to hide what it tells of.
+        """
+        with suppress(BufferError):
+            self.ram.release()
+            self._map.close()
         os.close(self.fd)
 
 

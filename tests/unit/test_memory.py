@@ -184,3 +184,11 @@ def test_address_is_the_mappings() -> None:
         assert ctypes.string_at(memory.address) == b"pykvm"
     finally:
         memory.close()
+
+
+def test_a_view_that_somebody_keeps_outlives_the_memory() -> None:
+    memory = GuestMemory(1 << 20)
+    with memoryview(memory.ram.bytes) as kept, memoryview(kept) as inner:
+        inner[0] = 7
+        memory.close()
+        assert kept[0] == 7
