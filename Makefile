@@ -26,10 +26,14 @@ test-interpreted: tools interpreted  ## Every test, with the hot path interprete
 test-compiled: tools speed  ## Every test, with the hot path compiled
 	PYKVM_FORM=compiled $(PYTHON) -m pytest $(TESTS)
 
+# The tests' own guest is compiled, and one test traces system calls.
+TEST_PACKAGES := gcc libc6-dev binutils make strace
+
 tools: guest
-	@command -v strace >/dev/null || \
-	    { [ -n "$(INSTALL_DEPS)" ] && apt-get update -q && apt-get install -qy strace; } || \
-	    echo "strace is missing, and tests that trace system calls with it: apt-get install strace" >&2
+	@for tool in gcc ld make strace; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	[ -z "$$missing" ] || \
+	    { [ -n "$(INSTALL_DEPS)" ] && apt-get update -q && apt-get install -qy $(TEST_PACKAGES); } || \
+	    echo "some tests need$$missing: apt-get install $(TEST_PACKAGES)" >&2
 
 speed: $(READY)  ## Compile the hot path (quick when nothing changed)
 	@$(PYTHON) speed/build.py $(INSTALL_DEPS)

@@ -32,7 +32,7 @@ def linear_axis(values: Iterable[float]) -> Axis:
     step = next(s * unit for s in (*_STEPS, 10) if s * unit * 5 >= top)
     count = max(1, math.ceil(top / step - 1e-9))
     end = step * count
-    return Axis(lambda value: value / end, [step * i for i in range(count + 1)])
+    return Axis(lambda value: min(1.0, value / end), [step * i for i in range(count + 1)])
 
 
 def log_axis(values: Iterable[float]) -> Axis:

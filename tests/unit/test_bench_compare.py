@@ -4,6 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 from bench_rows import WORKLOADS, example, run
+from hypothesis import example as with_example
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,6 +107,7 @@ def test_everything_drawn_is_on_the_sheet():
 
 
 @given(values)
+@with_example([0.010000000000000002])
 def test_a_linear_axis_holds_its_values(found: list[float]):
     axis = linear_axis(found)
     assert all(0 <= axis.place(value) <= 1 for value in found)
