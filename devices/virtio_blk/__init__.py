@@ -39,6 +39,7 @@ from pykvm.devices.virtio_blk.engines import EngineChoice, choose
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.options import (
     CacheMode,
+    DiskOptions,
     EngineKind,
     ErrorAction,
     ErrorPolicy,
@@ -49,6 +50,7 @@ from pykvm.devices.virtio_blk.stats import Stats
 
 __all__ = [
     "CacheMode",
+    "DiskOptions",
     "Engine",
     "EngineChoice",
     "EngineFactory",

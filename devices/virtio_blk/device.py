@@ -3,6 +3,7 @@
 import errno
 import threading
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from pykvm.devices.virtio_blk.config import FIELDS, ConfigSpace
 from pykvm.devices.virtio_blk.constants import (
@@ -13,7 +14,6 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_SIZE_MAX,
-    VIRTIO_BLK_ID_BYTES,
     VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
@@ -22,21 +22,15 @@ from pykvm.devices.virtio_blk.engine import Engine, EngineFactory, SyncEngine
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.io_thread import IoThread
 from pykvm.devices.virtio_blk.options import (
-    MERGE_MAX,
-    POLL_MAX_NS,
-    POLL_NS,
-    SEG_MAX,
-    SIZE_MAX,
+    DiskOptions,
     ErrorAction,
     ErrorPolicy,
     IoError,
-    MergePolicy,
 )
 from pykvm.devices.virtio_blk.plan import Limits, Planner
 from pykvm.devices.virtio_blk.request import Request, RequestParser
 from pykvm.devices.virtio_blk.service import QueueService
 from pykvm.devices.virtio_blk.stats import Stats
-from pykvm.errors import UsageError
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
@@ -44,8 +38,7 @@ from pykvm.virtio.constants import (
 )
 from pykvm.virtio.device import Activation
 
-MIN_QUEUE_SIZE = 4
-MAX_QUEUE_SIZE = 1024
+DEFAULTS: Final = DiskOptions()
 
 _OPERATIONS = {VIRTIO_BLK_T_IN: "read", VIRTIO_BLK_T_OUT: "write", VIRTIO_BLK_T_FLUSH: "flush"}
 
@@ -64,30 +57,13 @@ class VirtioBlk:
     def __init__(
         self,
         image: Image,
+        options: DiskOptions = DEFAULTS,
         *,
-        serial: str = "",
-        queue_size: int = 256,
-        seg_max: int = 0,
-        size_max: int = 0,
-        merge: MergePolicy = MergePolicy.SEQUENTIAL,
-        merge_max: int = 32,
-        poll_max_ns: int = POLL_NS,
-        rerror: ErrorPolicy = ErrorPolicy.REPORT,
-        werror: ErrorPolicy = ErrorPolicy.ENOSPC,
         engine: EngineFactory = SyncEngine,
         on_error: Callable[[IoError], None] = lambda error: None,
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
-        """The disk is read-only if ``image`` is. UsageError for a value that cannot be.
-
-        ``serial``: at most 20 ASCII characters, what /sys/block/vda/serial
-        shows. ``queue_size``: descriptors, a power of 2 from 4 to 1024.
-        ``seg_max`` and ``size_max`` (bytes) tell the driver how many data
-        segments a request may have, 0 for what the queue holds, and how large
-        each may be, 0 for any size; they are not enforced. ``poll_max_ns``:
-        the longest to watch a ring before sleeping (compiled form only). ``rerror`` and
-        ``werror`` (flushes too) say what becomes of a request that the host
-        cannot carry out.
+        """The disk is read-only if ``image`` is.
 
         Called in the I/O thread, and not to call back: ``on_error`` with each
         failure, before anything comes of it; if its action is STOP the device
@@ -97,23 +73,12 @@ class VirtioBlk:
         self.image = image
         self.stats = Stats()
         self.failure: BaseException | None = None
-        self._serial = _serial_bytes(serial)
-        _check_queue_size(queue_size)
-        _check_range("merge-max", merge_max, MERGE_MAX)
-        _check_range("poll-max-ns", poll_max_ns, POLL_MAX_NS)
-        self._poll_max_ns = poll_max_ns
-        if seg_max:
-            _check_range("seg-max", seg_max, SEG_MAX)
-        if size_max:
-            _check_range("size-max", size_max, SIZE_MAX)
-        self._queue_size = queue_size
-        self._size_max = size_max
-        self._merge = merge
-        self._limits = Limits(requests=merge_max, bytes=image.max_transfer)
+        self._options = options
+        self._limits = Limits(requests=options.merge_max, bytes=image.max_transfer)
         self._policies = {
-            VIRTIO_BLK_T_IN: rerror,
-            VIRTIO_BLK_T_OUT: werror,
-            VIRTIO_BLK_T_FLUSH: werror,
+            VIRTIO_BLK_T_IN: options.rerror,
+            VIRTIO_BLK_T_OUT: options.werror,
+            VIRTIO_BLK_T_FLUSH: options.werror,
         }
         self._engine_factory = engine
         self._on_error = on_error
@@ -125,8 +90,8 @@ class VirtioBlk:
         self._config = ConfigSpace()
         self._config.set("capacity", image.capacity)
         # Header and status need descriptors too (where there are no indirect ones).
-        self._config.set("seg_max", seg_max or queue_size - 2)
-        self._config.set("size_max", size_max)
+        self._config.set("seg_max", options.seg_max or options.queue_size - 2)
+        self._config.set("size_max", options.size_max)
         self._config.set("blk_size", SECTOR_SIZE)
         self._config.set("num_queues", 1)
         self._set_writeback(image.cache.writeback)
@@ -141,14 +106,14 @@ class VirtioBlk:
             | VIRTIO_BLK_F_BLK_SIZE
             | VIRTIO_BLK_F_FLUSH
             | VIRTIO_BLK_F_CONFIG_WCE
-            | (VIRTIO_BLK_F_SIZE_MAX if self._size_max else 0)
+            | (VIRTIO_BLK_F_SIZE_MAX if self._options.size_max else 0)
             | (VIRTIO_BLK_F_RO if self.image.readonly else 0)
         )
 
     @property
     def queue_sizes(self) -> Sequence[int]:
         """See VirtioDevice."""
-        return (self._queue_size,)
+        return (self._options.queue_size,)
 
     @property
     def config(self) -> bytes:
@@ -198,7 +163,7 @@ class VirtioBlk:
             services,
             activation.broken,
             self._failed,
-            self._poll_max_ns,
+            self._options.poll_max_ns,
         )
         self._thread.start()
 
@@ -243,14 +208,17 @@ class VirtioBlk:
         engine = self._engine_factory(self.image, activation.ram)
         self._engines.append(engine)
         parser = RequestParser(
-            activation.ram, self.image.capacity, self.image.readonly, self._serial
+            activation.ram,
+            self.image.capacity,
+            self.image.readonly,
+            self._options.serial.encode("ascii"),
         )
         return QueueService(
             queue,
             activation.kicks[index],
             activation.ram,
             parser,
-            Planner(self._merge, self._limits),
+            Planner(self._options.merge, self._limits),
             engine,
             self.stats,
             durable=self._durable,
@@ -296,26 +264,3 @@ def _report(error: BaseException) -> None:
     threading.excepthook(
         threading.ExceptHookArgs((type(error), error, error.__traceback__, thread))
     )
-
-
-def _serial_bytes(serial: str) -> bytes:
-    if not serial.isascii() or not (serial.isprintable() and len(serial) <= VIRTIO_BLK_ID_BYTES):
-        raise UsageError(
-            f"the serial {serial!r} cannot be a disk's",
-            f"use at most {VIRTIO_BLK_ID_BYTES} printable ASCII characters",
-        )
-    return serial.encode("ascii")
-
-
-def _check_range(name: str, value: int, allowed: range) -> None:
-    """UsageError unless ``value`` is ``allowed``."""
-    if value not in allowed:
-        raise UsageError(f"{name} cannot be {value}", f"use {allowed[0]} to {allowed[-1]}")
-
-
-def _check_queue_size(size: int) -> None:
-    if not MIN_QUEUE_SIZE <= size <= MAX_QUEUE_SIZE or size & (size - 1):
-        raise UsageError(
-            f"a virtio-blk queue cannot have {size} descriptors",
-            f"use a power of 2 from {MIN_QUEUE_SIZE} to {MAX_QUEUE_SIZE}",
-        )

@@ -4,6 +4,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_ID_BYTES
+from pykvm.errors import UsageError
+
+QUEUE_SIZE: Final = range(4, 1025)
+"""``queue-size``: descriptors, a power of 2."""
 MERGE_MAX: Final = range(1, 1025)
 """``merge-max``: requests in one operation."""
 POLL_MAX_NS: Final = range(1_000_001)
@@ -106,3 +111,52 @@ class IoError:
     length: int
     errno: int
     action: ErrorAction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskOptions:
+    """What a device makes of its image. UsageError for a value that cannot be.
+
+    ``serial``: at most 20 ASCII characters, what /sys/block/vda/serial shows.
+    ``queue_size``: descriptors, a power of 2 from 4 to 1024. ``seg_max`` and
+    ``size_max`` (bytes) tell the driver how many data segments a request may
+    have, 0 for what the queue holds, and how large each may be, 0 for any
+    size; they are not enforced. ``poll_max_ns``: the longest to watch a ring
+    before sleeping (compiled form only). ``rerror`` and ``werror`` (flushes
+    too) say what becomes of a request that the host cannot carry out.
+    """
+
+    serial: str = ""
+    queue_size: int = 256
+    seg_max: int = 0
+    size_max: int = 0
+    merge: MergePolicy = MergePolicy.SEQUENTIAL
+    merge_max: int = 32
+    poll_max_ns: int = POLL_NS
+    rerror: ErrorPolicy = ErrorPolicy.REPORT
+    werror: ErrorPolicy = ErrorPolicy.ENOSPC
+
+    def __post_init__(self) -> None:
+        _check_serial(self.serial)
+        _check("queue-size", self.queue_size, QUEUE_SIZE)
+        if self.queue_size & (self.queue_size - 1):
+            raise UsageError(f"queue-size cannot be {self.queue_size}", "use a power of 2")
+        _check("merge-max", self.merge_max, MERGE_MAX)
+        _check("poll-max-ns", self.poll_max_ns, POLL_MAX_NS)
+        if self.seg_max:
+            _check("seg-max", self.seg_max, SEG_MAX)
+        if self.size_max:
+            _check("size-max", self.size_max, SIZE_MAX)
+
+
+def _check(name: str, value: int, allowed: range) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} cannot be {value}", f"use {allowed[0]} to {allowed[-1]}")
+
+
+def _check_serial(serial: str) -> None:
+    if not serial.isascii() or not (serial.isprintable() and len(serial) <= VIRTIO_BLK_ID_BYTES):
+        raise UsageError(
+            f"the serial {serial!r} cannot be a disk's",
+            f"use at most {VIRTIO_BLK_ID_BYTES} printable ASCII characters",
+        )

@@ -9,7 +9,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pykvm.devices.virtio_blk import CacheMode, EngineKind, ErrorPolicy, MergePolicy
-from pykvm.devices.virtio_blk.options import MERGE_MAX, POLL_MAX_NS, SEG_MAX, SIZE_MAX
+from pykvm.devices.virtio_blk.options import (
+    MERGE_MAX,
+    POLL_MAX_NS,
+    QUEUE_SIZE,
+    SEG_MAX,
+    SIZE_MAX,
+)
 from pykvm.errors import UsageError
 from pykvm.machine.config import DiskConfig
 
@@ -53,14 +59,17 @@ def split_options(text: str) -> list[str]:
 
 
 def parse_disk(text: str) -> DiskConfig:
-    """A disk from ``PATH[,KEY=VALUE…]``; :func:`disk_help` lists the keys."""
+    """A disk from ``PATH[,KEY=VALUE…]``; :func:`disk_help` lists the keys.
+
+    A key may have underscores for its hyphens, as some of QEMU's have.
+    """
     path, *options = split_options(text)
     if not path:
         raise UsageError("--disk needs a path", "write it like --disk disk.img,readonly=on")
     fields: dict[str, Any] = {}
     for option in options:
         name, equals, value = option.partition("=")
-        key = _DISK_KEYS.get(name)
+        key = _DISK_KEYS.get(name.replace("_", "-"))
         if key is None:
             raise UsageError(f"--disk has no option '{name}'", _suggest(name, _DISK_KEYS))
         if not equals:
@@ -190,6 +199,9 @@ _DISK_KEYS: Final = MappingProxyType(
             _number(POLL_MAX_NS),
             "N",
             "watch the ring up to N ns before sleeping (32768)",
+        ),
+        "queue-size": _DiskKey(
+            "queue_size", _number(QUEUE_SIZE), "N", "descriptors of a queue, a power of 2 (256)"
         ),
         "seg-max": _DiskKey(
             "seg_max",

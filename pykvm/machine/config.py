@@ -5,8 +5,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pykvm.devices.virtio_blk import CacheMode, EngineFactory, EngineKind, ErrorPolicy, MergePolicy
-from pykvm.devices.virtio_blk.options import POLL_NS
+from pykvm.devices.virtio_blk import CacheMode, DiskOptions, EngineFactory, EngineKind
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.faults import FaultPlan
@@ -27,27 +26,18 @@ class ConsoleMode(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class DiskConfig:
+class DiskConfig(DiskOptions):
     """One virtio-blk disk backed by the raw image or block device at ``path``.
 
     ``readonly`` offers VIRTIO_BLK_F_RO and opens the file for reading only.
-    ``serial`` is what GET_ID answers (at most 20 bytes of ASCII). The other
-    options are those of ``--disk`` (docs/reference/disk-options.md), 0
-    meaning the default; ``engine`` is or makes what executes the disk's
-    operations, and ``faults`` says which of these it is not to carry out as it should.
+    ``engine`` is or makes what executes the disk's operations, and ``faults``
+    says which of these it is not to carry out as it should. The other options
+    are DiskOptions'; docs/reference/disk-options.md tells of all.
     """
 
     path: Path
     readonly: bool = False
-    serial: str = ""
     cache: CacheMode = CacheMode.WRITEBACK
-    merge: MergePolicy = MergePolicy.SEQUENTIAL
-    merge_max: int = 32
-    poll_max_ns: int = POLL_NS
-    seg_max: int = 0
-    size_max: int = 0
-    rerror: ErrorPolicy = ErrorPolicy.REPORT
-    werror: ErrorPolicy = ErrorPolicy.ENOSPC
     engine: EngineKind | EngineFactory = EngineKind.AUTO
     faults: "FaultPlan | None" = None
 

@@ -175,14 +175,7 @@ class Machine:
             engine, reason = choose(image, disk.engine)
             device = VirtioBlk(
                 image,
-                serial=disk.serial,
-                seg_max=disk.seg_max,
-                size_max=disk.size_max,
-                merge=disk.merge,
-                merge_max=disk.merge_max,
-                poll_max_ns=disk.poll_max_ns,
-                rerror=disk.rerror,
-                werror=disk.werror,
+                disk,
                 engine=disk.faults.wrap(engine) if disk.faults else engine,
                 on_error=partial(self._io_error, len(self.disks)),
                 on_failure=self._failed,

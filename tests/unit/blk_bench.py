@@ -20,7 +20,9 @@ from struct import pack
 from threading import Condition, Event, Thread
 from time import monotonic_ns
 
-from pykvm.devices.virtio_blk import Image, SyncEngine, VirtioBlk
+from blk_device import block_device
+
+from pykvm.devices.virtio_blk import Image, SyncEngine
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_S_OK,
     VIRTIO_BLK_T_FLUSH,
@@ -180,7 +182,7 @@ class ScriptedEngine:
 
 
 class Bench:
-    """A started device with a driver. ``options`` are those of VirtioBlk."""
+    """A started device with a driver. ``options`` are those of block_device()."""
 
     def __init__(
         self, path: Path, script: EngineScript, readonly: bool = False, **options: object
@@ -189,11 +191,7 @@ class Bench:
         self.errors: list[IoError] = []
         self._told = Condition()
         options = {"on_error": self.note, **options}
-        self.device = VirtioBlk(
-            Image(path, readonly),
-            engine=script.engine,
-            **options,  # type: ignore[arg-type]
-        )
+        self.device = block_device(Image(path, readonly), engine=script.engine, **options)
         self.transport = MockTransport(self.device)
         self.transport.start()
 

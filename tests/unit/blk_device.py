@@ -4,10 +4,11 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from struct import pack
 
-from pykvm.devices.virtio_blk import Image, VirtioBlk
+from pykvm.devices.virtio_blk import DiskOptions, Image, VirtioBlk
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
@@ -71,6 +72,13 @@ def disk_file(folder: Path) -> Path:
     return file
 
 
+def block_device(image: Image, **arguments: object) -> VirtioBlk:
+    """A VirtioBlk; ``arguments`` are its own and those of DiskOptions."""
+    names = {field.name for field in fields(DiskOptions)}
+    chosen = {name: arguments.pop(name) for name in names & arguments.keys()}
+    return VirtioBlk(image, DiskOptions(**chosen), **arguments)  # type: ignore[arg-type]
+
+
 @contextmanager
 def disks(path: Path) -> Iterator[Maker]:
     """Makes disks on ``path``, and closes them at the end."""
@@ -83,7 +91,7 @@ def disks(path: Path) -> Iterator[Maker]:
         start: bool = True,
         **kwargs: object,
     ) -> Disk:
-        device = VirtioBlk(Image(path, readonly), **kwargs)  # type: ignore[arg-type]
+        device = block_device(Image(path, readonly), **kwargs)
         transport = MockTransport(device, ram, features=features)
         made.append(Disk(transport, device))
         if start:

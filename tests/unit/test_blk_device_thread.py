@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from blk_device import IN, OK, Disk, Maker, device_threads, disk_file, disks
 
-from pykvm.devices.virtio_blk import Image, SyncEngine, VirtioBlk
+from pykvm.devices.virtio_blk import DiskOptions, Image, SyncEngine, VirtioBlk
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
@@ -129,7 +129,7 @@ def test_reset_when_not_active(make: Maker) -> None:
 def test_closing_leaves_nothing_behind(path: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     ram = Ram.flat(1 << 20)
-    device = VirtioBlk(Image(path), queue_size=16)
+    device = VirtioBlk(Image(path), DiskOptions(queue_size=16))
     with MockTransport(device, ram) as transport:
         transport.start()
         disk = Disk(transport, device)

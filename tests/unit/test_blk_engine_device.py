@@ -9,6 +9,7 @@ from pathlib import Path
 from struct import pack
 
 import pytest
+from blk_device import block_device
 from blk_engines import engines
 from blk_host import require_direct
 
@@ -19,7 +20,6 @@ from pykvm.devices.virtio_blk import (
     Image,
     IoError,
     MergePolicy,
-    VirtioBlk,
 )
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_S_IOERR,
@@ -50,12 +50,7 @@ class Disk:
         self.failed = threading.Event()
         self.memory = GuestMemory(4 << 20)
         self.image = Image(path, cache=cache)
-        self.device = VirtioBlk(
-            self.image,
-            engine=engine,
-            on_error=self.note,
-            **options,  # type: ignore[arg-type]
-        )
+        self.device = block_device(self.image, engine=engine, on_error=self.note, **options)
         self.transport = MockTransport(self.device, self.memory.ram)
         self.at: dict[int, int] = {}
         self.statuses: dict[int, int] = {}

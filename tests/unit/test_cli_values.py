@@ -122,6 +122,8 @@ def test_every_value_of_a_choice_is_accepted():
         ("d.img,merge-max=1025", "use 1 to 1024"),
         ("d.img,merge-max=1K", "use 1 to 1024"),
         ("d.img,seg-max=0", "use 1 to 65535"),
+        ("d.img,queue-size=100", "use a power of 2"),
+        ("d.img,queue_size=2", "use 4 to 1024"),
         ("d.img,seg-max=65536", "use 1 to 65535"),
         ("d.img,size-max=511", "use 512 to 4294967295"),
         ("d.img,size-max=4G", "use 512 to 4294967295"),
