@@ -18,6 +18,8 @@ module          what it knows
 ``engines``     which of them a disk gets
 ``direct``      O_DIRECT: what is aligned, and what has to bounce
 ``faults``      an engine that wraps another one and fails on purpose
+``overlay``     an engine whose writes go to a temporary file
+``sector_map``  which sectors are there (pure)
 ``fault_rules`` which operations shall fail, and how (pure)
 ``fault_file``  fault rules from TOML (pure)
 ``timer``       a timerfd

@@ -55,11 +55,11 @@ def lock(fd: int, path: str, readonly: bool) -> None:
     if PERMISSION_BASE + WRITE in taken:
         raise UsageError(
             f"the disk image {path} is in use: {holder} writes to it",
-            "end that first; a disk is shared only if all its users have readonly=on",
+            "end that first; a disk is shared only if all have readonly=on or snapshot=on",
         )
     raise UsageError(
         f"the disk image {path} is in use: {holder} reads it and must not see it change",
-        "end that first, or give this disk readonly=on too",
+        "end that first, or give this disk readonly=on or snapshot=on",
     )
 
 

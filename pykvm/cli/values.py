@@ -173,6 +173,12 @@ _DISK_KEYS: Final = MappingProxyType(
         "readonly": _DiskKey(
             "readonly", _switch, "on|off", "the guest cannot write, the file is only read (off)"
         ),
+        "snapshot": _DiskKey(
+            "snapshot",
+            _switch,
+            "on|off",
+            "writes are dropped at the end, the file is only read (off)",
+        ),
         "serial": _DiskKey(
             "serial", _text, "TEXT", "what /sys/block/vda/serial shows, at most 20 characters"
         ),

@@ -29,7 +29,8 @@ class ConsoleMode(Enum):
 class DiskConfig(DiskOptions):
     """One virtio-blk disk backed by the raw image or block device at ``path``.
 
-    ``readonly`` offers VIRTIO_BLK_F_RO and opens the file for reading only.
+    ``readonly`` offers VIRTIO_BLK_F_RO and opens the file for reading only;
+    ``snapshot`` only does the latter: writes go to a temporary file.
     ``engine`` is or makes what executes the disk's operations, and ``faults``
     says which of these it is not to carry out as it should. The other options
     are DiskOptions'; docs/reference/disk-options.md tells of all.
@@ -37,6 +38,7 @@ class DiskConfig(DiskOptions):
 
     path: Path
     readonly: bool = False
+    snapshot: bool = False
     cache: CacheMode = CacheMode.WRITEBACK
     engine: EngineKind | EngineFactory = EngineKind.AUTO
     faults: "FaultPlan | None" = None

@@ -2,9 +2,44 @@
 
 import errno
 from enum import Enum
+from typing import NamedTuple
 
-from pykvm.devices.virtio_blk import ErrorAction, IoError, VirtioBlk
+from pykvm.devices.virtio_blk import (
+    EngineFactory,
+    ErrorAction,
+    Image,
+    IoError,
+    VirtioBlk,
+    choose,
+)
 from pykvm.machine.config import DiskConfig
+
+
+class OpenImage(NamedTuple):
+    """An image, what makes its engines, and a sentence for people: which these are, and why."""
+
+    image: Image
+    engine: EngineFactory
+    reason: str
+
+
+def open_image(config: DiskConfig) -> OpenImage:
+    """Open what ``config`` asks for; UsageError. The image belongs to the caller."""
+    image = Image(config.path, config.readonly or config.snapshot, config.cache)
+    try:
+        engine, reason = choose(image, config.engine)
+        if config.snapshot and not config.readonly:
+            # Few runs want either of these: not at the top.
+            from pykvm.devices.virtio_blk.overlay import Snapshot
+
+            image = snapshot = Snapshot(image)
+            engine = snapshot.wrap(engine)
+        if config.faults:
+            engine = config.faults.wrap(engine)
+    except BaseException:
+        image.close()
+        raise
+    return OpenImage(image, engine, reason)
 
 
 class IoStatus(Enum):

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from pykvm.devices.virtio_blk import ErrorAction, Image, IoError, VirtioBlk, choose
+from pykvm.devices.virtio_blk import ErrorAction, IoError, VirtioBlk
 from pykvm.kvm.pci_platform import KvmPlatform
 from pykvm.kvm.probe import HostTraits, probe
 from pykvm.kvm.runner import VcpuThread
@@ -19,7 +19,7 @@ from pykvm.machine.bundle import EMULATED, NATIVE
 from pykvm.machine.config import ConsoleMode, DiskConfig, MachineConfig
 from pykvm.machine.cpu import apply_entry
 from pykvm.machine.create import check_limits, create_vm, guest_cpuid, memory_sizes
-from pykvm.machine.disks import Disk
+from pykvm.machine.disks import Disk, open_image
 from pykvm.machine.end import EndOfRun
 from pykvm.machine.events import (
     Announcer,
@@ -170,13 +170,12 @@ class Machine:
 
     def _add_disk(self, disk: DiskConfig, platform: KvmPlatform) -> None:
         with ExitStack() as undo:
-            image = Image(disk.path, disk.readonly, disk.cache)
+            image, engine, reason = open_image(disk)
             undo.callback(image.close)
-            engine, reason = choose(image, disk.engine)
             device = VirtioBlk(
                 image,
                 disk,
-                engine=disk.faults.wrap(engine) if disk.faults else engine,
+                engine=engine,
                 on_error=partial(self._io_error, len(self.disks)),
                 on_failure=self._failed,
             )

@@ -1,0 +1,231 @@
+"""``snapshot=on``: a disk like any other to the guest, and a file that nobody touched."""
+
+import errno
+import os
+import random
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from blk_device import FLUSH, IN, OK, OUT, block_device
+from blk_device import Disk as StartedDisk
+from blk_engines import engines, wait
+from blk_host import require_direct
+from blk_operations import flush, operation
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image, SyncEngine
+from pykvm.devices.virtio_blk.overlay import MOST_PARTS, Snapshot
+from pykvm.devices.virtio_blk.threads import ThreadsEngine
+from pykvm.errors import UsageError
+from pykvm.machine import DiskConfig
+from pykvm.machine.disks import open_image
+from pykvm.memory.guest import GuestMemory
+from pykvm.memory.ram import Ram
+from pykvm.testing.mock_transport import MockTransport
+
+SIZE = 1 << 18
+SECTORS = SIZE >> 9
+RAM = 1 << 20
+BUFFER = SIZE
+"""Where in RAM what was read goes; below is what is written."""
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    file = tmp_path / "disk"
+    file.write_bytes(random.Random(1).randbytes(SIZE))
+    return file
+
+
+@pytest.fixture(params=[CacheMode.WRITEBACK, CacheMode.NONE], ids=["cached", "direct"])
+def cache(request: pytest.FixtureRequest, tmp_path: Path) -> CacheMode:
+    mode: CacheMode = request.param
+    if mode.direct:
+        require_direct(tmp_path)
+    return mode
+
+
+@contextmanager
+def made(
+    factory: EngineFactory, path: Path, cache: CacheMode = CacheMode.WRITEBACK
+) -> Iterator[tuple[Engine, Ram, Snapshot]]:
+    """An engine on a snapshot of the image at ``path``, which is as it was afterwards."""
+    before = path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_blocks
+    image = Snapshot(Image(path, True, cache))
+    memory = GuestMemory(RAM)
+    engine = image.wrap(factory)(image, memory.ram)
+    try:
+        yield engine, memory.ram, image
+    finally:
+        engine.close()
+        image.close()
+        memory.close()
+    assert (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_blocks) == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+def execute(engine: Engine, kind: int, sector: int = 0, count: int = 0) -> None:
+    """All of it or nothing, as pieces that come short go on."""
+    where = sector << 9
+    length = count << 9 if kind != FLUSH else 0
+    at = where if kind == OUT else BUFFER + where
+    while length:
+        asked = operation(
+            kind, where, [(at, length // 2), (at + length // 2, length - length // 2)]
+        )
+        engine.submit([asked])
+        wait(engine, 1)
+        assert not asked.error
+        assert asked.moved
+        where += asked.moved
+        at += asked.moved
+        length -= asked.moved
+    if kind == FLUSH:
+        asked = flush()
+        engine.submit([asked])
+        wait(engine, 1)
+        assert not asked.error
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from([IN, OUT, OUT, FLUSH]), st.integers(0, 40), st.integers(1, 24)),
+    max_size=12,
+)
+
+
+@engines()
+@settings(
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(steps=steps)
+def test_any_sequence_does_what_a_bytearray_does(
+    factory: EngineFactory, path: Path, cache: CacheMode, steps: list[tuple[int, int, int]]
+) -> None:
+    disk = bytearray(path.read_bytes())
+    with made(factory, path, cache) as (engine, ram, _):
+        for number, (kind, sector, count) in enumerate([*steps, (IN, 0, SECTORS)]):
+            start, end = sector << 9, sector + count << 9
+            if kind == OUT:
+                data = random.Random(number).randbytes(end - start)
+                ram.bytes[start:end] = disk[start:end] = data
+            execute(engine, kind, sector, count)
+            if kind == IN:
+                assert ram.bytes[BUFFER + start : BUFFER + end] == disk[start:end]
+
+
+@engines(wrapped=False)
+def test_a_read_in_many_parts_comes_short_and_goes_on(factory: EngineFactory, path: Path) -> None:
+    """A guest that writes every other sector does not decide how much of our memory that takes."""
+    disk = bytearray(path.read_bytes())
+    with made(factory, path) as (engine, ram, _):
+        for sector in range(0, SECTORS, 2):
+            execute(engine, OUT, sector, 1)
+            disk[sector << 9 : sector + 1 << 9] = bytes(512)
+        asked = operation(IN, 0, [(BUFFER, SIZE)])
+        engine.submit([asked])
+        wait(engine, 1)
+        assert (asked.error, asked.moved) == (0, MOST_PARTS << 9)
+        execute(engine, IN, 0, SECTORS)
+        assert ram.bytes[BUFFER : BUFFER + SIZE] == disk
+
+
+@engines(wrapped=False)
+def test_a_part_that_comes_short_ends_the_whole(factory: EngineFactory, path: Path) -> None:
+    """Somebody has truncated the image, though it is locked; what was written is there still."""
+    with made(factory, path) as (engine, _, _):
+        execute(engine, OUT, 9, 1)
+        inode = path.stat()
+        content = path.read_bytes()
+        os.truncate(path, 10 << 9)
+        asked = operation(IN, 8 << 9, [(BUFFER, 4 << 9)])
+        engine.submit([asked])
+        wait(engine, 1)
+        path.write_bytes(content)
+        os.utime(path, ns=(inode.st_atime_ns, inode.st_mtime_ns))
+        assert (asked.error, asked.moved) == (0, 2 << 9)
+
+
+@engines(wrapped=False)
+def test_a_write_that_fails_changes_nothing(factory: EngineFactory, path: Path) -> None:
+    """As when the folder of the temporary file is full."""
+    disk = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with made(factory, path) as (engine, ram, _):
+        ram.bytes[:SIZE] = bytes(SIZE)
+        failing = operation(OUT, 1 << 14, [(0, 4096)])
+        partial = operation(OUT, (1 << 13) - 512, [(0, 4096)])
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 13, limits[1]))
+            engine.submit([failing, partial])
+            wait(engine, 2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (failing.error, partial.error, partial.moved) == (errno.EFBIG, 0, 512)
+        execute(engine, IN, 0, SECTORS)
+        expected = disk[: (1 << 13) - 512] + bytes(512) + disk[1 << 13 :]
+        assert ram.bytes[BUFFER : BUFFER + SIZE] == expected
+
+
+@pytest.mark.parametrize("factory", [SyncEngine, ThreadsEngine])
+def test_what_was_written_outlives_a_reset(factory: EngineFactory, path: Path) -> None:
+    """With a device around it, which is told that it may write."""
+    before = path.read_bytes()
+    image, engine, _ = open_image(DiskConfig(path, snapshot=True, engine=factory))
+    device = block_device(image, engine=engine)
+    for expected in (before[:512], b"new!" * 128):
+        transport = MockTransport(device)
+        transport.start()
+        disk = StartedDisk(transport, device)
+        assert disk.do(IN, 0, size=1024) == (OK, expected + before[512:1024])
+        assert disk.do(OUT, 0, b"new!" * 128) == (OK, b"")
+        assert disk.do(FLUSH) == (OK, b"")
+        transport.close()
+    device.close()
+    assert path.read_bytes() == before
+
+
+def test_several_share_a_file_and_none_sees_the_others_writes(path: Path) -> None:
+    with made(SyncEngine, path) as (one, ram, _), made(SyncEngine, path) as (other, other_ram, _):
+        execute(one, OUT, 3, 2)
+        execute(one, IN, 3, 2)
+        execute(other, IN, 3, 2)
+        assert ram.bytes[BUFFER + 1536 : BUFFER + 2560] == bytes(1024)
+        assert other_ram.bytes[BUFFER + 1536 : BUFFER + 2560] == path.read_bytes()[1536:2560]
+        with pytest.raises(UsageError, match="in use: this process reads it"):
+            Image(path)
+        Image(path, readonly=True).close()
+
+
+def test_who_writes_shares_with_no_snapshot(path: Path) -> None:
+    writer = Image(path)
+    with pytest.raises(UsageError, match="this process writes to it"):
+        open_image(DiskConfig(path, snapshot=True))
+    writer.close()
+
+
+def test_no_place_for_the_temporary_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(path.parent / "nowhere"))
+    held = os.listdir("/proc/self/fd")
+    with pytest.raises(UsageError) as caught:
+        open_image(DiskConfig(path, snapshot=True))
+    assert str(caught.value) == (
+        f"no temporary file for {path} can be made in {path.parent}/nowhere: "
+        "no such file or directory; set TMPDIR to a folder with room for what the guest writes"
+    )
+    assert os.listdir("/proc/self/fd") == held
+
+
+def test_a_read_only_disk_needs_no_temporary_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    image, _, _ = open_image(DiskConfig(path, snapshot=True, readonly=True))
+    assert image.readonly
+    image.close()
