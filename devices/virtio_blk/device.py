@@ -3,7 +3,7 @@
 import errno
 import threading
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pykvm.devices.virtio_blk.config import FIELDS, ConfigSpace
 from pykvm.devices.virtio_blk.constants import (
@@ -38,6 +38,9 @@ from pykvm.virtio.constants import (
 )
 from pykvm.virtio.device import Activation
 
+if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk.trace import DiskTrace
+
 DEFAULTS: Final = DiskOptions()
 
 _OPERATIONS = {VIRTIO_BLK_T_IN: "read", VIRTIO_BLK_T_OUT: "write", VIRTIO_BLK_T_FLUSH: "flush"}
@@ -62,8 +65,9 @@ class VirtioBlk:
         engine: EngineFactory = SyncEngine,
         on_error: Callable[[IoError], None] = lambda error: None,
         on_failure: Callable[[BaseException], None] | None = None,
+        trace: "DiskTrace | None" = None,
     ) -> None:
-        """The disk is read-only if ``image`` is.
+        """The disk is read-only if ``image`` is. ``trace`` is told of each step.
 
         Called in the I/O thread, and not to call back: ``on_error`` with each
         failure, before anything comes of it; if its action is STOP the device
@@ -83,6 +87,7 @@ class VirtioBlk:
         self._engine_factory = engine
         self._on_error = on_error
         self._on_failure = on_failure or _report
+        self._trace = trace
         self._features = 0
         self._activation: Activation | None = None
         self._engines: list[Engine] = []
@@ -135,6 +140,8 @@ class VirtioBlk:
         if (offset, size) == where and self._features & VIRTIO_BLK_F_CONFIG_WCE:
             before = self._writeback
             self._set_writeback(bool(value))
+            if self._trace is not None:
+                self._trace.cache(self._writeback)
             if before and not value:
                 self.image.sync()
 
@@ -144,6 +151,8 @@ class VirtioBlk:
         A driver that cannot flush begins in write-through (§5.2.5.2).
         """
         self._features = features
+        if self._trace is not None:
+            self._trace.negotiated(features)
         if not features & VIRTIO_BLK_F_FLUSH:
             self._set_writeback(False)
         return True
@@ -153,6 +162,8 @@ class VirtioBlk:
         assert self._thread is None, "reset comes before the next activation"
         self.failure = None
         self._activation = activation
+        if self._trace is not None:
+            self._trace.activated([queue.size if queue else 0 for queue in activation.queues])
         services = [
             self._service(activation, index)
             for index, queue in enumerate(activation.queues)
@@ -161,7 +172,7 @@ class VirtioBlk:
         self._thread = IoThread(
             f"virtio-blk {self.image.path}",
             services,
-            activation.broken,
+            self._broken,
             self._failed,
             self._options.poll_max_ns,
         )
@@ -172,6 +183,8 @@ class VirtioBlk:
         if self._thread is not None:
             self._thread.stop()
             self._thread = None
+            if self._trace is not None:
+                self._trace.reset()
         for engine in self._engines:
             engine.close()
         self._engines.clear()
@@ -224,6 +237,7 @@ class VirtioBlk:
             durable=self._durable,
             decide=self._decide,
             interrupt=activation.interrupt,
+            trace=self._trace.queue(index) if self._trace is not None else None,
         )
 
     def _set_writeback(self, writeback: bool) -> None:
@@ -252,10 +266,15 @@ class VirtioBlk:
         self._on_error(IoError(name, request.sector, request.length, request.error, action))
         return action
 
+    def _broken(self, reason: str) -> None:
+        assert self._activation is not None, "only an active device has a thread"
+        if self._trace is not None:
+            self._trace.broken(reason)
+        self._activation.broken(reason)
+
     def _failed(self, error: BaseException) -> None:
         self.failure = error
-        assert self._activation is not None, "only an active device has a thread"
-        self._activation.broken(f"a bug in the virtio-blk device: {error!r}")
+        self._broken(f"a bug in the virtio-blk device: {error!r}")
         self._on_failure(error)
 
 

@@ -28,6 +28,7 @@ execution leaves, and until a request is answered its driver expects nothing.
 import errno
 from collections.abc import Callable, Sequence
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK
 from pykvm.devices.virtio_blk.operation import Operation
@@ -35,6 +36,9 @@ from pykvm.devices.virtio_blk.options import ErrorAction
 from pykvm.devices.virtio_blk.order import order, replace
 from pykvm.devices.virtio_blk.plan import Planner
 from pykvm.devices.virtio_blk.request import Request
+
+if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk.trace import QueueTrace
 
 Decide = Callable[[Request], ErrorAction]
 """What becomes of a request whose ``error`` is not 0. Called once for each time that it fails."""
@@ -57,8 +61,10 @@ class Schedule:
     _ready: list[Operation]
     _unfinished: dict[Operation, None]
     _held: list[Request]
+    _trace: "QueueTrace | None"
 
-    def __init__(self, planner: Planner, decide: Decide) -> None:
+    def __init__(self, planner: Planner, decide: Decide, trace: "QueueTrace | None" = None) -> None:
+        """``trace`` is told of each step."""
         self.executing = 0
         self.halted = False
         self._planner = planner
@@ -68,6 +74,7 @@ class Schedule:
         # Planned and not done, executing or not; a dict, because sets have no order.
         self._unfinished = {}
         self._held = []
+        self._trace = trace
 
     def add(self, requests: Sequence[Request]) -> list[Operation]:
         """Plan ``requests``, accepted and in the order of the ring; the operations planned."""
@@ -76,7 +83,10 @@ class Schedule:
             request.sequence = sequence
             sequence += 1
         self._sequence = sequence
-        return self._plan(requests)
+        operations = self._plan(requests)
+        if self._trace is not None:
+            self._trace.added(requests, operations)
+        return operations
 
     def take(self) -> list[Operation]:
         """The operations that may start now, each given once; none while halted."""
@@ -85,6 +95,8 @@ class Schedule:
             return []
         self._ready = []
         self.executing += len(ready)
+        if self._trace is not None:
+            self._trace.submitted(ready)
         return ready
 
     def finish(self, operation: Operation) -> Sequence[Request]:
@@ -94,6 +106,8 @@ class Schedule:
         """
         self.executing -= 1
         del self._unfinished[operation]
+        if self._trace is not None:
+            self._trace.completed(operation)
         failed = operation.error
         short = not failed and operation.moved < operation.length
         answered: Sequence[Request] = ()
@@ -114,6 +128,8 @@ class Schedule:
                 answered = self._answered(operation.members)
                 # After the decision: if it is to stop, these are part of what is kept.
                 self._start_followers(operation)
+        if self._trace is not None:
+            self._trace.answered(answered, operation.finished_ns)
         self._planner.release(operation)
         return answered
 
@@ -123,15 +139,19 @@ class Schedule:
 
     def halt(self) -> None:
         """Let nothing start any more."""
+        if self._trace is not None and not self.halted:
+            self._trace.halted()
         self.halted = True
 
     def resume(self) -> None:
         """Undo :meth:`halt`; nothing may be executing. What was kept is planned again."""
         assert not self.executing, "what is executing is awaited first"
-        self.halted = False
         unanswered = dict.fromkeys(self._held)
         for operation in self._unfinished:
             unanswered.update(dict.fromkeys(operation.members))
+        if self._trace is not None and self.halted:
+            self._trace.resumed(len(unanswered))
+        self.halted = False
         self.drop()
         if unanswered:
             for request in unanswered:
@@ -155,6 +175,8 @@ class Schedule:
         return operations
 
     def _again(self, operation: Operation, successors: Sequence[Operation]) -> None:
+        if self._trace is not None:
+            self._trace.succeeded(operation, successors)
         replace(operation, successors)
         self._unfinished.update(dict.fromkeys(successors))
         self._ready += successors
@@ -175,8 +197,10 @@ class Schedule:
             request.status = VIRTIO_BLK_S_OK
             if request.error:
                 action = self._decide(request)
+                if self._trace is not None:
+                    self._trace.failed(request, action)
                 if action is ErrorAction.STOP:
-                    self.halted = True
+                    self.halt()
                     self._held.append(request)
                     continue
                 if action is ErrorAction.REPORT:

@@ -13,6 +13,7 @@ device, be it a thread or a test.
 import select
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_S_OK,
@@ -29,6 +30,9 @@ from pykvm.memory.ram import Ram
 from pykvm.native import Bytes
 from pykvm.virtio.chain import DescriptorChain
 from pykvm.virtio.split import SplitQueue
+
+if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk.trace import QueueTrace
 
 
 class QueueService:
@@ -52,6 +56,7 @@ class QueueService:
     _interrupt: Callable[[int], None]
     _requests: tuple[Request, ...]
     _schedule: Schedule
+    _trace: "QueueTrace | None"
 
     def __init__(
         self,
@@ -65,8 +70,12 @@ class QueueService:
         durable: Callable[[], bool],
         decide: Decide,
         interrupt: Callable[[int], None],
+        trace: "QueueTrace | None" = None,
     ) -> None:
-        """``durable()``: is a write done only when it is on stable storage? Asked once a drain."""
+        """``durable()``: is a write done only when it is on stable storage? Asked once a drain.
+
+        ``trace`` is told of each step.
+        """
         self.queue = queue
         self.kick = kick
         self.engine = engine
@@ -78,7 +87,8 @@ class QueueService:
         self._durable = durable
         self._interrupt = interrupt
         self._requests = tuple(Request(head) for head in range(queue.size))
-        self._schedule = Schedule(planner, decide)
+        self._schedule = Schedule(planner, decide, trace)
+        self._trace = trace
 
     @property
     def halted(self) -> bool:
@@ -210,6 +220,8 @@ class QueueService:
 
     def _refuse(self, request: Request, now_ns: int) -> None:
         """Complete a request that the parser answered."""
+        if self._trace is not None:
+            self._trace.refused(request, now_ns)
         if request.status != VIRTIO_BLK_S_OK:
             self._stats.invalid(request.type, now_ns)
         elif request.type in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT):

@@ -34,6 +34,7 @@ from pykvm.platform.outcome import Outcome, OutcomeKind
 
 if TYPE_CHECKING:
     from pykvm.monitor import MonitorSocket
+    from pykvm.trace import TraceOptions
 
 _TAIL_HELPS = (
     OutcomeKind.PANIC,
@@ -83,6 +84,12 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--monitor", metavar="PATH", type=parse_path, help="serve QMP on a UNIX socket made at PATH"
     )
+    add(
+        "--trace",
+        metavar="FILE[,KEY=VALUE...]",
+        default="",
+        help="write what the disks do to FILE; 'help' tells of formats and events",
+    )
     add("--timings", action="store_true", help="say where the time went")
     add("--json", action="store_true", help="print one JSON object about the run at the end")
     return made
@@ -93,8 +100,8 @@ def run_boot(arguments: Sequence[str]) -> int:
     timings = Timings()
     timings.mark("pykvm imported")
     options = parser().parse_args(arguments)
-    if "help" in options.disk:
-        emit(disk_help())
+    if text := _help(options):
+        emit(text)
         return 0
     config = _configuration(options)
     timeout = parse_seconds(options.timeout) if options.timeout else None
@@ -129,6 +136,8 @@ def run_boot(arguments: Sequence[str]) -> int:
         recorder.say_tail()
     if log and log.problem:
         say(log.problem)
+    if machine.trace and machine.trace.problem:
+        say(machine.trace.problem)
     if options.timings:
         say(timings.table())
         for disk in machine.disks:
@@ -138,6 +147,17 @@ def run_boot(arguments: Sequence[str]) -> int:
     if failure is not None:
         raise failure
     return outcome.status
+
+
+def _help(options: argparse.Namespace) -> str:
+    """What is asked for instead of a run, if anything is."""
+    if "help" in options.disk:
+        return disk_help()
+    if options.trace == "help":
+        from pykvm.cli.trace import trace_help
+
+        return trace_help()
+    return ""
 
 
 def _session(
@@ -211,7 +231,14 @@ def _configuration(options: argparse.Namespace) -> MachineConfig:
         console=console,
         console_size=(size.lines, size.columns) if size and size.lines else None,
         agent=options.command is not None,
+        trace=_trace(options.trace) if options.trace else None,
     )
+
+
+def _trace(text: str) -> "TraceOptions":
+    from pykvm.cli.trace import parse_trace
+
+    return parse_trace(text)
 
 
 def _check_command(options: argparse.Namespace) -> None:

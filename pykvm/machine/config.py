@@ -9,6 +9,7 @@ from pykvm.devices.virtio_blk import CacheMode, DiskOptions, EngineFactory, Engi
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.faults import FaultPlan
+    from pykvm.trace.options import TraceOptions
 
 MIB = 1 << 20
 DEFAULT_MEMORY = 64 * MIB
@@ -55,7 +56,7 @@ class MachineConfig:
     ``memory`` is in bytes; 0 means what the bundle says, or 64 MiB.
     ``console``, ``console_size`` (rows and columns of the terminal behind it)
     and ``agent`` (whether to run commands through it) are wishes that only
-    bundles understand.
+    bundles understand. ``trace`` has the disks tell a file what they do.
     """
 
     guest: str | None = None
@@ -68,3 +69,4 @@ class MachineConfig:
     console: ConsoleMode = ConsoleMode.SHELL
     console_size: tuple[int, int] | None = None
     agent: bool = False
+    trace: "TraceOptions | None" = None

@@ -33,6 +33,7 @@ from pykvm.machine.guest import resolve
 from pykvm.machine.halt import all_halted
 from pykvm.machine.run_state import RunControl, RunState
 from pykvm.machine.timings import Timings
+from pykvm.machine.tracing import disk_trace, open_trace
 from pykvm.memory import GuestMemory, Ram
 from pykvm.pci.virtio_pci import VirtioPci
 from pykvm.platform.outcome import Outcome, OutcomeKind
@@ -65,8 +66,8 @@ class Machine:
     holds up the guest and nothing else. ``on_end`` is called, perhaps more
     than once, when the run is over and vCPU threads are about to be joined:
     a sink that blocks is then to give up. ``ram`` is the guest's memory,
-    ``disks`` are its disks in the order of the configuration, and ``notices``
-    are sentences that a user should see.
+    ``disks`` are its disks in the order of the configuration, ``notices``
+    are sentences that a user should see, and ``trace`` is the file that was asked for.
 
     UsageError and HostError say what is wrong with the configuration and
     with this host.
@@ -109,6 +110,7 @@ class Machine:
         self.close()
 
     def _build(self, stack: ExitStack, config: MachineConfig) -> None:
+        self.trace = open_trace(stack, config.trace)
         kvm = stack.enter_context(Kvm.open())
         self.traits: HostTraits = probe(kvm)
         self.timings.mark("host probed")
@@ -169,6 +171,7 @@ class Machine:
         self._threads.append(VcpuThread(vcpu, handler, self._vcpu_ended))
 
     def _add_disk(self, disk: DiskConfig, platform: KvmPlatform) -> None:
+        name = f"virtio{len(self.disks)}"
         with ExitStack() as undo:
             image, engine, reason = open_image(disk)
             undo.callback(image.close)
@@ -178,10 +181,11 @@ class Machine:
                 engine=engine,
                 on_error=partial(self._io_error, len(self.disks)),
                 on_failure=self._failed,
+                trace=disk_trace(self.trace, name, image),
             )
             self.board.pci.add(VirtioPci(device, self.ram, platform))
             undo.pop_all()  # the bus closes it from now on
-        self.disks.append(Disk(f"virtio{len(self.disks)}", disk, device, reason))
+        self.disks.append(Disk(name, disk, device, reason))
         if image.notice:
             self.notices.append(image.notice)
 

@@ -11,6 +11,7 @@ from pykvm.testing.bare.build import build_bare_guest
 from pykvm.testing.bare.layout import MEMORY_NEEDED
 from pykvm.testing.bare.results import Results
 from pykvm.testing.bare.script import Script
+from pykvm.trace import TraceOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,11 @@ def run_script(
     memory: int = MEMORY_NEEDED,
     cpus: int = 1,
     timeout: float = 10.0,
+    trace: TraceOptions | None = None,
 ) -> BareRun:
     """Boot the bare guest with ``script`` and run it to its end, or until ``timeout`` seconds."""
     config = _config("script", memory)
-    config = replace(config, initrd=script.encode(), cpus=cpus, disks=list(disks))
+    config = replace(config, initrd=script.encode(), cpus=cpus, disks=list(disks), trace=trace)
     return _run(config, timeout)
 
 

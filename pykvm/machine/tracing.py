@@ -1,0 +1,30 @@
+"""Connects the disks of a machine with the file of a trace. Imported always, wanted rarely."""
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk import Image
+    from pykvm.devices.virtio_blk.trace import DiskTrace
+    from pykvm.trace.file import TraceFile
+    from pykvm.trace.options import TraceOptions
+
+
+def open_trace(stack: ExitStack, options: "TraceOptions | None") -> "TraceFile | None":
+    """The file that is asked for, if one is; ``stack`` completes it. UsageError."""
+    if options is None:
+        return None
+    from pykvm.trace.file import TraceFile
+
+    return stack.enter_context(TraceFile(options))
+
+
+def disk_trace(file: "TraceFile | None", name: str, image: "Image") -> "DiskTrace | None":
+    """What tells ``file`` about the disk ``name`` on ``image``; it is told of the disk now."""
+    if file is None:
+        return None
+    from pykvm.devices.virtio_blk.trace import DiskTrace
+
+    made = DiskTrace(file, name)
+    made.begun(image.path, image.capacity, image.readonly)
+    return made

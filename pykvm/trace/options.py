@@ -1,0 +1,26 @@
+"""What a user can choose for a trace."""
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+
+class TraceFormat(Enum):
+    """How a trace is written; docs/reference/trace.md."""
+
+    JSONL = "jsonl"
+    """JSON Lines: an object for each event. What ``pykvm trace`` reads."""
+    CHROME = "chrome"
+    """The array of Chrome's trace event format, for ui.perfetto.dev and chrome://tracing."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceOptions:
+    """Write the events whose names match ``events`` to the regular file ``path``.
+
+    ``events`` are patterns as for file names, joined by ``:``.
+    """
+
+    path: Path
+    format: TraceFormat = TraceFormat.JSONL
+    events: str = "*"
