@@ -111,7 +111,7 @@ struct device {
 struct device *device_at(uint32_t slot);                  /* NULL unless open */
 struct queue *queue_at(uint32_t slot, uint32_t queue);    /* NULL unless set up */
 
-/* virtio.c: each returns a record_error. */
+/* virtio.c: what returns an int returns a record_error. */
 int virtio_open(const struct op_open *op, struct open_result *result);
 int virtio_initialise(const struct op_initialise *op, uint16_t flags, struct initialise_result *);
 int virtio_queue(const struct op_queue *op, struct queue_result *result);
@@ -119,6 +119,7 @@ int virtio_ready(uint32_t slot, uint64_t *status);
 int virtio_reset(uint32_t slot, uint64_t *status);
 int virtio_msix(const struct op_msix *op, uint64_t *table_size);
 int virtio_intx(const struct op_intx *op);
+uint64_t virtio_status_address(uint32_t slot);            /* of an open device */
 int virtio_register(const struct op_register *op, uint64_t *value);
 int virtio_relocate(const struct op_relocate *op, uint64_t *bar);
 

@@ -313,7 +313,7 @@ static const handler handlers[] = {
 #undef ENTRY
 };
 
-#define RESULT_ROOM_MIN 4096 /* for every result of fixed size */
+#define RESULT_ROOM_MIN 8192 /* for every result of fixed size */
 
 static bool run_one(struct results_header *results, const struct op_header *op, uint32_t index)
 {

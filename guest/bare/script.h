@@ -320,25 +320,33 @@ struct op_sleep {
 
 /* COUNTERS takes nothing and records uint32_t, from VECTOR_IRQ_FIRST to COUNTER_INTX_EMPTY. */
 
-/* A closed loop of equal requests, depth of them in flight, until total or the time is up. */
+/*
+ * A closed loop of equal requests on each of some queues, depth of them in
+ * flight, until total or the time is up. More than one queue, and exits, are
+ * for WAIT_POLL only.
+ */
 struct op_load {
 	uint32_t slot;
-	uint16_t queue;
+	uint16_t queue;         /* the first; queue i of them uses the i-th span after first */
 	uint8_t wait;           /* enum wait_mode */
 	uint8_t notify;         /* enum notify_mode, after each round of posts */
 	uint32_t type;          /* VIRTIO_BLK_T_… */
-	uint32_t depth;         /* requests in flight, at most 128 */
-	uint32_t total;         /* requests to do */
+	uint32_t depth;         /* requests in flight on each queue, at most 128; 0: none */
+	uint32_t total;         /* requests to do on each queue */
 	uint32_t sectors;       /* per request */
 	uint64_t first;         /* sector */
 	uint64_t stride;        /* sectors from one request to the next … */
 	uint64_t span;          /* … modulo this */
 	uint64_t random;        /* not 0: a seed, and the offset is any multiple of stride */
-	uint64_t headers;       /* address of 32 * depth bytes */
-	uint64_t buffers;       /* address of 512 * sectors * depth bytes */
-	uint64_t indirect;      /* address of 48 * depth bytes, 0 for direct descriptors */
+	uint64_t headers;       /* address of 32 * depth * queues bytes */
+	uint64_t buffers;       /* address of 512 * sectors * depth * queues bytes */
+	uint64_t indirect;      /* address of 16 * (segments + 2) * depth * queues bytes; 0: direct */
 	uint32_t timeout_us;    /* for all of it */
 	uint32_t duration_us;   /* start no request after this; 0: no limit */
+	uint16_t queues;        /* 1 to 4 */
+	uint16_t segments;      /* descriptors that a request's data is cut into, 1 to 126 */
+	uint8_t exits;          /* read device_status all the while, and time that */
+	uint8_t reserved[3];
 };
 
 /*
@@ -350,16 +358,21 @@ struct op_load {
 #define LATENCY_STEPS 16
 #define LATENCY_BUCKETS (32 * LATENCY_STEPS)
 
+struct latencies {
+	uint64_t sum;           /* ticks */
+	uint64_t least;
+	uint64_t most;
+	uint32_t counts[LATENCY_BUCKETS];
+};
+
 struct load_result {
 	uint32_t completed;
 	uint32_t errors;        /* statuses other than 0 */
 	uint32_t notifications;
 	uint32_t interrupts;
 	uint64_t ticks;
-	uint64_t latency_sum;   /* ticks, from post to sight, over the completed */
-	uint64_t latency_min;
-	uint64_t latency_max;
-	uint32_t latency[LATENCY_BUCKETS];
+	struct latencies requests; /* from post to sight, of the completed */
+	struct latencies exits;    /* of the reads of device_status */
 };
 
 /* Start a vCPU by INIT and SIPI; the payload is its script, operations without a header. */

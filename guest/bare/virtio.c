@@ -131,6 +131,11 @@ int virtio_reset(uint32_t slot, uint64_t *status)
 	return ERROR_NONE;
 }
 
+uint64_t virtio_status_address(uint32_t slot)
+{
+	return device_at(slot)->at.region[REGION_COMMON] + DEVICE_STATUS;
+}
+
 static uint64_t offered_features(struct device *device)
 {
 	uint64_t low;

@@ -54,7 +54,7 @@ class FioTool:
         for number, workload in enumerate(job.workloads):
             progress(number)
             # Synchronous calls have a depth of 1 whatever is asked for.
-            usable = self._engine != "psync" or workload.depth == 1
+            usable = workload.alone and (self._engine != "psync" or workload.depth == 1)
             samples.append(self._measure(job, workload, seed) if usable else None)
         return Run(tuple(samples))
 
@@ -77,7 +77,7 @@ class FioTool:
             limit = [f"--number_ios={job.requests}"]
         sync = [] if job.cache.writeback else ["--sync=dsync"]
         # A colon would be the end of the name.
-        file = str(job.disk).replace(":", "\\:")
+        file = str(job.disks[0]).replace(":", "\\:")
         return [
             *(self._program, "--name=bench", f"--filename={file}"),
             *(f"--ioengine={self._engine}", f"--direct={int(job.cache.direct)}"),

@@ -17,6 +17,10 @@ class CpuTime:
     whole: float
     vcpus: float
 
+    def __add__(self, other: Self) -> "CpuTime":
+        """Of two processes."""
+        return CpuTime(self.whole + other.whole, self.vcpus + other.vcpus)
+
     def __sub__(self, other: Self) -> "CpuTime":
         """What was used in between."""
         return CpuTime(self.whole - other.whole, self.vcpus - other.vcpus)
@@ -59,11 +63,14 @@ class ProcessView:
         return total
 
     def open_memory(self, name: str) -> int:
-        """A descriptor of our own of the process's memfd ``name``; LookupError."""
+        """A descriptor of our own, to read and write, of the process's memfd ``name``.
+
+        LookupError if it has none.
+        """
         for entry in (self._folder / "fd").iterdir():
             try:
                 if os.readlink(entry).startswith(f"/memfd:{name}"):
-                    return os.open(entry, os.O_RDONLY | os.O_CLOEXEC)
+                    return os.open(entry, os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue
         raise LookupError(f"process {self.pid} has no memfd '{name}'")

@@ -7,6 +7,7 @@ from pykvm import __version__
 from pykvm.bench.sample import Run
 from pykvm.bench.tool import Job, Progress
 from pykvm.bench.vm import MEMORY_MIB, VmRunner
+from pykvm.bench.watch import Kind
 
 
 class PykvmTool:
@@ -17,7 +18,7 @@ class PykvmTool:
     def __init__(self, options: str = "") -> None:
         self.label = options
         self._options = options
-        self._runner = VmRunner(self._command, "pykvm-ram", "pykvm-vcpu", 0)
+        self._runner = VmRunner(self._command, Kind("pykvm-ram", "pykvm-vcpu", status=0))
 
     def version(self) -> str:
         """See Tool."""
@@ -25,21 +26,21 @@ class PykvmTool:
 
     def command(self, job: Job) -> list[str]:
         """See Tool."""
-        return self._command(job, job.folder / "script")
+        return self._command(job, job.disks[0], job.folder / "script")
 
     def run(self, job: Job, seed: int, progress: Progress) -> Run:
         """See Tool."""
         return self._runner.run(job, seed, progress)
 
-    def _command(self, job: Job, script: Path) -> list[str]:
-        disk = str(job.disk).replace(",", ",,") + f",cache={job.cache.value}"
+    def _command(self, job: Job, disk: Path, script: Path) -> list[str]:
+        keys = str(disk).replace(",", ",,") + f",cache={job.cache.value}"
         if job.queues > 1:
-            disk += f",num-queues={job.queues}"
+            keys += f",num-queues={job.queues}"
         if self._options:
-            disk += f",{self._options}"
+            keys += f",{self._options}"
         return [
             *boot_command(job.kernel, "script"),
-            *("--initrd", str(script), "--cpus", str(job.queues), "--disk", disk),
+            *("--initrd", str(script), "--cpus", str(job.vcpus), "--disk", keys),
         ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from pykvm.bench.sample import Run
 from pykvm.bench.tool import Job, Progress
 from pykvm.bench.vm import MEMORY_MIB, VmRunner
+from pykvm.bench.watch import Kind
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
 
@@ -28,7 +29,7 @@ class QemuTool:
         self._poll = poll_max_ns
         self._machine = machine
         # isa-debug-exit turns status 0 into 1.
-        self._runner = VmRunner(self._command, "memory-backend-memfd", "CPU ", 1)
+        self._runner = VmRunner(self._command, Kind("memory-backend-memfd", "CPU ", status=1))
 
     def version(self) -> str:
         """See Tool."""
@@ -37,18 +38,18 @@ class QemuTool:
 
     def command(self, job: Job) -> list[str]:
         """See Tool."""
-        return self._command(job, job.folder / "script")
+        return self._command(job, job.disks[0], job.folder / "script")
 
     def run(self, job: Job, seed: int, progress: Progress) -> Run:
         """See Tool."""
         return self._runner.run(job, seed, progress)
 
-    def _command(self, job: Job, script: Path) -> list[str]:
-        file = str(job.disk).replace(",", ",,")
+    def _command(self, job: Job, disk: Path, script: Path) -> list[str]:
+        file = str(disk).replace(",", ",,")
         poll = f",poll-max-ns={self._poll}" if self._poll else ""
         return [
             *qemu_command(self._program, self._machine, job.kernel, "script"),
-            *("-initrd", str(script), "-smp", str(job.queues)),
+            *("-initrd", str(script), "-smp", str(job.vcpus)),
             *("-name", "bench,debug-threads=on", "-object", f"iothread,id=io{poll}"),
             "-drive",
             f"if=none,id=disk,format=raw,file={file},cache={job.cache.value},aio={self._aio}",

@@ -14,6 +14,8 @@ from pykvm.bench.sample import Run
 from pykvm.bench.session import Measurement
 from pykvm.bench.tool import Tool
 
+SHAPE = ("block", "depth", "segments", "queues", "vms")
+
 
 def as_object(measurement: Measurement) -> dict[str, Any]:
     """Everything: host, settings, medians and every single run."""
@@ -22,13 +24,14 @@ def as_object(measurement: Measurement) -> dict[str, Any]:
         "version": __version__,
         "host": _host() | {"noise": asdict(measurement.noise)},
         "settings": {
-            "disk": str(job.disk),
+            "disks": [str(disk) for disk in job.disks],
             "size": job.size,
             "cache": job.cache.value,
             "seconds": job.seconds,
             "requests": job.requests,
-            "queues": job.queues,
+            "cpus": job.cpus,
             "wait": job.wait.name.lower(),
+            "exits": job.exits,
             "runs": len(measurement.runs[0]),
         },
         "rows": [_row(row) for row in measurement.rows()],
@@ -42,8 +45,7 @@ def as_object(measurement: Measurement) -> dict[str, Any]:
 def _row(row: Row) -> dict[str, Any]:
     return {
         "workload": row.workload.kind,
-        "block": row.workload.block,
-        "depth": row.workload.depth,
+        **{name: getattr(row.workload, name) for name in SHAPE},
         "pykvm": _figures(row.ours),
         "others": {
             versus.tool: _figures(versus.figures) | {"ratio": asdict(versus.ratio)}

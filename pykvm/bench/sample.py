@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from pykvm.bench.workload import Workload
+from pykvm.testing.bare.latency import Latencies
 from pykvm.testing.bare.results import LoadResult
 
 
@@ -14,7 +15,9 @@ class Sample:
     The latter is CPU seconds per million requests as well: ``cpu`` without
     vCPU threads, which a guest that polls keeps busy all the time, and
     ``cpu_whole`` with them; None if not known. ``notifications`` and
-    ``interrupts`` are per request.
+    ``interrupts`` are per request. ``exits`` are those that the guest made on
+    purpose, per second; ``exit_*`` how long they took, in µs. They are the
+    requests if the workload has none.
     """
 
     iops: float
@@ -26,28 +29,45 @@ class Sample:
     cpu_whole: float | None = None
     notifications: float | None = None
     interrupts: float | None = None
+    exits: float | None = None
+    exit_p50: float | None = None
+    exit_p99: float | None = None
+    exit_p999: float | None = None
+    exit_longest: float | None = None
 
-    def rate(self, workload: Workload) -> float:
+    def rate(self, workload: Workload) -> float | None:
         """Millions of bytes per second."""
-        return self.iops * workload.block / 1e6
+        return self.iops * workload.block / 1e6 if workload.depth else None
 
     @classmethod
     def of_guest(cls, load: LoadResult, tsc_khz: int, cpu: float, cpu_whole: float) -> Self:
         """From what the guest counted, and the seconds of processor time meanwhile."""
         per_us = tsc_khz / 1e3
-        requests = max(load.completed, 1)
-        p50, p99, p999 = (load.latencies.percentile(p) / per_us for p in (50, 99, 99.9))
+        seconds = load.ticks / tsc_khz / 1e3
+        timed = load.latencies if load.latencies.total else load.exits
+        requests = max(timed.total, 1)
+        exits = load.exits.total
         return cls(
-            iops=load.completed / (load.ticks / tsc_khz / 1e3),
-            p50=p50,
-            p99=p99,
-            p999=p999,
-            longest=load.latency_max / per_us,
+            timed.total / seconds,
+            *_spread(timed, per_us),
             cpu=cpu * 1e6 / requests,
             cpu_whole=cpu_whole * 1e6 / requests,
             notifications=load.notifications / requests,
             interrupts=load.interrupts / requests,
+            **(_exits(load.exits, per_us, seconds) if exits else {}),
         )
+
+
+def _spread(latencies: Latencies, per_us: float) -> tuple[float, float, float, float]:
+    """The 50th, 99th and 99.9th percentile and the maximum, in µs."""
+    p50, p99, p999 = (latencies.percentile(p) / per_us for p in (50, 99, 99.9))
+    return p50, p99, p999, latencies.most / per_us
+
+
+def _exits(latencies: Latencies, per_us: float, seconds: float) -> dict[str, float]:
+    names = ("exit_p50", "exit_p99", "exit_p999", "exit_longest")
+    found = dict(zip(names, _spread(latencies, per_us), strict=True))
+    return found | {"exits": latencies.total / seconds}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +76,10 @@ class Run:
 
     ``start`` is seconds from the start of the process to the guest's first
     words, ``memory`` the process's bytes beyond guest RAM after the last
-    workload; None if not known.
+    workload; None if not known. Of several VMs it is the slowest start, and
+    the memory of one on average.
     """
 
     samples: tuple[Sample | None, ...]
     start: float | None = None
-    memory: int | None = None
+    memory: float | None = None

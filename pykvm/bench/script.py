@@ -1,9 +1,11 @@
 """The script of the bare guest that carries out workloads, and what it leaves."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import reduce
+from operator import add
 
-from pykvm.bench.workload import BLOCK, Workload
+from pykvm.bench.workload import BLOCK, EXITS, Workload
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SIZE,
     VIRTIO_BLK_F_CONFIG_WCE,
@@ -19,11 +21,9 @@ from pykvm.testing.bare.script import load_memory
 
 MARK = b"mark "
 """The guest prints a line of this and a number: -1 as its first act, i before workload i, and
-the number of workloads after the last."""
-SETTLE_US = 5000
-"""The guest does nothing for so long after each mark, so that counters can be read."""
-LAST_US = 300_000
-"""And for so long after the last one, for more to look at."""
+the number of workloads after the last. Then it waits at a gate, see :class:`LoadScript`."""
+OPEN = (1).to_bytes(8, "little")
+"""What opens a gate."""
 TIMEOUT_US = 60_000_000
 """For one workload, beyond its time: the slowest disks answer sooner."""
 QUEUE_SIZE = 128
@@ -36,11 +36,15 @@ _PATTERN = 0x9E3779B97F4A7C15
 class LoadScript:
     """A script for ``workloads`` one after the other on the first ``span`` sectors of one disk.
 
-    Each lasts ``seconds``, or ``requests`` requests if that is not 0. ``seed``
-    (not 0) chooses random places; ``tsc_khz`` is the guest's clock. ``wait``
-    says how the guest waits for completions. Each of the ``queues`` has a
-    vCPU that carries the workload out on it, at the same time as the others,
-    in a part of the disk of its own. ``initrd`` is the script.
+    Each lasts ``seconds``, or ``requests`` requests of each queue if that is
+    not 0. ``seed`` (not 0) chooses random places; ``tsc_khz`` is the guest's
+    clock. ``wait`` says how the guest waits for completions. Each queue, all
+    workloads having the same number, has a part of the disk of its own.
+    ``cpus`` vCPUs share them out. With ``exits`` a vCPU that waits reads a
+    register meanwhile.
+
+    ``initrd`` is the script. After each MARK the guest waits until the host
+    has written OPEN to an address in its RAM, the next one of ``gates``.
     """
 
     def __init__(
@@ -53,63 +57,77 @@ class LoadScript:
         requests: int = 0,
         seed: int = 1,
         wait: WaitMode = WaitMode.POLL,
-        queues: int = 1,
+        cpus: int = 1,
+        exits: bool = False,
     ) -> None:
-        assert queues == 1 or wait is WaitMode.POLL, "interrupts go to the first vCPU"
+        assert cpus == 1 or wait is WaitMode.POLL, "interrupts go to the first vCPU"
+        queues = workloads[0].queues
         self.marks = len(workloads)
+        self.gates: list[int] = []
         self._span = span // queues // 8 * 8
         self._requests = requests
-        self._duration_us = 0 if requests else int(seconds * 1e6)
+        self._duration_us = int(seconds * 1e6)
         self._seed = seed
         self._wait = wait
-        main = Script()
-        main.print(MARK + b"-1\n")
+        self._exits = exits
+        self._main = main = Script()
+        self._mark(-1)
         msix = wait is not WaitMode.POLL
         BlockDriver(main).start(FEATURES, queues=queues, size=QUEUE_SIZE, msix=msix)
-        needed = max(load_memory(w.depth, w.block // SECTOR_SIZE) for w in workloads)
-        self._memory = [main.arena.allocate(needed, BLOCK) for _ in range(queues)]
-        for address in self._memory:
-            main.fill_memory(address, needed // 8 * 8, seed, _PATTERN)
-        scripts = [main, *(Script(cpu, main.arena) for cpu in range(1, queues))]
+        scripts = [main, *(Script(cpu, main.arena) for cpu in range(1, cpus))]
+        shares = [_Share(queues * i // cpus, queues * (i + 1) // cpus) for i in range(cpus)]
+        for share in shares:
+            share.allocate(main, workloads, seed)
         gates = [_Gates(main, scripts[1:]) for _ in workloads]
         self._steps: list[list[Step[LoadResult]]] = [[] for _ in workloads]
-        for other in scripts[1:]:
+        for other, share in zip(scripts[1:], shares[1:], strict=True):
             for gate, workload, steps in zip(gates, workloads, self._steps, strict=True):
                 gate.wait_for_start(other)
-                steps.append(self._load(other, workload))
+                steps.append(self._load(other, workload, share))
                 gate.has_ended(other)
             main.spawn(other)
         for number, (gate, workload) in enumerate(zip(gates, workloads, strict=True)):
-            _mark(main, number, SETTLE_US)
+            self._mark(number)
             gate.start()
-            self._steps[number].append(self._load(main, workload))
+            self._steps[number].append(self._load(main, workload, shares[0]))
             gate.wait_for_end()
-        _mark(main, self.marks, LAST_US)
+        self._mark(self.marks)
         self.initrd = main.encode(tsc_khz)
 
-    def _load(self, script: Script, workload: Workload) -> Step[LoadResult]:
+    def _mark(self, number: int) -> None:
+        self._main.print(MARK + b"%d\n" % number)
+        self.gates.append(self._main.arena.allocate(64, 64))
+        # A round of ping-pong is all there is to a gate: who has turn 1 waits for turn 0.
+        self._main.ping_pong(self.gates[-1], 1, 1, TIMEOUT_US)
+
+    def _load(self, script: Script, workload: Workload, share: "_Share") -> Step[LoadResult]:
         random = (self._seed * 4 + script.cpu) * _PATTERN % 2**63
+        counted = self._requests and workload.depth
+        duration_us = 0 if counted else self._duration_us
         return script.load(
             VIRTIO_BLK_T_OUT if workload.write else VIRTIO_BLK_T_IN,
-            total=self._requests or 2**32 - 1,
-            duration_us=self._duration_us,
-            timeout_us=self._duration_us + TIMEOUT_US,
+            total=self._requests if counted else 2**32 - 1,
+            duration_us=duration_us,
+            timeout_us=duration_us + TIMEOUT_US,
             sectors=workload.block // SECTOR_SIZE,
-            first=self._span * script.cpu,
+            first=self._span * share.first,
             span=self._span,
             depth=workload.depth,
+            segments=workload.segments,
             random=random if workload.random else 0,
             indirect=True,
             wait=self._wait,
-            queue=script.cpu,
-            memory=self._memory[script.cpu],
+            exits=self._exits or workload.kind == EXITS,
+            queue=share.first,
+            queues=share.end - share.first,
+            memory=share.memory,
         )
 
     def results(self, read: Callable[[int, int], bytes]) -> list[LoadResult]:
         """What each workload left in guest RAM, see :class:`Results`; PykvmError if one failed."""
         results = Results(read)
         try:
-            found = [reduce(_together, (results[step] for step in steps)) for steps in self._steps]
+            found = [reduce(add, (results[step] for step in steps)) for steps in self._steps]
         except ScriptError as error:
             raise PykvmError(f"the guest could not carry out the load: {error}") from None
         for result in found:
@@ -121,6 +139,24 @@ class LoadScript:
         return found
 
 
+@dataclass(slots=True)
+class _Share:
+    """The queues of one vCPU, from ``first`` to before ``end``, and ``memory`` for its loads."""
+
+    first: int
+    end: int
+    memory: int = 0
+
+    def allocate(self, main: Script, workloads: Sequence[Workload], seed: int) -> None:
+        """Memory that suffices for each of ``workloads``, with something in it to write."""
+        queues = self.end - self.first
+        needed = max(
+            load_memory(w.depth * queues, w.block // SECTOR_SIZE, w.segments) for w in workloads
+        )
+        self.memory = main.arena.allocate(needed, BLOCK)
+        main.fill_memory(self.memory, needed // 8 * 8, seed, _PATTERN)
+
+
 class _Gates:
     """Lets other vCPUs begin together with the first, and the first wait for their ends."""
 
@@ -130,8 +166,6 @@ class _Gates:
             other.cpu: (main.arena.allocate(64, 64), main.arena.allocate(64, 64))
             for other in others
         }
-
-    # A round of ping-pong is all there is to a gate: turn 0 opens it, turn 1 waits.
 
     def start(self) -> None:
         """The first vCPU opens."""
@@ -150,23 +184,3 @@ class _Gates:
         """The first vCPU waits for all."""
         for _, end in self._words.values():
             self._main.ping_pong(end, 1, 1, TIMEOUT_US)
-
-
-def _together(one: LoadResult, other: LoadResult) -> LoadResult:
-    """Two loads at the same time as one, which lasted as long as the longer."""
-    return LoadResult(
-        latencies=one.latencies + other.latencies,
-        completed=one.completed + other.completed,
-        errors=one.errors + other.errors,
-        notifications=one.notifications + other.notifications,
-        interrupts=one.interrupts + other.interrupts,
-        ticks=max(one.ticks, other.ticks),
-        latency_sum=one.latency_sum + other.latency_sum,
-        latency_min=min(one.latency_min, other.latency_min),
-        latency_max=max(one.latency_max, other.latency_max),
-    )
-
-
-def _mark(script: Script, number: int, pause_us: int) -> None:
-    script.print(MARK + b"%d\n" % number)
-    script.sleep(pause_us)

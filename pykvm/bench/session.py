@@ -1,7 +1,7 @@
 """A whole measurement: every tool in turn, run after run."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pykvm.bench.compare import Row, rows
 from pykvm.bench.noise import Noise, NoiseMeter
@@ -45,18 +45,30 @@ def measure(job: Job, tools: Sequence[Tool], runs: int, report: Report) -> Measu
     warm_up = 1 if runs > 1 else 0
     for number in range(runs + warm_up):
         which = f"run {number - warm_up + 1} of {runs}" if number >= warm_up else "warm-up"
-        for tool, done in zip(tools, found, strict=True):
-            what = f"{tool.name} {tool.label}".strip()
-
-            def progress(index: int, heading: str = f"{which}, {what}") -> None:
-                workload = job.workloads[index]
-                report(f"{heading}: {workload.family}, depth {workload.depth}")
-
-            report(f"{which}, {what}: start")
-            run = tool.run(job, number + 1, progress)
-            if number >= warm_up:
-                done.append(run)
+        parts: list[list[Run]] = [[] for _ in tools]
+        for part in job.parts():
+            for tool, done in zip(tools, parts, strict=True):
+                done.append(_run(part, tool, number + 1, which, report))
+        if number >= warm_up:
+            for runs_of_tool, done in zip(found, parts, strict=True):
+                runs_of_tool.append(_together(done))
     return Measurement(job, tools, meter.read(), found)
+
+
+def _run(part: Job, tool: Tool, seed: int, which: str, report: Report) -> Run:
+    what = f"{which}, {tool.name} {tool.label}".strip()
+
+    def progress(index: int) -> None:
+        workload = part.workloads[index]
+        report(f"{what}: {workload.family}, depth {workload.depth}")
+
+    report(f"{what}: start")
+    return tool.run(part, seed, progress)
+
+
+def _together(parts: Sequence[Run]) -> Run:
+    """One run of all parts; start and memory are those of the first."""
+    return replace(parts[0], samples=tuple(sample for run in parts for sample in run.samples))
 
 
 def guest_tsc_khz() -> int:

@@ -3,36 +3,41 @@
 from collections.abc import Sequence
 
 from pykvm.bench.compare import Row
-from pykvm.bench.sample import Run
+
+_WHAT = ("workload", "depth")
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Our own figures, and then a comparison with each other tool."""
+    """Our own figures, a comparison with each other tool, and the exits if there were any."""
     parts = [_own(rows)]
     names = list(dict.fromkeys(versus.tool for row in rows for versus in row.others))
     parts += [_against(name, rows) for name in names]
+    exits = _exits(rows)
+    if exits:
+        parts.append(align([*_WHAT, "of", "exits/s", "p50 µs", "p99", "p99.9", "max"], exits))
     return "\n\n".join(parts)
 
 
 def _own(rows: Sequence[Row]) -> str:
-    head = ["workload", "depth", "IOPS", "least", "most", "MB/s"]
-    head += ["p50 µs", "p99", "p99.9", "max", "CPU µs"]
+    head = [*_WHAT, "IOPS", "least", "most", "MB/s"]
+    head += ["p50 µs", "p99", "p99.9", "max", "CPU µs", "notif/1000", "irq/1000"]
     lines = []
     for row in rows:
         found = row.ours.median
         lines.append(
             [
-                *(row.workload.family, str(row.workload.depth), whole(found.iops)),
+                *(*_what(row), whole(found.iops)),
                 *(whole(row.ours.least), whole(row.ours.most)),
                 number(found.rate(row.workload)),
                 *(number(x) for x in (found.p50, found.p99, found.p999, found.longest, found.cpu)),
+                *(_per_thousand(x) for x in (found.notifications, found.interrupts)),
             ]
         )
     return align(head, lines)
 
 
 def _against(name: str, rows: Sequence[Row]) -> str:
-    head = ["workload", "depth", "pykvm IOPS", f"{name} IOPS", "ratio", "of pairs", "of best"]
+    head = [*_WHAT, "pykvm IOPS", f"{name} IOPS", "ratio", "of pairs", "of best"]
     head += ["p50 µs", "theirs", "CPU µs", "theirs", f" {name}'s best configuration"]
     lines = []
     for row in rows:
@@ -42,7 +47,7 @@ def _against(name: str, rows: Sequence[Row]) -> str:
             ours, theirs, ratio = row.ours.median, versus.figures.median, versus.ratio
             lines.append(
                 [
-                    *(row.workload.family, str(row.workload.depth)),
+                    *_what(row),
                     *(whole(ours.iops), whole(theirs.iops), f"{ratio.median:.2f}"),
                     *(f"{ratio.least:.2f}-{ratio.most:.2f}", f"{ratio.best:.2f}"),
                     *(number(x) for x in (ours.p50, theirs.p50, ours.cpu, theirs.cpu)),
@@ -50,6 +55,26 @@ def _against(name: str, rows: Sequence[Row]) -> str:
                 ]
             )
     return align(head, lines)
+
+
+def _exits(rows: Sequence[Row]) -> list[list[str]]:
+    lines = []
+    for row in rows:
+        found = {"pykvm": row.ours} | {versus.tool: versus.figures for versus in row.others}
+        for tool, figures in found.items():
+            if (rate := figures.median.exits) is not None:
+                sample = figures.median
+                times = (sample.exit_p50, sample.exit_p99, sample.exit_p999, sample.exit_longest)
+                lines.append([*_what(row), tool, whole(rate), *(number(x) for x in times)])
+    return lines
+
+
+def _what(row: Row) -> tuple[str, str]:
+    return row.workload.family, str(row.workload.depth or "-")
+
+
+def _per_thousand(value: float | None) -> str:
+    return number(None if value is None else 1000 * value)
 
 
 def cost_of(name: str, start: float | None, memory: float | None) -> str:
@@ -60,12 +85,6 @@ def cost_of(name: str, start: float | None, memory: float | None) -> str:
     if memory is not None:
         parts.append(f"{memory / (1 << 20):.1f} MiB beyond guest RAM")
     return f"{name}: {', '.join(parts)}" if parts else ""
-
-
-def start_and_memory(runs: Sequence[Run]) -> tuple[list[float], list[int]]:
-    """Those that are known."""
-    starts = [run.start for run in runs if run.start is not None]
-    return starts, [run.memory for run in runs if run.memory is not None]
 
 
 def align(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

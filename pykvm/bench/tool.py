@@ -1,7 +1,8 @@
 """What a tool under measurement is, and the job that all get alike."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +10,7 @@ from pykvm.bench.sample import Run
 from pykvm.bench.workload import Workload
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.testing.bare import WaitMode
+from pykvm.testing.bare.layout import CPUS_MAX
 
 Progress = Callable[[int], None]
 """Called with the number of the workload that begins."""
@@ -16,16 +18,16 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Run ``workloads`` on ``disk`` (a raw image or block device of ``size`` bytes).
+    """Run ``workloads`` on ``disks``, raw images or block devices of ``size`` bytes, one per VM.
 
-    Each lasts ``seconds``, or ``requests`` requests if that is not 0.
-    Each of ``queues`` has a vCPU and requests of its own.
-    ``kernel`` is the bare guest, ``tsc_khz`` its clock, ``folder`` is for
-    files of the run.
+    Each lasts ``seconds``, or ``requests`` requests of each queue if that is
+    not 0. ``cpus`` vCPUs share out the queues, none having more vCPUs than
+    queues. ``kernel`` is the bare guest, ``tsc_khz`` its clock, ``folder`` is
+    for files of the run. ``exits``: a vCPU that waits reads a register meanwhile.
     """
 
     workloads: Sequence[Workload]
-    disk: Path
+    disks: Sequence[Path]
     size: int
     cache: CacheMode
     seconds: float
@@ -34,7 +36,28 @@ class Job:
     tsc_khz: int
     folder: Path
     wait: WaitMode = WaitMode.POLL
-    queues: int = 1
+    cpus: int = CPUS_MAX
+    exits: bool = False
+
+    @property
+    def queues(self) -> int:
+        """Of each VM of the first workload, and of all if this is one of :meth:`parts`."""
+        return self.workloads[0].queues
+
+    @property
+    def vms(self) -> int:
+        """As ``queues``."""
+        return self.workloads[0].vms
+
+    @property
+    def vcpus(self) -> int:
+        """Of each VM, as ``queues``."""
+        return min(self.cpus, self.queues)
+
+    def parts(self) -> list["Job"]:
+        """Jobs whose workloads the same VMs can carry out; together they are this one."""
+        groups = groupby(self.workloads, lambda workload: (workload.queues, workload.vms))
+        return [replace(self, workloads=list(group)) for _, group in groups]
 
 
 class Tool(Protocol):
@@ -52,9 +75,12 @@ class Tool(Protocol):
         ...
 
     def command(self, job: Job) -> list[str]:
-        """A command line that shows how the tool is run."""
+        """A command line that shows how the tool is run, for the first workload and disk."""
         ...
 
     def run(self, job: Job, seed: int, progress: Progress) -> Run:
-        """Carry out ``job`` once; ``seed`` chooses random places. PykvmError if that fails."""
+        """Carry out ``job``, a part of one, once; ``seed`` chooses random places.
+
+        PykvmError if that fails.
+        """
         ...

@@ -1,23 +1,18 @@
-"""Runs the bare guest in a VM that is a child process, and watches it from outside."""
+"""Runs the bare guest in VMs that are child processes, and watches them from outside."""
 
-import os
-import selectors
-import subprocess
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import reduce
+from operator import add
 from pathlib import Path
-from shlex import join
-from typing import IO
 
-from pykvm.bench.child import last_words, running
-from pykvm.bench.process import CpuTime, ProcessView
+from pykvm.bench.compare import middle
+from pykvm.bench.process import CpuTime
 from pykvm.bench.sample import Run, Sample
-from pykvm.bench.script import MARK, LoadScript
+from pykvm.bench.script import LoadScript
 from pykvm.bench.tool import Job, Progress
+from pykvm.bench.watch import Kind, Vm, watched
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
-from pykvm.errors import PykvmError
 from pykvm.testing.bare.layout import MEMORY_NEEDED
 
 MEMORY_MIB = MEMORY_NEEDED >> 20
@@ -27,25 +22,17 @@ guest itself waits for the disk, so that its own words come first."""
 
 
 class VmRunner:
-    """Runs jobs in VMs of one kind.
+    """Runs jobs in VMs of one ``kind``.
 
-    ``command`` makes the command line from a job and the path of the script,
-    ``memfd`` is the name of the guest's RAM among the process's descriptors,
-    ``vcpu`` how the names of vCPU threads begin, and ``status`` what the
-    process exits with when the guest has done its work. The guest's first
-    serial port is to be the process's standard output.
+    ``command`` makes the command line from a job and the paths of the disk and the script.
     """
 
-    def __init__(
-        self, command: Callable[[Job, Path], list[str]], memfd: str, vcpu: str, status: int
-    ) -> None:
+    def __init__(self, command: Callable[[Job, Path, Path], list[str]], kind: Kind) -> None:
         self._command = command
-        self._memfd = memfd
-        self._vcpu = vcpu
-        self._status = status
+        self._kind = kind
 
     def run(self, job: Job, seed: int, progress: Progress) -> Run:
-        """See Tool."""
+        """See Tool. Several VMs begin each workload together."""
         script = LoadScript(
             job.workloads,
             span=job.size // SECTOR_SIZE,
@@ -54,106 +41,41 @@ class VmRunner:
             tsc_khz=job.tsc_khz,
             seed=seed,
             wait=job.wait,
-            queues=job.queues,
+            cpus=job.vcpus,
+            exits=job.exits,
         )
         path = job.folder / "script"
         path.write_bytes(script.initrd)
-        command = self._command(job, path)
-        with tempfile.TemporaryFile() as errors, running(command, errors) as child:
-            watch = _Watch(child, self._memfd, self._vcpu)
-            try:
-                watch.follow(script.marks, job.seconds + PATIENCE_SECONDS, progress)
-                status = child.wait(PATIENCE_SECONDS)
-                if status != self._status:
-                    raise PykvmError(f"it ended with status {status}")
-                loads = script.results(watch.read)
-            except subprocess.TimeoutExpired:
-                raise PykvmError(f"{command[0]} does not end", f"try '{join(command)}'") from None
-            except PykvmError as error:
-                raise _explained(error, errors, command) from None
-            finally:
-                watch.close()
+        patience = job.seconds + PATIENCE_SECONDS
+        with ExitStack() as stack:
+            vms = [
+                stack.enter_context(
+                    watched(self._command(job, disk, path), self._kind, script, patience)
+                )
+                for disk in job.disks[: job.vms]
+            ]
+            used = _follow(vms, script, progress)
+            memory = middle(vm.memory() for vm in vms)
+            loads = [vm.finish() for vm in vms]
         samples = []
-        for load, before, after in zip(loads, watch.cpu, watch.cpu[1:], strict=False):
-            used = after - before
-            samples.append(Sample.of_guest(load, job.tsc_khz, used.whole - used.vcpus, used.whole))
-        return Run(tuple(samples), watch.start, watch.memory)
+        for parts, before, after in zip(zip(*loads, strict=True), used, used[1:], strict=False):
+            load, spent = reduce(add, parts), after - before
+            samples.append(
+                Sample.of_guest(load, job.tsc_khz, spent.whole - spent.vcpus, spent.whole)
+            )
+        return Run(tuple(samples), max(vm.start for vm in vms), memory)
 
 
-def _explained(error: PykvmError, errors: IO[bytes], command: Sequence[str]) -> PykvmError:
-    """``error``, with the last that the process said about it."""
-    return PykvmError(
-        f"a run of {Path(command[0]).name} failed: {error.message}{last_words(errors)}",
-        error.hint or f"the command was '{join(command)}'",
-    )
-
-
-class _Watch:
-    """Reads the marks of a running VM and what it has used at each.
-
-    ``cpu`` has an entry per mark from 0 on, ``start`` and ``memory`` are as in Run.
-    """
-
-    def __init__(self, child: subprocess.Popen[bytes], memfd: str, vcpu: str) -> None:
-        assert child.stdout is not None
-        self._began = time.monotonic()
-        self._output = child.stdout.fileno()
-        self._pid = child.pid
-        self._vcpu = vcpu
-        self._view: ProcessView | None = None
-        self._memfd = memfd
-        self._ram = -1
-        self.cpu: list[CpuTime] = []
-        self.start: float | None = None
-        self.memory: int | None = None
-
-    def follow(self, last: int, seconds: float, progress: Progress) -> None:
-        """Until mark ``last``; PykvmError if the process ends before, or says nothing so long."""
-        for line in self._lines(seconds):
-            if not line.startswith(MARK):
-                continue
-            number = int(line[len(MARK) :])
-            try:
-                self._mark(number, number == last)
-            except (OSError, LookupError):
-                raise PykvmError("it ended before the load did") from None
-            if number == last:
-                return
+def _follow(vms: list[Vm], script: LoadScript, progress: Progress) -> list[CpuTime]:
+    """Take all VMs to the last mark together; what they have used at each from 0 on."""
+    used = []
+    for number in range(-1, script.marks + 1):
+        for vm in vms:
+            vm.follow(number)
+        if number >= 0:
+            used.append(reduce(add, (vm.cpu_time() for vm in vms)))
+        if number < script.marks:
             progress(max(number, 0))
-        raise PykvmError("it ended before the load did")
-
-    def _mark(self, number: int, last: bool) -> None:
-        if number < 0:
-            self.start = time.monotonic() - self._began
-            self._view = ProcessView(self._pid, self._vcpu)
-            self._ram = self._view.open_memory(self._memfd)
-            return
-        assert self._view is not None, "the first mark comes first"
-        self.cpu.append(self._view.cpu_time())
-        if last:
-            with suppress(OSError):
-                self.memory = self._view.memory(except_for=self._memfd)
-
-    def _lines(self, patience: float) -> Iterator[bytes]:
-        """Lines of output, waiting so many seconds for the next."""
-        pending = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._output, selectors.EVENT_READ)
-            while True:
-                if not selector.select(patience):
-                    raise PykvmError(f"the guest said nothing for {patience:.0f} seconds")
-                data = os.read(self._output, 4096)
-                if not data:
-                    return
-                *lines, pending = (pending + data).replace(b"\r", b"").split(b"\n")
-                yield from lines
-
-    def read(self, address: int, length: int) -> bytes:
-        """Guest RAM, also after the process has ended."""
-        return os.pread(self._ram, length, address)
-
-    def close(self) -> None:
-        """Give up guest RAM."""
-        if self._ram >= 0:
-            os.close(self._ram)
-            self._ram = -1
+            for vm in vms:
+                vm.open_gate(number)
+    return used

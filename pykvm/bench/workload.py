@@ -1,8 +1,9 @@
 """What is measured: a closed loop of equal requests. Pure."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from types import MappingProxyType
 from typing import Final
 
@@ -16,6 +17,12 @@ DEPTH_MAX: Final = 128
 BLOCK: Final = 4096
 IN_FLIGHT_MAX: Final = 4 << 20
 """Bytes, so that the guest has room for them."""
+SEGMENTS_MAX: Final = 126
+"""What the bare guest's queues of 128 can take beside header and status."""
+QUEUES_MAX: Final = 4
+"""The bare guest knows no more."""
+VMS_MAX: Final = 16
+EXITS: Final = "exits"
 DEFAULTS: Final = ("randread", "randwrite", "seqread", "seqwrite", "seqread-128k", "seqwrite-128k")
 _KINDS: Final = MappingProxyType(
     # (random, write)
@@ -24,17 +31,27 @@ _KINDS: Final = MappingProxyType(
         "randwrite": (True, True),
         "seqread": (False, False),
         "seqwrite": (False, True),
+        EXITS: (False, False),
     }
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """``depth`` requests of ``block`` bytes are in flight until the time is up."""
+    """``depth`` requests of ``block`` bytes are in flight on each queue until the time is up.
+
+    The data of each request has ``segments`` descriptors. ``vms`` VMs side by
+    side do the same, each on ``queues`` queues of a disk of its own. If
+    ``kind`` is EXITS there are no requests (``depth`` is 0): the vCPU reads a
+    register of the device again and again.
+    """
 
     kind: str
     block: int
     depth: int
+    segments: int = 1
+    queues: int = 1
+    vms: int = 1
 
     @property
     def random(self) -> bool:
@@ -47,38 +64,64 @@ class Workload:
         return _KINDS[self.kind][1]
 
     @property
+    def alone(self) -> bool:
+        """One queue of one VM, and requests as plain as can be."""
+        return bool(self.depth) and self.segments == self.queues == self.vms == 1
+
+    @property
     def family(self) -> str:
-        """The workload without its depth, such as ``randread 4 KiB``."""
+        """The workload without its depth, such as ``randread 4 KiB, 2 queues``."""
         size = self.block
-        return f"{self.kind} {size >> 10} KiB" if size % 1024 == 0 else f"{self.kind} {size} B"
+        block = f"{size >> 10} KiB" if size % 1024 == 0 else f"{size} B"
+        counts = (("segments", self.segments), ("queues", self.queues), ("VMs", self.vms))
+        more = [f"{count} {what}" for what, count in counts if count > 1]
+        return ", ".join([f"{self.kind} {block}" if self.depth else self.kind, *more])
 
 
-def parse_workloads(names: Iterable[str], depths: Sequence[int] = ()) -> list[Workload]:
-    """Every workload of ``names``, each with every one of ``depths`` (default: what suits it).
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Numbers that each workload is to be carried out with; no ``depths``: what suits it."""
 
-    A name is ``randread``, ``randwrite``, ``seqread`` or ``seqwrite``, and
-    for blocks of another size than 4 KiB the size: ``seqread-128k``. UsageError.
+    depths: Sequence[int] = ()
+    segments: Sequence[int] = (1,)
+    queues: Sequence[int] = (1,)
+    vms: Sequence[int] = (1,)
+
+
+def parse_workloads(names: Sequence[str], shapes: Shapes = Shapes()) -> list[Workload]:
+    """Every workload of ``names`` in each of ``shapes``.
+
+    Those that the same VMs can carry out are together. A name is ``randread``,
+    ``randwrite``, ``seqread`` or ``seqwrite``, and for blocks of another size
+    than 4 KiB the size: ``seqread-128k``; or it is EXITS. UsageError.
     """
-    found: list[Workload] = []
-    for name in names:
+    found: dict[Workload, None] = {}
+    for vms, queues, name in product(shapes.vms, shapes.queues, names):
+        if name == EXITS:
+            found[Workload(EXITS, BLOCK, 0, queues=queues, vms=vms)] = None
+            continue
         kind, block = _parse_name(name)
-        for depth in depths or (DEPTHS if block == BLOCK else DEPTHS_LARGE):
-            if not 1 <= depth <= DEPTH_MAX:
-                raise UsageError(f"the depth cannot be {depth}", f"use 1 to {DEPTH_MAX}")
-            if block * depth > IN_FLIGHT_MAX:
-                raise UsageError(
-                    f"'{name}' at depth {depth} has more than {IN_FLIGHT_MAX >> 20} MiB in flight",
-                    "use smaller blocks or a lower depth",
-                )
-            workload = Workload(kind, block, depth)
-            if workload not in found:
-                found.append(workload)
-    return found
+        depths = shapes.depths or (DEPTHS if block == BLOCK else DEPTHS_LARGE)
+        for segments, depth in product(shapes.segments, depths):
+            workload = Workload(kind, block, depth, segments, queues, vms)
+            _check(name, workload)
+            found[workload] = None
+    return list(found)
+
+
+def _check(name: str, workload: Workload) -> None:
+    if not 1 <= workload.depth <= DEPTH_MAX:
+        raise UsageError(f"the depth cannot be {workload.depth}", f"use 1 to {DEPTH_MAX}")
+    if workload.block * workload.depth * workload.queues > IN_FLIGHT_MAX:
+        raise UsageError(
+            f"'{name}' at depth {workload.depth} has more than {IN_FLIGHT_MAX >> 20} MiB in flight",
+            "use smaller blocks, a lower depth or fewer queues",
+        )
 
 
 def _parse_name(name: str) -> tuple[str, int]:
     match = re.fullmatch(r"([a-z]+)(?:-([0-9]{1,5})(k?))?", name)
-    if not match or match[1] not in _KINDS:
+    if not match or match[1] not in _KINDS or match[1] == EXITS:
         raise UsageError(
             f"there is no workload '{name}'", f"use {', '.join(_KINDS)} or {name_hint()}"
         )

@@ -16,7 +16,16 @@ from pykvm.bench.report import as_object
 from pykvm.bench.session import Measurement, guest_tsc_khz, measure
 from pykvm.bench.table import cost_of, tables
 from pykvm.bench.tool import Job, Tool
-from pykvm.bench.workload import DEFAULTS, Workload, parse_workloads
+from pykvm.bench.workload import (
+    DEFAULTS,
+    EXITS,
+    QUEUES_MAX,
+    SEGMENTS_MAX,
+    VMS_MAX,
+    Shapes,
+    Workload,
+    parse_workloads,
+)
 from pykvm.cli.main import Parser
 from pykvm.cli.paths import parse_path
 from pykvm.cli.process import signals_go_to
@@ -29,6 +38,7 @@ from pykvm.testing.bare.layout import CPUS_MAX
 
 BUSY = 0.25
 """Load per CPU above which a host is not quiet."""
+NUMBER_MAX = 999_999_999
 _WAITS = {"poll": WaitMode.POLL, "interrupt": WaitMode.IDLE}
 
 
@@ -55,17 +65,22 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="randread, randwrite, seqread, seqwrite, or with a block size: seqread-128k; "
-        "may be repeated",
+        "or exits; may be repeated",
     )
-    add("--depth", metavar="N[,N...]", default="", help="requests in flight (1,8,32,128)")
+    several = "N[,N...]"
+    add("--depth", metavar=several, default="", help="requests in flight (1,8,32,128)")
+    add("--segments", metavar=several, default="1", help="descriptors of a request's data (1)")
+    add("--queues", metavar=several, default="1", help="virtqueues of the disk, up to 4 (1)")
+    add("--vms", metavar=several, default="1", help="VMs side by side, each with a disk (1)")
     add("--runs", metavar="N", default="5", help="runs that count (5)")
     add("--seconds", metavar="S", default="0.5", help="per workload and run (0.5)")
     add("--requests", metavar="N", default="0", help="per workload and run, instead of a time")
     add("--cache", metavar="MODE", default="writeback", help="as in --disk: writeback, none, ...")
     add("--engine", metavar="NAME", default="", help="as in --disk")
     add("--options", metavar="KEY=VALUE,...", default="", help="more keys of --disk for pykvm")
-    add("--queues", metavar="N", default="1", help="virtqueues, each with a vCPU, up to 4 (1)")
+    add("--cpus", metavar="N", default="4", help="the most vCPUs that share out the queues (4)")
     add("--wait", choices=sorted(_WAITS), default="poll", help="how the guest waits (poll)")
+    add("--exits", action="store_true", help="time exits that the guest makes while it waits")
     add(
         *("--against",),
         metavar="TOOL",
@@ -120,20 +135,21 @@ def run_bench(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     if options.start:
         return _run_start(options)
-    workloads = parse_workloads(options.workload or DEFAULTS, parse_depths(options.depth))
+    workloads = parse_shapes(options)
     cache = parse_cache(options.cache)
     runs = parse_number(options.runs, "--runs", 1)
     requests = parse_number(options.requests, "--requests", 0)
     seconds = parse_seconds(options.seconds)
     if seconds > 600:
         raise UsageError("--seconds is more than 600", "measure more --runs instead")
-    queues = parse_queues(options.queues, options.wait)
+    cpus = parse_number(options.cpus, "--cpus", 1, CPUS_MAX)
+    check_wait(workloads, options.wait, options.exits)
     engine = f"engine={options.engine}" if options.engine else ""
     ours = PykvmTool(",".join(part for part in (engine, options.options) if part))
     tools: list[Tool] = [ours]
     for text in options.against:
         tools += tools_against(text, cache)
-    _check_disk_options(tools, queues)
+    _check_disk_options(tools, workloads)
     progress = Progress()
     try:
         with ExitStack() as stack:
@@ -141,14 +157,15 @@ def run_bench(arguments: Sequence[str]) -> int:
             stack.callback(progress.clear)
             chart = _open_chart(stack, options.chart) if options.chart else None
             kernel, tsc_khz = build_bare_guest(), guest_tsc_khz()
-            disk, size = _disk(stack, options, workloads, progress)
-            check_room(workloads, size, queues)
+            disks, size = _disks(stack, options, workloads, progress)
+            check_room(workloads, size)
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pykvm-bench-"))
             job = Job(
-                *(workloads, disk, size, cache, seconds, requests, kernel, tsc_khz),
+                *(workloads, disks, size, cache, seconds, requests, kernel, tsc_khz),
                 folder=Path(folder),
                 wait=_WAITS[options.wait],
-                queues=queues,
+                cpus=cpus,
+                exits=options.exits,
             )
             _warn_if_busy()
             measurement = measure(job, tools, runs, progress)
@@ -195,47 +212,65 @@ def as_text(measurement: Measurement) -> str:
     return "\n".join(line for i, line in enumerate(lines) if line or i == 1) + "\n"
 
 
-def parse_depths(text: str) -> list[int]:
-    """Depths from ``1,8,32``; UsageError."""
-    return [parse_number(part, "--depth", 1) for part in text.split(",")] if text else []
+def parse_shapes(options: argparse.Namespace) -> list[Workload]:
+    """The workloads that are asked for; UsageError."""
+    names = options.workload or DEFAULTS
+    if options.exits and EXITS not in names:
+        # What exits take while the disk does nothing, to compare with.
+        names = [EXITS, *names]
+    shapes = Shapes(
+        depths=parse_numbers(options.depth, "--depth"),
+        segments=parse_numbers(options.segments, "--segments", SEGMENTS_MAX),
+        queues=parse_numbers(options.queues, "--queues", QUEUES_MAX),
+        vms=parse_numbers(options.vms, "--vms", VMS_MAX),
+    )
+    return parse_workloads(names, shapes)
 
 
-def parse_number(text: str, what: str, least: int) -> int:
-    """A whole number from ``least``; UsageError."""
+def parse_numbers(text: str, what: str, most: int = NUMBER_MAX) -> list[int]:
+    """Numbers from ``1,8,32``; UsageError."""
+    return [parse_number(part, what, 1, most) for part in text.split(",")] if text else []
+
+
+def parse_number(text: str, what: str, least: int, most: int = NUMBER_MAX) -> int:
+    """A whole number from ``least`` to ``most``; UsageError."""
     if not text.isascii() or not text.isdecimal() or len(text) > 9 or int(text) < least:
         raise UsageError(f"{what} cannot be '{text}'", f"write a whole number from {least}")
+    if int(text) > most:
+        raise UsageError(f"{what} cannot be more than {most}", f"use {least} to {most}")
     return int(text)
 
 
-def parse_queues(text: str, wait: str) -> int:
-    """A number of queues; UsageError."""
-    queues = parse_number(text, "--queues", 1)
-    if queues > CPUS_MAX:
-        raise UsageError(f"--queues is more than {CPUS_MAX}", "the bare guest has no more vCPUs")
-    if queues > 1 and wait != "poll":
+def check_wait(workloads: Sequence[Workload], wait: str, exits: bool) -> None:
+    """UsageError for what can be done only by a guest that polls."""
+    if wait == "poll":
+        return
+    if exits or any(workload.kind == EXITS for workload in workloads):
+        raise UsageError("exits go with --wait poll only", "a guest that halts makes none")
+    if any(workload.queues > 1 for workload in workloads):
         raise UsageError(
-            "--queues goes with --wait poll only", "interrupts go to the first vCPU of the guest"
+            "--queues goes with --wait poll only", "interrupts go to one queue of the guest"
         )
-    return queues
 
 
-def _check_disk_options(tools: Sequence[Tool], queues: int) -> None:
+def _check_disk_options(tools: Sequence[Tool], workloads: Sequence[Workload]) -> None:
     """UsageError now for what a run of pykvm would refuse later."""
+    queues = max(workload.queues for workload in workloads)
     more = f",num-queues={queues}" if queues > 1 else ""
     for tool in tools:
         if isinstance(tool, PykvmTool):
             parse_disk(f"disk{more}" + (f",{tool.label}" if tool.label else ""))
 
 
-def check_room(workloads: Sequence[Workload], size: int, queues: int) -> None:
+def check_room(workloads: Sequence[Workload], size: int) -> None:
     """UsageError if the part of ``size`` bytes that each queue gets does not hold a block."""
-    largest = max(workload.block for workload in workloads)
-    if largest * queues > size:
-        raise UsageError(
-            f"a disk of {size // MIB} MiB is too small for blocks of {largest >> 10} KiB "
-            f"in {queues} queues",
-            "use a larger disk or smaller blocks",
-        )
+    for workload in workloads:
+        if workload.block * workload.queues > size:
+            raise UsageError(
+                f"a disk of {size // MIB} MiB is too small for blocks of "
+                f"{workload.block >> 10} KiB in {workload.queues} queues",
+                "use a larger disk or smaller blocks",
+            )
 
 
 def parse_cache(text: str) -> CacheMode:
@@ -249,20 +284,23 @@ def parse_cache(text: str) -> CacheMode:
         ) from None
 
 
-def _disk(
+def _disks(
     stack: ExitStack,
     options: argparse.Namespace,
     workloads: Sequence[Workload],
     progress: Progress,
-) -> tuple[Path, int]:
-    """The disk to measure, and its size in bytes."""
+) -> tuple[list[Path], int]:
+    """The disks to measure, one for each VM, and the size of each in bytes."""
     path: Path | None = options.disk
+    count = max(workload.vms for workload in workloads)
     if path is None or path.is_dir():
         size = parse_size(options.size or "256M") // 4096 * 4096
         if size < SIZE_MIN:
             raise UsageError("--size is less than 1 MiB", "write it like 256M")
-        progress(f"making a disk of {size // MIB} MiB")
-        return stack.enter_context(temporary_disk(path, size)), size
+        progress(f"making disks of {size // MIB} MiB")
+        return [stack.enter_context(temporary_disk(path, size)) for _ in range(count)], size
+    if count > 1:
+        raise UsageError("--vms needs a disk for each", "leave --disk out, or give it a folder")
     if options.size:
         raise UsageError("--size is for temporary files", "leave it out, or give --disk a folder")
     size = size_of(path)
@@ -274,7 +312,7 @@ def _disk(
     if not parse_cache(options.cache).direct:
         progress(f"reading {path}")
         read_all(path)
-    return path, size
+    return [path], size
 
 
 def _open_chart(stack: ExitStack, path: Path) -> int:

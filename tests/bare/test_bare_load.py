@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from pykvm.machine import DiskConfig
 from pykvm.testing.bare import BlockDriver, Script
 from pykvm.testing.bare.latency import bounds
 from pykvm.testing.bare.run import run_script
-from pykvm.testing.bare.script import host_tsc_khz
+from pykvm.testing.bare.script import filling, host_tsc_khz, load_memory
 
 pytestmark = pytest.mark.kvm
 
@@ -29,14 +29,13 @@ def test_every_latency_is_counted(disk: DiskConfig):
     load = run_script(script, [disk]).results[step]
     latencies = load.latencies
     assert latencies.total == load.completed == 300
-    assert (latencies.least, latencies.most) == (load.latency_min, load.latency_max)
     filled = [bounds(i) for i, count in enumerate(latencies.counts) if count]
-    assert filled[0][0] <= load.latency_min < filled[0][1]
-    assert filled[-1][0] <= load.latency_max < filled[-1][1]
+    assert filled[0][0] <= latencies.least < filled[0][1]
+    assert filled[-1][0] <= latencies.most < filled[-1][1]
     counts = [count for count in latencies.counts if count]
     low = sum(start * n for (start, _), n in zip(filled, counts, strict=True))
     high = sum(end * n for (_, end), n in zip(filled, counts, strict=True))
-    assert low <= load.latency_sum < high
+    assert low <= latencies.sum < high
 
 
 def test_a_loop_ends_after_its_time(disk: DiskConfig):
@@ -62,3 +61,53 @@ def test_loops_may_share_their_memory(disk: DiskConfig):
     assert [results[step].completed for step in steps] == [10, 100]
     assert [results[step].errors for step in steps] == [0, 0]
     assert after == memory + (1 << 20)
+
+
+@pytest.mark.parametrize("indirect", [False, True])
+def test_data_in_many_descriptors(disk: DiskConfig, indirect: bool):
+    script = Script()
+    BlockDriver(script).start()
+    sectors, depth, segments = 8, 4, 30
+    needed = load_memory(depth, sectors, segments)
+    memory = script.arena.allocate(needed, 4096)
+    script.fill_memory(memory, 512 * sectors * depth, 1)
+    step = script.load(
+        VIRTIO_BLK_T_OUT,
+        total=depth,
+        sectors=sectors,
+        span=2048,
+        depth=depth,
+        segments=segments,
+        indirect=indirect,
+        memory=memory,
+    )
+    load = run_script(script, [disk]).results[step]
+    assert (load.completed, load.errors) == (depth, 0)
+    expected = filling(512 * sectors * depth, 1)
+    assert disk.path.read_bytes() == expected.ljust(1 << 20, b"\0")
+
+
+def test_exits_are_timed_while_the_disk_works(disk: DiskConfig):
+    script = Script()
+    BlockDriver(script).start()
+    step = script.load(VIRTIO_BLK_T_IN, total=100, sectors=8, span=2048, exits=True)
+    without = script.load(VIRTIO_BLK_T_IN, total=100, sectors=8, span=2048)
+    results = run_script(script, [disk]).results
+    load = results[step]
+    assert load.completed == 100
+    assert load.exits.total > 0
+    assert 0 < load.exits.least <= load.exits.percentile(50) <= load.exits.most
+    assert load.exits.sum < load.ticks
+    assert results[without].exits.total == 0
+
+
+def test_exits_without_requests(disk: DiskConfig):
+    script = Script()
+    BlockDriver(script).start()
+    step = script.load(
+        VIRTIO_BLK_T_IN, total=1, sectors=8, span=8, depth=0, duration_us=20_000, exits=True
+    )
+    load = run_script(script, [disk]).results[step]
+    assert (load.completed, load.notifications) == (0, 0)
+    assert load.exits.total > 0
+    assert load.ticks >= 20 * host_tsc_khz()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.bench.script import MARK, LoadScript
-from pykvm.bench.workload import parse_workloads
+from pykvm.bench.script import MARK, OPEN, LoadScript
+from pykvm.bench.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode, Image, SyncEngine
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.machine import DiskConfig, Machine, MachineConfig
@@ -48,7 +48,7 @@ def test_the_guest_keeps_the_cache_mode_that_is_measured(tmp_path: Path, cache: 
     disk = tmp_path / "disk.img"
     disk.write_bytes(bytes(1 << 20))
     script = LoadScript(
-        parse_workloads(["seqwrite"], [2]),
+        parse_workloads(["seqwrite"], Shapes([2])),
         span=2048,
         seconds=1,
         requests=40,
@@ -56,6 +56,8 @@ def test_the_guest_keeps_the_cache_mode_that_is_measured(tmp_path: Path, cache: 
     )
     durable: set[bool] = set()
     with Machine(config(disk, script, cache, durable)) as machine:
+        for gate in script.gates:
+            machine.ram.write(gate, OPEN)
         machine.run(timeout=30)
         loads = script.results(machine.ram.read)
         (statistics,) = machine.statistics()["disks"]

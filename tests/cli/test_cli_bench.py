@@ -46,6 +46,7 @@ def test_a_table(folder: Path):
     done = bench(folder, "--workload", "randread", "--workload", "seqwrite-8k")
     assert done.returncode == 0, done.stderr
     head, first, second, nothing, cost, noise = done.stdout.splitlines()
+    assert head.split()[-2:] == ["notif/1000", "irq/1000"]
     assert head.split()[:3] == ["workload", "depth", "IOPS"]
     assert first.startswith("randread 4 KiB ")
     assert second.startswith("seqwrite 8 KiB ")
@@ -93,6 +94,22 @@ def test_against_qemu(folder: Path):
     assert theirs["iops"] > 0
     assert theirs["cpu"] > 0
     assert "QEMU" in found["tools"][1]["version"]
+
+
+@pytest.mark.kvm
+def test_growth_and_exits(folder: Path):
+    done = bench(
+        *(folder, "--workload", "seqread", "--segments", "1,8", "--vms", "1,2"),
+        *("--exits", "--seconds", "0.05", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["rows"]
+    shapes = [(row["workload"], row["segments"], row["queues"], row["vms"]) for row in found]
+    assert shapes == [
+        *(("exits", 1, 1, 1), ("seqread", 1, 1, 1), ("seqread", 8, 1, 1)),
+        *(("exits", 1, 1, 2), ("seqread", 1, 1, 2), ("seqread", 8, 1, 2)),
+    ]
+    assert all(row["pykvm"]["exits"] > 0 for row in found)
 
 
 @pytest.mark.kvm
@@ -179,7 +196,11 @@ def test_a_signal_ends_it_and_leaves_nothing(folder: Path, number: signal.Signal
         (["--runs", "0"], "--runs cannot be '0'"),
         (["--seconds", "601"], "--seconds is more than 600"),
         (["--against", "xen"], "--against does not know 'xen'"),
-        (["--queues", "5"], "--queues is more than 4"),
+        (["--queues", "1,5"], "--queues cannot be more than 4"),
+        (["--segments", "0"], "--segments cannot be '0'"),
+        (["--cpus", "5"], "--cpus cannot be more than 4"),
+        (["--vms", "2", "--disk", "README.md"], "--vms needs a disk for each"),
+        (["--exits", "--wait", "interrupt"], "exits go with --wait poll only"),
         (["--queues", "2", "--wait", "interrupt"], "--queues goes with --wait poll only"),
         (["--start", "--against", "fio"], "--start knows no 'fio'"),
         (["--options", "merge=maybe"], "merge cannot be 'maybe'"),

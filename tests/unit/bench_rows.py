@@ -2,9 +2,9 @@
 
 from pykvm.bench.compare import Row, rows
 from pykvm.bench.sample import Run, Sample
-from pykvm.bench.workload import parse_workloads
+from pykvm.bench.workload import Shapes, parse_workloads
 
-WORKLOADS = parse_workloads(["randread", "seqwrite-128k"], [1, 8])
+WORKLOADS = parse_workloads(["randread", "seqwrite-128k"], Shapes([1, 8]))
 
 
 def sample(iops: float) -> Sample:

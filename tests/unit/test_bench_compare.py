@@ -1,16 +1,19 @@
 """Runs to medians, ratios, tables and drawings."""
 
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
-from bench_rows import WORKLOADS, example, run
+from bench_rows import WORKLOADS, example, run, sample
 from hypothesis import example as with_example
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.bench.chart import chart_of, linear_axis, log_axis, short
 from pykvm.bench.compare import rows
+from pykvm.bench.sample import Run
 from pykvm.bench.table import align, cost_of, number, tables, whole
+from pykvm.bench.workload import EXITS, Shapes, Workload, parse_workloads
 
 SVG = "{http://www.w3.org/2000/svg}"
 values = st.lists(st.floats(1e-2, 1e8), min_size=1, max_size=30)
@@ -61,10 +64,28 @@ def test_tables_show_every_row():
     assert len(own.splitlines()) == len(qemu.splitlines()) == 5
     assert len(fio.splitlines()) == 3
     assert " ".join(own.splitlines()[1].split()) == (
-        "randread 4 KiB 1 1 000 900 1 100 4.10 1 000 2 000 3 000 4 000 5.00"
+        "randread 4 KiB 1 1 000 900 1 100 4.10 1 000 2 000 3 000 4 000 5.00 - -"
     )
     assert "1.38  1.00-2.00     1.18" in qemu
     assert qemu.splitlines()[2].endswith("  aio=io_uring")
+
+
+def test_exits_have_a_table_of_their_own():
+    exits = Workload(EXITS, 4096, 0)
+    (busy,) = parse_workloads(["randread"], Shapes([8]))
+    found = [
+        replace(
+            sample(10), exits=10.0, exit_p50=1.0, exit_p99=2.0, exit_p999=3.0, exit_longest=4.0
+        ),
+        replace(sample(20), exits=5.0, exit_p50=5.0, exit_p99=6.0, exit_p999=7.0, exit_longest=8.0),
+    ]
+    theirs = {"qemu": {"aio=threads": [Run((sample(1), found[0]))]}}
+    *_, table = tables(rows([exits, busy], [Run(tuple(found))], theirs)).split("\n\n")
+    assert [line.split() for line in table.splitlines()[1:]] == [
+        ["exits", "-", "pykvm", "10", "1.00", "2.00", "3.00", "4.00"],
+        ["randread", "4", "KiB", "8", "pykvm", "5", "5.00", "6.00", "7.00", "8.00"],
+        ["randread", "4", "KiB", "8", "qemu", "10", "1.00", "2.00", "3.00", "4.00"],
+    ]
 
 
 def test_columns_line_up():

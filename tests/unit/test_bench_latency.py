@@ -17,7 +17,7 @@ def counted(values: list[int]) -> Latencies:
     counts = [0] * LATENCY_BUCKETS
     for value in values:
         counts[next(i for i in range(LATENCY_BUCKETS) if value < bounds(i)[1])] += 1
-    return Latencies(counts, min(values), max(values))
+    return Latencies(counts, sum(values), min(values), max(values))
 
 
 def test_buckets_touch_and_grow():
@@ -47,4 +47,4 @@ def test_two_loops_add_up_to_one(ours: list[int], theirs: list[int]):
 
 
 def test_no_request_has_no_latency():
-    assert Latencies([0] * LATENCY_BUCKETS, 2**64 - 1, 0).percentile(50) == 0
+    assert Latencies([0] * LATENCY_BUCKETS, 0, 2**64 - 1, 0).percentile(50) == 0

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from pykvm.bench.choose import tools_against
-from pykvm.bench.workload import DEFAULTS, DEPTHS, Workload, parse_workloads
-from pykvm.cli.bench import check_room, parse_cache, parse_depths, parse_number, parse_queues
+from pykvm.bench.tool import Job
+from pykvm.bench.workload import DEFAULTS, DEPTHS, Shapes, Workload, parse_workloads
+from pykvm.cli.bench import check_room, check_wait, parse_cache, parse_number, parse_numbers
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
 
@@ -29,7 +30,7 @@ def test_the_default_is_every_pattern_at_every_depth():
 
 
 def test_names_and_depths():
-    found = parse_workloads(["seqwrite-512", "randread"], [2, 3])
+    found = parse_workloads(["seqwrite-512", "randread"], Shapes([2, 3]))
     assert [(w.kind, w.block, w.depth) for w in found] == [
         ("seqwrite", 512, 2),
         ("seqwrite", 512, 3),
@@ -38,7 +39,7 @@ def test_names_and_depths():
     ]
     assert [(w.random, w.write) for w in found[1:3]] == [(False, True), (True, False)]
     assert [w.family for w in found[:3:2]] == ["seqwrite 512 B", "randread 4 KiB"]
-    assert parse_workloads(["randread", "randread-4k"], [1]) == parse_workloads(["randread"], [1])
+    assert parse_workloads(["randread", "randread-4k"]) == parse_workloads(["randread"])
 
 
 @pytest.mark.parametrize(
@@ -56,27 +57,62 @@ def test_names_and_depths():
 )
 def test_impossible_workloads(name: str, depth: int, words: str):
     with pytest.raises(UsageError, match=words):
-        parse_workloads([name], [depth])
+        parse_workloads([name], Shapes([depth]))
 
 
 def test_values():
-    assert parse_depths("1,32") == [1, 32]
-    assert parse_depths("") == []
+    assert parse_numbers("1,32", "--depth") == [1, 32]
+    assert parse_numbers("", "--depth") == []
     assert parse_cache("none") is CacheMode.NONE
     for wrong in ("", "x", "-1", "1.5", "²", "9999999999"):
         with pytest.raises(UsageError):
             parse_number(wrong, "--runs", 1)
+    with pytest.raises(UsageError, match="--queues cannot be more than 4"):
+        parse_numbers("1,5", "--queues", 4)
     with pytest.raises(UsageError, match="--cache cannot be 'maybe'; use writeback"):
         parse_cache("maybe")
 
 
-def test_queues():
-    assert parse_queues("4", "poll") == 4
-    assert parse_queues("1", "interrupt") == 1
-    large = parse_workloads(["seqread-1024k"], [1])
-    check_room(large, 2 << 20, 2)
+def test_shapes_multiply_and_those_of_one_machine_are_together():
+    found = parse_workloads(["randread", "exits"], Shapes([1, 8], [1, 4], [1, 2], [1, 3]))
+    machines = [(w.queues, w.vms) for w in found]
+    assert machines == sorted(machines, key=lambda m: m[::-1])
+    assert len(found) == 4 * (4 + 1)
+    assert found[0].alone
+    assert not any(workload.alone for workload in found[1:] if workload.depth != 8)
+    assert [w.family for w in found[-3:]] == [
+        "randread 4 KiB, 4 segments, 2 queues, 3 VMs",
+        "randread 4 KiB, 4 segments, 2 queues, 3 VMs",
+        "exits, 2 queues, 3 VMs",
+    ]
+
+
+def test_a_job_falls_into_parts_of_one_machine_each(tmp_path: Path):
+    workloads = parse_workloads(["randread", "seqread"], Shapes([1], queues=[1, 4]))
+    job = Job(workloads, [tmp_path], 1 << 20, CacheMode.NONE, 1, 0, tmp_path, 1, tmp_path, cpus=2)
+    parts = job.parts()
+    assert [(part.queues, part.vms, part.vcpus) for part in parts] == [(1, 1, 1), (4, 1, 2)]
+    assert [workload for part in parts for workload in part.workloads] == workloads
+
+
+def test_each_queue_has_room():
+    large = parse_workloads(["seqread-1024k"], Shapes([1], queues=[2, 3]))
+    check_room(large[:1], 2 << 20)
     with pytest.raises(UsageError, match="2 MiB is too small for blocks of 1024 KiB in 3 queues"):
-        check_room(large, 2 << 20, 3)
+        check_room(large, 2 << 20)
+    with pytest.raises(UsageError, match="more than 4 MiB in flight"):
+        parse_workloads(["seqread-1024k"], Shapes([2], queues=[3]))
+
+
+def test_a_guest_that_halts():
+    check_wait(parse_workloads(["randread"]), "interrupt", False)
+    for names, queues, exits in [
+        ("randread", 2, False),
+        ("randread", 1, True),
+        ("exits", 1, False),
+    ]:
+        with pytest.raises(UsageError, match="--wait poll only"):
+            check_wait(parse_workloads([names], Shapes(queues=[queues])), "interrupt", exits)
 
 
 @pytest.mark.usefixtures("programs")

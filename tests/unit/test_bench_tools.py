@@ -9,7 +9,8 @@ import pytest
 from pykvm.bench.fio import FioTool, sample_of
 from pykvm.bench.tool import Job
 from pykvm.bench.vm import VmRunner
-from pykvm.bench.workload import parse_workloads
+from pykvm.bench.watch import Kind
+from pykvm.bench.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import PykvmError
 
@@ -22,6 +23,7 @@ READ = {
         "percentile": {"50.000000": 50000, "99.000000": 99000, "99.900000": 99900},
     },
 }
+KIND = Kind("ram", "vcpu", status=0)
 REPORT = {"read": READ, "write": {}, "usr_cpu": 10.0, "sys_cpu": 40.0}
 
 
@@ -29,8 +31,8 @@ REPORT = {"read": READ, "write": {}, "usr_cpu": 10.0, "sys_cpu": 40.0}
 def job(tmp_path: Path) -> Job:
     """Two workloads on a disk that need not be there."""
     return Job(
-        workloads=parse_workloads(["randread", "seqwrite"], [4]),
-        disk=tmp_path / "disk.img",
+        workloads=parse_workloads(["randread", "seqwrite"], Shapes([4])),
+        disks=[tmp_path / "disk.img"],
         size=1 << 20,
         cache=CacheMode.WRITEBACK,
         seconds=1,
@@ -49,7 +51,7 @@ def program(folder: Path, name: str, lines: str) -> None:
 
 def run_vm(job: Job, script: str) -> None:
     """A run whose VM is a shell script."""
-    runner = VmRunner(lambda job, path: ["/bin/sh", "-c", script], "ram", "vcpu", 0)
+    runner = VmRunner(lambda job, disk, path: ["/bin/sh", "-c", script], KIND)
     runner.run(job, 1, lambda number: None)
 
 
@@ -66,7 +68,7 @@ def test_a_vm_that_leaves_no_memory_behind(job: Job):
 
 
 def test_a_vm_that_cannot_be_started(job: Job):
-    runner = VmRunner(lambda job, path: ["/no/such/program"], "ram", "vcpu", 0)
+    runner = VmRunner(lambda job, disk, path: ["/no/such/program"], KIND)
     with pytest.raises(PykvmError, match="/no/such/program cannot be run: No such file"):
         runner.run(job, 1, lambda number: None)
 
@@ -83,7 +85,7 @@ def test_a_vm_does_not_outlive_its_run(job: Job, tmp_path: Path):
         "print('mark -1', flush=True)\n"
         "time.sleep(100)\n"
     )
-    runner = VmRunner(lambda job, path: [sys.executable, "-c", source], "ram", "vcpu", 0)
+    runner = VmRunner(lambda job, disk, path: [sys.executable, "-c", source], KIND)
     with pytest.raises(KeyboardInterrupt):
         runner.run(job, 1, interrupt)
     pid = (tmp_path / "pid").read_text()
@@ -91,7 +93,7 @@ def test_a_vm_does_not_outlive_its_run(job: Job, tmp_path: Path):
 
 
 def test_fio_is_read():
-    sample = sample_of(REPORT, parse_workloads(["randread"], [4])[0])
+    sample = sample_of(REPORT, parse_workloads(["randread"], Shapes([4]))[0])
     assert (sample.iops, sample.p50, sample.p99, sample.p999) == (12345.6, 50, 99, 99.9)
     assert sample.longest == 900
     assert sample.cpu == pytest.approx(50)

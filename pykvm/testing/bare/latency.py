@@ -1,32 +1,40 @@
-"""The latencies of a closed loop, as guest/bare/script.h counts them by size. Pure."""
+"""Latencies, as guest/bare/script.h counts them by size. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from pykvm.testing.bare.layout import LATENCY_FIRST, LATENCY_STEPS
+from pykvm.testing.bare.layout import LATENCIES, LATENCY_FIRST, LATENCY_STEPS
 
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """How many requests took how long, in ticks.
+    """How many requests, or exits, took how long, in ticks.
 
-    ``counts`` are the guest's buckets, ``least`` and ``most`` the exact ends.
+    ``counts`` are the guest's buckets, ``sum`` is of all, ``least`` and
+    ``most`` are the exact ends.
     """
 
     counts: Sequence[int]
+    sum: int
     least: int
     most: int
 
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """From ``struct latencies``."""
+        total, least, most, *counts = LATENCIES.unpack(data)
+        return cls(counts, total, least, most)
+
     @property
     def total(self) -> int:
-        """Requests counted."""
+        """How many were counted."""
         return sum(self.counts)
 
     def percentile(self, percent: float) -> float:
-        """The latency that ``percent`` of the requests did not exceed; 0 if there were none.
+        """The latency that ``percent`` of all did not exceed; 0 if there were none.
 
-        Within a bucket (a sixteenth of its power of 2) requests count as
+        Within a bucket (a sixteenth of its power of 2) they count as
         evenly spread, so the answer is off by 6 % at the very most.
         """
         wanted = self.total * percent / 100
@@ -42,7 +50,12 @@ class Latencies:
     def __add__(self, other: Self) -> "Latencies":
         """Both together."""
         counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
-        return Latencies(counts, min(self.least, other.least), max(self.most, other.most))
+        return Latencies(
+            counts,
+            self.sum + other.sum,
+            min(self.least, other.least),
+            max(self.most, other.most),
+        )
 
 
 def bounds(bucket: int) -> tuple[int, int]:

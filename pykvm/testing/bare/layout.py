@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 from functools import cached_property
 from struct import Struct
+from typing import Any
 
 RESULTS_BASE = 0x200000
 RESULTS_SIZE = 0x80000
@@ -132,8 +133,8 @@ class Layout:
         """The structure with ``values``, reserved fields left out."""
         return self.packer.pack(*values)
 
-    def unpack(self, data: bytes) -> tuple[int, ...]:
-        """The values at the start of ``data``, reserved fields left out."""
+    def unpack(self, data: bytes) -> tuple[Any, ...]:
+        """The values at the start of ``data``, reserved fields left out; structures as bytes."""
         return self.packer.unpack_from(data)
 
     def offsets(self) -> Iterable[tuple[str, int]]:
@@ -196,12 +197,14 @@ OP_SLEEP = Layout("op_sleep", "I microseconds, 4x reserved")
 OP_LOAD = Layout(
     "op_load",
     "I slot, H queue, B wait, B notify, I type, I depth, I total, I sectors, Q first, Q stride,"
-    " Q span, Q random, Q headers, Q buffers, Q indirect, I timeout_us, I duration_us",
+    " Q span, Q random, Q headers, Q buffers, Q indirect, I timeout_us, I duration_us,"
+    " H queues, H segments, B exits, 3x reserved",
 )
+LATENCIES = Layout("latencies", f"Q sum, Q least, Q most, {LATENCY_BUCKETS}I counts")
 LOAD_RESULT = Layout(
     "load_result",
-    "I completed, I errors, I notifications, I interrupts, Q ticks, Q latency_sum, Q latency_min,"
-    f" Q latency_max, {LATENCY_BUCKETS}I latency",
+    "I completed, I errors, I notifications, I interrupts, Q ticks,"
+    f" {LATENCIES.size}s requests, {LATENCIES.size}s exits",
 )
 OP_SPAWN = Layout("op_spawn", "I apic_id, I length, I timeout_us, 4x reserved")
 OP_JOIN = Layout("op_join", "I apic_id, I timeout_us")

@@ -128,7 +128,9 @@ def fields_of(structure: Layout, make: Callable[..., T]) -> Decoder[T]:
 
 def value(record: Record) -> int:
     """Decodes a ``value_result``."""
-    return layout.VALUE_RESULT.unpack(record.data)[0]
+    found: int
+    (found,) = layout.VALUE_RESULT.unpack(record.data)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,24 +242,41 @@ class WaitResult:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """A closed loop's figures; times are TSC ticks, latencies from post to sight."""
+    """A closed loop's figures; times are TSC ticks.
 
-    latencies: Latencies
+    ``latencies`` of requests are from post to sight; ``exits`` are how long
+    each read of the device's status took, where they were asked for.
+    """
+
     completed: int
     errors: int
     notifications: int
     interrupts: int
     ticks: int
-    latency_sum: int
-    latency_min: int
-    latency_max: int
+    latencies: Latencies
+    exits: Latencies
 
     @classmethod
     def decode(cls, record: Record) -> "LoadResult":
         """Decodes LOAD."""
-        fields = layout.LOAD_RESULT.unpack(record.data)
-        latencies = Latencies(fields[8:], least=fields[6], most=fields[7])
-        return cls(latencies, *fields[:8])
+        *counts, requests, exits = layout.LOAD_RESULT.unpack(record.data)
+        completed, errors, notifications, interrupts, ticks = counts
+        return cls(
+            *(completed, errors, notifications, interrupts, ticks),
+            *(Latencies.decode(requests), Latencies.decode(exits)),
+        )
+
+    def __add__(self, other: "LoadResult") -> "LoadResult":
+        """Two loads at the same time as one, which lasted as long as the longer."""
+        return LoadResult(
+            completed=self.completed + other.completed,
+            errors=self.errors + other.errors,
+            notifications=self.notifications + other.notifications,
+            interrupts=self.interrupts + other.interrupts,
+            ticks=max(self.ticks, other.ticks),
+            latencies=self.latencies + other.latencies,
+            exits=self.exits + other.exits,
+        )
 
 
 @dataclass(frozen=True, slots=True)

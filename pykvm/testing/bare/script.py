@@ -305,23 +305,32 @@ class Script:
         timeout_us: int = TIMEOUT_US,
         duration_us: int = 0,
         memory: int = 0,
+        queues: int = 1,
+        segments: int = 1,
+        exits: bool = False,
     ) -> Step[LoadResult]:
         """A closed loop of ``total`` block requests of ``type_``, ``depth`` in flight.
 
         With ``duration_us`` it ends after that time if it has not done them all.
+        The data of each has ``segments`` descriptors. ``exits``: while it
+        waits it reads a register of the device again and again, and times that.
 
         All figures are sectors: request i starts at ``first + i * stride % span``
         (``stride`` 0: sequential), or with a seed ``random`` at any multiple of
-        ``stride`` below ``span``. ``memory``: use these :func:`load_memory` bytes of
+        ``stride`` below ``span``. With several ``queues`` each has a loop, the
+        first on ``queue`` and ``first``, the second on the queue and the span
+        after it, and so on. ``memory``: use these :func:`load_memory` bytes of
         the arena, page-aligned, instead of its own.
         """
-        buffers = memory or self.arena.allocate(load_memory(depth, sectors), 4096)
-        headers = buffers + 512 * sectors * depth
-        table = headers + 32 * depth if indirect else 0
+        assert wait is WaitMode.POLL or (queues == 1 and not exits), "see script.h"
+        needed = load_memory(depth * queues, sectors, segments)
+        buffers = memory or self.arena.allocate(needed, 4096)
+        headers = buffers + 512 * sectors * depth * queues
+        table = headers + 32 * depth * queues if indirect else 0
         body = layout.OP_LOAD.pack(
             *(slot, queue, wait, notify, type_, depth, total, sectors),
             *(first, stride or sectors, span, random, headers, buffers, table, timeout_us),
-            duration_us,
+            *(duration_us, queues, segments, exits),
         )
         return self._add(OpCode.LOAD, body, LoadResult.decode)
 
@@ -345,9 +354,12 @@ class Script:
         return self._add(OpCode.PING_PONG, body, fields_of(layout.PING_PONG_RESULT, PingPongResult))
 
 
-def load_memory(depth: int, sectors: int) -> int:
-    """Bytes of the arena that :meth:`Script.load` needs: data, headers, indirect tables."""
-    return (512 * sectors + 32 + 48) * depth
+def load_memory(requests: int, sectors: int, segments: int = 1) -> int:
+    """Bytes of the arena that :meth:`Script.load` needs for so many ``requests`` in flight.
+
+    They hold data, headers and statuses, and indirect tables.
+    """
+    return (512 * sectors + 32 + 16 * (segments + 2)) * requests
 
 
 def filling(length: int, seed: int, step: int = 1) -> bytes:
