@@ -1,5 +1,8 @@
-"""Thread names that the rest of the system can see."""
+"""What the rest of the system sees of a thread: its name, and the CPUs that it may run on."""
 
+import os
+import threading
+from collections.abc import Collection
 from contextlib import suppress
 
 
@@ -11,3 +14,33 @@ def show_thread_name(name: str) -> None:
     """
     with suppress(OSError), open("/proc/thread-self/comm", "wb", buffering=0) as comm:
         comm.write(name.encode()[:15])
+
+
+def run_on(cpus: Collection[int]) -> None:
+    """Let the calling thread, and those that it starts, run on these of the host's CPUs only.
+
+    Those of ``cpus`` that :func:`missing_cpus` tells of do not count; OSError if
+    that leaves none. Nothing changes if ``cpus`` is empty.
+    """
+    if cpus:
+        os.sched_setaffinity(0, cpus)
+
+
+def missing_cpus(cpus: Collection[int]) -> set[int]:
+    """Those of ``cpus`` that this process cannot use: they do not exist, or its cgroup forbids it.
+
+    The kernel alone knows, and tells by what it makes of an attempt; a thread
+    of its own makes that.
+    """
+    missing = set(cpus)
+
+    def attempt() -> None:
+        with suppress(OSError, OverflowError):
+            run_on(cpus)
+            missing.difference_update(os.sched_getaffinity(0))
+
+    if cpus:
+        thread = threading.Thread(target=attempt, daemon=True)
+        thread.start()
+        thread.join()
+    return missing

@@ -27,7 +27,8 @@ module          what it knows
 ``host_limits`` what a host asks of one transfer
 ``lock``        QEMU's image locks
 ``service``     one queue: ring → parser → planner → engine → ring
-``io_thread``   the thread that serves queues
+``io_thread``   a thread that serves queues
+``io_threads``  all of a disk's: halting, going on and ending together
 ``transfer``    the system call itself, in both forms
 ``polling``     how long to watch a ring before sleeping (pure)
 ``stats``       what a disk counts

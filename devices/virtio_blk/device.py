@@ -11,6 +11,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_BLK_SIZE,
     VIRTIO_BLK_F_CONFIG_WCE,
     VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_SIZE_MAX,
@@ -20,7 +21,7 @@ from pykvm.devices.virtio_blk.constants import (
 )
 from pykvm.devices.virtio_blk.engine import Engine, EngineFactory, SyncEngine
 from pykvm.devices.virtio_blk.image import Image
-from pykvm.devices.virtio_blk.io_thread import IoThread
+from pykvm.devices.virtio_blk.io_threads import IoThreads
 from pykvm.devices.virtio_blk.options import (
     DiskOptions,
     ErrorAction,
@@ -47,12 +48,18 @@ _OPERATIONS = {VIRTIO_BLK_T_IN: "read", VIRTIO_BLK_T_OUT: "write", VIRTIO_BLK_T_
 
 
 class VirtioBlk:
-    """A disk with one queue and one I/O thread, which lives from activate() to reset().
+    """A disk whose queues are served by I/O threads, which live from activate() to reset().
 
     Implements :class:`pykvm.virtio.device.VirtioDevice`. ``image`` belongs to
-    the device from now on. ``stats`` counts over the device's whole life.
-    ``failure`` is None, or the exception (a bug in pykvm) that ended the I/O
-    thread: the guest then sees DEVICE_NEEDS_RESET.
+    the device from now on. ``queue_stats`` has what each queue counts over the
+    device's whole life. ``failure`` is None, or the exception (a bug in pykvm)
+    that ended an I/O thread, and with it all: the guest then sees
+    DEVICE_NEEDS_RESET.
+
+    Each queue has its own parser, planner, schedule and engine. They share the
+    image, the error policy and the cache mode, and nothing orders requests of
+    one queue after those of another but that a flush covers all writes that
+    were complete before it (virtio 1.2 §5.2.6.2).
     """
 
     device_id = VIRTIO_ID_BLOCK
@@ -69,13 +76,13 @@ class VirtioBlk:
     ) -> None:
         """The disk is read-only if ``image`` is. ``trace`` is told of each step.
 
-        Called in the I/O thread, and not to call back: ``on_error`` with each
+        Called in the I/O threads, and not to call back: ``on_error`` with each
         failure, before anything comes of it; if its action is STOP the device
         is halted from then on, and its owner is to stop the guest.
         ``on_failure`` with ``failure``; without it, threading.excepthook is.
         """
         self.image = image
-        self.stats = Stats()
+        self.queue_stats = tuple(Stats() for _ in range(options.num_queues))
         self.failure: BaseException | None = None
         self._options = options
         self._limits = Limits(requests=options.merge_max, bytes=image.max_transfer)
@@ -91,14 +98,14 @@ class VirtioBlk:
         self._features = 0
         self._activation: Activation | None = None
         self._engines: list[Engine] = []
-        self._thread: IoThread | None = None
+        self._threads: IoThreads | None = None
         self._config = ConfigSpace()
         self._config.set("capacity", image.capacity)
         # Header and status need descriptors too (where there are no indirect ones).
         self._config.set("seg_max", options.seg_max or options.queue_size - 2)
         self._config.set("size_max", options.size_max)
         self._config.set("blk_size", SECTOR_SIZE)
-        self._config.set("num_queues", 1)
+        self._config.set("num_queues", options.num_queues)
         self._set_writeback(image.cache.writeback)
 
     @property
@@ -113,12 +120,13 @@ class VirtioBlk:
             | VIRTIO_BLK_F_CONFIG_WCE
             | (VIRTIO_BLK_F_SIZE_MAX if self._options.size_max else 0)
             | (VIRTIO_BLK_F_RO if self.image.readonly else 0)
+            | (VIRTIO_BLK_F_MQ if self._options.num_queues > 1 else 0)
         )
 
     @property
     def queue_sizes(self) -> Sequence[int]:
         """See VirtioDevice."""
-        return (self._options.queue_size,)
+        return (self._options.queue_size,) * self._options.num_queues
 
     @property
     def config(self) -> bytes:
@@ -129,6 +137,11 @@ class VirtioBlk:
     def writeback(self) -> bool:
         """The present cache mode: writes may complete before they are on stable storage."""
         return self._writeback
+
+    @property
+    def stats(self) -> Stats:
+        """What all queues together have counted by now."""
+        return Stats.total(self.queue_stats)
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         """See VirtioDevice. ``writeback`` is writable, by a driver that knows it.
@@ -159,7 +172,7 @@ class VirtioBlk:
 
     def activate(self, activation: Activation) -> None:
         """See VirtioDevice."""
-        assert self._thread is None, "reset comes before the next activation"
+        assert self._threads is None, "reset comes before the next activation"
         self.failure = None
         self._activation = activation
         if self._trace is not None:
@@ -169,20 +182,21 @@ class VirtioBlk:
             for index, queue in enumerate(activation.queues)
             if queue is not None
         ]
-        self._thread = IoThread(
+        self._threads = IoThreads(
             f"virtio-blk {self.image.path}",
             services,
+            self._options.iothreads,
             self._broken,
             self._failed,
-            self._options.poll_max_ns,
+            poll_max_ns=self._options.poll_max_ns,
         )
-        self._thread.start()
+        self._threads.start()
 
     def reset(self) -> None:
         """See VirtioDevice."""
-        if self._thread is not None:
-            self._thread.stop()
-            self._thread = None
+        if self._threads is not None:
+            self._threads.stop()
+            self._threads = None
             if self._trace is not None:
                 self._trace.reset()
         for engine in self._engines:
@@ -197,8 +211,8 @@ class VirtioBlk:
 
         None: wait for as long as it takes. The driver must not run.
         """
-        thread = self._thread
-        return thread is None or thread.pause(timeout)
+        threads = self._threads
+        return threads is None or threads.pause(timeout)
 
     def resume(self) -> None:
         """Go on after :meth:`pause` or after a failure with the action STOP.
@@ -206,9 +220,9 @@ class VirtioBlk:
         Requests that failed, and those that were waiting, start again in the
         order of the ring, before new ones.
         """
-        thread = self._thread
-        if thread is not None:
-            thread.resume()
+        threads = self._threads
+        if threads is not None:
+            threads.resume()
 
     def close(self) -> None:
         """See VirtioDevice. Closes the image."""
@@ -233,7 +247,7 @@ class VirtioBlk:
             parser,
             Planner(self._options.merge, self._limits),
             engine,
-            self.stats,
+            self.queue_stats[index],
             durable=self._durable,
             decide=self._decide,
             interrupt=activation.interrupt,
@@ -260,8 +274,8 @@ class VirtioBlk:
         else:
             action = ErrorAction(policy.value)
         if action is ErrorAction.STOP:
-            assert self._thread is not None, "only an active device has requests"
-            self._thread.halt()
+            assert self._threads is not None, "only an active device has requests"
+            self._threads.halt()
         name = _OPERATIONS[request.type]
         self._on_error(IoError(name, request.sector, request.length, request.error, action))
         return action

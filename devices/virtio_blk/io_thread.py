@@ -1,4 +1,4 @@
-"""The thread in which a disk's queues are served.
+"""A thread in which queues of a disk are served.
 
 It sleeps in epoll until the driver kicks, the engine has completions or its
 owner wants something. Kicks are watched edge-triggered, so their eventfds need
@@ -21,11 +21,11 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from pykvm.devices.virtio_blk.polling import AdaptivePolling
 from pykvm.devices.virtio_blk.service import QueueService
-from pykvm.threads import show_thread_name
+from pykvm.threads import run_on, show_thread_name
 
 DRAINS = 64
 """How often a ring that has no others beside it is drained between two looks at anything else:
@@ -35,11 +35,11 @@ some milliseconds of work at most."""
 class IoThread:
     """Owns one thread, its epoll descriptor and the eventfd that wakes it.
 
-    It serves until :meth:`stop`, or until a queue breaks (``on_broken`` with
+    It serves until :meth:`end`, or until a queue breaks (``on_broken`` with
     the reason), or until a bug raises an exception (``on_failure`` with it).
     Both are called in the thread, at most once, and nothing is served after.
     When one service halts by itself, which :meth:`halt` announces, the others
-    are halted with it.
+    are halted with it. No method waits, but :meth:`wait_halted` and :meth:`join`.
     """
 
     def __init__(
@@ -49,14 +49,17 @@ class IoThread:
         on_broken: Callable[[str], None],
         on_failure: Callable[[BaseException], None],
         poll_max_ns: int = 0,
+        cpus: Collection[int] = (),
     ) -> None:
         """:meth:`start` lets it serve ``services``.
 
         ``poll_max_ns``: the longest to watch a ring before sleeping, if it is the only one.
+        ``cpus``: the host's CPUs that it may run on; none: any.
         """
         self._services = tuple(services)
         self._on_broken = on_broken
         self._on_failure = on_failure
+        self._cpus = cpus
         alone = len(self._services) == 1
         self._polling = AdaptivePolling(poll_max_ns if alone else 0)
         self._drains = DRAINS if alone else 1
@@ -79,28 +82,28 @@ class IoThread:
         """Serve, at first without waiting for a kick. Once."""
         self._thread.start()
 
-    def pause(self, timeout: float | None = None) -> bool:
-        """Halt; True once nothing is executing, or the thread has ended. Idempotent.
+    def halt(self) -> None:
+        """Take nothing more off the rings, and start nothing. From any thread. Idempotent.
 
-        False after ``timeout`` seconds, if that is not None: it halts all the
-        same. Returns early if another thread resumes meanwhile.
+        A service that is about to halt by itself has it called before anybody
+        else hears of the reason: a :meth:`resume` from then on is an answer to
+        it, and must not be lost.
         """
-        assert threading.current_thread() is not self._thread, "a thread cannot await itself"
         with self._state:
             self._halting = True
             self._wake()
+
+    def wait_halted(self, timeout: float | None = None) -> bool:
+        """Once halted: True when nothing is executing, or the thread has ended.
+
+        False after ``timeout`` seconds, if that is not None. Returns early if
+        another thread resumes meanwhile.
+        """
+        assert threading.current_thread() is not self._thread, "a thread cannot await itself"
+        with self._state:
             return self._state.wait_for(
                 lambda: self._quiet or self._ended or not self._halting, timeout
             )
-
-    def halt(self) -> None:
-        """Say that a service is about to halt by itself. In the thread.
-
-        Before anybody else hears of the reason: a :meth:`resume` from then on
-        is an answer to it, and must not be lost.
-        """
-        with self._state:
-            self._halting = True
 
     def resume(self) -> None:
         """Go on, with what was kept first. Harmless if nothing is halted."""
@@ -110,14 +113,17 @@ class IoThread:
             self._state.notify_all()
             self._wake()
 
-    def stop(self) -> None:
-        """Stop serving and wait until what was executing is done. Not from the thread itself."""
-        assert threading.current_thread() is not self._thread, "a thread cannot await its own end"
+    def end(self) -> None:
+        """Stop serving, await what is executing and end. From any thread."""
         for service in self._services:
             service.stop()
         with self._state:
             self._stopping = True
             self._wake()
+
+    def join(self) -> None:
+        """After :meth:`end`: wait until the thread has ended. Not from itself."""
+        assert threading.current_thread() is not self._thread, "a thread cannot await its own end"
         self._thread.join()
         self._epoll.close()
         os.close(self._control)
@@ -129,6 +135,7 @@ class IoThread:
     def _run(self) -> None:
         show_thread_name(self._thread.name)
         try:
+            run_on(self._cpus)
             self._serve()
         except BaseException as error:
             self._on_failure(error)

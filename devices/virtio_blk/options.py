@@ -9,6 +9,8 @@ from pykvm.errors import UsageError
 
 QUEUE_SIZE: Final = range(4, 1025)
 """``queue-size``: descriptors, a power of 2."""
+NUM_QUEUES: Final = range(1, 65)
+"""``num-queues`` and ``iothreads``."""
 MERGE_MAX: Final = range(1, 1025)
 """``merge-max``: requests in one operation."""
 POLL_MAX_NS: Final = range(1_000_001)
@@ -118,7 +120,8 @@ class DiskOptions:
     """What a device makes of its image. UsageError for a value that cannot be.
 
     ``serial``: at most 20 ASCII characters, what /sys/block/vda/serial shows.
-    ``queue_size``: descriptors, a power of 2 from 4 to 1024. ``seg_max`` and
+    ``queue_size``: descriptors, a power of 2 from 4 to 1024. ``num_queues``: 1
+    to 64, dealt out in turn to ``iothreads`` threads. ``seg_max`` and
     ``size_max`` (bytes) tell the driver how many data segments a request may
     have, 0 for what the queue holds, and how large each may be, 0 for any
     size; they are not enforced. ``poll_max_ns``: the longest to watch a ring
@@ -128,6 +131,8 @@ class DiskOptions:
 
     serial: str = ""
     queue_size: int = 256
+    num_queues: int = 1
+    iothreads: int = 1
     seg_max: int = 0
     size_max: int = 0
     merge: MergePolicy = MergePolicy.SEQUENTIAL
@@ -141,12 +146,23 @@ class DiskOptions:
         _check("queue-size", self.queue_size, QUEUE_SIZE)
         if self.queue_size & (self.queue_size - 1):
             raise UsageError(f"queue-size cannot be {self.queue_size}", "use a power of 2")
+        _check("num-queues", self.num_queues, NUM_QUEUES)
+        _check("iothreads", self.iothreads, NUM_QUEUES)
+        if self.iothreads > self.num_queues:
+            raise UsageError(
+                f"{self.iothreads} threads cannot serve {_queues(self.num_queues)}",
+                f"use at most iothreads={self.num_queues}, or raise num-queues",
+            )
         _check("merge-max", self.merge_max, MERGE_MAX)
         _check("poll-max-ns", self.poll_max_ns, POLL_MAX_NS)
         if self.seg_max:
             _check("seg-max", self.seg_max, SEG_MAX)
         if self.size_max:
             _check("size-max", self.size_max, SIZE_MAX)
+
+
+def _queues(number: int) -> str:
+    return "one queue" if number == 1 else f"{number} queues"
 
 
 def _check(name: str, value: int, allowed: range) -> None:

@@ -11,7 +11,7 @@ counts nowhere. k requests made one operation add k - 1 to ``rd_merged`` or
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pykvm.devices.virtio_blk.constants import (
@@ -46,8 +46,9 @@ COUNTERS: Final = (
 
 
 class Stats:
-    """Counters of one disk. Times are from taking a request off the ring to its completion.
+    """Counters of one queue, or of a whole disk.
 
+    Times are from taking a request off the ring to its completion.
     GET_ID counts nowhere. ``invalid_other`` holds unreadable headers and
     unknown types. ``now_ns`` is when a request completed (time.monotonic_ns).
     """
@@ -131,12 +132,25 @@ class Stats:
         else:
             self.invalid_other_operations += 1
 
-    def as_dict(self) -> dict[str, int]:
-        """Every counter by name, and ``idle_time_ns``: the time since the last completion.
+    @classmethod
+    def total(cls, parts: Sequence["Stats"]) -> "Stats":
+        """What all of ``parts`` have counted together by now, each in a thread of its own."""
+        whole = cls()
+        for name in COUNTERS:
+            setattr(whole, name, sum(getattr(part, name) for part in parts))
+        whole._last_ns = max(part._last_ns for part in parts)
+        return whole
 
-        Since the disk was made, if there was none. Another thread may be counting meanwhile.
+    def counters(self) -> dict[str, int]:
+        """Every counter by name. Another thread may be counting meanwhile."""
+        return {name: getattr(self, name) for name in COUNTERS}
+
+    def as_dict(self) -> dict[str, int]:
+        """:meth:`counters`, and ``idle_time_ns``: the time since the last completion.
+
+        Since the disk was made, if there was none.
         """
-        counts: dict[str, int] = {name: getattr(self, name) for name in COUNTERS}
+        counts = self.counters()
         counts["idle_time_ns"] = max(0, time.monotonic_ns() - self._last_ns)
         return counts
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from pykvm.devices.virtio_blk import CacheMode, EngineKind, ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.options import (
     MERGE_MAX,
+    NUM_QUEUES,
     POLL_MAX_NS,
     QUEUE_SIZE,
     SEG_MAX,
@@ -69,7 +70,8 @@ def parse_disk(text: str) -> DiskConfig:
     fields: dict[str, Any] = {}
     for option in options:
         name, equals, value = option.partition("=")
-        key = _DISK_KEYS.get(name.replace("_", "-"))
+        word = name.replace("_", "-")
+        key = _DISK_KEYS.get(_ALIASES.get(word, word))
         if key is None:
             raise UsageError(f"--disk has no option '{name}'", _suggest(name, _DISK_KEYS))
         if not equals:
@@ -209,6 +211,12 @@ _DISK_KEYS: Final = MappingProxyType(
         "queue-size": _DiskKey(
             "queue_size", _number(QUEUE_SIZE), "N", "descriptors of a queue, a power of 2 (256)"
         ),
+        "num-queues": _DiskKey(
+            "num_queues", _number(NUM_QUEUES), "N", "queues; 'queues' means the same (1)"
+        ),
+        "iothreads": _DiskKey(
+            "iothreads", _number(NUM_QUEUES), "N", "threads that serve the queues (1)"
+        ),
         "seg-max": _DiskKey(
             "seg_max",
             _number(SEG_MAX),
@@ -238,6 +246,9 @@ _DISK_KEYS: Final = MappingProxyType(
         ),
     }
 )
+
+_ALIASES: Final = MappingProxyType({"queues": "num-queues"})
+"""Other names for keys of ``--disk``."""
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:

@@ -341,6 +341,7 @@ class Machine:
                 "path": str(disk.config.path),
                 "serial": disk.config.serial,
                 **disk.device.stats.as_dict(),
+                "queues": [stats.counters() for stats in disk.device.queue_stats],
             }
             for disk in self.disks
         ]

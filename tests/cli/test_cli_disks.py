@@ -71,11 +71,12 @@ def test_statistics_on_standard_error_are_a_line_for_each_disk(bare_kernel, disk
 @pytest.mark.kvm
 def test_statistics_in_a_file_have_every_field(bare_kernel, disks, tmp_path):
     stats = tmp_path / "stats"
-    boot(bare_kernel, "--disk", f"{disks[1]},serial=S", "--stats", str(stats))
+    boot(bare_kernel, "--disk", f"{disks[1]},serial=S,queues=2", "--stats", str(stats))
     (disk,) = json.loads(stats.read_text())["disks"]
     assert (disk["device"], disk["path"], disk["serial"]) == ("virtio0", str(disks[1]), "S")
     assert {"rd_merged", "failed_flush_operations", "invalid_other_operations"} <= disk.keys()
     assert disk["idle_time_ns"] > 0
+    assert [queue["rd_merged"] for queue in disk["queues"]] == [0, 0]
 
 
 @pytest.mark.kvm

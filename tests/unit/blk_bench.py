@@ -219,37 +219,45 @@ class Bench:
             assert self._told.wait_for(lambda: len(self.errors) >= count, PATIENCE), self.errors
             return list(self.errors)
 
-    def send(self, kind: int, sector: int = 0, data: bytes = b"", size: int = 0) -> int:
+    @property
+    def io_thread(self) -> Thread:
+        """The device's first."""
+        assert self.device._threads is not None
+        return self.device._threads._threads[0]._thread
+
+    def send(
+        self, kind: int, sector: int = 0, data: bytes = b"", size: int = 0, queue: int = 0
+    ) -> int:
         """Put a request into the ring, unpublished; its head."""
         header = pack("<IIQ", kind, 0, sector)
         readable = [header, data] if data else [header]
-        return self.transport.drivers[0].send(readable, [size, 1] if size else [1])
+        return self.transport.drivers[queue].send(readable, [size, 1] if size else [1])
 
-    def read(self, sector: int, sectors: int = 1) -> int:
-        return self.send(VIRTIO_BLK_T_IN, sector, size=512 * sectors)
+    def read(self, sector: int, sectors: int = 1, queue: int = 0) -> int:
+        return self.send(VIRTIO_BLK_T_IN, sector, size=512 * sectors, queue=queue)
 
-    def write(self, sector: int, data: bytes) -> int:
-        return self.send(VIRTIO_BLK_T_OUT, sector, data)
+    def write(self, sector: int, data: bytes, queue: int = 0) -> int:
+        return self.send(VIRTIO_BLK_T_OUT, sector, data, queue=queue)
 
-    def flush(self) -> int:
-        return self.send(VIRTIO_BLK_T_FLUSH)
+    def flush(self, queue: int = 0) -> int:
+        return self.send(VIRTIO_BLK_T_FLUSH, queue=queue)
 
-    def kick(self) -> None:
+    def kick(self, queue: int = 0) -> None:
         """Publish what was sent and notify, wanted or not."""
-        self.transport.drivers[0].publish()
-        self.transport.notify()
+        self.transport.drivers[queue].publish()
+        self.transport.notify(queue)
 
-    def wait(self, head: int) -> tuple[int, bytes]:
+    def wait(self, head: int, queue: int = 0) -> tuple[int, bytes]:
         """(status, data), once the request is answered; its used length is checked."""
-        used = self.transport.wait(head, timeout=PATIENCE)
-        answer = self.transport.drivers[0].response(head)
+        used = self.transport.wait(head, queue, timeout=PATIENCE)
+        answer = self.transport.drivers[queue].response(head)
         is_read_and_good = len(answer) > 1 and answer[-1] == VIRTIO_BLK_S_OK
         assert used == (len(answer) if is_read_and_good else 1)
         return answer[-1], answer[:-1]
 
-    def answered(self) -> list[int]:
+    def answered(self, queue: int = 0) -> list[int]:
         """The heads in the used ring that were not collected yet, in its order."""
-        return [head for head, _ in self.transport.collect()]
+        return [head for head, _ in self.transport.collect(queue)]
 
     def stats(self) -> dict[str, int]:
         """Counters that are not 0, but for times."""

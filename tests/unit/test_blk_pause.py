@@ -129,7 +129,7 @@ def test_a_paused_disk_does_not_look_at_its_ring(make: Maker) -> None:
     bench.device.pause()
     heads = [bench.send(VIRTIO_BLK_T_GET_ID, size=20), bench.read(SECTORS)]
     bench.kick()
-    assert goes_on(bench.device._thread._thread)  # type: ignore[union-attr]
+    assert goes_on(bench.io_thread)
     assert bench.answered() == []
     bench.device.resume()
     assert [bench.wait(head)[0] for head in heads] == [OK, IOERR]

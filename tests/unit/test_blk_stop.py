@@ -236,7 +236,7 @@ def test_the_disk_halts_by_itself(make: Maker) -> None:
     bench.write(5, fill("n"))
     bench.kick()
     bench.wait_errors(1)
-    assert goes_on(bench.device._thread._thread)  # type: ignore[union-attr]
+    assert goes_on(bench.io_thread)
     assert bench.script.log == [("write", 5, 1)]
     assert bench.answered() == []
 

@@ -154,6 +154,7 @@ class Sent:
     sector: int = 0
     sectors: int = 0
     data: bytes = b""
+    queue: int = 0
 
 
 class Driver:
@@ -165,13 +166,18 @@ class Driver:
         self.dice = random.Random(seed)
         self.model = bytearray(path.read_bytes())
         self.flying: list[list[Sent]] = []
-        self.by_head: dict[int, Sent] = {}
+        self.queues = len(bench.transport.drivers)
+        self.by_head: dict[tuple[int, int], Sent] = {}
         self.answers: dict[Sent, tuple[int, bytes]] = {}
         self.good: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
 
     def send(self, number: int) -> None:
-        """Batch ``number``: up to 12 requests, many of them side by side or over each other."""
+        """Batch ``number``: up to 12 requests, many of them side by side or over each other.
+
+        They are in one queue, the next batch in the next: no order is kept between queues.
+        """
+        queue = number % self.queues
         start = number % REGIONS * (SECTORS // REGIONS)
         end = start + SECTORS // REGIONS
         batch, sector = [], start
@@ -181,32 +187,36 @@ class Driver:
                 sector = self.dice.randrange(start, end)
             sectors = self.dice.randint(1, 4)
             sector = min(sector, end - sectors)
-            batch.append(self._send(sector, sectors))
+            batch.append(self._send(sector, sectors, queue))
             sector += sectors
-        self.by_head.update((sent.head, sent) for sent in batch)
+        self.by_head.update(((queue, sent.head), sent) for sent in batch)
         self.flying.append(batch)
-        self.bench.kick()
+        self.bench.kick(queue)
 
-    def _send(self, sector: int, sectors: int) -> Sent:
+    def _send(self, sector: int, sectors: int, queue: int) -> Sent:
         kind = self.dice.choice(("read", "read", "write", "write", "write", "flush"))
         if kind == "flush":
-            return Sent(kind, self.bench.flush())
+            return Sent(kind, self.bench.flush(queue), queue=queue)
         if kind == "read":
-            return Sent(kind, self.bench.read(sector, sectors), sector, sectors)
+            head = self.bench.read(sector, sectors, queue)
+            return Sent(kind, head, sector, sectors, queue=queue)
         data = self.dice.randbytes(512 * sectors)
-        return Sent(kind, self.bench.write(sector, data), sector, sectors, data)
+        head = self.bench.write(sector, data, queue)
+        return Sent(kind, head, sector, sectors, data, queue)
 
     def _collect(self) -> None:
         """Note the answers so far; their heads may then be used again."""
         transport = self.bench.transport
-        transport.collect()
-        for _, head in list(transport.done):
+        for queue in range(self.queues):
+            transport.collect(queue)
+        for queue, head in list(transport.done):
             # KeyError: answered, though it is not in flight.
-            self.answers[self.by_head.pop(head)] = self.bench.wait(head)
+            self.answers[self.by_head.pop((queue, head))] = self.bench.wait(head, queue)
 
     def _answer(self, sent: Sent) -> tuple[int, bytes]:
         if sent not in self.answers:
-            self.answers[self.by_head.pop(sent.head)] = self.bench.wait(sent.head)
+            answer = self.bench.wait(sent.head, sent.queue)
+            self.answers[self.by_head.pop((sent.queue, sent.head))] = answer
             self._collect()
         return self.answers.pop(sent)
 
@@ -228,8 +238,10 @@ class Driver:
         while self.flying:
             self.check()
         assert self.path.read_bytes() == self.model
-        assert self.bench.answered() == []
-        assert self.bench.transport.drivers[0].outstanding == {} == self.by_head
+        assert self.by_head == {}
+        for queue, driver in enumerate(self.bench.transport.drivers):
+            assert self.bench.answered(queue) == []
+            assert driver.outstanding == {}
 
     def forget(self) -> None:
         """A reset: what was in flight is lost, and nobody knows how far it came."""
@@ -275,7 +287,8 @@ class Owner:
                 device.pause()
                 at = len(script.log)
                 self.busy += script.executing
-                self.bench.transport.notify()
+                for queue in range(len(self.bench.transport.drivers)):
+                    self.bench.transport.notify(queue)
                 self.busy += len(script.log) - at
                 device.resume()
             self.stops += bool(stopped)
@@ -308,6 +321,12 @@ def worker(request: pytest.FixtureRequest) -> Iterator[bool]:
     assert [t.name for t in threading.enumerate() if t.name.startswith("virtio-blk")] == []
 
 
+@pytest.fixture(params=[(1, 1), (2, 1), (3, 3)], ids="{0[0]} queues, {0[1]} threads".format)
+def queues(request: pytest.FixtureRequest) -> dict[str, int]:
+    """Options for a disk."""
+    return dict(zip(("num_queues", "iothreads"), request.param, strict=True))
+
+
 def run(driver: Driver, batches: int) -> None:
     for number in range(batches):
         driver.send(number)
@@ -319,11 +338,13 @@ def run(driver: Driver, batches: int) -> None:
 
 
 @pytest.mark.parametrize("merge", list(MergePolicy))
-def test_stops_and_pauses_under_load(path: Path, worker: bool, merge: MergePolicy) -> None:
+def test_stops_and_pauses_under_load(
+    path: Path, worker: bool, merge: MergePolicy, queues: dict[str, int]
+) -> None:
     """Whatever fails stops the disk, and succeeds in the end: nothing fails for the guest."""
     stop = ErrorPolicy.STOP
     script = workers(1, worker, (errno.ENOSPC, errno.EIO), short=True)
-    with benches(path, rerror=stop, werror=stop, merge=merge) as make:
+    with benches(path, rerror=stop, werror=stop, merge=merge, **queues) as make:
         bench = make(script)
         driver = Driver(bench, path, seed=2)
         with Owner(bench, seed=3) as owner:
@@ -337,10 +358,12 @@ def test_stops_and_pauses_under_load(path: Path, worker: bool, merge: MergePolic
         assert not any(name.startswith(("failed", "invalid")) for name in stats)
 
 
-def test_some_errors_are_reported_and_some_stop(path: Path, worker: bool) -> None:
+def test_some_errors_are_reported_and_some_stop(
+    path: Path, worker: bool, queues: dict[str, int]
+) -> None:
     enospc = ErrorPolicy.ENOSPC
     script = workers(4, worker, (errno.ENOSPC, errno.EIO), short=False)
-    with benches(path, rerror=enospc, werror=enospc) as make:
+    with benches(path, rerror=enospc, werror=enospc, **queues) as make:
         bench = make(script)
         driver = Driver(bench, path, seed=5)
         with Owner(bench, seed=6) as owner:
@@ -353,11 +376,11 @@ def test_some_errors_are_reported_and_some_stop(path: Path, worker: bool) -> Non
             assert stats[f"failed_{name}_operations"] == driver.failed[kind] > 0
 
 
-def test_resets_under_load(path: Path, worker: bool) -> None:
+def test_resets_under_load(path: Path, worker: bool, queues: dict[str, int]) -> None:
     """Halted or serving: after a reset nothing comes, and the disk works again."""
     stop = ErrorPolicy.STOP
     script = workers(7, worker, (errno.ENOSPC,), short=True)
-    with benches(path, rerror=stop, werror=stop) as make:
+    with benches(path, rerror=stop, werror=stop, **queues) as make:
         bench = make(script)
         driver = Driver(bench, path, seed=8)
         with Owner(bench, seed=9) as owner:
@@ -375,11 +398,13 @@ def test_resets_under_load(path: Path, worker: bool) -> None:
 
 def reset(bench: Bench, path: Path) -> None:
     """What was executing is awaited; from then on the rings, the file and the guest are left."""
+    queues = range(len(bench.transport.drivers))
     bench.device.reset()
-    bench.transport.collect()
+    for queue in queues:
+        bench.transport.collect(queue)
     before = path.read_bytes(), len(bench.transport.interrupts)
     bench.device.resume()
     bench.device.pause()
-    assert bench.answered() == []
+    assert not any(bench.answered(queue) for queue in queues)
     assert (path.read_bytes(), len(bench.transport.interrupts)) == before
     bench.transport.reset()

@@ -1,0 +1,107 @@
+"""The threads in which a disk's queues are served: together they halt, go on and end."""
+
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from pykvm.devices.virtio_blk.io_thread import IoThread
+from pykvm.devices.virtio_blk.service import QueueService
+
+
+class IoThreads:
+    """Owns the threads of one activation of a disk; see :class:`IoThread` for what each does.
+
+    What ends one ends all: a queue that breaks (``on_broken`` with the reason,
+    at most once) or a bug (``on_failure``, for each). Both are called in the
+    thread that met it, when the others have been told; these serve what they
+    have begun, and nothing after.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        services: Sequence[QueueService],
+        count: int,
+        on_broken: Callable[[str], None],
+        on_failure: Callable[[BaseException], None],
+        *,
+        poll_max_ns: int = 0,
+        cpus: Collection[int] = (),
+    ) -> None:
+        """``services`` are dealt out in turn to ``count`` threads, fewer if there are fewer."""
+        self._on_broken = on_broken
+        self._on_failure = on_failure
+        # All are halted before anybody lets one go on, and the other way round.
+        self._lock = threading.Lock()
+        self._ending = False
+        self._threads: Sequence[IoThread] = [
+            IoThread(
+                f"{name} {first}" if count > 1 else name,
+                services[first::count],
+                self._broken,
+                self._failed,
+                poll_max_ns,
+                cpus,
+            )
+            for first in range(min(count, len(services)))
+        ]
+
+    def start(self) -> None:
+        """Serve, at first without waiting for a kick. Once."""
+        for thread in self._threads:
+            thread.start()
+
+    def halt(self) -> None:
+        """Let nothing start any more, without waiting. From any thread.
+
+        What a thread has begun it goes on with; :meth:`pause` waits for that.
+        """
+        with self._lock:
+            for thread in self._threads:
+                thread.halt()
+
+    def pause(self, timeout: float | None = None) -> bool:
+        """Halt; True once nothing is executing, or the threads have ended. Idempotent.
+
+        False after ``timeout`` seconds, if that is not None: it halts all the
+        same. Returns early if another thread resumes meanwhile. Not from one
+        of the threads.
+        """
+        self.halt()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not thread.wait_halted(left):
+                return False
+        return True
+
+    def resume(self) -> None:
+        """Go on, with what was kept first. Harmless if nothing is halted."""
+        with self._lock:
+            for thread in self._threads:
+                thread.resume()
+
+    def stop(self) -> None:
+        """Stop serving and wait until what was executing is done. Not from one of the threads."""
+        self._end()
+        for thread in self._threads:
+            thread.join()
+        # They know us: without this, the rings would stay in memory until Python looks for cycles.
+        self._threads = ()
+
+    def _end(self) -> bool:
+        """Have every thread end; whether this was the first call."""
+        with self._lock:
+            first = not self._ending
+            self._ending = True
+            for thread in self._threads:
+                thread.end()
+        return first
+
+    def _broken(self, reason: str) -> None:
+        if self._end():
+            self._on_broken(reason)
+
+    def _failed(self, error: BaseException) -> None:
+        self._end()
+        self._on_failure(error)
