@@ -15,7 +15,6 @@ docs/explanation/merging.md has the history of the policies and a picture.
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SHIFT,
@@ -24,11 +23,12 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.devices.virtio_blk.request import Request
+from pykvm.records import record
 
 Runs = list[Sequence[Request]]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Limits:
     """The most that one operation holds: members, segments, and bytes.
 

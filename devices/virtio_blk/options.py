@@ -1,11 +1,11 @@
 """What a user can choose for a disk, under QEMU's names where it has them. Pure."""
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_ID_BYTES
 from pykvm.errors import UsageError
+from pykvm.records import keyword_record, record
 
 QUEUE_SIZE: Final = range(4, 1025)
 """``queue-size``: descriptors, a power of 2."""
@@ -100,7 +100,7 @@ class ErrorAction(Enum):
     STOP = "stop"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IoError:
     """A request that the host could not carry out, announced once for each time it fails.
 
@@ -115,7 +115,7 @@ class IoError:
     action: ErrorAction
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@keyword_record
 class DiskOptions:
     """What a device makes of its image. UsageError for a value that cannot be.
 

@@ -7,7 +7,7 @@ import platform
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -286,7 +286,7 @@ def as_object(report: Report) -> dict[str, object]:
         "api_version": report.api_version,
         "needs_assists": bool(traits and traits.needs_assists),
         "assists": traits.reasons if traits else [],
-        "traits": asdict(traits) if traits else None,
+        "traits": vars(traits) if traits else None,
         "capabilities": report.capabilities,
         "findings": [
             {"subject": f.subject, "mark": f.mark.value.lower(), "text": f.text}

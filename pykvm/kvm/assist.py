@@ -20,7 +20,6 @@ this module.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from struct import Struct
 from threading import Lock
 
@@ -95,20 +94,20 @@ class RefusedInstruction(PykvmError):
         self.rip = rip
 
 
-@dataclass(slots=True)
 class _VcpuState:
     """Of one vCPU; only its own thread uses it."""
 
-    lstar: int = 0
-    syscall_mask: int = 0
-    idt_base: int = 0
-    handler: int = 0
-    """Where the breakpoint is: the guest's page-fault entry. 0: none."""
-    stepping: bool = False
-    """The breakpoint is off for one instruction."""
-    delivered: int = 0
-    """System calls that have come to us."""
-    return_by_iret: bool = False
+    def __init__(self) -> None:
+        self.lstar = 0
+        self.syscall_mask = 0
+        self.idt_base = 0
+        self.handler = 0
+        """Where the breakpoint is: the guest's page-fault entry. 0: none."""
+        self.stepping = False
+        """The breakpoint is off for one instruction."""
+        self.delivered = 0
+        """System calls that have come to us."""
+        self.return_by_iret = False
 
 
 class Assist:

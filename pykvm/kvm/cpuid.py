@@ -1,10 +1,11 @@
 """CPUID leaves as values."""
 
-from dataclasses import dataclass
 from typing import Any
 
+from pykvm.records import record
 
-@dataclass(frozen=True, slots=True)
+
+@record
 class CpuidEntry:
     """One CPUID leaf (``function``) and subleaf (``index``).
 

@@ -8,10 +8,11 @@ CPL 0 is meant. Source of every effect: Intel SDM volume 2.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
 from types import MappingProxyType
 from typing import Final, Protocol
+
+from pykvm.records import record
 
 BP_VECTOR: Final = 3
 UD_VECTOR: Final = 6
@@ -37,7 +38,6 @@ _MASK64 = (1 << 64) - 1
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11 = range(12)
 
 
-@dataclass(slots=True)
 class State:
     """What an instruction can see and change of a vCPU, memory apart.
 
@@ -45,15 +45,24 @@ class State:
     rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 … r15.
     """
 
-    gpr: list[int]
-    rip: int
-    rflags: int
-    cr0: int = 0
-    fs_base: int = 0
-    gs_base: int = 0
+    def __init__(
+        self,
+        gpr: list[int],
+        rip: int,
+        rflags: int,
+        cr0: int = 0,
+        fs_base: int = 0,
+        gs_base: int = 0,
+    ) -> None:
+        self.gpr = gpr
+        self.rip = rip
+        self.rflags = rflags
+        self.cr0 = cr0
+        self.fs_base = fs_base
+        self.gs_base = gs_base
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Fault:
     """An exception to raise in the guest; ``address`` is what CR2 becomes, for #PF."""
 
@@ -134,7 +143,7 @@ def no_operation_length(code: bytes) -> int:
     return 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Operand:
     """A ModRM operand: a register, or a memory address in parts (-1: part absent)."""
 
@@ -146,7 +155,7 @@ class Operand:
     rip_relative: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Instruction:
     """A decoded instruction: ``reg`` and ``operand`` come from ModRM, sizes are in bytes."""
 

@@ -8,7 +8,6 @@ Documentation/virt/kvm/api.rst, "The kvm_run structure".
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from pykvm.kvm.constants import (
     KVM_EXIT_DEBUG,
@@ -28,9 +27,10 @@ from pykvm.kvm.constants import (
 )
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.run_page import MMIO_DATA, RunPage
+from pykvm.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IoExit:
     """IN or OUT (also INS and OUTS): ``count`` items of ``size`` bytes at ``port``.
 
@@ -44,8 +44,8 @@ class IoExit:
     size: int
     count: int
     data: bytes
-    _page: RunPage = field(repr=False, compare=False)
-    _offset: int = field(repr=False, compare=False)
+    _page: RunPage
+    _offset: int
 
     @property
     def value(self) -> int:
@@ -76,7 +76,7 @@ class IoExit:
         self._page.bytes[self._offset : self._offset + len(data)] = data
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MmioExit:
     """An access of ``size`` bytes (1 to 8) to guest-physical ``address`` outside memory.
 
@@ -88,7 +88,7 @@ class MmioExit:
     address: int
     size: int
     data: bytes
-    _page: RunPage = field(repr=False, compare=False)
+    _page: RunPage
 
     @property
     def value(self) -> int:
@@ -106,17 +106,17 @@ class MmioExit:
         self._page.bytes[MMIO_DATA : MMIO_DATA + len(data)] = data
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Hlt:
     """HLT, on a VM without the in-kernel interrupt controllers."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Shutdown:
     """A triple fault."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SystemEvent:
     """The guest asked KVM for ``type`` (KVM_SYSTEM_EVENT_*), with ``data`` words."""
 
@@ -124,7 +124,7 @@ class SystemEvent:
     data: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class InternalError:
     """KVM cannot go on with this vCPU: ``suberror`` is KVM_INTERNAL_ERROR_*.
 
@@ -139,7 +139,7 @@ class InternalError:
     data: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Debug:
     """A breakpoint or single step: ``exception`` is its vector (1 or 3), ``pc`` is linear."""
 
@@ -149,7 +149,7 @@ class Debug:
     dr7: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FailEntry:
     """The processor refused the vCPU's state; ``hardware_reason`` is the processor's own code."""
 
@@ -157,18 +157,18 @@ class FailEntry:
     cpu: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Interrupted:
     """A signal or immediate_exit ended KVM_RUN; the guest sees nothing of it."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MsrRead:
     """RDMSR that was filtered or is unknown; ``reason`` is KVM_MSR_EXIT_REASON_*."""
 
     index: int
     reason: int
-    _page: RunPage = field(repr=False, compare=False)
+    _page: RunPage
 
     def set_value(self, value: int) -> None:
         """The 64 bits that the guest reads."""
@@ -180,21 +180,21 @@ class MsrRead:
         self._page.run.msr.error = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MsrWrite:
     """WRMSR that was filtered or is unknown; it counts as done unless :meth:`fault` is called."""
 
     index: int
     value: int
     reason: int
-    _page: RunPage = field(repr=False, compare=False)
+    _page: RunPage
 
     def fault(self) -> None:
         """Raise #GP in the guest instead."""
         self._page.run.msr.error = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Unknown:
     """An exit that pykvm does not handle: KVM_EXIT_* ``reason``."""
 

@@ -8,7 +8,6 @@ exception, so every surprise ends in a triple fault, which is an answer too.
 """
 
 from collections.abc import Generator
-from dataclasses import dataclass, replace
 from math import inf
 from struct import pack
 from time import perf_counter
@@ -23,6 +22,7 @@ from pykvm.kvm.structs import Segment
 from pykvm.kvm.system import Kvm
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.memory import GuestMemory, Ram
+from pykvm.records import record, replace
 
 FAST_MIPS: Final = 1000.0
 """The most that is reported: a short measurement tells no more."""
@@ -30,7 +30,7 @@ SLOW_MIPS: Final = 30.0
 """Below this, CPL 0 is emulated: emulation was seen to manage 4, any processor has hundreds."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HostTraits:
     """How this host's KVM treats guests. The defaults are those of an ordinary host."""
 

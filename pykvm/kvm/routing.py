@@ -1,7 +1,6 @@
 """Which interrupt each GSI means: the VM's routing table and its owner."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from threading import Lock
 from typing import Protocol
 
@@ -12,11 +11,12 @@ from pykvm.kvm.constants import (
     KVM_IRQCHIP_PIC_SLAVE,
 )
 from pykvm.kvm.errors import KvmError
+from pykvm.records import record
 
 FIRST_MSI_GSI = KVM_IOAPIC_NUM_PINS
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IrqchipRoute:
     """GSI ``gsi`` drives input ``pin`` of interrupt controller ``irqchip`` (KVM_IRQCHIP_*)."""
 
@@ -25,7 +25,7 @@ class IrqchipRoute:
     pin: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MsiRoute:
     """GSI ``gsi`` sends the message ``data`` (32 bits) to ``address`` (64 bits)."""
 

@@ -12,11 +12,11 @@ guest's kernel code instruction by instruction.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pykvm.errors import UsageError
+from pykvm.records import record
 
 FORMAT = 1
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
@@ -25,7 +25,7 @@ BUNDLED = "guest"
 NATIVE, EMULATED = "native", "emulated"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Bundle:
     """One flavour of a guest, ready to boot.
 

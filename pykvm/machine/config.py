@@ -1,11 +1,12 @@
 """What a machine is made of: plain values, checked when the machine is built."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pykvm.devices.virtio_blk import CacheMode, DiskOptions, EngineFactory, EngineKind
+from pykvm.records import record
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.faults import FaultPlan
@@ -26,7 +27,7 @@ class ConsoleMode(Enum):
     """Nothing: the guest is driven through its agent."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DiskConfig(DiskOptions):
     """One virtio-blk disk backed by the raw image or block device at ``path``.
 
@@ -45,7 +46,7 @@ class DiskConfig(DiskOptions):
     faults: "FaultPlan | None" = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MachineConfig:
     """A virtual machine before it exists.
 
@@ -65,7 +66,7 @@ class MachineConfig:
     append: str = ""
     memory: int = 0
     cpus: int = 1
-    disks: list[DiskConfig] = field(default_factory=list)
+    disks: Sequence[DiskConfig] = ()
     console: ConsoleMode = ConsoleMode.SHELL
     console_size: tuple[int, int] | None = None
     agent: bool = False

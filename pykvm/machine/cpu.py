@@ -1,10 +1,10 @@
 """First register values and CPUID of each vCPU."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
 
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.vcpu import Vcpu
+from pykvm.records import replace
 from pykvm.x86.cpu import DescriptorTable, EntryState, Segment
 
 _HTT = 1 << 28
@@ -20,14 +20,13 @@ def apply_entry(vcpu: Vcpu, cpuid: Sequence[CpuidEntry], cpus: int, entry: Entry
         # The others wait for the INIT and SIPI that the guest sends them.
         return
     sregs = vcpu.get_sregs()
-    for item in fields(entry.sregs):
-        value = getattr(entry.sregs, item.name)
+    for name, value in vars(entry.sregs).items():
         if isinstance(value, Segment | DescriptorTable):
-            target = getattr(sregs, item.name)
-            for part in fields(value):
-                setattr(target, part.name, getattr(value, part.name))
+            target = getattr(sregs, name)
+            for part, bits in vars(value).items():
+                setattr(target, part, bits)
         else:
-            setattr(sregs, item.name, value)
+            setattr(sregs, name, value)
     vcpu.set_sregs(sregs)
     regs = vcpu.get_regs()
     for name, value in entry.regs.items():

@@ -1,7 +1,6 @@
 """A new VM with its memory, and what a machine cannot have more of."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
@@ -14,6 +13,7 @@ from pykvm.machine.config import MachineConfig
 from pykvm.memory import GuestMemory, Region
 from pykvm.memory.guest import HOLE_END
 from pykvm.pci.host import MAX_DEVICES
+from pykvm.records import replace
 from pykvm.x86.mptable import MAX_CPUS
 
 KVM_IDENTITY_MAP = 0xFFFB_C000

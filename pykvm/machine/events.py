@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Final
 
@@ -14,46 +13,47 @@ MAX_BACKLOG: Final = 1000
 """So many events may wait for somebody before those that a guest can cause at will are lost."""
 
 
-@dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened, ``time_ns`` nanoseconds after the Epoch."""
 
-    time_ns: int = field(default_factory=time.time_ns, kw_only=True)
+    def __init__(self) -> None:
+        self.time_ns = time.time_ns()
 
 
-@dataclass(frozen=True, slots=True)
 class Stop(Event):
     """The guest has stopped: no vCPU runs, and no disk executes anything."""
 
 
-@dataclass(frozen=True, slots=True)
 class Resume(Event):
     """The guest goes on."""
 
 
-@dataclass(frozen=True, slots=True)
 class BlockIoError(Event):
     """The host could not carry out a request to the disk ``device`` ("virtio0").
 
     If its action is STOP, a :class:`Stop` follows.
     """
 
-    device: str
-    error: IoError
+    def __init__(self, device: str, error: IoError) -> None:
+        super().__init__()
+        self.device = device
+        self.error = error
 
 
-@dataclass(frozen=True, slots=True)
 class GuestPanicked(Event):
     """The guest's kernel panicked; ``reason`` is what it said, or a sentence."""
 
-    reason: str
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
 class Shutdown(Event):
     """The run is over, with ``outcome``. The last event of a machine."""
 
-    outcome: Outcome
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__()
+        self.outcome = outcome
 
 
 Listener = Callable[[Event], None]

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pykvm.errors import UsageError
 from pykvm.machine.bundle import EMULATED, NATIVE, Bundle, find_bundle
 from pykvm.machine.config import DEFAULT_MEMORY, ConsoleMode, MachineConfig
+from pykvm.records import record
 
 LINUX = "linux64"
 
@@ -16,7 +16,7 @@ LINUX_DEFAULTS = "console=ttyS0,115200n8r reboot=k panic=-1"
 resets by the i8042 that pykvm has, and does so at once after a panic."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ResolvedGuest:
     """A guest to load. ``memory`` in bytes; ``notice`` is a sentence for the user, or ""."""
 

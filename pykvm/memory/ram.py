@@ -7,14 +7,15 @@ pass, and it answers -1 for anything that does not lie within one region.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from pykvm.records import record
 
 
 class GuestAddressError(LookupError):
     """A guest-physical range does not lie within guest RAM."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Region:
     """Guest-physical ``[start, start + size)`` lies at ``offset`` of the buffer (bytes)."""
 

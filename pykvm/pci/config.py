@@ -8,7 +8,6 @@ Threads: :class:`pykvm.pci.host.PciHost` serialises everything that reaches
 the configuration space and the placement of BARs.
 """
 
-from dataclasses import dataclass
 from threading import Lock
 
 from pykvm.bus import BusDevice
@@ -39,7 +38,6 @@ BARS = 6
 MIN_BAR_SIZE = 16
 
 
-@dataclass(slots=True)
 class Bar:
     """A 32-bit memory BAR: ``size`` bytes served by ``device``.
 
@@ -47,10 +45,11 @@ class Bar:
     not: memory decoding off, or a place where it cannot be.
     """
 
-    index: int
-    size: int
-    device: BusDevice
-    address: int | None = None
+    def __init__(self, index: int, size: int, device: BusDevice) -> None:
+        self.index = index
+        self.size = size
+        self.device = device
+        self.address: int | None = None
 
 
 class ConfigSpace:

@@ -23,12 +23,12 @@ exception.
 import struct
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
 from typing import Protocol
 
 from pykvm.errors import UsageError
 from pykvm.platform.outcome import printable
+from pykvm.records import record
 
 PROTOCOL_VERSION = 1
 MAX_PAYLOAD = 4096
@@ -54,7 +54,7 @@ class Kind(IntEnum):
     POWEROFF = 0x86
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Frame:
     """One frame."""
 
@@ -62,7 +62,7 @@ class Frame:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ProtocolError:
     """The peer broke the protocol; ``reason`` says how. Nothing after it can be trusted."""
 

@@ -21,8 +21,9 @@ on the console, which :class:`ConsoleWatch` keeps; it counts only then.
 """
 
 import signal
-from dataclasses import dataclass
 from enum import Enum, auto
+
+from pykvm.records import record
 
 PANIC_TEXT = b"Kernel panic - not syncing"
 """What Linux prints first when it panics (kernel/panic.c)."""
@@ -46,7 +47,7 @@ class OutcomeKind(Enum):
     ERROR = auto()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outcome:
     """One end: its kind, the exit status of the command line, and a sentence for the user.
 

@@ -21,14 +21,14 @@ Who calls what, and from where::
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from pykvm.memory.ram import Ram
+from pykvm.records import record
 from pykvm.virtio.split import SplitQueue
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Activation:
     """What a transport hands to a device when the driver sets DRIVER_OK.
 

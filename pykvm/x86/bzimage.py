@@ -5,9 +5,9 @@ Header"). Nothing of the image's own code runs: see :mod:`pykvm.x86.payload`.
 """
 
 import struct
-from dataclasses import dataclass
 
 from pykvm.errors import UsageError
+from pykvm.records import record
 from pykvm.x86.source import Source
 
 SETUP_HEADER = 0x1F1
@@ -22,7 +22,7 @@ XLF_KERNEL_64 = 1 << 0
 XLF_CAN_BE_LOADED_ABOVE_4G = 1 << 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BzImage:
     """What a bzImage's setup header says.
 

@@ -7,9 +7,9 @@ of ``struct kvm_regs``, ``kvm_sregs`` and ``kvm_segment``.
 import struct
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from pykvm.memory import Ram
+from pykvm.records import record
 from pykvm.x86 import layout
 
 CR0_PE = 1 << 0
@@ -36,7 +36,7 @@ _PRESENT_WRITABLE = 0x3
 _PRESENT_WRITABLE_LARGE = 0x83
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Segment:
     """A segment register with its hidden part. ``limit`` in bytes."""
 
@@ -54,7 +54,7 @@ class Segment:
     unusable: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DescriptorTable:
     """GDTR or IDTR: linear address and size in bytes minus one."""
 
@@ -62,7 +62,7 @@ class DescriptorTable:
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SpecialRegisters:
     """Segments, tables and control registers. What is not here keeps KVM's reset value."""
 
@@ -82,7 +82,7 @@ class SpecialRegisters:
     efer: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EntryState:
     """What the boot vCPU starts with.
 

@@ -7,9 +7,9 @@ XEN_ELFNOTE_PHYS32_ENTRY, whose value is the physical address of a PVH entry.
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from pykvm.errors import UsageError
+from pykvm.records import record
 from pykvm.x86.source import Source
 
 ELFCLASS32, ELFCLASS64 = 1, 2
@@ -30,7 +30,7 @@ _PROGRAM_HEADER = {ELFCLASS32: struct.Struct("<8I"), ELFCLASS64: struct.Struct("
 _LINUX_BANNER = re.compile(rb"Linux version \d+\.\d+\S* \(")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LoadSegment:
     """PT_LOAD: ``file_size`` bytes at ``offset`` go to guest-physical ``address``."""
 
@@ -45,7 +45,7 @@ class LoadSegment:
         return self.address + self.memory_size
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Elf:
     """What booting needs to know of an ELF file.
 
@@ -112,7 +112,7 @@ def _foreign(source: Source, machine: str) -> UsageError:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _NoteSegment:
     offset: int
     size: int

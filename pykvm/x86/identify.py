@@ -3,9 +3,8 @@
 Only for messages: a file that is what it should be never comes here.
 """
 
-from dataclasses import dataclass
-
 from pykvm.errors import UsageError
+from pykvm.records import record
 from pykvm.x86.payload import compression, peek
 from pykvm.x86.source import Source
 
@@ -44,7 +43,7 @@ _MAGICS: tuple[tuple[int, bytes, str, str], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Identity:
     """What a file is, with its article, and the option that takes it ("" if none does).
 

@@ -6,9 +6,9 @@ and has copied everything it needs before it uses them.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from pykvm.memory import Region
+from pykvm.records import record
 
 MIB = 1 << 20
 PAGE = 4096
@@ -48,7 +48,7 @@ E820_RAM = 1
 E820_RESERVED = 2
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MapEntry:
     """One range of the guest's memory map: bytes, and an E820 type."""
 

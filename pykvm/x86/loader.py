@@ -14,11 +14,11 @@ Which way in:
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from pykvm.errors import UsageError
 from pykvm.memory import Ram
 from pykvm.memory.guest import HOLE_START
+from pykvm.records import record
 from pykvm.x86 import bootparams, layout, mptable, pvh
 from pykvm.x86.bzimage import BzImage, is_bzimage, parse_bzimage
 from pykvm.x86.cpu import EntryState, long_mode_entry, pvh_entry
@@ -36,7 +36,7 @@ WANTED = "an x86-64 vmlinux or bzImage, or an ELF file with a PVH note"
 FileLike = bytes | str | os.PathLike[str]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LoadedKernel:
     """A kernel in guest RAM. Ranges are guest-physical (start, end), end exclusive.
 
@@ -51,7 +51,7 @@ class LoadedKernel:
     initrd: tuple[int, int] | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Kernel:
     """A kernel file, understood: the ELF file to load and how to enter it."""
 

@@ -3,7 +3,6 @@
 import os
 import random
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from pykvm.devices.virtio_blk.faults import Access, Effect, Fault, FaultPlan
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.machine.events import BlockIoError, Event, Resume, Shutdown, Stop
 from pykvm.memory import Ram
+from pykvm.records import replace
 from pykvm.testing.bare import BlockDriver, BlockRequest, Script
 from pykvm.testing.bare.build import build_bare_guest
 from pykvm.testing.bare.layout import MEMORY_NEEDED

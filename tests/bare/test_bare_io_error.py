@@ -3,7 +3,6 @@
 import errno
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from pykvm.devices.virtio_blk import ErrorAction, ErrorPolicy
 from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
 from pykvm.machine import DiskConfig, IoStatus, Machine, RunState
 from pykvm.machine.events import BlockIoError, Resume, Shutdown, Stop
+from pykvm.records import replace
 from pykvm.testing.bare import BlockDriver, BlockRequest, Results, Script
 
 pytestmark = pytest.mark.kvm

@@ -1,7 +1,6 @@
 """A stop that meets the end of the run, a reset by the guest, or its setting up of the disk."""
 
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
 from pykvm.machine import DiskConfig, Machine
 from pykvm.machine.events import Event, Stop
 from pykvm.platform.outcome import Outcome, OutcomeKind
+from pykvm.records import replace
 from pykvm.testing.bare import BlockDriver, BlockRequest, Results, Script
 from pykvm.testing.bare.block import UNTOUCHED, Batch
 

@@ -9,7 +9,7 @@ and each merge once, however often they were tried.
 import os
 import random
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
 from pykvm.machine import DiskConfig
+from pykvm.records import replace
 from pykvm.testing.bare import (
     BlockDriver,
     BlockRequest,

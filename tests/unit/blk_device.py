@@ -4,7 +4,6 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from struct import pack
 
@@ -74,7 +73,7 @@ def disk_file(folder: Path) -> Path:
 
 def block_device(image: Image, **arguments: object) -> VirtioBlk:
     """A VirtioBlk; ``arguments`` are its own and those of DiskOptions."""
-    names = {field.name for field in fields(DiskOptions)}
+    names = vars(DiskOptions())
     chosen = {name: arguments.pop(name) for name in names & arguments.keys()}
     return VirtioBlk(image, DiskOptions(**chosen), **arguments)  # type: ignore[arg-type]
 
