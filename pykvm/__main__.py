@@ -12,7 +12,7 @@ def run() -> int:
     open_standard_streams()
     from pykvm.cli.main import main
 
-    return main()
+    return main(own_process=True)
 
 
 if __name__ == "__main__":

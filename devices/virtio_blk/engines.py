@@ -36,7 +36,7 @@ def choose(image: Image, wanted: EngineKind | EngineFactory) -> EngineChoice:
 
     if problem := io_uring.problem():
         return EngineChoice(_threads(), f"threads, for {direct}, and {problem}")
-    return EngineChoice(_ring_or_threads, f"io_uring, for {direct}")
+    return EngineChoice(_ring_or_threads(), f"io_uring, for {direct}")
 
 
 def _factory(kind: EngineKind) -> EngineFactory:
@@ -53,7 +53,8 @@ def _factory(kind: EngineKind) -> EngineFactory:
     return IoUringEngine
 
 
-# Most runs need neither module: they are not imported at the top.
+# Most runs need neither module: they are not imported at the top. Those that do import them now,
+# for when the guest runs, its process may be confined and unable to (pykvm/cli/sandbox).
 
 
 def _threads() -> EngineFactory:
@@ -62,11 +63,16 @@ def _threads() -> EngineFactory:
     return ThreadsEngine
 
 
-def _ring_or_threads(image: Image, ram: Ram) -> Engine:
-    """An engine for each activation: a host may have had room for one ring and not for the next."""
+def _ring_or_threads() -> EngineFactory:
+    """Judges at each activation: a host may have had room for one ring and not for the next."""
     from pykvm.devices.virtio_blk.io_uring import IoUringEngine
 
-    try:
-        return IoUringEngine(image, ram)
-    except HostError:
-        return _threads()(image, ram)
+    threads = _threads()
+
+    def make(image: Image, ram: Ram) -> Engine:
+        try:
+            return IoUringEngine(image, ram)
+        except HostError:
+            return threads(image, ram)
+
+    return make

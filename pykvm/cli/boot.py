@@ -33,6 +33,7 @@ from pykvm.platform.agent import MAX_COMMAND
 from pykvm.platform.outcome import Outcome, OutcomeKind
 
 if TYPE_CHECKING:
+    from pykvm.cli.sandbox import Confinement
     from pykvm.monitor import MonitorSocket
     from pykvm.trace import TraceOptions
 
@@ -90,13 +91,19 @@ def parser() -> argparse.ArgumentParser:
         default="",
         help="write what the disks do to FILE; 'help' tells of formats and events",
     )
+    add(
+        "--sandbox",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="confine pykvm while the guest runs: as far as the host can (auto), fully, or not",
+    )
     add("--timings", action="store_true", help="say where the time went")
     add("--json", action="store_true", help="print one JSON object about the run at the end")
     return made
 
 
-def run_boot(arguments: Sequence[str]) -> int:
-    """Run ``pykvm boot`` and return the exit status."""
+def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
+    """Run ``pykvm boot`` and return the exit status. See ``main``."""
     timings = Timings()
     timings.mark("pykvm imported")
     options = parser().parse_args(arguments)
@@ -117,6 +124,8 @@ def run_boot(arguments: Sequence[str]) -> int:
         stack.enter_context(signals_go_to(lambda number: machine.finish(Outcome.signalled(number))))
         for notice in machine.notices:
             say(notice)
+        confinement = _confine(options, own_process)
+        timings.mark("confined")
         session, recorder = _session(stack, machine, options, log)
         stack.callback(machine.listen(_reporter(machine, session, options)))
         if listener:
@@ -139,11 +148,10 @@ def run_boot(arguments: Sequence[str]) -> int:
     if machine.trace and machine.trace.problem:
         say(machine.trace.problem)
     if options.timings:
-        say(timings.table())
-        for disk in machine.disks:
-            say(f"{disk.name}: its I/O is done by {disk.engine}")
+        _say_timings(timings, machine, confinement)
     if options.json:
-        emit(json.dumps(run_report(machine, outcome, session.output)) + "\n")
+        sandbox = confinement.parts if confinement else None
+        emit(json.dumps(run_report(machine, outcome, session.output, sandbox)) + "\n")
     if failure is not None:
         raise failure
     return outcome.status
@@ -158,6 +166,25 @@ def _help(options: argparse.Namespace) -> str:
 
         return trace_help()
     return ""
+
+
+def _confine(options: argparse.Namespace, own_process: bool) -> "Confinement | None":
+    """Give up what nobody will need while the guest runs. No thread has been started yet."""
+    if not own_process and options.sandbox == "on":
+        raise UsageError("--sandbox=on confines only a process of pykvm's own", "run 'pykvm boot'")
+    if not own_process or options.sandbox == "off":
+        return None
+    # Start-up time counts, and libraries that use this module are not confined.
+    from pykvm.cli.sandbox import confine
+
+    return confine(socket=options.monitor, insist=options.sandbox == "on")
+
+
+def _say_timings(timings: Timings, machine: Machine, confinement: "Confinement | None") -> None:
+    say(timings.table())
+    for disk in machine.disks:
+        say(f"{disk.name}: its I/O is done by {disk.engine}")
+    say(f"sandbox: {confinement or 'off'}")
 
 
 def _session(

@@ -153,6 +153,7 @@ def examine(device: str = "/dev/kvm") -> Report:
         report.fail(device, error.message, str(error))
     _examine_memory(report)
     _examine_io_uring(report)
+    _examine_sandbox(report)
     _examine_form(report)
     _examine_guest(report)
     _examine_compiler(report)
@@ -224,6 +225,20 @@ def _examine_io_uring(report: Report) -> None:
         report.add("io_uring", text, Mark.NOTE)
     else:
         report.add("io_uring", "permitted: disks with cache=none or directsync use it")
+
+
+def _examine_sandbox(report: Report) -> None:
+    """The parts of ``boot --sandbox`` that a host may lack."""
+    from pykvm.cli.sandbox import landlock, seccomp
+
+    try:
+        report.add("Landlock", f"version {landlock.version()}: files are out of a guest's reach")
+    except HostError as error:
+        report.add("Landlock", f"{error.message}: a part of the sandbox is missing", Mark.NOTE)
+    try:
+        report.add("seccomp", f"libseccomp {seccomp.check()} filters system calls")
+    except HostError as error:
+        report.add("seccomp", f"{error.message}: a part of the sandbox is missing", Mark.NOTE)
 
 
 def _examine_form(report: Report) -> None:

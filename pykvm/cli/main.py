@@ -56,14 +56,17 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``pykvm`` with ``argv`` (default: the process's) and return its exit status."""
+def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int:
+    """Run ``pykvm`` with ``argv`` (default: the process's) and return its exit status.
+
+    ``own_process``: the process ends with it, and so may be confined for good.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments[:1] or os.environ.get("PYKVM_DEBUG") == "1"
     if arguments[:1] == ["--debug"]:
         del arguments[0]
     try:
-        return _dispatch(arguments)
+        return _dispatch(arguments, own_process)
     except BrokenPipeError:
         # Nobody reads our output any more: quietly, as SIGPIPE would have it.
         return 128 + signal.SIGPIPE
@@ -93,7 +96,7 @@ def _as_pykvm_error(error: Exception) -> PykvmError:
     )
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str], own_process: bool) -> int:
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
         emit(_usage())
@@ -105,7 +108,7 @@ def _dispatch(arguments: list[str]) -> int:
     if command == "boot":
         from pykvm.cli.boot import run_boot
 
-        return run_boot(arguments[1:])
+        return run_boot(arguments[1:], own_process)
     if command == "bench":
         from pykvm.cli.bench import run_bench
 

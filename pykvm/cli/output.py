@@ -119,7 +119,12 @@ def json_text(data: bytes) -> dict[str, str]:
         return {"base64": base64.b64encode(data).decode("ascii")}
 
 
-def run_report(machine: Machine, outcome: Outcome, output: dict[str, bytes]) -> dict[str, Any]:
+def run_report(
+    machine: Machine,
+    outcome: Outcome,
+    output: dict[str, bytes],
+    sandbox: dict[str, str] | None,
+) -> dict[str, Any]:
     """The object that ``--json`` prints; docs/reference/cli.md describes it."""
     return {
         "status": outcome.status,
@@ -127,6 +132,7 @@ def run_report(machine: Machine, outcome: Outcome, output: dict[str, bytes]) -> 
         "reason": outcome.reason,
         "kernel": machine.description,
         "assists": machine.traits.needs_assists,
+        "sandbox": sandbox,
         "timings": {name: round(at, 4) for name, at in machine.timings.marks.items()},
         **{name: json_text(data) for name, data in output.items()},
         **machine.statistics(),

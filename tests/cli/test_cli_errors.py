@@ -150,7 +150,7 @@ def test_help_and_version(capfd):
 def test_a_missing_package_is_named(capfd, monkeypatch):
     """A checkout's own Python need not have cffi; that is no bug."""
 
-    def missing(argv: object) -> int:
+    def missing(*argv: object) -> int:
         raise ModuleNotFoundError("No module named '_cffi_backend'", name="_cffi_backend")
 
     monkeypatch.setattr("pykvm.cli.main._dispatch", missing)
@@ -158,7 +158,7 @@ def test_a_missing_package_is_named(capfd, monkeypatch):
 
 
 def test_an_internal_error_is_said_to_be_one(capfd, monkeypatch):
-    def bug(argv: object) -> int:
+    def bug(*argv: object) -> int:
         raise ZeroDivisionError("oops")
 
     monkeypatch.setattr("pykvm.cli.main._dispatch", bug)
@@ -169,7 +169,7 @@ def test_an_internal_error_is_said_to_be_one(capfd, monkeypatch):
     ("error", "word"), [(OSError(errno.EMFILE, "x"), "ulimit"), (MemoryError(), "less with -m")]
 )
 def test_what_the_host_has_run_out_of_is_no_bug(capfd, monkeypatch, error, word):
-    def exhausted(argv: object) -> int:
+    def exhausted(*argv: object) -> int:
         raise error
 
     monkeypatch.setattr("pykvm.cli.main._dispatch", exhausted)

@@ -1,0 +1,98 @@
+"""Landlock: no path leads anywhere any more.
+
+What a seccomp filter forbids is a system call; what Landlock forbids is the
+deed, however it is asked for, io_uring included. It holds for the calling
+thread and for those that it starts.
+
+Structures and numbers are those of <linux/landlock.h>; what each version of
+the interface brought, and how a program copes with older ones, is told in the
+kernel's Documentation/userspace-api/landlock.rst.
+"""
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+from struct import Struct
+from typing import Final
+
+from pykvm.cli.sandbox.system import system_call
+from pykvm.errors import HostError
+
+_NR_CREATE_RULESET: Final = 444
+_NR_ADD_RULE: Final = 445
+_NR_RESTRICT_SELF: Final = 446
+
+_CREATE_RULESET_VERSION: Final = 1 << 0
+_RULE_PATH_BENEATH: Final = 1
+
+_FS_REMOVE_FILE: Final = 1 << 5
+_FS_RIGHTS: Final = {1: 13, 2: 14, 3: 15, 5: 16}
+"""How many rights on files there are, from each version on: bits 0 and up."""
+_NET_BIND_TCP: Final = 1 << 0
+_NET_CONNECT_TCP: Final = 1 << 1
+_NET_VERSION: Final = 4
+_SCOPE_ABSTRACT_UNIX_SOCKET: Final = 1 << 0
+_SCOPE_SIGNAL: Final = 1 << 1
+_SCOPE_VERSION: Final = 6
+
+_RULESET_ATTR: Final = Struct("=3Q")  # handled_access_fs, handled_access_net, scoped
+_PATH_BENEATH_ATTR: Final = Struct("=Qi")  # allowed_access, parent_fd
+
+
+def version() -> int:
+    """The version of the interface, 1 or more; HostError if this host has none."""
+    try:
+        return system_call(_NR_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
+    except OSError as error:
+        raise _unavailable(error) from None
+
+
+def restrict(removable: Path | None = None) -> None:
+    """From now on nothing can be opened, made, changed or removed by its path; HostError.
+
+    But files in the folder ``removable`` and below may be removed. Where the
+    kernel can, there are no new TCP connections either, no abstract UNIX
+    sockets and no signals to others.
+    """
+    handled = ruleset(version())
+    try:
+        fd = system_call(_NR_CREATE_RULESET, handled, len(handled), 0)
+        try:
+            if removable is not None:
+                _allow(fd, removable, _FS_REMOVE_FILE)
+            system_call(_NR_RESTRICT_SELF, fd, 0)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _unavailable(error) from None
+
+
+def ruleset(version: int) -> bytes:
+    """A struct landlock_ruleset_attr that forbids all that ``version`` knows of.
+
+    Where the kernel's structure is shorter, what is beyond it is 0, which it accepts.
+    """
+    rights = _FS_RIGHTS[max(known for known in _FS_RIGHTS if known <= version)]
+    net = _NET_BIND_TCP | _NET_CONNECT_TCP if version >= _NET_VERSION else 0
+    scoped = _SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL if version >= _SCOPE_VERSION else 0
+    return _RULESET_ATTR.pack((1 << rights) - 1, net, scoped)
+
+
+def _allow(ruleset_fd: int, folder: Path, rights: int) -> None:
+    parent = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    try:
+        rule = ctypes.create_string_buffer(_PATH_BENEATH_ATTR.pack(rights, parent))
+        system_call(_NR_ADD_RULE, ruleset_fd, _RULE_PATH_BENEATH, rule, 0)
+    finally:
+        os.close(parent)
+
+
+def _unavailable(error: OSError) -> HostError:
+    reasons = {
+        errno.ENOSYS: "this kernel has none",
+        errno.EOPNOTSUPP: "it is not among the kernel's security modules (lsm=)",
+        errno.EPERM: "a seccomp filter forbids it, such as a container's",
+    }
+    known = reasons.get(error.errno or 0, os.strerror(error.errno or 0).lower())
+    return HostError(f"Landlock is not available: {known}")

@@ -1,0 +1,114 @@
+"""The system calls of a confined process; all others are refused with EPERM.
+
+docs/reference/sandbox.md lists the same for people, and a test compares the two.
+
+Arguments that the kernel takes for an ``int`` are compared in their lower 32
+bits only: nobody promises anything about the upper ones.
+"""
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+_INT: Final = 0xFFFF_FFFF
+_POINTER: Final = (1 << 64) - 1
+
+_PROT_EXEC: Final = 4
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+_AT_EMPTY_PATH: Final = 0x1000
+_PR_SET_NAME: Final = 15
+_MADV: Final = (4, 8, 14)  # MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE
+_FCNTL: Final = (1, 2, 3, 4, 1030)  # F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
+
+_CLONE_OF_A_THREAD: Final = 0x3D0F00
+"""CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID, CHILD_CLEARTID."""
+_CLONE_DETACHED: Final = 0x400000  # means nothing to the kernel; musl sets it
+
+_KVMIO: Final = 0xAE00
+_IOC_TYPE: Final = 0xFF00
+_TERMINAL: Final = (
+    0x5401,  # TCGETS
+    0x5402,  # TCSETS
+    0x5403,  # TCSETSW
+    0x5404,  # TCSETSF
+    0x540F,  # TIOCGPGRP
+    0x5413,  # TIOCGWINSZ
+)
+_BLOCK_DEVICES: Final = (0x1277, 0x127F)  # BLKDISCARD, BLKZEROOUT
+_FIONBIO: Final = 0x5421
+
+
+class Only(NamedTuple):
+    """A condition: argument ``argument``, of its bits those in ``mask``, is one of ``values``."""
+
+    argument: int
+    mask: int
+    values: tuple[int, ...]
+
+
+class Rule(NamedTuple):
+    """``calls`` may be made, if ``only`` is met."""
+
+    calls: tuple[str, ...]
+    only: Only | None = None
+
+
+def allowed(pid: int, *, monitor: bool, rings: bool) -> Iterator[Rule]:
+    """What process ``pid`` may do, with clients of a ``monitor`` and rings of io_uring or not."""
+    yield from _on_descriptors()
+    yield from _waiting()
+    yield from _memory()
+    yield from _threads(pid)
+    if monitor:
+        yield from _monitor()
+    if rings:
+        # What is submitted passes by all these rules, but not by Landlock.
+        yield _rule("io_uring_setup io_uring_enter")
+
+
+ABSENT: Final = ("clone3",)
+"""What answers ENOSYS instead: its flags are in memory, where no filter sees them, and the C
+library uses clone when the kernel has none."""
+
+
+def _rule(calls: str, only: Only | None = None) -> Rule:
+    return Rule(tuple(calls.split()), only)
+
+
+def _on_descriptors() -> Iterator[Rule]:
+    yield _rule("read readv pread64 preadv preadv2 write writev pwrite64 pwritev pwritev2 lseek")
+    yield _rule("fsync fdatasync fallocate ftruncate fstat close")
+    yield _rule("newfstatat", Only(3, _INT, (_AT_EMPTY_PATH,)))
+    yield _rule("fcntl", Only(1, _INT, _FCNTL))
+    yield _rule("ioctl", Only(1, _IOC_TYPE, (_KVMIO,)))
+    yield _rule("ioctl", Only(1, _INT, _TERMINAL + _BLOCK_DEVICES))
+
+
+def _waiting() -> Iterator[Rule]:
+    yield _rule("epoll_create1 epoll_ctl epoll_wait epoll_pwait poll ppoll select pselect6")
+    yield _rule("eventfd2 timerfd_create timerfd_settime futex")
+    yield _rule("nanosleep clock_nanosleep restart_syscall sched_yield")
+    yield _rule("clock_gettime clock_getres gettimeofday time")
+
+
+def _memory() -> Iterator[Rule]:
+    yield _rule("brk munmap mremap getrandom")
+    yield _rule("mmap mprotect", Only(2, _PROT_EXEC, (0,)))
+    yield _rule("madvise", Only(2, _INT, _MADV))
+
+
+def _threads(pid: int) -> Iterator[Rule]:
+    yield _rule("clone", Only(0, _INT & ~_CLONE_DETACHED, (_CLONE_OF_A_THREAD,)))
+    yield _rule("set_robust_list rseq gettid getpid getpgrp exit exit_group")
+    yield _rule("sched_getaffinity sched_setaffinity", Only(0, _INT, (0,)))
+    yield _rule("prctl", Only(0, _INT, (_PR_SET_NAME,)))
+    yield _rule("rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait sigaltstack pause")
+    yield _rule("kill tgkill", Only(0, _INT, (pid,)))
+
+
+def _monitor() -> Iterator[Rule]:
+    yield _rule("accept4 recvfrom getsockname getpeername")
+    yield _rule("sendto", Only(4, _POINTER, (0,)))
+    yield _rule("ioctl", Only(1, _INT, (_FIONBIO,)))
+    # To remove the socket at the end, if it is still the one that was made.
+    yield _rule("newfstatat", Only(3, _INT, (_AT_SYMLINK_NOFOLLOW,)))
+    yield _rule("lstat unlink")

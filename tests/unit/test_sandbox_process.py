@@ -1,0 +1,71 @@
+"""A process that has confined itself: what it can still do, and what it cannot."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sandbox_attempts
+from sandbox_attempts import prepare
+
+from pykvm.cli.sandbox import landlock, seccomp
+from pykvm.errors import HostError
+
+
+def problem() -> str:
+    """Why this host cannot confine a process fully, or ""."""
+    try:
+        seccomp.check()
+        version = landlock.version()
+    except HostError as error:
+        return error.message
+    return "" if version >= 4 else "Landlock knows no TCP here"
+
+
+pytestmark = pytest.mark.skipif(bool(problem()), reason=problem())
+
+
+def attempted(folder: Path, part: str) -> dict[str, dict[str, str]]:
+    """What came of each attempt on ``folder``, by their groups; what must work has worked."""
+    prepare(folder)
+    command = [sys.executable, sandbox_attempts.__file__, str(folder), part]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    assert done.stderr == b""
+    found = json.loads(done.stdout)
+    needed = found.pop("needed")
+    assert len(needed) > 5
+    assert set(needed.values()) == {"done"}, needed
+    assert len(found["files"]) > 10
+    assert len(found["calls"]) > 5
+    return found
+
+
+def test_unconfined_all_of_it_succeeds(tmp_path):
+    """So what is refused below is refused by the sandbox."""
+    for group in attempted(tmp_path, "none").values():
+        assert set(group.values()) <= {"done"}, group
+
+
+def test_confined_nothing_of_it_succeeds(tmp_path):
+    found = attempted(tmp_path, "both")
+    for group in found.values():
+        assert set(group.values()) <= {"EPERM", "EACCES"}, group
+    assert len(found["desperate"]) == 3
+    assert (tmp_path / "file").read_text() == "secret"
+
+
+def test_landlock_alone_keeps_files_and_programs_out_of_reach(tmp_path):
+    found = attempted(tmp_path, "landlock")
+    assert set(found["files"].values()) == {"EACCES"}, found["files"]
+    assert set(found["io_uring"].values()) <= {"EACCES"}
+    assert found["desperate"]["become a program"] == "EACCES"
+
+
+def test_the_filter_alone_refuses_all_that_it_sees(tmp_path):
+    found = attempted(tmp_path, "seccomp")
+    # It does not see paths: whoever may remove the monitor's socket may remove any file.
+    assert found["files"].pop("remove a file") == "done"
+    assert set(found["io_uring"].values()) <= {"done"}
+    for group in (found["files"], found["calls"], found["desperate"]):
+        assert set(group.values()) == {"EPERM"}, group
