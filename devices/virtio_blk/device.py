@@ -32,6 +32,7 @@ from pykvm.devices.virtio_blk.plan import Limits, Planner
 from pykvm.devices.virtio_blk.request import Request, RequestParser
 from pykvm.devices.virtio_blk.service import QueueService
 from pykvm.devices.virtio_blk.stats import Stats
+from pykvm.errors import UsageError
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
@@ -99,6 +100,9 @@ class VirtioBlk:
         self._activation: Activation | None = None
         self._engines: list[Engine] = []
         self._threads: IoThreads | None = None
+        self._parser: RequestParser | None = None
+        # Guards the configuration space and the capacity: drivers and users change them.
+        self._lock = threading.Lock()
         self._config = ConfigSpace()
         self._config.set("capacity", image.capacity)
         # Header and status need descriptors too (where there are no indirect ones).
@@ -174,11 +178,18 @@ class VirtioBlk:
         """See VirtioDevice."""
         assert self._threads is None, "reset comes before the next activation"
         self.failure = None
-        self._activation = activation
         if self._trace is not None:
             self._trace.activated([queue.size if queue else 0 for queue in activation.queues])
+        with self._lock:
+            self._activation = activation
+            self._parser = parser = RequestParser(
+                activation.ram,
+                self.image.capacity,
+                self.image.readonly,
+                self._options.serial.encode("ascii"),
+            )
         services = [
-            self._service(activation, index)
+            self._service(activation, index, parser)
             for index, queue in enumerate(activation.queues)
             if queue is not None
         ]
@@ -202,7 +213,7 @@ class VirtioBlk:
         for engine in self._engines:
             engine.close()
         self._engines.clear()
-        self._activation = None
+        self._activation = self._parser = None
         self._features = 0
         self._set_writeback(self.image.cache.writeback)
 
@@ -224,22 +235,39 @@ class VirtioBlk:
         if threads is not None:
             threads.resume()
 
+    def resize(self, size: int) -> None:
+        """Let the disk have ``size`` bytes from now on, and tell its driver. UsageError.
+
+        It shrinks only while it is paused or has no driver: nothing may be on
+        its way to what is cut off. Kept requests that go beyond the end fail
+        when it is resumed. From any thread but the disk's own; a shrinking
+        disk is not to be resumed meanwhile.
+        """
+        with self._lock:
+            threads = self._threads
+            served = self._activation is not None and not (threads and threads.quiet)
+            if size < self.image.size and served:
+                raise UsageError(
+                    f"the disk {self.image.path} cannot shrink while its guest runs",
+                    "stop the guest, shrink the disk, and let the guest go on",
+                )
+            self.image.resize(size)
+            if self._parser is not None:
+                self._parser.capacity = self.image.capacity
+            self._config.set("capacity", self.image.capacity)
+            if self._activation is not None:
+                self._activation.config_changed()
+
     def close(self) -> None:
         """See VirtioDevice. Closes the image."""
         self.reset()
         self.image.close()
 
-    def _service(self, activation: Activation, index: int) -> QueueService:
+    def _service(self, activation: Activation, index: int, parser: RequestParser) -> QueueService:
         queue = activation.queues[index]
         assert queue is not None, "the caller skips disabled queues"
         engine = self._engine_factory(self.image, activation.ram)
         self._engines.append(engine)
-        parser = RequestParser(
-            activation.ram,
-            self.image.capacity,
-            self.image.readonly,
-            self._options.serial.encode("ascii"),
-        )
         return QueueService(
             queue,
             activation.kicks[index],
@@ -255,8 +283,9 @@ class VirtioBlk:
         )
 
     def _set_writeback(self, writeback: bool) -> None:
-        self._writeback = writeback
-        self._config.set("writeback", writeback)
+        with self._lock:
+            self._writeback = writeback
+            self._config.set("writeback", writeback)
 
     def _durable(self) -> bool:
         """Is a write done only when it is on stable storage (§5.2.6.2)?

@@ -13,12 +13,16 @@ import os
 import stat
 import threading
 from pathlib import Path
+from typing import Final
 
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
 from pykvm.devices.virtio_blk.host_limits import direct_alignment, max_transfer
 from pykvm.devices.virtio_blk.lock import lock
 from pykvm.devices.virtio_blk.options import CacheMode
 from pykvm.errors import UsageError
+
+MAX_SIZE: Final = (1 << 63) - 4096
+"""The most bytes that a file can have, and be a multiple of what anybody wants."""
 
 _MAGICS = (
     (b"QFI\xfb", "qcow2"),
@@ -98,6 +102,32 @@ class Image:
                     self.sync_error = failed
                 return failed
             return 0
+
+    def resize(self, size: int) -> None:
+        """Give the file ``size`` bytes; a block device has that size already. UsageError.
+
+        What is added reads as zeros. Whoever uses the image sees to it that
+        nothing beyond the smaller size is under way.
+        """
+        if self.readonly:
+            raise UsageError(f"the disk image {self.path} is read-only and keeps its size")
+        unit = max(SECTOR_SIZE, self.alignment)
+        if size % unit or not 0 < size <= MAX_SIZE:
+            raise UsageError(
+                f"the disk image {self.path} cannot have {size} bytes",
+                f"give a multiple of {unit} from {unit} to {MAX_SIZE}",
+            )
+        try:
+            if stat.S_ISBLK(os.fstat(self.fd).st_mode):
+                _check_device_size(self.path, self.fd, size)
+            else:
+                os.ftruncate(self.fd, size)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0).lower()
+            raise UsageError(
+                f"the disk image {self.path} cannot have {size} bytes: {reason}"
+            ) from None
+        self.size = size
 
     def close(self) -> None:
         """Close and unlock the image. Harmless when closed."""
@@ -185,6 +215,15 @@ def _size(path: str, fd: int) -> int:
             f"if it is a raw image, pad it: truncate -s %{SECTOR_SIZE} {path}",
         )
     return size
+
+
+def _check_device_size(path: str, fd: int, size: int) -> None:
+    actual = os.lseek(fd, 0, os.SEEK_END)
+    if size != actual:
+        raise UsageError(
+            f"the block device {path} has {actual} bytes and not {size}",
+            "resize it with its own tools first, then tell the guest of its new size",
+        )
 
 
 def _alignment(path: str, fd: int, size: int, cache: CacheMode) -> int:

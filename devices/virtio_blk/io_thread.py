@@ -105,6 +105,12 @@ class IoThread:
                 lambda: self._quiet or self._ended or not self._halting, timeout
             )
 
+    @property
+    def quiet(self) -> bool:
+        """Nothing is executing, nor will be before a :meth:`resume`."""
+        with self._state:
+            return self._quiet or self._ended
+
     def resume(self) -> None:
         """Go on, with what was kept first. Harmless if nothing is halted."""
         with self._state:

@@ -75,6 +75,11 @@ class IoThreads:
                 return False
         return True
 
+    @property
+    def quiet(self) -> bool:
+        """Nothing is executing, nor will be before a :meth:`resume`."""
+        return all(thread.quiet for thread in self._threads)
+
     def resume(self) -> None:
         """Go on, with what was kept first. Harmless if nothing is halted."""
         with self._lock:

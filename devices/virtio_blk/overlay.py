@@ -73,6 +73,14 @@ class Snapshot(Image):
         self._written = SectorMap(base.capacity)
         self._lock = threading.Lock()
 
+    def resize(self, size: int) -> None:
+        """See Image; the image below keeps its size.
+
+        What the disk has lost once is zeros when it grows again.
+        """
+        super().resize(size)
+        self._written.end = min(self._written.end, self.capacity)
+
     def close(self) -> None:
         """See Image; the temporary file is gone."""
         super().close()

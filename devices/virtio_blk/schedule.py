@@ -28,20 +28,28 @@ execution leaves, and until a request is answered its driver expects nothing.
 import errno
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK
+from pykvm.devices.virtio_blk.constants import (
+    SECTOR_SHIFT,
+    VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK,
+)
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.options import ErrorAction
 from pykvm.devices.virtio_blk.order import order, replace
 from pykvm.devices.virtio_blk.plan import Planner
 from pykvm.devices.virtio_blk.request import Request
+from pykvm.native import U64
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.trace import QueueTrace
 
 Decide = Callable[[Request], ErrorAction]
 """What becomes of a request whose ``error`` is not 0. Called once for each time that it fails."""
+
+ANY_CAPACITY: Final = 1 << 55
+"""More sectors than bytes can be counted for."""
 
 _by_sequence = attrgetter("sequence")
 
@@ -143,8 +151,13 @@ class Schedule:
             self._trace.halted()
         self.halted = True
 
-    def resume(self) -> None:
-        """Undo :meth:`halt`; nothing may be executing. What was kept is planned again."""
+    def resume(self, capacity: U64 = ANY_CAPACITY) -> list[Request]:
+        """Undo :meth:`halt`; nothing may be executing. What was kept is planned again.
+
+        But for requests beyond ``capacity`` (sectors): the disk has shrunk,
+        and these are to be answered, with VIRTIO_BLK_S_IOERR.
+        """
+        request: Request
         assert not self.executing, "what is executing is awaited first"
         unanswered = dict.fromkeys(self._held)
         for operation in self._unfinished:
@@ -153,10 +166,19 @@ class Schedule:
             self._trace.resumed(len(unanswered))
         self.halted = False
         self.drop()
-        if unanswered:
-            for request in unanswered:
-                request.error = 0
-            self._plan(sorted(unanswered, key=_by_sequence))
+        inside = []
+        beyond = []
+        for request in sorted(unanswered, key=_by_sequence):
+            request.error = 0
+            if request.sector + (request.length >> SECTOR_SHIFT) <= capacity:
+                inside.append(request)
+                continue
+            request.error = errno.EIO
+            request.status = VIRTIO_BLK_S_IOERR
+            beyond.append(request)
+        if inside:
+            self._plan(inside)
+        return beyond
 
     def drop(self) -> None:
         """Forget everything. Nothing may be executing, unless a bug left it so."""

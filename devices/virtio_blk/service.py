@@ -152,8 +152,11 @@ class QueueService:
 
     def resume(self) -> None:
         """Undo :meth:`halt` once :attr:`idle`: what was kept starts again, before the ring's."""
+        request: Request
         self._planner.durable = self._durable()
-        self._schedule.resume()
+        now = time.monotonic_ns()
+        for request in self._schedule.resume(self._parser.capacity):
+            self._answer(request, now)
         self._execute()
         self._publish()
 

@@ -77,6 +77,10 @@ class Disk:
         self.io_status = IoStatus.OK
         self.device.resume()
 
+    def resize(self, size: int) -> None:
+        """Let the disk have ``size`` bytes from now on: see VirtioBlk. UsageError."""
+        self.device.resize(size)
+
     def failed(self, error: IoError) -> None:
         """Note ``error``, which the device has announced."""
         self.last_error = error

@@ -1,28 +1,56 @@
 """What each command does to a machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from pykvm.errors import UsageError
 from pykvm.machine import Machine, RunState
+from pykvm.machine.disks import Disk
 from pykvm.monitor import shapes
-from pykvm.monitor.protocol import COMMAND_NOT_FOUND, NEGOTIATE, Command, QmpError
+from pykvm.monitor.protocol import COMMAND_NOT_FOUND, NEGOTIATE, Command, Json, QmpError
 
-SLOW: Final = frozenset({"stop", "cont"})
-"""Commands that wait for vCPUs or disks."""
+SLOW: Final = frozenset({"stop", "cont", "block_resize"})
+"""Commands that wait for vCPUs, disks or files."""
+
+
+class _Entry(NamedTuple):
+    """A command: what it calls, and the types of its arguments, by name.
+
+    ``needed`` are in each call's arguments, ``others`` may be.
+    """
+
+    call: Callable[[Machine, Json], Any]
+    needed: Mapping[str, type] = MappingProxyType({})
+    others: Mapping[str, type] = MappingProxyType({})
 
 
 def execute(machine: Machine, command: Command) -> Any:
     """Carry out ``command``; what it returns. QmpError says why it cannot be."""
-    call = _COMMANDS.get(command.name)
-    if call is None:
+    entry = _COMMANDS.get(command.name)
+    if entry is None:
         raise QmpError(f"there is no command '{command.name}'", COMMAND_NOT_FOUND)
-    if command.arguments:
-        raise QmpError(f"'{command.name}' has no argument '{next(iter(command.arguments))}'")
-    return call(machine)
+    _check(command, entry)
+    try:
+        return entry.call(machine, command.arguments)
+    except UsageError as error:
+        raise QmpError(str(error)) from None
 
 
-def _stop(machine: Machine) -> Any:
+def _check(command: Command, entry: _Entry) -> None:
+    for name, value in command.arguments.items():
+        wanted = entry.needed.get(name) or entry.others.get(name)
+        if wanted is None:
+            raise QmpError(f"'{command.name}' has no argument '{name}'")
+        if type(value) is not wanted:
+            what = "a whole number" if wanted is int else "a string"
+            raise QmpError(f"the argument '{name}' of '{command.name}' must be {what}")
+    for name in entry.needed:
+        if name not in command.arguments:
+            raise QmpError(f"'{command.name}' needs the argument '{name}'")
+
+
+def _stop(machine: Machine, arguments: Json) -> Any:
     _check_running(machine)
     try:
         machine.pause()
@@ -31,7 +59,7 @@ def _stop(machine: Machine) -> Any:
     return {}
 
 
-def _cont(machine: Machine) -> Any:
+def _cont(machine: Machine, arguments: Json) -> Any:
     _check_running(machine)
     machine.resume()
     return {}
@@ -45,25 +73,43 @@ def _check_running(machine: Machine) -> None:
         raise QmpError("the run is over")
 
 
-def _quit(machine: Machine) -> Any:
+def _quit(machine: Machine, arguments: Json) -> Any:
     machine.finish(shapes.QUIT)
     return {}
 
 
-def _query_commands(machine: Machine) -> Any:
+def _query_commands(machine: Machine, arguments: Json) -> Any:
     return [{"name": name} for name in sorted({*_COMMANDS, NEGOTIATE})]
 
 
-_COMMANDS: Final = MappingProxyType[str, Callable[[Machine], Any]](
+def _disk(machine: Machine, arguments: Json) -> Disk:
+    """The disk that ``arguments`` name in one of QEMU's ways."""
+    given = [arguments[key] for key in _DISK if key in arguments]
+    if len(given) != 1:
+        raise QmpError("one of 'device', 'id' and 'node-name' must say which disk")
+    for disk in machine.disks:
+        if disk.name == given[0]:
+            return disk
+    raise QmpError(f"there is no disk '{given[0]}'")
+
+
+def _block_resize(machine: Machine, arguments: Json) -> Any:
+    _disk(machine, arguments).resize(arguments["size"])
+    return {}
+
+
+_DISK: Final = MappingProxyType({"device": str, "id": str, "node-name": str})
+_COMMANDS: Final = MappingProxyType(
     {
-        "cont": _cont,
-        "query-block": lambda machine: [shapes.block_info(disk) for disk in machine.disks],
-        "query-blockstats": lambda machine: [shapes.block_stats(disk) for disk in machine.disks],
-        "query-commands": _query_commands,
-        "query-name": lambda machine: {},
-        "query-status": lambda machine: shapes.status(machine.status),
-        "query-version": lambda machine: shapes.version(),
-        "quit": _quit,
-        "stop": _stop,
+        "block_resize": _Entry(_block_resize, {"size": int}, _DISK),
+        "cont": _Entry(_cont),
+        "query-block": _Entry(lambda machine, _: [*map(shapes.block_info, machine.disks)]),
+        "query-blockstats": _Entry(lambda machine, _: [*map(shapes.block_stats, machine.disks)]),
+        "query-commands": _Entry(_query_commands),
+        "query-name": _Entry(lambda machine, _: {}),
+        "query-status": _Entry(lambda machine, _: shapes.status(machine.status)),
+        "query-version": _Entry(lambda machine, _: shapes.version()),
+        "quit": _Entry(_quit),
+        "stop": _Entry(_stop),
     }
 )

@@ -1,0 +1,86 @@
+"""What the monitor changes about a disk while its guest runs."""
+
+import pytest
+from monitor_clients import run_client, served
+from qemu.qmp import ExecuteError
+
+from pykvm.machine import DiskConfig, MachineConfig
+from pykvm.testing.bare.layout import MEMORY_NEEDED
+
+pytestmark = pytest.mark.kvm
+
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def image(tmp_path):
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(SIZE))
+    return image
+
+
+@pytest.fixture
+def talk_about(tmp_path, bare_kernel, image):
+    """Runs a conversation about a machine with one disk."""
+
+    def talk_about(talk, **options):
+        disk = DiskConfig(image, **options)
+        config = MachineConfig(
+            kernel=bare_kernel, append="spin", memory=MEMORY_NEEDED, disks=[disk]
+        )
+        path = tmp_path / "qmp"
+        with served(path, config) as machine:
+            machine.start()
+            return run_client(path, talk)
+
+    return talk_about
+
+
+async def refused(client, command, **arguments):
+    with pytest.raises(ExecuteError) as caught:
+        await client.execute(command, arguments)
+    assert caught.value.error_class == "GenericError"
+    return str(caught.value)
+
+
+def test_block_resize(talk_about, image):
+    async def talk(client):
+        for key in ("device", "node-name", "id"):
+            size = SIZE + 512 * len(key)
+            assert await client.execute("block_resize", {key: "virtio0", "size": size}) == {}
+            (block,) = await client.execute("query-block")
+            assert block["inserted"]["image"]["virtual-size"] == size == image.stat().st_size
+        # Its driver, if there is one, has not set it up.
+        await client.execute("block_resize", {"device": "virtio0", "size": 512})
+
+    talk_about(talk)
+    assert image.stat().st_size == 512
+
+
+def test_arguments_that_make_no_sense(talk_about, image):
+    async def talk(client):
+        return [
+            await refused(client, "block_resize"),
+            await refused(client, "block_resize", size=512),
+            await refused(client, "block_resize", size=512, device="virtio1"),
+            await refused(client, "block_resize", size=512, device="virtio0", id="virtio0"),
+            await refused(client, "block_resize", size="1M", device="virtio0"),
+            await refused(client, "block_resize", size=True, device="virtio0"),
+            await refused(client, "block_resize", size=512, device=0),
+            await refused(client, "block_resize", size=512, device="virtio0", shrink=1),
+            await refused(client, "block_resize", size=513, device="virtio0"),
+        ]
+
+    which = "one of 'device', 'id' and 'node-name' must say which disk"
+    assert talk_about(talk) == [
+        "'block_resize' needs the argument 'size'",
+        which,
+        "there is no disk 'virtio1'",
+        which,
+        *2 * ["the argument 'size' of 'block_resize' must be a whole number"],
+        "the argument 'device' of 'block_resize' must be a string",
+        "'block_resize' has no argument 'shrink'",
+        f"the disk image {image} cannot have 513 bytes; "
+        "give a multiple of 512 from 512 to 9223372036854771712",
+    ]
+    assert image.stat().st_size == SIZE

@@ -1,0 +1,198 @@
+"""A disk whose size changes under its driver: what is told, what is refused, what is lost."""
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from struct import unpack_from
+
+import pytest
+from blk_bench import SECTORS, EngineScript, Faults, Maker, benches, fill, sector_of
+from blk_device import IN, IOERR, OK, OUT, block_device
+from blk_device import Disk as StartedDisk
+from blk_host import loop_device, require_direct
+
+from pykvm.devices.virtio_blk import CacheMode, ErrorPolicy, Image, MergePolicy, VirtioBlk
+from pykvm.devices.virtio_blk.image import MAX_SIZE
+from pykvm.errors import UsageError
+from pykvm.machine import DiskConfig
+from pykvm.machine.disks import open_image
+from pykvm.testing.mock_transport import MockTransport
+
+SIZE = SECTORS * 512
+LARGER = SIZE + 4096
+SMALLER = SIZE // 2
+HALF = SECTORS // 2
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "disk"
+
+
+@pytest.fixture
+def make(path: Path) -> Iterator[Maker]:
+    """Makes disks of SECTORS sectors that stop at every error and merge nothing."""
+    stop = ErrorPolicy.STOP
+    with benches(path, rerror=stop, werror=stop, merge=MergePolicy.OFF) as maker:
+        yield maker
+
+
+def capacity(device: VirtioBlk) -> int:
+    (sectors,) = unpack_from("<Q", device.config)
+    return int(sectors)
+
+
+def refusal(device: VirtioBlk, size: int) -> str:
+    """Why it cannot have ``size`` bytes; nothing changes."""
+    before = device.image.size, device.config, os.fstat(device.image.fd).st_size
+    with pytest.raises(UsageError) as caught:
+        device.resize(size)
+    assert (device.image.size, device.config, os.fstat(device.image.fd).st_size) == before
+    return str(caught.value)
+
+
+def test_a_disk_grows_under_its_driver(make: Maker, path: Path) -> None:
+    bench = make(EngineScript())
+    before = bench.device.config
+    assert bench.wait(bench.read(SECTORS))[0] == IOERR
+    bench.device.resize(LARGER)
+    assert capacity(bench.device) == SECTORS + 8
+    assert bench.device.config is not before, "so the generation changes"
+    assert bench.transport.config_changes == 1
+    assert path.stat().st_size == LARGER
+    assert bench.wait(bench.read(SECTORS + 7)) == (OK, bytes(512))
+    assert bench.wait(bench.write(SECTORS + 7, fill("n")))[0] == OK
+    assert bench.wait(bench.read(SECTORS + 8))[0] == IOERR
+    assert sector_of(path, SECTORS + 7) == fill("n")
+
+
+def test_a_disk_shrinks_only_while_nothing_is_served(make: Maker, path: Path) -> None:
+    bench = make(EngineScript())
+    assert refusal(bench.device, SMALLER) == (
+        f"the disk {path} cannot shrink while its guest runs; "
+        "stop the guest, shrink the disk, and let the guest go on"
+    )
+    assert bench.transport.config_changes == 0
+    bench.device.pause()
+    bench.device.resize(SMALLER)
+    late = bench.read(HALF)
+    inside = bench.read(HALF - 1)
+    bench.device.resume()
+    assert [bench.wait(head)[0] for head in (late, inside)] == [IOERR, OK]
+    assert (bench.transport.config_changes, path.stat().st_size) == (1, SMALLER)
+    assert "cannot shrink" in refusal(bench.device, SMALLER // 2)
+    bench.transport.reset()
+    bench.device.resize(SMALLER // 2)
+    assert capacity(bench.device) == SECTORS // 4
+    assert bench.transport.config_changes == 1, "nobody is there to be told"
+
+
+def test_what_was_kept_and_is_beyond_the_end_fails_and_the_rest_goes_on(
+    make: Maker, path: Path
+) -> None:
+    """The policy, which is to stop, is not asked: as with any request that is outside the disk."""
+    bad = {("write", sector): [errno.ENOSPC] for sector in (0, HALF, HALF + 1)}
+    script = EngineScript(Faults(bad))
+    bench = make(script)
+    requests = [
+        bench.write(0, fill("a")),
+        bench.write(HALF - 1, fill("b") + fill("c")),
+        bench.write(HALF + 1, fill("d")),
+        bench.flush(),
+        bench.write(HALF - 3, fill("e") + fill("f")),
+    ]
+    bench.kick()
+    assert [error.sector for error in bench.wait_errors(3)] == [0, HALF - 1, HALF + 1]
+    bench.device.pause()
+    script.take_log()
+    bench.device.resize(SMALLER)
+    bench.device.resume()
+    assert [bench.wait(head)[0] for head in requests] == [OK, IOERR, IOERR, OK, OK]
+    assert script.take_log() == [("write", 0, 1), ("flush", 0, 0)]
+    assert path.stat().st_size == SMALLER
+    assert bench.stats()["failed_wr_operations"] == 2
+
+
+def test_sizes_that_cannot_be(path: Path) -> None:
+    path.write_bytes(bytes(SIZE))
+    device = block_device(Image(path))
+    hint = f"give a multiple of 512 from 512 to {MAX_SIZE}"
+    for size in (0, -512, 513, SIZE + 256, MAX_SIZE + 512, 1 << 64):
+        assert refusal(device, size) == f"the disk image {path} cannot have {size} bytes; {hint}"
+    # No filesystem has this much.
+    assert "file too large" in refusal(device, MAX_SIZE - MAX_SIZE % 512)
+    device.close()
+    with pytest.raises(UsageError, match="bad file descriptor"):
+        device.resize(LARGER)
+
+
+def test_a_read_only_disk_keeps_its_size(path: Path) -> None:
+    path.write_bytes(bytes(SIZE))
+    device = block_device(Image(path, readonly=True))
+    assert refusal(device, LARGER) == f"the disk image {path} is read-only and keeps its size"
+    device.close()
+
+
+def test_what_direct_io_wants_it_gets(tmp_path: Path, path: Path) -> None:
+    require_direct(tmp_path)
+    path.write_bytes(bytes(SIZE))
+    image = Image(path, cache=CacheMode.NONE)
+    device = block_device(image)
+    if image.alignment > 512:
+        assert f"multiple of {image.alignment} " in refusal(device, SIZE + 512)
+    device.resize(LARGER)
+    assert image.size == path.stat().st_size == LARGER
+    device.close()
+
+
+def test_a_block_device_has_the_size_that_it_has(path: Path) -> None:
+    path.write_bytes(bytes(SIZE))
+    with loop_device(path) as name:
+        device = block_device(Image(name))
+        assert refusal(device, LARGER) == (
+            f"the block device {name} has {SIZE} bytes and not {LARGER}; "
+            "resize it with its own tools first, then tell the guest of its new size"
+        )
+        os.truncate(path, LARGER)
+        subprocess.run(["losetup", "--set-capacity", name], check=True, timeout=20)
+        device.resize(LARGER)
+        assert capacity(device) == SECTORS + 8
+        device.close()
+
+
+def test_a_snapshot_changes_its_own_size(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it lost once is zeros when it grows again, and not what the image has there."""
+    monkeypatch.setenv("TMPDIR", str(path.parent))
+    content = fill("x") * SECTORS
+    path.write_bytes(content)
+    image, engine, _ = open_image(DiskConfig(path, snapshot=True))
+    device = block_device(image, engine=engine)
+    with MockTransport(device) as transport:
+        transport.start()
+        disk = StartedDisk(transport, device)
+        assert disk.do(OUT, 1, fill("y")) == (OK, b"")
+        device.pause()
+        device.resize(SMALLER)
+        device.resize(LARGER)
+        device.resume()
+        assert disk.do(IN, 0, size=1536) == (OK, fill("x") + fill("y") + fill("x"))
+        assert disk.do(IN, HALF - 1, size=1536) == (OK, fill("x") + bytes(1024))
+        assert disk.do(IN, SECTORS - 1, size=1024) == (OK, bytes(1024))
+        assert disk.do(OUT, SECTORS + 1, fill("z")) == (OK, b"")
+        assert disk.do(IN, SECTORS, size=1024) == (OK, bytes(512) + fill("z"))
+    device.close()
+    assert path.read_bytes() == content
+
+
+def test_a_driver_that_grows_its_queue_of_requests_meanwhile(make: Maker) -> None:
+    """Growing needs no pause: whatever was under way goes on."""
+    script = EngineScript(slow=True)
+    bench = make(script)
+    head = bench.read(SECTORS - 1)
+    bench.kick()
+    script.wait_for(1)
+    bench.device.resize(LARGER)
+    script.release()
+    assert bench.wait(head)[0] == OK
