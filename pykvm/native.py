@@ -21,6 +21,9 @@ Words64: TypeAlias = memoryview
 Longs: TypeAlias = memoryview
 """Of signed 64-bit words."""
 
+LOW_32 = 0xFFFFFFFF
+"""Masks the low half of a 64-bit word. Imported, it is one; written out, it is too large for C."""
+
 NO_BYTES: Bytes = memoryview(bytearray())
 
 

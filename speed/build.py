@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 HOT = (
     "pykvm.virtio.chain",
     "pykvm.virtio.spin",
+    "pykvm.virtio.queue",
     "pykvm.virtio.split",
+    "pykvm.virtio.packed",
     "pykvm.devices.virtio_blk.request",
     "pykvm.devices.virtio_blk.operation",
     "pykvm.devices.virtio_blk.merge",
@@ -34,7 +36,7 @@ HOT = (
     "pykvm.devices.virtio_blk.engine",
     "pykvm.devices.virtio_blk.service",
 )
-"""What a request passes on its way, whatever it asks for."""
+"""What a request passes on its way, whatever it asks for; bases before what is made of them."""
 
 DEBIAN_PACKAGES = ("gcc", "libc6-dev", "python3-dev")
 
@@ -79,7 +81,9 @@ def compile_in(folder: Path) -> None:
 
     RuntimeError, with what the compiler said, if one cannot be compiled.
     """
-    modules = {name: Module(name, ROOT) for name in HOT}
+    modules: dict[str, Module] = {}
+    for name in HOT:
+        modules[name] = Module(name, ROOT, modules.values())
     for name in HOT:
         copy = folder.joinpath(*name.split(".")).with_suffix(".py")
         copy.parent.mkdir(parents=True, exist_ok=True)

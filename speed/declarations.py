@@ -10,7 +10,7 @@ in the source                   for the compiler
 ``int``, ``bool``, ``float``    ``long long``, ``bint``, ``double``
 the names of pykvm.native       unsigned words, and typed memoryviews
 ``list[…]``, ``dict[…]``, …     the builtin type
-a class of a hot module         that class, as C structure
+a class of a hot module         that class, as C structure, also as base
 an imported ``CONSTANT``        a word with its value
 anything else                   a Python object
 ==============================  =======================================
@@ -23,7 +23,7 @@ loop goes over.
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TypeGuard
 
@@ -48,16 +48,28 @@ _NO_INTEGERS = (ast.Name, ast.Call, ast.Attribute)
 _CLOSURES = (ast.Lambda, ast.GeneratorExp, ast.FunctionDef, ast.Yield, ast.YieldFrom)
 
 
-def extension_types(tree: ast.Module) -> Iterator[ast.ClassDef]:
-    """The classes of ``tree`` that declare their attributes and are nobody's protocol or enum."""
+def extension_types(tree: ast.Module, bases: Collection[str]) -> Iterator[ast.ClassDef]:
+    """The classes of ``tree`` that declare their attributes and are nobody's protocol or enum.
+
+    Their base, if any, is one of ``bases``.
+    """
     for node in tree.body:
         if (
             isinstance(node, ast.ClassDef)
-            and not node.bases
+            and all(isinstance(base, ast.Name) and base.id in bases for base in node.bases)
             and not node.decorator_list
             and any(isinstance(item, ast.AnnAssign) for item in node.body)
         ):
             yield node
+
+
+def _declared(node: ast.ClassDef) -> dict[str, ast.expr]:
+    """The attributes that a class declares, with their annotations."""
+    return {
+        item.target.id: item.annotation
+        for item in node.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    }
 
 
 def _compilable(node: ast.stmt) -> TypeGuard[ast.FunctionDef]:
@@ -94,14 +106,22 @@ def integer_constants(name: str, root: Path) -> set[str]:
 
 
 class Module:
-    """One hot module: ``name`` is dotted, ``types`` are the extension types it defines."""
+    """One hot module: ``name`` is dotted, ``types`` are the extension types it defines.
 
-    def __init__(self, name: str, root: Path) -> None:
-        """``root`` is where the packages are."""
+    ``attributes`` are those that each of its types declares or inherits.
+    """
+
+    def __init__(self, name: str, root: Path, known: "Iterable[Module]" = ()) -> None:
+        """``root`` is where the packages are; ``known`` the modules that bases may come from."""
         self.name = name
         self._root = root
         self.tree = parse(name, root)
-        self.types = {node.name for node in extension_types(self.tree)}
+        inherited = {base: own for module in known for base, own in module.attributes.items()}
+        self.attributes: dict[str, dict[str, ast.expr]] = {}
+        for node in extension_types(self.tree, inherited):
+            bases = (inherited[base.id] for base in node.bases if isinstance(base, ast.Name))
+            self.attributes[node.name] = next(bases, {}) | _declared(node)
+        self.types = set(self.attributes)
         self.functions = {node.name for node in self.tree.body if _compilable(node)}
 
     def declarations(self, modules: "dict[str, Module]") -> str:
@@ -120,7 +140,7 @@ class Module:
         writer = _Writer(known)
         for node in self.tree.body:
             if isinstance(node, ast.ClassDef) and node.name in self.types:
-                writer.extension_type(node)
+                writer.extension_type(node, self.attributes[node.name])
             elif isinstance(node, ast.FunctionDef) and node.name in self.functions:
                 writer.function(node, "", {})
         return "\n".join(["cimport cython", *imports, "", *writer.lines, ""])
@@ -131,14 +151,11 @@ class _Writer:
         self.lines: list[str] = []
         self._known = known
 
-    def extension_type(self, node: ast.ClassDef) -> None:
-        attributes: dict[str, ast.expr] = {}
-        self.lines.append(f"cdef class {node.name}:")
-        for item in node.body:
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                attributes[item.target.id] = item.annotation
-                kind = self._type(item.annotation)
-                self.lines.append(f"    cdef public {kind} {item.target.id}")
+    def extension_type(self, node: ast.ClassDef, attributes: dict[str, ast.expr]) -> None:
+        bases = ", ".join(map(ast.unparse, node.bases))
+        self.lines.append(f"cdef class {node.name}({bases}):")
+        for name, annotation in _declared(node).items():
+            self.lines.append(f"    cdef public {self._type(annotation)} {name}")
         for item in node.body:
             if _compilable(item) and not item.name.startswith("__"):
                 self.function(item, "    ", attributes)

@@ -29,7 +29,7 @@ from pykvm.devices.virtio_blk.stats import Stats
 from pykvm.memory.ram import Ram
 from pykvm.native import Bytes
 from pykvm.virtio.chain import DescriptorChain
-from pykvm.virtio.split import SplitQueue
+from pykvm.virtio.queue import Virtqueue
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.trace import QueueTrace
@@ -44,7 +44,7 @@ class QueueService:
     it still answers what is executing, until :attr:`idle`.
     """
 
-    queue: SplitQueue
+    queue: Virtqueue
     kick: int
     engine: Engine
     _stopping: bool
@@ -60,7 +60,7 @@ class QueueService:
 
     def __init__(
         self,
-        queue: SplitQueue,
+        queue: Virtqueue,
         kick: int,
         ram: Ram,
         parser: RequestParser,

@@ -1,1 +1,1 @@
-"""virtio 1.2: constants, split virtqueues and the contract between device and transport."""
+"""virtio 1.2: constants, virtqueues and the contract between device and transport."""

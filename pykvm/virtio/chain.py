@@ -1,7 +1,7 @@
 """A descriptor chain as a device sees it: parsed, checked and translated. Pure.
 
-:class:`pykvm.virtio.split.SplitQueue` fills them in; the table of mistakes and
-what each gets stands at the head of that file.
+:class:`pykvm.virtio.queue.Virtqueue` fills them in; tables of mistakes and what
+each gets stand at the head of that file and of those of the two formats.
 """
 
 from pykvm.native import Longs, longs
@@ -35,7 +35,7 @@ class DescriptorChain:
     not guest RAM; lengths are bytes, never 0. Entries past ``readable +
     writable`` are stale. ``readable_bytes`` and ``writable_bytes`` are the
     sums of lengths, segments at -1 included. ``error`` is CHAIN_OK or the code
-    of a mistake (table at the head of this file).
+    of a mistake.
 
     Valid from pop() to push() of the same head.
     """
@@ -67,6 +67,25 @@ class DescriptorChain:
         self.readable = self.writable = 0
         self.readable_bytes = self.writable_bytes = 0
         self.error = error
+
+    def add(self, offset: int, length: int, writable: bool) -> None:
+        """One more segment, of more than 0 bytes."""
+        last = self.readable + self.writable
+        if last == len(self.offsets):
+            self.grow()
+        if writable:
+            self.writable += 1
+            self.writable_bytes += length
+        else:
+            if self.writable:
+                self.error = CHAIN_BAD_ORDER
+                last = self.make_room(self.readable, last)
+            self.readable += 1
+            self.readable_bytes += length
+        self.offsets[last] = offset
+        self.lengths[last] = length
+        if self.readable_bytes + self.writable_bytes > MAX_CHAIN_BYTES:
+            self.error = CHAIN_TOO_MANY_BYTES
 
     def grow(self) -> None:
         """Room for twice as many segments."""

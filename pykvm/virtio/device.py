@@ -25,7 +25,7 @@ from typing import Protocol
 
 from pykvm.memory.ram import Ram
 from pykvm.records import record
-from pykvm.virtio.split import SplitQueue
+from pykvm.virtio.queue import Virtqueue
 
 
 @record
@@ -38,7 +38,7 @@ class Activation:
     when the driver notifies queue i (owned by the transport).
 
     ``interrupt(i)`` tells the driver that queue i has used buffers: call it
-    only when :meth:`SplitQueue.publish` asks for it. ``config_changed()``
+    only when :meth:`Virtqueue.publish` asks for it. ``config_changed()``
     tells it that ``config`` is another. ``broken(reason)`` sets
     DEVICE_NEEDS_RESET (virtio 1.2 §2.1.2): the guest's rings can no longer be
     trusted and the device serves nothing until reset. All three may be called
@@ -47,7 +47,7 @@ class Activation:
 
     ram: Ram
     features: int
-    queues: Sequence[SplitQueue | None]
+    queues: Sequence[Virtqueue | None]
     kicks: Sequence[int]
     interrupt: Callable[[int], None]
     config_changed: Callable[[], None]

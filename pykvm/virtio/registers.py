@@ -29,7 +29,8 @@ What else a driver may write, and until when; later writes are ignored:
 feature bits                        until FEATURES_OK; bits not offered are kept, so
                                     that FEATURES_OK can be withheld for them
 size, addresses of a queue          until it is enabled or DRIVER_OK. A size that is 0,
-                                    not a power of 2 or above the maximum is ignored
+                                    above the maximum or, for a split queue, not a power
+                                    of 2 is ignored
 enable of a queue                   1 only, until DRIVER_OK. Ring addresses are checked
                                     at DRIVER_OK, when they are used
 queue select                        always; out of range: reads give 0, writes nothing
@@ -52,11 +53,12 @@ from pykvm.virtio.constants import (
     VIRTIO_CONFIG_S_FAILED,
     VIRTIO_CONFIG_S_FEATURES_OK,
     VIRTIO_CONFIG_S_NEEDS_RESET,
+    VIRTIO_F_RING_PACKED,
     VIRTIO_F_VERSION_1,
 )
 from pykvm.virtio.device import Activation, VirtioDevice
-from pykvm.virtio.geometry import ring_error
-from pykvm.virtio.split import SplitQueue, no_fence
+from pykvm.virtio.geometry import packed_ring_error, ring_error
+from pykvm.virtio.queue import Virtqueue, no_fence
 
 _STATUS_RULES = (
     (VIRTIO_CONFIG_S_ACKNOWLEDGE, 0),
@@ -247,9 +249,13 @@ class TransportState:
         return queue
 
     def write_queue_size(self, value: int) -> None:
-        """Choose a smaller size for the selected queue; an impossible one is ignored."""
+        """Choose a smaller size for the selected queue; an impossible one is ignored.
+
+        That of a split queue is a power of 2 (§2.7).
+        """
         queue = self.writable_queue
-        if queue and 0 < value <= queue.max_size and not value & (value - 1):
+        packed = self.driver_features & VIRTIO_F_RING_PACKED
+        if queue and 0 < value <= queue.max_size and (packed or not value & (value - 1)):
             queue.size = value
 
     def write_queue_enable(self, value: int) -> None:
@@ -261,22 +267,18 @@ class TransportState:
     # -- activation --------------------------------------------------------
 
     def _activate(self) -> None:
-        features, fence = self.driver_features, self._fence
-        queues: list[SplitQueue | None] = []
-        for index, q in enumerate(self.queues):
-            if not q.enabled:
+        queues: list[Virtqueue | None] = []
+        for index, registers in enumerate(self.queues):
+            if not registers.enabled:
                 queues.append(None)
-                continue
-            reason = ring_error(self._ram, q.size, q.desc, q.avail, q.used)
-            if reason:
-                self._broken(f"queue {index}: {reason}")
+            elif ring := self._ring(index, registers):
+                queues.append(ring)
+            else:
                 return
-            ring = SplitQueue(self._ram, index, q.size, q.desc, q.avail, q.used, features, fence)
-            queues.append(ring)
         self.device.activate(
             Activation(
                 ram=self._ram,
-                features=features,
+                features=self.driver_features,
                 queues=queues,
                 kicks=self._kicks,
                 interrupt=self._signals.queue_interrupt,
@@ -284,6 +286,23 @@ class TransportState:
                 broken=self._broken,
             )
         )
+
+    def _ring(self, index: int, q: QueueRegisters) -> Virtqueue | None:
+        """Queue ``index`` at the start of its rings; None if it cannot be, which is then said."""
+        ram, features = self._ram, self.driver_features
+        place = q.size, q.desc, q.avail, q.used
+        packed = features & VIRTIO_F_RING_PACKED
+        if reason := (packed_ring_error if packed else ring_error)(ram, *place):
+            self._broken(f"queue {index}: {reason}")
+            return None
+        # Few drivers use both formats.
+        if packed:
+            from pykvm.virtio.packed import PackedQueue
+
+            return PackedQueue(ram, index, *place, features, self._fence)
+        from pykvm.virtio.split import SplitQueue
+
+        return SplitQueue(ram, index, *place, features, self._fence)
 
     def config_changed(self) -> None:
         """The configuration space changed: interrupt (§2.5). Any thread."""

@@ -24,7 +24,8 @@ from pykvm.virtio.constants import (
     VIRTQ_DESC_F_WRITE,
 )
 from pykvm.virtio.geometry import ring_error
-from pykvm.virtio.split import BROKEN, EMPTY, SplitQueue
+from pykvm.virtio.queue import BROKEN, EMPTY
+from pykvm.virtio.split import SplitQueue
 
 NEXT, WRITE, INDIRECT = VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_DESC_F_INDIRECT
 BOTH = VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC

@@ -1,0 +1,304 @@
+"""The device's side of a packed virtqueue (virtio 1.2 §2.8). Pure.
+
+One ring of descriptors that both sides write. Each side goes round with a wrap
+counter, which starts at 1 and changes with each round; a descriptor's AVAIL and
+USED flags tell whose turn it is: available if AVAIL is the device's counter and
+USED is not, used if both are. Heads are numbers of this module's own: a buffer
+id is the driver's, comes back as it came, and is looked at by nobody.
+
+What a hostile or broken driver gets beyond what :mod:`pykvm.virtio.queue` says:
+
+===================================================  ==================================
+more descriptors available than are the driver's     BROKEN: what comes next is where
+a list that goes on with an unavailable descriptor,  the list ends, and nobody knows
+or does not end before the driver's descriptors do   where that is
+---------------------------------------------------  ----------------------------------
+INDIRECT in a list of several descriptors            CHAIN_BAD_INDIRECT    no segments
+---------------------------------------------------  ----------------------------------
+any buffer id; one that is in flight already         nothing: it is the driver's
+INDIRECT and NEXT within an indirect table           ignored (§2.8.7)
+===================================================  ==================================
+
+Flags, id and length of a descriptor are one word, and each event suppression
+structure (§2.8.10) is another: read once, and written at once.
+"""
+
+from collections.abc import Callable
+
+from pykvm.memory.ram import Ram
+from pykvm.native import LOW_32, U64, Longs, Words64, longs
+from pykvm.virtio.chain import CHAIN_BAD_INDIRECT, DescriptorChain
+from pykvm.virtio.constants import (
+    RING_EVENT_FLAGS_DESC,
+    RING_EVENT_FLAGS_DISABLE,
+    RING_EVENT_FLAGS_ENABLE,
+    VIRTQ_DESC_F_AVAIL,
+    VIRTQ_DESC_F_INDIRECT,
+    VIRTQ_DESC_F_NEXT,
+    VIRTQ_DESC_F_USED,
+    VIRTQ_DESC_F_WRITE,
+    VIRTQ_DESC_SIZE,
+    VIRTQ_EVENT_SUPPRESS_SIZE,
+)
+from pykvm.virtio.geometry import packed_ring_error
+from pykvm.virtio.queue import BROKEN, EMPTY, Virtqueue, no_fence, unaligned_table
+from pykvm.virtio.spin import changes
+
+WRAP = 1 << 15
+"""Where a wrap counter is beside a position, in event suppression and in saved states."""
+
+
+class PackedQueue(Virtqueue):
+    """One packed virtqueue."""
+
+    _desc: int
+    _driver: int
+    _device: int
+    _at: int
+    _turn: int
+    _used_at: int
+    _used_flags: int
+    _free: int
+    _left: int
+    _heads: Longs
+    _ids: Longs
+    _counts: Longs
+    _held: int
+    _held_word: U64
+    _unpublished: int
+
+    def __init__(
+        self,
+        ram: Ram,
+        index: int,
+        size: int,
+        desc: int,
+        driver: int,
+        device: int,
+        features: int = 0,
+        fence: Callable[[], None] = no_fence,
+    ) -> None:
+        """A queue at the start of its ring. ValueError if the geometry cannot work.
+
+        ``desc``, ``driver`` and ``device`` are guest-physical addresses of the
+        ring and of the two event suppression structures; they must have passed
+        :func:`packed_ring_error`. The rest: see :class:`Virtqueue`.
+        """
+        if reason := packed_ring_error(ram, size, desc, driver, device):
+            raise ValueError(reason)
+        super().__init__(ram, index, size, features, fence)
+        # Words: a descriptor has two, its address, then length, id << 32 and flags << 48.
+        self._desc = ram.translate(desc, VIRTQ_DESC_SIZE * size) // 8
+        self._driver = ram.translate(driver, VIRTQ_EVENT_SUPPRESS_SIZE) // 4
+        self._device = ram.translate(device, VIRTQ_EVENT_SUPPRESS_SIZE) // 4
+        # Where descriptors are taken, and how the flags of those look that may be; where
+        # used ones are written, and with which flags.
+        self._at, self._turn = 0, VIRTQ_DESC_F_AVAIL
+        self._used_at, self._used_flags = 0, VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED
+        self._free = size  # descriptors that are the driver's
+        self._left = 0  # heads in this drain
+        # The heads that are not in flight, from place in_flight on. Of those that are: the
+        # buffer id, and the number of descriptors.
+        self._heads = longs(range(size))
+        self._ids = longs([0] * size)
+        self._counts = longs([0] * size)
+        # The first used descriptor since publish(): with it the driver sees all of them.
+        self._held = -1
+        self._held_word = 0
+        self._unpublished = 0  # descriptors used since publish()
+
+    # -- taking requests ---------------------------------------------------
+
+    def begin_drain(self) -> int:
+        """See Virtqueue."""
+        if self.error:
+            return BROKEN
+        self._left = self.size
+        return self._left
+
+    def pop(self) -> int:
+        """See Virtqueue."""
+        if not self._left:
+            return BROKEN if self.error else EMPTY
+        at = self._desc + 2 * self._at
+        word = self._u64[at + 1]
+        flags = word >> 48
+        if not self._available(flags):
+            return EMPTY
+        if not self._free:
+            return self._break(f"more than {self.size} descriptors are available")
+        head = self._heads[self.in_flight]
+        chain = self.chains[head]
+        chain.clear()
+        if flags & VIRTQ_DESC_F_INDIRECT and not flags & VIRTQ_DESC_F_NEXT:
+            self._advance()
+            self._walk_table(chain, self._u64[at], word & LOW_32)
+            self._ids[head], self._counts[head] = word >> 32 & 0xFFFF, 1
+        elif not self._walk(chain, head, word):
+            return BROKEN
+        self._left -= 1
+        self._free -= self._counts[head]
+        self.in_flight += 1
+        chain.in_flight = True
+        if self._in_order:
+            self._order.append(head)
+        return head
+
+    # -- giving them back --------------------------------------------------
+
+    def _use(self, head: int, length: int) -> None:
+        word: U64
+        self._heads[self.in_flight] = head
+        at, count = self._used_at, self._counts[head]
+        word = self._used_flags
+        if length:
+            word |= VIRTQ_DESC_F_WRITE
+        word = word << 48 | self._ids[head] << 32 | length
+        if self._held < 0:
+            self._held, self._held_word = at, word
+        else:
+            self._u64[self._desc + 2 * at + 1] = word
+        self._free += count
+        self._unpublished += count
+        at += count
+        if at >= self.size:
+            at -= self.size
+            self._used_flags ^= VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED
+        self._used_at = at
+
+    def publish(self) -> bool:
+        """See Virtqueue."""
+        if self._held < 0:
+            return False
+        self._u64[self._desc + 2 * self._held + 1] = self._held_word
+        self._held = -1
+        count = self._unpublished
+        self._unpublished = 0
+        self._fence()
+        wanted = self._u32[self._driver]
+        flags = wanted >> 16 & 3
+        if flags != RING_EVENT_FLAGS_DESC or not self._event_idx:
+            return flags != RING_EVENT_FLAGS_DISABLE
+        # In positions of the present round, as §2.7.10 does it with indices. Bit 15 is the
+        # wrap counter, in what the driver wants and in the flags of used descriptors.
+        event = wanted & 0x7FFF
+        if (wanted ^ self._used_flags) & VIRTQ_DESC_F_USED:
+            event -= self.size
+        return (self._used_at - event - 1) & 0xFFFF < count
+
+    # -- notifications -----------------------------------------------------
+
+    def disable_notifications(self) -> None:
+        """See Virtqueue."""
+        # With EVENT_IDX a position that was passed asks for nothing.
+        if not self._event_idx:
+            self._u32[self._device] = RING_EVENT_FLAGS_DISABLE << 16
+
+    def enable_notifications(self) -> bool:
+        """See Virtqueue."""
+        if self._event_idx:
+            self._u32[self._device] = RING_EVENT_FLAGS_DESC << 16 | _where(self._at, self._turn)
+        else:
+            self._u32[self._device] = RING_EVENT_FLAGS_ENABLE << 16
+        self._fence()
+        return self.await_available(0)
+
+    def await_available(self, nanoseconds: int) -> bool:
+        """See Virtqueue."""
+        if self.error:
+            return False
+        place = 4 * (self._desc + 2 * self._at) + 7
+        flags = self._u16[place]
+        if nanoseconds and not self._available(flags):
+            changes(self._u16, place, flags, nanoseconds)
+            flags = self._u16[place]
+        return self._available(flags)
+
+    # -- state -------------------------------------------------------------
+
+    def save(self) -> dict[str, int]:
+        """See Virtqueue."""
+        assert not self.in_flight, "a queue is saved when it is quiet"
+        last = _where(self._at, self._turn)
+        return {"last_avail": last, "used": last}
+
+    def restore(self, state: dict[str, int]) -> str:
+        """See Virtqueue."""
+        last, used = state.get("last_avail"), state.get("used")
+        if not isinstance(last, int) or not isinstance(used, int):
+            return "the queue's state lacks last_avail or used"
+        if not 0 <= last <= 0xFFFF or last != used or last & ~WRAP >= self.size:
+            return f"last_avail {last} and used {used} do not belong to a quiet queue"
+        self._at = self._used_at = last & ~WRAP
+        self._used_flags = VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED if last & WRAP else 0
+        self._turn = VIRTQ_DESC_F_AVAIL if last & WRAP else VIRTQ_DESC_F_USED
+        return ""
+
+    def _break(self, reason: str) -> int:
+        self._left = 0
+        return Virtqueue._break(self, reason)
+
+    # -- parsing -----------------------------------------------------------
+
+    def _available(self, flags: int) -> bool:
+        """May a descriptor with these flags be taken now, if it is the next one?"""
+        return flags & (VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED) == self._turn
+
+    def _advance(self) -> None:
+        self._at += 1
+        if self._at == self.size:
+            self._at = 0
+            self._turn ^= VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED
+
+    def _walk(self, chain: DescriptorChain, head: int, word: U64) -> bool:
+        """Take the list of descriptors that begins with the next one; False: the ring is broken.
+
+        ``word`` is the second word of the first.
+        """
+        indirect = False
+        count = 1
+        while True:
+            flags = word >> 48
+            if flags & VIRTQ_DESC_F_INDIRECT:
+                indirect = True
+            self._add(chain, self._u64[self._desc + 2 * self._at], word)
+            self._advance()
+            if not flags & VIRTQ_DESC_F_NEXT:
+                break
+            if count == self._free:
+                self._break(f"a list does not end within the driver's {count} descriptors")
+                return False
+            count += 1
+            word = self._u64[self._desc + 2 * self._at + 1]
+            if not self._available(word >> 48):
+                self._break("a list goes on with a descriptor that is not available")
+                return False
+        self._ids[head], self._counts[head] = word >> 32 & 0xFFFF, count
+        if indirect:
+            chain.clear(CHAIN_BAD_INDIRECT)
+        return True
+
+    def _walk_table(self, chain: DescriptorChain, address: U64, length: U64) -> None:
+        words: Words64
+        offset = self._table(address, length)
+        if offset < 0:
+            chain.clear(CHAIN_BAD_INDIRECT)
+            return
+        if offset & 7:
+            words, base = unaligned_table(self._bytes, offset, length), 0
+        else:
+            words, base = self._u64, offset >> 3
+        for at in range(base, base + length // 8, 2):
+            self._add(chain, words[at], words[at + 1])
+
+    def _add(self, chain: DescriptorChain, address: U64, word: U64) -> None:
+        length: U64
+        length = word & LOW_32
+        if length:
+            writable = word >> 48 & VIRTQ_DESC_F_WRITE != 0
+            chain.add(self._translate(address, length), length, writable)
+
+
+def _where(at: int, turn: int) -> int:
+    """A position and its wrap counter in one number, as drivers are given it."""
+    return at | (turn & VIRTQ_DESC_F_AVAIL) << 8
