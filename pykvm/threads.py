@@ -4,6 +4,11 @@ import os
 import threading
 from collections.abc import Collection
 from contextlib import suppress
+from itertools import groupby
+from typing import Final
+
+MAX_CPUS: Final = 8192
+"""More than this Linux does not have (CONFIG_NR_CPUS)."""
 
 _PR_SET_NAME = 15
 
@@ -23,28 +28,37 @@ def show_thread_name(name: str) -> None:
 def run_on(cpus: Collection[int]) -> None:
     """Let the calling thread, and those that it starts, run on these of the host's CPUs only.
 
-    Those of ``cpus`` that :func:`missing_cpus` tells of do not count; OSError if
-    that leaves none. Nothing changes if ``cpus`` is empty.
+    Those that are not among :func:`usable_cpus` do not count; OSError if that
+    leaves none. Nothing changes if ``cpus`` is empty.
     """
     if cpus:
         os.sched_setaffinity(0, cpus)
 
 
-def missing_cpus(cpus: Collection[int]) -> set[int]:
-    """Those of ``cpus`` that this process cannot use: they do not exist, or its cgroup forbids it.
+def usable_cpus() -> set[int]:
+    """The host's CPUs that this process may run on if it wants to: those of its cgroup.
 
-    The kernel alone knows, and tells by what it makes of an attempt; a thread
-    of its own makes that.
+    The present affinity may be narrower, and taskset could widen it. Only the
+    kernel knows, and tells by what it leaves of a wish for all.
     """
-    missing = set(cpus)
+    found = os.sched_getaffinity(0)
 
-    def attempt() -> None:
-        with suppress(OSError, OverflowError):
-            run_on(cpus)
-            missing.difference_update(os.sched_getaffinity(0))
+    def ask() -> None:
+        with suppress(OSError):
+            run_on(range(MAX_CPUS))
+            found.update(os.sched_getaffinity(0))
 
-    if cpus:
-        thread = threading.Thread(target=attempt, daemon=True)
-        thread.start()
-        thread.join()
-    return missing
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join()
+    return found
+
+
+def cpu_list(cpus: Collection[int]) -> str:
+    """``cpus`` for people, as the kernel writes them: ``0-3,6``."""
+    parts = []
+    for _, run in groupby(enumerate(sorted(cpus)), lambda pair: pair[1] - pair[0]):
+        numbers = [number for _, number in run]
+        ends = dict.fromkeys((numbers[0], numbers[-1]))
+        parts.append("-".join(map(str, ends)))
+    return ",".join(parts)

@@ -200,6 +200,7 @@ class VirtioBlk:
             self._broken,
             self._failed,
             poll_max_ns=self._options.poll_max_ns,
+            cpus=self._options.cpu_affinity,
         )
         self._threads.start()
 

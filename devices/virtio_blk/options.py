@@ -121,7 +121,8 @@ class DiskOptions:
 
     ``serial``: at most 20 ASCII characters, what /sys/block/vda/serial shows.
     ``queue_size``: descriptors, a power of 2 from 4 to 1024. ``num_queues``: 1
-    to 64, dealt out in turn to ``iothreads`` threads. ``seg_max`` and
+    to 64, dealt out in turn to ``iothreads`` threads; these run on the CPUs of
+    the host that ``cpu_affinity`` has, on any if it is empty. ``seg_max`` and
     ``size_max`` (bytes) tell the driver how many data segments a request may
     have, 0 for what the queue holds, and how large each may be, 0 for any
     size; they are not enforced. ``poll_max_ns``: the longest to watch a ring
@@ -133,6 +134,7 @@ class DiskOptions:
     queue_size: int = 256
     num_queues: int = 1
     iothreads: int = 1
+    cpu_affinity: frozenset[int] = frozenset()
     seg_max: int = 0
     size_max: int = 0
     merge: MergePolicy = MergePolicy.SEQUENTIAL

@@ -24,7 +24,14 @@ from pykvm.cli.process import signals_go_to
 from pykvm.cli.say import STDIN, emit, say
 from pykvm.cli.session import ConsoleSession, Session
 from pykvm.cli.stops import StopReporter
-from pykvm.cli.values import disk_help, parse_count, parse_disk, parse_seconds, parse_size
+from pykvm.cli.values import (
+    disk_help,
+    parse_count,
+    parse_cpus,
+    parse_disk,
+    parse_seconds,
+    parse_size,
+)
 from pykvm.errors import PykvmError, UsageError
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.machine import Machine
@@ -66,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     add("--append", metavar="STR", action="append", default=[], help="add to the command line")
     add("-m", "--memory", metavar="SIZE", default="", help="guest memory, like 64M (the default)")
     add("--cpus", metavar="N", default="1", help="virtual CPUs (1)")
+    add("--cpu-affinity", metavar="CPUS", help="the host's CPUs that they run on, like 0,2-3 (any)")
     add(
         "--disk",
         metavar="PATH[,KEY=VALUE...]",
@@ -254,6 +262,9 @@ def _configuration(options: argparse.Namespace) -> MachineConfig:
         append=" ".join(options.append),
         memory=parse_size(options.memory) if options.memory else 0,
         cpus=parse_count(options.cpus),
+        cpu_affinity=frozenset()
+        if options.cpu_affinity is None
+        else parse_cpus(options.cpu_affinity),
         disks=[parse_disk(text) for text in options.disk],
         console=console,
         console_size=(size.lines, size.columns) if size and size.lines else None,

@@ -19,6 +19,7 @@ from pykvm.devices.virtio_blk.options import (
 )
 from pykvm.errors import UsageError
 from pykvm.machine.config import DiskConfig
+from pykvm.threads import MAX_CPUS
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.faults import FaultPlan
@@ -52,6 +53,18 @@ def parse_count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
         raise UsageError(f"'{text}' is not a number of CPUs", "write a whole number from 1")
     return int(text)
+
+
+def parse_cpus(text: str) -> frozenset[int]:
+    """CPUs of the host, such as ``0,2-3`` or ``0+2-3``; UsageError."""
+    found: set[int] = set()
+    for part in re.split("[,+]", text):
+        match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last or last >= MAX_CPUS:
+            raise UsageError(f"'{text}' is not a list of CPUs", "write it like 0 or 0,2-3")
+        found.update(range(first, last + 1))
+    return frozenset(found)
 
 
 def split_options(text: str) -> list[str]:
@@ -157,6 +170,10 @@ def _number(allowed: range, read: Callable[[str], int] = _parse_whole) -> _Parse
     return parse
 
 
+def _cpus(name: str, text: str) -> frozenset[int]:
+    return parse_cpus(text)
+
+
 def _faults(name: str, text: str) -> "FaultPlan":
     if not text:
         raise UsageError(f"--disk option '{name}' needs a file", f"write {name}=FILE.toml")
@@ -216,6 +233,9 @@ _DISK_KEYS: Final = MappingProxyType(
         ),
         "iothreads": _DiskKey(
             "iothreads", _number(NUM_QUEUES), "N", "threads that serve the queues (1)"
+        ),
+        "cpu-affinity": _DiskKey(
+            "cpu_affinity", _cpus, "CPUS", "the host's CPUs for these threads, like 0+2-3 (any)"
         ),
         "seg-max": _DiskKey(
             "seg_max",

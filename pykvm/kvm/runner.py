@@ -15,12 +15,12 @@ Python runs their handlers and a blocking call wakes up for them.
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from pykvm.kvm.exits import Exit, Interrupted
 from pykvm.kvm.vcpu import Vcpu
-from pykvm.threads import show_thread_name
+from pykvm.threads import run_on, show_thread_name
 
 Handler = Callable[[Exit], object | None]
 """Handles one exit in the vCPU's thread. None: go on. Anything else ends the
@@ -52,12 +52,15 @@ class VcpuThread:
         vcpu: Vcpu,
         handle: Handler,
         on_end: "Callable[[VcpuThread], None] | None" = None,
+        cpus: Collection[int] = (),
     ) -> None:
+        """``cpus``: those of the host's that it may run on; none: any."""
         self.vcpu = vcpu
         self.outcome: object | None = None
         self.error: BaseException | None = None
         self._handle = handle
         self._on_end = on_end
+        self._cpus = cpus
         self._counts: dict[type[Exit], int] = {}
         self._thread = threading.Thread(
             target=self._main, name=f"pykvm-vcpu{vcpu.index}", daemon=True
@@ -162,6 +165,7 @@ class VcpuThread:
             # Nobody sends the kick before _attend: until then the thread is idle.
             signal.pthread_sigmask(signal.SIG_SETMASK, _OTHERS)
             show_thread_name(self._thread.name)
+            run_on(self._cpus)
             if self._attend():
                 self._loop()
         except BaseException as error:

@@ -55,6 +55,7 @@ class MachineConfig:
     Without ``guest``, ``kernel`` is needed. ``initrd`` is a path or the bytes
     themselves. ``append`` goes at the end of the guest's command line.
     ``memory`` is in bytes; 0 means what the bundle says, or 64 MiB.
+    ``cpu_affinity``: the host's CPUs that vCPUs run on, any if it is empty.
     ``console``, ``console_size`` (rows and columns of the terminal behind it)
     and ``agent`` (whether to run commands through it) are wishes that only
     bundles understand. ``trace`` has the disks tell a file what they do.
@@ -66,6 +67,7 @@ class MachineConfig:
     append: str = ""
     memory: int = 0
     cpus: int = 1
+    cpu_affinity: frozenset[int] = frozenset()
     disks: Sequence[DiskConfig] = ()
     console: ConsoleMode = ConsoleMode.SHELL
     console_size: tuple[int, int] | None = None

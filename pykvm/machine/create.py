@@ -14,6 +14,7 @@ from pykvm.memory import GuestMemory, Region
 from pykvm.memory.guest import HOLE_END
 from pykvm.pci.host import MAX_DEVICES
 from pykvm.records import replace
+from pykvm.threads import cpu_list, usable_cpus
 from pykvm.x86.mptable import MAX_CPUS
 
 KVM_IDENTITY_MAP = 0xFFFB_C000
@@ -44,7 +45,7 @@ MAX_DISKS = MAX_DEVICES - 2
 
 
 def check_limits(kvm: Kvm, config: MachineConfig) -> None:
-    """UsageError if ``config`` wants more CPUs or disks than there can be."""
+    """UsageError if ``config`` wants more CPUs or disks than there can be, or CPUs not for us."""
     cpus = min(kvm.check_extension(c.KVM_CAP_MAX_VCPUS), MAX_CPUS)
     if not 1 <= config.cpus <= cpus:
         raise UsageError(
@@ -54,6 +55,15 @@ def check_limits(kvm: Kvm, config: MachineConfig) -> None:
         raise UsageError(
             f"a guest cannot have {len(config.disks)} disks",
             f"give --disk at most {MAX_DISKS} times",
+        )
+    _check_affinity(config.cpu_affinity.union(*(disk.cpu_affinity for disk in config.disks)))
+
+
+def _check_affinity(wanted: frozenset[int]) -> None:
+    if wanted and not wanted <= (usable := usable_cpus()):
+        raise UsageError(
+            f"no thread of pykvm can run on CPU {min(wanted - usable)} of this host",
+            f"choose among {cpu_list(usable)}",
         )
 
 

@@ -157,9 +157,9 @@ class Machine:
             apply_entry(vcpu, cpuid, config.cpus, loaded.entry)
             if assist:
                 assist.prepare(vcpu)
-            self._add_thread(vcpu, assist)
+            self._add_thread(vcpu, assist, config.cpu_affinity)
 
-    def _add_thread(self, vcpu: Vcpu, assist: "Assist | None") -> None:
+    def _add_thread(self, vcpu: Vcpu, assist: "Assist | None", cpus: frozenset[int]) -> None:
         handler = ExitHandler(
             vcpu,
             self.board.ports,
@@ -168,7 +168,7 @@ class Machine:
             self._end.__bool__,
             assist.handle if assist else None,
         )
-        self._threads.append(VcpuThread(vcpu, handler, self._vcpu_ended))
+        self._threads.append(VcpuThread(vcpu, handler, self._vcpu_ended, cpus))
 
     def _add_disk(self, disk: DiskConfig, platform: KvmPlatform) -> None:
         name = f"virtio{len(self.disks)}"

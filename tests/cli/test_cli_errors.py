@@ -35,6 +35,7 @@ def fails(capfd, arguments: list[str], status: int, *words: str) -> None:
         (["boot", "guest", "--append", "-x"], ["--append", "--OPTION=VALUE"]),
         (["boot", "guest", "-m", "lots"], ["'lots' is not a size"]),
         (["boot", "guest", "--cpus", "0"], ["not a number of CPUs"]),
+        (["boot", "guest", "--cpu-affinity", ""], ["'' is not a list of CPUs"]),
         (["boot", "guest", "--timeout", "-1"], ["not a time"]),
         (["boot", "--kernel", "x", "--exec", "ls"], ["--exec needs a guest"]),
         (["boot", "guest", "--stats", "/no/such/folder/x"], ["--stats", ": no such file"]),

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Thread
 
@@ -10,12 +10,13 @@ import pytest
 from blk_bench import Bench, EngineScript, Faults, Maker, benches, ends, fill, goes_on, in_thread
 from blk_device import block_device, device_threads, disk_file
 
-from pykvm.devices.virtio_blk import DiskOptions, ErrorPolicy, Image, MergePolicy
+from pykvm.devices.virtio_blk import DiskOptions, ErrorPolicy, Image, MergePolicy, SyncEngine
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
 )
+from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.errors import UsageError
 from pykvm.testing.mock_transport import MockTransport
 
@@ -129,6 +130,29 @@ def test_a_driver_that_knows_one_queue_uses_the_first(path: Path) -> None:
         transport.start()
         assert transport.wait(transport.drivers[0].send([bytes(16)], [512, 1])) == 513
     device.close()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_run_where_they_are_told_to(path: Path, threads: int) -> None:
+    path.write_bytes(fill("o"))
+    last = max(os.sched_getaffinity(0))
+    seen: list[set[int]] = []
+
+    class Engine(SyncEngine):
+        def submit(self, operations: Sequence[Operation]) -> None:
+            seen.append(os.sched_getaffinity(0))
+            super().submit(operations)
+
+    options = {"num_queues": 2, "iothreads": threads, "cpu_affinity": frozenset([last])}
+    before = os.sched_getaffinity(0)
+    device = block_device(Image(path), engine=Engine, **options)
+    with MockTransport(device) as transport:
+        transport.start()
+        for queue, driver in enumerate(transport.drivers):
+            assert transport.wait(driver.send([bytes(16)], [512, 1]), queue) == 513
+    device.close()
+    assert seen == [{last}] * 2
+    assert os.sched_getaffinity(0) == before
 
 
 # -- statistics ------------------------------------------------------------------

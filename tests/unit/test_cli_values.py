@@ -72,6 +72,9 @@ def test_a_disk_with_nothing_but_a_path_has_the_defaults():
         ("merge-max=1024", "merge_max", 1024),
         ("num-queues=64", "num_queues", 64),
         ("queues=2", "num_queues", 2),
+        ("cpu-affinity=0", "cpu_affinity", {0}),
+        ("cpu-affinity=7+0-2+2-3", "cpu_affinity", {0, 1, 2, 3, 7}),
+        ("cpu-affinity=0,,2", "cpu_affinity", {0, 2}),
         ("seg-max=1", "seg_max", 1),
         ("seg-max=65535", "seg_max", 65535),
         ("size-max=512", "size_max", 512),
@@ -128,6 +131,11 @@ def test_every_value_of_a_choice_is_accepted():
         ("d.img,num_queues=65", "use 1 to 64"),
         ("d.img,queues=2,num-queues=2", "twice"),
         ("d.img,iothreads=2", "2 threads cannot serve one queue"),
+        ("d.img,cpu-affinity=", "'' is not a list of CPUs; write it like 0 or 0,2-3"),
+        ("d.img,cpu-affinity=2-1", "'2-1' is not a list of CPUs"),
+        ("d.img,cpu-affinity=8192", "not a list of CPUs"),
+        ("d.img,cpu-affinity=0-", "not a list of CPUs"),
+        ("d.img,cpu-affinity=0++1", "not a list of CPUs"),
         ("d.img,seg-max=65536", "use 1 to 65535"),
         ("d.img,size-max=511", "use 512 to 4294967295"),
         ("d.img,size-max=4G", "use 512 to 4294967295"),
@@ -163,7 +171,11 @@ def test_any_text_is_a_value_or_a_usage_error(text):
             parse(text)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["merge", "merge-max", "size-max"]), st.text())))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["merge", "merge-max", "size-max", "cpu-affinity"]), st.text())
+    )
+)
 def test_any_value_of_a_key_is_taken_or_a_usage_error(options):
     with contextlib.suppress(UsageError):
         parse_disk(",".join(["d.img", *(f"{key}={value}" for key, value in options)]))

@@ -1,9 +1,15 @@
-"""The names of threads as the system shows them."""
+"""Threads as the system sees them: their names, and the CPUs that they run on."""
 
+import os
 import threading
 from pathlib import Path
 
-from pykvm.threads import show_thread_name
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pykvm.cli.values import parse_cpus
+from pykvm.threads import MAX_CPUS, cpu_list, run_on, show_thread_name, usable_cpus
 
 
 def visible_after(name: str) -> str:
@@ -28,3 +34,49 @@ def test_a_name_is_shown():
 
 def test_a_long_name_is_cut():
     assert visible_after("virtio-blk /tmp/disk.img") == "virtio-blk /tmp"
+
+
+def affinity_after(cpus: set[int]) -> set[int]:
+    """Where a thread of its own may run once it has been told to run on ``cpus``."""
+    seen = []
+
+    def run() -> None:
+        run_on(cpus)
+        seen.append(os.sched_getaffinity(0))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return seen[0]
+
+
+def test_a_thread_runs_where_it_is_told_to():
+    before = os.sched_getaffinity(0)
+    for cpu in usable_cpus():
+        assert affinity_after({cpu}) == {cpu}
+    assert os.sched_getaffinity(0) == before
+    assert affinity_after(set()) == before
+
+
+def test_an_affinity_that_is_narrow_does_not_hide_what_is_usable():
+    usable = usable_cpus()
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(usable)})
+        assert usable_cpus() == usable
+        assert os.sched_getaffinity(0) == {min(usable)}
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "text"),
+    [({0}, "0"), ({0, 1}, "0-1"), ({3, 0, 1, 2, 6}, "0-3,6"), ({1, 3, 5}, "1,3,5")],
+)
+def test_cpus_for_people(cpus, text):
+    assert cpu_list(cpus) == text
+
+
+@given(st.sets(st.integers(0, MAX_CPUS - 1), min_size=1))
+def test_what_people_read_they_can_write(cpus):
+    assert parse_cpus(cpu_list(cpus)) == cpus
