@@ -108,7 +108,6 @@ def compile_here() -> None:
             name,
             [name.replace(".", "/") + ".py"],
             extra_compile_args=["-O2", "-g0"],
-            extra_link_args=["-s"],
         )
         for name in HOT
     ]
