@@ -61,11 +61,15 @@ def blocks_written(data: bytes) -> list[int]:
     return [i for i in range(len(data) // 4096) if any(data[4096 * i : 4096 * (i + 1)])]
 
 
-@with_qemu
 @pytest.mark.parametrize("cpus", [1, 2])
-def test_each_queue_has_its_part_of_the_disk(disks: list[Path], cpus: int):
+@pytest.mark.parametrize(
+    "tool", [PykvmTool, pytest.param(lambda: QemuTool("threads"), marks=with_qemu)]
+)
+def test_each_queue_has_its_part_of_the_disk(
+    disks: list[Path], tool: Callable[[], Tool], cpus: int
+):
     shapes = Shapes([1, 4], queues=[2])
-    run = carry_out(QemuTool("threads"), disks, ["seqwrite"], shapes, cpus)
+    run = carry_out(tool(), disks, ["seqwrite"], shapes, cpus)
     assert all(sample is not None and sample.iops > 0 for sample in run.samples)
     half = SIZE // 4096 // 2
     expected = [*range(REQUESTS), *range(half, half + REQUESTS)]
