@@ -58,7 +58,9 @@ from pykvm.virtio.constants import (
 )
 from pykvm.virtio.device import Activation, VirtioDevice
 from pykvm.virtio.geometry import packed_ring_error, ring_error
+from pykvm.virtio.packed import PackedQueue
 from pykvm.virtio.queue import Virtqueue, no_fence
+from pykvm.virtio.split import SplitQueue
 
 _STATUS_RULES = (
     (VIRTIO_CONFIG_S_ACKNOWLEDGE, 0),
@@ -295,13 +297,8 @@ class TransportState:
         if reason := (packed_ring_error if packed else ring_error)(ram, *place):
             self._broken(f"queue {index}: {reason}")
             return None
-        # Few drivers use both formats.
         if packed:
-            from pykvm.virtio.packed import PackedQueue
-
             return PackedQueue(ram, index, *place, features, self._fence)
-        from pykvm.virtio.split import SplitQueue
-
         return SplitQueue(ram, index, *place, features, self._fence)
 
     def config_changed(self) -> None:
