@@ -31,6 +31,7 @@ HOT = (
     "pykvm.devices.virtio_blk.plan",
     "pykvm.devices.virtio_blk.order",
     "pykvm.devices.virtio_blk.schedule",
+    "pykvm.devices.virtio_blk.histogram",
     "pykvm.devices.virtio_blk.stats",
     "pykvm.devices.virtio_blk.transfer",
     "pykvm.devices.virtio_blk.engine",

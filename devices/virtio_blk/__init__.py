@@ -32,6 +32,7 @@ module          what it knows
 ``transfer``    the system call itself, in both forms
 ``polling``     how long to watch a ring before sleeping (pure)
 ``stats``       what a disk counts
+``histogram``   … and how long it took (pure)
 ``trace``       what it tells a trace
 ``device``      features, activation, reset: the VirtioDevice
 ==============  =============================================================

@@ -256,6 +256,8 @@ class VirtioBlk:
             if self._parser is not None:
                 self._parser.capacity = self.image.capacity
             self._config.set("capacity", self.image.capacity)
+            if self._trace is not None:
+                self._trace.resized(self.image.capacity)
             if self._activation is not None:
                 self._activation.config_changed()
 

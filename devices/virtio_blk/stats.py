@@ -19,6 +19,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
+from pykvm.devices.virtio_blk.histogram import Histogram
 
 CLASSIC: Final = (
     "rd_bytes",
@@ -69,6 +70,9 @@ class Stats:
     invalid_rd_operations: int
     invalid_wr_operations: int
     invalid_other_operations: int
+    _rd_latency: Histogram
+    _wr_latency: Histogram
+    _flush_latency: Histogram
     _last_ns: int
 
     def __init__(self) -> None:
@@ -88,6 +92,9 @@ class Stats:
         self.invalid_rd_operations = 0
         self.invalid_wr_operations = 0
         self.invalid_other_operations = 0
+        self._rd_latency = Histogram()
+        self._wr_latency = Histogram()
+        self._flush_latency = Histogram()
         self._last_ns = time.monotonic_ns()
 
     def done(self, kind: int, length: int, elapsed_ns: int, now_ns: int) -> None:
@@ -97,13 +104,16 @@ class Stats:
             self.rd_bytes += length
             self.rd_operations += 1
             self.rd_total_time_ns += elapsed_ns
+            self._rd_latency.add(elapsed_ns)
         elif kind == VIRTIO_BLK_T_OUT:
             self.wr_bytes += length
             self.wr_operations += 1
             self.wr_total_time_ns += elapsed_ns
+            self._wr_latency.add(elapsed_ns)
         elif kind == VIRTIO_BLK_T_FLUSH:
             self.flush_operations += 1
             self.flush_total_time_ns += elapsed_ns
+            self._flush_latency.add(elapsed_ns)
 
     def merged(self, kind: int, joined: int) -> None:
         """``joined`` + 1 requests of type ``kind`` (IN or OUT) were made one operation."""
@@ -138,6 +148,10 @@ class Stats:
         whole = cls()
         for name in COUNTERS:
             setattr(whole, name, sum(getattr(part, name) for part in parts))
+        for part in parts:
+            whole._rd_latency.add_all(part._rd_latency)
+            whole._wr_latency.add_all(part._wr_latency)
+            whole._flush_latency.add_all(part._flush_latency)
         whole._last_ns = max(part._last_ns for part in parts)
         return whole
 
@@ -153,6 +167,25 @@ class Stats:
         counts = self.counters()
         counts["idle_time_ns"] = max(0, time.monotonic_ns() - self._last_ns)
         return counts
+
+    def histogram(self, operation: str) -> Histogram:
+        """The times of the requests for ``operation`` that succeeded: read, write or flush.
+
+        They add up to ``rd_total_time_ns`` and so on.
+        """
+        return {
+            "read": self._rd_latency,
+            "write": self._wr_latency,
+            "flush": self._flush_latency,
+        }[operation]
+
+    def histograms(self) -> dict[str, dict[str, list[int]]]:
+        """All of them, as ``query-blockstats`` has them."""
+        return {
+            "rd_latency_histogram": self._rd_latency.as_dict(),
+            "wr_latency_histogram": self._wr_latency.as_dict(),
+            "flush_latency_histogram": self._flush_latency.as_dict(),
+        }
 
 
 def classic_line(device: str, counts: Mapping[str, int]) -> str:

@@ -85,6 +85,10 @@ class DiskTrace:
         """The driver switched its write cache."""
         self._record(events.CACHE, writeback=writeback)
 
+    def resized(self, sectors: int) -> None:
+        """It has another size from now on."""
+        self._record(events.RESIZE, sectors=sectors)
+
     def broken(self, reason: str) -> None:
         """Nothing is served until a reset."""
         self._record(events.BROKEN, reason=reason)

@@ -52,6 +52,7 @@ class Parser(argparse.ArgumentParser):
 COMMANDS = {
     "boot": "boot a guest, to a shell or to run a command in it",
     "bench": "measure a disk, and compare with QEMU or fio",
+    "trace": "summarize or draw what 'boot --trace' wrote",
     "doctor": "show what this host offers for running guests",
 }
 
@@ -113,6 +114,10 @@ def _dispatch(arguments: list[str], own_process: bool) -> int:
         from pykvm.cli.bench import run_bench
 
         return run_bench(arguments[1:])
+    if command == "trace":
+        from pykvm.cli.trace import run_trace
+
+        return run_trace(arguments[1:])
     if command == "doctor":
         from pykvm.cli.doctor import run_doctor
 

@@ -1,11 +1,20 @@
 """``--trace`` of ``pykvm boot``, and ``pykvm trace``, which reads what it wrote."""
 
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from pykvm.cli.main import Parser
+from pykvm.cli.paths import parse_path
+from pykvm.cli.say import emit
 from pykvm.cli.values import split_options
-from pykvm.errors import UsageError
+from pykvm.errors import PykvmError, UsageError
 from pykvm.trace import TraceFormat, TraceOptions
 from pykvm.trace.events import EVENTS, matching
+from pykvm.trace.plot import plot
+from pykvm.trace.reader import LINE_MAX, Reader
+from pykvm.trace.summary import report, summarize
 
 
 def trace_help() -> str:
@@ -45,3 +54,52 @@ def parse_trace(text: str) -> TraceOptions:
         ) from None
     matching(made.events)
     return made
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``pykvm trace``."""
+    made = Parser(
+        prog="pykvm trace",
+        description="Look at what 'pykvm boot --trace FILE' wrote.",
+        allow_abbrev=False,
+    )
+    made.add_argument("what", choices=("show", "plot"), help="a summary, or sector over time")
+    made.add_argument("file", metavar="FILE", type=parse_path, help="a trace in JSON Lines")
+    made.add_argument(
+        "-o", "--output", metavar="SVG", type=parse_path, help="where to plot (standard output)"
+    )
+    return made
+
+
+def run_trace(arguments: Sequence[str]) -> int:
+    """Run ``pykvm trace`` and return the exit status."""
+    options = parser().parse_args(arguments)
+    if options.what == "show" and options.output:
+        raise UsageError("--output is for plot", "redirect what show prints")
+    if options.what == "show":
+        emit(_read(options.file, lambda reader: report(summarize(reader))))
+        return 0
+    drawing = _read(options.file, plot)
+    if options.output is None:
+        emit(drawing)
+        return 0
+    try:
+        options.output.write_text(drawing, encoding="utf-8")
+    except OSError as error:
+        reason = (error.strerror or "").lower()
+        raise PykvmError(
+            f"{options.output} cannot be written: {reason}", "give another file"
+        ) from None
+    return 0
+
+
+def _read(path: Path, use: Callable[[Reader], str]) -> str:
+    """What ``use`` makes of the trace at ``path``; UsageError, which names it."""
+    try:
+        with path.open("rb") as file:
+            return use(Reader(iter(partial(file.readline, LINE_MAX + 1), b"")))
+    except OSError as error:
+        reason = (error.strerror or "").lower()
+        raise UsageError(f"the trace {path} cannot be read: {reason}", "check the path") from None
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}", error.hint) from None

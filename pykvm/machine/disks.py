@@ -2,7 +2,7 @@
 
 import errno
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pykvm.devices.virtio_blk import (
     EngineFactory,
@@ -87,3 +87,15 @@ class Disk:
         if error.action is ErrorAction.STOP and self.io_status is IoStatus.OK:
             full = error.errno == errno.ENOSPC
             self.io_status = IoStatus.NOSPACE if full else IoStatus.FAILED
+
+    def statistics(self) -> dict[str, Any]:
+        """Its part of ``--stats``; docs/reference/disk-options.md has the keys."""
+        stats = self.device.stats
+        return {
+            "device": self.name,
+            "path": str(self.config.path),
+            "serial": self.config.serial,
+            **stats.as_dict(),
+            **stats.histograms(),
+            "queues": [queue.counters() for queue in self.device.queue_stats],
+        }

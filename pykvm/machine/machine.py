@@ -335,16 +335,7 @@ class Machine:
         exits: Counter[str] = Counter()
         for thread in self._threads:
             exits.update(thread.exit_counts)
-        disks = [
-            {
-                "device": disk.name,
-                "path": str(disk.config.path),
-                "serial": disk.config.serial,
-                **disk.device.stats.as_dict(),
-                "queues": [stats.counters() for stats in disk.device.queue_stats],
-            }
-            for disk in self.disks
-        ]
+        disks = [disk.statistics() for disk in self.disks]
         return {"disks": disks, "exits": dict(exits)}
 
     # -- inside ---------------------------------------------------------

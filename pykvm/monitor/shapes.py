@@ -87,7 +87,13 @@ def block_info(disk: Disk) -> Json:
 
 def block_stats(disk: Disk) -> Json:
     """BlockStats. Failed and invalid requests are in the counts of their own only."""
-    stats = {**disk.device.stats.as_dict(), "account_failed": False, "account_invalid": False}
+    counted = disk.device.stats
+    stats = {
+        **counted.as_dict(),
+        **counted.histograms(),
+        "account_failed": False,
+        "account_invalid": False,
+    }
     return {"device": disk.name, "node-name": disk.name, "stats": stats}
 
 

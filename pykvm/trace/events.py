@@ -19,6 +19,7 @@ NEGOTIATE: Final = "virtio_blk.negotiate"
 ACTIVATE: Final = "virtio_blk.activate"
 RESET: Final = "virtio_blk.reset"
 CACHE: Final = "virtio_blk.cache"
+RESIZE: Final = "virtio_blk.resize"
 BROKEN: Final = "virtio_blk.broken"
 REQUEST: Final = "virtio_blk.request"
 ANSWER: Final = "virtio_blk.answer"
@@ -40,6 +41,7 @@ EVENTS: Final = MappingProxyType(
         ACTIVATE: "the driver is ready: the device serves its queues from now on",
         RESET: "the driver reset the device, or the run is over",
         CACHE: "the driver switched the write cache on or off",
+        RESIZE: "the disk has another size from now on",
         BROKEN: "a ring is beyond use: DEVICE_NEEDS_RESET",
         REQUEST: "a request was taken off the ring and is to be executed",
         ANSWER: "a request was answered without executing anything, as GET_ID is",

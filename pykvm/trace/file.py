@@ -19,9 +19,8 @@ from pykvm.threads import show_thread_name
 from pykvm.trace.events import BEGIN, DEVICE, END, FRAME, Fields, matching
 from pykvm.trace.formats import Chrome, Format, JsonLines
 from pykvm.trace.options import TraceFormat, TraceOptions
+from pykvm.trace.reader import VERSION
 
-VERSION = 1
-"""Of the events' names and fields; another one when readers have to know."""
 BACKLOG = 1 << 14
 """Events that wait to be written; who has one more waits too. Some MiB at most."""
 PERIOD_SECONDS = 0.1

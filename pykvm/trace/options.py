@@ -1,8 +1,9 @@
 """What a user can choose for a trace."""
 
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+
+from pykvm.records import record
 
 
 class TraceFormat(Enum):
@@ -14,7 +15,7 @@ class TraceFormat(Enum):
     """The array of Chrome's trace event format, for ui.perfetto.dev and chrome://tracing."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TraceOptions:
     """Write the events whose names match ``events`` to the regular file ``path``.
 

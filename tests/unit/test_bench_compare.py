@@ -9,7 +9,8 @@ from hypothesis import example as with_example
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.bench.chart import chart_of, linear_axis, log_axis, short
+from pykvm.axes import linear_axis, log_axis, short
+from pykvm.bench.chart import chart_of
 from pykvm.bench.compare import rows
 from pykvm.bench.sample import Run
 from pykvm.bench.table import align, cost_of, number, tables, whole

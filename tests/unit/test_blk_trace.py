@@ -168,6 +168,14 @@ def test_a_pause_is_told_once(make: Maker, seen: Recorder) -> None:
     assert [name for name in seen.names() if name in ("stop", "resume")] == ["stop", "resume"]
 
 
+def test_another_size_and_another_cache(make: Maker, seen: Recorder) -> None:
+    bench = traced(make, seen, EngineScript())
+    bench.device.resize(1 << 20)
+    bench.device.write_config(32, 1, 0)
+    assert [fields["sectors"] for fields in seen.fields("resize")] == [2048]
+    assert [fields["writeback"] for fields in seen.fields("cache")] == [False]
+
+
 def test_a_broken_ring(make: Maker, seen: Recorder) -> None:
     bench = traced(make, seen, EngineScript())
     bench.transport.drivers[0].offer(5000)

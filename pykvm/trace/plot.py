@@ -1,0 +1,191 @@
+"""Sector over time, for each disk: what its engine carried out. SVG. Pure."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Final, NamedTuple
+
+from pykvm.axes import Axis, linear_axis, short
+from pykvm.errors import UsageError
+from pykvm.trace import events
+from pykvm.trace.reader import Event, printable
+
+WIDTH, HEIGHT = 1000, 320
+LEFT, TOP, RIGHT, BOTTOM = 80, 70, 20, 50
+BAND = TOP + HEIGHT + BOTTOM
+DISKS_MAX = 32
+"""More disks than a machine can have are somebody's joke."""
+
+FLUSH, FAILED, STOPPED = "flush", "failed", "stop"
+STYLES: Final = {
+    # Drawn in this order, the last on top.
+    FLUSH: ("flush", "#8c959f", 1),
+    "read": ("read", "#54aeff", 2),
+    "write": ("write", "#ff8182", 2),
+    "other": ("other", "#4ac26b", 2),
+    "read merged": ("read, merged", "#0550ae", 4),
+    "write merged": ("write, merged", "#a40e26", 4),
+    FAILED: ("failed", "#000000", 5),
+    STOPPED: ("stop, resume", "#bf8700", 2),
+}
+"""What a line stands for: the words in the legend, its colour and its width."""
+
+
+class _Mark(NamedTuple):
+    """An operation, or what else is drawn: its style, its times, and where it is on the disk."""
+
+    style: str
+    start_ns: int
+    end_ns: int
+    first: int
+    last: int
+
+
+@dataclass(slots=True)
+class _Panel:
+    """One disk."""
+
+    path: str = ""
+    marks: list[_Mark] = field(default_factory=list)
+
+
+class _Place(NamedTuple):
+    """A mark in the drawing: pixels from the upper left corner."""
+
+    style: str
+    left: int
+    right: int
+    bottom: int
+    upper: int
+
+
+def plot(trace: Iterable[Event]) -> str:
+    """The drawing of all that ``trace`` gives; UsageError if there is nothing to draw."""
+    panels: dict[str, _Panel] = {}
+    begin = end = -1
+    for event in trace:
+        begin = event.ns if begin < 0 else min(begin, event.ns)
+        end = max(end, event.ns)
+        if not event.disk:
+            continue
+        panel = panels.setdefault(event.disk, _Panel())
+        if len(panels) > DISKS_MAX:
+            raise UsageError(f"there are more than {DISKS_MAX} disks in the trace", "")
+        if event.name == events.DISK:
+            panel.path = event.text("path")
+        elif event.name == events.COMPLETE:
+            panel.marks.append(_mark(event))
+        elif event.name in (events.STOP, events.RESUME):
+            panel.marks.append(_Mark(STOPPED, event.ns, event.ns, 0, 0))
+    if not any(mark.style != STOPPED for panel in panels.values() for mark in panel.marks):
+        raise UsageError(
+            "there are no operations in the trace", f"trace {events.COMPLETE}, or everything"
+        )
+    begin = min([begin, *(mark.start_ns for panel in panels.values() for mark in panel.marks)])
+    return _drawing(panels, begin, end)
+
+
+def _mark(event: Event) -> _Mark:
+    """An operation that is done."""
+    kind = event.text("kind")
+    sector = event.whole("sector")
+    if event.whole("errno"):
+        style = FAILED
+    elif kind == "flush":
+        style = FLUSH
+    elif kind not in STYLES:
+        style = "other"
+    else:
+        style = f"{kind} merged" if event.count("requests") > 1 else kind
+    start = max(0, event.ns - event.whole("took_ns"))
+    return _Mark(style, start, event.ns, sector, sector + event.whole("length") // 512)
+
+
+def _drawing(panels: dict[str, _Panel], begin: int, end: int) -> str:
+    width, height = LEFT + WIDTH + RIGHT, BAND * len(panels)
+    unit, scale = next(
+        (pair for pair in (("s", 1e9), ("ms", 1e6)) if end - begin >= pair[1]), ("µs", 1e3)
+    )
+    across = _axis((end - begin) / scale)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11" fill="#24292f">',
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+    ]
+    for number, (name, panel) in enumerate(panels.items()):
+        top = BAND * number + TOP
+        up = _axis(max((mark.last for mark in panel.marks), default=1))
+        title = printable(f"{name} {panel.path}".strip())
+        parts.append(
+            f'<text x="{LEFT}" y="{top - 44}" font-size="14" font-weight="bold">'
+            f"{escape(title)}</text>"
+        )
+        parts += _legend(top - 22, panel)
+        parts += _grid(top, across, up, f"time, {unit}")
+        places = [
+            _Place(
+                mark.style,
+                LEFT + round(across.place((mark.start_ns - begin) / scale) * WIDTH),
+                LEFT + round(across.place((mark.end_ns - begin) / scale) * WIDTH),
+                top + round((1 - up.place(mark.first)) * HEIGHT),
+                top + round((1 - up.place(mark.last)) * HEIGHT),
+            )
+            for mark in panel.marks
+        ]
+        parts += _paths(top, places)
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _axis(end: float) -> Axis:
+    """From 0 to ``end``, which need not be a round number."""
+    end = end or 1.0
+    ticks = [tick for tick in linear_axis([end]).ticks if tick <= end]
+    return Axis(lambda value: value / end, ticks)
+
+
+def _legend(y: int, panel: _Panel) -> list[str]:
+    """What there is in ``panel``."""
+    used = {mark.style for mark in panel.marks}
+    parts = []
+    x = LEFT
+    for style, (words, colour, width) in STYLES.items():
+        if style in used:
+            count = sum(mark.style == style for mark in panel.marks)
+            parts.append(f'<path d="M{x} {y}h20" stroke="{colour}" stroke-width="{width}"/>')
+            parts.append(f'<text x="{x + 26}" y="{y + 4}">{words} ({count})</text>')
+            x += 46 + 6 * len(f"{words} ({count})")
+    return parts
+
+
+def _grid(top: int, across: Axis, up: Axis, title: str) -> list[str]:
+    parts = []
+    for tick in up.ticks:
+        y = top + HEIGHT * (1 - up.place(tick))
+        parts.append(f'<path d="M{LEFT} {y:.1f}h{WIDTH}" stroke="#d0d7de"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+    for tick in across.ticks:
+        x = LEFT + WIDTH * across.place(tick)
+        y = top + HEIGHT + 16
+        parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{tick:g}</text>')
+    parts.append(f'<text x="{LEFT - 70}" y="{top - 8}">sector</text>')
+    y = top + HEIGHT + 34
+    parts.append(f'<text x="{LEFT + WIDTH}" y="{y}" text-anchor="end">{title}</text>')
+    return parts
+
+
+def _paths(top: int, places: Sequence[_Place]) -> list[str]:
+    """A path for each style, whose pieces are marks; what would look the same is there once."""
+    pieces: dict[str, dict[str, None]] = {style: {} for style in STYLES}
+    for style, left, right, bottom, upper in places:
+        if style in (FLUSH, STOPPED):
+            piece = f"M{right} {top}v{HEIGHT}"
+        elif bottom - upper > max(2, right - left):
+            piece = f"M{right} {bottom}V{upper}"
+        else:
+            piece = f"M{left} {bottom}h{max(2, right - left)}"
+        pieces[style][piece] = None
+    return [
+        f'<path d="{"".join(pieces[style])}" stroke="{colour}" stroke-width="{width}" fill="none"/>'
+        for style, (_, colour, width) in STYLES.items()
+        if pieces[style]
+    ]

@@ -1,0 +1,117 @@
+"""Events from JSON Lines. Pure.
+
+A trace may come from anybody, and nothing in it is trusted: what is not as
+docs/reference/trace.md says is a UsageError that names the line, unless it is
+the last one, which pykvm had no time to finish when somebody killed it.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pykvm.errors import UsageError
+from pykvm.trace.events import BEGIN, DEVICE, END
+
+VERSION = 1
+"""Of the events' names and fields; another one when readers have to know."""
+LINE_MAX = 1 << 20
+"""The most bytes of a line; pykvm writes no such lines."""
+WHOLE_MAX = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line. ``disk`` is empty and ``queue`` DEVICE where there is none."""
+
+    line: int
+    ns: int
+    name: str
+    disk: str
+    queue: int
+    fields: dict[str, Any]
+
+    def whole(self, name: str) -> int:
+        """The field ``name``, a whole number from 0 to 2^63 - 1."""
+        return _whole(self.fields.get(name), self.line, name)
+
+    def text(self, name: str) -> str:
+        """The field ``name``, which is text."""
+        return _text(self.fields.get(name), self.line, name)
+
+    def count(self, name: str) -> int:
+        """The length of the field ``name``, which is a list."""
+        value = self.fields.get(name)
+        if not isinstance(value, list):
+            raise _mistake(self.line, f"'{name}' is missing or no list")
+        return len(value)
+
+
+class Reader:
+    """The events of a file, in its order, once.
+
+    Afterwards ``cut`` says that the last line was not finished, and
+    ``complete`` that the trace was.
+    """
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        """``lines`` end in a newline each; none longer than LINE_MAX needs to be given whole."""
+        self.cut = False
+        self.complete = False
+        self._lines = lines
+
+    def __iter__(self) -> Iterator[Event]:
+        for number, line in enumerate(self._lines, 1):
+            if number == 1 and line.startswith(b"["):
+                raise UsageError("this is no trace in JSON Lines", "trace with format=jsonl")
+            if len(line) > LINE_MAX:
+                raise _mistake(number, "it is longer than any event")
+            if not line.endswith(b"\n"):
+                self.cut = True
+                return
+            event = _event(line, number)
+            if event.name == BEGIN and event.whole("version") > VERSION:
+                raise UsageError("a newer pykvm wrote this trace", "read it with that one")
+            self.complete = event.name == END
+            yield event
+
+
+def _event(line: bytes, number: int) -> Event:
+    try:
+        members = json.loads(line)
+    except (ValueError, RecursionError):
+        raise _mistake(number, "it is not JSON") from None
+    if not isinstance(members, dict):
+        raise _mistake(number, "it is no object")
+    queue = members.pop("queue", None)
+    return Event(
+        number,
+        _whole(members.pop("ns", None), number, "ns"),
+        _text(members.pop("event", None), number, "event"),
+        _text(members.pop("disk", ""), number, "disk"),
+        DEVICE if queue is None else _whole(queue, number, "queue"),
+        members,
+    )
+
+
+def _whole(value: object, line: int, name: str) -> int:
+    # True is an int to Python, and none here.
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= WHOLE_MAX:
+        raise _mistake(line, f"'{name}' is missing or no whole number from 0")
+    return value
+
+
+def _text(value: object, line: int, name: str) -> str:
+    if not isinstance(value, str):
+        raise _mistake(line, f"'{name}' is missing or no text")
+    return value
+
+
+def _mistake(line: int, what: str) -> UsageError:
+    return UsageError(f"line {line} is no event of pykvm's: {what}", "is this file a trace?")
+
+
+def printable(text: str, most: int = 200) -> str:
+    """``text`` with everything escaped that a terminal or XML might take for more than text."""
+    shown = text if len(text) <= most else text[:most] + "…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
