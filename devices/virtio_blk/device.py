@@ -196,7 +196,7 @@ class VirtioBlk:
         self._threads = IoThreads(
             f"virtio-blk {self.image.path}",
             services,
-            self._options.iothreads,
+            self._options.iothreads or self._options.num_queues,
             self._broken,
             self._failed,
             poll_max_ns=self._options.poll_max_ns,

@@ -232,7 +232,7 @@ _DISK_KEYS: Final = MappingProxyType(
             "num_queues", _number(NUM_QUEUES), "N", "queues; 'queues' means the same (1)"
         ),
         "iothreads": _DiskKey(
-            "iothreads", _number(NUM_QUEUES), "N", "threads that serve the queues (1)"
+            "iothreads", _number(NUM_QUEUES), "N", "threads that serve the queues (one for each)"
         ),
         "cpu-affinity": _DiskKey(
             "cpu_affinity", _cpus, "CPUS", "the host's CPUs for these threads, like 0+2-3 (any)"

@@ -42,6 +42,8 @@ NEEDED: Final = MappingProxyType(
 
 MAX_DISKS = MAX_DEVICES - 2
 """The host bridge and pvpanic are on the bus too."""
+MAX_QUEUES = 960
+"""Of all disks: each takes an ioeventfd, and Linux has 1000 for a VM, its own chips included."""
 
 
 def check_limits(kvm: Kvm, config: MachineConfig) -> None:
@@ -55,6 +57,11 @@ def check_limits(kvm: Kvm, config: MachineConfig) -> None:
         raise UsageError(
             f"a guest cannot have {len(config.disks)} disks",
             f"give --disk at most {MAX_DISKS} times",
+        )
+    queues = sum(disk.num_queues for disk in config.disks)
+    if queues > MAX_QUEUES:
+        raise UsageError(
+            f"a guest's disks cannot have {queues} queues together", f"use at most {MAX_QUEUES}"
         )
     _check_affinity(config.cpu_affinity.union(*(disk.cpu_affinity for disk in config.disks)))
 

@@ -91,6 +91,12 @@ def test_two_vcpus_with_a_queue_each(disk: DiskConfig, faulty: bool):
         assert queue[f"{other}_operations"] == 0
 
 
+def test_more_queues_than_kvm_has_doorbells_for(disk: DiskConfig):
+    config = MachineConfig(kernel=build_bare_guest(), disks=[replace(disk, num_queues=64)] * 16)
+    with pytest.raises(UsageError, match="cannot have 1024 queues together; use at most 960"):
+        Machine(config)
+
+
 # -- CPU affinity ------------------------------------------------------------------
 
 

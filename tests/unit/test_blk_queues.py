@@ -67,7 +67,8 @@ def test_several_queues_are_offered(path: Path, queues: int) -> None:
     [
         (0, 1, "num-queues cannot be 0; use 1 to 64"),
         (65, 1, "use 1 to 64"),
-        (2, 0, "iothreads cannot be 0"),
+        (2, -1, "iothreads cannot be -1"),
+        (2, 65, "iothreads cannot be 65"),
         (2, 3, "3 threads cannot serve 2 queues"),
         (1, 2, "2 threads cannot serve one queue"),
     ],

@@ -130,6 +130,7 @@ def test_every_value_of_a_choice_is_accepted():
         ("d.img,queue_size=2", "use 4 to 1024"),
         ("d.img,num_queues=65", "use 1 to 64"),
         ("d.img,queues=2,num-queues=2", "twice"),
+        ("d.img,iothreads=0", "use 1 to 64"),
         ("d.img,iothreads=2", "2 threads cannot serve one queue"),
         ("d.img,cpu-affinity=", "'' is not a list of CPUs; write it like 0 or 0,2-3"),
         ("d.img,cpu-affinity=2-1", "'2-1' is not a list of CPUs"),
