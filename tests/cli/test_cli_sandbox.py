@@ -78,7 +78,7 @@ landlock.restrict = restrict
 def boot(kernel: Path, *options: str, patch: str = "") -> subprocess.CompletedProcess[bytes]:
     """Run ``pykvm boot`` in a process of its own, after ``patch``."""
     tests = str(Path(sandbox_attempts.__file__).parent)
-    command = [sys.executable, "-c", HARNESS.format(tests=tests, patch=patch)]
+    command = [sys.executable, "-W", "ignore", "-c", HARNESS.format(tests=tests, patch=patch)]
     command += ["--kernel", str(kernel), *options]
     return subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False

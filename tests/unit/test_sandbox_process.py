@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(bool(problem()), reason=problem())
 def attempted(folder: Path, part: str) -> dict[str, dict[str, str]]:
     """What came of each attempt on ``folder``, by their groups; what must work has worked."""
     prepare(folder)
-    command = [sys.executable, sandbox_attempts.__file__, str(folder), part]
+    command = [sys.executable, "-W", "ignore", sandbox_attempts.__file__, str(folder), part]
     done = subprocess.run(command, capture_output=True, timeout=60, check=True)
     assert done.stderr == b""
     found = json.loads(done.stdout)
@@ -39,6 +39,27 @@ def attempted(folder: Path, part: str) -> dict[str, dict[str, str]]:
     assert len(found["files"]) > 10
     assert len(found["calls"]) > 5
     return found
+
+
+ENDS_WITH_THREADS = """
+import threading, time
+from pykvm.cli.sandbox import confine
+def work():
+    while True:
+        time.sleep(0.0002)
+confine(insist=True)
+for _ in range(8):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.02)
+"""
+
+
+def test_a_process_may_end_while_threads_run():
+    """They are ended in their middle, for which the C library wants another library."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS_WITH_THREADS], check=False, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_unconfined_all_of_it_succeeds(tmp_path):

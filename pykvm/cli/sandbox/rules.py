@@ -7,7 +7,9 @@ bits only: nobody promises anything about the upper ones.
 """
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
+
+from pykvm.records import record
 
 _INT: Final = 0xFFFF_FFFF
 _POINTER: Final = (1 << 64) - 1
@@ -37,7 +39,8 @@ _BLOCK_DEVICES: Final = (0x1277, 0x127F)  # BLKDISCARD, BLKZEROOUT
 _FIONBIO: Final = 0x5421
 
 
-class Only(NamedTuple):
+@record
+class Only:
     """A condition: argument ``argument``, of its bits those in ``mask``, is one of ``values``."""
 
     argument: int
@@ -45,7 +48,8 @@ class Only(NamedTuple):
     values: tuple[int, ...]
 
 
-class Rule(NamedTuple):
+@record
+class Rule:
     """``calls`` may be made, if ``only`` is met."""
 
     calls: tuple[str, ...]
