@@ -25,6 +25,7 @@ from struct import Struct, unpack_from
 from typing import Final
 
 from pykvm.errors import HostError
+from pykvm.native import U64, Words16, Words32, Words64
 
 IORING_OP_FSYNC: Final = 3
 IORING_OP_POLL_ADD: Final = 6
@@ -60,46 +61,76 @@ _PARAMS_SIZE = 120
 _PARAMS = Struct("<2I12xI")  # sq_entries, cq_entries, …, features
 _SQ_OFFSETS, _CQ_OFFSETS = 40, 80
 _OFFSETS = "<7I"
-_SQE = Struct("<B3xiQQIIQ24x")  # opcode, fd, off, addr, len, the call's flags, user_data
-_CQE = Struct("<QiI")  # user_data, res, flags
+_SQE_SIZE = 64
+_CQE_SIZE = 16
 _MASK = (1 << 32) - 1
+_SIGN = 1 << 31
 
 
 class Ring:
     """One ring. Owns its descriptor and mappings; one thread uses it.
 
-    ``fd`` is readable while there is something to :meth:`reap`. ``pending``
+    ``fd`` is readable while something is :meth:`completed`. ``pending``
     counts what was prepared and not taken by the kernel yet, at most ``entries``.
-    No more than twice as many may be prepared and not reaped, or the kernel
-    has to keep completions elsewhere.
+    No more than twice as many may be prepared and not taken back as completed,
+    or the kernel has to keep completions elsewhere. ``result`` is that of the
+    last completion taken: as the system call's, errors negative.
+
+    Who spins until there is a completion watches two words of 16 bits in
+    ``shared``: what :meth:`arrivals` and :meth:`summons` return is at
+    ``arrivals_at`` and ``summons_at``.
     """
+
+    fd: int
+    entries: int
+    pending: int
+    result: int
+    shared: Words16
+    arrivals_at: int
+    summons_at: int
+    _syscall: Callable[[int, int, int, int], int]
+    _errno: Callable[[], int]
+    _maps: list[mmap.mmap]
+    _words: Words32
+    _sqes: Words64
+    _cqes: Words64
+    _sq_tail_at: int
+    _flags_at: int
+    _cq_head_at: int
+    _cq_tail_at: int
+    _sq_mask: int
+    _cq_mask: int
+    _tail: int
+    _head: int
 
     def __init__(self, entries: int) -> None:
         """``entries``: a power of 2. HostError if this host has no io_uring, or forbids it."""
-        self._enter, self._errno, self.fd = _setup(entries, params := bytearray(_PARAMS_SIZE))
+        self._syscall, self._errno, self.fd = _setup(entries, params := bytearray(_PARAMS_SIZE))
         self.entries, completions, features = _PARAMS.unpack_from(params)
         self.pending = 0
+        self.result = 0
         try:
             if features & _NEEDED != _NEEDED:
                 raise _unavailable("Linux before 5.6 lacks parts of it")
-            self._map(params, completions)
+            self._find(params, completions)
         except BaseException:
             os.close(self.fd)
             raise
 
-    def _map(self, params: bytearray, completions: int) -> None:
+    def _find(self, params: bytearray, completions: int) -> None:
         _, tail, mask, _, flags, _, array = unpack_from(_OFFSETS, params, _SQ_OFFSETS)
         cq_head, cq_tail, cq_mask, _, _, cqes, _ = unpack_from(_OFFSETS, params, _CQ_OFFSETS)
-        size = max(array + 4 * self.entries, cqes + _CQE.size * completions)
+        size = max(array + 4 * self.entries, cqes + _CQE_SIZE * completions)
         self._maps = [_map(self.fd, size, _IORING_OFF_SQ_RING)]
-        self._maps.append(_map(self.fd, _SQE.size * self.entries, _IORING_OFF_SQES))
-        rings, self._sqes = (memoryview(mapping) for mapping in self._maps)
-        self._words = rings.cast("I")
-        self._cqes = rings[cqes : cqes + _CQE.size * completions]
-        rings.release()
+        self._maps.append(_map(self.fd, _SQE_SIZE * self.entries, _IORING_OFF_SQES))
+        rings, entries = memoryview(self._maps[0]), memoryview(self._maps[1])
+        self._words, self.shared = rings.cast("I"), rings.cast("H")
+        self._sqes = entries.cast("Q")
+        self._cqes = rings[cqes : cqes + _CQE_SIZE * completions].cast("Q")
         words = self._words
         self._sq_tail_at, self._flags_at = tail // 4, flags // 4
         self._cq_head_at, self._cq_tail_at = cq_head // 4, cq_tail // 4
+        self.arrivals_at, self.summons_at = cq_tail // 2, flags // 2
         self._sq_mask, self._cq_mask = words[mask // 4], words[cq_mask // 4]
         self._tail = words[self._sq_tail_at]
         self._head = words[self._cq_head_at]
@@ -107,11 +138,17 @@ class Ring:
             words[array // 4 + index] = index
 
     def prepare(
-        self, opcode: int, fd: int, offset: int, address: int, length: int, flags: int, tag: int
+        self, opcode: int, fd: int, offset: U64, address: U64, length: int, flags: int, tag: int
     ) -> None:
         """Queue a submission; there must be room. ``tag`` comes back with its result."""
-        at = (self._tail & self._sq_mask) * _SQE.size
-        _SQE.pack_into(self._sqes, at, opcode, fd, offset, address, length, flags, tag)
+        sqes = self._sqes
+        at = (self._tail & self._sq_mask) * (_SQE_SIZE // 8)
+        sqes[at] = opcode | fd << 32
+        sqes[at + 1] = offset
+        sqes[at + 2] = address
+        sqes[at + 3] = length | flags << 32
+        sqes[at + 4] = tag
+        sqes[at + 5] = sqes[at + 6] = sqes[at + 7] = 0
         self._tail = (self._tail + 1) & _MASK
         self.pending += 1
 
@@ -124,15 +161,20 @@ class Ring:
         """
         self._words[self._sq_tail_at] = self._tail
         while self.pending:
-            taken = self._enter(self.fd, self.pending, 0, 0)
+            taken = self.enter(self.pending, 0)
             if taken > 0:
                 self.pending -= taken
                 continue
-            error = self._errno() if taken < 0 else errno.EAGAIN
+            error = -taken or errno.EAGAIN
             if error in (errno.EAGAIN, errno.EBUSY, errno.ENOMEM):
                 return
             if error != errno.EINTR:
                 raise OSError(error, f"io_uring_enter: {os.strerror(error)}")
+
+    def enter(self, to_submit: int, flags: int) -> int:
+        """The system call: how many submissions it took, or a negative errno."""
+        taken = self._syscall(self.fd, to_submit, 0, flags)
+        return taken if taken >= 0 else -self._errno()
 
     def take_back(self) -> list[int]:
         """Make nothing pending; the tags of what was."""
@@ -140,33 +182,40 @@ class Ring:
         while self.pending:
             self.pending -= 1
             self._tail = (self._tail - 1) & _MASK
-            at = (self._tail & self._sq_mask) * _SQE.size
-            tags.append(_SQE.unpack_from(self._sqes, at)[-1])
+            tags.append(self._sqes[(self._tail & self._sq_mask) * (_SQE_SIZE // 8) + 4])
         self._words[self._sq_tail_at] = self._tail
         return tags
 
-    def reap(self) -> list[tuple[int, int, int]]:
-        """The completions that are there, as (tag, result, flags). Never waits."""
+    def completed(self) -> int:
+        """How many completions there are for :meth:`take`. Never waits."""
         words = self._words
         if words[self._flags_at] & (_IORING_SQ_TASKRUN | _IORING_SQ_CQ_OVERFLOW):
-            self._enter(self.fd, 0, 0, _IORING_ENTER_GETEVENTS)  # puts them into the queue
-        head, tail = self._head, words[self._cq_tail_at]
-        if head == tail:
-            return []
-        first, last = head & self._cq_mask, tail & self._cq_mask
-        size, cqes = _CQE.size, self._cqes
-        if first < last:
-            found = list(_CQE.iter_unpack(cqes[first * size : last * size]))
-        else:
-            found = list(_CQE.iter_unpack(cqes[first * size :]))
-            found += _CQE.iter_unpack(cqes[: last * size])
-        self._head = words[self._cq_head_at] = tail
-        return found
+            self.enter(0, _IORING_ENTER_GETEVENTS)  # puts them into the queue
+        return (words[self._cq_tail_at] - self._head) & _MASK
+
+    def take(self) -> int:
+        """The tag of the next completion, whose result is ``result`` from now on."""
+        at = (self._head & self._cq_mask) * (_CQE_SIZE // 8)
+        tag = self._cqes[at]
+        result = self._cqes[at + 1] & _MASK
+        self.result = result - (1 << 32) if result & _SIGN else result
+        self._head = (self._head + 1) & _MASK
+        self._words[self._cq_head_at] = self._head
+        return tag
+
+    def arrivals(self) -> int:
+        """Another number once there are completions that were not there at the last look."""
+        return self._head & 0xFFFF
+
+    def summons(self) -> int:
+        """Another number once the kernel has completions for who enters it."""
+        return self._words[self._flags_at] & 0xFFFF
 
     def close(self) -> None:
         """Unmap and close the ring. Nothing may be executing."""
-        for view in (self._words, self._cqes, self._sqes):
-            view.release()
+        nothing = memoryview(bytearray(8))  # mappings are closed when nobody looks at them
+        self._words, self.shared = nothing.cast("I"), nothing.cast("H")
+        self._sqes = self._cqes = nothing.cast("Q")
         for mapping in self._maps:
             mapping.close()
         os.close(self.fd)

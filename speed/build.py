@@ -20,6 +20,7 @@ from declarations import Module
 
 ROOT = Path(__file__).resolve().parent.parent
 HOT = (
+    "pykvm.io_uring",
     "pykvm.virtio.chain",
     "pykvm.virtio.spin",
     "pykvm.virtio.queue",
@@ -35,6 +36,7 @@ HOT = (
     "pykvm.devices.virtio_blk.stats",
     "pykvm.devices.virtio_blk.transfer",
     "pykvm.devices.virtio_blk.engine",
+    "pykvm.devices.virtio_blk.io_uring",
     "pykvm.devices.virtio_blk.service",
 )
 """What a request passes on its way, whatever it asks for; bases before what is made of them."""

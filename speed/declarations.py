@@ -11,7 +11,7 @@ in the source                   for the compiler
 the names of pykvm.native       unsigned words, and typed memoryviews
 ``list[…]``, ``dict[…]``, …     the builtin type
 a class of a hot module         that class, as C structure, also as base
-an imported ``CONSTANT``        a word with its value
+an imported ``CONSTANT``        a word with its value; also ``_OWN``
 anything else                   a Python object
 ==============================  =======================================
 
@@ -90,18 +90,26 @@ def parse(name: str, root: Path) -> ast.Module:
 def integer_constants(name: str, root: Path) -> set[str]:
     """The names that module ``name`` gives to integers, once and for all: those in capitals.
 
-    A module that imports one has a word of its own for it when compiled.
+    A module that imports one has a word of its own for it when compiled, as
+    has the module itself for those that nobody imports (``_LIKE_THIS``).
     """
     found = set()
     for node in parse(name, root).body:
+        if isinstance(node, ast.Assign):
+            target = node.targets[0]
+        elif isinstance(node, ast.AnnAssign) and node.value:
+            target = node.target
+        else:
+            continue
+        value = node.value
+        assert value is not None
         if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Name)
-            and node.targets[0].id.isupper()
-            and not any(isinstance(item, _NO_INTEGERS) for item in ast.walk(node.value))
-            and isinstance(eval(compile(ast.Expression(node.value), name, "eval"), {}), int)
+            isinstance(target, ast.Name)
+            and target.id.isupper()
+            and not any(isinstance(item, _NO_INTEGERS) for item in ast.walk(value))
+            and isinstance(eval(compile(ast.Expression(value), name, "eval"), {}), int)
         ):
-            found.add(node.targets[0].id)
+            found.add(target.id)
     return found
 
 
@@ -126,7 +134,8 @@ class Module:
 
     def declarations(self, modules: "dict[str, Module]") -> str:
         """The .pxd, given all hot ``modules`` by name."""
-        imports = []
+        own = integer_constants(self.name, self._root)
+        imports = [f"cdef long long {name}" for name in sorted(own) if name.startswith("_")]
         known = set(self.types)
         for node in self.tree.body:
             if isinstance(node, ast.ImportFrom) and (other := modules.get(node.module or "")):

@@ -20,6 +20,7 @@ from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.transfer import transfer
 from pykvm.memory.ram import Ram
 from pykvm.native import NO_BYTES, Bytes
+from pykvm.virtio.spin import Signs
 
 
 class Engine(Protocol):
@@ -49,6 +50,13 @@ class Engine(Protocol):
         """The operations that are done, each returned once, in any order. Never blocks.
 
         Clears ``notifier`` first.
+        """
+        ...
+
+    def signs(self) -> Signs | None:
+        """What changes in memory when there may be completions; None: ask ``notifier``.
+
+        While operations execute; what is returned is up to date until the next call.
         """
         ...
 
@@ -139,6 +147,10 @@ class SyncEngine:
         done = self._done
         self._done = []
         return done
+
+    def signs(self) -> Signs | None:
+        """See :class:`Engine`."""
+        return None
 
     def stop(self) -> None:
         """See :class:`Engine`."""

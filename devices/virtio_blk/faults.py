@@ -29,6 +29,7 @@ from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.timer import Timer
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
+from pykvm.virtio.spin import Signs
 
 __all__ = ["Access", "Effect", "Fault", "FaultEngine", "FaultPlan", "FaultRule"]
 
@@ -175,6 +176,10 @@ class FaultEngine:
             part = self._parts.pop(operation, None)
             done.append(_whole(operation, *part) if part else operation)
         return done
+
+    def signs(self) -> Signs | None:
+        """See :class:`Engine`. What is delayed shows no sign."""
+        return None
 
     def stop(self) -> None:
         """See :class:`Engine`."""

@@ -26,7 +26,7 @@ import select
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from pykvm.devices.virtio_blk.constants import (
@@ -51,6 +51,8 @@ from pykvm.io_uring import (
 )
 from pykvm.memory.guest import address_of
 from pykvm.memory.ram import Ram
+from pykvm.native import NO_BYTES, U64, Bytes, Words64
+from pykvm.virtio.spin import Signs
 
 ENTRIES: Final = 256
 """Operations in the ring at once; others wait. No more are needed for any disk's full speed."""
@@ -65,8 +67,35 @@ _WATCH: Final = 0
 class IoUringEngine:
     """Executes operations through a ring. HostError where that cannot be made."""
 
-    def __init__(self, image: Image, ram: Ram, entries: int = ENTRIES) -> None:
-        self._ring = Ring(entries)
+    notifier: int
+    _ring: Ring
+    _threads: ThreadsEngine
+    _image: Image
+    _fd: int
+    _memory: Bytes
+    _base: U64
+    _direct: bool
+    _unaligned: int
+    _writes: bool
+    _waiting: deque[Operation]
+    _executing: list[Operation | None]
+    _free: list[int]
+    _done: list[Operation]
+    _watching: bool
+    _stopped: bool
+    _signs: Signs
+    _iovecs: Words64
+    _iovecs_at: U64
+    _iovecs_used: int
+
+    def __init__(
+        self,
+        image: Image,
+        ram: Ram,
+        entries: int = ENTRIES,
+        make_ring: Callable[[int], Ring] = Ring,
+    ) -> None:
+        self._ring = make_ring(entries)
         try:
             self._threads = ThreadsEngine(image, ram)
         except BaseException:
@@ -81,15 +110,17 @@ class IoUringEngine:
         self._direct = cache.direct
         self._unaligned = image.alignment - 1
         self._writes = not cache.direct or image.alignment <= SECTOR_SIZE
-        self._room = entries - 1  # one is for the watch
-        self._waiting: deque[Operation] = deque()
-        self._executing: dict[int, Operation] = {}
-        self._done: list[Operation] = []
-        self._tag = _WATCH
+        self._waiting = deque()
+        # By tag; the first is the watch's, for which there must be room too.
+        self._executing = [None] * entries
+        self._free = list(range(entries - 1, _WATCH, -1))
+        self._done = []
         self._watching = False
         self._stopped = False
-        self._iovecs = array("Q", bytes(16 * IOVECS))
-        self._iovecs_at = self._iovecs.buffer_info()[0]
+        self._signs = Signs(self._ring.shared, self._ring.arrivals_at, self._ring.summons_at)
+        iovecs = array("Q", bytes(16 * IOVECS))
+        self._iovecs = memoryview(iovecs)
+        self._iovecs_at = iovecs.buffer_info()[0]
         self._iovecs_used = 0
 
     def submit(self, operations: Sequence[Operation]) -> None:
@@ -108,29 +139,40 @@ class IoUringEngine:
     def completions(self) -> Sequence[Operation]:
         """See :class:`Engine`."""
         # Kept here until nothing can raise any more.
-        done, executing = self._done, self._executing
-        found = self._ring.reap()
-        now = time.monotonic_ns()
-        for tag, result, _ in found:
+        done, ring, threads = self._done, self._ring, self._threads
+        operation: Operation
+        count = ring.completed()
+        now = time.monotonic_ns() if count else 0
+        for _ in range(count):
+            tag = ring.take()
             if tag == _WATCH:
                 self._watching = False
                 continue
-            operation = executing.pop(tag)
+            operation = self._finish(tag)
+            result = ring.result
             if result >= 0:
                 operation.moved = result
-            elif -result in (errno.EINTR, errno.EAGAIN):
-                self._threads.submit((operation,))
+            elif result in (-errno.EINTR, -errno.EAGAIN):
+                threads.submit((operation,))
                 continue
             else:
                 operation.error = -result
             operation.finished_ns = now
             done.append(operation)
-        if not self._threads.idle and not self._watching:
-            done += self._threads.completions()
-        if self._waiting or self._ring.pending or not self._threads.idle:
+        others = not threads.idle
+        if others and not self._watching:
+            done += threads.completions()
+        if others or self._waiting or ring.pending:
             self._start()
         self._done = []
         return done
+
+    def signs(self) -> Signs | None:
+        """See :class:`Engine`."""
+        signs, ring = self._signs, self._ring
+        signs.first = ring.arrivals()
+        signs.second = ring.summons()
+        return signs
 
     def stop(self) -> None:
         """See :class:`Engine`."""
@@ -139,10 +181,25 @@ class IoUringEngine:
 
     def close(self) -> None:
         """See :class:`Engine`."""
-        left = [*self._done, *self._waiting, *self._executing]
+        left = len(self._done) + len(self._waiting) + self._under_way()
         assert not left, "completions were left behind"
         self._threads.close()
+        # Mappings can be closed once nobody looks at them.
+        self._memory = NO_BYTES
+        del self._signs
         self._ring.close()
+
+    def _under_way(self) -> int:
+        """How many operations the ring has."""
+        return len(self._executing) - 1 - len(self._free)
+
+    def _finish(self, tag: int) -> Operation:
+        """The operation that ``tag`` was for; the tag is free again."""
+        operation = self._executing[tag]
+        assert operation is not None, "the kernel completes what was submitted, once"
+        self._executing[tag] = None
+        self._free.append(tag)
+        return operation
 
     def _suits(self, operation: Operation) -> bool:
         """Is ``operation`` one for the ring?"""
@@ -164,7 +221,7 @@ class IoUringEngine:
         if self._stopped and waiting:
             threads.submit(waiting)  # which cancels it
             waiting.clear()
-        while waiting and len(self._executing) < self._room:
+        while waiting and self._free:
             if self._prepare(waiting[0]):
                 waiting.popleft()
             elif not self._enter():
@@ -173,7 +230,7 @@ class IoUringEngine:
             self._watching = True
             ring.prepare(IORING_OP_POLL_ADD, threads.notifier, 0, 0, 0, select.POLLIN, _WATCH)
         while ring.pending and not self._enter():
-            if len(self._executing) + self._watching > ring.pending:
+            if self._under_way() + self._watching > ring.pending:
                 return  # there will be a completion, and then another attempt
             time.sleep(_PATIENCE)
 
@@ -197,9 +254,9 @@ class IoUringEngine:
             length = count
         if operation.durable and kind == VIRTIO_BLK_T_OUT:
             flags = RWF_DSYNC
-        self._tag += 1
-        self._executing[self._tag] = operation
-        self._ring.prepare(opcode, self._fd, operation.offset, address, length, flags, self._tag)
+        tag: int = self._free.pop()
+        self._executing[tag] = operation
+        self._ring.prepare(opcode, self._fd, operation.offset, address, length, flags, tag)
         return True
 
     def _gather(self, operation: Operation) -> int:
@@ -225,7 +282,7 @@ class IoUringEngine:
                 if tag == _WATCH:
                     self._watching = False
                 else:
-                    operation = self._executing.pop(tag)
+                    operation = self._finish(tag)
                     operation.error = errno.EIO
                     operation.finished_ns = time.monotonic_ns()
                     self._done.append(operation)

@@ -103,8 +103,8 @@ class QueueService:
     def drain(self, watch_ns: int = 0) -> bool:
         """Serve what is available, at most the queue's size. True: call again, more is waiting.
 
-        If there is nothing left to do, watch the ring for up to ``watch_ns``
-        before asking the driver to notify.
+        If there is nothing left to do, watch the ring and the engine for up to
+        ``watch_ns`` before asking the driver to notify.
         When ``queue.error`` is set afterwards, the ring is beyond use.
         """
         if self._schedule.halted:
@@ -137,7 +137,7 @@ class QueueService:
         self._publish()
         if self._schedule.halted or self._stopping:
             return False
-        if watch_ns and not self._schedule.executing and queue.await_available(watch_ns):
+        if watch_ns and self._watch(watch_ns):
             return True
         return queue.enable_notifications()
 
@@ -204,6 +204,18 @@ class QueueService:
             finally:
                 for operation in left:  # after a bug: a reset must not wait for the others
                     schedule.abandon(operation)
+
+    def _watch(self, nanoseconds: int) -> bool:
+        """Is more waiting, or has been answered, before this time is over?"""
+        executing = self._schedule.executing
+        if not executing:
+            return self.queue.await_available(nanoseconds)
+        signs = self.engine.signs()
+        if signs is None:
+            return False
+        available = self.queue.await_available(nanoseconds, signs)
+        self.complete()
+        return available or self._schedule.executing != executing
 
     def _publish(self) -> None:
         if not self._stopping and self.queue.publish():

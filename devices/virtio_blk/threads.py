@@ -16,6 +16,7 @@ from pykvm.devices.virtio_blk.engine import SyncEngine
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.memory.ram import Ram
+from pykvm.virtio.spin import Signs
 
 WORKERS = 8
 
@@ -75,6 +76,10 @@ class ThreadsEngine:
                 done.append(self._done.popleft())
         self._executing -= len(done)
         return done
+
+    def signs(self) -> Signs | None:
+        """See :class:`Engine`."""
+        return None
 
     def stop(self) -> None:
         """See :class:`Engine`."""

@@ -23,6 +23,7 @@ from pykvm.devices.virtio_blk.constants import (
 )
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.memory.ram import Ram
+from pykvm.virtio.spin import Signs
 
 _NAMES = {VIRTIO_BLK_T_IN: "read", VIRTIO_BLK_T_OUT: "write", VIRTIO_BLK_T_FLUSH: "flush"}
 
@@ -144,6 +145,10 @@ class RecordingEngine:
         for operation in done:
             self._log.completed(operation, self._number, self._lent.pop(operation))
         return done
+
+    def signs(self) -> Signs | None:
+        """See :class:`Engine`."""
+        return self._inner.signs()
 
     def stop(self) -> None:
         """See :class:`Engine`."""

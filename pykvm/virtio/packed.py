@@ -42,7 +42,7 @@ from pykvm.virtio.constants import (
 )
 from pykvm.virtio.geometry import packed_ring_error
 from pykvm.virtio.queue import BROKEN, EMPTY, Virtqueue, no_fence, unaligned_table
-from pykvm.virtio.spin import changes
+from pykvm.virtio.spin import NO_SIGNS, Signs, changes
 
 WRAP = 1 << 15
 """Where a wrap counter is beside a position, in event suppression and in saved states."""
@@ -203,14 +203,14 @@ class PackedQueue(Virtqueue):
         self._fence()
         return self.await_available(0)
 
-    def await_available(self, nanoseconds: int) -> bool:
+    def await_available(self, nanoseconds: int, signs: Signs = NO_SIGNS) -> bool:
         """See Virtqueue."""
         if self.error:
             return False
         place = 4 * (self._desc + 2 * self._at) + 7
         flags = self._u16[place]
         if nanoseconds and not self._available(flags):
-            changes(self._u16, place, flags, nanoseconds)
+            changes(self._u16, place, flags, nanoseconds, signs)
             flags = self._u16[place]
         return self._available(flags)
 

@@ -62,6 +62,7 @@ from pykvm.virtio.constants import (
     VIRTIO_F_INDIRECT_DESC,
     VIRTQ_DESC_SIZE,
 )
+from pykvm.virtio.spin import NO_SIGNS, Signs
 
 EMPTY = -1
 """pop(): nothing more in this drain."""
@@ -181,8 +182,11 @@ class Virtqueue:
         """Ask the driver to notify from now on. True: more is waiting already, so drain again."""
         raise NotImplementedError
 
-    def await_available(self, nanoseconds: int) -> bool:
-        """Is more waiting, now or within this time? The driver is not asked to notify."""
+    def await_available(self, nanoseconds: int, signs: Signs = NO_SIGNS) -> bool:
+        """Is more waiting, now or within this time? The driver is not asked to notify.
+
+        Returns early, perhaps with False, when one of ``signs`` changes.
+        """
         raise NotImplementedError
 
     # -- state -------------------------------------------------------------

@@ -37,7 +37,7 @@ from pykvm.virtio.constants import (
 )
 from pykvm.virtio.geometry import ring_error
 from pykvm.virtio.queue import BROKEN, EMPTY, Virtqueue, no_fence, unaligned_table
-from pykvm.virtio.spin import changes
+from pykvm.virtio.spin import NO_SIGNS, Signs, changes
 
 
 class SplitQueue(Virtqueue):
@@ -168,9 +168,11 @@ class SplitQueue(Virtqueue):
         self._fence()
         return not self.error and self._u16[self._avail_idx] != self.last_avail
 
-    def await_available(self, nanoseconds: int) -> bool:
+    def await_available(self, nanoseconds: int, signs: Signs = NO_SIGNS) -> bool:
         """See Virtqueue."""
-        return not self.error and changes(self._u16, self._avail_idx, self.last_avail, nanoseconds)
+        return not self.error and changes(
+            self._u16, self._avail_idx, self.last_avail, nanoseconds, signs
+        )
 
     # -- state -------------------------------------------------------------
 

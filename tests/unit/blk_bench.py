@@ -172,6 +172,9 @@ class ScriptedEngine:
             self._script.executing -= len(done)
         return done
 
+    def signs(self) -> None:
+        return None
+
     def stop(self) -> None:
         self._script.stopped.set()
 

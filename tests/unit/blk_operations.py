@@ -70,6 +70,9 @@ class ManualEngine:
         done, self.done = self.done, []
         return done
 
+    def signs(self) -> None:
+        return None
+
     def stop(self) -> None:
         self.finish(errno.ECANCELED)
 

@@ -68,6 +68,9 @@ class SlowEngine:
             self.log.append(("end", operation.kind))
         os.eventfd_write(self.notifier, 1)
 
+    def signs(self) -> None:
+        return None
+
     def stop(self) -> None:
         pass
 

@@ -65,6 +65,7 @@ def test_without_io_uring_a_direct_one_has_threads(
     assert reason.endswith("and io_uring is not available: forbidden")
 
 
+@pytest.mark.interpreted
 def test_a_host_that_has_room_for_no_other_ring(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

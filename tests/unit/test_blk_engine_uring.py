@@ -39,43 +39,42 @@ PROBLEM = io_uring.problem()
 pytestmark = pytest.mark.skipif(bool(PROBLEM), reason=PROBLEM or "-")
 
 
-class Kernel:
-    """Between a ring and the kernel. ``asked`` are (opcode, flags) of the submissions.
+class Kernel(Ring):
+    """A ring that is looked at. ``asked`` are (opcode, flags) of the submissions.
 
-    ``enter`` may be replaced by what answers in place of the kernel; None lets
-    it answer. ``enters`` counts the system calls that submit.
+    ``instead`` answers in place of the kernel, with a number of submissions to
+    take or a negative errno; None lets it answer. ``enters`` counts the system
+    calls that submit, and ``taken`` the completions.
     """
 
-    def __init__(self, ring: Ring) -> None:
+    def __init__(self, entries: int) -> None:
+        super().__init__(entries)
         self.asked: list[tuple[int, int]] = []
         self.enters = 0
+        self.taken = 0
         self.instead: Callable[[int], int | None] = lambda to_submit: None
-        self.error = 0
-        self._enter, self._errno, self._prepare = ring._enter, ring._errno, ring.prepare
-        ring._enter, ring._errno = self.enter, self.errno
-        ring.prepare = self.prepare  # type: ignore[method-assign]
+        self.results: Iterator[int] = iter(())
 
     def prepare(
         self, opcode: int, fd: int, offset: int, address: int, length: int, flags: int, tag: int
     ) -> None:
         self.asked.append((opcode, flags))
-        self._prepare(opcode, fd, offset, address, length, flags, tag)
+        super().prepare(opcode, fd, offset, address, length, flags, tag)
 
-    def enter(self, fd: int, to_submit: int, least: int, flags: int) -> int:
+    def enter(self, to_submit: int, flags: int) -> int:
         if not to_submit:
-            return self._enter(fd, to_submit, least, flags)
+            return super().enter(to_submit, flags)
         self.enters += 1
-        self.error = 0
         answer = self.instead(to_submit)
         if answer is None:
-            return self._enter(fd, to_submit, least, flags)
-        if answer > 0:
-            return self._enter(fd, answer, least, flags)
-        self.error = -answer
-        return -1
+            return super().enter(to_submit, flags)
+        return super().enter(answer, flags) if answer > 0 else answer
 
-    def errno(self) -> int:
-        return self.error or self._errno()
+    def take(self) -> int:
+        self.taken += 1
+        tag = super().take()
+        self.result = next(self.results, self.result)
+        return tag
 
 
 @pytest.fixture
@@ -105,8 +104,14 @@ def make(path: Path, memory: GuestMemory) -> Iterator[Callable[..., Made]]:
             require_direct(path.parent)
         image = Image(path, cache=cache)
         image.alignment = alignment or image.alignment
-        made.append((IoUringEngine(image, memory.ram), image))
-        return made[-1][0], Kernel(made[-1][0]._ring)
+        kernels: list[Kernel] = []
+
+        def make_ring(entries: int) -> Kernel:
+            kernels.append(Kernel(entries))
+            return kernels[0]
+
+        made.append((IoUringEngine(image, memory.ram, make_ring=make_ring), image))
+        return made[-1][0], kernels[0]
 
     yield maker
     for engine, image in made:
@@ -212,24 +217,13 @@ def test_a_kernel_that_takes_nothing_for_a_while(
     assert [op.moved for op in batch] == [1024] * 10
 
 
-def test_a_kernel_that_wants_its_completions_reaped_first(
-    make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_that_wants_its_completions_taken_first(make: Callable[..., Made]) -> None:
     engine, kernel = make()
-    real = engine._ring.reap
-    reaped: list[int] = []
-
-    def reap() -> list[tuple[int, int, int]]:
-        found = real()
-        reaped.extend(tag for tag, _, _ in found)
-        return found
-
-    monkeypatch.setattr(engine._ring, "reap", reap)
     first = iter([4])
-    kernel.instead = lambda to_submit: next(first, None if reaped else -errno.EBUSY)
+    kernel.instead = lambda to_submit: next(first, None if kernel.taken else -errno.EBUSY)
     batch = [read(1024 * i) for i in range(10)]
     engine.submit(batch)
-    assert not reaped
+    assert not kernel.taken
     wait(engine, 10)
     assert [op.moved for op in batch] == [1024] * 10
 
@@ -272,13 +266,7 @@ def test_what_the_ring_did_not_wait_for_is_executed_by_a_thread(
     monkeypatch.setattr(threads, "SyncEngine", Slow)
     engine, kernel = make()
     kernel.instead = instead
-    real = engine._ring.reap
-    results = iter([-error])
-    monkeypatch.setattr(
-        engine._ring,
-        "reap",
-        lambda: [(tag, next(results, result), 0) for tag, result, _ in real()],
-    )
+    kernel.results = iter([-error])
     engine.submit([one := read()])
     wait(engine, 1)
     assert (one.error, one.moved) == (0, 1024)
@@ -325,6 +313,15 @@ def test_a_bug_in_a_thread_loses_nothing_of_the_ring(
 # -- the ring itself --------------------------------------------------------------
 
 
+def take_all(ring: Ring) -> list[int]:
+    """The tags of what is completed; all went well."""
+    tags = []
+    for _ in range(ring.completed()):
+        tags.append(ring.take())
+        assert ring.result == 0
+    return tags
+
+
 def test_a_ring_answers_each_submission_once_and_in_any_number() -> None:
     """Around the queues' ends, hundreds of times."""
     ring = Ring(8)
@@ -332,13 +329,13 @@ def test_a_ring_answers_each_submission_once_and_in_any_number() -> None:
     for count in [1, 3, 8, 5, 7, 2] * 50:
         tags = list(range(tag, tag + count))
         for tag in tags:
-            ring.prepare(NOP, -1, 0, 0, 0, 0, tag)
+            ring.prepare(NOP, 0, 0, 0, 0, 0, tag)
         ring.submit()
         assert ring.pending == 0
         assert readable(ring.fd)
-        assert ring.reap() == [(tag, 0, 0) for tag in tags]
+        assert take_all(ring) == tags
         assert not readable(ring.fd)
-        assert ring.reap() == []
+        assert take_all(ring) == []
         tag += 1
     ring.close()
 
@@ -346,15 +343,15 @@ def test_a_ring_answers_each_submission_once_and_in_any_number() -> None:
 def test_more_completions_than_the_queue_holds_are_not_lost() -> None:
     ring = Ring(4)
     for tag in range(40):
-        ring.prepare(NOP, -1, 0, 0, 0, 0, tag)
+        ring.prepare(NOP, 0, 0, 0, 0, 0, tag)
         if ring.pending == 4:
             ring.submit()
     found: list[int] = []
     while readable(ring.fd):
-        found += [tag for tag, _, _ in ring.reap()]
+        found += take_all(ring)
     while ring.pending:
         ring.submit()
-        found += [tag for tag, _, _ in ring.reap()]
+        found += take_all(ring)
     assert sorted(found) == list(range(40))
     ring.close()
 
@@ -362,12 +359,12 @@ def test_more_completions_than_the_queue_holds_are_not_lost() -> None:
 def test_what_is_taken_back_is_not_executed(path: Path) -> None:
     ring = Ring(4)
     for tag in (7, 8, 9):
-        ring.prepare(NOP, -1, 0, 0, 0, 0, tag)
+        ring.prepare(NOP, 0, 0, 0, 0, 0, tag)
     assert sorted(ring.take_back()) == [7, 8, 9]
     ring.submit()
     assert not readable(ring.fd)
-    ring.prepare(NOP, -1, 0, 0, 0, 0, 10)
+    ring.prepare(NOP, 0, 0, 0, 0, 0, 10)
     ring.submit()
     assert readable(ring.fd, PATIENCE_MS)
-    assert ring.reap() == [(10, 0, 0)]
+    assert take_all(ring) == [10]
     ring.close()

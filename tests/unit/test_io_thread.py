@@ -133,6 +133,9 @@ class WorkerEngine:
             self._script.executing -= len(done)
         return done
 
+    def signs(self) -> None:
+        return None
+
     def stop(self) -> None:
         with self._state:
             self._stopped = True
