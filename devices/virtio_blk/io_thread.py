@@ -30,6 +30,9 @@ from pykvm.threads import run_on, show_thread_name
 DRAINS = 64
 """How often a ring that has no others beside it is drained between two looks at anything else:
 some milliseconds of work at most."""
+PATIENCE = 4
+"""A disk's answer may take so many times ``poll_max_ns`` and be watched for: a driver's next
+request comes after some µs or not at all, but no disk is as quick as that."""
 
 
 class IoThread:
@@ -54,6 +57,7 @@ class IoThread:
         """:meth:`start` lets it serve ``services``.
 
         ``poll_max_ns``: the longest to watch a ring before sleeping, if it is the only one.
+        What executes is watched for :data:`PATIENCE` times as long.
         ``cpus``: the host's CPUs that it may run on; none: any.
         """
         self._services = tuple(services)
@@ -61,7 +65,8 @@ class IoThread:
         self._on_failure = on_failure
         self._cpus = cpus
         alone = len(self._services) == 1
-        self._polling = AdaptivePolling(poll_max_ns if alone else 0)
+        self._for_driver = AdaptivePolling(poll_max_ns if alone else 0)
+        self._for_engine = AdaptivePolling(PATIENCE * poll_max_ns if alone else 0)
         self._drains = DRAINS if alone else 1
         # Guards what follows, and tells who waits that _halting, _quiet or _ended has changed.
         self._state = threading.Condition()
@@ -179,9 +184,11 @@ class IoThread:
     def _events(self, sleep: bool) -> list[tuple[int, int]]:
         if not sleep:
             return self._epoll.poll(0)
+        idle = all(service.idle for service in self._services)
+        awaited = self._for_driver if idle else self._for_engine
         began = time.monotonic_ns()
         events = self._epoll.poll()
-        self._polling.slept(time.monotonic_ns() - began)
+        awaited.slept(time.monotonic_ns() - began)
         return events
 
     def _drain(self, service: QueueService) -> bool:
@@ -189,7 +196,8 @@ class IoThread:
 
         A driver that refills its ring for ever cannot keep the thread from its other duties.
         """
-        return all(service.drain(self._polling.now_ns) for _ in range(self._drains))
+        driver, engine = self._for_driver.now_ns, self._for_engine.now_ns
+        return all(service.drain(driver, engine) for _ in range(self._drains))
 
     def _obey(self, waiting: set[QueueService]) -> bool:
         """Halt or resume the services as wanted; whether the rings may be looked at."""

@@ -35,6 +35,7 @@ from pykvm.devices.virtio_blk.options import CacheMode
 from pykvm.devices.virtio_blk.sector_map import SectorMap
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
+from pykvm.virtio.spin import Signs
 
 MOST_PARTS: Final = 64
 """A read in more parts comes back short: a guest decides how many there are."""
@@ -179,6 +180,10 @@ class OverlayEngine:
         for operation in self._below.completions():
             self._collect(operation, done)
         return done
+
+    def signs(self) -> Signs | None:
+        """See :class:`Engine`. One of two engines would not do."""
+        return None
 
     def stop(self) -> None:
         """See :class:`Engine`."""

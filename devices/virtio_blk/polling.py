@@ -1,4 +1,4 @@
-"""How long to watch a ring before sleeping until the driver's next notification. Pure."""
+"""How long to watch memory for what is awaited before sleeping until its notification. Pure."""
 
 from typing import Final
 
@@ -7,7 +7,7 @@ FIRST_NS: Final = 4000
 
 
 class AdaptivePolling:
-    """Grows while a little more watching would have spared a sleep, and gives up when it would not.
+    """Watches for as long as would have spared the last sleep, if that is within the limit.
 
     A sleep and the wake-up cost the driver some 10 to 20 µs and the host a
     context switch, so watching for about as long is worth it while requests
@@ -22,7 +22,8 @@ class AdaptivePolling:
 
     def slept(self, nanoseconds: int) -> None:
         """There was a sleep of this length, after watching in vain."""
-        if nanoseconds > self._most_ns:
+        enough = self.now_ns + nanoseconds
+        if enough > self._most_ns:
             self.now_ns = 0
         else:
-            self.now_ns = min(self._most_ns, max(FIRST_NS, 2 * self.now_ns))
+            self.now_ns = min(self._most_ns, max(FIRST_NS, enough))

@@ -100,11 +100,12 @@ class QueueService:
         """The engine executes nothing."""
         return not self._schedule.executing
 
-    def drain(self, watch_ns: int = 0) -> bool:
+    def drain(self, driver_ns: int = 0, engine_ns: int = 0) -> bool:
         """Serve what is available, at most the queue's size. True: call again, more is waiting.
 
-        If there is nothing left to do, watch the ring and the engine for up to
-        ``watch_ns`` before asking the driver to notify.
+        If there is nothing left to do, wait for the driver's next request for
+        up to ``driver_ns`` before asking it to notify; or, while operations
+        execute, for that or a result for up to ``engine_ns``.
         When ``queue.error`` is set afterwards, the ring is beyond use.
         """
         if self._schedule.halted:
@@ -137,7 +138,7 @@ class QueueService:
         self._publish()
         if self._schedule.halted or self._stopping:
             return False
-        if watch_ns and self._watch(watch_ns):
+        if self._watch(driver_ns, engine_ns):
             return True
         return queue.enable_notifications()
 
@@ -205,15 +206,15 @@ class QueueService:
                 for operation in left:  # after a bug: a reset must not wait for the others
                     schedule.abandon(operation)
 
-    def _watch(self, nanoseconds: int) -> bool:
-        """Is more waiting, or has been answered, before this time is over?"""
+    def _watch(self, driver_ns: int, engine_ns: int) -> bool:
+        """Wait as :meth:`drain` says; has anything come of it?"""
         executing = self._schedule.executing
         if not executing:
-            return self.queue.await_available(nanoseconds)
-        signs = self.engine.signs()
+            return driver_ns > 0 and self.queue.await_available(driver_ns)
+        signs = self.engine.signs() if engine_ns else None
         if signs is None:
             return False
-        available = self.queue.await_available(nanoseconds, signs)
+        available = self.queue.await_available(engine_ns, signs)
         self.complete()
         return available or self._schedule.executing != executing
 

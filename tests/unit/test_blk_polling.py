@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.devices.virtio_blk import DiskOptions, Image, VirtioBlk
+from pykvm import io_uring
+from pykvm.devices.virtio_blk import DiskOptions, EngineKind, Image, VirtioBlk, choose
 from pykvm.devices.virtio_blk.polling import FIRST_NS, AdaptivePolling
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
@@ -19,18 +20,21 @@ from pykvm.virtio import spin
 SECOND = 1_000_000_000
 
 
-def test_watching_grows_while_sleeps_are_short() -> None:
+def test_watching_takes_as_long_as_would_have_spared_the_sleep() -> None:
     polling = AdaptivePolling(20_000)
     seen = []
-    for _ in range(5):
-        polling.slept(15_000)
+    for sleep in (1000, 6000, 10_000, 1000, 500):
+        polling.slept(sleep)
         seen.append(polling.now_ns)
-    assert seen == [4000, 8000, 16_000, 20_000, 20_000]
+    assert seen == [4000, 10_000, 20_000, 0, 4000]
 
 
 def test_a_long_sleep_ends_watching() -> None:
     polling = AdaptivePolling(20_000)
-    polling.slept(1000)
+    polling.slept(20_000)
+    assert polling.now_ns == 20_000
+    polling.slept(1)
+    assert polling.now_ns == 0
     polling.slept(20_001)
     assert polling.now_ns == 0
 
@@ -50,6 +54,34 @@ def test_a_change_is_seen_at_once() -> None:
     assert not spin.changes(words, 2, 7, 1000)
 
 
+def test_signs_end_the_wait_without_being_what_was_awaited() -> None:
+    ring = memoryview(bytearray(8)).cast("H")
+    shared = memoryview(bytearray(8)).cast("H")
+    signs = spin.Signs(shared, 1, 3)
+    for place in (1, 3):
+        shared[place] = 1
+        assert not spin.changes(ring, 0, 0, SECOND * 3600, signs)
+        shared[place] = 0
+    ring[0] = 1
+    assert spin.changes(ring, 0, 0, SECOND * 3600, signs)
+
+
+@pytest.mark.skipif(bool(io_uring.problem()), reason=io_uring.problem() or "-")
+def test_a_ring_shows_signs_of_its_completions() -> None:
+    ring = io_uring.Ring(4)
+    for _ in range(10):
+        before = ring.arrivals()
+        assert ring.shared[ring.arrivals_at] == before
+        ring.prepare(0, 0, 0, 0, 0, 0, 1)
+        ring.submit()
+        assert ring.completed() == 1
+        assert ring.shared[ring.arrivals_at] != before
+        ring.take()
+        assert ring.shared[ring.arrivals_at] == ring.arrivals()
+        assert ring.shared[ring.summons_at] == ring.summons()
+    ring.close()
+
+
 def test_a_queue_knows_what_is_waiting() -> None:
     driver = MockDriver(Ram.flat(1 << 20), size=8)
     queue = driver.device_queue()
@@ -61,11 +93,15 @@ def test_a_queue_knows_what_is_waiting() -> None:
     assert not queue.await_available(0)
 
 
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[VirtioBlk]:
+@pytest.fixture(params=[EngineKind.SYNC, EngineKind.IO_URING, EngineKind.THREADS])
+def device(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[VirtioBlk]:
+    if request.param is EngineKind.IO_URING and (problem := io_uring.problem()):
+        pytest.skip(problem)
     path = tmp_path / "disk"
     path.write_bytes(bytes(4096))
-    made = VirtioBlk(Image(path), DiskOptions(poll_max_ns=1_000_000))
+    image = Image(path)
+    engine = choose(image, request.param).make
+    made = VirtioBlk(image, DiskOptions(poll_max_ns=1_000_000), engine=engine)
     yield made
     made.close()
 
