@@ -5,14 +5,18 @@ module          what it knows
 ==============  =============================================================
 ``constants``   the specification's numbers
 ``config``      the configuration space
+``features``    feature bits, block sizes, and what the space says of them (pure)
 ``options``     what a user can choose; errors as announced
 ``request``     descriptor chain → request: framing, validation (pure)
+``ranges``      … its ranges, if it is a discard or writes zeroes (pure)
 ``operation``   what an engine executes (pure)
 ``merge``       which requests of one drain go together: the merge policies (pure)
 ``plan``        requests of one drain → operations: merged ones, pieces (pure)
 ``order``       what must wait for what among operations (pure)
 ``schedule``    requests until their results: second attempts, stop, resume (pure)
 ``engine``      operations → system calls: the contract, and the simplest
+``range_io``    … discards and zeroes
+``allocation``  what the host can do about a range: free its space, make it zeros
 ``threads``     an engine of several threads
 ``io_uring``    an engine on io_uring
 ``engines``     which of them a disk gets
@@ -44,6 +48,8 @@ from pykvm.devices.virtio_blk.engines import EngineChoice, choose
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.options import (
     CacheMode,
+    DetectZeroes,
+    DiscardMode,
     DiskOptions,
     EngineKind,
     ErrorAction,
@@ -55,6 +61,8 @@ from pykvm.devices.virtio_blk.stats import Stats
 
 __all__ = [
     "CacheMode",
+    "DetectZeroes",
+    "DiscardMode",
     "DiskOptions",
     "Engine",
     "EngineChoice",

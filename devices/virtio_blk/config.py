@@ -2,16 +2,29 @@
 
 from struct import pack_into
 
-CONFIG_SIZE = 60
-"""Up to and with write_zeroes_may_unmap and its padding; nothing behind it is offered."""
+CONFIG_SIZE = 72
+"""All that virtio 1.2 has; the fields of SECURE_ERASE, at the end, stay 0."""
 
 FIELDS: dict[str, tuple[int, str]] = {
     "capacity": (0, "<Q"),
     "size_max": (8, "<I"),
     "seg_max": (12, "<I"),
+    "cylinders": (16, "<H"),
+    "heads": (18, "B"),
+    "sectors": (19, "B"),
     "blk_size": (20, "<I"),
+    "physical_block_exp": (24, "B"),
+    "alignment_offset": (25, "B"),
+    "min_io_size": (26, "<H"),
+    "opt_io_size": (28, "<I"),
     "writeback": (32, "B"),
     "num_queues": (34, "<H"),
+    "max_discard_sectors": (36, "<I"),
+    "max_discard_seg": (40, "<I"),
+    "discard_sector_alignment": (44, "<I"),
+    "max_write_zeroes_sectors": (48, "<I"),
+    "max_write_zeroes_seg": (52, "<I"),
+    "write_zeroes_may_unmap": (56, "B"),
 }
 """Name → (offset, struct format) of the fields that this device fills in."""
 

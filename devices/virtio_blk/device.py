@@ -7,19 +7,15 @@ from typing import TYPE_CHECKING, Final
 
 from pykvm.devices.virtio_blk.config import FIELDS, ConfigSpace
 from pykvm.devices.virtio_blk.constants import (
+    OPERATION_NAMES,
     SECTOR_SIZE,
     VIRTIO_BLK_F_BLK_SIZE,
     VIRTIO_BLK_F_CONFIG_WCE,
     VIRTIO_BLK_F_FLUSH,
-    VIRTIO_BLK_F_MQ,
-    VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_SIZE_MAX,
-    VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT,
 )
 from pykvm.devices.virtio_blk.engine import Engine, EngineFactory, SyncEngine
+from pykvm.devices.virtio_blk.features import Blocks, accepted, describe, offered
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.io_threads import IoThreads
 from pykvm.devices.virtio_blk.options import (
@@ -44,8 +40,6 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.trace import DiskTrace
 
 DEFAULTS: Final = DiskOptions()
-
-_OPERATIONS = {VIRTIO_BLK_T_IN: "read", VIRTIO_BLK_T_OUT: "write", VIRTIO_BLK_T_FLUSH: "flush"}
 
 
 class VirtioBlk:
@@ -77,6 +71,8 @@ class VirtioBlk:
     ) -> None:
         """The disk is read-only if ``image`` is. ``trace`` is told of each step.
 
+        UsageError if the image cannot be a disk with these ``options``.
+
         Called in the I/O threads, and not to call back: ``on_error`` with each
         failure, before anything comes of it; if its action is STOP the device
         is halted from then on, and its owner is to stop the guest.
@@ -87,11 +83,8 @@ class VirtioBlk:
         self.failure: BaseException | None = None
         self._options = options
         self._limits = Limits(requests=options.merge_max, bytes=image.max_transfer)
-        self._policies = {
-            VIRTIO_BLK_T_IN: options.rerror,
-            VIRTIO_BLK_T_OUT: options.werror,
-            VIRTIO_BLK_T_FLUSH: options.werror,
-        }
+        self._blocks = Blocks.choose(options, image.blocks, image.alignment)
+        _check_size(image, self._blocks)
         self._engine_factory = engine
         self._on_error = on_error
         self._on_failure = on_failure or _report
@@ -105,27 +98,15 @@ class VirtioBlk:
         self._lock = threading.Lock()
         self._config = ConfigSpace()
         self._config.set("capacity", image.capacity)
-        # Header and status need descriptors too (where there are no indirect ones).
-        self._config.set("seg_max", options.seg_max or options.queue_size - 2)
-        self._config.set("size_max", options.size_max)
-        self._config.set("blk_size", SECTOR_SIZE)
+        describe(self._config, options, self._blocks, image.allocation.zeros_free_space)
         self._config.set("num_queues", options.num_queues)
         self._set_writeback(image.cache.writeback)
 
     @property
     def features(self) -> int:
         """See VirtioDevice."""
-        return (
-            VIRTIO_F_INDIRECT_DESC
-            | VIRTIO_F_EVENT_IDX
-            | VIRTIO_BLK_F_SEG_MAX
-            | VIRTIO_BLK_F_BLK_SIZE
-            | VIRTIO_BLK_F_FLUSH
-            | VIRTIO_BLK_F_CONFIG_WCE
-            | (VIRTIO_BLK_F_SIZE_MAX if self._options.size_max else 0)
-            | (VIRTIO_BLK_F_RO if self.image.readonly else 0)
-            | (VIRTIO_BLK_F_MQ if self._options.num_queues > 1 else 0)
-        )
+        device = offered(self._options, self.image.readonly)
+        return VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | device
 
     @property
     def queue_sizes(self) -> Sequence[int]:
@@ -187,6 +168,9 @@ class VirtioBlk:
                 self.image.capacity,
                 self.image.readonly,
                 self._options.serial.encode("ascii"),
+                # A driver that does not know of larger blocks cannot be asked for them.
+                self._blocks.logical if self._features & VIRTIO_BLK_F_BLK_SIZE else SECTOR_SIZE,
+                accepted(self._options, self._features),
             )
         services = [
             self._service(activation, index, parser)
@@ -252,7 +236,7 @@ class VirtioBlk:
                     f"the disk {self.image.path} cannot shrink while its guest runs",
                     "stop the guest, shrink the disk, and let the guest go on",
                 )
-            self.image.resize(size)
+            self.image.resize(size, self._blocks.logical)
             if self._parser is not None:
                 self._parser.capacity = self.image.capacity
             self._config.set("capacity", self.image.capacity)
@@ -299,7 +283,8 @@ class VirtioBlk:
         return not (flushes and self._writeback) and self.image.cache.syncs
 
     def _decide(self, request: Request) -> ErrorAction:
-        policy = self._policies[request.type]
+        options = self._options
+        policy = options.rerror if request.type == VIRTIO_BLK_T_IN else options.werror
         if policy is ErrorPolicy.ENOSPC:
             full = request.error == errno.ENOSPC
             action = ErrorAction.STOP if full else ErrorAction.REPORT
@@ -308,7 +293,7 @@ class VirtioBlk:
         if action is ErrorAction.STOP:
             assert self._threads is not None, "only an active device has requests"
             self._threads.halt()
-        name = _OPERATIONS[request.type]
+        name = OPERATION_NAMES[request.type]
         self._on_error(IoError(name, request.sector, request.length, request.error, action))
         return action
 
@@ -322,6 +307,16 @@ class VirtioBlk:
         self.failure = error
         self._broken(f"a bug in the virtio-blk device: {error!r}")
         self._on_failure(error)
+
+
+def _check_size(image: Image, blocks: Blocks) -> None:
+    """UsageError if the image has not whole blocks."""
+    if image.size % blocks.logical:
+        raise UsageError(
+            f"the disk image {image.path} cannot have logical blocks of {blocks.logical} bytes: "
+            f"its size, {image.size} bytes, is not a multiple",
+            f"use logical-block-size=512, or pad it: truncate -s %{blocks.logical} {image.path}",
+        )
 
 
 def _report(error: BaseException) -> None:

@@ -12,7 +12,7 @@ block first reads what the rest of that block holds, and writes it back::
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE, VIRTIO_BLK_T_OUT
@@ -22,6 +22,8 @@ from pykvm.memory.guest import address_of
 from pykvm.memory.ram import Ram
 
 BOUNCE_SIZE = 1 << 20
+
+_Piece = Callable[[memoryview, list[memoryview], int, int, int], int]
 
 
 class DirectIo:
@@ -47,10 +49,17 @@ class DirectIo:
             with self._writing:
                 if self._aligned(operation):
                     return os.pwritev(self._fd, operation.views(self._bytes), operation.offset)
-                return self._bounce(operation)
+                return self._bounce(self._write, operation.views(self._bytes), operation.offset)
         if self._aligned(operation):
             return os.preadv(self._fd, operation.views(self._bytes), operation.offset)
-        return self._bounce(operation)
+        return self._bounce(self._read, operation.views(self._bytes), operation.offset)
+
+    def write(self, data: memoryview, offset: int) -> int:
+        """Write ``data``, which begins with a page, at byte ``offset``; the bytes that went."""
+        with self._writing:
+            if not (offset | len(data)) & (self._block - 1):
+                return os.pwrite(self._fd, data, offset)
+            return self._bounce(self._write, [data], offset)
 
     def close(self) -> None:
         """Free the bounce buffer."""
@@ -63,20 +72,19 @@ class DirectIo:
             bits |= (base + offsets[index]) | lengths[index]
         return not bits & (self._block - 1)
 
-    def _bounce(self, operation: Operation) -> int:
+    def _bounce(self, piece: _Piece, segments: list[memoryview], offset: int) -> int:
         """As many pieces as it takes; until one comes back short."""
         self.bounced += 1
         if self._buffer is None:
             self._buffer = memoryview(mmap.mmap(-1, max(BOUNCE_SIZE, self._block)))
         buffer = self._buffer
-        piece = self._write if operation.kind == VIRTIO_BLK_T_OUT else self._read
-        segments = operation.views(self._bytes)
+        length = sum(map(len, segments))
         segments.reverse()
         moved = 0
-        while moved < operation.length:
-            at = operation.offset + moved
+        while moved < length:
+            at = offset + moved
             head = at % self._block
-            wanted = min(operation.length - moved, len(buffer) - head)
+            wanted = min(length - moved, len(buffer) - head)
             done = piece(buffer, segments, at - head, head, wanted)
             moved += done
             if done < wanted:

@@ -11,12 +11,12 @@ from typing import Protocol
 
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.devices.virtio_blk.direct import DirectIo
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.range_io import RangeIo
 from pykvm.devices.virtio_blk.transfer import transfer
 from pykvm.memory.ram import Ram
 from pykvm.native import NO_BYTES, Bytes
@@ -78,7 +78,7 @@ EngineFactory = Callable[[Image, Ram], Engine]
 
 
 class SyncEngine:
-    """Executes each operation at submission, with preadv, pwritev and fdatasync.
+    """Executes each operation at submission, with preadv, pwritev, fdatasync and :class:`RangeIo`.
 
     On an image with O_DIRECT through :class:`DirectIo`.
     The best choice for files in the page cache, where the system call is the
@@ -92,6 +92,7 @@ class SyncEngine:
     _done: list[Operation]
     _stopped: bool
     _direct: DirectIo | None
+    _ranges: RangeIo
 
     def __init__(self, image: Image, ram: Ram) -> None:
         self.notifier = -1
@@ -101,6 +102,7 @@ class SyncEngine:
         self._done = []
         self._stopped = False
         self._direct = DirectIo(image, ram) if image.cache.direct else None
+        self._ranges = RangeIo(image, self._direct)
 
     def submit(self, operations: Sequence[Operation]) -> None:
         """See :class:`Engine`."""
@@ -110,11 +112,12 @@ class SyncEngine:
             kind = operation.kind
             if self._stopped:
                 operation.error = errno.ECANCELED
+            elif kind <= VIRTIO_BLK_T_OUT:
+                self._move(operation, kind == VIRTIO_BLK_T_OUT)
             elif kind == VIRTIO_BLK_T_FLUSH:
                 operation.error = self._image.sync()
             else:
-                assert kind in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT), "the parser knows more"
-                self._move(operation, kind == VIRTIO_BLK_T_OUT)
+                self._ranges.execute(operation)
             operation.finished_ns = now()
         self._done.extend(operations)
 
@@ -155,6 +158,7 @@ class SyncEngine:
     def stop(self) -> None:
         """See :class:`Engine`."""
         self._stopped = True
+        self._ranges.stop()
 
     def close(self) -> None:
         """See :class:`Engine`."""

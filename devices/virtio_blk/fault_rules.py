@@ -22,27 +22,21 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeGuard
 
-from pykvm.devices.virtio_blk.constants import (
-    SECTOR_SHIFT,
-    VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT,
-)
+from pykvm.devices.virtio_blk.constants import OPERATION_NAMES, SECTOR_SHIFT
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.errors import UsageError
 
-OPERATIONS = ("any", "read", "write", "flush")
+OPERATIONS = ("any", *OPERATION_NAMES.values())
 MAX_SECTOR = (1 << 55) - 1
 MAX_COUNT = (1 << 63) - 1
 MAX_DELAY_MS = 3_600_000
 
-_NAMES = {VIRTIO_BLK_T_IN: "read", VIRTIO_BLK_T_OUT: "write", VIRTIO_BLK_T_FLUSH: "flush"}
 _ERRNOS = {name: number for name, number in vars(errnos).items() if name.startswith("E")}
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """An operation as rules see it: ``"read"``, ``"write"`` or ``"flush"``, and its sectors.
+    """An operation as rules see it: a name such as ``"read"``, and its sectors.
 
     A flush has no sectors. One that begins or ends within a sector touches it.
     """
@@ -56,7 +50,7 @@ class Access:
         """What ``operation`` is about to do."""
         first = operation.offset >> SECTOR_SHIFT
         end = operation.offset + operation.length + (1 << SECTOR_SHIFT) - 1 >> SECTOR_SHIFT
-        name = _NAMES[operation.kind]
+        name = OPERATION_NAMES[operation.kind]
         return cls(name, first, end - first) if operation.length else cls(name, 0, 0)
 
 
@@ -65,9 +59,10 @@ class Effect:
     """What happens to an operation; one thing or several.
 
     ``delay_ms``: it starts that many milliseconds later. ``short``: at most
-    that many bytes are read or written. ``errno``, a name such as ``"EIO"`` or
-    a number: it fails, after the ``short`` bytes if these are given, else
-    without doing anything. UsageError if a value makes no sense.
+    that many bytes are read, written, discarded or made zeros. ``errno``, a
+    name such as ``"EIO"`` or a number: it fails, after the ``short`` bytes if
+    these are given, else without doing anything. UsageError if a value makes no
+    sense.
     """
 
     errno: str | int = 0

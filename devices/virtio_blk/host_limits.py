@@ -1,4 +1,4 @@
-"""What the host asks of one transfer: its alignment, and how large it may be."""
+"""What the host asks of one transfer: its alignment, and how large it may be; and its blocks."""
 
 import errno
 import fcntl
@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
 
@@ -16,6 +17,37 @@ MAX_TRANSFER = 0x7FFFF000
 # ioctls of block devices (linux/fs.h).
 _BLKSECTGET = 0x1267
 _BLKSSZGET = 0x1268
+_BLKIOMIN = 0x1278
+_BLKIOOPT = 0x1279
+_BLKALIGNOFF = 0x127A
+_BLKPBSZGET = 0x127B
+
+
+class HostBlocks(NamedTuple):
+    """What is good for a file or block device, in bytes; 0: nobody knows.
+
+    ``logical`` and ``physical`` blocks, where the first ``aligned`` physical
+    one begins, the ``minimum`` and ``optimal`` transfer, and the
+    ``granularity`` with which space is given back.
+    """
+
+    logical: int
+    physical: int
+    aligned: int
+    minimum: int
+    optimal: int
+    granularity: int
+
+
+def host_blocks(fd: int) -> HostBlocks:
+    """What the host says of a block device; for a file, what its filesystem says of space."""
+    status = os.fstat(fd)
+    if not stat.S_ISBLK(status.st_mode):
+        return HostBlocks(SECTOR_SIZE, 0, 0, 0, 0, status.st_blksize)
+    asked = (_BLKPBSZGET, _BLKALIGNOFF, _BLKIOMIN, _BLKIOOPT)
+    physical, aligned, minimum, optimal = (max(_get_int(fd, request), 0) for request in asked)
+    granularity = _queue_limit(status.st_rdev, "discard_granularity")
+    return HostBlocks(block_size(fd), physical, aligned, minimum, optimal, granularity)
 
 
 def max_transfer(fd: int) -> int:
@@ -23,7 +55,7 @@ def max_transfer(fd: int) -> int:
     if not stat.S_ISBLK(os.fstat(fd).st_mode):
         return MAX_TRANSFER
     (sectors,) = struct.unpack("H", fcntl.ioctl(fd, _BLKSECTGET, bytes(2)))
-    block = _block_size(fd)
+    block = block_size(fd)
     return max(int(sectors) * SECTOR_SIZE // block, 1) * block
 
 
@@ -38,8 +70,8 @@ def direct_alignment(fd: int) -> int:
     """
     status = os.fstat(fd)
     if stat.S_ISBLK(status.st_mode):
-        return _block_size(fd)
-    below = _block_size_below(status.st_dev)
+        return block_size(fd)
+    below = _queue_limit(status.st_dev, "logical_block_size")
     alignment = SECTOR_SIZE
     while alignment <= mmap.PAGESIZE:
         if alignment >= below and _reads(fd, alignment):
@@ -59,18 +91,23 @@ def _reads(fd: int, alignment: int) -> bool:
         return True
 
 
-def _block_size(fd: int) -> int:
-    (size,) = struct.unpack("i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))
-    return int(size)
+def block_size(fd: int) -> int:
+    """The logical block size of a block device."""
+    return _get_int(fd, _BLKSSZGET)
 
 
-def _block_size_below(device: int) -> int:
-    """The logical block size of a filesystem's device, by its number; 0 if nobody knows."""
+def _get_int(fd: int, request: int) -> int:
+    (value,) = struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))
+    return int(value)
+
+
+def _queue_limit(device: int, name: str) -> int:
+    """A limit of a block device's queue, by the device's number; 0 if nobody knows."""
     number = f"{os.major(device)}:{os.minor(device)}"
     folder = Path("/sys/dev/block", number).resolve()
     for owner in (folder, folder.parent):  # a partition has no queue of its own
         try:
-            return int(owner.joinpath("queue/logical_block_size").read_text())
+            return int(owner.joinpath("queue", name).read_text())
         except (OSError, ValueError):
             continue
     return 0

@@ -15,8 +15,9 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from pykvm.devices.virtio_blk.allocation import Allocation
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
-from pykvm.devices.virtio_blk.host_limits import direct_alignment, max_transfer
+from pykvm.devices.virtio_blk.host_limits import direct_alignment, host_blocks, max_transfer
 from pykvm.devices.virtio_blk.lock import lock
 from pykvm.devices.virtio_blk.options import CacheMode
 from pykvm.errors import UsageError
@@ -40,6 +41,7 @@ class Image:
     ``max_transfer`` is the most that one system call moves, in bytes;
     ``alignment`` (bytes) what its disk offset, and each segment's address and
     length, must be multiples of, 1 unless the cache mode asks for O_DIRECT;
+    ``blocks`` what is good for it, and ``allocation`` what can be done about its space;
     ``notice`` is a sentence for the user, or "". ``sync_error`` is the errno
     of the sync after which none succeeds any more, or 0.
 
@@ -65,6 +67,8 @@ class Image:
             self.size = _size(self.path, self.fd)
             self.max_transfer = max_transfer(self.fd)
             self.alignment = _alignment(self.path, self.fd, self.size, cache)
+            self.blocks = host_blocks(self.fd)
+            self.allocation = Allocation(self.fd)
             lock(self.fd, self.path, readonly)
             self.notice = _notice(self.path, self.fd, self.alignment)
         except BaseException:
@@ -103,15 +107,15 @@ class Image:
                 return failed
             return 0
 
-    def resize(self, size: int) -> None:
-        """Give the file ``size`` bytes; a block device has that size already. UsageError.
+    def resize(self, size: int, block: int = SECTOR_SIZE) -> None:
+        """Give the file ``size`` bytes, whole blocks; a block device has them. UsageError.
 
         What is added reads as zeros. Whoever uses the image sees to it that
         nothing beyond the smaller size is under way.
         """
         if self.readonly:
             raise UsageError(f"the disk image {self.path} is read-only and keeps its size")
-        unit = max(SECTOR_SIZE, self.alignment)
+        unit = max(block, self.alignment)
         if size % unit or not 0 < size <= MAX_SIZE:
             raise UsageError(
                 f"the disk image {self.path} cannot have {size} bytes",

@@ -31,6 +31,7 @@ from typing import Final
 
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SIZE,
+    VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
@@ -205,6 +206,8 @@ class IoUringEngine:
         """Is ``operation`` one for the ring?"""
         if operation.kind == VIRTIO_BLK_T_FLUSH:
             return self._direct and not self._image.readonly
+        if operation.kind >= VIRTIO_BLK_T_DISCARD:
+            return False
         if not self._direct:
             return operation.kind == VIRTIO_BLK_T_IN or not operation.durable
         if operation.kind != VIRTIO_BLK_T_IN and not self._writes:

@@ -48,8 +48,8 @@ def sequential(requests: Sequence[Request], limits: Limits) -> Runs:
     """Neighbours in the list that are neighbours on the disk; ``requests`` are in any order.
 
     A request that does not continue a run ends it, so none waits for another
-    that has nothing to do with it. One that exceeds the limits by itself, and
-    a flush, is alone.
+    that has nothing to do with it. One that exceeds the limits by itself, a
+    flush, a discard and one that writes zeroes are alone.
     """
     most_requests, most_segments, most_bytes = limits.requests, limits.segments, limits.bytes
     runs: Runs = []
@@ -89,7 +89,7 @@ def sorted_window(requests: Sequence[Request], limits: Limits) -> Runs:
     """Up to ``limits.requests`` of one direction at a time, sorted by sector.
 
     A flush ends a window of writes. A write that overlaps one of the window
-    ends it too.
+    ends it too, and a discard or one that writes zeroes ends any.
     """
     runs: Runs = []
     window = _Window()
@@ -118,7 +118,7 @@ def sorted_batch(requests: Sequence[Request], limits: Limits) -> Runs:
 
     Reads are alone and go ahead of the writes collected so far, unless they
     overlap one of them: then, as with a write that does, these go first. A
-    flush ends the batch.
+    flush, a discard and one that writes zeroes end the batch.
     """
     runs: Runs = []
     batch = _Window()

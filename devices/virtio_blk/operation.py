@@ -16,12 +16,13 @@ class Operation:
     another on the disk: ``length`` bytes from byte ``offset``. The data is in
     ``ram.bytes[offsets[i] : offsets[i] + lengths[i]]`` for i from ``first`` up
     to, not including, ``last``, in at most as many segments and bytes as one
-    system call takes. ``durable``: a write is done only when it is on stable
-    storage. ``left``: so many bytes of its one member, up to that one's end, are
+    system call takes. A DISCARD or WRITE_ZEROES has no data; ``unmap`` says
+    whether its space may be freed. ``durable``: a write is done only when it is
+    on stable storage. ``left``: so many bytes of its one member, up to that one's end, are
     not planned yet, and will be when this operation is done.
 
     The engine sets ``error``, an errno or 0; ``moved``, the bytes that it read
-    or wrote, which may be fewer than ``length`` without an error; and
+    or wrote (or discarded, or made zeros), which may be fewer than ``length`` without an error; and
     ``finished_ns`` (time.monotonic_ns). ``waits`` counts the operations that
     must be done before this one starts, and ``followers`` are those that wait
     for this one.
@@ -35,6 +36,7 @@ class Operation:
     lengths: Longs
     first: int
     last: int
+    unmap: bool
     durable: bool
     left: int
     error: int
@@ -57,6 +59,7 @@ class Operation:
         self.lengths = _NONE
         self.first = 0
         self.last = 0
+        self.unmap = False
         self.durable = False
         self.left = 0
         self.error = 0
@@ -87,6 +90,7 @@ class Operation:
         assert 0 <= start <= start + length <= source.length, "only what is there can be clipped"
         self.members[:] = source.members
         self.kind = source.kind
+        self.unmap = source.unmap
         self.durable = source.durable
         self.offset = source.offset + start
         self.length = length

@@ -21,6 +21,20 @@ SEG_MAX: Final = range(1, 1 << 16)
 """``seg-max``: data segments in one request."""
 SIZE_MAX: Final = range(512, 1 << 32)
 """``size-max``: bytes in one segment."""
+LOGICAL_BLOCK_SIZE: Final = range(512, 4097)
+"""``logical_block_size``: bytes; Linux as a guest takes no more."""
+PHYSICAL_BLOCK_SIZE: Final = range(512, (2 << 20) + 1)
+"""``physical_block_size``: bytes."""
+IO_SIZE: Final = range((1 << 30) + 1)
+"""``min_io_size``, ``opt_io_size`` and ``discard_granularity``: bytes."""
+CYLS: Final = range(1, 1 << 16)
+"""``cyls``: cylinders."""
+HEADS: Final = range(1, 256)
+"""``heads``"""
+SECS: Final = range(1, 256)
+"""``secs``: sectors in a track."""
+LIFETIME: Final = (range(4), range(12), range(12))
+"""``lifetime``: pre_eol_info, device_lifetime_est_typ_a and _b (§5.2.6)."""
 
 
 class MergePolicy(Enum):
@@ -79,6 +93,28 @@ class EngineKind(Enum):
     """The host's kernel, any number of operations at a time."""
 
 
+class DiscardMode(Enum):
+    """What becomes of the guest's discards (``discard=``)."""
+
+    UNMAP = "unmap"
+    """The host gets the space back, if it can take it."""
+    IGNORE = "ignore"
+    """Nothing; they succeed."""
+    OFF = "off"
+    """The guest is offered none."""
+
+
+class DetectZeroes(Enum):
+    """What becomes of writes whose data are zeros (``detect-zeroes=``)."""
+
+    OFF = "off"
+    """Nobody looks."""
+    ON = "on"
+    """The host makes zeros, without data."""
+    UNMAP = "unmap"
+    """… and may free the space."""
+
+
 class ErrorPolicy(Enum):
     """What becomes of a request that the host could not carry out (``rerror=``, ``werror=``)."""
 
@@ -104,8 +140,9 @@ class ErrorAction(Enum):
 class IoError:
     """A request that the host could not carry out, announced once for each time it fails.
 
-    ``operation`` is ``"read"``, ``"write"`` or ``"flush"``, ``sector`` and
-    ``length`` (bytes) are the request's, ``errno`` is the host's error.
+    ``operation`` is one of OPERATION_NAMES, such as ``"read"``. ``sector`` and
+    ``length`` (bytes) are the request's: where its first range begins, and the
+    length of all. ``errno`` is the host's error.
     """
 
     operation: str
@@ -123,11 +160,21 @@ class DiskOptions:
     ``queue_size``: descriptors, a power of 2 from 4 to 1024. ``num_queues``: 1
     to 64, dealt out in turn to ``iothreads`` threads, 0 for one each; these run
     on the CPUs of the host that ``cpu_affinity`` has, on any if it is empty.
-    ``seg_max`` and ``size_max`` (bytes) tell the driver how many data segments a request may
-    have, 0 for what the queue holds, and how large each may be, 0 for any
-    size; they are not enforced. ``poll_max_ns``: the longest to watch a ring
-    before sleeping (compiled form only). ``rerror`` and ``werror`` (flushes
-    too) say what becomes of a request that the host cannot carry out.
+    ``seg_max`` and ``size_max`` (bytes) tell the driver how many data segments
+    a request may have, 0 for what the queue holds and None to say nothing, and
+    how large each may be, 0 for any size; they are not enforced.
+    ``poll_max_ns``: the longest to watch a ring before sleeping (compiled form
+    only). ``rerror``, and ``werror`` for all but reads, say what becomes of a
+    request that the host cannot carry out.
+
+    ``discard``, ``write_zeroes`` and ``detect_zeroes``: how space is given
+    back. ``logical_block_size`` and ``physical_block_size`` (powers of 2),
+    ``min_io_size``, ``opt_io_size`` and ``discard_granularity`` (multiples of
+    the former) are bytes, 0 for what suits the image. ``cyls``, ``heads`` and
+    ``secs``: a geometry, if there is to be one. ``lifetime``: what GET_LIFETIME
+    answers (pre_eol_info, device_lifetime_est_typ_a and _b), if anything.
+    ``flush``, ``config_wce``, ``blk_size`` and ``topology``: False to offer
+    none of it.
     """
 
     serial: str = ""
@@ -135,13 +182,29 @@ class DiskOptions:
     num_queues: int = 1
     iothreads: int = 0
     cpu_affinity: frozenset[int] = frozenset()
-    seg_max: int = 0
+    seg_max: int | None = 0
     size_max: int = 0
     merge: MergePolicy = MergePolicy.SEQUENTIAL
     merge_max: int = 32
     poll_max_ns: int = POLL_NS
     rerror: ErrorPolicy = ErrorPolicy.REPORT
     werror: ErrorPolicy = ErrorPolicy.ENOSPC
+    discard: DiscardMode = DiscardMode.UNMAP
+    write_zeroes: bool = True
+    detect_zeroes: DetectZeroes = DetectZeroes.OFF
+    logical_block_size: int = 0
+    physical_block_size: int = 0
+    min_io_size: int = 0
+    opt_io_size: int = 0
+    discard_granularity: int = 0
+    cyls: int = 0
+    heads: int = 0
+    secs: int = 0
+    lifetime: tuple[int, int, int] | None = None
+    flush: bool = True
+    config_wce: bool = True
+    blk_size: bool = True
+    topology: bool = True
 
     def __post_init__(self) -> None:
         _check_serial(self.serial)
@@ -162,6 +225,36 @@ class DiskOptions:
             _check("seg-max", self.seg_max, SEG_MAX)
         if self.size_max:
             _check("size-max", self.size_max, SIZE_MAX)
+        self._check_blocks()
+        if self.cyls or self.heads or self.secs:
+            _check("cyls", self.cyls, CYLS)
+            _check("heads", self.heads, HEADS)
+            _check("secs", self.secs, SECS)
+        if self.lifetime is not None:
+            for value, allowed in zip(self.lifetime, LIFETIME, strict=True):
+                _check("lifetime", value, allowed)
+        if self.detect_zeroes is DetectZeroes.UNMAP and self.discard is not DiscardMode.UNMAP:
+            raise UsageError(
+                f"detect-zeroes=unmap cannot be with discard={self.discard.value}",
+                "use detect-zeroes=on, or discard=unmap",
+            )
+
+    def _check_blocks(self) -> None:
+        """What can be said of them without the image."""
+        for name, value, allowed in (
+            ("logical_block_size", self.logical_block_size, LOGICAL_BLOCK_SIZE),
+            ("physical_block_size", self.physical_block_size, PHYSICAL_BLOCK_SIZE),
+        ):
+            if value:
+                _check(name, value, allowed)
+                if value & (value - 1):
+                    raise UsageError(f"{name} cannot be {value}", "use a power of 2")
+        for name, value in (
+            ("min_io_size", self.min_io_size),
+            ("opt_io_size", self.opt_io_size),
+            ("discard_granularity", self.discard_granularity),
+        ):
+            _check(name, value, IO_SIZE)
 
 
 def _queues(number: int) -> str:

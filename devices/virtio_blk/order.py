@@ -1,7 +1,7 @@
 """What must wait for what among the operations of one queue. Pure.
 
 - A flush starts when every write queued before it in the same queue is done,
-  whichever drain that came from.
+  whichever drain that came from. A discard is a write here, and so are zeroes.
 - Two operations of one drain whose requests overlap, one of them a write, run
   in the order of the plan. (So do all the others, if there are very many.)
   Across drains virtio leaves the order open.
@@ -16,8 +16,9 @@ from typing import Final
 
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SHIFT,
+    VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_IN,
 )
 from pykvm.devices.virtio_blk.operation import Operation
 
@@ -43,7 +44,7 @@ def order(operations: Sequence[Operation], unfinished: Iterable[Operation]) -> l
         if kind == VIRTIO_BLK_T_FLUSH:
             flushes = True
             continue
-        writes = writes or kind == VIRTIO_BLK_T_OUT
+        writes = writes or kind != VIRTIO_BLK_T_IN
         apart = apart and operation.offset >= end
         end = operation.offset + operation.length + operation.left
     # Mostly there are no writes, or each operation is behind the one before it.
@@ -73,15 +74,16 @@ def _follow(operation: Operation, predecessor: Operation) -> None:
 
 
 def _order_flushes(operations: Sequence[Operation], unfinished: Iterable[Operation]) -> None:
-    earlier = [op for op in unfinished if op.kind == VIRTIO_BLK_T_OUT]
+    reads = (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_FLUSH)
+    earlier = [op for op in unfinished if op.kind not in reads]
     for operation in operations:
-        if operation.kind == VIRTIO_BLK_T_OUT:
-            earlier.append(operation)
-        elif operation.kind == VIRTIO_BLK_T_FLUSH:
+        if operation.kind == VIRTIO_BLK_T_FLUSH:
             for predecessor in earlier:
                 _follow(operation, predecessor)
             # The next flush need not wait for these writes one by one again.
             earlier = [operation]
+        elif operation.kind != VIRTIO_BLK_T_IN:
+            earlier.append(operation)
 
 
 def _overlapping(operations: Sequence[Operation]) -> bool:
@@ -104,16 +106,16 @@ def _order_all(operations: Sequence[Operation]) -> None:
 def _order_overlaps(operations: Sequence[Operation]) -> None:
     """Quadratic, for at most MANY, and only for drivers that ask for it.
 
-    A piece stands for its whole request: when one piece is to be tried again
+    A piece or range stands for its whole request: when one is to be tried again
     after a stop, all are, and what overlaps them must not have run meanwhile.
     """
     extents = [_extent(operation) for operation in operations]
     for index, operation in enumerate(operations):
         start, end = extents[index]
-        writes = operation.kind == VIRTIO_BLK_T_OUT
+        writes = operation.kind != VIRTIO_BLK_T_IN
         for other, (other_start, other_end) in zip(operations[:index], extents, strict=False):
             if (
-                (writes or other.kind == VIRTIO_BLK_T_OUT)
+                (writes or other.kind != VIRTIO_BLK_T_IN)
                 and other_start < end
                 and start < other_end
                 and other.members[0] is not operation.members[0]
@@ -122,9 +124,17 @@ def _order_overlaps(operations: Sequence[Operation]) -> None:
 
 
 def _extent(operation: Operation) -> tuple[int, int]:
-    """The bytes of the disk that the members of ``operation`` are for: first, and behind last."""
+    """The bytes of the disk that the members of ``operation`` are for: first, and behind last.
+
+    For several ranges, with what is between them.
+    """
     if len(operation.members) > 1:
         return operation.offset, operation.offset + operation.length
     request = operation.members[0]
+    if request.type >= VIRTIO_BLK_T_DISCARD:
+        ranges = request.ranges
+        starts = [ranges[index] for index in range(0, len(ranges), 3)]
+        ends = [ranges[index] + ranges[index + 1] for index in range(0, len(ranges), 3)]
+        return min(starts), max(ends)
     start = request.sector << SECTOR_SHIFT
     return start, start + request.length

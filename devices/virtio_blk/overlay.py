@@ -25,6 +25,7 @@ from typing import Final
 
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SHIFT,
+    SECTOR_SIZE,
     VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_IN,
 )
@@ -70,16 +71,17 @@ class Snapshot(Image):
         self.path = base.path
         self.notice = base.notice
         self.max_transfer = min(self.max_transfer, base.max_transfer)
+        self.blocks = base.blocks
         self._base = base
         self._written = SectorMap(base.capacity)
         self._lock = threading.Lock()
 
-    def resize(self, size: int) -> None:
+    def resize(self, size: int, block: int = SECTOR_SIZE) -> None:
         """See Image; the image below keeps its size.
 
         What the disk has lost once is zeros when it grows again.
         """
-        super().resize(size)
+        super().resize(size, block)
         self._written.end = min(self._written.end, self.capacity)
 
     def close(self) -> None:

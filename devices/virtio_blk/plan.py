@@ -5,12 +5,17 @@ the same bytes and the same results as executing the requests one after
 another; :mod:`pykvm.devices.virtio_blk.order` says which of them may run side
 by side. Which requests share an operation, :mod:`pykvm.devices.virtio_blk.merge`
 says; one that is too large for an operation gets several, and its next ones
-when the last of these is done.
+when the last of these is done. Ranges to discard or to make zeros have one
+operation each, all of a request's at once.
 """
 
 from collections.abc import Callable, Sequence
 
-from pykvm.devices.virtio_blk.constants import SECTOR_SHIFT, SECTOR_SIZE
+from pykvm.devices.virtio_blk.constants import (
+    SECTOR_SHIFT,
+    SECTOR_SIZE,
+    VIRTIO_BLK_T_DISCARD,
+)
 from pykvm.devices.virtio_blk.merge import Limits, Runs, sequential, sorted_batch, sorted_window
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.options import MergePolicy
@@ -107,7 +112,10 @@ class Planner:
         return made
 
     def _single(self, request: Request, made: list[Operation]) -> None:
-        """Append the operation for ``request`` alone, or those for its first pieces."""
+        """Append the operation for ``request`` alone, or those for its first pieces or ranges."""
+        if request.type >= VIRTIO_BLK_T_DISCARD:
+            self._ranges(request, made)
+            return
         operation = self._whole(request)
         segments = operation.last - operation.first
         if operation.length > self._most_bytes or segments > self._most_segments:
@@ -129,6 +137,17 @@ class Planner:
         operation.last = request.last
         operation.durable = self.durable
         return operation
+
+    def _ranges(self, request: Request, made: list[Operation]) -> None:
+        """Append an operation for each range of a DISCARD or WRITE_ZEROES."""
+        ranges = request.ranges
+        request.pending = len(ranges) // 3
+        for index in range(0, len(ranges), 3):
+            operation = self._whole(request)
+            operation.offset = ranges[index]
+            operation.length = ranges[index + 1]
+            operation.unmap = ranges[index + 2] != 0
+            made.append(operation)
 
     def _merged(self, run: Sequence[Request]) -> Operation:
         """One operation for ``run``, neighbours on the disk and within the limits."""

@@ -17,21 +17,33 @@ no device-writable byte, or the last one is not guest RAM      used length 0
 (no place for a status)
 -------------------------------------------------------------  ------------------
 fewer than 16 device-readable bytes; a descriptor of the       VIRTIO_BLK_S_IOERR
-header or of the data is not guest RAM; data not a multiple
-of 512; sectors outside the disk; OUT on a read-only disk;
-readable after writable descriptors; more than 2^32 bytes
+header or of the data is not guest RAM; sector or data not of
+whole blocks; sectors outside the disk; OUT on a read-only
+disk; readable after writable descriptors; more than 2^32
+bytes
 -------------------------------------------------------------  ------------------
 a type that this device does not know, the legacy SCSI and     VIRTIO_BLK_S_UNSUPP
-barrier types among them: types are compared as a whole
+barrier types among them: types are compared as a whole; one
+whose feature was not negotiated (DISCARD, WRITE_ZEROES,
+GET_LIFETIME); segments of DISCARD or WRITE_ZEROES with an
+unknown flag, or of DISCARD with unmap
 =============================================================  ==================
 
-Nothing of such a request is executed. IN and OUT without any data succeed if
+The segments of DISCARD and WRITE_ZEROES are ranges of the disk. They are
+copied once. VIRTIO_BLK_S_IOERR is the answer to none of them, more than
+MAX_RANGES, data that is not a multiple of their size, and a range of more than
+MAX_SECTORS, outside the disk or not of whole blocks. One without sectors
+asks for nothing. Ranges may overlap.
+
+Nothing of a refused request is executed. IN and OUT without any data succeed if
 the sector is not past the end. FLUSH is accepted on read-only disks, and its
 sector and data are ignored. Device-readable data of IN and device-writable
-data of OUT are ignored. GET_ID fills as much of its 20 bytes as fits.
+data of OUT, DISCARD and WRITE_ZEROES are ignored. GET_ID fills as much of its
+20 bytes as fits, GET_LIFETIME of its 6.
 """
 
 from struct import Struct
+from typing import Final, NamedTuple
 
 from pykvm.devices.virtio_blk.constants import (
     HEADER_SIZE,
@@ -41,11 +53,15 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
     VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_GET_LIFETIME,
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
 )
+from pykvm.devices.virtio_blk.ranges import MAX_RANGES, RANGE_SIZE, read_ranges
 from pykvm.memory.ram import Ram
 from pykvm.native import U64, Bytes, Longs, Words32, Words64, longs
 from pykvm.virtio.chain import DescriptorChain
@@ -57,6 +73,23 @@ _HEADER = Struct("<IIQ")
 _NONE = longs(())
 
 
+class Accepted(NamedTuple):
+    """What a parser accepts besides reads, writes, flushes and GET_ID.
+
+    ``discards`` and ``zeroes``: DISCARD and WRITE_ZEROES, which were
+    negotiated. ``unmaps``: either may free space; without it a discard does
+    nothing. ``lifetime``: the answer to GET_LIFETIME, or empty.
+    """
+
+    discards: bool = False
+    zeroes: bool = False
+    unmaps: bool = True
+    lifetime: bytes = b""
+
+
+NOTHING_MORE: Final = Accepted()
+
+
 class Request:
     """One request, parsed. Preallocated per head; valid until that head is pushed.
 
@@ -64,7 +97,10 @@ class Request:
     (bytes) what it reads or writes: within the disk, once it was accepted.
     Its data lies at ``ram.bytes[offsets[i] : offsets[i] + lengths[i]]`` for i
     from ``first`` up to, not including, ``last``; the lengths sum up to
-    ``length``. ``status_offset`` is where the status byte goes, or -1.
+    ``length``. A DISCARD or WRITE_ZEROES has no data but ``ranges``: byte
+    offset, length and unmap (0 or 1) of each, one after another; ``length`` is
+    their sum and ``sector`` where the first one begins.
+    ``status_offset`` is where the status byte goes, or -1.
     ``status`` is the answer once it is known and ``used_length`` the bytes
     written to the chain, status included.
 
@@ -81,6 +117,7 @@ class Request:
     lengths: Longs
     first: int
     last: int
+    ranges: Longs
     status_offset: int
     status: int
     used_length: int
@@ -98,6 +135,7 @@ class Request:
         self.lengths = _NONE
         self.first = 0
         self.last = 0
+        self.ranges = _NONE
         self.status_offset = -1
         self.status = VIRTIO_BLK_S_OK
         self.used_length = 0
@@ -116,16 +154,30 @@ class RequestParser:
     capacity: U64
     _readonly: bool
     _id: bytes
+    _accepted: Accepted
+    _block_mask: int
+    _sector_mask: U64
     _bytes: Bytes
     _words32: Words32
     _words64: Words64
 
-    def __init__(self, ram: Ram, capacity: int, readonly: bool, serial: bytes) -> None:
-        """``serial``: what GET_ID answers, at most 20 bytes."""
+    def __init__(
+        self,
+        ram: Ram,
+        capacity: int,
+        readonly: bool,
+        serial: bytes,
+        block_size: int = SECTOR_SIZE,
+        accepted: Accepted = NOTHING_MORE,
+    ) -> None:
+        """``serial``: what GET_ID answers, at most 20 bytes. ``block_size``: a power of 2."""
         assert len(serial) <= VIRTIO_BLK_ID_BYTES, "the caller checks the serial"
         self.capacity = capacity
         self._readonly = readonly
         self._id = serial.ljust(VIRTIO_BLK_ID_BYTES, b"\0")
+        self._accepted = accepted
+        self._block_mask = block_size - 1
+        self._sector_mask = (block_size >> SECTOR_SHIFT) - 1
         self._bytes = ram.bytes
         self._words32 = ram.u32
         self._words64 = ram.u64
@@ -185,12 +237,17 @@ class RequestParser:
             return self._accept(request, sector, chain.readable_bytes - HEADER_SIZE)
         request.first = out_last
         request.last = in_last
-        return self._other(request, kind)
+        return self._other(request, out_first, chain.readable_bytes - HEADER_SIZE)
 
     def _accept(self, request: Request, sector: U64, length: int) -> bool:
         capacity: U64 = self.capacity
         # The subtraction cannot underflow, where an addition could overflow in compiled form.
-        if length % SECTOR_SIZE or sector > capacity or length >> SECTOR_SHIFT > capacity - sector:
+        if (
+            length & self._block_mask
+            or sector & self._sector_mask
+            or sector > capacity
+            or length >> SECTOR_SHIFT > capacity - sector
+        ):
             return self._refuse(request, VIRTIO_BLK_S_IOERR)
         offsets = request.offsets
         for index in range(request.first, request.last):
@@ -202,18 +259,59 @@ class RequestParser:
             return self._answer(request, 0)
         return True
 
-    def _other(self, request: Request, kind: int) -> bool:
+    def _other(self, request: Request, out_first: int, length: int) -> bool:
+        """Neither IN nor OUT; ``length`` bytes of readable data, whose first segment is given."""
+        kind = request.type
+        if kind in (VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES):
+            request.last = request.first
+            request.first = out_first
+            return self._ranges(request, length)
         if kind == VIRTIO_BLK_T_FLUSH:
             request.sector = 0
             request.length = 0
             request.last = request.first
             return True
         if kind == VIRTIO_BLK_T_GET_ID:
-            return self._get_id(request)
+            return self._reply(request, self._id)
+        if kind == VIRTIO_BLK_T_GET_LIFETIME and self._accepted.lifetime:
+            return self._reply(request, self._accepted.lifetime)
         return self._refuse(request, VIRTIO_BLK_S_UNSUPP)
 
-    def _get_id(self, request: Request) -> bool:
-        rest = self._id
+    def _ranges(self, request: Request, length: int) -> bool:
+        """Accept a DISCARD or WRITE_ZEROES whose segments are ``length`` bytes of data."""
+        accepted = self._accepted
+        discard = request.type == VIRTIO_BLK_T_DISCARD
+        if not (accepted.discards if discard else accepted.zeroes):
+            return self._refuse(request, VIRTIO_BLK_S_UNSUPP)
+        if length % RANGE_SIZE or not 0 < length <= MAX_RANGES * RANGE_SIZE:
+            return self._refuse(request, VIRTIO_BLK_S_IOERR)
+        data = self._copy(request)
+        if len(data) < length:
+            return self._refuse(request, VIRTIO_BLK_S_IOERR)
+        block = self._sector_mask + 1
+        ranges = read_ranges(data, discard, accepted.unmaps, self.capacity, block)
+        if ranges.status != VIRTIO_BLK_S_OK:
+            return self._refuse(request, ranges.status)
+        request.first = request.last = 0
+        request.ranges = extents = ranges.extents
+        request.sector = extents[0] >> SECTOR_SHIFT if ranges.length else 0
+        request.length = ranges.length
+        if not ranges.length or (discard and not accepted.unmaps):
+            return self._answer(request, 0)
+        return True
+
+    def _copy(self, request: Request) -> bytes:
+        """The request's data, or less if not all of it is in guest RAM."""
+        data = b""
+        for index in range(request.first, request.last):
+            offset = request.offsets[index]
+            if offset < 0:
+                break
+            data += bytes(self._bytes[offset : offset + request.lengths[index]])
+        return data
+
+    def _reply(self, request: Request, answer: bytes) -> bool:
+        rest = answer
         for index in range(request.first, request.last):
             offset = request.offsets[index]
             if offset < 0:
@@ -224,7 +322,7 @@ class RequestParser:
             rest = rest[len(piece) :]
             if not rest:
                 break
-        return self._answer(request, VIRTIO_BLK_ID_BYTES - len(rest))
+        return self._answer(request, len(answer) - len(rest))
 
     def _reframe(self, chain: DescriptorChain, request: Request) -> bytes:
         """The header's bytes; data segments in ``request``, those of OUT up to its ``last``.

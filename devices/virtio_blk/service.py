@@ -16,9 +16,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pykvm.devices.virtio_blk.constants import (
+    OPERATION_NAMES,
     VIRTIO_BLK_S_OK,
     VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT,
 )
 from pykvm.devices.virtio_blk.engine import Engine
 from pykvm.devices.virtio_blk.operation import Operation
@@ -240,8 +240,8 @@ class QueueService:
             self._trace.refused(request, now_ns)
         if request.status != VIRTIO_BLK_S_OK:
             self._stats.invalid(request.type, now_ns)
-        elif request.type in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT):
-            self._stats.done(request.type, 0, 0, now_ns)
+        elif request.type in OPERATION_NAMES:
+            self._stats.done(request.type, request.length, 0, now_ns)
         if request.status_offset >= 0:
             self._bytes[request.status_offset] = request.status
         self.queue.push(request.head, request.used_length)

@@ -8,6 +8,9 @@ guest got wrong as invalid; neither adds bytes or time. What is tried again
 after the VM was stopped counts when it is answered, and what a reset drops
 counts nowhere. k requests made one operation add k - 1 to ``rd_merged`` or
 ``wr_merged`` when they are first taken from the ring, whatever becomes of them.
+
+``unmap`` are discards, as in QEMU. What writes zeroes has counters of its own
+(``zero``), where QEMU counts a write: no data came from the guest.
 """
 
 import time
@@ -15,9 +18,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pykvm.devices.virtio_blk.constants import (
+    VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
 )
 from pykvm.devices.virtio_blk.histogram import Histogram
 
@@ -37,11 +42,21 @@ CLASSIC: Final = (
 
 COUNTERS: Final = (
     *CLASSIC,
+    "unmap_bytes",
+    "unmap_operations",
+    "unmap_total_time_ns",
+    "zero_bytes",
+    "zero_operations",
+    "zero_total_time_ns",
     "failed_rd_operations",
     "failed_wr_operations",
     "failed_flush_operations",
+    "failed_unmap_operations",
+    "failed_zero_operations",
     "invalid_rd_operations",
     "invalid_wr_operations",
+    "invalid_unmap_operations",
+    "invalid_zero_operations",
     "invalid_other_operations",
 )
 
@@ -64,15 +79,27 @@ class Stats:
     flush_total_time_ns: int
     rd_merged: int
     wr_merged: int
+    unmap_bytes: int
+    unmap_operations: int
+    unmap_total_time_ns: int
+    zero_bytes: int
+    zero_operations: int
+    zero_total_time_ns: int
     failed_rd_operations: int
     failed_wr_operations: int
     failed_flush_operations: int
+    failed_unmap_operations: int
+    failed_zero_operations: int
     invalid_rd_operations: int
     invalid_wr_operations: int
+    invalid_unmap_operations: int
+    invalid_zero_operations: int
     invalid_other_operations: int
     _rd_latency: Histogram
     _wr_latency: Histogram
     _flush_latency: Histogram
+    _unmap_latency: Histogram
+    _zero_latency: Histogram
     _last_ns: int
 
     def __init__(self) -> None:
@@ -86,19 +113,31 @@ class Stats:
         self.flush_total_time_ns = 0
         self.rd_merged = 0
         self.wr_merged = 0
+        self.unmap_bytes = 0
+        self.unmap_operations = 0
+        self.unmap_total_time_ns = 0
+        self.zero_bytes = 0
+        self.zero_operations = 0
+        self.zero_total_time_ns = 0
         self.failed_rd_operations = 0
         self.failed_wr_operations = 0
         self.failed_flush_operations = 0
+        self.failed_unmap_operations = 0
+        self.failed_zero_operations = 0
         self.invalid_rd_operations = 0
         self.invalid_wr_operations = 0
+        self.invalid_unmap_operations = 0
+        self.invalid_zero_operations = 0
         self.invalid_other_operations = 0
         self._rd_latency = Histogram()
         self._wr_latency = Histogram()
         self._flush_latency = Histogram()
+        self._unmap_latency = Histogram()
+        self._zero_latency = Histogram()
         self._last_ns = time.monotonic_ns()
 
     def done(self, kind: int, length: int, elapsed_ns: int, now_ns: int) -> None:
-        """A request of type ``kind`` (IN, OUT or FLUSH) with ``length`` bytes succeeded."""
+        """A request of type ``kind`` for ``length`` bytes succeeded."""
         self._last_ns = now_ns
         if kind == VIRTIO_BLK_T_IN:
             self.rd_bytes += length
@@ -114,6 +153,16 @@ class Stats:
             self.flush_operations += 1
             self.flush_total_time_ns += elapsed_ns
             self._flush_latency.add(elapsed_ns)
+        elif kind == VIRTIO_BLK_T_DISCARD:
+            self.unmap_bytes += length
+            self.unmap_operations += 1
+            self.unmap_total_time_ns += elapsed_ns
+            self._unmap_latency.add(elapsed_ns)
+        elif kind == VIRTIO_BLK_T_WRITE_ZEROES:
+            self.zero_bytes += length
+            self.zero_operations += 1
+            self.zero_total_time_ns += elapsed_ns
+            self._zero_latency.add(elapsed_ns)
 
     def merged(self, kind: int, joined: int) -> None:
         """``joined`` + 1 requests of type ``kind`` (IN or OUT) were made one operation."""
@@ -123,14 +172,18 @@ class Stats:
             self.wr_merged += joined
 
     def failed(self, kind: int, now_ns: int) -> None:
-        """The host could not carry out a request of type ``kind`` (IN, OUT or FLUSH)."""
+        """The host could not carry out a request of type ``kind``."""
         self._last_ns = now_ns
         if kind == VIRTIO_BLK_T_IN:
             self.failed_rd_operations += 1
         elif kind == VIRTIO_BLK_T_OUT:
             self.failed_wr_operations += 1
-        else:
+        elif kind == VIRTIO_BLK_T_FLUSH:
             self.failed_flush_operations += 1
+        elif kind == VIRTIO_BLK_T_DISCARD:
+            self.failed_unmap_operations += 1
+        else:
+            self.failed_zero_operations += 1
 
     def invalid(self, kind: int, now_ns: int) -> None:
         """The guest sent a request that no disk could carry out."""
@@ -139,6 +192,10 @@ class Stats:
             self.invalid_rd_operations += 1
         elif kind == VIRTIO_BLK_T_OUT:
             self.invalid_wr_operations += 1
+        elif kind == VIRTIO_BLK_T_DISCARD:
+            self.invalid_unmap_operations += 1
+        elif kind == VIRTIO_BLK_T_WRITE_ZEROES:
+            self.invalid_zero_operations += 1
         else:
             self.invalid_other_operations += 1
 
@@ -152,6 +209,8 @@ class Stats:
             whole._rd_latency.add_all(part._rd_latency)
             whole._wr_latency.add_all(part._wr_latency)
             whole._flush_latency.add_all(part._flush_latency)
+            whole._unmap_latency.add_all(part._unmap_latency)
+            whole._zero_latency.add_all(part._zero_latency)
         whole._last_ns = max(part._last_ns for part in parts)
         return whole
 
@@ -169,7 +228,7 @@ class Stats:
         return counts
 
     def histogram(self, operation: str) -> Histogram:
-        """The times of the requests for ``operation`` that succeeded: read, write or flush.
+        """The times of the requests for ``operation``, one of OPERATION_NAMES, that succeeded.
 
         They add up to ``rd_total_time_ns`` and so on.
         """
@@ -177,6 +236,8 @@ class Stats:
             "read": self._rd_latency,
             "write": self._wr_latency,
             "flush": self._flush_latency,
+            "discard": self._unmap_latency,
+            "write-zeroes": self._zero_latency,
         }[operation]
 
     def histograms(self) -> dict[str, dict[str, list[int]]]:
@@ -185,6 +246,8 @@ class Stats:
             "rd_latency_histogram": self._rd_latency.as_dict(),
             "wr_latency_histogram": self._wr_latency.as_dict(),
             "flush_latency_histogram": self._flush_latency.as_dict(),
+            "unmap_latency_histogram": self._unmap_latency.as_dict(),
+            "zero_latency_histogram": self._zero_latency.as_dict(),
         }
 
 

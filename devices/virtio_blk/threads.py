@@ -36,6 +36,7 @@ class ThreadsEngine:
         self._failure: BaseException | None = None
         self._executing = 0
         self._threads: list[threading.Thread] = []
+        self._engines: list[SyncEngine] = []
         # None asks the thread that gets it to end.
         self._waiting: SimpleQueue[Operation | None] = SimpleQueue()
         self._done: deque[Operation] = deque()
@@ -84,6 +85,8 @@ class ThreadsEngine:
     def stop(self) -> None:
         """See :class:`Engine`."""
         self._stopped = True
+        for engine in tuple(self._engines):
+            engine.stop()
 
     def close(self) -> None:
         """See :class:`Engine`."""
@@ -96,9 +99,10 @@ class ThreadsEngine:
 
     def _work(self) -> None:
         engine = SyncEngine(self._image, self._ram)
+        self._engines.append(engine)
+        if self._stopped:
+            engine.stop()
         while (operation := self._waiting.get()) is not None:
-            if self._stopped:
-                engine.stop()
             try:
                 engine.submit((operation,))
                 engine.completions()

@@ -11,14 +11,15 @@ from typing import Any, Final
 
 from pykvm.devices.virtio_blk import constants
 from pykvm.devices.virtio_blk.constants import (
+    OPERATION_NAMES,
     SECTOR_SHIFT,
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
     VIRTIO_BLK_S_UNSUPP,
-    VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID,
-    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_GET_LIFETIME,
     VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
 )
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.options import ErrorAction
@@ -29,13 +30,13 @@ from pykvm.virtio import constants as virtio
 
 KINDS: Final = MappingProxyType(
     {
-        VIRTIO_BLK_T_IN: "read",
-        VIRTIO_BLK_T_OUT: "write",
-        VIRTIO_BLK_T_FLUSH: "flush",
+        **OPERATION_NAMES,
         VIRTIO_BLK_T_GET_ID: "get_id",
+        VIRTIO_BLK_T_GET_LIFETIME: "get_lifetime",
         TYPE_UNREADABLE: "unreadable",
     }
 )
+_WRITES: Final = (VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES)
 _STATUSES: Final = MappingProxyType(
     {
         VIRTIO_BLK_S_OK: "ok",
@@ -143,7 +144,7 @@ class QueueTrace:
                     "operation": number,
                     **_executed(operation),
                     "segments": operation.last - operation.first,
-                    "durable": operation.durable and operation.kind == VIRTIO_BLK_T_OUT,
+                    "durable": operation.durable and operation.kind in _WRITES,
                 }
                 self._record(events.SUBMIT, now, fields)
 

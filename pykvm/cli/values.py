@@ -8,12 +8,26 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pykvm.devices.virtio_blk import CacheMode, EngineKind, ErrorPolicy, MergePolicy
+from pykvm.devices.virtio_blk import (
+    CacheMode,
+    DetectZeroes,
+    DiscardMode,
+    EngineKind,
+    ErrorPolicy,
+    MergePolicy,
+)
 from pykvm.devices.virtio_blk.options import (
+    CYLS,
+    HEADS,
+    IO_SIZE,
+    LIFETIME,
+    LOGICAL_BLOCK_SIZE,
     MERGE_MAX,
     NUM_QUEUES,
+    PHYSICAL_BLOCK_SIZE,
     POLL_MAX_NS,
     QUEUE_SIZE,
+    SECS,
     SEG_MAX,
     SIZE_MAX,
 )
@@ -158,7 +172,7 @@ def _parse_bytes(text: str, unit: str = "") -> int:
     return int(match[1]) * _UNITS[(match[2] or unit).upper()] if match else -1
 
 
-def _number(allowed: range, read: Callable[[str], int] = _parse_whole) -> _Parse:
+def _number(allowed: range, read: Callable[[str], int] = _parse_whole) -> Callable[[str, str], int]:
     """A parser for what is in ``allowed``; ``read`` makes a number of the text, -1 of others."""
 
     def parse(name: str, text: str) -> int:
@@ -172,6 +186,20 @@ def _number(allowed: range, read: Callable[[str], int] = _parse_whole) -> _Parse
 
 def _cpus(name: str, text: str) -> frozenset[int]:
     return parse_cpus(text)
+
+
+def _unless_off(parse: _Parse) -> _Parse:
+    """A parser that takes ``off`` besides: None."""
+    return lambda name, text: None if text == "off" else parse(name, text)
+
+
+def _lifetime(name: str, text: str) -> tuple[int, ...]:
+    parts = text.split(":")
+    if len(parts) != len(LIFETIME):
+        hint = f"write it like {name}=1:2:3"
+        raise UsageError(f"{name} needs three numbers, not '{text}'", hint)
+    parse = [_number(allowed) for allowed in LIFETIME]
+    return tuple(read(name, part) for read, part in zip(parse, parts, strict=True))
 
 
 def _faults(name: str, text: str) -> "FaultPlan":
@@ -239,8 +267,8 @@ _DISK_KEYS: Final = MappingProxyType(
         ),
         "seg-max": _DiskKey(
             "seg_max",
-            _number(SEG_MAX),
-            "N",
+            _unless_off(_number(SEG_MAX)),
+            "N|off",
             "the guest is to give a request at most N segments (254)",
         ),
         "size-max": _DiskKey(
@@ -261,6 +289,63 @@ _DISK_KEYS: Final = MappingProxyType(
             _values(ErrorPolicy),
             "… and of a write or a flush (enospc)",
         ),
+        "discard": _DiskKey(
+            "discard",
+            _member(DiscardMode),
+            _values(DiscardMode),
+            "discards free the host's space, do nothing, or are not offered (unmap)",
+        ),
+        "write-zeroes": _DiskKey(
+            "write_zeroes", _switch, "on|off", "the guest may have zeros made without data (on)"
+        ),
+        "detect-zeroes": _DiskKey(
+            "detect_zeroes",
+            _member(DetectZeroes),
+            _values(DetectZeroes),
+            "writes of zeros are made without data, and may free space (off)",
+        ),
+        "logical-block-size": _DiskKey(
+            "logical_block_size",
+            _number(LOGICAL_BLOCK_SIZE, _parse_bytes),
+            "SIZE",
+            "the guest's unit of access (512, or the host device's)",
+        ),
+        "physical-block-size": _DiskKey(
+            "physical_block_size",
+            _number(PHYSICAL_BLOCK_SIZE, _parse_bytes),
+            "SIZE",
+            "what the guest is to align to (what O_DIRECT wants)",
+        ),
+        "min-io-size": _DiskKey(
+            "min_io_size",
+            _number(IO_SIZE, _parse_bytes),
+            "SIZE",
+            "the least that is good to transfer (the host device's)",
+        ),
+        "opt-io-size": _DiskKey(
+            "opt_io_size",
+            _number(IO_SIZE, _parse_bytes),
+            "SIZE",
+            "what is best to transfer (the host device's)",
+        ),
+        "discard-granularity": _DiskKey(
+            "discard_granularity",
+            _number(IO_SIZE, _parse_bytes),
+            "SIZE",
+            "the unit of discards (the host's)",
+        ),
+        "cyls": _DiskKey("cyls", _number(CYLS), "N", "a geometry: cylinders (none)"),
+        "heads": _DiskKey("heads", _number(HEADS), "N", "… heads"),
+        "secs": _DiskKey("secs", _number(SECS), "N", "… sectors in a track"),
+        "lifetime": _DiskKey(
+            "lifetime", _lifetime, "EOL:A:B", "the wear that the disk tells of, like 1:2:3 (none)"
+        ),
+        "flush": _DiskKey("flush", _switch, "on|off", "offer VIRTIO_BLK_F_FLUSH (on)"),
+        "config-wce": _DiskKey(
+            "config_wce", _switch, "on|off", "offer VIRTIO_BLK_F_CONFIG_WCE (on)"
+        ),
+        "blk-size": _DiskKey("blk_size", _switch, "on|off", "offer VIRTIO_BLK_F_BLK_SIZE (on)"),
+        "topology": _DiskKey("topology", _switch, "on|off", "offer VIRTIO_BLK_F_TOPOLOGY (on)"),
         "faults": _DiskKey(
             "faults", _faults, "FILE", "have operations fail as this TOML file says"
         ),

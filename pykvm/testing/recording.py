@@ -16,16 +16,12 @@ from typing import Literal
 
 from pykvm.devices.virtio_blk import Engine, EngineFactory, Image
 from pykvm.devices.virtio_blk.constants import (
+    OPERATION_NAMES,
     SECTOR_SIZE,
-    VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT,
 )
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.memory.ram import Ram
 from pykvm.virtio.spin import Signs
-
-_NAMES = {VIRTIO_BLK_T_IN: "read", VIRTIO_BLK_T_OUT: "write", VIRTIO_BLK_T_FLUSH: "flush"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +31,7 @@ class EngineEvent:
     ``number`` tells which operation: the same for both events, and rising in
     the order of submission. ``engine`` is the number of the engine, one for
     each queue of each activation, in the order in which they were made.
-    ``kind`` is ``"read"``, ``"write"`` or ``"flush"``; ``sector`` and
+    ``kind`` is one of OPERATION_NAMES, such as ``"read"``; ``sector`` and
     ``sectors`` are what it touches, if only in part; ``members`` and
     ``segments`` count. ``error`` (an errno or 0) and ``moved`` (bytes) are
     results: 0 at submission.
@@ -107,7 +103,7 @@ class EngineLog:
                 event,
                 number,
                 engine,
-                _NAMES[operation.kind],
+                OPERATION_NAMES[operation.kind],
                 first,
                 end - first,
                 len(operation.members),

@@ -24,6 +24,7 @@ from blk_device import block_device
 
 from pykvm.devices.virtio_blk import Image, SyncEngine
 from pykvm.devices.virtio_blk.constants import (
+    OPERATION_NAMES,
     VIRTIO_BLK_S_OK,
     VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_IN,
@@ -35,7 +36,6 @@ from pykvm.memory.ram import Ram
 from pykvm.testing.mock_transport import MockTransport
 
 SECTORS = 256
-NAMES = {VIRTIO_BLK_T_IN: "read", VIRTIO_BLK_T_OUT: "write", VIRTIO_BLK_T_FLUSH: "flush"}
 PATIENCE = 10.0
 """Seconds after which something that was to happen has not; nothing waits so long and passes."""
 
@@ -56,7 +56,7 @@ Fails = Callable[[Operation], "int | Short"]
 
 def asked(operation: Operation) -> Asked:
     """What an engine is asked to do."""
-    return NAMES[operation.kind], operation.offset // 512, operation.length // 512
+    return OPERATION_NAMES[operation.kind], operation.offset // 512, operation.length // 512
 
 
 def touches(operation: Operation, sector: int) -> bool:
@@ -78,7 +78,7 @@ class Faults:
 
     def __call__(self, operation: Operation) -> int | Short:
         for (kind, sector), outcomes in self.plan.items():
-            if outcomes and kind == NAMES[operation.kind] and touches(operation, sector):
+            if outcomes and kind == OPERATION_NAMES[operation.kind] and touches(operation, sector):
                 return outcomes[0] if len(operation.members) > 1 else outcomes.pop(0)
         return 0
 

@@ -39,6 +39,14 @@ def flush() -> Operation:
     return operation(VIRTIO_BLK_T_FLUSH)
 
 
+def over(kind: int, offset: int, length: int, unmap: bool = False) -> Operation:
+    """A discard or one that writes zeroes."""
+    made = operation(kind, offset)
+    made.length = length
+    made.unmap = unmap
+    return made
+
+
 def readable(fd: int, timeout_ms: int = 0) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)

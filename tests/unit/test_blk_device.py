@@ -28,9 +28,12 @@ from pykvm.devices.virtio_blk import DiskOptions
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_BLK_SIZE,
     VIRTIO_BLK_F_CONFIG_WCE,
+    VIRTIO_BLK_F_DISCARD,
     VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_WRITE_ZEROES,
 )
 from pykvm.errors import UsageError
 from pykvm.virtio.constants import (
@@ -63,7 +66,8 @@ def test_features(make: Maker) -> None:
     disk = make(start=False)
     ring = VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX
     own = VIRTIO_BLK_F_SEG_MAX | VIRTIO_BLK_F_BLK_SIZE | VIRTIO_BLK_F_FLUSH
-    own |= VIRTIO_BLK_F_CONFIG_WCE
+    own |= VIRTIO_BLK_F_CONFIG_WCE | VIRTIO_BLK_F_TOPOLOGY
+    own |= VIRTIO_BLK_F_DISCARD | VIRTIO_BLK_F_WRITE_ZEROES
     assert disk.device.features == ring | own
     assert disk.device.device_id == 2
     assert disk.device.negotiated(0)
@@ -77,7 +81,7 @@ def test_configuration(make: Maker) -> None:
     device = make(start=False, queue_size=128).device
     assert device.queue_sizes == (128,)
     config = device.config
-    assert len(config) == 60
+    assert len(config) == 72
     assert unpack_from("<Q", config, 0) == (SECTORS,)
     assert unpack_from("<I", config, 12) == (126,)
     assert unpack_from("<I", config, 20) == (512,)
@@ -130,7 +134,7 @@ def test_out_of_range(disk: Disk, path: Path) -> None:
 
 
 def test_unknown_type(disk: Disk) -> None:
-    assert disk.do(11)[0] == UNSUPP
+    assert disk.do(14)[0] == UNSUPP
 
 
 def test_a_read_only_disk(make: Maker, path: Path) -> None:

@@ -259,7 +259,7 @@ def test_a_file_is_asked_for_its_alignment(
     path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     require_direct(path.parent)
-    monkeypatch.setattr(host_limits, "_block_size_below", lambda device: 0)
+    monkeypatch.setattr(host_limits, "_queue_limit", lambda device, name: 0)
     accept_multiples_of(monkeypatch, block)
     image = Image(path, cache=CacheMode.NONE)
     assert image.alignment == block

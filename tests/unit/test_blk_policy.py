@@ -7,21 +7,31 @@ from struct import pack
 
 import pytest
 from blk_bench import SECTORS, Bench, EngineScript, Faults, Maker, Short, benches
+from blk_ranges import segments
 
 from pykvm.devices.virtio_blk import ErrorAction, ErrorPolicy, IoError
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
     VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_GET_ID,
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
 )
 from pykvm.devices.virtio_blk.operation import Operation
 
 OK, IOERR = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR
 NEW = b"n" * 1024
-STATS = {"read": "rd", "write": "wr", "flush": "flush"}
+RANGES = {"discard": VIRTIO_BLK_T_DISCARD, "write-zeroes": VIRTIO_BLK_T_WRITE_ZEROES}
+STATS = {
+    "read": "rd",
+    "write": "wr",
+    "flush": "flush",
+    "discard": "unmap",
+    "write-zeroes": "zero",
+}
 
 
 @pytest.fixture
@@ -37,6 +47,8 @@ def make(path: Path) -> Iterator[Maker]:
 
 def send(bench: Bench, kind: str) -> int:
     """A request of two sectors at 7, or a flush."""
+    if kind in RANGES:
+        return bench.send(RANGES[kind], data=segments((7, 2)))
     if kind == "flush":
         return bench.flush()
     return bench.read(7, 2) if kind == "read" else bench.write(7, NEW)
@@ -60,7 +72,7 @@ def action(policy: ErrorPolicy, error: int) -> ErrorAction:
 @pytest.mark.parametrize("slow", [False, True])
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("policy", list(ErrorPolicy))
-@pytest.mark.parametrize("kind", ["read", "write", "flush"])
+@pytest.mark.parametrize("kind", list(STATS))
 def test_policy(
     make: Maker, path: Path, kind: str, policy: ErrorPolicy, error: int, slow: bool
 ) -> None:

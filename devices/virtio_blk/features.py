@@ -1,0 +1,131 @@
+"""What a disk offers its driver: feature bits, and the configuration that explains them. Pure."""
+
+from dataclasses import dataclass
+from struct import pack
+
+from pykvm.devices.virtio_blk.config import ConfigSpace
+from pykvm.devices.virtio_blk.constants import (
+    SECTOR_SIZE,
+    VIRTIO_BLK_F_BLK_SIZE,
+    VIRTIO_BLK_F_CONFIG_WCE,
+    VIRTIO_BLK_F_DISCARD,
+    VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_GEOMETRY,
+    VIRTIO_BLK_F_LIFETIME,
+    VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_SIZE_MAX,
+    VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_WRITE_ZEROES,
+)
+from pykvm.devices.virtio_blk.host_limits import HostBlocks
+from pykvm.devices.virtio_blk.options import DiscardMode, DiskOptions
+from pykvm.devices.virtio_blk.ranges import MAX_RANGES, MAX_SECTORS
+from pykvm.devices.virtio_blk.request import Accepted
+from pykvm.errors import UsageError
+
+
+def offered(options: DiskOptions, readonly: bool) -> int:
+    """The feature bits of a block device (§5.2.3). CONFIG_WCE never comes without FLUSH."""
+    bits = {
+        VIRTIO_BLK_F_SIZE_MAX: options.size_max > 0,
+        VIRTIO_BLK_F_SEG_MAX: options.seg_max is not None,
+        VIRTIO_BLK_F_GEOMETRY: options.cyls > 0,
+        VIRTIO_BLK_F_RO: readonly,
+        VIRTIO_BLK_F_BLK_SIZE: options.blk_size,
+        VIRTIO_BLK_F_FLUSH: options.flush,
+        VIRTIO_BLK_F_TOPOLOGY: options.topology,
+        VIRTIO_BLK_F_CONFIG_WCE: options.flush and options.config_wce,
+        VIRTIO_BLK_F_MQ: options.num_queues > 1,
+        VIRTIO_BLK_F_DISCARD: options.discard is not DiscardMode.OFF and not readonly,
+        VIRTIO_BLK_F_WRITE_ZEROES: options.write_zeroes and not readonly,
+        VIRTIO_BLK_F_LIFETIME: options.lifetime is not None,
+    }
+    return sum(bit for bit, wanted in bits.items() if wanted)
+
+
+def accepted(options: DiskOptions, features: int) -> Accepted:
+    """What the parser is to accept when ``features`` were negotiated."""
+    lifetime = options.lifetime if features & VIRTIO_BLK_F_LIFETIME else None
+    return Accepted(
+        discards=bool(features & VIRTIO_BLK_F_DISCARD),
+        zeroes=bool(features & VIRTIO_BLK_F_WRITE_ZEROES),
+        unmaps=options.discard is DiscardMode.UNMAP,
+        lifetime=pack("<3H", *lifetime) if lifetime else b"",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """The block sizes of a disk, in bytes. All are multiples of ``logical``.
+
+    The first whole physical block begins at ``aligned``; ``minimum`` and
+    ``optimal`` (transfers) are 0 where there is no advice.
+    """
+
+    logical: int
+    physical: int
+    aligned: int
+    minimum: int
+    optimal: int
+    granularity: int
+
+    @classmethod
+    def choose(cls, options: DiskOptions, host: HostBlocks, alignment: int = 1) -> "Blocks":
+        """What ``options`` say, and else ``host``, or what O_DIRECT wants. UsageError."""
+        logical = options.logical_block_size or host.logical
+        physical = options.physical_block_size or max(host.physical, alignment, logical)
+        if physical < logical:
+            raise UsageError(
+                f"physical_block_size={physical} is less than logical blocks of {logical} bytes",
+                f"use {logical} or more",
+            )
+        wanted = {
+            "min_io_size": (options.min_io_size, host.minimum),
+            "opt_io_size": (options.opt_io_size, host.optimal),
+            "discard_granularity": (options.discard_granularity, host.granularity),
+        }
+        sizes = []
+        for name, (asked, found) in wanted.items():
+            if asked % logical:
+                raise UsageError(
+                    f"{name}={asked} is not a multiple of logical blocks of {logical} bytes",
+                    f"use {logical}, or a multiple of it",
+                )
+            sizes.append(asked or (0 if found % logical else found))
+        minimum, optimal, granularity = sizes
+        # The fields of TOPOLOGY hold no more.
+        minimum = min(minimum, 0xFFFF * logical)
+        aligned = 0 if host.aligned % logical else host.aligned % physical
+        return cls(logical, physical, aligned, minimum, optimal, granularity or logical)
+
+
+def describe(config: ConfigSpace, options: DiskOptions, blocks: Blocks, unmaps: bool) -> None:
+    """Fill in what does not change: all but capacity, writeback and num_queues (§5.2.4).
+
+    ``unmaps``: zeroes that are written can free space.
+    """
+    # Header and status need descriptors too (where there are no indirect ones).
+    seg_max = options.queue_size - 2 if options.seg_max == 0 else options.seg_max or 0
+    fields = {"seg_max": seg_max, "size_max": options.size_max}
+    if options.blk_size:
+        fields["blk_size"] = blocks.logical
+    if options.cyls:
+        fields |= {"cylinders": options.cyls, "heads": options.heads, "sectors": options.secs}
+    if options.topology:
+        exponent = (blocks.physical // blocks.logical).bit_length() - 1
+        fields["physical_block_exp"] = exponent
+        fields["alignment_offset"] = blocks.aligned // blocks.logical
+        fields["min_io_size"] = blocks.minimum // blocks.logical
+        fields["opt_io_size"] = blocks.optimal // blocks.logical
+    if options.discard is not DiscardMode.OFF:
+        fields["max_discard_sectors"] = MAX_SECTORS
+        fields["max_discard_seg"] = MAX_RANGES
+        fields["discard_sector_alignment"] = blocks.granularity // SECTOR_SIZE
+    if options.write_zeroes:
+        fields["max_write_zeroes_sectors"] = MAX_SECTORS
+        fields["max_write_zeroes_seg"] = MAX_RANGES
+        fields["write_zeroes_may_unmap"] = unmaps and options.discard is DiscardMode.UNMAP
+    for name, value in fields.items():
+        config.set(name, value)

@@ -1,0 +1,216 @@
+"""Discards and zeroes among other requests: operations, order, second attempts, faults."""
+
+import errno
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from blk_bench import EngineScript, Faults, Maker, Short, benches, sector_of
+from blk_ranges import DISCARD, UNMAP, ZEROES, segments
+from blk_requests import FLUSH, IN, OUT, request_of
+
+from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_OK
+from pykvm.devices.virtio_blk.faults import Access, Fault, FaultPlan
+from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.order import order
+from pykvm.devices.virtio_blk.plan import Limits, Planner
+from pykvm.devices.virtio_blk.request import Request
+from pykvm.native import longs
+
+OK = VIRTIO_BLK_S_OK
+EVERY_POLICY = pytest.mark.parametrize("policy", list(MergePolicy))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "disk"
+
+
+@pytest.fixture
+def make(path: Path) -> Iterator[Maker]:
+    with benches(path) as maker:
+        yield maker
+
+
+def ranges_of(head: int, kind: int, *parts: tuple[int, int]) -> Request:
+    """An accepted request for these sectors (first, count)."""
+    request = request_of(head, kind)
+    request.ranges = longs(n for first, count in parts for n in (first * 512, count * 512, 1))
+    request.sector = parts[0][0]
+    request.length = 512 * sum(count for _, count in parts)
+    return request
+
+
+def planned(requests: Sequence[Request], policy: MergePolicy) -> list[Operation]:
+    return Planner(policy, Limits()).plan(requests)
+
+
+def edges(operations: Sequence[Operation]) -> list[tuple[int, int]]:
+    """Who waits for whom: (waits, for), by their indices."""
+    order(operations, [])
+    index = {id(operation): i for i, operation in enumerate(operations)}
+    return sorted(
+        (index[id(follower)], i)
+        for i, operation in enumerate(operations)
+        for follower in operation.followers
+    )
+
+
+# -- operations ---------------------------------------------------------------
+
+
+@EVERY_POLICY
+@pytest.mark.parametrize("kind", [DISCARD, ZEROES])
+def test_each_range_is_an_operation_and_none_is_merged(policy: MergePolicy, kind: int) -> None:
+    first, second = ranges_of(0, kind, (0, 4), (4, 4)), ranges_of(1, kind, (8, 1))
+    made = planned([first, second, request_of(2, OUT, 9, 512)], policy)
+    assert [(op.kind, op.offset, op.length, op.unmap) for op in made[:3]] == [
+        (kind, 0, 2048, True),
+        (kind, 2048, 2048, True),
+        (kind, 4096, 512, True),
+    ]
+    assert [op.members for op in made] == [[first], [first], [second], [made[3].members[0]]]
+    assert (first.pending, second.pending) == (2, 1)
+
+
+@EVERY_POLICY
+def test_nothing_passes_them_in_the_plan(policy: MergePolicy) -> None:
+    """Sorting would let later requests overtake them."""
+    requests = [
+        request_of(0, OUT, 9, 512),
+        request_of(1, IN, 7, 512),
+        request_of(2, OUT, 5, 512),
+        ranges_of(3, DISCARD, (6, 1)),
+        request_of(4, OUT, 4, 512),
+        request_of(5, IN, 3, 512),
+        ranges_of(6, ZEROES, (1, 1)),
+        request_of(7, OUT, 0, 512),
+    ]
+    heads = [op.members[0].head for op in planned(requests, policy)]
+    assert heads.index(3) == 3
+    assert heads.index(6) == 6
+
+
+def test_a_part_of_zeroes_frees_space_as_the_whole_may() -> None:
+    (whole,) = planned([ranges_of(0, ZEROES, (8, 8))], MergePolicy.OFF)
+    part = Operation()
+    part.clip(whole, 1024, 512)
+    assert (part.kind, part.offset, part.length, part.unmap) == (ZEROES, 8 * 512 + 1024, 512, True)
+    assert part.views(memoryview(b"")) == []
+
+
+# -- order ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [DISCARD, ZEROES])
+def test_overlaps_wait(kind: int) -> None:
+    requests = [
+        request_of(0, IN, 5, 512),
+        ranges_of(1, kind, (4, 2), (20, 2)),
+        request_of(2, OUT, 21, 512),
+        request_of(3, IN, 30, 512),
+        ranges_of(4, kind, (30, 1)),
+    ]
+    # The second range waits too: if the first one's failure stops the VM, both are tried again.
+    assert edges(planned(requests, MergePolicy.OFF)) == [(1, 0), (2, 0), (3, 1), (3, 2), (5, 4)]
+
+
+def test_the_ranges_of_one_request_do_not_wait_for_each_other() -> None:
+    assert edges(planned([ranges_of(0, ZEROES, (0, 4), (2, 4), (0, 1))], MergePolicy.OFF)) == []
+
+
+def test_neighbours_do_not_wait() -> None:
+    requests = [ranges_of(0, ZEROES, (8, 8), (0, 8)), request_of(1, OUT, 16, 512)]
+    assert edges(planned(requests, MergePolicy.OFF)) == []
+
+
+@pytest.mark.parametrize("kind", [DISCARD, ZEROES])
+def test_a_flush_waits_for_them(kind: int) -> None:
+    earlier = planned([ranges_of(0, kind, (0, 1))], MergePolicy.OFF)
+    order(earlier, [])
+    later = planned([ranges_of(1, kind, (8, 1)), request_of(2, FLUSH)], MergePolicy.OFF)
+    assert order(later, earlier) == later[:1]
+    assert later[1].waits == 2
+
+
+# -- in the device ----------------------------------------------------------------
+
+
+def test_segments_are_read_once(make: Maker, path: Path) -> None:
+    """What the driver changes later changes nothing, also when the request is tried again."""
+    script = EngineScript(Faults({("write-zeroes", 8): [errno.EIO]}), slow=True)
+    bench = make(script, werror=ErrorPolicy.STOP)
+    data = segments((8, 1), (9, 1, UNMAP))
+    head = bench.send(ZEROES, data=data)
+    bench.kick()
+    script.wait_for(2)
+    memory = bench.transport.ram.bytes
+    place = bytes(memory).index(data)
+    memory[place : place + len(data)] = segments((0, 9), (0, 9, 7))
+    script.release()
+    script.release()
+    bench.wait_errors(1)
+    bench.device.pause()
+    bench.device.resume()
+    script.wait_for(2)
+    script.release()
+    script.release()
+    assert bench.wait(head)[0] == OK
+    assert script.log == [("write-zeroes", 8, 1), ("write-zeroes", 9, 1)] * 2
+    assert path.read_bytes()[: 11 * 512] == b"o" * 4096 + bytes(1024) + b"o" * 512
+
+
+@pytest.mark.parametrize(("kind", "name"), [(DISCARD, "discard"), (ZEROES, "write-zeroes")])
+def test_a_request_with_a_bad_range_is_answered_once(make: Maker, kind: int, name: str) -> None:
+    script = EngineScript(Faults({(name, 9): [errno.EIO]}))
+    bench = make(script)
+    head = bench.send(kind, data=segments((0, 1), (8, 2), (16, 1)))
+    bench.kick()
+    assert bench.wait(head)[0] != OK
+    (error,) = bench.errors
+    assert (error.operation, error.sector, error.length) == (name, 0, 4 * 512)
+    assert len(script.log) == 3
+
+
+def test_what_overlaps_a_failed_range_waits_until_all_of_it_is_done(
+    make: Maker, path: Path
+) -> None:
+    """Zeroes that are tried again must not undo a write that came after them."""
+    script = EngineScript(Faults({("write-zeroes", 20): [errno.ENOSPC]}))
+    bench = make(script)
+    heads = [bench.send(ZEROES, data=segments((3, 1), (20, 1))), bench.write(3, b"n" * 512)]
+    bench.kick()
+    bench.wait_errors(1)
+    bench.device.pause()
+    assert sector_of(path, 3) == bytes(512)
+    bench.device.resume()
+    assert [bench.wait(head)[0] for head in heads] == [OK, OK]
+    assert sector_of(path, 3) == b"n" * 512
+    assert sector_of(path, 20) == bytes(512)
+
+
+def test_zeroes_that_come_back_short_go_on(make: Maker, path: Path) -> None:
+    script = EngineScript(Faults({("write-zeroes", 8): [Short(1024)]}))
+    bench = make(script)
+    head = bench.send(ZEROES, data=segments((8, 8)))
+    bench.kick()
+    assert bench.wait(head)[0] == OK
+    assert script.log == [("write-zeroes", 8, 8), ("write-zeroes", 10, 6)]
+    assert path.read_bytes()[: 17 * 512] == b"o" * 4096 + bytes(4096) + b"o" * 512
+    assert bench.stats() == {"zero_operations": 1, "zero_bytes": 4096}
+
+
+# -- faults -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "name"), [(DISCARD, "discard"), (ZEROES, "write-zeroes")])
+def test_faults_know_them_by_name_and_sectors(kind: int, name: str) -> None:
+    (operation,) = planned([ranges_of(0, kind, (8, 4))], MergePolicy.OFF)
+    assert Access.of(operation) == Access(name, 8, 4)
+    plan = FaultPlan([Fault(operation=name, sectors=[0, 8], errno="ENOSPC")])
+    effect = plan.effect(operation)
+    assert effect is not None
+    assert effect.error == errno.ENOSPC
+    other = "write" if name == "discard" else "discard"
+    assert FaultPlan([Fault(operation=other, errno="EIO")]).effect(operation) is None
