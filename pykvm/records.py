@@ -6,6 +6,7 @@ guest's first instruction needs, a quarter of the time until then. Here all
 classes share the same functions. Type checkers see dataclasses (PEP 681).
 """
 
+from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar, dataclass_transform
 
 _T = TypeVar("_T")
@@ -38,13 +39,13 @@ def replace(value: _T, **changes: Any) -> _T:
 def _made(cls: type[_T], positional: bool) -> type[_T]:
     own = tuple(cls.__annotations__)
     fields = getattr(cls, "_record_fields", ()) + own
+    names = getattr(cls, "__match_args__", ()) + (own if positional else ())
     attributes = {
         "_record_fields": fields,
         "_record_shown": tuple(name for name in fields if not name.startswith("_")),
         "_record_defaults": {name: getattr(cls, name) for name in fields if hasattr(cls, name)},
-        "_record_checked": hasattr(cls, "__post_init__"),
-        "__match_args__": getattr(cls, "__match_args__", ()) + (own if positional else ()),
-        "__init__": _init,
+        "__match_args__": names,
+        "__init__": _init(names, names == fields, hasattr(cls, "__post_init__")),
         "__setattr__": _frozen,
         "__delattr__": _frozen,
         "__eq__": _eq,
@@ -56,15 +57,23 @@ def _made(cls: type[_T], positional: bool) -> type[_T]:
     return cls
 
 
-def _init(self: Any, *values: Any, **named: Any) -> None:
-    cls = type(self)
-    names = cls.__match_args__
-    if len(values) == len(names) == len(cls._record_fields) and not named:
-        self.__dict__.update(zip(names, values, strict=True))
-    else:
-        self.__dict__.update(_bound(cls, values, named))
-    if cls._record_checked:
-        self.__post_init__()
+def _init(names: tuple[str, ...], complete: bool, checked: bool) -> Callable[..., None]:
+    """A constructor.
+
+    The fields ``names`` may be given by position; ``complete``: there are no
+    others. ``checked``: ``__post_init__`` is to be called.
+    """
+    count = len(names)
+
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        if complete and len(values) == count and not named:
+            self.__dict__.update(zip(names, values))  # noqa: B905 - their number is the same
+        else:
+            self.__dict__.update(_bound(type(self), values, named))
+        if checked:
+            self.__post_init__()
+
+    return init
 
 
 def _bound(cls: Any, values: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:

@@ -42,10 +42,9 @@ module          what it knows
 ==============  =============================================================
 """
 
-from pykvm.devices.virtio_blk.device import VirtioBlk
-from pykvm.devices.virtio_blk.engine import Engine, EngineFactory, SyncEngine
-from pykvm.devices.virtio_blk.engines import EngineChoice, choose
-from pykvm.devices.virtio_blk.image import Image
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from pykvm.devices.virtio_blk.options import (
     CacheMode,
     DetectZeroes,
@@ -57,7 +56,13 @@ from pykvm.devices.virtio_blk.options import (
     IoError,
     MergePolicy,
 )
-from pykvm.devices.virtio_blk.stats import Stats
+
+if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk.device import VirtioBlk
+    from pykvm.devices.virtio_blk.engine import Engine, EngineFactory, SyncEngine
+    from pykvm.devices.virtio_blk.engines import EngineChoice, choose
+    from pykvm.devices.virtio_blk.image import Image
+    from pykvm.devices.virtio_blk.stats import Stats
 
 __all__ = [
     "CacheMode",
@@ -78,3 +83,21 @@ __all__ = [
     "VirtioBlk",
     "choose",
 ]
+
+_IMPORTED_LATER = {
+    "Engine": "engine",
+    "EngineChoice": "engines",
+    "EngineFactory": "engine",
+    "Image": "image",
+    "Stats": "stats",
+    "SyncEngine": "engine",
+    "VirtioBlk": "device",
+    "choose": "engines",
+}
+"""What a machine without disks does not need, and where it is."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _IMPORTED_LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_IMPORTED_LATER[name]}"), name)

@@ -1,24 +1,13 @@
 """``pykvm boot``: options to a machine, the machine to a terminal, its end to an exit status."""
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pykvm.cli.command import CommandSession
 from pykvm.cli.main import Parser
-from pykvm.cli.output import (
-    ConsoleLog,
-    ConsoleRecorder,
-    open_output,
-    print_statistics,
-    run_report,
-    say_reason,
-    write_statistics,
-)
+from pykvm.cli.output import ConsoleLog, ConsoleRecorder, say_reason
 from pykvm.cli.paths import parse_path, path_text
 from pykvm.cli.process import signals_go_to
 from pykvm.cli.say import STDIN, emit, say
@@ -36,10 +25,13 @@ from pykvm.errors import PykvmError, UsageError
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.machine import Machine
 from pykvm.machine.timings import Timings
-from pykvm.platform.agent import MAX_COMMAND
 from pykvm.platform.outcome import Outcome, OutcomeKind
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pykvm.cli.command import CommandSession
+    from pykvm.cli.report import Report
     from pykvm.cli.sandbox import Confinement
     from pykvm.monitor import MonitorSocket
     from pykvm.trace import TraceOptions
@@ -68,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("guest", nargs="?", metavar="GUEST", help="'guest' (bundled) or a folder with bundle.json")
-    add("--kernel", metavar="FILE", type=parse_path, help="vmlinux, bzImage or ELF with a PVH note")
-    add("--initrd", metavar="FILE", type=parse_path, help="initial RAM disk")
+    add("--kernel", metavar="FILE", type=path_text, help="vmlinux, bzImage or ELF with a PVH note")
+    add("--initrd", metavar="FILE", type=path_text, help="initial RAM disk")
     add("--append", metavar="STR", action="append", default=[], help="add to the command line")
     add("-m", "--memory", metavar="SIZE", default="", help="guest memory, like 64M (the default)")
     add("--cpus", metavar="N", default="1", help="virtual CPUs (1)")
@@ -124,9 +116,7 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
     with ExitStack() as stack:
         # Files are opened before the VM exists: a bad path costs nobody a boot.
         log = stack.enter_context(ConsoleLog(options.console_log)) if options.console_log else None
-        stats = None
-        if options.stats not in (None, "-"):
-            stats = stack.enter_context(open_output(Path(options.stats), "--stats"))
+        report = _report(stack, options) if options.stats or options.json else None
         listener = _listen(stack, options.monitor) if options.monitor else None
         machine = stack.enter_context(Machine(config, timings=timings))
         stack.enter_context(signals_go_to(lambda number: machine.finish(Outcome.signalled(number))))
@@ -143,10 +133,10 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
         except PykvmError as error:
             # What the guest did until then is of interest all the more.
             failure, outcome = error, Outcome.error(str(error))
-        if stats:
-            write_statistics(stats, machine)
-    if options.stats == "-":
-        print_statistics(machine)
+        if report:
+            report.write(machine)
+    if report:
+        report.print_statistics(machine)
     if failure is None:
         say_reason(outcome)
     if options.command is not None and outcome.kind in _TAIL_HELPS:
@@ -157,9 +147,9 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
         say(machine.trace.problem)
     if options.timings:
         _say_timings(timings, machine, confinement)
-    if options.json:
+    if report:
         sandbox = confinement.parts if confinement else None
-        emit(json.dumps(run_report(machine, outcome, session.output, sandbox)) + "\n")
+        report.print_json(machine, outcome, session.output, sandbox)
     if failure is not None:
         raise failure
     return outcome.status
@@ -199,13 +189,13 @@ def _session(
     stack: ExitStack, machine: Machine, options: argparse.Namespace, log: ConsoleLog | None
 ) -> tuple[Session, ConsoleRecorder]:
     """Connect ``machine`` with what ``options`` ask for."""
-    session: ConsoleSession | CommandSession
+    session: Session
     sinks = [log.write] if log else []
     if options.command is None:
-        session = ConsoleSession(stack, machine, json=options.json)
-        sinks.append(session.show)
+        session = console = ConsoleSession(stack, machine, json=options.json)
+        sinks.append(console.show)
     else:
-        session = CommandSession(stack, machine, options.command, json=options.json)
+        session = _command_session(stack, machine, options)
     machine.console = recorder = ConsoleRecorder(*sinks)
 
     def release() -> None:
@@ -225,10 +215,25 @@ def _reporter(machine: Machine, session: Session, options: argparse.Namespace) -
     return StopReporter(images, ways, session.say)
 
 
-# The monitor is imported only when it is wanted: start-up time is a feature.
+# What few runs want is imported only for them: start-up time is a feature. It is imported before
+# the guest runs, because later the sandbox does not let it.
 
 
-def _listen(stack: ExitStack, path: Path) -> "MonitorSocket":
+def _command_session(
+    stack: ExitStack, machine: Machine, options: argparse.Namespace
+) -> "CommandSession":
+    from pykvm.cli.command import CommandSession
+
+    return CommandSession(stack, machine, options.command, json=options.json)
+
+
+def _report(stack: ExitStack, options: argparse.Namespace) -> "Report":
+    from pykvm.cli.report import Report
+
+    return Report(stack, stats=options.stats, as_json=options.json)
+
+
+def _listen(stack: ExitStack, path: "Path") -> "MonitorSocket":
     from pykvm.monitor import MonitorSocket
 
     return stack.enter_context(MonitorSocket(path))
@@ -245,7 +250,9 @@ def _configuration(options: argparse.Namespace) -> MachineConfig:
         what = "--initrd needs a kernel" if options.initrd else "there is nothing to boot"
         raise UsageError(what, "try 'pykvm boot guest', or --kernel FILE")
     if options.command is not None:
-        _check_command(options)
+        from pykvm.cli.command import check_command
+
+        check_command(options.command, options.guest)
     size = None
     if options.command is not None:
         console = ConsoleMode.NONE
@@ -277,15 +284,3 @@ def _trace(text: str) -> "TraceOptions":
     from pykvm.cli.trace import parse_trace
 
     return parse_trace(text)
-
-
-def _check_command(options: argparse.Namespace) -> None:
-    if options.guest is None:
-        raise UsageError(
-            "--exec needs a guest with pykvm's agent in it", "use 'pykvm boot guest --exec CMD'"
-        )
-    if len(os.fsencode(options.command)) > MAX_COMMAND:
-        raise UsageError(
-            f"the command is longer than {MAX_COMMAND} bytes",
-            "give the guest a script on standard input: --exec sh <script",
-        )

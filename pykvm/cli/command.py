@@ -8,10 +8,11 @@ from typing import Any
 
 from pykvm.cli.say import STDERR, STDIN, STDOUT, say
 from pykvm.cli.streams import InputPump, OutputWriter, output_failure
+from pykvm.errors import UsageError
 from pykvm.machine.events import Event, Resume
 from pykvm.machine.machine import Machine
 from pykvm.machine.run_state import RunState
-from pykvm.platform.agent import AgentClient
+from pykvm.platform.agent import MAX_COMMAND, AgentClient
 from pykvm.platform.outcome import Outcome, OutcomeKind
 
 AGENT_SECONDS = 60.0
@@ -21,6 +22,19 @@ CAPTURE_BYTES = 64 << 20
 POWER_OFF_SECONDS = 10.0
 """Once the command has ended, how long the guest may do without any disk request before it
 powers off: it writes back what is cached and unmounts. While it is stopped does not count."""
+
+
+def check_command(command: str, guest: str | None) -> None:
+    """UsageError if ``guest``, None for a kernel file, cannot be asked to run ``command``."""
+    if guest is None:
+        raise UsageError(
+            "--exec needs a guest with pykvm's agent in it", "use 'pykvm boot guest --exec CMD'"
+        )
+    if len(os.fsencode(command)) > MAX_COMMAND:
+        raise UsageError(
+            f"the command is longer than {MAX_COMMAND} bytes",
+            "give the guest a script on standard input: --exec sh <script",
+        )
 
 
 class CommandSession:

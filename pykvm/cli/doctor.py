@@ -18,9 +18,10 @@ from pykvm.errors import HostError, PykvmError
 from pykvm.kvm import constants as c
 from pykvm.kvm.probe import HostTraits, probe
 from pykvm.kvm.system import Kvm
-from pykvm.machine.bundle import BUNDLED, BUNDLES, EMULATED, NATIVE
+from pykvm.machine.bundle import BUNDLED, BUNDLES
 from pykvm.machine.config import DEFAULT_MEMORY, MIB
 from pykvm.machine.create import NEEDED
+from pykvm.machine.guest import EMULATED, NATIVE
 from pykvm.memory import GuestMemory
 from pykvm.virtio import split
 
@@ -172,7 +173,7 @@ def _examine_processor(report: Report) -> None:
 
 
 def _examine_behaviour(report: Report, kvm: Kvm) -> None:
-    traits = report.traits = probe(kvm)
+    traits = report.traits = probe(kvm, measure=True)
     if traits.slow_cpl0:
         speed = f"emulated, about {traits.cpl0_mips:.1f} million instructions per second"
         report.add("kernel code", speed, Mark.NOTE)

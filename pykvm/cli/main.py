@@ -1,14 +1,13 @@
 """Entry point of the command line: subcommands, and errors as one sentence each."""
 
 import argparse
-import difflib
 import errno
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from functools import partial
+from typing import Any, NoReturn
 
 from pykvm import __version__
 from pykvm.cli.say import emit, say
@@ -25,6 +24,14 @@ _EXHAUSTED = {
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose mistakes are UsageErrors, with the nearest option named."""
 
+    def __init__(
+        self, *, formatter_class: type[argparse.HelpFormatter] = argparse.HelpFormatter, **rest: Any
+    ) -> None:
+        # A formatter is made for each option that is added. Without a width it looks for the
+        # terminal's, with a module that takes longer to import than all options to parse.
+        super().__init__(formatter_class=partial(formatter_class, width=80), **rest)
+        self._formatter_of_help = formatter_class
+
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of printing the usage and leaving."""
         hint = f"'{self.prog} --help' lists what there is"
@@ -34,6 +41,7 @@ class Parser(argparse.ArgumentParser):
 
     def print_help(self, file: object = None) -> None:
         """Print it where a failure to do so is noticed."""
+        self.formatter_class = self._formatter_of_help
         emit(self.format_help())
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
@@ -42,6 +50,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             word = unknown[0]
             known = [option for option in self._option_string_actions if option.startswith("--")]
+            import difflib
+
             close = difflib.get_close_matches(word.split("=")[0], known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"see '{self.prog} --help'"
             kind = "option" if word.startswith("-") else "argument"
@@ -73,7 +83,7 @@ def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int
         return 128 + signal.SIGPIPE
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            sys.excepthook(type(error), error, error.__traceback__)
         known = _as_pykvm_error(error)
         say(str(known))
         return known.exit_status
@@ -122,6 +132,8 @@ def _dispatch(arguments: list[str], own_process: bool) -> int:
         from pykvm.cli.doctor import run_doctor
 
         return run_doctor(arguments[1:])
+    import difflib
+
     close = difflib.get_close_matches(command, COMMANDS, n=1)
     hint = f"did you mean '{close[0]}'?" if close else "see 'pykvm --help'"
     raise UsageError(f"there is no command '{command}'", hint)

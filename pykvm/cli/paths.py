@@ -1,7 +1,10 @@
 """Paths on the command line: types of argparse, which names the option of a wrong one."""
 
 import argparse
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def path_text(text: str) -> str:
@@ -11,6 +14,8 @@ def path_text(text: str) -> str:
     return text
 
 
-def parse_path(text: str) -> Path:
+def parse_path(text: str) -> "Path":
     """A path, which need not exist."""
+    from pathlib import Path
+
     return Path(path_text(text))

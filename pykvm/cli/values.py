@@ -1,10 +1,8 @@
 """Values of command-line options: sizes, disks, times. Each parser raises UsageError."""
 
-import difflib
 import re
 from collections.abc import Callable, Iterable
 from enum import Enum
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -106,6 +104,8 @@ def parse_disk(text: str) -> DiskConfig:
         if key.field in fields:
             raise UsageError(f"--disk option '{name}' is given twice", "give it once")
         fields[key.field] = key.parse(name, value)
+    from pathlib import Path
+
     return DiskConfig(Path(path), **fields)
 
 
@@ -357,5 +357,7 @@ _ALIASES: Final = MappingProxyType({"queues": "num-queues"})
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean '{close[0]}'?" if close else "--disk help lists what there is"

@@ -2,8 +2,8 @@
 
 Capabilities do not tell whether KVM has hardware virtualization beneath it,
 so :func:`probe` runs a few instructions in a scratch VM and looks. The code
-begins at CPL 0 in 64-bit mode, measures, reads CPUID, runs FWAIT, leaves by
-IRETQ for CPL 3 and comes back by SYSCALL. It can neither loop nor handle an
+begins at CPL 0 in 64-bit mode, measures if wanted, reads CPUID, runs FWAIT,
+leaves by IRETQ for CPL 3 and comes back by SYSCALL. It can neither loop nor handle an
 exception, so every surprise ends in a triple fault, which is an answer too.
 """
 
@@ -40,13 +40,13 @@ class HostTraits:
     """The guest sees the CPUID that KVM_SET_CPUID2 gave it."""
     instructions_complete: bool = True
     """Kernel code may use any instruction (FWAIT was tried)."""
-    cpl0_mips: float = FAST_MIPS
-    """Million instructions per second at CPL 0, roughly."""
+    cpl0_mips: float | None = None
+    """Million instructions per second at CPL 0, roughly; None if not measured."""
 
     @property
     def slow_cpl0(self) -> bool:
         """Kernel code is emulated one instruction at a time."""
-        return self.cpl0_mips < SLOW_MIPS
+        return self.cpl0_mips is not None and self.cpl0_mips < SLOW_MIPS
 
     @property
     def needs_assists(self) -> bool:
@@ -66,27 +66,28 @@ class HostTraits:
         return found
 
 
-def probe(kvm: Kvm, timeout: float = 5.0) -> HostTraits:
-    """Try this host out, in a few milliseconds.
+def probe(kvm: Kvm, timeout: float = 5.0, *, measure: bool = False) -> HostTraits:
+    """Try this host out, in a few milliseconds; how fast it is only with ``measure``.
 
     KvmError if KVM cannot run even this, or not within ``timeout`` seconds.
     """
+    rounds = _ROUNDS if measure else 0
     with kvm.create_vm() as vm:
         memory = GuestMemory(_RAM_SIZE)
         try:
-            _write_guest(memory.ram)
+            _write_guest(memory.ram, rounds)
             vm.set_memory(0, 0, _RAM_SIZE, memory.address)
             with vm.create_vcpu(0) as vcpu:
                 vcpu.set_cpuid2([_without_popcnt(entry) for entry in kvm.supported_cpuid()])
-                _set_registers(vcpu)
-                return _run(vcpu, timeout)
+                _set_registers(vcpu, rounds)
+                return _run(vcpu, rounds, timeout)
         finally:
             vm.close()
             memory.close()
 
 
-def _run(vcpu: Vcpu, timeout: float) -> HostTraits:
-    steps = _steps(vcpu)
+def _run(vcpu: Vcpu, rounds: int, timeout: float) -> HostTraits:
+    steps = _steps(vcpu, rounds)
     next(steps)
 
     def handle(reason: Exit) -> HostTraits | None:
@@ -111,10 +112,10 @@ def _run(vcpu: Vcpu, timeout: float) -> HostTraits:
     return thread.outcome
 
 
-def _steps(vcpu: Vcpu) -> Generator[None, Exit, HostTraits]:
+def _steps(vcpu: Vcpu, rounds: int) -> Generator[None, Exit, HostTraits]:
     """Judge one exit after the other; the guest runs on at each ``yield``."""
     _expect_out((yield))  # warm: the pages are mapped now
-    mips = yield from _measure()
+    mips = (yield from _measure(rounds)) if rounds else None
 
     _expect_out((yield))
     cpuid_masked = not vcpu.regs.rcx & _CPUID_1_ECX_POPCNT
@@ -138,10 +139,10 @@ def _steps(vcpu: Vcpu) -> Generator[None, Exit, HostTraits]:
     )
 
 
-def _measure() -> Generator[None, Exit, float]:
+def _measure(rounds: int) -> Generator[None, Exit, float]:
     """Million instructions per second: a long loop minus a short one, so that exits cancel out."""
     short = long = inf
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         start = perf_counter()
         _expect_out((yield))
         middle = perf_counter()
@@ -203,16 +204,16 @@ def _loop(count: int) -> bytes:
     return b"\xb9" + count.to_bytes(4, "little") + b"\xff\xc9\x75\xfc"  # mov; 1: dec; jnz 1b
 
 
-def _code() -> tuple[bytes, int]:
+def _code(rounds: int) -> tuple[bytes, int]:
     """The guest's code, and the offset of the SYSCALL in it. Each OUT brings it to us."""
     kernel = _loop(1) + _OUT
-    kernel += (_loop(1) + _OUT + _loop(_LOOPS) + _OUT) * _ROUNDS
+    kernel += (_loop(1) + _OUT + _loop(_LOOPS) + _OUT) * rounds
     kernel += _CPUID + _OUT + _FWAIT + _OUT + _IRETQ
     return kernel + _SYSCALL + _OUT, len(kernel)
 
 
-def _write_guest(ram: Ram) -> None:
-    code, syscall = _code()
+def _write_guest(ram: Ram, rounds: int) -> None:
+    code, syscall = _code(rounds)
     ram.write(_CODE, code)
     # What IRETQ takes from the stack: rip, cs, rflags, rsp, ss.
     ram.write(_FRAME, pack("<5Q", _CODE + syscall, _USER_CS, _RFLAGS, _STACK, _USER_SS))
@@ -222,8 +223,8 @@ def _write_guest(ram: Ram) -> None:
     ram.write(_PD, pack("<Q", _PAGE_SIZE | _PRESENT_WRITABLE_USER))
 
 
-def _set_registers(vcpu: Vcpu) -> None:
-    code, _ = _code()
+def _set_registers(vcpu: Vcpu, rounds: int) -> None:
+    code, _ = _code(rounds)
     vcpu.set_msrs(
         {
             c.MSR_STAR: (_KERNEL_SS | 3) << 48 | _KERNEL_CS << 32,

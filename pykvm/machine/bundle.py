@@ -22,7 +22,6 @@ FORMAT = 1
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 """Where the bundles that come with pykvm lie: filled by ``make guest``, part of every wheel."""
 BUNDLED = "guest"
-NATIVE, EMULATED = "native", "emulated"
 
 
 @record

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pykvm.devices.virtio_blk import CacheMode, DiskOptions, EngineFactory, EngineKind
+from pykvm.devices.virtio_blk import CacheMode, DiskOptions, EngineKind
 from pykvm.records import record
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pykvm.devices.virtio_blk import EngineFactory
     from pykvm.devices.virtio_blk.faults import FaultPlan
     from pykvm.trace.options import TraceOptions
 
@@ -38,11 +40,11 @@ class DiskConfig(DiskOptions):
     are DiskOptions'; docs/reference/disk-options.md tells of all.
     """
 
-    path: Path
+    path: "Path"
     readonly: bool = False
     snapshot: bool = False
     cache: CacheMode = CacheMode.WRITEBACK
-    engine: EngineKind | EngineFactory = EngineKind.AUTO
+    engine: "EngineKind | EngineFactory" = EngineKind.AUTO
     faults: "FaultPlan | None" = None
 
 
@@ -62,8 +64,8 @@ class MachineConfig:
     """
 
     guest: str | None = None
-    kernel: Path | None = None
-    initrd: Path | bytes | None = None
+    kernel: "Path | str | None" = None
+    initrd: "Path | str | bytes | None" = None
     append: str = ""
     memory: int = 0
     cpus: int = 1

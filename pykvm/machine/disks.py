@@ -2,29 +2,27 @@
 
 import errno
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pykvm.devices.virtio_blk import (
-    EngineFactory,
-    ErrorAction,
-    Image,
-    IoError,
-    VirtioBlk,
-    choose,
-)
+from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.machine.config import DiskConfig
+
+if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk import EngineFactory, Image, VirtioBlk
 
 
 class OpenImage(NamedTuple):
     """An image, what makes its engines, and a sentence for people: which these are, and why."""
 
-    image: Image
-    engine: EngineFactory
+    image: "Image"
+    engine: "EngineFactory"
     reason: str
 
 
 def open_image(config: DiskConfig) -> OpenImage:
     """Open what ``config`` asks for; UsageError. The image belongs to the caller."""
+    from pykvm.devices.virtio_blk import Image, choose
+
     image = Image(config.path, config.readonly or config.snapshot, config.cache)
     try:
         engine, reason = choose(image, config.engine)
@@ -60,7 +58,9 @@ class Disk:
     None; it stays. ``io_status`` is OK again when the guest goes on.
     """
 
-    def __init__(self, name: str, config: DiskConfig, device: VirtioBlk, engine: str = "") -> None:
+    def __init__(
+        self, name: str, config: DiskConfig, device: "VirtioBlk", engine: str = ""
+    ) -> None:
         self.name = name
         self.config = config
         self.device = device

@@ -2,13 +2,19 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pykvm.errors import UsageError
-from pykvm.machine.bundle import EMULATED, NATIVE, Bundle, find_bundle
 from pykvm.machine.config import DEFAULT_MEMORY, ConsoleMode, MachineConfig
 from pykvm.records import record
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pykvm.machine.bundle import Bundle
+
+NATIVE, EMULATED = "native", "emulated"
+"""The flavours of bundles (pykvm/machine/bundle.py)."""
 LINUX = "linux64"
 
 LINUX_DEFAULTS = "console=ttyS0,115200n8r reboot=k panic=-1"
@@ -20,8 +26,8 @@ resets by the i8042 that pykvm has, and does so at once after a panic."""
 class ResolvedGuest:
     """A guest to load. ``memory`` in bytes; ``notice`` is a sentence for the user, or ""."""
 
-    kernel: Path
-    initrd: Path | bytes | None
+    kernel: "Path | str"
+    initrd: "Path | str | bytes | None"
     memory: int
     options: tuple[str, ...]
     append: str
@@ -60,7 +66,7 @@ def _join_clearcpuid(append: str, host_options: Sequence[str]) -> str:
 
 def resolve(config: MachineConfig, flavour: str) -> ResolvedGuest:
     """The guest that ``config`` means, in ``flavour`` if it is a bundle; UsageError."""
-    bundle = find_bundle(config.guest, flavour) if config.guest is not None else None
+    bundle = _bundle(config.guest, flavour) if config.guest is not None else None
     kernel = config.kernel or (bundle.kernel if bundle else None)
     if kernel is None:
         raise UsageError("there is no kernel to boot", "name a guest, or give --kernel FILE")
@@ -78,7 +84,14 @@ def resolve(config: MachineConfig, flavour: str) -> ResolvedGuest:
     )
 
 
-def _notice(bundle: Bundle, flavour: str, cpus: int) -> str:
+def _bundle(guest: str, flavour: str) -> "Bundle":
+    # Not at the top: a kernel file needs none of it.
+    from pykvm.machine.bundle import find_bundle
+
+    return find_bundle(guest, flavour)
+
+
+def _notice(bundle: "Bundle", flavour: str, cpus: int) -> str:
     if (bundle.flavour, flavour) == (NATIVE, EMULATED):
         return (
             f"'{bundle.name}' has no build for hosts that emulate kernel code, as this one does: "
@@ -92,7 +105,7 @@ def _notice(bundle: Bundle, flavour: str, cpus: int) -> str:
     return ""
 
 
-def _bundle_options(bundle: Bundle | None, config: MachineConfig) -> list[str]:
+def _bundle_options(bundle: "Bundle | None", config: MachineConfig) -> list[str]:
     if bundle is None:
         return []
     options = [bundle.append]

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from pykvm.devices.virtio_blk import ErrorAction, IoError, VirtioBlk
+from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.kvm.pci_platform import KvmPlatform
 from pykvm.kvm.probe import HostTraits, probe
 from pykvm.kvm.runner import VcpuThread
@@ -15,7 +15,6 @@ from pykvm.kvm.system import Kvm
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.kvm.vm import Vm
 from pykvm.machine.board import Board
-from pykvm.machine.bundle import EMULATED, NATIVE
 from pykvm.machine.config import ConsoleMode, DiskConfig, MachineConfig
 from pykvm.machine.cpu import apply_entry
 from pykvm.machine.create import check_limits, create_vm, guest_cpuid, memory_sizes
@@ -29,13 +28,12 @@ from pykvm.machine.events import (
     Shutdown,
 )
 from pykvm.machine.exits import ExitHandler
-from pykvm.machine.guest import resolve
+from pykvm.machine.guest import EMULATED, NATIVE, resolve
 from pykvm.machine.halt import all_halted
 from pykvm.machine.run_state import RunControl, RunState
 from pykvm.machine.timings import Timings
 from pykvm.machine.tracing import disk_trace, open_trace
 from pykvm.memory import GuestMemory, Ram
-from pykvm.pci.virtio_pci import VirtioPci
 from pykvm.platform.outcome import Outcome, OutcomeKind
 from pykvm.x86.loader import load_kernel
 
@@ -171,6 +169,9 @@ class Machine:
         self._threads.append(VcpuThread(vcpu, handler, self._vcpu_ended, cpus))
 
     def _add_disk(self, disk: DiskConfig, platform: KvmPlatform) -> None:
+        from pykvm.devices.virtio_blk import VirtioBlk
+        from pykvm.pci.virtio_pci import VirtioPci
+
         name = f"virtio{len(self.disks)}"
         with ExitStack() as undo:
             image, engine, reason = open_image(disk)

@@ -273,9 +273,11 @@ def test_a_folder_is_a_guest(bare_kernel, tmp_path):
     done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (9, b"hello from CPL3\n", b"")
     # It has no agent: nobody ran the command, so there is no status to pass on.
-    command += ["--exec", "true", "--append", "0"]
+    command += ["--exec", "true", "--append", "0", "--json"]
     done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=60)
     assert done.returncode == 9
+    # The session has a thread, which must not run before the process is confined.
+    assert "thread" not in str(json.loads(done.stdout)["sandbox"])
     entry["append"] = "halt"
     (tmp_path / "bundle.json").write_text(json.dumps(manifest))
     done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=60)

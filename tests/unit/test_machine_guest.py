@@ -7,9 +7,9 @@ import pytest
 
 from pykvm.errors import UsageError
 from pykvm.machine import bundle
-from pykvm.machine.bundle import EMULATED, NATIVE, find_bundle
+from pykvm.machine.bundle import find_bundle
 from pykvm.machine.config import DEFAULT_MEMORY, MIB, ConsoleMode, MachineConfig
-from pykvm.machine.guest import LINUX, LINUX_DEFAULTS, resolve
+from pykvm.machine.guest import EMULATED, LINUX, LINUX_DEFAULTS, NATIVE, resolve
 
 
 def make(folder: Path, name: str = "g", flavours: tuple[str, ...] = (NATIVE, EMULATED), **more):

@@ -7,12 +7,15 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pykvm.cli.sandbox import landlock, seccomp
 from pykvm.cli.sandbox.rules import allowed
 from pykvm.cli.sandbox.system import forbid_new_privileges
 from pykvm.errors import HostError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PATIENCE_SECONDS = 0.5
 
@@ -30,7 +33,7 @@ class Confinement:
         return (held or "nothing") + missing
 
 
-def confine(*, socket: Path | None = None, insist: bool = False) -> Confinement:
+def confine(*, socket: "Path | None" = None, insist: bool = False) -> Confinement:
     """Confine this process for good: what it needs is open and imported, and no thread runs yet.
 
     It keeps the file ``socket`` removable, and all of its folder with it.

@@ -12,12 +12,14 @@ kernel's Documentation/userspace-api/landlock.rst.
 import ctypes
 import errno
 import os
-from pathlib import Path
 from struct import Struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pykvm.cli.sandbox.system import system_call
 from pykvm.errors import HostError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _NR_CREATE_RULESET: Final = 444
 _NR_ADD_RULE: Final = 445
@@ -48,7 +50,7 @@ def version() -> int:
         raise _unavailable(error) from None
 
 
-def restrict(removable: Path | None = None) -> None:
+def restrict(removable: "Path | None" = None) -> None:
     """From now on nothing can be opened, made, changed or removed by its path; HostError.
 
     But files in the folder ``removable`` and below may be removed. Where the
@@ -79,7 +81,7 @@ def ruleset(version: int) -> bytes:
     return _RULESET_ATTR.pack((1 << rights) - 1, net, scoped)
 
 
-def _allow(ruleset_fd: int, folder: Path, rights: int) -> None:
+def _allow(ruleset_fd: int, folder: "Path", rights: int) -> None:
     parent = os.open(folder, os.O_PATH | os.O_CLOEXEC)
     try:
         rule = ctypes.create_string_buffer(_PATH_BENEATH_ATTR.pack(rights, parent))

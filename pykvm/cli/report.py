@@ -1,0 +1,86 @@
+"""What ``--stats`` and ``--json`` tell about a run. Imported only where one is asked for."""
+
+import base64
+import json
+from contextlib import ExitStack
+from typing import IO, Any
+
+from pykvm.cli.output import open_output, reason_of
+from pykvm.cli.say import STDERR, emit, put
+from pykvm.devices.virtio_blk.stats import classic_line
+from pykvm.errors import PykvmError
+from pykvm.machine.machine import Machine
+from pykvm.platform.outcome import Outcome
+
+
+class Report:
+    """To be made before the run, since it opens what it will write; ``stack`` closes that."""
+
+    def __init__(self, stack: ExitStack, *, stats: str | None, as_json: bool) -> None:
+        """``stats`` is a path, "-" or None. UsageError if it cannot be written."""
+        self._stats = stats
+        self._as_json = as_json
+        self._file: IO[bytes] | None = None
+        if stats not in (None, "-"):
+            self._file = stack.enter_context(open_output(stats, "--stats"))
+
+    def write(self, machine: Machine) -> None:
+        """Write the object of ``--stats FILE``; PykvmError if that fails."""
+        if self._file is None:
+            return
+        data = memoryview(json.dumps(machine.statistics(), indent=2).encode() + b"\n")
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            where = f"--stats {self._stats}"
+            raise PykvmError(f"{where}: {reason_of(error)}", "give another file") from None
+
+    def print_statistics(self, machine: Machine) -> None:
+        """``--stats -``: one line per disk to standard error; PykvmError if that fails."""
+        if self._stats != "-":
+            return
+        disks = machine.statistics()["disks"]
+        try:
+            put(STDERR, "".join(f"{classic_line(disk['device'], disk)}\n" for disk in disks))
+        except OSError as error:
+            raise PykvmError(f"--stats -: {reason_of(error)}", "give a file") from None
+
+    def print_json(
+        self,
+        machine: Machine,
+        outcome: Outcome,
+        output: dict[str, bytes],
+        sandbox: dict[str, str] | None,
+    ) -> None:
+        """``--json``: the object about the run, to standard output; PykvmError if that fails."""
+        if self._as_json:
+            emit(json.dumps(_run_report(machine, outcome, output, sandbox)) + "\n")
+
+
+def _json_text(data: bytes) -> dict[str, str]:
+    """``data`` for JSON: as text if it is UTF-8, else in base64."""
+    try:
+        return {"text": data.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data).decode("ascii")}
+
+
+def _run_report(
+    machine: Machine,
+    outcome: Outcome,
+    output: dict[str, bytes],
+    sandbox: dict[str, str] | None,
+) -> dict[str, Any]:
+    """The object that ``--json`` prints; docs/reference/cli.md describes it."""
+    return {
+        "status": outcome.status,
+        "end": outcome.kind.name.lower(),
+        "reason": outcome.reason,
+        "kernel": machine.description,
+        "assists": machine.traits.needs_assists,
+        "sandbox": sandbox,
+        "timings": {name: round(at, 4) for name, at in machine.timings.marks.items()},
+        **{name: _json_text(data) for name, data in output.items()},
+        **machine.statistics(),
+    }

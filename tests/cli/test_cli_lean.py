@@ -1,0 +1,57 @@
+"""What a run imports: time until the guest's first instruction is mostly imports."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pykvm.testing.bare import build_bare_guest
+
+pytestmark = pytest.mark.kvm
+
+SCRIPT = """
+import sys
+from pykvm.cli.main import main
+status = main(["boot", "--kernel", sys.argv[1], "--append", "hello 7", *sys.argv[2:]])
+print(status, *sorted(sys.modules), file=sys.stderr)
+"""
+ALWAYS_HEAVY = {"asyncio", "dataclasses", "inspect", "shutil", "subprocess", "tomllib", "cffi"}
+FOR_SOME = {"base64", "difflib", "importlib.resources", "json", "pathlib", "tempfile", "traceback"}
+
+
+def imported(*options: str) -> set[str]:
+    """The modules of a process that has booted the bare guest, with ``options``."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(build_bare_guest()), *options],
+        capture_output=True,
+        check=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    status, *modules = done.stderr.splitlines()[-1].split()
+    assert status == "7"
+    return set(modules)
+
+
+def test_a_kernel_alone_needs_no_module_that_takes_long_to_import():
+    modules = imported()
+    # What site-packages' own .pth files import is not ours to judge.
+    assert not modules & (ALWAYS_HEAVY | FOR_SOME)
+
+
+def test_what_belongs_to_disks_bundles_and_reports_is_imported_for_them_only():
+    modules = imported()
+    assert "pykvm.devices.virtio_blk.options" in modules
+    for part in ("device", "engine", "image", "stats"):
+        assert f"pykvm.devices.virtio_blk.{part}" not in modules
+    for name in ("cli.command", "cli.report", "machine.bundle", "monitor", "pci.virtio_pci"):
+        assert f"pykvm.{name}" not in modules
+
+
+def test_a_disk_needs_no_module_that_takes_long_either(tmp_path: Path):
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    modules = imported("--disk", str(disk))
+    assert "pykvm.devices.virtio_blk.device" in modules
+    assert not modules & ALWAYS_HEAVY
