@@ -16,6 +16,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
 )
+from pykvm.devices.virtio_blk.io_threads import IoThreads
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.errors import UsageError
 from pykvm.testing.mock_transport import MockTransport
@@ -351,3 +352,13 @@ def test_resets_leave_no_descriptor(tmp_path: Path) -> None:
             transport.reset()
             assert set(os.listdir("/proc/self/fd")) == before
     device.close()
+
+
+def test_only_the_first_queue_that_breaks_is_told_of() -> None:
+    """Two threads may find theirs broken before either hears of the other."""
+    told: list[str] = []
+    threads = IoThreads("virtio-blk", [], 2, told.append, lambda error: None)
+    threads._broken("queue 1")
+    threads._broken("queue 0")
+    threads.stop()
+    assert told == ["queue 1"]
