@@ -37,7 +37,7 @@ class Signs:
         self.second = words[second_at]
 
 
-NO_SIGNS = Signs(memoryview(bytes(2)).cast("H"), 0, 0)
+NO_SIGNS = Signs(memoryview(bytearray(2)).cast("H"), 0, 0)
 """They never change."""
 
 
