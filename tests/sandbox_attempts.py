@@ -31,7 +31,6 @@ from pykvm.io_uring import Ring
 Attempts = dict[str, Callable[[], object]]
 
 _IORING_OP_OPENAT = 18
-_AT_FDCWD = -100
 _NR_PTRACE, _PTRACE_ATTACH, _NOBODY = 101, 16, 1 << 30
 _NR_UNSHARE, _CLONE_NEWUSER = 272, 0x1000_0000
 
@@ -140,7 +139,7 @@ def connect(client: socket.socket) -> None:
 
 def by_io_uring(folder: Path) -> Attempts:
     """What no filter of system calls sees; none on a host without it."""
-    name = ctypes.create_string_buffer(os.fsencode(folder / "file"))
+    name = ctypes.create_string_buffer(os.fsencode(folder.absolute() / "file"))
     address = ctypes.addressof(name)
     try:
         ring = Ring(1)
@@ -149,12 +148,14 @@ def by_io_uring(folder: Path) -> Attempts:
 
     def open_file() -> None:
         assert name.value
-        ring.prepare(_IORING_OP_OPENAT, _AT_FDCWD, 0, address, 0, os.O_RDONLY, tag=1)
+        # The path is absolute: no folder's descriptor counts.
+        ring.prepare(_IORING_OP_OPENAT, 0, 0, address, 0, os.O_RDONLY, tag=1)
         ring.submit()
-        while not (found := ring.reap()):
+        while not ring.completed():
             time.sleep(0.001)
-        if found[0][1] < 0:
-            raise OSError(-found[0][1], "io_uring")
+        ring.take()
+        if ring.result < 0:
+            raise OSError(-ring.result, "io_uring")
 
     return {"read a file by io_uring": open_file}
 

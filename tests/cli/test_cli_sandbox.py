@@ -32,19 +32,20 @@ pytestmark = [
 ]
 
 HARNESS = """
-import json, os, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from sandbox_attempts import (
-    by_io_uring, by_system_calls, for_the_desperate, on_files, outcomes
-)
+import os, sys
 from pykvm.cli.main import main
-from pykvm.cli.output import ConsoleRecorder
 {patch}
 sys.exit(main(["boot", *sys.argv[1:]], own_process=True))
 """
 
 ATTEMPTS = """
+import json
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from sandbox_attempts import (
+    by_io_uring, by_system_calls, for_the_desperate, on_files, outcomes
+)
+from pykvm.cli.output import ConsoleRecorder
 folder = Path({folder!r})
 attempts = by_io_uring(folder) | on_files(folder) | by_system_calls() | for_the_desperate()
 def take_over(self, data):
@@ -62,6 +63,7 @@ def confine(*arguments, confine=boot._confine):
     held = confine(*arguments)
     known = set(sys.modules)
     atexit.register(lambda: os.write(2, f"later: {sorted(set(sys.modules) - known)}".encode()))
+    os.write(2, b"rings, " if "pykvm.io_uring" in known else b"no rings, ")
     return held
 boot._confine = confine
 """
@@ -77,8 +79,7 @@ landlock.restrict = restrict
 
 def boot(kernel: Path, *options: str, patch: str = "") -> subprocess.CompletedProcess[bytes]:
     """Run ``pykvm boot`` in a process of its own, after ``patch``."""
-    tests = str(Path(sandbox_attempts.__file__).parent)
-    command = [sys.executable, "-W", "ignore", "-c", HARNESS.format(tests=tests, patch=patch)]
+    command = [sys.executable, "-W", "ignore", "-c", HARNESS.format(patch=patch)]
     command += ["--kernel", str(kernel), *options]
     return subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
@@ -87,7 +88,7 @@ def boot(kernel: Path, *options: str, patch: str = "") -> subprocess.CompletedPr
 
 def test_a_guest_that_takes_over_a_vcpu_thread_gets_nowhere(bare_kernel, tmp_path):
     prepare(tmp_path)
-    takeover = ATTEMPTS.format(folder=str(tmp_path))
+    takeover = attempts(tmp_path)
     done = boot(bare_kernel, "--append", "hello 0", "--sandbox=on", patch=takeover)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stderr)
@@ -98,7 +99,7 @@ def test_a_guest_that_takes_over_a_vcpu_thread_gets_nowhere(bare_kernel, tmp_pat
 
 def test_off_is_off(bare_kernel, tmp_path):
     prepare(tmp_path)
-    takeover = ATTEMPTS.format(folder=str(tmp_path)) + "del attempts['become a program']\n"
+    takeover = attempts(tmp_path) + "del attempts['become a program']\n"
     done = boot(bare_kernel, "--append", "hello 0", "--sandbox=off", patch=takeover)
     assert done.returncode == 0
     assert json.loads(done.stderr)["read a file"] == "done"
@@ -111,12 +112,20 @@ RUNS = {
     "a disk on a ring, by default": [*DISK, "--disk={image},cache=none"],
     "a disk on threads": [*DISK, "--disk={image},engine=threads"],
     "a disk with faults": [*DISK, "--disk={image},faults={folder}/faults"],
+    "a disk that looks for zeroes": [*DISK, "--disk={image},detect-zeroes=unmap"],
+    "a disk of several queues": [*DISK, "--disk={image},num-queues=2,cpu-affinity=0"],
     "a snapshot": [*DISK, "--disk={image},snapshot=on"],
     "a monitor and all outputs": [
         *(*DISK, "--disk={image}", "--monitor={folder}/qmp", "--trace={folder}/trace"),
         *("--console-log={folder}/log", "--timings", "--json"),
     ],
 }
+
+
+def attempts(folder: Path) -> str:
+    """A patch that makes the attempts on ``folder`` in the vCPU's thread."""
+    tests = str(Path(sandbox_attempts.__file__).parent)
+    return ATTEMPTS.format(tests=tests, folder=str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +149,11 @@ def test_nothing_is_imported_once_confined(bare_kernel, tmp_path, script, option
     image.write_bytes(bytes(1 << 20))
     (tmp_path / "script").write_bytes(script)
     (tmp_path / "faults").write_text('[[fault]]\noperation = "read"\ndelay_ms = 1\n')
+    rings = b"rings" if "cache=none" in "".join(options) else b"no rings"
     options = [option.format(image=image, folder=tmp_path) for option in options]
     done = boot(bare_kernel, *options, "--sandbox=on", "--stats=-", patch=WATCH_IMPORTS)
     assert done.stderr.endswith(b"later: []"), done.stderr
+    assert done.stderr.startswith(rings), "only who wants io_uring may use it"
     assert done.returncode == 0, done.stderr
     assert b"rd_operations=2 wr_operations=2 flush_operations=2" in done.stderr
     assert b"Traceback" not in done.stderr

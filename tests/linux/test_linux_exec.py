@@ -27,6 +27,7 @@ def test_a_cold_boot_is_quick_and_needs_little_memory(boot, tmp_path):
     assert report["stderr"] == {"text": ""}
     assert report["timings"]["command ended"] < 20
     assert report["end"] == "power_off"
+    assert report["sandbox"]["limits"] == ""
 
 
 def test_any_command_any_output_and_input_without_end(boot):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pykvm.cli.sandbox import landlock, seccomp
 from pykvm.cli.sandbox.rules import allowed
 from pykvm.cli.sandbox.system import forbid_new_privileges
-from pykvm.errors import HostError
+from pykvm.errors import HostError, PykvmError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,8 +37,9 @@ def confine(*, socket: "Path | None" = None, insist: bool = False) -> Confinemen
     """Confine this process for good: what it needs is open and imported, and no thread runs yet.
 
     It keeps the file ``socket`` removable, and all of its folder with it.
-    HostError if a part is missing and the user ``insist``s.
+    HostError if a part is missing and the user ``insist``s; PykvmError if a thread runs.
     """
+    _check_threads()
     _load_libraries()
     rules = allowed(
         os.getpid(),
@@ -53,11 +54,8 @@ def confine(*, socket: "Path | None" = None, insist: bool = False) -> Confinemen
         "seccomp": lambda: seccomp.load(rules),
     }
     parts = {}
-    alone = _alone()
     for name, step in steps.items():
         try:
-            if not alone:
-                raise HostError("there are other threads already, which would go free")
             step()
             parts[name] = ""
         except HostError as error:
@@ -68,14 +66,19 @@ def confine(*, socket: "Path | None" = None, insist: bool = False) -> Confinemen
     return Confinement(parts)
 
 
-def _alone() -> bool:
-    """Whether no other thread runs: those that have been joined may take a moment to be gone."""
+def _check_threads() -> None:
+    """PykvmError if other threads run, which would go free.
+
+    None of ours does, but those that have been joined may take a moment to be gone.
+    """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while len(os.listdir("/proc/self/task")) > 1:
         if time.monotonic() > deadline:
-            return False
+            raise PykvmError(
+                "pykvm cannot confine itself, for there are threads already",
+                "a debugger or profiler that makes some needs --sandbox=off",
+            )
         time.sleep(0.001)
-    return True
 
 
 def _load_libraries() -> None:

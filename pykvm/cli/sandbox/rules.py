@@ -35,7 +35,12 @@ _TERMINAL: Final = (
     0x540F,  # TIOCGPGRP
     0x5413,  # TIOCGWINSZ
 )
-_BLOCK_DEVICES: Final = (0x1277, 0x127F)  # BLKDISCARD, BLKZEROOUT
+_ALLOCATION: Final = (
+    0x1277,  # BLKDISCARD
+    0x127F,  # BLKZEROOUT
+    0x4030_582B,  # FS_IOC_UNRESVSP64
+    0x4030_5839,  # FS_IOC_ZERO_RANGE
+)
 _FIONBIO: Final = 0x5421
 
 
@@ -84,7 +89,8 @@ def _on_descriptors() -> Iterator[Rule]:
     yield _rule("newfstatat", Only(3, _INT, (_AT_EMPTY_PATH,)))
     yield _rule("fcntl", Only(1, _INT, _FCNTL))
     yield _rule("ioctl", Only(1, _IOC_TYPE, (_KVMIO,)))
-    yield _rule("ioctl", Only(1, _INT, _TERMINAL + _BLOCK_DEVICES))
+    yield _rule("ioctl", Only(1, _INT, _TERMINAL))
+    yield _rule("ioctl", Only(1, _INT, _ALLOCATION))
 
 
 def _waiting() -> Iterator[Rule]:
