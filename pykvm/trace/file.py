@@ -75,6 +75,8 @@ class TraceFile:
                 self._writer.start()
             while len(self._texts) >= BACKLOG:
                 self._state.wait()
+        if self._writer is None:  # the machine is being built
+            self._write_gathered()
 
     def close(self) -> None:
         """Write all that was recorded, and the end. May be repeated."""

@@ -108,6 +108,65 @@ def test_who_records_waits_and_loses_nothing(path: Path, monkeypatch: pytest.Mon
         assert [one["ns"] for one in recorded if one["queue"] == queue] == list(range(200))
 
 
+class SlowDisk:
+    """Holds up the next call of os.write, until it is told to go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+        self._write = os.write
+        monkeypatch.setattr(os, "write", self._slow_write)
+
+    def _slow_write(self, fd: int, data: bytes) -> int:
+        if not self.entered.is_set():
+            self.entered.set()
+            assert self.go_on.wait(PATIENCE)
+        return self._write(fd, data)
+
+
+def test_a_slow_disk_holds_up_who_records(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file, "BACKLOG", 4)
+    recorded: list[int] = []
+    with TraceFile(TraceOptions(path)) as trace:
+        slow = SlowDisk(monkeypatch)
+
+        def record() -> None:
+            for i in range(100):
+                trace.record(STOP, i, "virtio0", 0, {})
+                recorded.append(i)
+
+        thread = threading.Thread(target=record)
+        thread.start()
+        assert slow.entered.wait(PATIENCE)
+        thread.join(0.1)
+        assert len(recorded) <= 8
+        slow.go_on.set()
+        thread.join()
+    assert len(lines(path)) == 102
+
+
+def test_closing_waits_for_what_is_being_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = TraceFile(TraceOptions(path))
+    slow = SlowDisk(monkeypatch)
+    trace.record(STOP, 1, "virtio0", 0, {})
+    assert slow.entered.wait(PATIENCE)
+    closing = threading.Thread(target=trace.close)
+    closing.start()
+    closing.join(0.1)
+    assert closing.is_alive()
+    slow.go_on.set()
+    closing.join()
+    assert names(path) == ["trace.begin", STOP, "trace.end"]
+
+
+def test_a_trace_begins_before_the_guest_does(path: Path) -> None:
+    with TraceFile(TraceOptions(path)) as trace:
+        trace.record("trace.disk", 5, "virtio0", -1, {"path": "x"})
+        assert names(path) == ["trace.begin", "trace.disk"]
+
+
 def test_a_full_disk_ends_the_trace_and_nothing_else(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
