@@ -112,10 +112,7 @@ class Vm:
     def finish(self) -> list[LoadResult]:
         """Let the guest go on from its last mark, and give what the loads left when it is gone."""
         self.open_gate(self._script.marks)
-        try:
-            status = self._child.wait(self._patience)
-        except subprocess.TimeoutExpired:
-            raise self._failed("it does not end") from None
+        status = self._status()
         if status != self._kind.status:
             raise self._failed(f"it ended with status {status}")
         try:
@@ -140,10 +137,16 @@ class Vm:
                     raise self._failed(f"the guest said nothing for {self._patience:.0f} seconds")
                 data = os.read(output, 4096)
                 if not data:
-                    raise self._failed(ENDED)
+                    raise self._failed(f"{ENDED}, with status {self._status()}")
                 *lines, self._pending = (self._pending + data).replace(b"\r", b"").split(b"\n")
                 self._marks += (int(line[len(MARK) :]) for line in lines if line.startswith(MARK))
         return self._marks.pop(0)
+
+    def _status(self) -> int:
+        try:
+            return self._child.wait(self._patience)
+        except subprocess.TimeoutExpired:
+            raise self._failed("it does not end") from None
 
     def _failed(self, message: str, hint: str = "") -> PykvmError:
         program = Path(self._command[0]).name
