@@ -34,6 +34,8 @@ module          what it knows
 ``io_thread``   a thread that serves queues
 ``io_threads``  all of a disk's: halting, going on and ending together
 ``transfer``    the system call itself, in both forms
+``rates``       what a user can limit (pure)
+``throttle``    when operations may start under rate limits (pure)
 ``polling``     how long to watch a ring before sleeping (pure)
 ``stats``       what a disk counts
 ``histogram``   … and how long it took (pure)
@@ -56,6 +58,7 @@ from pykvm.devices.virtio_blk.options import (
     IoError,
     MergePolicy,
 )
+from pykvm.devices.virtio_blk.rates import RateLimits
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.device import VirtioBlk
@@ -78,6 +81,7 @@ __all__ = [
     "Image",
     "IoError",
     "MergePolicy",
+    "RateLimits",
     "Stats",
     "SyncEngine",
     "VirtioBlk",

@@ -25,9 +25,11 @@ from pykvm.devices.virtio_blk.options import (
     IoError,
 )
 from pykvm.devices.virtio_blk.plan import Limits, Planner
+from pykvm.devices.virtio_blk.rates import RateLimits
 from pykvm.devices.virtio_blk.request import Request, RequestParser
 from pykvm.devices.virtio_blk.service import QueueService
 from pykvm.devices.virtio_blk.stats import Stats
+from pykvm.devices.virtio_blk.throttle import Throttle
 from pykvm.errors import UsageError
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
@@ -93,9 +95,12 @@ class VirtioBlk:
         self._activation: Activation | None = None
         self._engines: list[Engine] = []
         self._threads: IoThreads | None = None
+        self._services: Sequence[QueueService] = ()
         self._parser: RequestParser | None = None
-        # Guards the configuration space and the capacity: drivers and users change them.
+        # Guards the configuration space, capacity and limits: drivers and users change them.
         self._lock = threading.Lock()
+        self._rate_limits = options.limits
+        self._throttle = _throttle(options.limits)
         self._config = ConfigSpace()
         self._config.set("capacity", image.capacity)
         describe(self._config, options, self._blocks, image.allocation.zeros_free_space)
@@ -172,11 +177,11 @@ class VirtioBlk:
                 self._blocks.logical if self._features & VIRTIO_BLK_F_BLK_SIZE else SECTOR_SIZE,
                 accepted(self._options, self._features),
             )
-        services = [
-            self._service(activation, index, parser)
-            for index, queue in enumerate(activation.queues)
-            if queue is not None
-        ]
+            self._services = services = [
+                self._service(activation, index, parser)
+                for index, queue in enumerate(activation.queues)
+                if queue is not None
+            ]
         self._threads = IoThreads(
             f"virtio-blk {self.image.path}",
             services,
@@ -199,6 +204,7 @@ class VirtioBlk:
             engine.close()
         self._engines.clear()
         self._activation = self._parser = None
+        self._services = ()
         self._features = 0
         self._set_writeback(self.image.cache.writeback)
 
@@ -245,6 +251,23 @@ class VirtioBlk:
             if self._activation is not None:
                 self._activation.config_changed()
 
+    @property
+    def limits(self) -> RateLimits:
+        """How fast the disk may be."""
+        return self._rate_limits
+
+    @limits.setter
+    def limits(self, limits: RateLimits) -> None:
+        """From any thread; requests that wait go by the new ones, whose buckets are full."""
+        with self._lock:
+            self._rate_limits = limits
+            self._throttle = _throttle(limits)
+            for service in self._services:
+                service.throttle = self._throttle
+            threads = self._threads
+        if threads is not None:
+            threads.look_again()
+
     def close(self) -> None:
         """See VirtioDevice. Closes the image."""
         self.reset()
@@ -255,7 +278,7 @@ class VirtioBlk:
         assert queue is not None, "the caller skips disabled queues"
         engine = self._engine_factory(self.image, activation.ram)
         self._engines.append(engine)
-        return QueueService(
+        service = QueueService(
             queue,
             activation.kicks[index],
             activation.ram,
@@ -268,6 +291,8 @@ class VirtioBlk:
             interrupt=activation.interrupt,
             trace=self._trace.queue(index) if self._trace is not None else None,
         )
+        service.throttle = self._throttle
+        return service
 
     def _set_writeback(self, writeback: bool) -> None:
         with self._lock:
@@ -317,6 +342,10 @@ def _check_size(image: Image, blocks: Blocks) -> None:
             f"its size, {image.size} bytes, is not a multiple",
             f"use logical-block-size=512, or pad it: truncate -s %{blocks.logical} {image.path}",
         )
+
+
+def _throttle(limits: RateLimits) -> Throttle | None:
+    return Throttle(limits, threading.Lock()) if limits else None
 
 
 def _report(error: BaseException) -> None:

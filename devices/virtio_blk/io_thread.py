@@ -68,6 +68,7 @@ class IoThread:
         self._for_driver = AdaptivePolling(poll_max_ns if alone else 0)
         self._for_engine = AdaptivePolling(PATIENCE * poll_max_ns if alone else 0)
         self._drains = DRAINS if alone else 1
+        self._changed = False  # rate limits, perhaps; for the thread itself
         # Guards what follows, and tells who waits that _halting, _quiet or _ended has changed.
         self._state = threading.Condition()
         self._stopping = False
@@ -124,6 +125,11 @@ class IoThread:
             self._state.notify_all()
             self._wake()
 
+    def look_again(self) -> None:
+        """The rate limits are others. From any thread."""
+        with self._state:
+            self._wake()
+
     def end(self) -> None:
         """Stop serving, await what is executing and end. From any thread."""
         for service in self._services:
@@ -172,8 +178,10 @@ class IoThread:
                     by_notifier[fd].complete()
                 else:
                     os.eventfd_read(self._control)
+                    self._changed = True
             if self._stopping:
                 return
+            self._complete_due()
             for service in list(waiting):
                 if not self._drain(service):
                     waiting.discard(service)
@@ -187,9 +195,18 @@ class IoThread:
         idle = all(service.idle for service in self._services)
         awaited = self._for_driver if idle else self._for_engine
         began = time.monotonic_ns()
-        events = self._epoll.poll()
+        wakes = [service.wake_ns for service in self._services if service.wake_ns]
+        events = self._epoll.poll(max(0, min(wakes) - began) / 1e9 if wakes else None)
         awaited.slept(time.monotonic_ns() - began)
         return events
+
+    def _complete_due(self) -> None:
+        """Let those go on whose rate limits allow that by now, or may be others by now."""
+        for service in self._services:
+            wake = service.wake_ns
+            if wake and (self._changed or wake <= time.monotonic_ns()):
+                service.complete()
+        self._changed = False
 
     def _drain(self, service: QueueService) -> bool:
         """Serve ``service``, again while more comes; whether more is waiting still.

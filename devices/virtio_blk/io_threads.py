@@ -86,6 +86,12 @@ class IoThreads:
             for thread in self._threads:
                 thread.resume()
 
+    def look_again(self) -> None:
+        """The rate limits are others."""
+        with self._lock:
+            for thread in self._threads:
+                thread.look_again()
+
     def stop(self) -> None:
         """Stop serving and wait until what was executing is done. Not from one of the threads."""
         self._end()

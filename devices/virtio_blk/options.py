@@ -4,6 +4,7 @@ from enum import Enum
 from typing import Final
 
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_ID_BYTES
+from pykvm.devices.virtio_blk.rates import NO_LIMITS, RateLimits
 from pykvm.errors import UsageError
 from pykvm.records import keyword_record, record
 
@@ -174,7 +175,7 @@ class DiskOptions:
     ``secs``: a geometry, if there is to be one. ``lifetime``: what GET_LIFETIME
     answers (pre_eol_info, device_lifetime_est_typ_a and _b), if anything.
     ``flush``, ``config_wce``, ``blk_size`` and ``topology``: False to offer
-    none of it.
+    none of it. ``limits``: how fast the disk may be, at first.
     """
 
     serial: str = ""
@@ -205,6 +206,7 @@ class DiskOptions:
     config_wce: bool = True
     blk_size: bool = True
     topology: bool = True
+    limits: RateLimits = NO_LIMITS
 
     def __post_init__(self) -> None:
         _check_serial(self.serial)

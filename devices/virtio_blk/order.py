@@ -21,6 +21,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
 )
 from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.request import Request
 
 MANY: Final = 1024
 """As many operations as the largest queue has requests; more are pieces of large ones."""
@@ -124,13 +125,17 @@ def _order_overlaps(operations: Sequence[Operation]) -> None:
 
 
 def _extent(operation: Operation) -> tuple[int, int]:
-    """The bytes of the disk that the members of ``operation`` are for: first, and behind last.
+    """The bytes of the disk that the members of ``operation`` are for: first, and behind last."""
+    if len(operation.members) > 1:
+        return operation.offset, operation.offset + operation.length
+    return extent(operation.members[0])
+
+
+def extent(request: Request) -> tuple[int, int]:
+    """The bytes of the disk that ``request`` is for: first, and behind last.
 
     For several ranges, with what is between them.
     """
-    if len(operation.members) > 1:
-        return operation.offset, operation.offset + operation.length
-    request = operation.members[0]
     if request.type >= VIRTIO_BLK_T_DISCARD:
         ranges = request.ranges
         starts = [ranges[index] for index in range(0, len(ranges), 3)]

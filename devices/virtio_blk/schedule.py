@@ -26,6 +26,7 @@ execution leaves, and until a request is answered its driver expects nothing.
 """
 
 import errno
+import time
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
@@ -37,12 +38,13 @@ from pykvm.devices.virtio_blk.constants import (
 )
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.options import ErrorAction
-from pykvm.devices.virtio_blk.order import order, replace
+from pykvm.devices.virtio_blk.order import extent, order, replace
 from pykvm.devices.virtio_blk.plan import Planner
 from pykvm.devices.virtio_blk.request import Request
 from pykvm.native import U64
 
 if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk.throttle import Throttle
     from pykvm.devices.virtio_blk.trace import QueueTrace
 
 Decide = Callable[[Request], ErrorAction]
@@ -58,11 +60,15 @@ class Schedule:
     """The unanswered requests of one queue.
 
     ``executing`` counts the operations that were taken and are not finished,
-    and ``halted`` says whether :meth:`take` gives any.
+    and ``halted`` says whether :meth:`take` gives any. ``throttle``, which may
+    change at any time, has a say in that too; ``wake_ns`` (time.monotonic_ns)
+    is when :meth:`take` is to be called again on its account, or 0.
     """
 
     executing: int
     halted: bool
+    throttle: "Throttle | None"
+    wake_ns: int
     _planner: Planner
     _decide: Decide
     _sequence: int
@@ -75,6 +81,8 @@ class Schedule:
         """``trace`` is told of each step."""
         self.executing = 0
         self.halted = False
+        self.throttle = None
+        self.wake_ns = 0
         self._planner = planner
         self._decide = decide
         self._sequence = 0
@@ -98,10 +106,15 @@ class Schedule:
 
     def take(self) -> list[Operation]:
         """The operations that may start now, each given once; none while halted."""
+        self.wake_ns = 0
         ready = self._ready
         if self.halted or not ready:
             return []
-        self._ready = []
+        if self.throttle is None:
+            self._ready = []
+        else:
+            now = time.monotonic_ns()
+            ready, self._ready, self.wake_ns = self.throttle.admit(id(self), ready, now)
         self.executing += len(ready)
         if self._trace is not None:
             self._trace.submitted(ready)
@@ -170,7 +183,7 @@ class Schedule:
         beyond = []
         for request in sorted(unanswered, key=_by_sequence):
             request.error = 0
-            if request.sector + (request.length >> SECTOR_SHIFT) <= capacity:
+            if extent(request)[1] >> SECTOR_SHIFT <= capacity:
                 inside.append(request)
                 continue
             request.error = errno.EIO

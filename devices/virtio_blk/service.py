@@ -32,6 +32,7 @@ from pykvm.virtio.chain import DescriptorChain
 from pykvm.virtio.queue import Virtqueue
 
 if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk.throttle import Throttle
     from pykvm.devices.virtio_blk.trace import QueueTrace
 
 
@@ -100,6 +101,20 @@ class QueueService:
         """The engine executes nothing."""
         return not self._schedule.executing
 
+    @property
+    def throttle(self) -> "Throttle | None":
+        """The rate limits; may be set at any time, and :meth:`complete` then be called."""
+        return self._schedule.throttle
+
+    @throttle.setter
+    def throttle(self, throttle: "Throttle | None") -> None:
+        self._schedule.throttle = throttle
+
+    @property
+    def wake_ns(self) -> int:
+        """When to call :meth:`complete` for the rate limits' sake (time.monotonic_ns), or 0."""
+        return self._schedule.wake_ns
+
     def drain(self, driver_ns: int = 0, engine_ns: int = 0) -> bool:
         """Serve what is available, at most the queue's size. True: call again, more is waiting.
 
@@ -143,7 +158,7 @@ class QueueService:
         return queue.enable_notifications()
 
     def complete(self) -> None:
-        """Answer what the engine has done."""
+        """Answer what the engine has done, and start what may start by now."""
         self._execute()
         self._publish()
 

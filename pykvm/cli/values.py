@@ -1,7 +1,7 @@
 """Values of command-line options: sizes, disks, times. Each parser raises UsageError."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -13,6 +13,7 @@ from pykvm.devices.virtio_blk import (
     EngineKind,
     ErrorPolicy,
     MergePolicy,
+    RateLimits,
 )
 from pykvm.devices.virtio_blk.options import (
     CYLS,
@@ -29,6 +30,7 @@ from pykvm.devices.virtio_blk.options import (
     SEG_MAX,
     SIZE_MAX,
 )
+from pykvm.devices.virtio_blk.rates import RATE, RATES
 from pykvm.errors import UsageError
 from pykvm.machine.config import DiskConfig
 from pykvm.threads import MAX_CPUS
@@ -106,7 +108,8 @@ def parse_disk(text: str) -> DiskConfig:
         fields[key.field] = key.parse(name, value)
     from pathlib import Path
 
-    return DiskConfig(Path(path), **fields)
+    limits = {name: fields.pop(name) for name in RATES if name in fields}
+    return DiskConfig(Path(path), **fields, limits=RateLimits(**limits))
 
 
 def disk_help() -> str:
@@ -209,6 +212,21 @@ def _faults(name: str, text: str) -> "FaultPlan":
     from pykvm.devices.virtio_blk.faults import FaultPlan
 
     return FaultPlan.load(text)
+
+
+def _rate_keys() -> Iterator[tuple[str, "_DiskKey"]]:
+    """The keys for the fields of RateLimits."""
+    whole, size = _number(RATE), _number(RATE, _parse_bytes)
+    for unit, parse, what in (("iops", whole, "requests"), ("bps", size, "bytes")):
+        for kind, of_these in (("", ""), ("-rd", ", reads"), ("-wr", ", writes")):
+            key = unit + kind
+            field = key.replace("-", "_")
+            most = f"at most N {what} per second{of_these} (no limit)"
+            yield key, _DiskKey(field, parse, "N", most)
+            burst = f"… and N at once after a rest (a tenth of {key})"
+            yield f"{key}-max", _DiskKey(f"{field}_max", parse, "N", burst)
+    meaning = "for these limits, N bytes of a larger request count as one (all of it)"
+    yield "iops-size", _DiskKey("iops_size", size, "SIZE", meaning)
 
 
 def _values(kind: type[Enum]) -> str:
@@ -346,6 +364,7 @@ _DISK_KEYS: Final = MappingProxyType(
         ),
         "blk-size": _DiskKey("blk_size", _switch, "on|off", "offer VIRTIO_BLK_F_BLK_SIZE (on)"),
         "topology": _DiskKey("topology", _switch, "on|off", "offer VIRTIO_BLK_F_TOPOLOGY (on)"),
+        **dict(_rate_keys()),
         "faults": _DiskKey(
             "faults", _faults, "FILE", "have operations fail as this TOML file says"
         ),

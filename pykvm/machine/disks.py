@@ -8,7 +8,7 @@ from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.machine.config import DiskConfig
 
 if TYPE_CHECKING:
-    from pykvm.devices.virtio_blk import EngineFactory, Image, VirtioBlk
+    from pykvm.devices.virtio_blk import EngineFactory, Image, RateLimits, VirtioBlk
 
 
 class OpenImage(NamedTuple):
@@ -80,6 +80,15 @@ class Disk:
     def resize(self, size: int) -> None:
         """Let the disk have ``size`` bytes from now on: see VirtioBlk. UsageError."""
         self.device.resize(size)
+
+    @property
+    def limits(self) -> "RateLimits":
+        """How fast it may be; may be set at any time."""
+        return self.device.limits
+
+    @limits.setter
+    def limits(self, limits: "RateLimits") -> None:
+        self.device.limits = limits
 
     def failed(self, error: IoError) -> None:
         """Note ``error``, which the device has announced."""

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from pykvm.devices.virtio_blk import RateLimits
+from pykvm.devices.virtio_blk.rates import RATES
 from pykvm.errors import UsageError
 from pykvm.machine import Machine, RunState
 from pykvm.machine.disks import Disk
@@ -98,10 +100,19 @@ def _block_resize(machine: Machine, arguments: Json) -> Any:
     return {}
 
 
+def _block_set_io_throttle(machine: Machine, arguments: Json) -> Any:
+    rates = {name: value for name, value in arguments.items() if name in RATES}
+    _disk(machine, arguments).limits = RateLimits(**rates)
+    return {}
+
+
 _DISK: Final = MappingProxyType({"device": str, "id": str, "node-name": str})
 _COMMANDS: Final = MappingProxyType(
     {
         "block_resize": _Entry(_block_resize, {"size": int}, _DISK),
+        "block_set_io_throttle": _Entry(
+            _block_set_io_throttle, others={**_DISK, **dict.fromkeys(RATES, int)}
+        ),
         "cont": _Entry(_cont),
         "query-block": _Entry(lambda machine, _: [*map(shapes.block_info, machine.disks)]),
         "query-blockstats": _Entry(lambda machine, _: [*map(shapes.block_stats, machine.disks)]),

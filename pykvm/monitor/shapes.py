@@ -7,7 +7,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from pykvm import __version__
-from pykvm.devices.virtio_blk import CacheMode
+from pykvm.devices.virtio_blk import CacheMode, RateLimits
+from pykvm.devices.virtio_blk.rates import PLAIN_RATES
 from pykvm.machine.disks import Disk
 from pykvm.machine.events import (
     BlockIoError,
@@ -70,6 +71,7 @@ def block_info(disk: Disk) -> Json:
             "encrypted": False,
             "backing_file_depth": 0,
             "detect_zeroes": "off",
+            **_limits(disk.limits),
             "cache": {
                 "writeback": disk.device.writeback,
                 "direct": cache.direct,
@@ -83,6 +85,12 @@ def block_info(disk: Disk) -> Json:
             },
         },
     }
+
+
+def _limits(limits: RateLimits) -> Json:
+    """The rate limits, of which QEMU shows the plain ones always and the others if they are set."""
+    always = {name: value for name, value in vars(limits).items() if name in PLAIN_RATES}
+    return always | {name: value for name, value in vars(limits).items() if value}
 
 
 def block_stats(disk: Disk) -> Json:

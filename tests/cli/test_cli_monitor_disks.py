@@ -4,6 +4,7 @@ import pytest
 from monitor_clients import run_client, served
 from qemu.qmp import ExecuteError
 
+from pykvm.devices.virtio_blk import RateLimits
 from pykvm.machine import DiskConfig, MachineConfig
 from pykvm.testing.bare.layout import MEMORY_NEEDED
 
@@ -84,3 +85,39 @@ def test_arguments_that_make_no_sense(talk_about, image):
         "give a multiple of 512 from 512 to 9223372036854771712",
     ]
     assert image.stat().st_size == SIZE
+
+
+def test_block_set_io_throttle(talk_about):
+    """All six as QEMU's clients send them; what is left out is 0."""
+    six = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
+
+    async def talk(client):
+        shown = []
+        for limits in (
+            {**six, "iops": 100, "iops_max": 200, "bps_wr": 1 << 20, "iops_size": 4096},
+            {"iops_rd": 5},
+        ):
+            arguments = {"device": "virtio0", **limits}
+            assert await client.execute("block_set_io_throttle", arguments) == {}
+            (block,) = await client.execute("query-block")
+            inserted = block["inserted"]
+            shown.append({name: n for name, n in inserted.items() if name[:3] in ("iop", "bps")})
+        why = [
+            await refused(client, "block_set_io_throttle", device="virtio0", iops_max=1),
+            await refused(client, "block_set_io_throttle", device="virtio0", iops=-1),
+            await refused(client, "block_set_io_throttle", iops=1),
+            await refused(client, "block_set_io_throttle", device="virtio0", group="g"),
+        ]
+        return shown, why
+
+    shown, why = talk_about(talk, limits=RateLimits(bps=1))
+    assert shown == [
+        {**six, "iops": 100, "iops_max": 200, "bps_wr": 1 << 20, "iops_size": 4096},
+        {**six, "iops_rd": 5},
+    ]
+    assert why == [
+        "iops-max is of no use without iops; give iops too",
+        "iops cannot be -1; use 0 to 1000000000000000",
+        "one of 'device', 'id' and 'node-name' must say which disk",
+        "'block_set_io_throttle' has no argument 'group'",
+    ]

@@ -5,7 +5,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from struct import unpack_from
+from struct import pack, unpack_from
 
 import pytest
 from blk_bench import SECTORS, EngineScript, Faults, Maker, benches, fill, sector_of
@@ -14,6 +14,7 @@ from blk_device import Disk as StartedDisk
 from blk_host import loop_device, require_direct
 
 from pykvm.devices.virtio_blk import CacheMode, ErrorPolicy, Image, MergePolicy, VirtioBlk
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_DISCARD
 from pykvm.devices.virtio_blk.image import MAX_SIZE
 from pykvm.errors import UsageError
 from pykvm.machine import DiskConfig
@@ -113,6 +114,27 @@ def test_what_was_kept_and_is_beyond_the_end_fails_and_the_rest_goes_on(
     assert script.take_log() == [("write", 0, 1), ("flush", 0, 0)]
     assert path.stat().st_size == SMALLER
     assert bench.stats()["failed_wr_operations"] == 2
+
+
+def test_a_kept_discard_fails_if_one_of_its_ranges_is_beyond_the_end(make: Maker) -> None:
+    bench = make(EngineScript(Faults({("write", 0): [errno.ENOSPC]})))
+
+    def discard(*ranges: tuple[int, int]) -> int:
+        data = b"".join(pack("<QII", sector, count, 0) for sector, count in ranges)
+        return bench.send(VIRTIO_BLK_T_DISCARD, 0, data)
+
+    # Either waits for the write and is kept with it.
+    requests = [
+        bench.write(0, fill("a")),
+        discard((0, 1), (SECTORS - 1, 1)),
+        discard((HALF - 4, 4), (0, 4)),
+    ]
+    bench.kick()
+    bench.wait_errors(1)
+    bench.device.pause()
+    bench.device.resize(SMALLER)
+    bench.device.resume()
+    assert [bench.wait(head)[0] for head in requests] == [OK, IOERR, OK]
 
 
 def test_sizes_that_cannot_be(path: Path) -> None:

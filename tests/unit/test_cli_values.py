@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.cli.values import disk_help, parse_count, parse_disk, parse_seconds, parse_size
-from pykvm.devices.virtio_blk import CacheMode, EngineKind, ErrorPolicy, MergePolicy
+from pykvm.devices.virtio_blk import CacheMode, EngineKind, ErrorPolicy, MergePolicy, RateLimits
 from pykvm.devices.virtio_blk.faults import Fault
 from pykvm.errors import UsageError
 from pykvm.machine.config import DiskConfig
@@ -159,8 +159,8 @@ def test_the_help_lists_every_key_with_its_values():
 
 def test_every_field_of_a_disk_has_a_key_and_every_key_is_documented():
     keys = re.findall(r"^  ([a-z-]+)=", disk_help(), re.MULTILINE)
-    fields = set(vars(DiskConfig(Path("d"))))
-    assert {key.replace("-", "_") for key in keys} == fields - {"path"}
+    fields = {*vars(DiskConfig(Path("d"))), *vars(RateLimits())} - {"path", "limits"}
+    assert {key.replace("-", "_") for key in keys} == fields
     text = (ROOT / "docs/reference/disk-options.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `([a-z-]+)`", text.split("## What")[0], re.MULTILINE) == keys
 
@@ -180,3 +180,12 @@ def test_any_text_is_a_value_or_a_usage_error(text):
 def test_any_value_of_a_key_is_taken_or_a_usage_error(options):
     with contextlib.suppress(UsageError):
         parse_disk(",".join(["d.img", *(f"{key}={value}" for key, value in options)]))
+
+
+def test_rate_limits():
+    disk = parse_disk("d,iops=100,iops_rd_max=7,iops-rd=5,bps-wr=10M,iops_size=4k")
+    expected = RateLimits(iops=100, iops_rd=5, iops_rd_max=7, bps_wr=10 * MIB, iops_size=4096)
+    assert disk.limits == expected
+    assert not parse_disk("d").limits
+    with pytest.raises(UsageError, match="bps-max is of no use without bps"):
+        parse_disk("d,bps-max=1M")
