@@ -14,6 +14,7 @@ module          what it knows
 ``plan``        requests of one drain → operations: merged ones, pieces (pure)
 ``order``       what must wait for what among operations (pure)
 ``schedule``    requests until their results: second attempts, stop, resume (pure)
+``zeroes``      writes of zeros that need no data (pure)
 ``engine``      operations → system calls: the contract, and the simplest
 ``range_io``    … discards and zeroes
 ``allocation``  what the host can do about a range: free its space, make it zeros

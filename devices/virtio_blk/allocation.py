@@ -18,6 +18,7 @@ import fcntl
 import os
 import stat
 from struct import Struct
+from typing import Final
 
 from pykvm.devices.virtio_blk.host_limits import block_size
 
@@ -29,7 +30,9 @@ _FS_IOC_ZERO_RANGE = 0x40305839
 _RANGE = Struct("QQ")  # start, length
 _SPACE_RESV = Struct("hhqqiI16x")  # l_type, l_whence, l_start, l_len, l_sysid, l_pid
 
-_NOT_HERE = frozenset((errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.ENODEV))
+_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16  # fallocate's modes
+
+NOT_HERE: Final = frozenset((errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.ENODEV))
 """The host, its filesystem or its disk does not know how."""
 
 
@@ -78,6 +81,17 @@ class Allocation:
             return errno.EOPNOTSUPP
         return self._ask(_BLKZEROOUT, offset, length)
 
+    def mode(self, discard: bool, unmap: bool) -> int:
+        """The mode with which fallocate does one or the other; 0: it does not, as far as is known.
+
+        Who calls it by itself asks here afterwards for what failed with one of NOT_HERE.
+        """
+        if self._block:
+            return 0
+        if (discard or unmap) and _FS_IOC_UNRESVSP64 not in self._refused:
+            return _PUNCH_HOLE | _KEEP_SIZE
+        return 0 if discard or _FS_IOC_ZERO_RANGE in self._refused else _ZERO_RANGE | _KEEP_SIZE
+
     def _ask(self, request: int, offset: int, length: int) -> int:
         """An ioctl for a range; an errno, or 0. EOPNOTSUPP stands for all that mean it."""
         if request in self._refused:
@@ -92,7 +106,7 @@ class Allocation:
             except InterruptedError:
                 continue
             except OSError as error:
-                if error.errno not in _NOT_HERE:
+                if error.errno not in NOT_HERE:
                     return error.errno or errno.EIO
                 self._refused.add(request)
                 return errno.EOPNOTSUPP

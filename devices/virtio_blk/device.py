@@ -19,6 +19,7 @@ from pykvm.devices.virtio_blk.features import Blocks, accepted, describe, offere
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.io_threads import IoThreads
 from pykvm.devices.virtio_blk.options import (
+    DetectZeroes,
     DiskOptions,
     ErrorAction,
     ErrorPolicy,
@@ -30,7 +31,9 @@ from pykvm.devices.virtio_blk.request import Request, RequestParser
 from pykvm.devices.virtio_blk.service import QueueService
 from pykvm.devices.virtio_blk.stats import Stats
 from pykvm.devices.virtio_blk.throttle import Throttle
+from pykvm.devices.virtio_blk.zeroes import ZeroDetector
 from pykvm.errors import UsageError
+from pykvm.memory.ram import Ram
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
@@ -290,9 +293,16 @@ class VirtioBlk:
             decide=self._decide,
             interrupt=activation.interrupt,
             trace=self._trace.queue(index) if self._trace is not None else None,
+            detector=self._detector(activation.ram),
         )
         service.throttle = self._throttle
         return service
+
+    def _detector(self, ram: Ram) -> ZeroDetector | None:
+        wanted = self._options.detect_zeroes
+        if wanted is DetectZeroes.OFF or self.image.readonly:
+            return None
+        return ZeroDetector(ram, wanted is DetectZeroes.UNMAP)
 
     def _set_writeback(self, writeback: bool) -> None:
         with self._lock:

@@ -9,12 +9,17 @@ what                                        why not the ring
 syncs of files in the host's page cache     :meth:`Image.sync` alone may judge whether they
                                             succeeded, and makes them one by one
 what O_DIRECT refuses, unaligned            has to bounce (:mod:`pykvm.devices.virtio_blk.direct`)
-writes to blocks larger than a sector       have to hold ``Image.edge_lock``
+writes to blocks larger than a sector,      have to hold ``Image.edge_lock``
+zeroes too
+discards and zeroes on block devices, and   are ioctls, or many writes
+where the filesystem has none of them
+durable zeroes                              are followed by a sync
 what comes back with EINTR or EAGAIN        a thread waits where the ring did not
 ==========================================  ====================================================
 
 With O_DIRECT a flush is IORING_OP_FSYNC, and a durable write has RWF_DSYNC: a
 disk that can do it writes through its cache, without a flush of all of it.
+Discards and zeroes are IORING_OP_FALLOCATE.
 
 Guest RAM and the file are not registered with the ring. Registered memory is
 pinned, so the host would have to find all of the guest's RAM at once; and
@@ -29,6 +34,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from pykvm.devices.virtio_blk.allocation import NOT_HERE
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SIZE,
     VIRTIO_BLK_T_DISCARD,
@@ -41,6 +47,7 @@ from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.threads import ThreadsEngine
 from pykvm.io_uring import (
     IORING_FSYNC_DATASYNC,
+    IORING_OP_FALLOCATE,
     IORING_OP_FSYNC,
     IORING_OP_POLL_ADD,
     IORING_OP_READ,
@@ -151,9 +158,10 @@ class IoUringEngine:
                 continue
             operation = self._finish(tag)
             result = ring.result
+            ranged = operation.kind >= VIRTIO_BLK_T_DISCARD
             if result >= 0:
-                operation.moved = result
-            elif result in (-errno.EINTR, -errno.EAGAIN):
+                operation.moved = operation.length if ranged else result
+            elif result in (-errno.EINTR, -errno.EAGAIN) or (ranged and -result in NOT_HERE):
                 threads.submit((operation,))
                 continue
             else:
@@ -207,7 +215,7 @@ class IoUringEngine:
         if operation.kind == VIRTIO_BLK_T_FLUSH:
             return self._direct and not self._image.readonly
         if operation.kind >= VIRTIO_BLK_T_DISCARD:
-            return False
+            return self._mode(operation) != 0
         if not self._direct:
             return operation.kind == VIRTIO_BLK_T_IN or not operation.durable
         if operation.kind != VIRTIO_BLK_T_IN and not self._writes:
@@ -217,6 +225,13 @@ class IoUringEngine:
         for index in range(operation.first, operation.last):
             bits |= (base + offsets[index]) | lengths[index]
         return not bits & self._unaligned
+
+    def _mode(self, operation: Operation) -> int:
+        """How fallocate executes a DISCARD or WRITE_ZEROES; 0: the ring cannot."""
+        discard = operation.kind == VIRTIO_BLK_T_DISCARD
+        if not discard and (operation.durable or not self._writes):
+            return 0
+        return self._image.allocation.mode(discard, operation.unmap)
 
     def _start(self) -> None:
         """Start what is waiting, as far as there is room, and let the ring watch the threads."""
@@ -245,6 +260,12 @@ class IoUringEngine:
         if kind == VIRTIO_BLK_T_FLUSH:
             opcode, flags = IORING_OP_FSYNC, IORING_FSYNC_DATASYNC
             address = length = 0
+        elif kind >= VIRTIO_BLK_T_DISCARD:
+            length = self._mode(operation)
+            if not length:  # as has become known meanwhile
+                self._threads.submit((operation,))
+                return True
+            opcode, address = IORING_OP_FALLOCATE, operation.length
         elif count == 1:
             opcode = IORING_OP_READ if kind == VIRTIO_BLK_T_IN else IORING_OP_WRITE
             address = self._base + operation.offsets[first]

@@ -46,6 +46,7 @@ from pykvm.native import U64
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.throttle import Throttle
     from pykvm.devices.virtio_blk.trace import QueueTrace
+    from pykvm.devices.virtio_blk.zeroes import ZeroDetector
 
 Decide = Callable[[Request], ErrorAction]
 """What becomes of a request whose ``error`` is not 0. Called once for each time that it fails."""
@@ -76,9 +77,16 @@ class Schedule:
     _unfinished: dict[Operation, None]
     _held: list[Request]
     _trace: "QueueTrace | None"
+    _detector: "ZeroDetector | None"
 
-    def __init__(self, planner: Planner, decide: Decide, trace: "QueueTrace | None" = None) -> None:
-        """``trace`` is told of each step."""
+    def __init__(
+        self,
+        planner: Planner,
+        decide: Decide,
+        trace: "QueueTrace | None" = None,
+        detector: "ZeroDetector | None" = None,
+    ) -> None:
+        """``trace`` is told of each step. ``detector`` looks at what is about to start."""
         self.executing = 0
         self.halted = False
         self.throttle = None
@@ -91,6 +99,7 @@ class Schedule:
         self._unfinished = {}
         self._held = []
         self._trace = trace
+        self._detector = detector
 
     def add(self, requests: Sequence[Request]) -> list[Operation]:
         """Plan ``requests``, accepted and in the order of the ring; the operations planned."""
@@ -116,6 +125,8 @@ class Schedule:
             now = time.monotonic_ns()
             ready, self._ready, self.wake_ns = self.throttle.admit(id(self), ready, now)
         self.executing += len(ready)
+        if self._detector is not None:
+            self._detector.look(ready)
         if self._trace is not None:
             self._trace.submitted(ready)
         return ready

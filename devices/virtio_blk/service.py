@@ -34,6 +34,7 @@ from pykvm.virtio.queue import Virtqueue
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.throttle import Throttle
     from pykvm.devices.virtio_blk.trace import QueueTrace
+    from pykvm.devices.virtio_blk.zeroes import ZeroDetector
 
 
 class QueueService:
@@ -72,10 +73,11 @@ class QueueService:
         decide: Decide,
         interrupt: Callable[[int], None],
         trace: "QueueTrace | None" = None,
+        detector: "ZeroDetector | None" = None,
     ) -> None:
         """``durable()``: is a write done only when it is on stable storage? Asked once a drain.
 
-        ``trace`` is told of each step.
+        ``trace`` is told of each step. ``detector`` looks for writes of zeros.
         """
         self.queue = queue
         self.kick = kick
@@ -88,7 +90,7 @@ class QueueService:
         self._durable = durable
         self._interrupt = interrupt
         self._requests = tuple(Request(head) for head in range(queue.size))
-        self._schedule = Schedule(planner, decide, trace)
+        self._schedule = Schedule(planner, decide, trace, detector)
         self._trace = trace
 
     @property

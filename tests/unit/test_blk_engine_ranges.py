@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image
+from pykvm.devices.virtio_blk.allocation import Allocation
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.memory.guest import GuestMemory
 from pykvm.memory.ram import Ram
@@ -77,6 +78,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, error: int) -> list[int]:
         raise OSError(error, "injected")
 
     monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(Allocation, "mode", lambda *args: 0)  # nor does the ring
     return asked
 
 

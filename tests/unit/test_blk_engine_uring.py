@@ -1,6 +1,7 @@
 """The engine on io_uring: what it asks of the kernel, and a kernel that is in no hurry."""
 
 import errno
+import fcntl
 import os
 import random
 import threading
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 from blk_engines import PATIENCE_MS, wait
 from blk_host import require_direct
-from blk_operations import flush, operation, read, readable, write
+from blk_operations import flush, operation, over, read, readable, write
+from blk_ranges import DISCARD, ZEROES
 
 from pykvm import io_uring
 from pykvm.devices.virtio_blk import CacheMode, Image, threads
@@ -20,6 +22,7 @@ from pykvm.devices.virtio_blk.io_uring import IoUringEngine
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.io_uring import (
     IORING_FSYNC_DATASYNC,
+    IORING_OP_FALLOCATE,
     IORING_OP_FSYNC,
     IORING_OP_POLL_ADD,
     IORING_OP_READ,
@@ -153,6 +156,49 @@ def test_direct_flushes_and_durable_writes_are_the_kernels(make: Callable[..., M
         (IORING_OP_WRITE, RWF_DSYNC),
         (IORING_OP_READ, 0),
     ]
+
+
+@pytest.mark.parametrize("cache", [CacheMode.WRITEBACK, CacheMode.NONE])
+def test_discards_and_zeroes_are_the_kernels(
+    make: Callable[..., Made], path: Path, cache: CacheMode
+) -> None:
+    engine, kernel = make(cache)
+    batch = [over(DISCARD, 0, 4096), over(ZEROES, 8192, 4096, True), over(ZEROES, 16384, 4096)]
+    engine.submit(batch)
+    wait(engine, 3)
+    assert [(op.error, op.moved) for op in batch] == [(0, 4096)] * 3
+    assert kernel.asked == [(IORING_OP_FALLOCATE, 0)] * 3
+    disk = path.read_bytes()
+    assert disk[:4096] == disk[8192:12288] == disk[16384:20480] == bytes(4096)
+
+
+def test_a_filesystem_that_knows_neither_is_asked_once(
+    make: Callable[..., Made], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then a thread writes zeros, and the next ones go to it at once."""
+
+    def ioctl(fd: int, request: int, argument: bytes) -> int:
+        raise OSError(errno.EOPNOTSUPP, "injected")
+
+    engine, kernel = make()
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    for asked in (1, 1):
+        kernel.results = iter([-errno.EOPNOTSUPP])
+        zeroes = over(ZEROES, 4096, 8192, True)
+        engine.submit([zeroes])
+        wait(engine, 1)
+        assert (zeroes.error, zeroes.moved) == (0, 8192)
+        assert [opcode for opcode, _ in kernel.asked].count(IORING_OP_FALLOCATE) == asked
+    assert path.read_bytes()[4096:12288] == bytes(8192)
+
+
+def test_durable_zeroes_are_not(make: Callable[..., Made]) -> None:
+    engine, kernel = make()
+    (zeroes := over(ZEROES, 0, 4096)).durable = True
+    engine.submit([zeroes])
+    wait(engine, 1)
+    assert (zeroes.error, zeroes.moved) == (0, 4096)
+    assert {opcode for opcode, _ in kernel.asked} == {IORING_OP_POLL_ADD}
 
 
 def test_cached_ones_are_not(make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch) -> None:
