@@ -37,8 +37,9 @@ class RangeIo:
         self._stopped = True
 
     def _discard(self, operation: Operation) -> int:
-        operation.moved = operation.length
-        return self._image.allocation.discard(operation.offset, operation.length)
+        error = self._image.allocation.discard(operation.offset, operation.length)
+        operation.moved = 0 if error else operation.length
+        return error
 
     def _zero(self, operation: Operation) -> int:
         offset, length, unmap = operation.offset, operation.length, operation.unmap
@@ -47,7 +48,7 @@ class RangeIo:
             error = self._image.allocation.zero(offset, length, unmap)
         if error == errno.EOPNOTSUPP:
             return self._fill(operation)
-        operation.moved = length
+        operation.moved = 0 if error else length
         return error
 
     def _fill(self, operation: Operation) -> int:

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.cli.values import disk_help, parse_count, parse_disk, parse_seconds, parse_size
-from pykvm.devices.virtio_blk import CacheMode, EngineKind, ErrorPolicy, MergePolicy, RateLimits
+from pykvm.devices.virtio_blk import (
+    CacheMode,
+    DetectZeroes,
+    DiscardMode,
+    EngineKind,
+    ErrorPolicy,
+    MergePolicy,
+    RateLimits,
+)
 from pykvm.devices.virtio_blk.faults import Fault
 from pykvm.errors import UsageError
 from pykvm.machine.config import DiskConfig
@@ -77,6 +85,14 @@ def test_a_disk_with_nothing_but_a_path_has_the_defaults():
         ("cpu-affinity=0,,2", "cpu_affinity", {0, 2}),
         ("seg-max=1", "seg_max", 1),
         ("seg-max=65535", "seg_max", 65535),
+        ("seg-max=off", "seg_max", None),
+        ("discard=ignore", "discard", DiscardMode.IGNORE),
+        ("write-zeroes=off", "write_zeroes", False),
+        ("detect-zeroes=unmap", "detect_zeroes", DetectZeroes.UNMAP),
+        ("logical_block_size=4K", "logical_block_size", 4096),
+        ("physical-block-size=4096", "physical_block_size", 4096),
+        ("min_io_size=0", "min_io_size", 0),
+        ("lifetime=3:11:0", "lifetime", (3, 11, 0)),
         ("size-max=512", "size_max", 512),
         ("size-max=4K", "size_max", 4096),
         ("size-max=4294967295", "size_max", (1 << 32) - 1),
@@ -126,6 +142,12 @@ def test_every_value_of_a_choice_is_accepted():
         ("d.img,merge-max=1025", "use 1 to 1024"),
         ("d.img,merge-max=1K", "use 1 to 1024"),
         ("d.img,seg-max=0", "use 1 to 65535"),
+        ("d.img,discard=on", "use unmap, ignore or off"),
+        ("d.img,detect-zeroes=unmap,discard=ignore", "use detect-zeroes=on, or discard=unmap"),
+        ("d.img,logical-block-size=4097", "use 512 to 4096"),
+        ("d.img,cyls=3", "heads cannot be 0"),
+        ("d.img,lifetime=1:2", "write it like lifetime=1:2:3"),
+        ("d.img,lifetime=1:2:x", "lifetime cannot be 'x'; use 0 to 11"),
         ("d.img,queue-size=100", "use a power of 2"),
         ("d.img,queue_size=2", "use 4 to 1024"),
         ("d.img,num_queues=65", "use 1 to 64"),
