@@ -14,7 +14,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_T_IN,
 )
-from pykvm.devices.virtio_blk.engine import Engine, EngineFactory, SyncEngine
+from pykvm.devices.virtio_blk.engine import EngineFactory, SyncEngine
 from pykvm.devices.virtio_blk.features import Blocks, accepted, describe, offered
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.io_threads import IoThreads
@@ -34,12 +34,9 @@ from pykvm.devices.virtio_blk.throttle import Throttle
 from pykvm.devices.virtio_blk.zeroes import ZeroDetector
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
-from pykvm.virtio.constants import (
-    VIRTIO_F_EVENT_IDX,
-    VIRTIO_F_INDIRECT_DESC,
-    VIRTIO_ID_BLOCK,
-)
+from pykvm.virtio.constants import VIRTIO_ID_BLOCK
 from pykvm.virtio.device import Activation
+from pykvm.virtio.queue import Virtqueue
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.trace import DiskTrace
@@ -96,9 +93,8 @@ class VirtioBlk:
         self._trace = trace
         self._features = 0
         self._activation: Activation | None = None
-        self._engines: list[Engine] = []
+        self._services: dict[int, QueueService] = {}
         self._threads: IoThreads | None = None
-        self._services: Sequence[QueueService] = ()
         self._parser: RequestParser | None = None
         # Guards the configuration space, capacity and limits: drivers and users change them.
         self._lock = threading.Lock()
@@ -113,8 +109,7 @@ class VirtioBlk:
     @property
     def features(self) -> int:
         """See VirtioDevice."""
-        device = offered(self._options, self.image.readonly)
-        return VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | device
+        return offered(self._options, self.image.readonly)
 
     @property
     def queue_sizes(self) -> Sequence[int]:
@@ -171,7 +166,7 @@ class VirtioBlk:
             self._trace.activated([queue.size if queue else 0 for queue in activation.queues])
         with self._lock:
             self._activation = activation
-            self._parser = parser = RequestParser(
+            self._parser = RequestParser(
                 activation.ram,
                 self.image.capacity,
                 self.image.readonly,
@@ -180,14 +175,12 @@ class VirtioBlk:
                 self._blocks.logical if self._features & VIRTIO_BLK_F_BLK_SIZE else SECTOR_SIZE,
                 accepted(self._options, self._features),
             )
-            self._services = services = [
-                self._service(activation, index, parser)
-                for index, queue in enumerate(activation.queues)
-                if queue is not None
-            ]
+            for index, queue in enumerate(activation.queues):
+                if queue is not None:
+                    self._services[index] = self._service(index, queue)
         self._threads = IoThreads(
             f"virtio-blk {self.image.path}",
-            services,
+            list(self._services.values()),
             self._options.iothreads or self._options.num_queues,
             self._broken,
             self._failed,
@@ -196,6 +189,21 @@ class VirtioBlk:
         )
         self._threads.start()
 
+    def stop_queue(self, index: int) -> None:
+        """See VirtioDevice."""
+        assert self._threads is not None, "only an active device has queues"
+        with self._lock:
+            service = self._services.pop(index)
+        self._threads.remove(service)
+        service.engine.close()
+
+    def start_queue(self, index: int, queue: Virtqueue) -> None:
+        """See VirtioDevice."""
+        assert self._threads is not None, "only an active device has queues"
+        with self._lock:
+            self._services[index] = service = self._service(index, queue)
+        self._threads.add(service)
+
     def reset(self) -> None:
         """See VirtioDevice."""
         if self._threads is not None:
@@ -203,11 +211,12 @@ class VirtioBlk:
             self._threads = None
             if self._trace is not None:
                 self._trace.reset()
-        for engine in self._engines:
-            engine.close()
-        self._engines.clear()
-        self._activation = self._parser = None
-        self._services = ()
+        with self._lock:
+            services = list(self._services.values())
+            self._services.clear()
+            self._activation = self._parser = None
+        for service in services:
+            service.engine.close()
         self._features = 0
         self._set_writeback(self.image.cache.writeback)
 
@@ -265,7 +274,7 @@ class VirtioBlk:
         with self._lock:
             self._rate_limits = limits
             self._throttle = _throttle(limits)
-            for service in self._services:
+            for service in self._services.values():
                 service.throttle = self._throttle
             threads = self._threads
         if threads is not None:
@@ -276,11 +285,12 @@ class VirtioBlk:
         self.reset()
         self.image.close()
 
-    def _service(self, activation: Activation, index: int, parser: RequestParser) -> QueueService:
-        queue = activation.queues[index]
-        assert queue is not None, "the caller skips disabled queues"
+    def _service(self, index: int, queue: Virtqueue) -> QueueService:
+        """Has an engine of its own, which :meth:`stop_queue` and :meth:`reset` close."""
+        activation, parser = self._activation, self._parser
+        assert activation is not None, "only an active device serves"
+        assert parser is not None, "only an active device serves"
         engine = self._engine_factory(self.image, activation.ram)
-        self._engines.append(engine)
         service = QueueService(
             queue,
             activation.kicks[index],

@@ -24,10 +24,21 @@ from pykvm.devices.virtio_blk.options import DiscardMode, DiskOptions
 from pykvm.devices.virtio_blk.ranges import MAX_RANGES, MAX_SECTORS
 from pykvm.devices.virtio_blk.request import Accepted
 from pykvm.errors import UsageError
+from pykvm.virtio.constants import (
+    VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_IN_ORDER,
+    VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_NOTIFICATION_DATA,
+    VIRTIO_F_RING_PACKED,
+    VIRTIO_F_RING_RESET,
+)
 
 
 def offered(options: DiskOptions, readonly: bool) -> int:
-    """The feature bits of a block device (§5.2.3). CONFIG_WCE never comes without FLUSH."""
+    """The feature bits of a block device (§5.2.3) and of its rings (§6).
+
+    CONFIG_WCE never comes without FLUSH.
+    """
     bits = {
         VIRTIO_BLK_F_SIZE_MAX: options.size_max > 0,
         VIRTIO_BLK_F_SEG_MAX: options.seg_max is not None,
@@ -41,6 +52,12 @@ def offered(options: DiskOptions, readonly: bool) -> int:
         VIRTIO_BLK_F_DISCARD: options.discard is not DiscardMode.OFF and not readonly,
         VIRTIO_BLK_F_WRITE_ZEROES: options.write_zeroes and not readonly,
         VIRTIO_BLK_F_LIFETIME: options.lifetime is not None,
+        VIRTIO_F_INDIRECT_DESC: options.indirect_desc,
+        VIRTIO_F_EVENT_IDX: options.event_idx,
+        VIRTIO_F_RING_PACKED: options.packed,
+        VIRTIO_F_IN_ORDER: options.in_order,
+        VIRTIO_F_NOTIFICATION_DATA: options.notification_data,
+        VIRTIO_F_RING_RESET: options.queue_reset,
     }
     return sum(bit for bit, wanted in bits.items() if wanted)
 

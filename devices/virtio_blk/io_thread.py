@@ -22,6 +22,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from pykvm.devices.virtio_blk.polling import AdaptivePolling
 from pykvm.devices.virtio_blk.service import QueueService
@@ -42,7 +43,7 @@ class IoThread:
     the reason), or until a bug raises an exception (``on_failure`` with it).
     Both are called in the thread, at most once, and nothing is served after.
     When one service halts by itself, which :meth:`halt` announces, the others
-    are halted with it. No method waits, but :meth:`wait_halted` and :meth:`join`.
+    are halted with it. The methods wait only where they say so.
     """
 
     def __init__(
@@ -60,29 +61,36 @@ class IoThread:
         What executes is watched for :data:`PATIENCE` times as long.
         ``cpus``: the host's CPUs that it may run on; none: any.
         """
-        self._services = tuple(services)
         self._on_broken = on_broken
         self._on_failure = on_failure
         self._cpus = cpus
-        alone = len(self._services) == 1
+        alone = len(services) == 1
         self._for_driver = AdaptivePolling(poll_max_ns if alone else 0)
         self._for_engine = AdaptivePolling(PATIENCE * poll_max_ns if alone else 0)
         self._drains = DRAINS if alone else 1
         self._changed = False  # rate limits, perhaps; for the thread itself
-        # Guards what follows, and tells who waits that _halting, _quiet or _ended has changed.
+        # Served when there is time: kicked, or more was waiting than a drain takes.
+        self._waiting: set[QueueService] = set()
+        self._by_kick: dict[int, QueueService] = {}
+        self._by_notifier: dict[int, QueueService] = {}
+        # Guards what follows, and tells who waits that something of it has changed.
         self._state = threading.Condition()
         self._stopping = False
         self._halting = False  # what is wanted; whether it was done, the services know
         self._quiet = False
         self._ended = False
+        self._errands: list[Callable[[], None]] = []  # what others want done in the thread
         self._control = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         self._epoll.register(self._control, select.EPOLLIN)
-        for service in self._services:
-            self._epoll.register(service.kick, select.EPOLLIN | select.EPOLLET)
-            if service.engine.notifier >= 0:
-                self._epoll.register(service.engine.notifier, select.EPOLLIN)
+        for service in services:
+            self._admit(service)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def load(self) -> int:
+        """How many services it has."""
+        return len(self._by_kick)
 
     def start(self) -> None:
         """Serve, at first without waiting for a kick. Once."""
@@ -130,12 +138,24 @@ class IoThread:
         with self._state:
             self._wake()
 
+    def serves(self, service: QueueService) -> bool:
+        """Is ``service`` one of those that it has?"""
+        return service.kick in self._by_kick
+
+    def add(self, service: QueueService) -> None:
+        """Serve ``service`` too, at first without waiting for a kick; returns when it does."""
+        self._have_done(partial(self._admit, service))
+
+    def remove(self, service: QueueService) -> None:
+        """Let nothing of ``service`` start any more; returns when it executes nothing."""
+        self._have_done(partial(self._dismiss, service))
+
     def end(self) -> None:
         """Stop serving, await what is executing and end. From any thread."""
-        for service in self._services:
-            service.stop()
         with self._state:
             self._stopping = True
+            for service in list(self._by_kick.values()):
+                service.stop()
             self._wake()
 
     def join(self) -> None:
@@ -144,6 +164,14 @@ class IoThread:
         self._thread.join()
         self._epoll.close()
         os.close(self._control)
+
+    def _have_done(self, errand: Callable[[], None]) -> None:
+        """Have ``errand`` done in the thread and wait for that, unless the thread has ended."""
+        assert threading.current_thread() is not self._thread, "a thread cannot await itself"
+        with self._state:
+            self._errands.append(errand)
+            self._wake()
+            self._state.wait_for(lambda: self._ended or errand not in self._errands)
 
     def _wake(self) -> None:
         if not self._ended:  # and perhaps closed
@@ -158,7 +186,7 @@ class IoThread:
             self._on_failure(error)
         finally:
             try:
-                for service in self._services:
+                for service in self._by_kick.values():
                     service.quiesce()
             finally:
                 with self._state:
@@ -166,11 +194,9 @@ class IoThread:
                     self._state.notify_all()
 
     def _serve(self) -> None:
-        by_kick = {service.kick: service for service in self._services}
-        by_notifier = {service.engine.notifier: service for service in self._services}
-        waiting = set(self._services)
+        by_kick, by_notifier, waiting = self._by_kick, self._by_notifier, self._waiting
         while True:
-            may_serve = self._obey(waiting)
+            may_serve = self._obey()
             for fd, _ in self._events(sleep=not (waiting and may_serve)):
                 if fd in by_kick:
                     waiting.add(by_kick[fd])
@@ -181,6 +207,9 @@ class IoThread:
                     self._changed = True
             if self._stopping:
                 return
+            if self._errands:
+                self._do_errands()
+                continue
             self._complete_due()
             for service in list(waiting):
                 if not self._drain(service):
@@ -189,20 +218,43 @@ class IoThread:
                     self._on_broken(service.queue.error)
                     return
 
+    def _do_errands(self) -> None:
+        for errand in list(self._errands):
+            errand()
+            with self._state:
+                self._errands.remove(errand)
+                self._state.notify_all()
+
+    def _admit(self, service: QueueService) -> None:
+        self._by_kick[service.kick] = service
+        self._epoll.register(service.kick, select.EPOLLIN | select.EPOLLET)
+        if service.engine.notifier >= 0:
+            self._by_notifier[service.engine.notifier] = service
+            self._epoll.register(service.engine.notifier, select.EPOLLIN)
+        self._waiting.add(service)
+
+    def _dismiss(self, service: QueueService) -> None:
+        service.quiesce()
+        del self._by_kick[service.kick]
+        self._epoll.unregister(service.kick)
+        if self._by_notifier.pop(service.engine.notifier, None) is not None:
+            self._epoll.unregister(service.engine.notifier)
+        self._waiting.discard(service)
+
     def _events(self, sleep: bool) -> list[tuple[int, int]]:
         if not sleep:
             return self._epoll.poll(0)
-        idle = all(service.idle for service in self._services)
+        idle = all(service.idle for service in self._by_kick.values())
         awaited = self._for_driver if idle else self._for_engine
         began = time.monotonic_ns()
-        wakes = [service.wake_ns for service in self._services if service.wake_ns]
+        wakes = [service.wake_ns for service in self._by_kick.values() if service.wake_ns]
         events = self._epoll.poll(max(0, min(wakes) - began) / 1e9 if wakes else None)
         awaited.slept(time.monotonic_ns() - began)
         return events
 
     def _complete_due(self) -> None:
         """Let those go on whose rate limits allow that by now, or may be others by now."""
-        for service in self._services:
+        for service in self._by_kick.values():
             wake = service.wake_ns
             if wake and (self._changed or wake <= time.monotonic_ns()):
                 service.complete()
@@ -216,9 +268,9 @@ class IoThread:
         driver, engine = self._for_driver.now_ns, self._for_engine.now_ns
         return all(service.drain(driver, engine) for _ in range(self._drains))
 
-    def _obey(self, waiting: set[QueueService]) -> bool:
+    def _obey(self) -> bool:
         """Halt or resume the services as wanted; whether the rings may be looked at."""
-        services = self._services
+        services = self._by_kick.values()
         while True:
             with self._state:
                 if not self._halting and not any(service.halted for service in services):
@@ -232,6 +284,6 @@ class IoThread:
                         self._quiet = True
                         self._state.notify_all()
                     return False
-            waiting.update(services)
+            self._waiting.update(services)
             for service in services:
                 service.resume()

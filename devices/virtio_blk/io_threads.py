@@ -92,6 +92,16 @@ class IoThreads:
             for thread in self._threads:
                 thread.look_again()
 
+    def add(self, service: QueueService) -> None:
+        """Serve ``service`` instead of one that was removed."""
+        min(self._threads, key=lambda thread: thread.load).add(service)
+
+    def remove(self, service: QueueService) -> None:
+        """Let nothing of ``service`` start any more; returns when it executes nothing."""
+        for thread in self._threads:
+            if thread.serves(service):
+                thread.remove(service)
+
     def stop(self) -> None:
         """Stop serving and wait until what was executing is done. Not from one of the threads."""
         self._end()

@@ -175,7 +175,9 @@ class DiskOptions:
     ``secs``: a geometry, if there is to be one. ``lifetime``: what GET_LIFETIME
     answers (pre_eol_info, device_lifetime_est_typ_a and _b), if anything.
     ``flush``, ``config_wce``, ``blk_size`` and ``topology``: False to offer
-    none of it. ``limits``: how fast the disk may be, at first.
+    none of it. The switches from ``packed`` on each offer the ring feature of
+    that name (virtio 1.2 §6), too; the driver chooses. ``limits``: how fast the
+    disk may be, at first.
     """
 
     serial: str = ""
@@ -206,6 +208,12 @@ class DiskOptions:
     config_wce: bool = True
     blk_size: bool = True
     topology: bool = True
+    packed: bool = False
+    indirect_desc: bool = True
+    event_idx: bool = True
+    in_order: bool = False
+    queue_reset: bool = True
+    notification_data: bool = False
     limits: RateLimits = NO_LIMITS
 
     def __post_init__(self) -> None:

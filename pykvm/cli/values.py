@@ -364,6 +364,22 @@ _DISK_KEYS: Final = MappingProxyType(
         ),
         "blk-size": _DiskKey("blk_size", _switch, "on|off", "offer VIRTIO_BLK_F_BLK_SIZE (on)"),
         "topology": _DiskKey("topology", _switch, "on|off", "offer VIRTIO_BLK_F_TOPOLOGY (on)"),
+        "packed": _DiskKey("packed", _switch, "on|off", "offer packed virtqueues (off)"),
+        "indirect-desc": _DiskKey(
+            "indirect_desc", _switch, "on|off", "offer indirect descriptors (on)"
+        ),
+        "event-idx": _DiskKey(
+            "event_idx", _switch, "on|off", "offer interrupts only where they are wanted (on)"
+        ),
+        "in-order": _DiskKey(
+            "in_order", _switch, "on|off", "offer to answer requests in their order (off)"
+        ),
+        "queue-reset": _DiskKey(
+            "queue_reset", _switch, "on|off", "offer the reset of one queue (on)"
+        ),
+        "notification-data": _DiskKey(
+            "notification_data", _switch, "on|off", "offer notifications that say more (off)"
+        ),
         **dict(_rate_keys()),
         "faults": _DiskKey(
             "faults", _faults, "FILE", "have operations fail as this TOML file says"
@@ -371,7 +387,7 @@ _DISK_KEYS: Final = MappingProxyType(
     }
 )
 
-_ALIASES: Final = MappingProxyType({"queues": "num-queues"})
+_ALIASES: Final = MappingProxyType({"queues": "num-queues", "indirect": "indirect-desc"})
 """Other names for keys of ``--disk``."""
 
 

@@ -10,7 +10,7 @@ from functools import partial
 
 from pykvm.virtio.registers import QueueRegisters, TransportState
 
-COMMON_SIZE = 0x38
+COMMON_SIZE = 0x3C
 VIRTIO_MSI_NO_VECTOR = 0xFFFF
 
 Get = Callable[[], int]
@@ -64,6 +64,10 @@ class CommonConfig:
             (0x1A, 2): (self._queue_vector, self._set_queue_vector),
             (0x1C, 2): (self._queue_enable, state.write_queue_enable),
             (0x1E, 2): (self._queue_notify_off, none),
+            # queue_notify_data is there for a feature that is not offered; a queue that is
+            # being reset is so only within the driver's write.
+            (0x38, 2): (_zero, none),
+            (0x3A, 2): (_zero, self._set_queue_reset),
         }
         for offset, name in ((0x20, "desc"), (0x28, "avail"), (0x30, "used")):
             for at, size, shift in ((0, 8, 0), (0, 4, 0), (4, 4, 32)):
@@ -122,6 +126,10 @@ class CommonConfig:
         if self._state.queue:
             self._vectors.queues[self._state.queue_select] = self._vectors.usable(value)
 
+    def _set_queue_reset(self, value: int) -> None:
+        if self._state.write_queue_reset(value):
+            self._vectors.queues[self._state.queue_select] = VIRTIO_MSI_NO_VECTOR
+
     def _address(self, name: str, shift: int, mask: int) -> int:
         queue: QueueRegisters | None = self._state.queue
         return int(getattr(queue, name)) >> shift & mask if queue else 0
@@ -131,6 +139,11 @@ class CommonConfig:
         if queue:
             kept = getattr(queue, name) & ~(mask << shift)
             setattr(queue, name, kept | (value & mask) << shift)
+
+
+def _zero() -> int:
+    """A field that is always 0."""
+    return 0
 
 
 def _ignore(value: int) -> None:

@@ -10,7 +10,9 @@ BAR 0, 16 KiB unless a device has more than 1024 queues::
 BAR 1 holds the MSI-X table. The PCI-cfg capability (§4.1.4.9) reaches both.
 
 A notification is a doorbell: an ioeventfd at the queue's address, so it causes
-no exit to Python. Doorbells are bound while the device is active and BAR 0 is
+no exit to Python. Its value is not looked at and may have any width: each queue
+has an address of its own, and what VIRTIO_F_NOTIFICATION_DATA (§2.9) adds is in
+the ring anyway. Doorbells are bound while the device is active and BAR 0 is
 decoded, and move with it. A notification that reaches Python nevertheless
 (through PCI-cfg) signals the same eventfd. An interrupt is a write to the
 vector's eventfd, no exit either; without MSI-X it is an ISR bit and INTx.

@@ -107,6 +107,10 @@ class MockDriver(RingDriver):
         if not self._event_idx:
             self._set(self.avail, VIRTQ_AVAIL_F_NO_INTERRUPT)
 
+    def spoil(self) -> None:
+        """See RingDriver: a head that does not exist."""
+        self.offer(0xFFFF)
+
     def offer(self, head: int) -> None:
         """Put ``head`` (any 16-bit number) into the next slot of the available ring."""
         self._set(self.avail + 4 + 2 * (self.avail_index % self.size), head)

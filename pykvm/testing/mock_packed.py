@@ -99,6 +99,11 @@ class PackedDriver(RingDriver):
         """See RingDriver."""
         self._ask(RING_EVENT_FLAGS_DISABLE)
 
+    def spoil(self) -> None:
+        """See RingDriver: a list without an end."""
+        for _ in range(self._free):
+            self.offer(0, 1, 0, VIRTQ_DESC_F_NEXT)
+
     def offer(self, address: int, length: int, buffer_id: int, flags: int = 0) -> None:
         """Fill the next descriptor and make it available, once published."""
         at = self.desc + VIRTQ_DESC_SIZE * self._next_at

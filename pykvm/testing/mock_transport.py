@@ -17,11 +17,8 @@ from threading import Condition
 
 from pykvm.memory.ram import Ram
 from pykvm.testing.mock_driver import MockDriver
-from pykvm.virtio.constants import (
-    VIRTIO_F_EVENT_IDX,
-    VIRTIO_F_INDIRECT_DESC,
-    VIRTIO_F_VERSION_1,
-)
+from pykvm.testing.mock_packed import PackedDriver
+from pykvm.virtio.constants import VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1
 from pykvm.virtio.device import Activation, VirtioDevice
 from pykvm.virtio.fence import full_fence
 
@@ -29,8 +26,9 @@ DEFAULT_RAM = 4 << 20
 
 
 class MockTransport:
-    """Carries ``device`` between :class:`MockDriver` objects, one per queue.
+    """Carries ``device`` between mock drivers, one per queue: ``drivers``.
 
+    They are of the class that VIRTIO_F_RING_PACKED asks for.
     ``interrupts`` lists the queue number of each interrupt, in order;
     ``config_changes`` counts configuration interrupts; ``broken`` lists the
     reasons given. ``done`` maps (queue, head) to the bytes written, for what
@@ -66,28 +64,22 @@ class MockTransport:
         self.active = False
         self._changed = Condition()
         self._disabled = frozenset(disabled)
-        self.drivers = self._lay_out(queue_size)
+        sizes = [min(queue_size or largest, largest) for largest in device.queue_sizes]
+        self.drivers = [self._lay_out(index, size) for index, size in enumerate(sizes)]
         self.kicks = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in self.drivers]
 
-    def _lay_out(self, queue_size: int | None) -> list[MockDriver]:
-        sizes = self.device.queue_sizes
+    def _lay_out(self, index: int, size: int) -> MockDriver | PackedDriver:
         region = self.ram.regions[0]
-        share = (region.size - 0x1000) // len(sizes) & ~0xFFF
-        ring_features = VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX
-        drivers = []
-        for index, largest in enumerate(sizes):
-            size = min(queue_size or largest, largest)
-            base = region.start + 0x1000 + index * share
-            driver = MockDriver(
-                self.ram,
-                size=size,
-                features=self.features & ring_features,
-                base=base,
-                heap=share - 30 * size - 256,
-                fence=full_fence(),
-            )
-            drivers.append(driver)
-        return drivers
+        share = (region.size - 0x1000) // len(self.device.queue_sizes) & ~0xFFF
+        kind = PackedDriver if self.features & VIRTIO_F_RING_PACKED else MockDriver
+        return kind(
+            self.ram,
+            size=size,
+            features=self.features,
+            base=region.start + 0x1000 + index * share,
+            heap=share - 30 * size - 256,
+            fence=full_fence(),
+        )
 
     def start(self) -> None:
         """What happens at DRIVER_OK: the device is activated with fresh queues."""
@@ -154,6 +146,19 @@ class MockTransport:
             self.done[queue, head] = length
         return used
 
+    def stop_queue(self, queue: int = 0) -> None:
+        """What a write of 1 to the queue's reset register does (virtio 1.2 §2.6.1)."""
+        self.device.stop_queue(queue)
+        for index, head in list(self.done):
+            if index == queue:
+                del self.done[index, head]
+
+    def start_queue(self, queue: int = 0, size: int = 0) -> None:
+        """After :meth:`stop_queue`: have the device serve a new ring, of the old size if 0."""
+        driver = self._lay_out(queue, size or self.drivers[queue].size)
+        self.drivers[queue] = driver
+        self.device.start_queue(queue, driver.device_queue(queue, full_fence()))
+
     def reset(self) -> None:
         """What a driver's write of 0 to the status does: the device is quiet afterwards.
 
@@ -162,7 +167,7 @@ class MockTransport:
         self.device.reset()
         self.active = False
         self.done.clear()
-        self.drivers = self._lay_out(self.drivers[0].size)
+        self.drivers = [self._lay_out(i, driver.size) for i, driver in enumerate(self.drivers)]
 
     def close(self) -> None:
         """Reset the device (which stays the caller's to close) and free the eventfds."""

@@ -169,6 +169,10 @@ class RingDriver:
 
     # -- by hand, for hostile drivers --------------------------------------
 
+    def spoil(self) -> None:
+        """Make available, once published, what no device can make sense of."""
+        raise NotImplementedError
+
     def write_descriptor(
         self, index: int, address: int, length: int, third: int, fourth: int
     ) -> None:

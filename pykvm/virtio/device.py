@@ -16,6 +16,8 @@ Who calls what, and from where::
                                  <--  activation.interrupt(queue)
                                  <--  activation.config_changed()
                                  <--  activation.broken(reason)
+    stop_queue(index)            -->  drains, stops that queue; returns when quiet
+    start_queue(index, queue)    -->  starts to serve it again
     reset()                      -->  drains, stops; returns when quiet
     close()                      -->  the end
 """
@@ -66,7 +68,8 @@ class VirtioDevice(Protocol):
     def features(self) -> int:
         """The device-type and ring feature bits offered.
 
-        The transport adds VIRTIO_F_VERSION_1 and what it provides itself.
+        The transport adds VIRTIO_F_VERSION_1. Every transport can do what
+        VIRTIO_F_NOTIFICATION_DATA and VIRTIO_F_RING_RESET ask of it.
         """
         ...
 
@@ -94,6 +97,17 @@ class VirtioDevice(Protocol):
 
     def activate(self, activation: Activation) -> None:
         """Start to serve; whatever lies in the queues already is served without a kick."""
+        ...
+
+    def stop_queue(self, index: int) -> None:
+        """Reset an active queue (virtio 1.2 §2.6.1), as :meth:`reset` does with the device.
+
+        Only if VIRTIO_F_RING_RESET is offered, as :meth:`start_queue`.
+        """
+        ...
+
+    def start_queue(self, index: int, queue: Virtqueue) -> None:
+        """Serve ``queue`` as queue ``index``, which was stopped."""
         ...
 
     def reset(self) -> None:

@@ -190,9 +190,7 @@ class PackedQueue(Virtqueue):
 
     def disable_notifications(self) -> None:
         """See Virtqueue."""
-        # With EVENT_IDX a position that was passed asks for nothing.
-        if not self._event_idx:
-            self._u32[self._device] = RING_EVENT_FLAGS_DISABLE << 16
+        self._u32[self._device] = RING_EVENT_FLAGS_DISABLE << 16
 
     def enable_notifications(self) -> bool:
         """See Virtqueue."""

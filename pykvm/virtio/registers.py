@@ -33,6 +33,10 @@ size, addresses of a queue          until it is enabled or DRIVER_OK. A size tha
                                     of 2 is ignored
 enable of a queue                   1 only, until DRIVER_OK. Ring addresses are checked
                                     at DRIVER_OK, when they are used
+reset of a queue (§2.6.1)           1 only, with RING_RESET, if the queue is enabled. It
+                                    returns when the queue is quiet; then size, addresses
+                                    and enable may be written again, whatever the status,
+                                    and a queue that is enabled after DRIVER_OK starts
 queue select                        always; out of range: reads give 0, writes nothing
 ==================================  ==================================================
 
@@ -54,6 +58,7 @@ from pykvm.virtio.constants import (
     VIRTIO_CONFIG_S_FEATURES_OK,
     VIRTIO_CONFIG_S_NEEDS_RESET,
     VIRTIO_F_RING_PACKED,
+    VIRTIO_F_RING_RESET,
     VIRTIO_F_VERSION_1,
 )
 from pykvm.virtio.device import Activation, VirtioDevice
@@ -85,18 +90,21 @@ class Signals(Protocol):
 
 
 class QueueRegisters:
-    """What the driver wrote about one queue. Addresses are guest-physical and unchecked."""
+    """What the driver wrote about one queue. Addresses are guest-physical and unchecked.
 
-    __slots__ = ("avail", "desc", "enabled", "max_size", "size", "used")
+    ``served``: the device has it. ``was_reset``: it had, and may have it again.
+    """
+
+    __slots__ = ("avail", "desc", "enabled", "max_size", "served", "size", "used", "was_reset")
 
     def __init__(self, max_size: int) -> None:
         self.max_size = max_size
         self.clear()
 
     def clear(self) -> None:
-        """The state after reset."""
+        """The state after reset of the device."""
         self.size = self.max_size
-        self.enabled = False
+        self.enabled = self.served = self.was_reset = False
         self.desc = self.avail = self.used = 0
 
 
@@ -246,9 +254,10 @@ class TransportState:
     def writable_queue(self) -> QueueRegisters | None:
         """The selected queue while its size and addresses may still be written."""
         queue = self.queue
-        if queue is None or queue.enabled or self._status & VIRTIO_CONFIG_S_DRIVER_OK:
+        if queue is None or queue.enabled:
             return None
-        return queue
+        late = self._status & VIRTIO_CONFIG_S_DRIVER_OK and not queue.was_reset
+        return None if late else queue
 
     def write_queue_size(self, value: int) -> None:
         """Choose a smaller size for the selected queue; an impossible one is ignored.
@@ -263,8 +272,27 @@ class TransportState:
     def write_queue_enable(self, value: int) -> None:
         """Enable the selected queue; everything but 1 is ignored (§4.1.4.3.2)."""
         queue = self.writable_queue
-        if queue and value == 1:
-            queue.enabled = True
+        if queue is None or value != 1:
+            return
+        queue.enabled = True
+        if self.active and (ring := self._ring(self.queue_select, queue)):
+            self.device.start_queue(self.queue_select, ring)
+            queue.served = True
+
+    def write_queue_reset(self, value: int) -> bool:
+        """Reset the selected queue if ``value`` is 1 and it can be; whether it was (§2.6.1)."""
+        queue = self.queue
+        negotiated = self._status & VIRTIO_CONFIG_S_FEATURES_OK and (
+            self.driver_features & VIRTIO_F_RING_RESET
+        )
+        if value != 1 or queue is None or not queue.enabled or not negotiated:
+            return False
+        served = queue.served
+        if served:
+            self.device.stop_queue(self.queue_select)
+        queue.clear()
+        queue.was_reset = served
+        return True
 
     # -- activation --------------------------------------------------------
 
@@ -288,6 +316,8 @@ class TransportState:
                 broken=self._broken,
             )
         )
+        for registers in self.queues:
+            registers.served = registers.enabled
 
     def _ring(self, index: int, q: QueueRegisters) -> Virtqueue | None:
         """Queue ``index`` at the start of its rings; None if it cannot be, which is then said."""

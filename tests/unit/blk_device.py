@@ -19,6 +19,7 @@ from pykvm.devices.virtio_blk.constants import (
 )
 from pykvm.memory.ram import Ram
 from pykvm.testing.mock_transport import MockTransport
+from pykvm.virtio.constants import VIRTIO_F_RING_PACKED
 
 SECTORS = 256
 SIZE = SECTORS * 512
@@ -79,8 +80,8 @@ def block_device(image: Image, **arguments: object) -> VirtioBlk:
 
 
 @contextmanager
-def disks(path: Path) -> Iterator[Maker]:
-    """Makes disks on ``path``, and closes them at the end."""
+def disks(path: Path, packed: bool = False) -> Iterator[Maker]:
+    """Makes disks on ``path``, and closes them at the end; ``packed``: with packed queues."""
     made: list[Disk] = []
 
     def maker(
@@ -90,7 +91,9 @@ def disks(path: Path) -> Iterator[Maker]:
         start: bool = True,
         **kwargs: object,
     ) -> Disk:
-        device = block_device(Image(path, readonly), **kwargs)
+        if features is not None and packed:
+            features |= VIRTIO_F_RING_PACKED
+        device = block_device(Image(path, readonly), **{"packed": packed, **kwargs})
         transport = MockTransport(device, ram, features=features)
         made.append(Disk(transport, device))
         if start:

@@ -39,6 +39,8 @@ from pykvm.errors import UsageError
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_RING_PACKED,
+    VIRTIO_F_RING_RESET,
     VIRTIO_F_VERSION_1,
 )
 
@@ -48,9 +50,9 @@ def path(tmp_path: Path) -> Path:
     return disk_file(tmp_path)
 
 
-@pytest.fixture
-def make(path: Path) -> Iterator[Maker]:
-    with disks(path) as maker:
+@pytest.fixture(params=["split", "packed"])
+def make(path: Path, request: pytest.FixtureRequest) -> Iterator[Maker]:
+    with disks(path, packed=request.param == "packed") as maker:
         yield maker
 
 
@@ -64,7 +66,8 @@ def disk(make: Maker) -> Disk:
 
 def test_features(make: Maker) -> None:
     disk = make(start=False)
-    ring = VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX
+    ring = VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | VIRTIO_F_RING_RESET
+    ring |= disk.transport.features & VIRTIO_F_RING_PACKED
     own = VIRTIO_BLK_F_SEG_MAX | VIRTIO_BLK_F_BLK_SIZE | VIRTIO_BLK_F_FLUSH
     own |= VIRTIO_BLK_F_CONFIG_WCE | VIRTIO_BLK_F_TOPOLOGY
     own |= VIRTIO_BLK_F_DISCARD | VIRTIO_BLK_F_WRITE_ZEROES

@@ -20,9 +20,9 @@ def path(tmp_path: Path) -> Path:
     return disk_file(tmp_path)
 
 
-@pytest.fixture
-def make(path: Path) -> Iterator[Maker]:
-    with disks(path) as maker:
+@pytest.fixture(params=["split", "packed"])
+def make(path: Path, request: pytest.FixtureRequest) -> Iterator[Maker]:
+    with disks(path, packed=request.param == "packed") as maker:
         yield maker
 
 
@@ -80,7 +80,7 @@ class SlowEngine:
 
 
 def slow_engine(disk: Disk) -> SlowEngine:
-    (engine,) = disk.device._engines
+    engine = disk.device._services[0].engine
     assert isinstance(engine, SlowEngine)
     return engine
 

@@ -25,9 +25,9 @@ def path(tmp_path: Path) -> Path:
     return disk_file(tmp_path)
 
 
-@pytest.fixture
-def make(path: Path) -> Iterator[Maker]:
-    with disks(path) as maker:
+@pytest.fixture(params=["split", "packed"])
+def make(path: Path, request: pytest.FixtureRequest) -> Iterator[Maker]:
+    with disks(path, packed=request.param == "packed") as maker:
         yield maker
 
 
@@ -147,9 +147,9 @@ def test_closing_leaves_nothing_behind(path: Path) -> None:
 def test_a_broken_ring_ends_the_service_until_reset(disk: Disk) -> None:
     driver = disk.transport.drivers[0]
     good = disk.send(IN, 0, size=512)
-    driver.offer(9999)
+    driver.spoil()
     disk.transport.submit()
-    assert "9999" in disk.transport.wait_broken()
+    assert "queue 0" in disk.transport.wait_broken()
     assert disk.transport.collect() == [(good, 513)]
     disk.send(IN, 1, size=512)
     driver.publish()
@@ -162,11 +162,13 @@ def test_a_broken_ring_ends_the_service_until_reset(disk: Disk) -> None:
     assert disk.do(IN, 0, size=512)[0] == OK
 
 
-def test_an_index_that_jumps_breaks_the_ring(disk: Disk) -> None:
-    disk.transport.drivers[0].avail_index = 5000
-    disk.transport.submit()
-    disk.transport.notify()
-    assert "avail.idx" in disk.transport.wait_broken()
+def test_an_index_that_jumps_breaks_the_ring(path: Path) -> None:
+    with disks(path) as make:
+        transport = make().transport
+        transport.drivers[0].avail_index = 5000
+        transport.submit()
+        transport.notify()
+        assert "avail.idx" in transport.wait_broken()
 
 
 def test_a_bug_in_the_device_is_not_silent(make: Maker) -> None:

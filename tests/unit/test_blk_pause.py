@@ -44,11 +44,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "disk"
 
 
-@pytest.fixture
-def make(path: Path) -> Iterator[Maker]:
+@pytest.fixture(params=["split", "packed"])
+def make(path: Path, request: pytest.FixtureRequest) -> Iterator[Maker]:
     """Makes disks that stop at every error and merge nothing, unless told otherwise."""
     stop = ErrorPolicy.STOP
-    with benches(path, rerror=stop, werror=stop, merge=MergePolicy.OFF) as maker:
+    packed = request.param == "packed"
+    with benches(path, rerror=stop, werror=stop, merge=MergePolicy.OFF, packed=packed) as maker:
         yield maker
 
 
@@ -196,10 +197,10 @@ def test_before_the_driver_has_started_there_is_nothing_to_pause(path: Path) -> 
 def test_a_ring_that_breaks_while_paused(make: Maker) -> None:
     bench = make(EngineScript())
     bench.device.pause()
-    bench.transport.drivers[0].offer(9999)
+    bench.transport.drivers[0].spoil()
     bench.kick()
     bench.device.resume()
-    assert "9999" in bench.transport.wait_broken()
+    assert "queue 0" in bench.transport.wait_broken()
     bench.device.pause()
     bench.device.resume()
 
@@ -212,7 +213,7 @@ def test_a_bug_keeps_no_pause_waiting(make: Maker) -> None:
     bench.read(0)
     bench.kick()
     script.wait_for(1)
-    (engine,) = bench.device._engines
+    engine = bench.device._services[0].engine
     good, calls = engine.completions, iter([ZeroDivisionError("a bug")])
 
     def completions() -> object:
@@ -239,7 +240,7 @@ def test_a_bug_among_completions_keeps_no_reset_waiting(make: Maker) -> None:
         raise ZeroDivisionError("a bug")
 
     bench = make(script, on_error=listener, on_failure=failures.append)
-    (engine,) = bench.device._engines
+    engine = bench.device._services[0].engine
     good, together = engine.completions, list[Operation]()
 
     def completions() -> list[Operation]:

@@ -328,7 +328,7 @@ def test_a_queue_that_breaks_ends_the_service_of_all(make: Maker, halted: bool) 
 def test_a_bug_ends_the_service_of_all(make: Maker) -> None:
     failures: list[BaseException] = []
     bench = make(EngineScript(), on_failure=failures.append)
-    engine = bench.device._engines[1]
+    engine = bench.device._services[1].engine
     engine.submit = lambda operations: 1 // 0  # type: ignore[assignment, method-assign, misc]
     bench.read(0, queue=1)
     bench.kick(1)

@@ -36,11 +36,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "disk"
 
 
-@pytest.fixture
-def make(path: Path) -> Iterator[Maker]:
+@pytest.fixture(params=["split", "packed"])
+def make(path: Path, request: pytest.FixtureRequest) -> Iterator[Maker]:
     """Makes disks that stop at every error and merge nothing, unless told otherwise."""
     stop = ErrorPolicy.STOP
-    with benches(path, rerror=stop, werror=stop, merge=MergePolicy.OFF) as maker:
+    packed = request.param == "packed"
+    with benches(path, rerror=stop, werror=stop, merge=MergePolicy.OFF, packed=packed) as maker:
         yield maker
 
 

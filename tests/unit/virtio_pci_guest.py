@@ -11,8 +11,16 @@ from pykvm.pci.host import CONFIG_PORT, CONFIG_PORTS, PciHost
 from pykvm.pci.virtio_pci import VirtioPci
 from pykvm.testing.mock_driver import MockDriver
 from pykvm.testing.mock_platform import MockPlatform
-from pykvm.virtio.constants import VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1
+from pykvm.virtio.constants import (
+    VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_NOTIFICATION_DATA,
+    VIRTIO_F_RING_PACKED,
+    VIRTIO_F_RING_RESET,
+    VIRTIO_F_VERSION_1,
+)
 from pykvm.virtio.device import Activation
+from pykvm.virtio.queue import Virtqueue
 
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
 READY = ACKNOWLEDGE | DRIVER | FEATURES_OK
@@ -25,13 +33,23 @@ class FakeDevice:
     """A block-like device of two queues that only remembers what it is told."""
 
     device_id = 2
-    features = VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC | 1 << 6
+    features = (
+        1 << 6
+        | VIRTIO_F_EVENT_IDX
+        | VIRTIO_F_INDIRECT_DESC
+        | VIRTIO_F_RING_PACKED
+        | VIRTIO_F_NOTIFICATION_DATA
+        | VIRTIO_F_RING_RESET
+    )
     queue_sizes = (16, 8)
 
     def __init__(self) -> None:
         self.config = bytes(range(60))
         self.activation: Activation | None = None
         self.resets = 0
+        self.serving: set[int] = set()
+        self.stopped: list[int] = []
+        self.started: list[Virtqueue] = []
         self.closed = False
         self.picky = False
 
@@ -45,6 +63,21 @@ class FakeDevice:
     def activate(self, activation: Activation) -> None:
         assert self.activation is None
         self.activation = activation
+        self.serving = {index for index, queue in enumerate(activation.queues) if queue}
+
+    def stop_queue(self, index: int) -> None:
+        assert self.activation
+        assert index in self.serving
+        self.serving.discard(index)
+        self.stopped.append(index)
+
+    def start_queue(self, index: int, queue: Virtqueue) -> None:
+        assert self.activation
+        assert index == queue.index
+        assert index not in self.serving
+        assert self.activation.queues[index], "only what was stopped can start"
+        self.serving.add(index)
+        self.started.append(queue)
 
     def reset(self) -> None:
         self.resets += 1
