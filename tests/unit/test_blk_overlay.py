@@ -13,7 +13,8 @@ from blk_device import FLUSH, IN, OK, OUT, block_device
 from blk_device import Disk as StartedDisk
 from blk_engines import engines, wait
 from blk_host import require_direct
-from blk_operations import flush, operation
+from blk_operations import operation, over
+from blk_ranges import DISCARD, ZEROES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -72,7 +73,13 @@ def made(
 def execute(engine: Engine, kind: int, sector: int = 0, count: int = 0) -> None:
     """All of it or nothing, as pieces that come short go on."""
     where = sector << 9
-    length = count << 9 if kind != FLUSH else 0
+    length = count << 9
+    if kind in (FLUSH, DISCARD, ZEROES):
+        asked = over(kind, where, 0 if kind == FLUSH else length, unmap=bool(sector % 2))
+        engine.submit([asked])
+        wait(engine, 1)
+        assert (asked.error, asked.moved) == (0, asked.length)
+        return
     at = where if kind == OUT else BUFFER + where
     while length:
         asked = operation(
@@ -85,15 +92,14 @@ def execute(engine: Engine, kind: int, sector: int = 0, count: int = 0) -> None:
         where += asked.moved
         at += asked.moved
         length -= asked.moved
-    if kind == FLUSH:
-        asked = flush()
-        engine.submit([asked])
-        wait(engine, 1)
-        assert not asked.error
 
 
 steps = st.lists(
-    st.tuples(st.sampled_from([IN, OUT, OUT, FLUSH]), st.integers(0, 40), st.integers(1, 24)),
+    st.tuples(
+        st.sampled_from([IN, OUT, OUT, DISCARD, ZEROES, FLUSH]),
+        st.integers(0, 40),
+        st.integers(1, 24),
+    ),
     max_size=12,
 )
 
@@ -115,6 +121,8 @@ def test_any_sequence_does_what_a_bytearray_does(
             if kind == OUT:
                 data = random.Random(number).randbytes(end - start)
                 ram.bytes[start:end] = disk[start:end] = data
+            elif kind in (DISCARD, ZEROES):  # where the temporary file is, both leave zeros
+                disk[start:end] = bytes(end - start)
             execute(engine, kind, sector, count)
             if kind == IN:
                 assert ram.bytes[BUFFER + start : BUFFER + end] == disk[start:end]
