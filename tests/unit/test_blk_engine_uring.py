@@ -16,6 +16,7 @@ from blk_ranges import DISCARD, ZEROES
 
 from pykvm import io_uring
 from pykvm.devices.virtio_blk import CacheMode, Image, threads
+from pykvm.devices.virtio_blk.allocation import Allocation
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.engine import SyncEngine
 from pykvm.devices.virtio_blk.io_uring import IoUringEngine
@@ -190,6 +191,21 @@ def test_a_filesystem_that_knows_neither_is_asked_once(
         assert (zeroes.error, zeroes.moved) == (0, 8192)
         assert [opcode for opcode, _ in kernel.asked].count(IORING_OP_FALLOCATE) == asked
     assert path.read_bytes()[4096:12288] == bytes(8192)
+
+
+def test_what_the_filesystem_refused_meanwhile_goes_to_a_thread(
+    make: Callable[..., Made], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mode of 0 would allocate space and leave the data as they are."""
+    engine, kernel = make()
+    modes = iter([16 | 1, 0])
+    monkeypatch.setattr(Allocation, "mode", lambda *args: next(modes))
+    zeroes = over(ZEROES, 4096, 4096)
+    engine.submit([zeroes])
+    wait(engine, 1)
+    assert (zeroes.error, zeroes.moved) == (0, 4096)
+    assert IORING_OP_FALLOCATE not in {opcode for opcode, _ in kernel.asked}
+    assert path.read_bytes()[4096:8192] == bytes(4096)
 
 
 def test_durable_zeroes_are_not(make: Callable[..., Made]) -> None:

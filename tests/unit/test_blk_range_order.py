@@ -1,6 +1,7 @@
 """Discards and zeroes among other requests: operations, order, second attempts, faults."""
 
 import errno
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from blk_bench import EngineScript, Faults, Maker, Short, benches, sector_of
 from blk_ranges import DISCARD, UNMAP, ZEROES, segments
 from blk_requests import FLUSH, IN, OUT, request_of
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_OK
@@ -214,3 +217,64 @@ def test_faults_know_them_by_name_and_sectors(kind: int, name: str) -> None:
     assert effect.error == errno.ENOSPC
     other = "write" if name == "discard" else "discard"
     assert FaultPlan([Fault(operation=other, errno="EIO")]).effect(operation) is None
+
+
+# -- any of them ----------------------------------------------------------------------
+
+DISK_SECTORS = 12
+_ranges = st.lists(st.tuples(st.integers(0, 11), st.integers(1, 4)), min_size=1, max_size=3)
+_requests = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from([IN, OUT, OUT]), _ranges.map(lambda parts: parts[:1])),
+        st.tuples(st.sampled_from([DISCARD, ZEROES, ZEROES]), _ranges),
+        st.just((FLUSH, [])),
+    ),
+    max_size=12,
+)
+
+
+def apply(disk: list[int], head: int, kind: int, start: int, end: int) -> list[int]:
+    """Do it to ``disk``, a number for each sector; what was read."""
+    if kind == IN:
+        return disk[start:end]
+    disk[start:end] = [head if kind == OUT else -kind] * (end - start)
+    return []
+
+
+@given(_requests, st.sampled_from(MergePolicy), st.randoms(use_true_random=False))
+def test_any_order_that_is_allowed_gives_what_the_ring_gives(
+    script: list[tuple[int, list[tuple[int, int]]]], policy: MergePolicy, dice: random.Random
+) -> None:
+    expected, disk = ([0] * DISK_SECTORS for _ in range(2))
+    wanted: dict[int, list[int]] = {}
+    requests = []
+    for head, (kind, parts) in enumerate(script, 1):
+        inside = [(first, min(count, DISK_SECTORS - first)) for first, count in parts]
+        for first, count in inside:
+            wanted[head] = apply(expected, head, kind, first, first + count)
+        if kind >= DISCARD:
+            requests.append(ranges_of(head, kind, *inside))
+        else:
+            first, count = inside[0] if inside else (0, 0)
+            requests.append(request_of(head, kind, first, *[512] * count))
+    operations = planned(requests, policy)
+    ready = order(operations, [])
+    done = 0
+    while ready:
+        operation = ready.pop(dice.randrange(len(ready)))
+        done += 1
+        if operation.kind >= DISCARD:
+            (request,) = operation.members
+            first = operation.offset // 512
+            apply(disk, request.head, operation.kind, first, first + operation.length // 512)
+        for request in operation.members:
+            if operation.kind < FLUSH:
+                end = request.sector + request.length // 512
+                read = apply(disk, request.head, operation.kind, request.sector, end)
+                assert read == wanted[request.head]
+        for follower in operation.followers:
+            follower.waits -= 1
+            if not follower.waits:
+                ready.append(follower)
+    assert done == len(operations)
+    assert disk == expected

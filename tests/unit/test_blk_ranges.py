@@ -319,6 +319,12 @@ def test_any_segments(parts: list[Segment], discard: bool, unmaps: bool, block: 
     assert not list(found.extents)
 
 
+def test_the_longest_range() -> None:
+    capacity = 1 << 40
+    for count, status in ((MAX_SECTORS, OK), (MAX_SECTORS + 1, IOERR), ((1 << 32) - 1, IOERR)):
+        assert read_ranges(segments((8, count)), True, True, capacity, 1).status == status
+
+
 def test_a_write_behind_them_is_not_touched(disk: Disk, path: Path) -> None:
     assert disk.do(OUT, 9, b"n" * 512)[0] == OK
     assert disk.do(ZEROES, data=segments((8, 1), (10, 1)))[0] == OK

@@ -62,9 +62,9 @@ def test_any_write_is_found_if_it_is_zeros(
 
 
 def test_the_last_byte_counts() -> None:
-    for place in (PIECE - 1, PIECE, 3 * PIECE - 1):
-        ram = unlike_zero([place])
-        (found := write(0, 3 * PIECE)).unmap = False
+    for length in (1, PIECE, PIECE + 1, 3 * PIECE):
+        ram = unlike_zero([length - 1])
+        found = write(0, length)
         ZeroDetector(ram, True).look([found])
         assert found.kind == OUT
 
