@@ -1,6 +1,5 @@
 """What a disk offers its driver: feature bits, and the configuration that explains them. Pure."""
 
-from dataclasses import dataclass
 from struct import pack
 
 from pykvm.devices.virtio_blk.config import ConfigSpace
@@ -24,6 +23,7 @@ from pykvm.devices.virtio_blk.options import DiscardMode, DiskOptions
 from pykvm.devices.virtio_blk.ranges import MAX_RANGES, MAX_SECTORS
 from pykvm.devices.virtio_blk.request import Accepted
 from pykvm.errors import UsageError
+from pykvm.records import record
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_IN_ORDER,
@@ -73,7 +73,7 @@ def accepted(options: DiskOptions, features: int) -> Accepted:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Blocks:
     """The block sizes of a disk, in bytes. All are multiples of ``logical``.
 

@@ -1,5 +1,6 @@
 """Child processes that do not outlive what they are for."""
 
+import os
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ def running(command: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Po
             stderr=errors,
             bufsize=0,
             process_group=0,
+            # Else Python compiles all of pykvm again at each start: no installed program does.
+            env={k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"},
             # It would be unsafe in a program with threads, of which we have none.
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),  # noqa: PLW1509
         )
