@@ -6,8 +6,12 @@ FIRST_NS: Final = 4000
 """Shorter than this, watching catches nothing: a driver takes that long to look and to ask."""
 
 
+DOUBT: Final = 4
+"""A sleep of up to so many times the limit may be mostly the host's way of waking a thread."""
+
+
 class AdaptivePolling:
-    """Watches for as long as would have spared the last sleep, if that is within the limit.
+    """Watches for as long as would have spared the last sleep, or shortly if that is too long.
 
     A sleep and the wake-up cost the driver some 10 to 20 µs and the host a
     context switch, so watching for about as long is worth it while requests
@@ -23,7 +27,8 @@ class AdaptivePolling:
     def slept(self, nanoseconds: int) -> None:
         """There was a sleep of this length, after watching in vain."""
         enough = self.now_ns + nanoseconds
-        if enough > self._most_ns:
-            self.now_ns = 0
-        else:
+        if enough <= self._most_ns:
             self.now_ns = min(self._most_ns, max(FIRST_NS, enough))
+        else:
+            # A host that is slow to wake us must not look like a slow driver for ever.
+            self.now_ns = min(self._most_ns, FIRST_NS) if enough <= DOUBT * self._most_ns else 0

@@ -8,12 +8,8 @@ released meanwhile, as the standard library does.
 import errno
 import os
 
+from pykvm import interpreted as cython
 from pykvm.native import Bytes, Longs
-
-try:
-    import cython
-except ImportError:
-    from pykvm import interpreted as cython
 
 if cython.compiled:
     from cython.cimports.libc import errno as c_errno

@@ -5,12 +5,8 @@ interpreted code would keep the GIL from the vCPU threads for milliseconds, so
 that form does not spin at all.
 """
 
+from pykvm import interpreted as cython
 from pykvm.native import Words16
-
-try:
-    import cython
-except ImportError:
-    from pykvm import interpreted as cython
 
 if cython.compiled:
     from cython.cimports.posix import time as clock

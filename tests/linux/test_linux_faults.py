@@ -51,7 +51,8 @@ def test_one_bad_sector_in_a_merged_read(boot, tmp_path: Path):
     assert reader["read"]["total_ios"] == 32
 
     counts = json.loads(stats.read_text())["disks"][0]
-    assert counts["rd_merged"] >= 31
+    # 31 if the disk looks at the ring only when the guest has put all 32 there.
+    assert counts["rd_merged"] >= 16
     assert counts["failed_rd_operations"] == 2, "one for fio, one for dd"
 
     (error,) = [line for line in rest.splitlines() if b"dev vda" in line]
