@@ -2,31 +2,43 @@
 
 from struct import pack_into
 
+from pykvm.devices.virtio_blk.constants import (
+    VIRTIO_BLK_F_BLK_SIZE,
+    VIRTIO_BLK_F_CONFIG_WCE,
+    VIRTIO_BLK_F_DISCARD,
+    VIRTIO_BLK_F_GEOMETRY,
+    VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_SIZE_MAX,
+    VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_WRITE_ZEROES,
+)
+
 CONFIG_SIZE = 72
 """All that virtio 1.2 has; the fields of SECURE_ERASE, at the end, stay 0."""
 
-FIELDS: dict[str, tuple[int, str]] = {
-    "capacity": (0, "<Q"),
-    "size_max": (8, "<I"),
-    "seg_max": (12, "<I"),
-    "cylinders": (16, "<H"),
-    "heads": (18, "B"),
-    "sectors": (19, "B"),
-    "blk_size": (20, "<I"),
-    "physical_block_exp": (24, "B"),
-    "alignment_offset": (25, "B"),
-    "min_io_size": (26, "<H"),
-    "opt_io_size": (28, "<I"),
-    "writeback": (32, "B"),
-    "num_queues": (34, "<H"),
-    "max_discard_sectors": (36, "<I"),
-    "max_discard_seg": (40, "<I"),
-    "discard_sector_alignment": (44, "<I"),
-    "max_write_zeroes_sectors": (48, "<I"),
-    "max_write_zeroes_seg": (52, "<I"),
-    "write_zeroes_may_unmap": (56, "B"),
+FIELDS: dict[str, tuple[int, str, int]] = {
+    "capacity": (0, "<Q", 0),
+    "size_max": (8, "<I", VIRTIO_BLK_F_SIZE_MAX),
+    "seg_max": (12, "<I", VIRTIO_BLK_F_SEG_MAX),
+    "cylinders": (16, "<H", VIRTIO_BLK_F_GEOMETRY),
+    "heads": (18, "B", VIRTIO_BLK_F_GEOMETRY),
+    "sectors": (19, "B", VIRTIO_BLK_F_GEOMETRY),
+    "blk_size": (20, "<I", VIRTIO_BLK_F_BLK_SIZE),
+    "physical_block_exp": (24, "B", VIRTIO_BLK_F_TOPOLOGY),
+    "alignment_offset": (25, "B", VIRTIO_BLK_F_TOPOLOGY),
+    "min_io_size": (26, "<H", VIRTIO_BLK_F_TOPOLOGY),
+    "opt_io_size": (28, "<I", VIRTIO_BLK_F_TOPOLOGY),
+    "writeback": (32, "B", VIRTIO_BLK_F_CONFIG_WCE),
+    "num_queues": (34, "<H", VIRTIO_BLK_F_MQ),
+    "max_discard_sectors": (36, "<I", VIRTIO_BLK_F_DISCARD),
+    "max_discard_seg": (40, "<I", VIRTIO_BLK_F_DISCARD),
+    "discard_sector_alignment": (44, "<I", VIRTIO_BLK_F_DISCARD),
+    "max_write_zeroes_sectors": (48, "<I", VIRTIO_BLK_F_WRITE_ZEROES),
+    "max_write_zeroes_seg": (52, "<I", VIRTIO_BLK_F_WRITE_ZEROES),
+    "write_zeroes_may_unmap": (56, "B", VIRTIO_BLK_F_WRITE_ZEROES),
 }
-"""Name → (offset, struct format) of the fields that this device fills in."""
+"""Name → (offset, struct format, feature that it belongs to) of what this device fills in."""
 
 
 class ConfigSpace:
@@ -35,12 +47,15 @@ class ConfigSpace:
     ``bytes`` is replaced, never changed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, offered: int) -> None:
+        self._offered = offered
         self.bytes = bytes(CONFIG_SIZE)
 
     def set(self, name: str, value: int) -> None:
-        """Store ``value`` in field ``name`` of :data:`FIELDS`."""
-        offset, form = FIELDS[name]
+        """Store ``value`` in field ``name`` of :data:`FIELDS`, if its feature is offered."""
+        offset, form, feature = FIELDS[name]
+        if feature & ~self._offered:
+            return
         changed = bytearray(self.bytes)
         pack_into(form, changed, offset, value)
         self.bytes = bytes(changed)

@@ -100,10 +100,9 @@ class VirtioBlk:
         self._lock = threading.Lock()
         self._rate_limits = options.limits
         self._throttle = _throttle(options.limits)
-        self._config = ConfigSpace()
+        self._config = ConfigSpace(self.features)
         self._config.set("capacity", image.capacity)
         describe(self._config, options, self._blocks, image.allocation.zeros_free_space)
-        self._config.set("num_queues", options.num_queues)
         self._set_writeback(image.cache.writeback)
 
     @property

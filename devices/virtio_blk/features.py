@@ -119,30 +119,29 @@ class Blocks:
 
 
 def describe(config: ConfigSpace, options: DiskOptions, blocks: Blocks, unmaps: bool) -> None:
-    """Fill in what does not change: all but capacity, writeback and num_queues (§5.2.4).
+    """Fill in what does not change: all but capacity and writeback (§5.2.4).
 
     ``unmaps``: zeroes that are written can free space.
     """
-    # Header and status need descriptors too (where there are no indirect ones).
-    seg_max = options.queue_size - 2 if options.seg_max == 0 else options.seg_max or 0
-    fields = {"seg_max": seg_max, "size_max": options.size_max}
-    if options.blk_size:
-        fields["blk_size"] = blocks.logical
-    if options.cyls:
-        fields |= {"cylinders": options.cyls, "heads": options.heads, "sectors": options.secs}
-    if options.topology:
-        exponent = (blocks.physical // blocks.logical).bit_length() - 1
-        fields["physical_block_exp"] = exponent
-        fields["alignment_offset"] = blocks.aligned // blocks.logical
-        fields["min_io_size"] = blocks.minimum // blocks.logical
-        fields["opt_io_size"] = blocks.optimal // blocks.logical
-    if options.discard is not DiscardMode.OFF:
-        fields["max_discard_sectors"] = MAX_SECTORS
-        fields["max_discard_seg"] = MAX_RANGES
-        fields["discard_sector_alignment"] = blocks.granularity // SECTOR_SIZE
-    if options.write_zeroes:
-        fields["max_write_zeroes_sectors"] = MAX_SECTORS
-        fields["max_write_zeroes_seg"] = MAX_RANGES
-        fields["write_zeroes_may_unmap"] = unmaps and options.discard is DiscardMode.UNMAP
+    fields = {
+        "size_max": options.size_max,
+        # Header and status need descriptors too (where there are no indirect ones).
+        "seg_max": options.seg_max or options.queue_size - 2,
+        "cylinders": options.cyls,
+        "heads": options.heads,
+        "sectors": options.secs,
+        "blk_size": blocks.logical,
+        "physical_block_exp": (blocks.physical // blocks.logical).bit_length() - 1,
+        "alignment_offset": blocks.aligned // blocks.logical,
+        "min_io_size": blocks.minimum // blocks.logical,
+        "opt_io_size": blocks.optimal // blocks.logical,
+        "num_queues": options.num_queues,
+        "max_discard_sectors": MAX_SECTORS,
+        "max_discard_seg": MAX_RANGES,
+        "discard_sector_alignment": blocks.granularity // SECTOR_SIZE,
+        "max_write_zeroes_sectors": MAX_SECTORS,
+        "max_write_zeroes_seg": MAX_RANGES,
+        "write_zeroes_may_unmap": unmaps and options.discard is DiscardMode.UNMAP,
+    }
     for name, value in fields.items():
         config.set(name, value)

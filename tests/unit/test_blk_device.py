@@ -88,7 +88,6 @@ def test_configuration(make: Maker) -> None:
     assert unpack_from("<Q", config, 0) == (SECTORS,)
     assert unpack_from("<I", config, 12) == (126,)
     assert unpack_from("<I", config, 20) == (512,)
-    assert unpack_from("<H", config, 34) == (1,)
     device.write_config(0, 8, 5)
     assert device.config is config
 

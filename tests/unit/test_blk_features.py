@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Iterator
 from pathlib import Path
-from struct import unpack_from
+from struct import pack, unpack_from
 
 import pytest
 from blk_device import IN, IOERR, OK, OUT, SECTORS, Maker, block_device, disk_file, disks
@@ -90,11 +90,15 @@ def test_nothing_is_said_of_what_is_not_offered(make: Maker) -> None:
         seg_max=None,
         blk_size=False,
         topology=False,
+        config_wce=False,
         discard=DiscardMode.OFF,
         write_zeroes=False,
     )
-    config = disk.device.config
-    assert config[8:32] == bytes(24)
+    assert disk.device.config == pack("<Q", SECTORS) + bytes(64)
+
+
+def test_a_read_only_disk_says_nothing_of_discards_and_zeroes(make: Maker) -> None:
+    config = make(start=False, readonly=True).device.config
     assert config[36:] == bytes(36)
 
 
