@@ -7,6 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from pykvm.virtio.constants import (
+    VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_RING_PACKED,
+)
+
 pytestmark = [pytest.mark.kvm, pytest.mark.linux]
 
 MIB = 1 << 20
@@ -114,3 +120,35 @@ def test_without_msi(boot, tmp_path):
     (line,) = [line for line in done.stdout.splitlines() if b"virtio" in line]
     assert b"IO-APIC" in line
     assert b"fasteoi" in line
+
+
+def test_packed_rings(boot, tmp_path):
+    """A filesystem on a packed queue; and a small one, without what spares its descriptors."""
+    first, second = tmp_path / "fs.img", image(tmp_path, MIB)
+    first.write_bytes(bytes(2 * MIB))
+    before, trace = second.read_bytes(), tmp_path / "trace.jsonl"
+    script = """
+        set -e
+        mke2fs -q -t ext2 -F /dev/vda
+        mkdir -p /mnt; mount -t ext2 /dev/vda /mnt
+        head -c 300000 /dev/vdb >/mnt/data
+        umount /mnt
+        e2fsck -fn /dev/vda >/dev/null 2>&1
+        mount -t ext2 -o ro /dev/vda /mnt
+        md5sum </mnt/data
+        md5sum </dev/vdb
+        dd if=/mnt/data of=/dev/vdb bs=100k count=2 seek=5 conv=fsync,notrunc 2>/dev/null
+    """
+    plain = "packed=on,event-idx=off,indirect=off,queue-size=16"
+    disks = ["--disk", f"{first},packed=on", "--disk", f"{second},{plain}"]
+    done = boot(*disks, "--trace", f"{trace},events=*.negotiate", "--exec", script)
+    assert done.stdout.split()[::2] == [md5(before[:300000]), md5(before)]
+    at, end = 500 << 10, 700 << 10
+    assert second.read_bytes() == before[:at] + before[: end - at] + before[end:]
+    accepted = [
+        int(event["features"], 16)
+        for event in map(json.loads, trace.read_text().splitlines())
+        if "features" in event
+    ]
+    ring = VIRTIO_F_RING_PACKED | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC
+    assert [features & ring for features in accepted] == [ring, VIRTIO_F_RING_PACKED]
