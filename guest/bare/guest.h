@@ -74,21 +74,29 @@ void apic_spawn(uint8_t apic_id);
 /* A virtqueue from the driver's side. */
 struct queue {
 	volatile struct descriptor *descriptors;
-	volatile uint16_t *available; /* flags, idx, ring[], used_event */
-	volatile uint16_t *used;      /* flags, idx, elements, avail_event */
+	volatile uint16_t *available; /* flags, idx, ring[], used_event; packed: the driver area */
+	volatile uint16_t *used;      /* flags, idx, elements, avail_event; packed: the device area */
 	uint64_t doorbell;
 	uint16_t doorbell_value;       /* the queue index */
 	volatile uint32_t *irq_count;
 	uint16_t size;
 	uint16_t free_count;
 	uint16_t free_head;
-	uint16_t posted;              /* next available index */
+	uint16_t posted;              /* next available index; packed: position */
 	uint16_t notified;            /* available index at the last decision to notify */
-	uint16_t seen;                /* next used index */
+	uint16_t seen;                /* next used index; packed: position */
 	bool event_idx;
+	bool notification_data;
+	bool packed;
+	bool wrap;                    /* packed: the wrap counter at posted */
+	bool seen_wrap;               /* packed: that at seen */
+	uint16_t added;               /* packed: descriptors since the last publish */
+	uint16_t held_flags;          /* packed: what goes to *held then */
+	volatile uint16_t *held;
 	uint32_t irq_base;            /* *irq_count when interrupts were last asked for by a post */
 	uint16_t next[QUEUE_SIZE_MAX];
-	uint16_t length[QUEUE_SIZE_MAX]; /* descriptors of the chain with this head, 0 if idle */
+	/* Descriptors of the chain with this head or, if packed, buffer id; 0 if idle. */
+	uint16_t length[QUEUE_SIZE_MAX];
 	uint32_t tag[QUEUE_SIZE_MAX];
 };
 
@@ -129,8 +137,17 @@ bool queue_add(struct queue *queue, const struct chain *chain, const struct segm
 unsigned queue_publish(struct queue *queue, unsigned notify); /* notifications sent: 0 or 1 */
 bool queue_take(struct queue *queue, struct completion *completion);
 void queue_ask(struct queue *queue, unsigned mode);
-bool queue_wait(struct queue *queue, unsigned mode, unsigned wanted, uint64_t deadline);
+bool queue_pending(struct queue *queue); /* is there something to take? */
+bool queue_wait(struct queue *queue, unsigned mode, uint64_t deadline); /* … until the deadline? */
 bool queue_interrupted(struct queue *queue, unsigned mode, uint64_t deadline);
+
+/* packed.c */
+void packed_add(struct queue *, const struct chain *, const struct segment *, uint16_t id);
+void packed_show(struct queue *queue);
+bool packed_notification_wanted(struct queue *queue);
+bool packed_pending(struct queue *queue);
+void packed_take(struct queue *queue, uint32_t *id, uint32_t *length);
+void packed_ask(struct queue *queue, unsigned mode);
 
 /* load.c */
 int load_run(const struct op_load *op, struct load_result *result);

@@ -226,7 +226,7 @@ HANDLER(wait, op_wait)
 	if (sizeof *out + (uint64_t)op->count * sizeof *completion > outcome->room)
 		return ERROR_NO_SPACE;
 	while (fine && out->completions < op->count) {
-		fine = queue_wait(queue, op->mode, 1, deadline);
+		fine = queue_wait(queue, op->mode, deadline);
 		while (out->completions < op->count && queue_take(queue, completion)) {
 			out->completions++;
 			completion++;

@@ -95,7 +95,7 @@ static void count(struct latencies *latencies, uint64_t latency)
 static bool anything_used(const struct load *load)
 {
 	for (unsigned i = 0; i < load->op->queues; i++)
-		if (load->loops[i].queue->used[1] != load->loops[i].queue->seen)
+		if (queue_pending(load->loops[i].queue))
 			return true;
 	return false;
 }
@@ -106,7 +106,7 @@ static bool wait(struct load *load, struct load_result *result)
 	const struct op_load *op = load->op;
 
 	if (op->wait != WAIT_POLL)
-		return queue_wait(load->loops[0].queue, op->wait, 1, load->deadline);
+		return queue_wait(load->loops[0].queue, op->wait, load->deadline);
 	while (!anything_used(load)) {
 		uint64_t now = tsc();
 

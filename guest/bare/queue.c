@@ -1,11 +1,12 @@
-/* The driver's side of a split virtqueue (virtio 1.2 §2.7). */
+/* The driver's side of a virtqueue: split (virtio 1.2 §2.7), or packed, with packed.c. */
 #include "guest.h"
 
 enum { DESC_NEXT = 1, DESC_INDIRECT = 4, NO_INTERRUPT = 1, NO_NOTIFY = 1 };
 
 void queue_start(struct queue *queue)
 {
-	queue->posted = queue->notified = queue->seen = 0;
+	queue->posted = queue->notified = queue->seen = queue->added = 0;
+	queue->wrap = queue->seen_wrap = true;
 	queue->irq_base = *queue->irq_count;
 	queue->free_head = 0;
 	queue->free_count = queue->size;
@@ -45,7 +46,10 @@ bool queue_add(struct queue *queue, const struct chain *chain, const struct segm
 
 	if (!count || count > queue->free_count)
 		return false;
-	if (chain->indirect) {
+	if (queue->packed) {
+		packed_add(queue, chain, segments, head);
+		slot = queue->next[slot];
+	} else if (chain->indirect) {
 		put_indirect(queue, chain, segments);
 		slot = queue->next[slot];
 	} else {
@@ -57,8 +61,8 @@ bool queue_add(struct queue *queue, const struct chain *chain, const struct segm
 	queue->free_count -= count;
 	queue->length[head] = count;
 	queue->tag[head] = chain->tag;
-	queue->available[2 + queue->posted % queue->size] = head;
-	queue->posted++;
+	if (!queue->packed)
+		queue->available[2 + queue->posted++ % queue->size] = head;
 	return true;
 }
 
@@ -66,6 +70,8 @@ static bool notification_wanted(struct queue *queue)
 {
 	uint16_t event;
 
+	if (queue->packed)
+		return packed_notification_wanted(queue);
 	if (!queue->event_idx)
 		return !(queue->used[0] & NO_NOTIFY);
 	event = queue->used[2 + 4 * queue->size];
@@ -75,16 +81,28 @@ static bool notification_wanted(struct queue *queue)
 
 unsigned queue_publish(struct queue *queue, unsigned notify)
 {
+	uint32_t next = queue->posted | queue->wrap << 15;
 	bool send;
 
 	compiler_fence();
-	queue->available[1] = queue->posted;
+	if (queue->packed)
+		packed_show(queue);
+	else
+		queue->available[1] = next = queue->posted;
 	full_fence(); /* the device's event index is read only after the new index is visible */
 	send = notify == NOTIFY_ALWAYS || (notify == NOTIFY_IF_WANTED && notification_wanted(queue));
 	queue->notified = queue->posted;
-	if (send)
+	queue->added = 0;
+	if (send && queue->notification_data) /* virtio 1.2 §2.9 */
+		mmio_write(queue->doorbell, 4, next << 16 | queue->doorbell_value);
+	else if (send)
 		mmio_write(queue->doorbell, 2, queue->doorbell_value);
 	return send;
+}
+
+bool queue_pending(struct queue *queue)
+{
+	return queue->packed ? packed_pending(queue) : queue->used[1] != queue->seen;
 }
 
 bool queue_take(struct queue *queue, struct completion *completion)
@@ -92,18 +110,22 @@ bool queue_take(struct queue *queue, struct completion *completion)
 	volatile uint32_t *element;
 	uint16_t head;
 
-	if (queue->used[1] == queue->seen)
+	if (!queue_pending(queue))
 		return false;
 	compiler_fence();
-	element = (volatile uint32_t *)(queue->used + 2) + 2 * (queue->seen % queue->size);
-	queue->seen++;
-	*completion = (struct completion){
-		.id = element[0], .length = element[1], .tag = ~0u, .tsc = tsc()};
+	*completion = (struct completion){.tag = ~0u, .tsc = tsc()};
+	if (queue->packed) {
+		packed_take(queue, &completion->id, &completion->length);
+	} else {
+		element = (volatile uint32_t *)(queue->used + 2) + 2 * (queue->seen++ % queue->size);
+		completion->id = element[0];
+		completion->length = element[1];
+	}
 	if (completion->id >= queue->size || !queue->length[completion->id])
 		return true;
 	completion->tag = queue->tag[completion->id];
 	head = completion->id;
-	for (unsigned left = queue->length[head]; left > 1; left--)
+	for (unsigned left = queue->packed ? 1 : queue->length[head]; left > 1; left--)
 		head = queue->next[head];
 	queue->next[head] = queue->free_head;
 	queue->free_head = completion->id;
@@ -115,19 +137,21 @@ bool queue_take(struct queue *queue, struct completion *completion)
 /* The next used element shall interrupt, or in poll mode none. */
 void queue_ask(struct queue *queue, unsigned mode)
 {
-	if (queue->event_idx)
+	if (queue->packed)
+		packed_ask(queue, mode);
+	else if (queue->event_idx)
 		queue->available[2 + queue->size] = queue->seen + (mode == WAIT_POLL ? 0x8000 : 0);
 	else
 		queue->available[0] = mode == WAIT_POLL ? NO_INTERRUPT : 0;
 	full_fence();
 }
 
-bool queue_wait(struct queue *queue, unsigned mode, unsigned wanted, uint64_t deadline)
+bool queue_wait(struct queue *queue, unsigned mode, uint64_t deadline)
 {
 	uint32_t count = *queue->irq_count;
 
 	queue_ask(queue, mode);
-	while ((uint16_t)(queue->used[1] - queue->seen) < wanted) {
+	while (!queue_pending(queue)) {
 		if (tsc() > deadline)
 			return false;
 		if (mode == WAIT_IDLE)

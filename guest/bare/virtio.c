@@ -14,6 +14,8 @@ enum {
 };
 
 #define EVENT_IDX_BIT 29
+#define RING_PACKED_BIT 34
+#define NOTIFICATION_DATA_BIT 38
 #define RESET_TIMEOUT_US 1000000
 
 static struct device devices[SLOTS];
@@ -226,6 +228,8 @@ int virtio_queue(const struct op_queue *op, struct queue_result *result)
 	queue->doorbell_value = op->queue;
 	queue->irq_count = counter_of(device, op->vector);
 	queue->event_idx = device->features >> EVENT_IDX_BIT & 1;
+	queue->packed = device->features >> RING_PACKED_BIT & 1;
+	queue->notification_data = device->features >> NOTIFICATION_DATA_BIT & 1;
 	queue->size = result->size;
 	queue_start(queue);
 	return result->vector == op->vector ? ERROR_NONE : ERROR_REFUSED;
