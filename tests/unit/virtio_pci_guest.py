@@ -19,7 +19,7 @@ from pykvm.virtio.constants import (
     VIRTIO_F_RING_RESET,
     VIRTIO_F_VERSION_1,
 )
-from pykvm.virtio.device import Activation
+from pykvm.virtio.device import Activation, VirtioDevice
 from pykvm.virtio.queue import Virtqueue
 
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
@@ -102,13 +102,21 @@ class FakeDevice:
 class Guest:
     """What a driver does: finds the structures through capabilities, then uses them."""
 
-    def __init__(self, host: PciHost | None = None, platform: MockPlatform | None = None) -> None:
-        """A PC with one function; given ``host`` and its ``platform``, one more function."""
+    def __init__(
+        self,
+        host: PciHost | None = None,
+        platform: MockPlatform | None = None,
+        device: VirtioDevice | None = None,
+    ) -> None:
+        """A PC with one function; given ``host`` and its ``platform``, one more function.
+
+        ``device`` is what it has, by default a FakeDevice.
+        """
         self.platform = platform or MockPlatform()
         self.ports = Bus()
         self.host = host or PciHost(self.platform.mmio)
         self.ports.add(CONFIG_PORT, CONFIG_PORTS, self.host)
-        self.device = FakeDevice()
+        self.device = device or FakeDevice()
         self.ram = Ram.flat(1 << 16)
         self.function = VirtioPci(self.device, self.ram, self.platform)
         self.number = self.host.add(self.function)
