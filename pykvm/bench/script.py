@@ -8,8 +8,6 @@ from operator import add
 from pykvm.bench.workload import BLOCK, EXITS, Workload
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SIZE,
-    VIRTIO_BLK_F_CONFIG_WCE,
-    VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
@@ -27,9 +25,6 @@ OPEN = (1).to_bytes(8, "little")
 TIMEOUT_US = 60_000_000
 """For one workload, beyond its time: the slowest disks answer sooner."""
 QUEUE_SIZE = 128
-FEATURES = DEFAULT_FEATURES | VIRTIO_BLK_F_FLUSH | VIRTIO_BLK_F_CONFIG_WCE
-"""For a driver that knows no flush, a device makes every write durable (virtio 1.2 §5.2.6.2); one
-that knows how to switch the cache keeps the mode that the disk was given."""
 _PATTERN = 0x9E3779B97F4A7C15
 
 
@@ -73,7 +68,7 @@ class LoadScript:
         self._main = main = Script()
         self._mark(-1)
         msix = wait is not WaitMode.POLL
-        BlockDriver(main).start(FEATURES, queues=queues, size=QUEUE_SIZE, msix=msix)
+        BlockDriver(main).start(DEFAULT_FEATURES, queues=queues, size=QUEUE_SIZE, msix=msix)
         scripts = [main, *(Script(cpu, main.arena) for cpu in range(1, cpus))]
         shares = [_Share(queues * i // cpus, queues * (i + 1) // cpus) for i in range(cpus)]
         for share in shares:

@@ -9,14 +9,16 @@ import pytest
 
 from pykvm.memory.ram import Ram, Region
 from pykvm.testing.mock_driver import Buffer, MockDriver
+from pykvm.testing.mock_packed import PackedDriver
 from pykvm.testing.mock_transport import MockTransport
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_RING_PACKED,
     VIRTIO_F_VERSION_1,
 )
 from pykvm.virtio.device import Activation
-from pykvm.virtio.split import SplitQueue
+from pykvm.virtio.queue import Virtqueue
 
 
 class Echo:
@@ -46,7 +48,7 @@ class Echo:
                 thread.start()
                 self.threads.append(thread)
 
-    def serve(self, activation: Activation, queue: SplitQueue, index: int) -> None:
+    def serve(self, activation: Activation, queue: Virtqueue, index: int) -> None:
         while True:
             more = True
             while more and not queue.error:
@@ -65,7 +67,7 @@ class Echo:
                 return
             os.eventfd_read(activation.kicks[index])
 
-    def answer(self, ram: Ram, queue: SplitQueue, head: int) -> int:
+    def answer(self, ram: Ram, queue: Virtqueue, head: int) -> int:
         chain = queue.chains[head]
         at, length = chain.offsets[0], chain.lengths[0]
         text = bytes(ram.bytes[at : at + length]).upper()[: chain.lengths[1]]
@@ -84,9 +86,11 @@ class Echo:
         os.close(self.stop)
 
 
-@pytest.fixture
-def echo() -> Iterator[Echo]:
+@pytest.fixture(params=["split", "packed"])
+def echo(request: pytest.FixtureRequest) -> Iterator[Echo]:
     device = Echo()
+    if request.param == "packed":
+        device.features |= VIRTIO_F_RING_PACKED
     yield device
     device.close()
 
@@ -117,9 +121,9 @@ def test_what_lies_in_the_queue_at_activation_needs_no_kick(echo: Echo) -> None:
 def test_a_broken_ring_is_reported_and_reset_starts_anew(echo: Echo) -> None:
     with MockTransport(echo, queue_size=4) as transport:
         transport.start()
-        transport.drivers[0].offer(77)
+        transport.drivers[0].spoil()
         transport.submit()
-        assert "77" in transport.wait_broken()
+        assert "queue 0" in transport.wait_broken()
         transport.reset()
         assert transport.drivers[0].size == 4
         transport.start()
@@ -149,21 +153,27 @@ def test_queues_can_be_left_disabled_and_features_declined(echo: Echo) -> None:
 # -- the driver alone --------------------------------------------------------------
 
 
-def test_direct_and_indirect_chains_use_as_many_descriptors_as_they_should() -> None:
-    driver = MockDriver(Ram.flat(1 << 16), size=4, features=VIRTIO_F_INDIRECT_DESC)
+Kind = type[MockDriver | PackedDriver]
+kinds = pytest.mark.parametrize("kind", [MockDriver, PackedDriver])
+
+
+@kinds
+def test_direct_and_indirect_chains_use_as_many_descriptors_as_they_should(kind: Kind) -> None:
+    driver = kind(Ram.flat(1 << 16), size=4, features=VIRTIO_F_INDIRECT_DESC)
     for _ in range(4):
         driver.send([b"a", b"b"], [1, 2])
     with pytest.raises(IndexError):
         driver.send([b"a"], [])
-    direct = MockDriver(Ram.flat(1 << 16), size=4)
+    direct = kind(Ram.flat(1 << 16), size=4)
     direct.send([b"a", b"b"], [1])
     with pytest.raises(IndexError):
         direct.send([b"a"], [1])
     direct.send([b"a"], [])
 
 
-def test_descriptors_and_heap_come_back_after_use() -> None:
-    driver = MockDriver(Ram.flat(1 << 16), size=4, heap=4096)
+@kinds
+def test_descriptors_and_heap_come_back_after_use(kind: Kind) -> None:
+    driver = kind(Ram.flat(1 << 16), size=4, heap=4096)
     queue = driver.device_queue()
     for _ in range(50):
         head = driver.send([b"x" * 1000], [1000, 1])
@@ -177,17 +187,19 @@ def test_descriptors_and_heap_come_back_after_use() -> None:
         driver.send([b"x" * 5000], [])
 
 
-def test_two_drivers_share_ram_without_overlap() -> None:
+@kinds
+def test_two_drivers_share_ram_without_overlap(kind: Kind) -> None:
     ram = Ram.flat(1 << 16)
-    first = MockDriver(ram, size=8, base=0, heap=512)
-    second = MockDriver(ram, size=8, base=-(-first.end // 16) * 16)
+    first = kind(ram, size=8, base=0, heap=512)
+    second = kind(ram, size=8, base=-(-first.end // 16) * 16)
     assert first.end <= second.desc < second.avail < second.used < second.end <= 1 << 16
 
 
+@kinds
 @pytest.mark.parametrize("base", [8, 0xFFF0, 1 << 20])
-def test_rings_that_do_not_fit_are_refused(base: int) -> None:
+def test_rings_that_do_not_fit_are_refused(base: int, kind: Kind) -> None:
     with pytest.raises(ValueError, match="no room"):
-        MockDriver(Ram.flat(1 << 16), size=16, base=base)
+        kind(Ram.flat(1 << 16), size=16, base=base)
 
 
 def test_rings_can_lie_in_any_region() -> None:
@@ -199,6 +211,13 @@ def test_rings_can_lie_in_any_region() -> None:
     assert queue.begin_drain() == 1
     chain = queue.chains[queue.pop()]
     assert driver.ram.bytes[chain.offsets[0]] == ord("h")
+
+
+def test_a_device_that_invents_used_descriptors_is_caught() -> None:
+    driver = PackedDriver(Ram.flat(1 << 16))
+    driver.write_descriptor(0, 0, 0, 3, 0x8080)
+    with pytest.raises(AssertionError):
+        driver.collect()
 
 
 def test_a_device_that_invents_completions_is_caught() -> None:

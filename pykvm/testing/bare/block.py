@@ -16,6 +16,8 @@ from itertools import pairwise
 from struct import pack
 
 from pykvm.devices.virtio_blk.constants import (
+    VIRTIO_BLK_F_CONFIG_WCE,
+    VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID,
     VIRTIO_BLK_T_IN,
@@ -39,7 +41,15 @@ from pykvm.virtio.constants import (
     VIRTIO_F_VERSION_1,
 )
 
-DEFAULT_FEATURES = VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX
+DEFAULT_FEATURES = (
+    VIRTIO_F_VERSION_1
+    | VIRTIO_F_INDIRECT_DESC
+    | VIRTIO_F_EVENT_IDX
+    | VIRTIO_BLK_F_FLUSH
+    | VIRTIO_BLK_F_CONFIG_WCE
+)
+"""For a driver that knows no flush, a device makes every write durable (virtio 1.2 §5.2.6.2); one
+that knows how to switch the cache keeps the mode that the disk was given."""
 
 UNTOUCHED = 0xEE
 """What the driver puts where the device shall write: a status of this was never written."""
