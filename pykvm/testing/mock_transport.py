@@ -146,18 +146,22 @@ class MockTransport:
             self.done[queue, head] = length
         return used
 
-    def stop_queue(self, queue: int = 0) -> None:
-        """What a write of 1 to the queue's reset register does (virtio 1.2 §2.6.1)."""
+    def stop_queue(self, queue: int = 0, size: int = 0) -> None:
+        """What a write of 1 to the queue's reset register does (virtio 1.2 §2.6.1).
+
+        The ring is laid out anew, for ``size`` descriptors unless that is 0, so
+        :meth:`start_queue` can follow.
+        """
         self.device.stop_queue(queue)
         for index, head in list(self.done):
             if index == queue:
                 del self.done[index, head]
+        self.drivers[queue] = self._lay_out(queue, size or self.drivers[queue].size)
 
-    def start_queue(self, queue: int = 0, size: int = 0) -> None:
-        """After :meth:`stop_queue`: have the device serve a new ring, of the old size if 0."""
-        driver = self._lay_out(queue, size or self.drivers[queue].size)
-        self.drivers[queue] = driver
-        self.device.start_queue(queue, driver.device_queue(queue, full_fence()))
+    def start_queue(self, queue: int = 0) -> None:
+        """What enabling the queue does then."""
+        fresh = self.drivers[queue].device_queue(queue, full_fence())
+        self.device.start_queue(queue, fresh)
 
     def reset(self) -> None:
         """What a driver's write of 0 to the status does: the device is quiet afterwards.

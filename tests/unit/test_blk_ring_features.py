@@ -105,18 +105,21 @@ def test_a_stopped_queue_awaits_what_is_executing_and_answers_nothing(make: Make
 
 
 @pytest.mark.parametrize("iothreads", [1, 2])
-def test_the_other_queue_works_meanwhile_and_the_first_comes_back(
+def test_the_other_queue_works_meanwhile_and_the_stopped_one_comes_back(
     make: Maker, iothreads: int
 ) -> None:
     bench = make(EngineScript(), iothreads=iothreads)
+    threads = bench.device._threads
+    assert threads is not None
     for size in (0, 8, 16):
         for queue in (0, 1):
             assert bench.wait(bench.read(1, queue=queue), queue) == (OK, fill("o"))
-        bench.transport.stop_queue(0)
-        assert bench.wait(bench.read(2, queue=1), 1) == (OK, fill("o"))
-        bench.transport.start_queue(0, size)
-    assert bench.transport.drivers[0].size == 16
-    assert bench.wait(bench.read(3)) == (OK, fill("o"))
+        bench.transport.stop_queue(1, size)
+        assert bench.wait(bench.read(2)) == (OK, fill("o"))
+        bench.transport.start_queue(1)
+        assert [thread.load for thread in threads._threads] == [2 // iothreads] * iothreads
+    assert bench.transport.drivers[1].size == 16
+    assert bench.wait(bench.read(3, queue=1), 1) == (OK, fill("o"))
     assert bench.stats()["rd_operations"] == 10
 
 
@@ -143,15 +146,27 @@ def test_a_queue_that_starts_while_the_disk_is_paused_waits(make: Maker) -> None
     bench = make(script)
     bench.device.pause()
     bench.transport.stop_queue(0)
-    bench.transport.start_queue(0)
     head = bench.read(2)
-    bench.kick()
+    bench.transport.drivers[0].publish()
+    bench.transport.start_queue(0)
     serving = in_thread(lambda: script.wait_for(1))
     assert goes_on(serving)
     bench.device.resume()
     assert ends(serving)
     script.release()
     assert bench.wait(head) == (OK, fill("o"))
+
+
+def test_a_stopped_queue_is_not_looked_at_again(make: Maker) -> None:
+    bench = make(EngineScript())
+    bench.device.pause()
+    head = bench.send(77)  # would be refused without the engine
+    bench.kick()
+    bench.device.stop_queue(0)
+    bench.device.resume()
+    assert bench.wait(bench.read(1, queue=1), 1) == (OK, fill("o"))
+    (status,) = bench.transport.drivers[0].outstanding[head]
+    assert bench.transport.ram.read(status.address, 1) == b"\xaa"
 
 
 def test_all_queues_may_be_stopped_and_the_device_reset(make: Maker) -> None:

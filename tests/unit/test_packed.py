@@ -171,9 +171,22 @@ def a_list_over_what_is_in_flight(size: int) -> list[list[int]]:
     return [[0], [NEXT] * (size - 1) + [0]]
 
 
+def more_than_a_list_in_flight_leaves(size: int) -> list[list[int]]:
+    return [[NEXT] * (size // 2) + [0], [0] * (size - size // 2)]
+
+
 @pytest.mark.parametrize("size", [1, 3, 8])
 @pytest.mark.parametrize("start", [WRAP, 0])
-@pytest.mark.parametrize("mischief", [endless, unfinished, overrun, a_list_over_what_is_in_flight])
+@pytest.mark.parametrize(
+    "mischief",
+    [
+        endless,
+        unfinished,
+        overrun,
+        a_list_over_what_is_in_flight,
+        more_than_a_list_in_flight_leaves,
+    ],
+)
 def test_a_ring_in_an_impossible_state_is_broken_for_good(
     mischief: Callable[[int], list[list[int]]], size: int, start: int
 ) -> None:
