@@ -71,6 +71,7 @@ TYPE_UNREADABLE = -1
 
 _HEADER = Struct("<IIQ")
 _NONE = longs(())
+_NO_CHAIN = DescriptorChain(0)
 
 
 class Accepted(NamedTuple):
@@ -115,6 +116,8 @@ class Request:
     length: int
     offsets: Longs
     lengths: Longs
+    _chain: DescriptorChain
+    _room: int
     first: int
     last: int
     ranges: Longs
@@ -133,6 +136,9 @@ class Request:
         self.length = 0
         self.offsets = _NONE
         self.lengths = _NONE
+        # Whose these are, and how many it had room for: the parser's.
+        self._chain = _NO_CHAIN
+        self._room = 0
         self.first = 0
         self.last = 0
         self.ranges = _NONE
@@ -192,18 +198,16 @@ class RequestParser:
         sector: U64
         readable = chain.readable
         in_last = readable + chain.writable - 1
-        offsets = chain.offsets
-        lengths = chain.lengths
         request.type = TYPE_UNREADABLE
         request.error = 0
-        if in_last < readable or offsets[in_last] < 0:
+        if in_last < readable or chain.offsets[in_last] < 0:
             request.status_offset = -1
             return self._refuse(request, VIRTIO_BLK_S_IOERR)
-        request.status_offset = offsets[in_last] + lengths[in_last] - 1
+        request.status_offset = chain.offsets[in_last] + chain.lengths[in_last] - 1
         if chain.error or chain.readable_bytes < HEADER_SIZE:
             return self._refuse(request, VIRTIO_BLK_S_IOERR)
-        if lengths[0] == HEADER_SIZE and lengths[in_last] == 1:
-            header = offsets[0]
+        if chain.lengths[0] == HEADER_SIZE and chain.lengths[in_last] == 1:
+            header = chain.offsets[0]
             if header < 0:
                 return self._refuse(request, VIRTIO_BLK_S_IOERR)
             if header & 7:
@@ -213,18 +217,21 @@ class RequestParser:
                 sector = self._words64[(header >> 3) + 1]
             out_first = 1
             out_last = readable
+            if request._chain is not chain or request._room != chain.room:
+                # Not each time: a view of memory is not for nothing when compiled.
+                request._chain = chain
+                request._room = chain.room
+                request.offsets = chain.offsets
+                request.lengths = chain.lengths
         else:
             copy = self._reframe(chain, request)
             if len(copy) < HEADER_SIZE:
                 return self._refuse(request, VIRTIO_BLK_S_IOERR)
             kind, _, sector = _HEADER.unpack(copy)
-            offsets, lengths = request.offsets, request.lengths
-            in_last = len(offsets)
+            in_last = len(request.offsets)
             out_first = 0
             out_last = request.last
         request.type = kind
-        request.offsets = offsets
-        request.lengths = lengths
         if kind == VIRTIO_BLK_T_IN:
             request.first = out_last
             request.last = in_last
@@ -249,9 +256,8 @@ class RequestParser:
             or length >> SECTOR_SHIFT > capacity - sector
         ):
             return self._refuse(request, VIRTIO_BLK_S_IOERR)
-        offsets = request.offsets
         for index in range(request.first, request.last):
-            if offsets[index] < 0:
+            if request.offsets[index] < 0:
                 return self._refuse(request, VIRTIO_BLK_S_IOERR)
         request.sector = sector
         request.length = length
@@ -349,6 +355,7 @@ class RequestParser:
         lengths[-1] -= 1
         if not lengths[-1]:
             del offsets[-1], lengths[-1]
+        request._chain = _NO_CHAIN
         request.offsets, request.lengths = longs(offsets), longs(lengths)
         return header
 

@@ -31,8 +31,9 @@ class DescriptorChain:
 
     ``offsets[i]`` and ``lengths[i]`` describe segment i: first ``readable``
     device-readable segments, then ``writable`` device-writable ones, in chain
-    order. An offset is an index into ``ram.bytes``, or -1 for a range that is
-    not guest RAM; lengths are bytes, never 0. Entries past ``readable +
+    order; there is ``room`` for so many. An offset is an index into
+    ``ram.bytes``, or -1 for a range that is not guest RAM; lengths are bytes,
+    never 0. Entries past ``readable +
     writable`` are stale. ``readable_bytes`` and ``writable_bytes`` are the
     sums of lengths, segments at -1 included. ``error`` is CHAIN_OK or the code
     of a mistake.
@@ -47,6 +48,7 @@ class DescriptorChain:
     readable_bytes: int
     writable_bytes: int
     error: int
+    room: int
     offsets: Longs
     lengths: Longs
 
@@ -59,6 +61,7 @@ class DescriptorChain:
         self.writable_bytes = 0
         self.error = CHAIN_OK
         # Room for header, data and status; longer chains grow it once.
+        self.room = 4
         self.offsets = longs((0, 0, 0, 0))
         self.lengths = longs((0, 0, 0, 0))
 
@@ -71,7 +74,7 @@ class DescriptorChain:
     def add(self, offset: int, length: int, writable: bool) -> None:
         """One more segment, of more than 0 bytes."""
         last = self.readable + self.writable
-        if last == len(self.offsets):
+        if last == self.room:
             self.grow()
         if writable:
             self.writable += 1
@@ -89,6 +92,7 @@ class DescriptorChain:
 
     def grow(self) -> None:
         """Room for twice as many segments."""
+        self.room *= 2
         self.offsets = longs(list(self.offsets) * 2)
         self.lengths = longs(list(self.lengths) * 2)
 

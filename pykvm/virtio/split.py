@@ -17,7 +17,7 @@ an indirect table in an indirect table               CHAIN_BAD_INDIRECT    ends 
 from collections.abc import Callable
 
 from pykvm.memory.ram import Ram
-from pykvm.native import LOW_32, U64, Longs, Words64
+from pykvm.native import LOW_32, U64, Words64
 from pykvm.virtio.chain import (
     CHAIN_BAD_INDIRECT,
     CHAIN_BAD_NEXT,
@@ -208,10 +208,8 @@ class SplitQueue(Virtqueue):
         start: U64
         end: U64
         words: Words64
-        offsets: Longs
-        lengths: Longs
         offset: int
-        words, offsets, lengths = self._u64, chain.offsets, chain.lengths
+        words = self._u64
         start, end, first = self._start, self._end, self._first
         base, at, count = self._desc >> 3, head, self.size
         left = count
@@ -241,9 +239,8 @@ class SplitQueue(Virtqueue):
                 else:
                     offset = self._ram.translate(address, length)
                 last = readable + writable
-                if last == len(offsets):
+                if last == chain.room:
                     chain.grow()
-                    offsets, lengths = chain.offsets, chain.lengths
                 if flags & VIRTQ_DESC_F_WRITE:
                     writable += 1
                     writable_bytes += length
@@ -253,8 +250,8 @@ class SplitQueue(Virtqueue):
                         last = chain.make_room(readable, last)
                     readable += 1
                     readable_bytes += length
-                offsets[last] = offset
-                lengths[last] = length
+                chain.offsets[last] = offset
+                chain.lengths[last] = length
             if not flags & VIRTQ_DESC_F_NEXT:
                 break
             left -= 1
