@@ -1,13 +1,16 @@
 # make boot and make test do everything on a fresh machine; make help lists the rest.
 .DELETE_ON_ERROR:
-.PHONY: boot test test-interpreted test-compiled tools lint speed interpreted guest guest-sources wheel clean help
+.PHONY: boot test test-interpreted test-compiled tools lint speed interpreted fuzz guest guest-sources wheel clean help
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 READY  := $(VENV)/.ready
+FUZZER := $(VENV)/.fuzzer
 ARGS   ?=
 # Arguments for pytest, such as: make test TESTS='tests/unit -k ring'
 TESTS  ?=
+# Seconds of make fuzz
+FUZZ_SECONDS ?= 3600
 # Only root can install what is missing; others are told the command to run.
 INSTALL_DEPS := $(shell [ "$$(id -u)" = 0 ] && echo --install-deps)
 
@@ -41,12 +44,21 @@ speed: $(READY)  ## Compile the hot path (quick when nothing changed)
 interpreted: $(READY)  ## Undo that
 	@$(PYTHON) speed/build.py --clean
 
+fuzz: $(FUZZER) interpreted  ## Fuzz rings, requests, PCI and parsers for FUZZ_SECONDS (an hour)
+	$(PYTHON) -m fuzz --seconds $(FUZZ_SECONDS)
+
+$(FUZZER): $(READY)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --only-binary atheris --editable '.[fuzz]' || \
+	    { echo "fuzzing needs atheris, which has wheels for Python 3.11 to 3.14 on x86-64 only" >&2; exit 1; }
+	@touch $@
+
 lint: $(READY)  ## Style, types and the import contract
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	cd guest && $(abspath $(PYTHON)) -m mypy --config-file ../pyproject.toml build.py recipe
 	cd speed && $(abspath $(PYTHON)) -m mypy --config-file ../pyproject.toml build.py declarations.py hook.py
+	$(PYTHON) -m mypy -p fuzz
 	$(VENV)/bin/lint-imports
 
 guest: $(READY)  ## Build the bundled guest for this host (quick when nothing changed)

@@ -67,12 +67,14 @@ class VirtioBlk:
         options: DiskOptions = DEFAULTS,
         *,
         engine: EngineFactory = SyncEngine,
+        threads: Callable[..., IoThreads] = IoThreads,
         on_error: Callable[[IoError], None] = lambda error: None,
         on_failure: Callable[[BaseException], None] | None = None,
         trace: "DiskTrace | None" = None,
     ) -> None:
         """The disk is read-only if ``image`` is. ``trace`` is told of each step.
 
+        ``threads`` is for tests, which may want none (pykvm.testing.inline).
         UsageError if the image cannot be a disk with these ``options``.
 
         Called in the I/O threads, and not to call back: ``on_error`` with each
@@ -88,6 +90,7 @@ class VirtioBlk:
         self._blocks = Blocks.choose(options, image.blocks, image.alignment)
         _check_size(image, self._blocks)
         self._engine_factory = engine
+        self._threads_factory = threads
         self._on_error = on_error
         self._on_failure = on_failure or _report
         self._trace = trace
@@ -177,7 +180,7 @@ class VirtioBlk:
             for index, queue in enumerate(activation.queues):
                 if queue is not None:
                     self._services[index] = self._service(index, queue)
-        self._threads = IoThreads(
+        self._threads = self._threads_factory(
             f"virtio-blk {self.image.path}",
             list(self._services.values()),
             self._options.iothreads or self._options.num_queues,

@@ -1,0 +1,92 @@
+"""``python -m fuzz``: every target under libFuzzer for a while, and what came of it.
+
+What was learnt stays in build/fuzz/, so that the next run goes on from there.
+"""
+
+import argparse
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from fuzz.targets import TARGETS
+from pykvm.errors import PykvmError, UsageError
+from pykvm.virtio import split
+
+ROOT = Path(__file__).parent
+WORK = ROOT.parent / "build" / "fuzz"
+SHARES = {"disk": 5, "pci": 4, "parsers": 1}
+"""How the time is divided."""
+INPUT_TIMEOUT, MEMORY_MIB, LONGEST = 30, 1024, 512
+"""For one input: seconds (on a loaded machine), memory, and its bytes."""
+
+_PROGRESS = re.compile(r"^#(\d+)\s.*?cov: (\d+) ft: (\d+).*?exec/s: (\d+)", re.MULTILINE)
+
+
+def main() -> int:
+    """0: nothing was found."""
+    parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
+    parser.add_argument("--seconds", type=int, default=3600, help="in all (default: %(default)s)")
+    parser.add_argument("--play", nargs=2, metavar=("TARGET", "FILE"), help="one input, once")
+    arguments = parser.parse_args()
+    if arguments.play:
+        name, file = arguments.play
+        TARGETS[name](Path(file).read_bytes())
+        return 0
+    try:
+        _check()
+    except PykvmError as error:
+        print(f"fuzz: {error}", file=sys.stderr)
+        return error.exit_status
+    found = [
+        fuzz(name, arguments.seconds * SHARES[name] // sum(SHARES.values())) for name in SHARES
+    ]
+    return 1 if any(found) else 0
+
+
+def fuzz(name: str, seconds: int) -> bool:
+    """Let libFuzzer work on a target for so long, and print a line; was anything found?"""
+    learnt = WORK / name
+    learnt.mkdir(parents=True, exist_ok=True)
+    log = WORK / f"{name}.log"
+    command = [
+        *(sys.executable, "-m", "fuzz.child", name),
+        *(f"-max_total_time={max(1, seconds)}", f"-timeout={INPUT_TIMEOUT}"),
+        *(f"-rss_limit_mb={MEMORY_MIB}", f"-max_len={LONGEST}", "-len_control=0"),
+        *("-print_final_stats=1", f"-artifact_prefix={WORK}/{name}-"),
+        *(str(learnt), str(ROOT / "corpus" / name)),
+    ]
+    with log.open("wb") as out:
+        status = subprocess.run(command, cwd=ROOT.parent, stderr=out, stdout=out, check=False)
+    said = log.read_text(errors="replace")
+    executions, edges, features, rate = (_PROGRESS.findall(said) or [("0", "0", "0", "0")])[-1]
+    result = "nothing found" if not status.returncode else "FOUND SOMETHING"
+    print(
+        f"{name}: {executions} executions ({rate}/s), {edges} edges, {features} features: {result}",
+        flush=True,
+    )
+    if status.returncode:
+        print(_tail(said), file=sys.stderr)
+        print(f"again: python -m fuzz --play {name} FILE, from {WORK}", file=sys.stderr)
+    return status.returncode != 0
+
+
+def _check() -> None:
+    """UsageError if nothing could be seen here."""
+    if not (split.__file__ or "").endswith(".py"):
+        raise UsageError(
+            "the hot path is compiled, and a fuzzer cannot look inside", "run 'make interpreted'"
+        )
+    if importlib.util.find_spec("atheris") is None:
+        raise UsageError("atheris is not installed", "run 'make fuzz', which installs it")
+
+
+def _tail(said: str) -> str:
+    """The end of libFuzzer's output, from where Python says what is wrong."""
+    start = said.rfind("=== Uncaught Python exception")
+    return said[start if start >= 0 else -4000 :][:4000]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

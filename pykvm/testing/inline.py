@@ -1,0 +1,184 @@
+"""Serves a disk's queues in the caller's thread, and looks at everything that it executes.
+
+For tests that need the same result each time, or thousands of runs a second:
+a device made with ``threads=InlineThreads`` has no thread, and nothing happens
+in it but within :meth:`InlineThreads.serve`.
+"""
+
+import os
+from collections.abc import Callable, Collection, Sequence
+
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_OUT
+from pykvm.devices.virtio_blk.engine import Engine, SyncEngine
+from pykvm.devices.virtio_blk.image import Image
+from pykvm.devices.virtio_blk.io_threads import IoThreads
+from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.service import QueueService
+from pykvm.devices.virtio_blk.transfer import IOV_MAX
+from pykvm.memory.ram import Ram
+from pykvm.virtio.spin import Signs
+
+
+class InlineThreads(IoThreads):
+    """No threads: :meth:`serve` is what they would do.
+
+    Engines must be done when they return from ``submit``. An exception goes
+    to whoever calls :meth:`serve`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        services: Sequence[QueueService],
+        count: int,
+        on_broken: Callable[[str], None],
+        on_failure: Callable[[BaseException], None],
+        *,
+        poll_max_ns: int = 0,
+        cpus: Collection[int] = (),
+    ) -> None:
+        """See IoThreads."""
+        super().__init__(name, (), 0, on_broken, on_failure)
+        self.services = list(services)
+        self._waiting = set(services)
+        self._halted = False
+        self.ended = False
+
+    def serve(self) -> None:
+        """Serve what was kicked, what waited at the start, and what is left of the last call.
+
+        Each queue once, so that a driver that refills it cannot keep us here.
+        """
+        if self.ended:
+            return
+        self._halted |= any(service.halted for service in self.services)
+        if self._halted:
+            for service in self.services:
+                service.halt()
+            return
+        for service in self.services:
+            if service in self._waiting or _taken(service.kick):
+                self._waiting.discard(service)
+                if service.drain():
+                    self._waiting.add(service)
+            if service.queue.error:
+                self._broken(service.queue.error)
+                return
+
+    def halt(self) -> None:
+        """See IoThreads."""
+        self._halted = True
+
+    def pause(self, timeout: float | None = None) -> bool:
+        """See IoThreads."""
+        self._halted = True
+        self.serve()
+        return True
+
+    @property
+    def quiet(self) -> bool:
+        """See IoThreads."""
+        return self._halted or self.ended
+
+    def resume(self) -> None:
+        """See IoThreads."""
+        self._halted = False
+        if self.ended:
+            return
+        self._waiting.update(self.services)
+        for service in self.services:
+            service.resume()
+
+    def look_again(self) -> None:
+        """See IoThreads."""
+        if not self.ended:
+            for service in self.services:
+                service.complete()
+
+    def add(self, service: QueueService) -> None:
+        """See IoThreads."""
+        self.services.append(service)
+        self._waiting.add(service)
+
+    def remove(self, service: QueueService) -> None:
+        """See IoThreads."""
+        service.quiesce()
+        self.services.remove(service)
+        self._waiting.discard(service)
+
+    def _end(self) -> bool:
+        first = not self.ended
+        self.ended = True
+        for service in self.services:
+            service.quiesce()
+        return first
+
+
+class InspectingEngine:
+    """A SyncEngine; AssertionError for an operation that no guest may bring about.
+
+    All of an operation's segments are guest RAM, as many as a system call
+    takes, and what it does to the disk is within the disk. ``operations``
+    counts what was submitted.
+    """
+
+    def __init__(self, image: Image, ram: Ram, interfere: Callable[[], int] = int) -> None:
+        """``interfere()`` is called before each operation; the errno that it gets, or 0."""
+        self.notifier = -1
+        self.operations = 0
+        self._engine: Engine = SyncEngine(image, ram)
+        self._image = image
+        self._ram = ram
+        self._interfere = interfere
+        self._failed: list[Operation] = []
+
+    def submit(self, operations: Sequence[Operation]) -> None:
+        """See Engine."""
+        self.operations += len(operations)
+        for operation in operations:
+            self._inspect(operation)
+            operation.error = self._interfere()
+        self._failed += [operation for operation in operations if operation.error]
+        self._engine.submit([operation for operation in operations if not operation.error])
+
+    def _inspect(self, operation: Operation) -> None:
+        assert operation.offset >= 0, "it begins on the disk"
+        assert 0 <= operation.length <= self._image.size - operation.offset, "it ends there"
+        if operation.kind > VIRTIO_BLK_T_OUT:
+            return
+        count = operation.last - operation.first
+        assert 0 < count <= IOV_MAX, f"{count} segments"
+        segments = range(operation.first, operation.last)
+        lengths = [operation.lengths[i] for i in segments]
+        assert sum(lengths) == operation.length, "its data are as long as it is"
+        for index, length in zip(segments, lengths, strict=True):
+            offset = operation.offsets[index]
+            assert any(
+                region.offset <= offset and offset + length <= region.offset + region.size
+                for region in self._ram.regions
+            ), f"{offset:#x}+{length:#x} is not guest RAM"
+
+    def completions(self) -> Sequence[Operation]:
+        """See Engine."""
+        failed, self._failed = self._failed, []
+        return [*failed, *self._engine.completions()]
+
+    def signs(self) -> Signs | None:
+        """See Engine."""
+        return None
+
+    def stop(self) -> None:
+        """See Engine."""
+        self._engine.stop()
+
+    def close(self) -> None:
+        """See Engine."""
+        self._engine.close()
+
+
+def _taken(eventfd: int) -> bool:
+    """Was it written since last time?"""
+    try:
+        return os.eventfd_read(eventfd) > 0
+    except BlockingIOError:
+        return False

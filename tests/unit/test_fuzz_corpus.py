@@ -1,0 +1,146 @@
+"""The fuzz targets on their corpus, and what must be noticed; atheris is not needed."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pykvm.devices.virtio_blk import DiskOptions, VirtioBlk
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_OUT
+from pykvm.devices.virtio_blk.request import Request, RequestParser
+from pykvm.devices.virtio_blk.service import QueueService
+from pykvm.memory.ram import Ram
+from pykvm.testing.rig import GUARD, LOW, QUEUE_SIZE, Rig
+from pykvm.virtio.constants import VIRTIO_F_VERSION_1
+from pykvm.virtio.split import SplitQueue
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from fuzz.seeds import CORPUS, SEEDS  # noqa: E402
+from fuzz.targets import TARGETS  # noqa: E402
+
+INPUTS = [(target, file) for target in TARGETS for file in sorted((CORPUS / target).iterdir())]
+
+
+@pytest.mark.parametrize(
+    ("target", "file"), INPUTS, ids=[f"{target}-{file.name}" for target, file in INPUTS]
+)
+def test_nothing_in_the_corpus_finds_a_mistake(target: str, file: Path) -> None:
+    TARGETS[target](file.read_bytes())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_input_may_end_anywhere(target: str) -> None:
+    whole = max((file.read_bytes() for t, file in INPUTS if t == target), key=len)
+    for end in range(min(len(whole), 60)):
+        TARGETS[target](whole[:end])
+
+
+def test_the_seeds_are_what_the_script_makes() -> None:
+    for target, made in SEEDS.items():
+        for name, data in made():
+            assert (CORPUS / target / name).read_bytes() == data, (
+                f"run python -m fuzz.seeds: {name}"
+            )
+
+
+def test_the_corpus_is_small() -> None:
+    assert sum(file.stat().st_size for _, file in INPUTS) < 100 << 10
+
+
+# -- what must be noticed ------------------------------------------------------------
+
+
+def lenient_memory(patch: pytest.MonkeyPatch) -> None:
+    def translate(ram: Ram, address: int, length: int) -> int:
+        return next((r.offset + address - r.start for r in ram.regions if address >= r.start), -1)
+
+    patch.setattr(Ram, "translate", translate)
+
+
+def endless_disk(patch: pytest.MonkeyPatch) -> None:
+    accept = RequestParser._accept
+
+    def lenient(parser: RequestParser, request: Request, sector: int, length: int) -> bool:
+        parser.capacity = 1 << 60
+        return accept(parser, request, sector, length)
+
+    patch.setattr(RequestParser, "_accept", lenient)
+
+
+def two_answers(patch: pytest.MonkeyPatch) -> None:
+    answer = QueueService._answer
+
+    def twice(service: QueueService, request: Request, finished_ns: int) -> None:
+        answer(service, request, finished_ns)
+        answer(service, request, finished_ns)
+
+    patch.setattr(QueueService, "_answer", twice)
+
+
+def no_answer(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(QueueService, "_refuse", lambda service, request, now: None)
+
+
+def believed_heads(patch: pytest.MonkeyPatch) -> None:
+    pop = SplitQueue.pop
+
+    def lenient(queue: SplitQueue) -> int:
+        queue.size = 1 << 16
+        return pop(queue)
+
+    patch.setattr(SplitQueue, "pop", lenient)
+
+
+def no_reset(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(VirtioBlk, "reset", lambda device: None)
+
+
+def stale_rings(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(VirtioBlk, "stop_queue", lambda device, index: None)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lenient_memory,
+        endless_disk,
+        two_answers,
+        no_answer,
+        believed_heads,
+        no_reset,
+        stale_rings,
+    ],
+)
+def test_the_corpus_finds(mistake: Callable[[pytest.MonkeyPatch], None]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        mistake(patch)
+        found = 0
+        for target, file in INPUTS:
+            if target == "disk":
+                try:
+                    TARGETS[target](file.read_bytes())
+                except Exception:
+                    found += 1
+    assert found
+
+
+@pytest.mark.parametrize("place", [0, len(GUARD) + LOW, -1])
+def test_a_write_outside_guest_ram_is_noticed(place: int) -> None:
+    with Rig(DiskOptions(queue_size=QUEUE_SIZE)) as rig:
+        rig.buffer[place] ^= 1
+        with pytest.raises(AssertionError, match="not guest RAM was written"):
+            rig.serve()
+        rig.buffer[place] ^= 1
+        rig.works(VIRTIO_F_VERSION_1)
+
+
+def test_bytes_from_outside_guest_ram_on_the_disk_are_noticed() -> None:
+    with Rig(DiskOptions(queue_size=QUEUE_SIZE)) as rig:
+        driver = rig.start(VIRTIO_F_VERSION_1)
+        rig.request(driver, VIRTIO_BLK_T_OUT, 60, (GUARD * 2)[:512], 0)
+        with pytest.raises(AssertionError, match="not guest RAM was read"):
+            rig.works(VIRTIO_F_VERSION_1)
