@@ -26,7 +26,7 @@ from pykvm.bench.workload import (
     Workload,
     parse_workloads,
 )
-from pykvm.cli.main import Parser
+from pykvm.cli.parser import Parser
 from pykvm.cli.paths import parse_path
 from pykvm.cli.process import signals_go_to
 from pykvm.cli.say import STDERR, emit, put, say

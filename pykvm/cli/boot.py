@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from pykvm.cli.main import Parser
 from pykvm.cli.output import ConsoleLog, ConsoleRecorder, say_reason
+from pykvm.cli.parser import Parser
 from pykvm.cli.paths import parse_path, path_text
 from pykvm.cli.process import signals_go_to
 from pykvm.cli.say import STDIN, emit, say

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 
 from pykvm import __version__, io_uring
-from pykvm.cli.main import Parser
+from pykvm.cli.parser import Parser
 from pykvm.cli.say import STDOUT, emit
 from pykvm.errors import HostError, PykvmError
 from pykvm.kvm import constants as c

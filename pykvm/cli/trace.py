@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from pykvm.cli.main import Parser
+from pykvm.cli.parser import Parser
 from pykvm.cli.paths import parse_path
 from pykvm.cli.say import emit
 from pykvm.cli.values import split_options
