@@ -31,6 +31,8 @@ from pykvm.threads import run_on, show_thread_name
 DRAINS = 64
 """How often a ring that has no others beside it is drained between two looks at anything else:
 some milliseconds of work at most."""
+MOST_SECONDS = 3600.0
+"""The longest sleep with an end: epoll takes no more than 24 days, and a rate limit may say so."""
 PATIENCE = 4
 """A disk's answer may take so many times ``poll_max_ns`` and be watched for: a driver's next
 request comes after some µs or not at all, but no disk is as quick as that."""
@@ -248,7 +250,8 @@ class IoThread:
         awaited = self._for_driver if idle else self._for_engine
         began = time.monotonic_ns()
         wakes = [service.wake_ns for service in self._by_kick.values() if service.wake_ns]
-        events = self._epoll.poll(max(0, min(wakes) - began) / 1e9 if wakes else None)
+        timeout = min(max(0, min(wakes) - began) / 1e9, MOST_SECONDS) if wakes else None
+        events = self._epoll.poll(timeout)
         awaited.slept(time.monotonic_ns() - began)
         return events
 

@@ -119,11 +119,12 @@ class Schedule:
         ready = self._ready
         if self.halted or not ready:
             return []
-        if self.throttle is None:
+        throttle = self.throttle  # looked at once: another thread may set it meanwhile
+        if throttle is None:
             self._ready = []
         else:
             now = time.monotonic_ns()
-            ready, self._ready, self.wake_ns = self.throttle.admit(id(self), ready, now)
+            ready, self._ready, self.wake_ns = throttle.admit(id(self), ready, now)
         self.executing += len(ready)
         if self._detector is not None:
             self._detector.look(ready)
@@ -202,6 +203,8 @@ class Schedule:
             beyond.append(request)
         if inside:
             self._plan(inside)
+        if self._trace is not None:
+            self._trace.answered(beyond, time.monotonic_ns())
         return beyond
 
     def drop(self) -> None:

@@ -5,7 +5,9 @@ waits for milliseconds; how long it really takes is never asked.
 """
 
 import resource
+import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,13 @@ from blk_bench import EngineScript, Maker, benches, fill, goes_on, in_thread
 from blk_bench import ends as ended
 from blk_device import FLUSH, IN, OK, OUT
 from blk_device import Disk as StartedDisk
+from blk_requests import request_of
 
-from pykvm.devices.virtio_blk import Image, MergePolicy, RateLimits, VirtioBlk
+from pykvm.devices.virtio_blk import ErrorAction, Image, MergePolicy, RateLimits, VirtioBlk
 from pykvm.devices.virtio_blk.options import DiskOptions
+from pykvm.devices.virtio_blk.plan import Limits, Planner
+from pykvm.devices.virtio_blk.schedule import Schedule
+from pykvm.devices.virtio_blk.throttle import Throttle
 from pykvm.testing.mock_transport import MockTransport
 
 SLOW = RateLimits(iops_wr=1, iops_wr_max=2)
@@ -124,6 +130,32 @@ def test_waiting_costs_no_processor_time(make: Maker) -> None:
     after = resource.getrusage(resource.RUSAGE_SELF)
     switches = after.ru_nvcsw - before.ru_nvcsw
     assert switches < 50, "it slept until its time had come"
+
+
+def test_a_wait_of_years_is_no_bug(make: Maker) -> None:
+    """It is longer than epoll can sleep."""
+    bench = make(EngineScript(), limits=RateLimits(bps_rd=1))
+    bench.device.resize(3 << 20)
+    first, second = bench.read(0, 6144), bench.read(1)
+    assert bench.wait(first)[0] == OK
+    assert bench.wait(bench.write(0, fill("w")))[0] == OK
+    assert bench.answered() == []
+    bench.device.limits = RateLimits()
+    assert bench.wait(second)[0] == OK
+
+
+def test_limits_that_go_away_while_they_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread takes them away between two looks at them."""
+    schedule = Schedule(Planner(MergePolicy.OFF, Limits()), lambda request: ErrorAction.REPORT)
+    schedule.throttle = Throttle(SLOW, nullcontext())
+
+    def now() -> int:
+        schedule.throttle = None
+        return 1
+
+    schedule.add([request_of(0, OUT, 0, 512)])
+    monkeypatch.setattr(time, "monotonic_ns", now)
+    assert len(schedule.take()) == 1
 
 
 def test_queues_share_the_limits(path: Path) -> None:

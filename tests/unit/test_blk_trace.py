@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blk_bench import Bench, EngineScript, Faults, Maker, Short, benches, fill
+from blk_bench import SECTORS, Bench, EngineScript, Faults, Maker, Short, benches, fill
 
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy, image
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_GET_ID
@@ -157,6 +157,20 @@ def test_stop_and_resume(make: Maker, seen: Recorder) -> None:
     assert steps == ["error", "stop", "resume", "done"]
     assert seen.fields("error")[0]["action"] == "stop"
     assert seen.fields("resume")[0]["requests"] == 1
+
+
+def test_what_is_kept_and_then_beyond_the_end_is_told(make: Maker, seen: Recorder) -> None:
+    script = EngineScript(Faults({("write", SECTORS - 1): [errno.ENOSPC]}))
+    bench = traced(make, seen, script, werror=ErrorPolicy.STOP)
+    head = bench.write(SECTORS - 1, fill("n"))
+    bench.kick()
+    bench.wait_errors(1)
+    bench.device.pause()
+    bench.device.resize(512)
+    bench.device.resume()
+    bench.wait(head)
+    (done,) = seen.fields("done")
+    assert (done["request"], done["status"], done["errno"]) == (0, "ioerr", EIO)
 
 
 def test_a_pause_is_told_once(make: Maker, seen: Recorder) -> None:
