@@ -1,0 +1,151 @@
+"""Requests whose buffers are what they should not be, through a whole device on PCI."""
+
+from collections.abc import Iterator
+from struct import pack
+
+import pytest
+
+from pykvm.devices.virtio_blk import DiskOptions
+from pykvm.devices.virtio_blk.constants import (
+    VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+)
+from pykvm.testing.mock_driver import MockDriver
+from pykvm.testing.mock_packed import PackedDriver
+from pykvm.testing.rig import HIGH_START, LOW, QUEUE_SIZE, Rig
+from pykvm.testing.ring_driver import Buffer
+from pykvm.virtio.constants import (
+    VIRTIO_CONFIG_S_NEEDS_RESET,
+    VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_RING_PACKED,
+    VIRTIO_F_VERSION_1,
+    VIRTQ_DESC_F_INDIRECT,
+)
+
+Driver = MockDriver | PackedDriver
+FEATURES = VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | VIRTIO_F_RING_PACKED
+OK, IOERR = bytes([VIRTIO_BLK_S_OK]), bytes([VIRTIO_BLK_S_IOERR])
+DATA = bytes(range(256)) * 2
+
+
+@pytest.fixture(params=[False, True], ids=["split", "packed"])
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(DiskOptions(queue_size=QUEUE_SIZE, packed=request.param)) as rig:
+        rig.start(FEATURES)
+        rig.request(rig.drivers[0], VIRTIO_BLK_T_OUT, 1, DATA, 0)
+        yield rig
+        rig.works(FEATURES)
+
+
+def header(driver: Driver, kind: int = VIRTIO_BLK_T_IN, sector: int = 1) -> Buffer:
+    return Buffer(driver.put(pack("<IIQ", kind, 0, sector)), 16, False)
+
+
+def ask(rig: Rig, *chain: Buffer) -> int:
+    """Publish a chain and let the device serve it; its head."""
+    head = rig.drivers[0].add(chain, indirect=False)
+    rig.drivers[0].publish()
+    rig.notify()
+    rig.serve()
+    return head
+
+
+@pytest.mark.parametrize(
+    "place",
+    [0xE000_0000, 0xFEE0_0000, 0xC000_0000, LOW - 256, LOW, HIGH_START - 8, 2**63, 2**64 - 512],
+    ids=["BAR", "APIC", "hole", "end", "past", "before", "far", "wrap"],
+)
+def test_data_where_no_ram_is(rig: Rig, place: int) -> None:
+    (driver,) = rig.drivers
+    status = Buffer(driver.put(b"\xaa"), 1, True)
+    head = ask(rig, header(driver), Buffer(place, 512, True), status)
+    assert rig.ram.read(status.address, 1) == IOERR
+    # The buffer cannot be looked at, but the answer can.
+    driver.outstanding[head] = [status]
+    assert driver.collect() == [(head, 1)]
+
+
+@pytest.mark.parametrize("area", ["desc", "avail", "used"])
+@pytest.mark.parametrize("kind", [VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT])
+def test_data_in_its_own_rings(rig: Rig, area: str, kind: int) -> None:
+    """The guest's own memory: it may have what it wants, and the device survives that."""
+    (driver,) = rig.drivers
+    status = Buffer(driver.put(b"\xaa"), 1, True)
+    place = getattr(driver, area)
+    ask(rig, header(driver, kind), Buffer(place, 512, kind == VIRTIO_BLK_T_IN), status)
+    assert rig.ram.read(status.address, 1) == OK
+    for _ in range(3):
+        rig.notify()
+        rig.serve()
+
+
+def test_a_status_in_its_own_ring(rig: Rig) -> None:
+    (driver,) = rig.drivers
+    for area in (driver.desc, driver.avail, driver.used):
+        ask(rig, header(driver, VIRTIO_BLK_T_GET_ID), Buffer(area, 21, True))
+    rig.serve()
+
+
+def test_a_table_in_its_own_ring(rig: Rig) -> None:
+    """A descriptor that names the descriptors as its table, itself among them."""
+    (driver,) = rig.drivers
+    if isinstance(driver, PackedDriver):
+        driver.offer(driver.desc, 16 * driver.size, 0, VIRTQ_DESC_F_INDIRECT)
+    else:
+        driver.write_descriptor(0, driver.desc, 16 * driver.size, VIRTQ_DESC_F_INDIRECT, 0)
+        driver.offer(0)
+    driver.publish()
+    rig.notify()
+    rig.serve()
+
+
+def test_memory_that_changes_meanwhile(rig: Rig) -> None:
+    """Header and descriptors are what they were when the device looked at them."""
+    (driver,) = rig.drivers
+    asked = header(driver)
+    data, status = Buffer(driver.alloc(512), 512, True), Buffer(driver.put(b"\xaa"), 1, True)
+
+    def change() -> None:
+        rig.ram.write(asked.address, pack("<IIQ", VIRTIO_BLK_T_OUT, 0, 2**63))
+        rig.ram.write(driver.desc, b"\xff" * 16 * driver.size)
+
+    rig.meanwhile.append(change)
+    ask(rig, asked, data, status)
+    assert not rig.meanwhile
+    assert rig.ram.read(data.address, 512) == DATA
+    assert rig.ram.read(status.address, 1) == OK
+
+
+def test_addresses_that_were_never_set(rig: Rig) -> None:
+    """They are 0, which is RAM: rings of whatever lies there, one over the other."""
+    rig.reset()
+    for value in (1, 3):
+        rig.write(0x14, 1, value)
+    rig.write(0x08, 4, 1)
+    rig.write(0x0C, 4, FEATURES >> 32 & rig.function.state.offered >> 32)
+    rig.write(0x14, 1, 11)
+    rig.write(0x1C, 2, 1)
+    rig.write(0x14, 1, 15)
+    assert rig.function.state.active
+    for filling in (b"\0", b"\x01", b"\x80", b"\xff"):
+        rig.ram.write(0, filling * 512)
+        rig.notify()
+        rig.serve()
+
+
+def test_a_ring_beyond_sense_is_told_and_left_alone(rig: Rig) -> None:
+    (driver,) = rig.drivers
+    driver.spoil()
+    driver.publish()
+    rig.notify()
+    rig.serve()
+    assert rig.read(0x14, 1) & VIRTIO_CONFIG_S_NEEDS_RESET
+    assert rig.read(0x1000, 1) & 2  # the configuration interrupt
+    used = rig.ram.read(driver.used, 4)
+    rig.notify()
+    rig.serve()
+    assert rig.ram.read(driver.used, 4) == used
