@@ -95,13 +95,13 @@ class Blocks:
         physical = options.physical_block_size or max(host.physical, alignment, logical)
         if physical < logical:
             raise UsageError(
-                f"physical_block_size={physical} is less than logical blocks of {logical} bytes",
+                f"physical-block-size={physical} is less than logical blocks of {logical} bytes",
                 f"use {logical} or more",
             )
         wanted = {
-            "min_io_size": (options.min_io_size, host.minimum),
-            "opt_io_size": (options.opt_io_size, host.optimal),
-            "discard_granularity": (options.discard_granularity, host.granularity),
+            "min-io-size": (options.min_io_size, host.minimum),
+            "opt-io-size": (options.opt_io_size, host.optimal),
+            "discard-granularity": (options.discard_granularity, host.granularity),
         }
         sizes = []
         for name, (asked, found) in wanted.items():

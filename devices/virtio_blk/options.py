@@ -23,11 +23,11 @@ SEG_MAX: Final = range(1, 1 << 16)
 SIZE_MAX: Final = range(512, 1 << 32)
 """``size-max``: bytes in one segment."""
 LOGICAL_BLOCK_SIZE: Final = range(512, 4097)
-"""``logical_block_size``: bytes; Linux as a guest takes no more."""
+"""``logical-block-size``: bytes; Linux as a guest takes no more."""
 PHYSICAL_BLOCK_SIZE: Final = range(512, (2 << 20) + 1)
-"""``physical_block_size``: bytes."""
+"""``physical-block-size``: bytes."""
 IO_SIZE: Final = range((1 << 30) + 1)
-"""``min_io_size``, ``opt_io_size`` and ``discard_granularity``: bytes."""
+"""``min-io-size``, ``opt-io-size`` and ``discard-granularity``: bytes."""
 CYLS: Final = range(1, 1 << 16)
 """``cyls``: cylinders."""
 HEADS: Final = range(1, 256)
@@ -236,7 +236,10 @@ class DiskOptions:
         if self.size_max:
             _check("size-max", self.size_max, SIZE_MAX)
         self._check_blocks()
-        if self.cyls or self.heads or self.secs:
+        geometry = (self.cyls, self.heads, self.secs)
+        if any(geometry):
+            if not all(geometry):
+                raise UsageError("a geometry needs cyls, heads and secs", "give all three or none")
             _check("cyls", self.cyls, CYLS)
             _check("heads", self.heads, HEADS)
             _check("secs", self.secs, SECS)
@@ -252,17 +255,17 @@ class DiskOptions:
     def _check_blocks(self) -> None:
         """What can be said of them without the image."""
         for name, value, allowed in (
-            ("logical_block_size", self.logical_block_size, LOGICAL_BLOCK_SIZE),
-            ("physical_block_size", self.physical_block_size, PHYSICAL_BLOCK_SIZE),
+            ("logical-block-size", self.logical_block_size, LOGICAL_BLOCK_SIZE),
+            ("physical-block-size", self.physical_block_size, PHYSICAL_BLOCK_SIZE),
         ):
             if value:
                 _check(name, value, allowed)
                 if value & (value - 1):
                     raise UsageError(f"{name} cannot be {value}", "use a power of 2")
         for name, value in (
-            ("min_io_size", self.min_io_size),
-            ("opt_io_size", self.opt_io_size),
-            ("discard_granularity", self.discard_granularity),
+            ("min-io-size", self.min_io_size),
+            ("opt-io-size", self.opt_io_size),
+            ("discard-granularity", self.discard_granularity),
         ):
             _check(name, value, IO_SIZE)
 

@@ -43,10 +43,12 @@ class RateLimits:
             if limit != name and value and not values[limit]:
                 plain = limit.replace("_", "-")
                 raise UsageError(f"{key} is of no use without {plain}", f"give {plain} too")
+        if self.iops_size and not (self.iops or self.iops_rd or self.iops_wr):
+            raise UsageError("iops-size is of no use without iops", "give iops too")
 
     def __bool__(self) -> bool:
         """Is anything limited?"""
-        return any(value for name, value in vars(self).items() if name != "iops_size")
+        return any(vars(self).values())
 
 
 NO_LIMITS: Final = RateLimits()

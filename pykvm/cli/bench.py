@@ -26,11 +26,12 @@ from pykvm.bench.workload import (
     Workload,
     parse_workloads,
 )
+from pykvm.cli.disk_keys import parse_disk
 from pykvm.cli.parser import Parser
 from pykvm.cli.paths import parse_path
 from pykvm.cli.process import signals_go_to
 from pykvm.cli.say import STDERR, emit, put, say
-from pykvm.cli.values import parse_disk, parse_seconds, parse_size
+from pykvm.cli.values import parse_seconds, parse_size
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
 from pykvm.testing.bare import WaitMode, build_bare_guest

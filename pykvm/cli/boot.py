@@ -6,21 +6,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from pykvm.cli.output import ConsoleLog, ConsoleRecorder, say_reason
+from pykvm.cli.disk_keys import disk_help, parse_disk
+from pykvm.cli.output import ConsoleLog, ConsoleRecorder, say_reason, spare_inputs
 from pykvm.cli.parser import Parser
 from pykvm.cli.paths import parse_path, path_text
 from pykvm.cli.process import signals_go_to
 from pykvm.cli.say import STDIN, emit, say
 from pykvm.cli.session import ConsoleSession, Session
 from pykvm.cli.stops import StopReporter
-from pykvm.cli.values import (
-    disk_help,
-    parse_count,
-    parse_cpus,
-    parse_disk,
-    parse_seconds,
-    parse_size,
-)
+from pykvm.cli.values import parse_count, parse_cpus, parse_seconds, parse_size
 from pykvm.errors import PykvmError, UsageError
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.machine import Machine
@@ -113,6 +107,7 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
     config = _configuration(options)
     timeout = parse_seconds(options.timeout) if options.timeout else None
     failure: PykvmError | None = None
+    _spare_inputs(config, options)
     with ExitStack() as stack:
         # Files are opened before the VM exists: a bad path costs nobody a boot.
         log = stack.enter_context(ConsoleLog(options.console_log)) if options.console_log else None
@@ -164,6 +159,18 @@ def _help(options: argparse.Namespace) -> str:
 
         return trace_help()
     return ""
+
+
+def _spare_inputs(config: MachineConfig, options: argparse.Namespace) -> None:
+    """UsageError if what is to be written is a disk's image, a kernel, …"""
+    spare_inputs(
+        {
+            "--console-log": options.console_log,
+            "--stats": None if options.stats == "-" else options.stats,
+            "--trace": config.trace.path if config.trace else None,
+        },
+        [*(disk.path for disk in config.disks), *filter(None, (options.kernel, options.initrd))],
+    )
 
 
 def _confine(options: argparse.Namespace, own_process: bool) -> "Confinement | None":

@@ -1,8 +1,9 @@
 """What a run leaves behind for people: the console's log and tail, and the failure."""
 
+import os
 import signal
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from typing import IO, TYPE_CHECKING, Self
 
 from pykvm.cli.say import say
@@ -25,6 +26,21 @@ def open_output(path: "Path | str", option: str) -> IO[bytes]:
     except OSError as error:
         hint = "give a file that can be written"
         raise UsageError(f"{option} {path}: {reason_of(error)}", hint) from None
+
+
+def spare_inputs(
+    outputs: Mapping[str, "Path | str | None"], inputs: Iterable["Path | str"]
+) -> None:
+    """UsageError if one of ``outputs``, files by option that will be emptied, is an input."""
+    read = list(inputs)
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        for other in read:
+            with suppress(OSError):
+                if os.path.samefile(path, other):
+                    what = f"{option} {path} would overwrite {other}"
+                    raise UsageError(f"{what}, which this run reads", "give another file")
 
 
 def reason_of(error: OSError) -> str:

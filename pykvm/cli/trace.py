@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from pykvm.cli.output import spare_inputs
 from pykvm.cli.parser import Parser
 from pykvm.cli.paths import parse_path
 from pykvm.cli.say import emit
@@ -79,6 +80,7 @@ def run_trace(arguments: Sequence[str]) -> int:
     if options.what == "show":
         emit(_read(options.file, lambda reader: report(summarize(reader))))
         return 0
+    spare_inputs({"--output": options.output}, [options.file])
     drawing = _read(options.file, plot)
     if options.output is None:
         emit(drawing)

@@ -70,7 +70,7 @@ def block_info(disk: Disk) -> Json:
             "drv": "raw",
             "encrypted": False,
             "backing_file_depth": 0,
-            "detect_zeroes": "off",
+            "detect_zeroes": disk.config.detect_zeroes.value,
             **_limits(disk.limits),
             "cache": {
                 "writeback": disk.device.writeback,

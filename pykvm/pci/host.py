@@ -84,7 +84,7 @@ class PciHost:
         with self._lock:
             number = len(self.functions)
             if number >= MAX_DEVICES:
-                raise UsageError("a PCI bus holds 31 devices", "use fewer disks")
+                raise UsageError(f"a PCI bus holds {MAX_DEVICES} devices", "use fewer disks")
             for bar in function.bars:
                 self._assign(function, bar)
             command = function.config.get(PCI_COMMAND, 2) | PCI_COMMAND_MEMORY

@@ -22,7 +22,9 @@ STYLES: Final = {
     FLUSH: ("flush", "#8c959f", 1),
     "read": ("read", "#54aeff", 2),
     "write": ("write", "#ff8182", 2),
-    "other": ("other", "#4ac26b", 2),
+    "discard": ("discard", "#c297ff", 2),
+    "write-zeroes": ("write zeroes", "#4ac26b", 2),
+    "other": ("other", "#1b7c83", 2),
     "read merged": ("read, merged", "#0550ae", 4),
     "write merged": ("write, merged", "#a40e26", 4),
     FAILED: ("failed", "#000000", 5),
@@ -91,12 +93,10 @@ def _mark(event: Event) -> _Mark:
     sector = event.whole("sector")
     if event.whole("errno"):
         style = FAILED
-    elif kind == "flush":
-        style = FLUSH
-    elif kind not in STYLES:
-        style = "other"
+    elif event.count("requests") > 1 and f"{kind} merged" in STYLES:
+        style = f"{kind} merged"
     else:
-        style = f"{kind} merged" if event.count("requests") > 1 else kind
+        style = kind if kind in STYLES else "other"
     start = max(0, event.ns - event.whole("took_ns"))
     return _Mark(style, start, event.ns, sector, sector + event.whole("length") // 512)
 

@@ -79,6 +79,17 @@ def test_wrong_files_and_sizes(capfd, arguments, words):
 
 
 @pytest.mark.kvm
+@pytest.mark.parametrize("option", ["--console-log", "--stats", "--trace"])
+@pytest.mark.parametrize("read", ["--disk", "--kernel", "--initrd"])
+def test_no_output_overwrites_an_input(capfd, tmp_path, option, read):
+    image = tmp_path / "image"
+    image.write_bytes(bytes(512))
+    (tmp_path / "link").symlink_to(image)
+    arguments = ["boot", "guest", read, str(image), option, str(tmp_path / "link")]
+    fails(capfd, arguments, 2, f"{option} {tmp_path}/link would overwrite {image}")
+    assert image.read_bytes() == bytes(512)
+
+
 def test_a_guest_that_is_incomplete(capfd, tmp_path):
     (tmp_path / "bundle.json").write_text(
         '{"format": 1, "name": "g", "flavours": {"native": {"kernel": "vmlinux"}}}'

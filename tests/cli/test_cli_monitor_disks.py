@@ -4,7 +4,7 @@ import pytest
 from monitor_clients import run_client, served
 from qemu.qmp import ExecuteError
 
-from pykvm.devices.virtio_blk import RateLimits
+from pykvm.devices.virtio_blk import DetectZeroes, RateLimits
 from pykvm.machine import DiskConfig, MachineConfig
 from pykvm.testing.bare.layout import MEMORY_NEEDED
 
@@ -56,6 +56,14 @@ def test_block_resize(talk_about, image):
 
     talk_about(talk)
     assert image.stat().st_size == 512
+
+
+def test_query_block_says_what_detects_zeroes(talk_about):
+    async def talk(client):
+        (block,) = await client.execute("query-block")
+        return block["inserted"]["detect_zeroes"]
+
+    assert talk_about(talk, detect_zeroes=DetectZeroes.UNMAP) == "unmap"
 
 
 def test_arguments_that_make_no_sense(talk_about, image):

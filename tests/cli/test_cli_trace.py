@@ -103,6 +103,7 @@ def test_help_lists_the_events(capfd: pytest.CaptureFixture[str]) -> None:
         (["show", "{bad}"], "line 1 is no event"),
         (["plot", "{empty}"], "no operations"),
         (["show", "{empty}", "-o", "x"], "for plot"),
+        (["plot", "{bad}", "-o", "{bad}"], "would overwrite"),
     ],
 )
 def test_mistakes(

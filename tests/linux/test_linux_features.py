@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from pykvm.cli.values import parse_disk
+from pykvm.cli.disk_keys import parse_disk
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_F_LIFETIME
 from pykvm.devices.virtio_blk.features import offered
 from pykvm.virtio.constants import (

@@ -164,14 +164,14 @@ def test_a_block_device_is_asked(path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"logical_block_size": 8192}, "logical_block_size cannot be 8192"),
+        ({"logical_block_size": 8192}, "logical-block-size cannot be 8192"),
         ({"logical_block_size": 1000}, "use a power of 2"),
-        ({"physical_block_size": 256}, "physical_block_size cannot be 256"),
-        ({"physical_block_size": 4 << 20}, "physical_block_size cannot be"),
-        ({"min_io_size": -1}, "min_io_size cannot be -1"),
-        ({"cyls": 16}, "heads cannot be 0"),
+        ({"physical_block_size": 256}, "physical-block-size cannot be 256"),
+        ({"physical_block_size": 4 << 20}, "physical-block-size cannot be"),
+        ({"min_io_size": -1}, "min-io-size cannot be -1"),
+        ({"cyls": 16}, "a geometry needs cyls, heads and secs"),
         ({"cyls": 16, "heads": 256, "secs": 1}, "heads cannot be 256"),
-        ({"heads": 2, "secs": 1}, "cyls cannot be 0"),
+        ({"heads": 2, "secs": 1}, "give all three or none"),
         ({"lifetime": (4, 0, 0)}, "lifetime cannot be 4"),
         ({"lifetime": (0, 12, 0)}, "lifetime cannot be 12"),
     ],
@@ -185,9 +185,9 @@ def test_options_that_cannot_be(options: dict[str, int], says: str) -> None:
     ("options", "says"),
     [
         ({"logical_block_size": 4096, "physical_block_size": 512}, "use 4096 or more"),
-        ({"logical_block_size": 4096, "min_io_size": 512}, "min_io_size=512 is not a multiple"),
-        ({"opt_io_size": 1000}, "opt_io_size=1000 is not a multiple"),
-        ({"discard_granularity": 100}, "discard_granularity=100 is not a multiple"),
+        ({"logical_block_size": 4096, "min_io_size": 512}, "min-io-size=512 is not a multiple"),
+        ({"opt_io_size": 1000}, "opt-io-size=1000 is not a multiple"),
+        ({"discard_granularity": 100}, "discard-granularity=100 is not a multiple"),
     ],
 )
 def test_blocks_that_cannot_be_together(options: dict[str, int], says: str) -> None:

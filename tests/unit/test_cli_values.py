@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.cli.values import disk_help, parse_count, parse_disk, parse_seconds, parse_size
+from pykvm.cli.disk_keys import disk_help, parse_disk
+from pykvm.cli.values import parse_count, parse_seconds, parse_size
 from pykvm.devices.virtio_blk import (
     CacheMode,
     DetectZeroes,
@@ -130,7 +131,7 @@ def test_every_value_of_a_choice_is_accepted():
         ("d.img,request-merging=off", "no option 'request-merging'"),
         ("d.img,colour=red", "--disk help lists"),
         ("d.img,", "no option ''"),
-        ("d.img,readonly", "needs a value"),
+        ("d.img,readonly", "needs a value; write readonly=on|off"),
         ("d.img,readonly=yes", "neither on nor off"),
         ("d.img,serial=a,serial=b", "twice"),
         ("d.img,cache=fast", "use writeback, writethrough, none, directsync or unsafe"),
@@ -145,16 +146,19 @@ def test_every_value_of_a_choice_is_accepted():
         ("d.img,discard=on", "use unmap, ignore or off"),
         ("d.img,detect-zeroes=unmap,discard=ignore", "use detect-zeroes=on, or discard=unmap"),
         ("d.img,logical-block-size=4097", "use 512 to 4096"),
-        ("d.img,cyls=3", "heads cannot be 0"),
-        ("d.img,lifetime=1:2", "write it like lifetime=1:2:3"),
-        ("d.img,lifetime=1:2:x", "lifetime cannot be 'x'; use 0 to 11"),
+        ("d.img,cyls=3,secs=63", "a geometry needs cyls, heads and secs; give all three or none"),
+        ("d.img,lifetime=1:2", "lifetime cannot be '1:2'; use three numbers, 0 to 3, 0 to 11 and"),
+        ("d.img,lifetime=1:2:x", "0 to 11 and 0 to 11, like lifetime=1:2:3"),
+        ("d.img,lifetime=1:2:12", "lifetime cannot be '1:2:12'"),
+        ("d.img,iops-size=4K", "iops-size is of no use without iops"),
+        ("d.img,bps=1X", "bytes; K, M, G or T may follow a number"),
         ("d.img,queue-size=100", "use a power of 2"),
         ("d.img,queue_size=2", "use 4 to 1024"),
         ("d.img,num_queues=65", "use 1 to 64"),
         ("d.img,queues=2,num-queues=2", "twice"),
         ("d.img,iothreads=0", "use 1 to 64"),
         ("d.img,iothreads=2", "2 threads cannot serve one queue"),
-        ("d.img,cpu-affinity=", "'' is not a list of CPUs; write it like 0 or 0,2-3"),
+        ("d.img,cpu-affinity=", "'' is not a list of CPUs; write it like 0 or 0+2-3"),
         ("d.img,cpu-affinity=2-1", "'2-1' is not a list of CPUs"),
         ("d.img,cpu-affinity=8192", "not a list of CPUs"),
         ("d.img,cpu-affinity=0-", "not a list of CPUs"),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from pykvm.cli.values import parse_disk
+from pykvm.cli.disk_keys import parse_disk
 from pykvm.devices.virtio_blk import constants as blk
 from pykvm.devices.virtio_blk.features import offered
 from pykvm.virtio import constants as ring

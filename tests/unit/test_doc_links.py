@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.cli.values import disk_help
+from pykvm.cli.disk_keys import disk_help
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

@@ -255,5 +255,7 @@ def test_limits_that_make_no_sense() -> None:
         RateLimits(iops_rd=-1)
     with pytest.raises(UsageError, match="bps-max is of no use without bps; give bps too"):
         RateLimits(bps_max=1, bps_rd=1)
-    assert not RateLimits(iops_size=4096)
+    with pytest.raises(UsageError, match="iops-size is of no use without iops; give iops too"):
+        RateLimits(iops_size=4096, bps=1)
+    assert not RateLimits()
     assert RateLimits(bps_wr=1)

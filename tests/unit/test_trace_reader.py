@@ -114,7 +114,13 @@ def test_percentiles(values: list[int], percent: int) -> None:
 
 
 def test_a_plot_has_a_path_for_each_kind_of_mark() -> None:
-    lines = [*example(), line("stop", 6000), *executed(9000, "discard", 5, 9)]
+    lines = [
+        *example(),
+        line("stop", 6000),
+        *executed(9000, "discard", 5, 9),
+        *executed(9100, "write-zeroes", 5, 10),
+        *executed(9200, "other", 5, 11, 12),
+    ]
     drawing = ElementTree.fromstring(plot(Reader(lines)))
     words = {text.text for text in drawing.iter(f"{SVG}text")}
     assert {
@@ -123,6 +129,8 @@ def test_a_plot_has_a_path_for_each_kind_of_mark() -> None:
         "write, merged (1)",
         "flush (1)",
         "failed (1)",
+        "discard (1)",
+        "write zeroes (1)",
         "other (1)",
         "stop, resume (1)",
         "virtio0 disk.img",
