@@ -29,6 +29,10 @@ from pykvm.virtio.constants import (
     VIRTIO_F_RING_PACKED,
     VIRTIO_F_RING_RESET,
     VIRTIO_F_VERSION_1,
+    VIRTQ_DESC_F_INDIRECT,
+    VIRTQ_DESC_F_NEXT,
+    VIRTQ_DESC_F_WRITE,
+    VIRTQ_DESC_SIZE,
 )
 
 RING_FEATURES = (
@@ -43,7 +47,8 @@ BLOCK_FEATURES = (1 << 24) - 1
 KINDS = (0, 1, 4, 8, 10, 11, 13, 2, 0x8000_0001, 2**32 - 1)
 """Request types: those that are known, and some that are not."""
 LAST_SECTORS = (SECTORS - 1, SECTORS, 2**55, 2**63, 2**64 - 1)
-ERRORS = (0, errno.EIO, errno.ENOSPC, errno.ECANCELED)
+ERRORS = (0, errno.EIO, errno.ENOSPC, errno.ECANCELED, -512, -1)
+"""As :attr:`Rig.errors` has them."""
 SIZES = (1, 2, 4, 8)
 BASES: tuple[int, ...] = (
     *range(0, LOW, 0x1000),
@@ -151,6 +156,26 @@ class Player:
         elif isinstance(driver, PackedDriver):
             driver.offer(address(head), index, head, index)
 
+    def table(self, queue: int, segments: int, length: int, out: int) -> None:
+        """Offer an indirect table for a request of many ``segments``, all of the same memory."""
+        data = (HIGH_START + HIGH - 512, length, 0 if out & 1 else VIRTQ_DESC_F_WRITE)
+        header, status = HIGH_START + HIGH - 1024, HIGH_START + HIGH - 768
+        chain = [(header, 16, 0), *[data] * (segments % 1100), (status, 1, VIRTQ_DESC_F_WRITE)]
+        size = len(chain) * VIRTQ_DESC_SIZE
+        driver = self._driver(queue)
+        for index, (place, count, flags) in enumerate(chain):
+            more = VIRTQ_DESC_F_NEXT if index + 1 < len(chain) else 0
+            split = isinstance(driver, MockDriver)
+            last = (flags | more, index + 1) if split else (0, flags)
+            fields = pack("<QIHH", place, count, *last)
+            self.rig.ram.write(HIGH_START + index * VIRTQ_DESC_SIZE, fields)
+        self.rig.ram.write(header, pack("<IIQ", out & 1, 0, 0))
+        if isinstance(driver, MockDriver):
+            driver.write_descriptor(0, HIGH_START, size, VIRTQ_DESC_F_INDIRECT, 0)
+            driver.offer(0)
+        elif isinstance(driver, PackedDriver):
+            driver.offer(HIGH_START, size, 0, VIRTQ_DESC_F_INDIRECT)
+
     def notify(self, offset: int, size: int, value: int) -> None:
         """Write to the notification structure."""
         self.rig.write(NOTIFY + offset, SIZES[size & 3], value)
@@ -255,6 +280,7 @@ DISK: dict[str, Step] = {
     "resize": Step("B", Player.resize),
     "errors": Step("BB", Player.errors),
     "ring": Step("BBH", Player.ring),
+    "table": Step("BHBB", Player.table),
 }
 """Rings, requests and the device's life."""
 

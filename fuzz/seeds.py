@@ -41,6 +41,11 @@ def disk() -> Iterator[tuple[str, bytes]]:
         for sector in (62, 63, 64, 0xF0, 0xF1, 0xF2, 0xF3, 0xF4):
             asked = ("request", 0, READ, sector, SECTORS, b"xy")
             yield f"{name}-at-{sector}", script(DISK, bytes([ring, 0]), START, asked, GO, TURN)
+        for segments, length in ((1024, 2), (1026, 1), (512, 64), (1, 0)):
+            table = (START, ("errors", 4, 3), ("table", 0, segments, length, 0), GO, TURN, COLLECT)
+            yield f"{name}-table-{segments}", script(DISK, bytes([ring, 3]), *table)
+        short = (START, ("errors", 4, 7), *reads(), GO, TURN, COLLECT)
+        yield f"{name}-short", script(DISK, bytes([ring, 0]), *short)
         choice = bytes([ring | TWO_QUEUES, STOP_ON_ERRORS])
         yield f"{name}-life", script(DISK, choice, *life())
     for name, slots in chains():

@@ -123,23 +123,32 @@ class InspectingEngine:
     """
 
     def __init__(self, image: Image, ram: Ram, interfere: Callable[[], int] = int) -> None:
-        """``interfere()`` is called before each operation; the errno that it gets, or 0."""
+        """``interfere()`` is called before each operation.
+
+        It gives an errno, or 0, or the most bytes to be moved as a negative number.
+        """
         self.notifier = -1
         self.operations = 0
         self._engine: Engine = SyncEngine(image, ram)
         self._image = image
         self._ram = ram
         self._interfere = interfere
-        self._failed: list[Operation] = []
+        self._done: list[Operation] = []
 
     def submit(self, operations: Sequence[Operation]) -> None:
         """See Engine."""
         self.operations += len(operations)
         for operation in operations:
             self._inspect(operation)
-            operation.error = self._interfere()
-        self._failed += [operation for operation in operations if operation.error]
-        self._engine.submit([operation for operation in operations if not operation.error])
+            limit = self._interfere()
+            if limit > 0:
+                operation.error = limit
+                self._done.append(operation)
+                continue
+            self._engine.submit([operation])
+            self._done += self._engine.completions()
+            if limit < 0 and operation.kind <= VIRTIO_BLK_T_OUT:
+                operation.moved = min(operation.moved, -limit)
 
     def _inspect(self, operation: Operation) -> None:
         assert operation.offset >= 0, "it begins on the disk"
@@ -160,8 +169,8 @@ class InspectingEngine:
 
     def completions(self) -> Sequence[Operation]:
         """See Engine."""
-        failed, self._failed = self._failed, []
-        return [*failed, *self._engine.completions()]
+        done, self._done = self._done, []
+        return done
 
     def signs(self) -> Signs | None:
         """See Engine."""

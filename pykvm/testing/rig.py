@@ -59,7 +59,7 @@ from pykvm.virtio.constants import (
 from pykvm.virtio.fence import full_fence
 
 SECTORS = 64
-LOW, HIGH = 0x8000, 0x4000
+LOW, HIGH = 0x8000, 0x6000
 """Bytes of guest RAM: at address 0, and at HIGH_START."""
 HIGH_START = 0x1_0000_0000
 QUEUE_SIZE = 16
@@ -87,7 +87,8 @@ class Rig:
     ``function`` is the device on PCI, ``number`` its place there, ``ports``
     and ``platform.mmio`` the buses, ``drivers`` the honest driver's queues
     since the last :meth:`start`. Of ``errors``, each operation that is
-    executed takes one, an errno or 0; those of ``meanwhile`` are called when
+    executed takes one: an errno, or 0, or the bytes that it moves at most as a
+    negative number; those of ``meanwhile`` are called when
     the device next moves data.
     """
 
