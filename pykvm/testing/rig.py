@@ -41,6 +41,7 @@ from pykvm.devices.virtio_blk.device import VirtioBlk
 from pykvm.devices.virtio_blk.engine import Engine
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.options import DiskOptions
+from pykvm.devices.virtio_blk.ranges import MAX_RANGES
 from pykvm.devices.virtio_blk.service import QueueService
 from pykvm.memory.ram import Ram, Region
 from pykvm.pci.host import CONFIG_PORT, CONFIG_PORTS, PciHost
@@ -228,7 +229,7 @@ class Rig:
             self._threads.serve()
         done = sum(engine.operations for engine in self._engines) - before
         # A request is an operation, or one for each range; merged ones that fail have two each.
-        limit = len(self._engines) * QUEUE_SIZE * 2 * 33
+        limit = len(self.function.state.queues) * QUEUE_SIZE * 2 * (MAX_RANGES + 1)
         assert done <= limit, f"{done} operations for a look at the rings"
         self.check()
 
