@@ -36,3 +36,8 @@ class HostError(PykvmError):
     """This host cannot run a VM: no /dev/kvm, no permission, too old."""
 
     exit_status = 77
+
+
+def reason_of(error: OSError) -> str:
+    """Why the system refused, as part of a sentence."""
+    return (error.strerror or "").lower()

@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Self
 
 from pykvm.cli.say import say
 from pykvm.cli.streams import OutputWriter
-from pykvm.errors import UsageError
+from pykvm.errors import UsageError, reason_of
 from pykvm.platform.outcome import Outcome, OutcomeKind
 
 if TYPE_CHECKING:
@@ -41,11 +41,6 @@ def spare_inputs(
                 if os.path.samefile(path, other):
                     what = f"{option} {path} would overwrite {other}"
                     raise UsageError(f"{what}, which this run reads", "give another file")
-
-
-def reason_of(error: OSError) -> str:
-    """Why the system refused, as part of a sentence."""
-    return (error.strerror or "").lower()
 
 
 class ConsoleLog:

@@ -5,10 +5,10 @@ import json
 from contextlib import ExitStack
 from typing import IO, Any
 
-from pykvm.cli.output import open_output, reason_of
+from pykvm.cli.output import open_output
 from pykvm.cli.say import STDERR, emit, put
 from pykvm.devices.virtio_blk.stats import classic_line
-from pykvm.errors import PykvmError
+from pykvm.errors import PykvmError, reason_of
 from pykvm.machine.machine import Machine
 from pykvm.platform.outcome import Outcome
 

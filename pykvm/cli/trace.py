@@ -10,7 +10,7 @@ from pykvm.cli.parser import Parser
 from pykvm.cli.paths import parse_path
 from pykvm.cli.say import emit
 from pykvm.cli.values import split_options
-from pykvm.errors import PykvmError, UsageError
+from pykvm.errors import PykvmError, UsageError, reason_of
 from pykvm.trace import TraceFormat, TraceOptions
 from pykvm.trace.events import EVENTS, matching
 from pykvm.trace.plot import plot
@@ -88,7 +88,7 @@ def run_trace(arguments: Sequence[str]) -> int:
     try:
         options.output.write_text(drawing, encoding="utf-8")
     except OSError as error:
-        reason = (error.strerror or "").lower()
+        reason = reason_of(error)
         raise PykvmError(
             f"{options.output} cannot be written: {reason}", "give another file"
         ) from None
@@ -101,7 +101,7 @@ def _read(path: Path, use: Callable[[Reader], str]) -> str:
         with path.open("rb") as file:
             return use(Reader(iter(partial(file.readline, LINE_MAX + 1), b"")))
     except OSError as error:
-        reason = (error.strerror or "").lower()
+        reason = reason_of(error)
         raise UsageError(f"the trace {path} cannot be read: {reason}", "check the path") from None
     except UsageError as error:
         raise UsageError(f"{path}: {error.message}", error.hint) from None

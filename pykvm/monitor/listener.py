@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from pykvm.errors import UsageError
+from pykvm.errors import UsageError, reason_of
 
 _BACKLOG = 8
 
@@ -63,7 +63,7 @@ def _unusable(path: Path, error: OSError) -> UsageError:
     if error.errno is None:  # Python's own check, of the 108 bytes of sun_path
         reason, hint = "the path is too long for a socket", "use one of at most 107 bytes"
     else:
-        reason = (error.strerror or "").lower()
+        reason = reason_of(error)
         hint = "give a path in a folder where files can be made"
     return UsageError(f"--monitor {path}: {reason}", hint)
 

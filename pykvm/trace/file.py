@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from pykvm import __version__
-from pykvm.errors import UsageError
+from pykvm.errors import UsageError, reason_of
 from pykvm.threads import show_thread_name
 from pykvm.trace.events import BEGIN, DEVICE, END, FRAME, Fields, matching
 from pykvm.trace.formats import Chrome, Format, JsonLines
@@ -115,7 +115,7 @@ class TraceFile:
             while data:
                 data = data[os.write(self._fd, data) :]
         except OSError as error:
-            reason = (error.strerror or "").lower()
+            reason = reason_of(error)
             self.problem = f"the trace {self._path} is not complete: {reason}"
 
 
@@ -125,7 +125,7 @@ def _open(path: Path) -> int:
     try:
         fd = os.open(path, flags, 0o666)
     except OSError as error:
-        reason = (error.strerror or "").lower()
+        reason = reason_of(error)
         raise UsageError(f"the trace {path} cannot be written: {reason}", hint) from None
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -28,7 +28,6 @@ from pykvm.virtio.constants import (
     VIRTQ_DESC_F_NEXT,
     VIRTQ_DESC_F_WRITE,
 )
-from pykvm.virtio.geometry import packed_ring_error
 from pykvm.virtio.packed import WRAP, PackedQueue
 from pykvm.virtio.queue import BROKEN, EMPTY
 
@@ -403,59 +402,3 @@ def test_with_in_order_what_is_done_early_waits() -> None:
     assert queue.publish()
     assert driver.collect() == [(sent[0], 2**32 - 1), (sent[1], 1)]
     assert queue.in_flight == 0
-
-
-# -- geometry and state ---------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("size", "desc", "driver", "device", "word"),
-    [
-        (0, 0, 0x1000, 0x2000, "size"),
-        (32769, 0, 0x1000, 0x2000, "size"),
-        (8, 8, 0x1000, 0x2000, "descriptor ring"),
-        (8, 0, 0x1002, 0x2000, "driver event"),
-        (8, 0, 0x1000, 0x2002, "device event"),
-        (8, 0xFFF0, 0x1000, 0x2000, "descriptor ring"),
-        (8, 0, 1 << 16, 0x2000, "driver event"),
-        (8, 0, 0x1000, 2**64 - 4, "device event"),
-    ],
-)
-def test_an_impossible_geometry_is_named(
-    size: int, desc: int, driver: int, device: int, word: str
-) -> None:
-    ram = Ram.flat(1 << 16)
-    assert word in packed_ring_error(ram, size, desc, driver, device)
-    with pytest.raises(ValueError, match=word):
-        PackedQueue(ram, 0, size, desc, driver, device)
-
-
-def test_a_ring_that_just_fits_is_accepted() -> None:
-    ram = Ram.flat(1 << 16)
-    assert packed_ring_error(ram, 7, (1 << 16) - 112, 0, 4) == ""
-    assert packed_ring_error(ram, 7, 0, (1 << 16) - 4, (1 << 16) - 8) == ""
-
-
-def test_a_saved_queue_goes_on_where_it_was() -> None:
-    driver, queue = make(size=3)
-    for _ in range(5):
-        driver.send([b"x"], [])
-        serve(driver, queue)
-        driver.collect()
-    state = queue.save()
-    assert state == {"last_avail": 2, "used": 2}  # in the second round
-    queue = PackedQueue(driver.ram, 0, 3, driver.desc, driver.avail, driver.used)
-    assert queue.restore(state) == ""
-    head = driver.send([b"x"], [1])
-    serve(driver, queue, 9)
-    assert driver.collect() == [(head, 9)]
-
-
-@pytest.mark.parametrize(
-    "state",
-    [{}, {"last_avail": 1}, {"last_avail": 1, "used": 2}, {"last_avail": 8, "used": 8}],
-)
-def test_an_impossible_state_is_refused(state: dict[str, int]) -> None:
-    _, queue = make(size=8)
-    assert queue.restore(state)
-    assert queue.save() == {"last_avail": WRAP, "used": WRAP}

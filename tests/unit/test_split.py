@@ -23,7 +23,6 @@ from pykvm.virtio.constants import (
     VIRTQ_DESC_F_NEXT,
     VIRTQ_DESC_F_WRITE,
 )
-from pykvm.virtio.geometry import ring_error
 from pykvm.virtio.queue import BROKEN, EMPTY
 from pykvm.virtio.split import SplitQueue
 
@@ -414,63 +413,3 @@ def test_the_fence_lies_between_the_store_and_the_load(features: int) -> None:
     acts.append(lambda: seen.append(driver.publish()))
     assert queue.enable_notifications()  # avail.idx is read after the fence
     assert seen[-1]  # and avail_event or the flag was written before it
-
-
-# -- geometry and state ---------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("size", "desc", "avail", "used", "word"),
-    [
-        (0, 0, 0x1000, 0x2000, "size"),
-        (3, 0, 0x1000, 0x2000, "size"),
-        (65536, 0, 0x1000, 0x2000, "size"),
-        (8, 8, 0x1000, 0x2000, "descriptor table"),
-        (8, 0, 0x1001, 0x2000, "available"),
-        (8, 0, 0x1000, 0x2002, "used"),
-        (8, 0xFFF0, 0x1000, 0x2000, "descriptor table"),
-        (8, 0, 1 << 63, 0x2000, "available"),
-        (8, 0, 0x1000, 0xFFC0, "used"),
-        (8, 2**64 - 16, 0x1000, 0x2000, "descriptor table"),
-    ],
-)
-def test_an_impossible_geometry_is_named(
-    size: int, desc: int, avail: int, used: int, word: str
-) -> None:
-    ram = Ram.flat(1 << 16)
-    assert word in ring_error(ram, size, desc, avail, used)
-    with pytest.raises(ValueError, match=word):
-        SplitQueue(ram, 0, size, desc, avail, used)
-
-
-def test_rings_that_just_fit_are_accepted() -> None:
-    ram = Ram.flat(1 << 16)
-    assert ring_error(ram, 8, (1 << 16) - 128, 0, 0x1000) == ""
-    assert ring_error(ram, 8, 0, (1 << 16) - 22, 0x1000) == ""
-    assert ring_error(ram, 8, 0, 0x1000, (1 << 16) - 72) == ""
-
-
-def test_a_saved_queue_goes_on_where_it_was() -> None:
-    driver, queue = make(size=4)
-    for _ in range(7):
-        driver.send([b"x"], [])
-        queue.push(pop_one(driver, queue).head, 0)
-        queue.publish()
-        driver.collect()
-    state = queue.save()
-    queue = SplitQueue(driver.ram, 0, 4, driver.desc, driver.avail, driver.used)
-    assert queue.restore(state) == ""
-    head = driver.send([b"x"], [])
-    queue.push(pop_one(driver, queue).head, 9)
-    queue.publish()
-    assert driver.collect() == [(head, 9)]
-
-
-@pytest.mark.parametrize(
-    "state",
-    [{}, {"last_avail": 1}, {"last_avail": 1, "used": 2}, {"last_avail": 65536, "used": 65536}],
-)
-def test_an_impossible_state_is_refused(state: dict[str, int]) -> None:
-    _, queue = make()
-    assert queue.restore(state)
-    assert queue.save() == {"last_avail": 0, "used": 0}
