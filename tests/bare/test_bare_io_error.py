@@ -105,6 +105,7 @@ def test_an_error_with_a_vcpu_busy_in_a_sink(disk: DiskConfig):
     driver.submit([BlockRequest.write(0, b"x" * 512)], wait=None)
     script.print(b"busy")
     script.sleep(1)
+    script.wait(1)
     script.exit(0)
     free = threading.Event()
     config = guest("script", initrd=script.encode(), disks=[disk])
