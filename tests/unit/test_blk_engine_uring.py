@@ -168,7 +168,8 @@ def test_discards_and_zeroes_are_the_kernels(
     engine.submit(batch)
     wait(engine, 3)
     assert [(op.error, op.moved) for op in batch] == [(0, 4096)] * 3
-    assert kernel.asked == [(IORING_OP_FALLOCATE, 0)] * 3
+    # What the filesystem refuses is left to threads, which the ring then watches.
+    assert kernel.asked[:3] == [(IORING_OP_FALLOCATE, 0)] * 3
     disk = path.read_bytes()
     assert disk[:4096] == disk[8192:12288] == disk[16384:20480] == bytes(4096)
 
