@@ -209,8 +209,10 @@ class Ring:
         return self._head & 0xFFFF
 
     def summons(self) -> int:
-        """Another number once the kernel has completions for who enters it."""
-        return self._words[self._flags_at] & 0xFFFF
+        """Another number while the kernel has completions for who enters it."""
+        # Without those flags: they may have been set since the last look.
+        flags = self._words[self._flags_at] & 0xFFFF
+        return flags & ~(_IORING_SQ_TASKRUN | _IORING_SQ_CQ_OVERFLOW)
 
     def close(self) -> None:
         """Unmap and close the ring. Nothing may be executing."""

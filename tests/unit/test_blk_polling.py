@@ -81,6 +81,10 @@ def test_a_ring_shows_signs_of_its_completions() -> None:
         ring.take()
         assert ring.shared[ring.arrivals_at] == ring.arrivals()
         assert ring.shared[ring.summons_at] == ring.summons()
+    for flag in (1 << 1, 1 << 2):  # IORING_SQ_CQ_OVERFLOW, IORING_SQ_TASKRUN
+        ring.shared[ring.summons_at] |= flag
+        assert ring.shared[ring.summons_at] != ring.summons(), "it was there before we looked"
+        ring.shared[ring.summons_at] &= ~flag
     ring.close()
 
 
