@@ -8,7 +8,8 @@ write is dropped, as on real hardware.
 
 from bisect import bisect_right
 from threading import Lock
-from typing import Protocol
+
+from pykvm.typed import Protocol
 
 
 class BusDevice(Protocol):
@@ -16,11 +17,9 @@ class BusDevice(Protocol):
 
     def read(self, offset: int, size: int) -> int:
         """The ``size`` bytes at ``offset`` into the device's range, as an integer."""
-        ...
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Store ``value`` (``size`` bytes) at ``offset`` into the device's range."""
-        ...
 
 
 class Bus:

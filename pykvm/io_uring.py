@@ -18,13 +18,13 @@ Structures and numbers are those of <linux/io_uring.h>.
 import errno
 import mmap
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from struct import Struct, unpack_from
 from typing import Final
 
 from pykvm.errors import HostError
+from pykvm.libc import ffi, libc, system_call
 from pykvm.native import U64, Words16, Words32, Words64
 
 IORING_OP_FSYNC: Final = 3
@@ -89,8 +89,6 @@ class Ring:
     shared: Words16
     arrivals_at: int
     summons_at: int
-    _syscall: Callable[[int, int, int, int], int]
-    _errno: Callable[[], int]
     _maps: list[mmap.mmap]
     _words: Words32
     _sqes: Words64
@@ -106,7 +104,7 @@ class Ring:
 
     def __init__(self, entries: int) -> None:
         """``entries``: a power of 2. HostError if this host has no io_uring, or forbids it."""
-        self._syscall, self._errno, self.fd = _setup(entries, params := bytearray(_PARAMS_SIZE))
+        self.fd = _setup(entries, params := bytearray(_PARAMS_SIZE))
         self.entries, completions, features = _PARAMS.unpack_from(params)
         self.pending = 0
         self.result = 0
@@ -174,8 +172,8 @@ class Ring:
 
     def enter(self, to_submit: int, flags: int) -> int:
         """The system call: how many submissions it took, or a negative errno."""
-        taken = self._syscall(self.fd, to_submit, 0, flags)
-        return taken if taken >= 0 else -self._errno()
+        taken: int = libc.syscall(_NR_IO_URING_ENTER, self.fd, to_submit, 0, flags, 0, 0)
+        return taken if taken >= 0 else -ffi.errno
 
     def take_back(self) -> list[int]:
         """Make nothing pending; the tags of what was."""
@@ -233,42 +231,19 @@ def problem() -> str:
     return ""
 
 
-def _setup(entries: int, params: bytearray) -> tuple[Callable[..., int], Callable[[], int], int]:
-    """io_uring_enter(2), errno, and the descriptor of a new ring, described in ``params``."""
-    # Not at the top: few runs want a ring.
-    import ctypes
-
-    syscall = ctypes.CDLL(None, use_errno=True).syscall
-    syscall.restype = ctypes.c_long
-    syscall.argtypes = [ctypes.c_long, ctypes.c_uint, ctypes.c_void_p]
+def _setup(entries: int, params: bytearray) -> int:
+    """The descriptor of a new ring, described in ``params``; HostError."""
     # Completions are found when this thread looks, not by interrupting it (Linux 5.19).
     for flags in (_IORING_SETUP_COOP_TASKRUN | _IORING_SETUP_TASKRUN_FLAG, 0):
         params[:] = bytes(_PARAMS_SIZE)
         params[8:12] = flags.to_bytes(4, "little")
-        shared = (ctypes.c_char * _PARAMS_SIZE).from_buffer(params)
-        fd = syscall(_NR_IO_URING_SETUP, entries, ctypes.addressof(shared))
-        error = ctypes.get_errno()
-        if fd >= 0:
-            return _entering(), ctypes.get_errno, fd
-        if error != errno.EINVAL:
-            break
+        try:
+            return system_call(_NR_IO_URING_SETUP, entries, params)
+        except OSError as problem:
+            error = problem.errno or 0
+            if error != errno.EINVAL:
+                break
     raise _unavailable(reason(error, _disabled()))
-
-
-def _entering() -> Callable[..., int]:
-    """io_uring_enter(2) without a signal mask: (fd, to_submit, min_complete, flags)."""
-    import ctypes
-
-    # The library is loaded again to have a function object of its own, with its own types.
-    syscall = ctypes.CDLL(None, use_errno=True).syscall
-    syscall.restype = ctypes.c_long
-    syscall.argtypes = [ctypes.c_long, *[ctypes.c_uint] * 4, ctypes.c_void_p, ctypes.c_size_t]
-
-    def enter(fd: int, to_submit: int, min_complete: int, flags: int) -> int:
-        result: int = syscall(_NR_IO_URING_ENTER, fd, to_submit, min_complete, flags, None, 0)
-        return result
-
-    return enter
 
 
 def _map(fd: int, size: int, offset: int) -> mmap.mmap:

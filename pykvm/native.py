@@ -6,7 +6,8 @@ mean nothing more than ``int`` and ``memoryview``.
 
 from array import array
 from collections.abc import Iterable
-from typing import TypeAlias
+
+from pykvm.typed import TypeAlias
 
 U64: TypeAlias = int
 """0 to 2^64 - 1, where ``int`` is a signed 64-bit word."""

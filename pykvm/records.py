@@ -7,7 +7,8 @@ classes share the same functions. Type checkers see dataclasses (PEP 681).
 """
 
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar, dataclass_transform
+
+from pykvm.typed import Any, NoReturn, TypeVar, dataclass_transform
 
 _T = TypeVar("_T")
 

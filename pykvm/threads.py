@@ -5,7 +5,9 @@ import threading
 from collections.abc import Collection
 from contextlib import suppress
 from itertools import groupby
-from typing import Final
+
+from pykvm.libc import prctl
+from pykvm.typed import Final
 
 MAX_CPUS: Final = 8192
 """More than this Linux does not have (CONFIG_NR_CPUS)."""
@@ -20,9 +22,7 @@ def show_thread_name(name: str) -> None:
     begins with the visible name of the one that started it.
     """
     # Not by /proc: a process that has confined itself (pykvm/cli/sandbox) opens nothing any more.
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15])
+    prctl(_PR_SET_NAME, name.encode()[:15] + b"\0")
 
 
 def run_on(cpus: Collection[int]) -> None:

@@ -6,7 +6,6 @@ attempt, made in a thread, by their groups. Of Landlock and the filter only
 PART is there, or both; "none" makes it stay unconfined.
 """
 
-import ctypes
 import errno
 import fcntl
 import json
@@ -24,9 +23,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pykvm.cli.sandbox import confine, landlock, seccomp
-from pykvm.cli.sandbox.system import system_call
 from pykvm.errors import HostError
 from pykvm.io_uring import Ring
+from pykvm.libc import address, system_call
 
 Attempts = dict[str, Callable[[], object]]
 
@@ -139,17 +138,15 @@ def connect(client: socket.socket) -> None:
 
 def by_io_uring(folder: Path) -> Attempts:
     """What no filter of system calls sees; none on a host without it."""
-    name = ctypes.create_string_buffer(os.fsencode(folder.absolute() / "file"))
-    address = ctypes.addressof(name)
+    name = os.fsencode(folder.absolute() / "file") + b"\0"
     try:
         ring = Ring(1)
     except HostError:
         return {}
 
     def open_file() -> None:
-        assert name.value
         # The path is absolute: no folder's descriptor counts.
-        ring.prepare(_IORING_OP_OPENAT, 0, 0, address, 0, os.O_RDONLY, tag=1)
+        ring.prepare(_IORING_OP_OPENAT, 0, 0, address(name), 0, os.O_RDONLY, tag=1)
         ring.submit()
         while not ring.completed():
             time.sleep(0.001)

@@ -152,6 +152,11 @@ class IoError:
     errno: int
     action: ErrorAction
 
+    @property
+    def stops(self) -> bool:
+        """The guest is to stop for it."""
+        return self.action is ErrorAction.STOP
+
 
 @keyword_record
 class DiskOptions:

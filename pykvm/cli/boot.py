@@ -1,32 +1,32 @@
 """``pykvm boot``: options to a machine, the machine to a terminal, its end to an exit status."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
 
-from pykvm.cli.disk_keys import disk_help, parse_disk
+from pykvm.cli.options import Option, Options, add_options, parse_options
 from pykvm.cli.output import ConsoleLog, ConsoleRecorder, say_reason, spare_inputs
-from pykvm.cli.parser import Parser
 from pykvm.cli.paths import parse_path, path_text
 from pykvm.cli.process import signals_go_to
 from pykvm.cli.say import STDIN, emit, say
 from pykvm.cli.session import ConsoleSession, Session
-from pykvm.cli.stops import StopReporter
 from pykvm.cli.values import parse_count, parse_cpus, parse_seconds, parse_size
 from pykvm.errors import PykvmError, UsageError
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.machine import Machine
 from pykvm.machine.timings import Timings
 from pykvm.platform.outcome import Outcome, OutcomeKind
+from pykvm.typed import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pykvm.cli.command import CommandSession
+    from pykvm.cli.parser import Parser
     from pykvm.cli.report import Report
     from pykvm.cli.sandbox import Confinement
+    from pykvm.cli.stops import StopReporter
+    from pykvm.machine.disks import DiskConfig
     from pykvm.monitor import MonitorSocket
     from pykvm.trace import TraceOptions
 
@@ -43,56 +43,61 @@ Exit status: the guest's own; 2 usage, 77 no KVM, 124 timeout, 125 pykvm failed,
 126 guest panic or triple fault, 128+N ended by signal N."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of ``pykvm boot``."""
+OPTIONS: Final = (
+    Option(("guest",), "'guest' (bundled) or a folder with bundle.json", "GUEST"),
+    Option(("--kernel",), "vmlinux, bzImage or ELF with a PVH note", "FILE", parse=path_text),
+    Option(("--initrd",), "initial RAM disk", "FILE", parse=path_text),
+    Option(("--append",), "add to the command line", "STR", repeated=True),
+    Option(("-m", "--memory"), "guest memory, like 64M (the default)", "SIZE", ""),
+    Option(("--cpus",), "virtual CPUs (1)", "N", "1"),
+    Option(("--cpu-affinity",), "the host's CPUs that they run on, like 0,2-3 (any)", "CPUS"),
+    Option(
+        ("--disk",),
+        "virtio-blk disk: raw image or block device; may be repeated; 'help' lists the keys",
+        "PATH[,KEY=VALUE...]",
+        repeated=True,
+    ),
+    Option(("--exec",), "run CMD in the bundled guest and end", "CMD", dest="command"),
+    Option(("--timeout",), "end the guest after S seconds (status 124)", "S", ""),
+    Option(("--console-log",), "also write the console to FILE", "FILE", parse=parse_path),
+    Option(
+        ("--stats",),
+        "write statistics as JSON at the end; '-': print them",
+        "FILE",
+        parse=path_text,
+    ),
+    Option(("--monitor",), "serve QMP on a UNIX socket made at PATH", "PATH", parse=parse_path),
+    Option(
+        ("--trace",),
+        "write what the disks do to FILE; 'help' tells of formats and events",
+        "FILE[,KEY=VALUE...]",
+        "",
+    ),
+    Option(
+        ("--sandbox",),
+        "confine pykvm while the guest runs: as far as the host can (auto), fully, or not",
+        default="auto",
+        choices=("auto", "on", "off"),
+    ),
+    Option(("--timings",), "say where the time went"),
+    Option(("--json",), "print one JSON object about the run at the end"),
+)
+
+
+def parser() -> "Parser":
+    """The options of ``pykvm boot``, for all that is more than plain."""
+    from argparse import RawDescriptionHelpFormatter
+
+    from pykvm.cli.parser import Parser
+
     made = Parser(
         prog="pykvm boot",
         description="Boot a guest, to a shell on this terminal or to run one command.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = made.add_argument
-    add("guest", nargs="?", metavar="GUEST", help="'guest' (bundled) or a folder with bundle.json")
-    add("--kernel", metavar="FILE", type=path_text, help="vmlinux, bzImage or ELF with a PVH note")
-    add("--initrd", metavar="FILE", type=path_text, help="initial RAM disk")
-    add("--append", metavar="STR", action="append", default=[], help="add to the command line")
-    add("-m", "--memory", metavar="SIZE", default="", help="guest memory, like 64M (the default)")
-    add("--cpus", metavar="N", default="1", help="virtual CPUs (1)")
-    add("--cpu-affinity", metavar="CPUS", help="the host's CPUs that they run on, like 0,2-3 (any)")
-    add(
-        "--disk",
-        metavar="PATH[,KEY=VALUE...]",
-        action="append",
-        default=[],
-        help="virtio-blk disk: raw image or block device; may be repeated; 'help' lists the keys",
-    )
-    add("--exec", metavar="CMD", dest="command", help="run CMD in the bundled guest and end")
-    add("--timeout", metavar="S", default="", help="end the guest after S seconds (status 124)")
-    add("--console-log", metavar="FILE", type=parse_path, help="also write the console to FILE")
-    add(
-        "--stats",
-        metavar="FILE",
-        type=path_text,
-        help="write statistics as JSON at the end; '-': print them",
-    )
-    add(
-        "--monitor", metavar="PATH", type=parse_path, help="serve QMP on a UNIX socket made at PATH"
-    )
-    add(
-        "--trace",
-        metavar="FILE[,KEY=VALUE...]",
-        default="",
-        help="write what the disks do to FILE; 'help' tells of formats and events",
-    )
-    add(
-        "--sandbox",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="confine pykvm while the guest runs: as far as the host can (auto), fully, or not",
-    )
-    add("--timings", action="store_true", help="say where the time went")
-    add("--json", action="store_true", help="print one JSON object about the run at the end")
+    add_options(made, OPTIONS)
     return made
 
 
@@ -100,7 +105,7 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
     """Run ``pykvm boot`` and return the exit status. See ``main``."""
     timings = Timings()
     timings.mark("pykvm imported")
-    options = parser().parse_args(arguments)
+    options = parse_options(OPTIONS, arguments, parser)
     if text := _help(options):
         emit(text)
         return 0
@@ -117,10 +122,14 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
         stack.enter_context(signals_go_to(lambda number: machine.finish(Outcome.signalled(number))))
         for notice in machine.notices:
             say(notice)
+        session, recorder = _session(stack, machine, options, log)
+        # Nothing else stops a guest.
+        may_stop = machine.disks or session.has_keys or listener
+        reporter = _reporter(machine, session, options) if may_stop else None
         confinement = _confine(options, own_process)
         timings.mark("confined")
-        session, recorder = _session(stack, machine, options, log)
-        stack.callback(machine.listen(_reporter(machine, session, options)))
+        if reporter:
+            stack.callback(machine.listen(reporter))
         if listener:
             _serve(stack, listener, machine)
         try:
@@ -150,9 +159,11 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
     return outcome.status
 
 
-def _help(options: argparse.Namespace) -> str:
+def _help(options: Options) -> str:
     """What is asked for instead of a run, if anything is."""
     if "help" in options.disk:
+        from pykvm.cli.disk_keys import disk_help
+
         return disk_help()
     if options.trace == "help":
         from pykvm.cli.trace import trace_help
@@ -161,7 +172,7 @@ def _help(options: argparse.Namespace) -> str:
     return ""
 
 
-def _spare_inputs(config: MachineConfig, options: argparse.Namespace) -> None:
+def _spare_inputs(config: MachineConfig, options: Options) -> None:
     """UsageError if what is to be written is a disk's image, a kernel, …"""
     spare_inputs(
         {
@@ -173,7 +184,7 @@ def _spare_inputs(config: MachineConfig, options: argparse.Namespace) -> None:
     )
 
 
-def _confine(options: argparse.Namespace, own_process: bool) -> "Confinement | None":
+def _confine(options: Options, own_process: bool) -> "Confinement | None":
     """Give up what nobody will need while the guest runs. No thread has been started yet."""
     if not own_process and options.sandbox == "on":
         raise UsageError("--sandbox=on confines only a process of pykvm's own", "run 'pykvm boot'")
@@ -193,7 +204,7 @@ def _say_timings(timings: Timings, machine: Machine, confinement: "Confinement |
 
 
 def _session(
-    stack: ExitStack, machine: Machine, options: argparse.Namespace, log: ConsoleLog | None
+    stack: ExitStack, machine: Machine, options: Options, log: ConsoleLog | None
 ) -> tuple[Session, ConsoleRecorder]:
     """Connect ``machine`` with what ``options`` ask for."""
     session: Session
@@ -214,30 +225,30 @@ def _session(
     return session, recorder
 
 
-def _reporter(machine: Machine, session: Session, options: argparse.Namespace) -> StopReporter:
-    ways = ["Ctrl-a c"] if session.has_keys else []
-    if options.monitor:
-        ways.append(f"'cont' on the monitor {options.monitor}")
-    images = {disk.name: str(disk.config.path) for disk in machine.disks}
-    return StopReporter(images, ways, session.say)
-
-
 # What few runs want is imported only for them: start-up time is a feature. It is imported before
 # the guest runs, because later the sandbox does not let it.
 
 
-def _command_session(
-    stack: ExitStack, machine: Machine, options: argparse.Namespace
-) -> "CommandSession":
+def _command_session(stack: ExitStack, machine: Machine, options: Options) -> "CommandSession":
     from pykvm.cli.command import CommandSession
 
     return CommandSession(stack, machine, options.command, json=options.json)
 
 
-def _report(stack: ExitStack, options: argparse.Namespace) -> "Report":
+def _report(stack: ExitStack, options: Options) -> "Report":
     from pykvm.cli.report import Report
 
     return Report(stack, stats=options.stats, as_json=options.json)
+
+
+def _reporter(machine: Machine, session: Session, options: Options) -> "StopReporter":
+    from pykvm.cli.stops import StopReporter
+
+    ways = ["Ctrl-a c"] if session.has_keys else []
+    if options.monitor:
+        ways.append(f"'cont' on the monitor {options.monitor}")
+    images = {disk.name: str(disk.config.path) for disk in machine.disks}
+    return StopReporter(images, ways, session.say)
 
 
 def _listen(stack: ExitStack, path: "Path") -> "MonitorSocket":
@@ -252,7 +263,7 @@ def _serve(stack: ExitStack, listener: "MonitorSocket", machine: Machine) -> Non
     stack.enter_context(Monitor(listener, machine))
 
 
-def _configuration(options: argparse.Namespace) -> MachineConfig:
+def _configuration(options: Options) -> MachineConfig:
     if options.guest is None and options.kernel is None:
         what = "--initrd needs a kernel" if options.initrd else "there is nothing to boot"
         raise UsageError(what, "try 'pykvm boot guest', or --kernel FILE")
@@ -279,12 +290,18 @@ def _configuration(options: argparse.Namespace) -> MachineConfig:
         cpu_affinity=frozenset()
         if options.cpu_affinity is None
         else parse_cpus(options.cpu_affinity),
-        disks=[parse_disk(text) for text in options.disk],
+        disks=_disks(options.disk) if options.disk else (),
         console=console,
         console_size=(size.lines, size.columns) if size and size.lines else None,
         agent=options.command is not None,
         trace=_trace(options.trace) if options.trace else None,
     )
+
+
+def _disks(texts: Sequence[str]) -> "list[DiskConfig]":
+    from pykvm.cli.disk_keys import parse_disk
+
+    return [parse_disk(text) for text in texts]
 
 
 def _trace(text: str) -> "TraceOptions":

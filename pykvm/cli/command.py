@@ -56,7 +56,7 @@ class CommandSession:
         self._ended: Outcome | None = None
         self._timer: threading.Timer | None = None
         self._resumes = 0
-        stack.callback(machine.listen(self._note))
+        self._stack = stack
 
     def release(self) -> None:
         """See Session."""
@@ -69,6 +69,8 @@ class CommandSession:
 
     def run(self, timeout: float | None) -> Outcome:
         """See Session."""
+        # Which starts a thread, and none may run before the process is confined.
+        self._stack.callback(self._machine.listen(self._note))
         self._after(AGENT_SECONDS, self._no_agent)
         try:
             outcome = self._run(timeout)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from pykvm.cli.values import parse_bytes, parse_cpus, parse_whole, split_options
 from pykvm.devices.virtio_blk import (
@@ -32,7 +32,8 @@ from pykvm.devices.virtio_blk.options import (
 )
 from pykvm.devices.virtio_blk.rates import RATE, RATES
 from pykvm.errors import UsageError
-from pykvm.machine.config import DiskConfig
+from pykvm.machine.disks import DiskConfig
+from pykvm.records import record, replace
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.faults import FaultPlan
@@ -83,7 +84,8 @@ def _suggest(word: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else "--disk help lists what there is"
 
 
-class _DiskKey(NamedTuple):
+@record
+class _DiskKey:
     """A key of ``--disk``, which sets the field of its name in DiskConfig or RateLimits.
 
     ``parse`` makes a value of the key, as it was spelled, and the text after
@@ -145,7 +147,8 @@ def _size(allowed: range, meaning: str) -> _DiskKey:
 
 def _or_off(key: _DiskKey) -> _DiskKey:
     """``key``, whose value may also be ``off``: None."""
-    return key._replace(
+    return replace(
+        key,
         parse=lambda name, text: None if text == "off" else key.parse(name, text),
         values=f"{key.values}|off",
     )

@@ -16,8 +16,9 @@ from pykvm.cli.parser import Parser
 from pykvm.cli.say import STDOUT, emit
 from pykvm.errors import HostError, PykvmError
 from pykvm.kvm import constants as c
-from pykvm.kvm.probe import HostTraits, probe
+from pykvm.kvm.probe import probe
 from pykvm.kvm.system import Kvm
+from pykvm.kvm.traits import HostTraits
 from pykvm.machine.bundle import BUNDLED, BUNDLES
 from pykvm.machine.config import DEFAULT_MEMORY, MIB
 from pykvm.machine.create import NEEDED

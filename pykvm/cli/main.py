@@ -1,10 +1,12 @@
 """Entry point of the command line: subcommands, and errors as one sentence each."""
 
 import errno
+import gc
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from pykvm import __version__
 from pykvm.cli.say import emit, say
@@ -24,6 +26,7 @@ COMMANDS = {
     "trace": "summarize or draw what 'boot --trace' wrote",
     "doctor": "show what this host offers for running guests",
 }
+"""Each is in the module of its name: ``run_boot`` and so on."""
 
 
 def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int:
@@ -74,23 +77,16 @@ def _dispatch(arguments: list[str], own_process: bool) -> int:
     if command in ("-V", "--version"):
         emit(f"pykvm {__version__}\n")
         return 0
-    # Each command is imported only when it is run: start-up time is a feature.
-    if command == "boot":
-        from pykvm.cli.boot import run_boot
-
-        return run_boot(arguments[1:], own_process)
-    if command == "bench":
-        from pykvm.cli.bench import run_bench
-
-        return run_bench(arguments[1:])
-    if command == "trace":
-        from pykvm.cli.trace import run_trace
-
-        return run_trace(arguments[1:])
-    if command == "doctor":
-        from pykvm.cli.doctor import run_doctor
-
-        return run_doctor(arguments[1:])
+    if command in COMMANDS:
+        # Each is imported only when it is run: start-up time is a feature.
+        run = getattr(import_module(f"pykvm.cli.{command}"), f"run_{command}")
+        if own_process:
+            # What has been imported stays: nobody needs to look at it again.
+            gc.freeze()
+            gc.enable()
+        confinable = {"own_process": own_process} if command == "boot" else {}
+        status: int = run(arguments[1:], **confinable)
+        return status
     import difflib
 
     close = difflib.get_close_matches(command, COMMANDS, n=1)

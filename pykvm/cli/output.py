@@ -4,22 +4,23 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
-from typing import IO, TYPE_CHECKING, Self
 
 from pykvm.cli.say import say
 from pykvm.cli.streams import OutputWriter
 from pykvm.errors import UsageError, reason_of
 from pykvm.platform.outcome import Outcome, OutcomeKind
+from pykvm.typed import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import IO
 
 TAIL_BYTES = 16 << 10
 TAIL_LINES = 20
 _QUIET = (OutcomeKind.POWER_OFF, OutcomeKind.RESET, OutcomeKind.HALTED, OutcomeKind.QUIT)
 
 
-def open_output(path: "Path | str", option: str) -> IO[bytes]:
+def open_output(path: "Path | str", option: str) -> "IO[bytes]":
     """``path`` open for writing and empty; UsageError, which names ``option``."""
     try:
         return open(path, "wb", buffering=0)

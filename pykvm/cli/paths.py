@@ -1,7 +1,6 @@
 """Paths on the command line: types of argparse, which names the option of a wrong one."""
 
-import argparse
-from typing import TYPE_CHECKING
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -10,6 +9,8 @@ if TYPE_CHECKING:
 def path_text(text: str) -> str:
     """``text``, which is a path or stands for something else, as ``-`` does."""
     if not text:  # which Path would take for the current folder
+        import argparse  # which is only there if something is amiss
+
         raise argparse.ArgumentTypeError("the path is empty")
     return text
 

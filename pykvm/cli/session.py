@@ -2,15 +2,18 @@
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Protocol
 
-from pykvm.cli.keys import HELP, Key
 from pykvm.cli.say import STDERR, STDIN, STDOUT, say
 from pykvm.cli.streams import InputPump, OutputWriter, ScriptInput, output_failure
-from pykvm.cli.terminal import RawTerminal
 from pykvm.machine.machine import Machine
 from pykvm.platform.outcome import Outcome
+from pykvm.typed import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from pykvm.cli.keys import Key
+    from pykvm.cli.terminal import RawTerminal
 
 
 class Session(Protocol):
@@ -23,15 +26,12 @@ class Session(Protocol):
 
     def say(self, text: str) -> None:
         """Tell the user something while the guest runs."""
-        ...
 
     def run(self, timeout: float | None) -> Outcome:
         """Run the machine to its end."""
-        ...
 
     def release(self) -> None:
         """Drop output that would have to wait from now on: the run is over."""
-        ...
 
 
 class ConsoleSession:
@@ -42,8 +42,9 @@ class ConsoleSession:
         self._machine = machine
         writer = OutputWriter(STDERR if json else STDOUT, self._output_failed)
         self._writer = stack.enter_context(writer)
-        self._terminal = RawTerminal(STDIN)
         self.has_keys = os.isatty(STDIN)
+        self._terminal = _terminal() if self.has_keys else None
+        self._actions = _actions(machine) if self.has_keys else {}
 
     def show(self, data: bytes) -> None:
         """The guest prints ``data``."""
@@ -55,35 +56,58 @@ class ConsoleSession:
 
     def say(self, text: str) -> None:
         """See Session."""
-        say(text, raw=self._terminal.raw and os.isatty(STDERR))
+        say(text, raw=self._terminal is not None and self._terminal.raw and os.isatty(STDERR))
 
     def run(self, timeout: float | None) -> Outcome:
         """See Session."""
-        console = self._machine.board.console
-        with self._terminal as terminal:
-            if terminal.is_terminal:
-                pump = InputPump(
-                    STDIN, console.feed, self._terminal_gone, on_key=self._key, terminal=terminal
-                )
-            else:
-                script = ScriptInput(console.feed)
-                pump = InputPump(STDIN, script.feed, script.end)
-            console.on_room = pump.wake
+        with ExitStack() as stack:
+            pump = self._input(stack)
+            self._machine.board.console.on_room = pump.wake
             with pump:
                 return self._machine.run(timeout)
 
-    def _key(self, key: Key) -> None:
-        if key is Key.QUIT:
-            self._machine.finish(Outcome.quit())
-        elif key is Key.STOP:
-            self._machine.request_pause()
-        elif key is Key.CONTINUE:
-            self._machine.request_resume()
+    def _input(self, stack: ExitStack) -> InputPump:
+        feed = self._machine.board.console.feed
+        terminal = self._terminal
+        if terminal and stack.enter_context(terminal).is_terminal:
+            return InputPump(STDIN, feed, self._terminal_gone, on_key=self._key, terminal=terminal)
+        script = ScriptInput(feed)
+        return InputPump(STDIN, script.feed, script.end)
+
+    def _key(self, key: "Key") -> None:
+        if action := self._actions.get(key):
+            action()
         else:
-            self._writer.write(HELP.encode())
+            self._writer.write(_help().encode())
 
     def _terminal_gone(self) -> None:
         self._machine.finish(Outcome.signalled(signal.SIGHUP))
 
     def _output_failed(self, error: OSError) -> None:
         self._machine.finish(output_failure(error))
+
+
+# Start-up time is a feature: imported for terminals only, and before the guest runs, because later
+# the sandbox does not let it.
+
+
+def _terminal() -> "RawTerminal":
+    from pykvm.cli.terminal import RawTerminal
+
+    return RawTerminal(STDIN)
+
+
+def _actions(machine: Machine) -> "dict[Key, Callable[[], None]]":
+    from pykvm.cli.keys import Key
+
+    return {
+        Key.QUIT: lambda: machine.finish(Outcome.quit()),
+        Key.STOP: machine.request_pause,
+        Key.CONTINUE: machine.request_resume,
+    }
+
+
+def _help() -> str:
+    from pykvm.cli.keys import HELP
+
+    return HELP

@@ -3,9 +3,12 @@
 import errno
 import os
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.machine.events import BlockIoError, Event, Resume, Stop
+
+if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk import IoError
 
 
 class StopReporter:
@@ -27,7 +30,7 @@ class StopReporter:
     def __call__(self, event: Event) -> None:
         """Say what is to be said about ``event``."""
         if isinstance(event, BlockIoError):
-            if event.error.action is ErrorAction.STOP and event.device not in self._failed:
+            if event.error.stops and event.device not in self._failed:
                 self._failed.add(event.device)
                 self._say(self._failure(event))
         elif isinstance(event, Resume):
@@ -46,7 +49,7 @@ class StopReporter:
         return f"{where}: {describe(error)}; the guest is stopped: {advice}"
 
 
-def describe(error: IoError) -> str:
+def describe(error: "IoError") -> str:
     """What failed and why, without a full stop."""
     what = f"a {error.operation}"
     if error.operation != "flush":

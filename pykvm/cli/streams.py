@@ -6,11 +6,13 @@ import select
 import signal
 import threading
 from collections.abc import Callable
-from typing import Self
 
-from pykvm.cli.keys import EscapeParser, Key
-from pykvm.cli.terminal import RawTerminal
 from pykvm.platform.outcome import Outcome
+from pykvm.typed import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from pykvm.cli.keys import Key
+    from pykvm.cli.terminal import RawTerminal
 
 _CHUNK = 4096
 """Bytes moved at a time; a pipe that poll() calls writable takes PIPE_BUF = 4096 at once."""
@@ -61,15 +63,19 @@ class InputPump:
         feed: Callable[[bytes], bool],
         ended: Callable[[], None],
         *,
-        on_key: Callable[[Key], None] | None = None,
-        terminal: RawTerminal | None = None,
+        on_key: "Callable[[Key], None] | None" = None,
+        terminal: "RawTerminal | None" = None,
     ) -> None:
         self._fd = fd
         self._feed = feed
         self._ended = ended
         self._on_key = on_key
         self._terminal = terminal
-        self._parser = EscapeParser()
+        if on_key:
+            # Start-up time is a feature: imported for terminals only.
+            from pykvm.cli.keys import EscapeParser
+
+            self._parser = EscapeParser()
         self._lock = threading.Lock()
         self._eventfd = -1
         self._stopped = False
@@ -148,9 +154,9 @@ class InputPump:
         select.select([self._eventfd], [], [], _LOOK_AGAIN_MS / 1000)
         return True
 
-    def _type(self, data: bytes, on_key: Callable[[Key], None]) -> None:
+    def _type(self, data: bytes, on_key: "Callable[[Key], None]") -> None:
         for item in self._parser.feed(data):
-            if isinstance(item, Key):
+            if not isinstance(item, bytes):
                 on_key(item)
             elif self._ahead < _TYPED_AHEAD:
                 self._ahead = 0 if self._feed(item) else self._ahead + len(item)

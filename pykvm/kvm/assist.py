@@ -34,11 +34,14 @@ from pykvm.kvm.errors import KvmError
 from pykvm.kvm.exits import Debug, Exit, InternalError, MsrWrite
 from pykvm.kvm.linux_options import linux_options, without_hypercalls
 from pykvm.kvm.paging import GuestView
-from pykvm.kvm.probe import HostTraits
-from pykvm.kvm.structs import Regs, Segment
+from pykvm.kvm.traits import HostTraits
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.kvm.vm import Vm
 from pykvm.memory.ram import GuestAddressError, Ram
+from pykvm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pykvm.kvm.structs import Regs, Segment
 
 _GPR = [
     "rax",
@@ -118,11 +121,11 @@ class Assist:
     and after its state has been replaced.
     """
 
-    def __init__(self, traits: HostTraits, vm: Vm, ram: Ram, vcpus: Iterable[Vcpu]) -> None:
-        """Set up ``vm``, whose vCPUs have not run yet; MissingCapability."""
+    def __init__(self, traits: HostTraits, vm: Vm, ram: Ram) -> None:
+        """Set up ``vm``, best before it has anything else; MissingCapability."""
         self._ram = ram
         self._deliver_syscalls = not traits.syscall_works
-        self._states = {vcpu.index: _VcpuState() for vcpu in vcpus}
+        self._states: dict[int, _VcpuState] = {}
         # vCPUs usually share one interrupt table.
         self._installing = Lock()
         self._installed = False
@@ -147,11 +150,11 @@ class Assist:
 
     def prepare(self, vcpu: Vcpu) -> None:
         """Take over the system-call MSRs and interrupt table that ``vcpu`` has now."""
+        state = self._states.setdefault(vcpu.index, _VcpuState())
         if not self._deliver_syscalls:
             return
         # Every system call looks at both: with two ioctls instead it takes 15 us longer.
         vcpu.sync(c.KVM_SYNC_X86_REGS | c.KVM_SYNC_X86_SREGS)
-        state = self._states[vcpu.index]
         msrs = vcpu.get_msrs((MSR_LSTAR, MSR_SYSCALL_MASK))
         state.lstar, state.syscall_mask = msrs[MSR_LSTAR], msrs[MSR_SYSCALL_MASK]
         self._place_breakpoint(vcpu, state)
@@ -349,7 +352,7 @@ def _breakpoint(vcpu: Vcpu, address: int) -> None:
         vcpu.set_guest_debug(0)
 
 
-def _load(regs: Regs, state: State) -> None:
+def _load(regs: "Regs", state: State) -> None:
     for name, value in zip(_GPR, state.gpr, strict=True):
         setattr(regs, name, value)
     regs.rip, regs.rflags = state.rip, state.rflags
@@ -385,7 +388,7 @@ def _enter_user_mode(vcpu: Vcpu) -> None:
     vcpu.changed(c.KVM_SYNC_X86_SREGS)
 
 
-def _flat(segment: Segment, selector: int, kind: int, long: int) -> None:
+def _flat(segment: "Segment", selector: int, kind: int, long: int) -> None:
     segment.base, segment.limit, segment.selector = 0, 0xFFFF_FFFF, selector & 0xFFFF
     segment.type, segment.s, segment.dpl, segment.present = kind, 1, 3, 1
     segment.l, segment.db, segment.g, segment.unusable = long, 1 - long, 1, 0

@@ -6,9 +6,9 @@ _IOW and its like do, so a wrong structure shows as a wrong number in
 """
 
 from types import MappingProxyType
-from typing import Final
 
 from pykvm.kvm.native import ffi
+from pykvm.typed import Final
 
 _KVMIO: Final = 0xAE
 _WRITE: Final = 1

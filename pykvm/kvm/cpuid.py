@@ -1,8 +1,7 @@
 """CPUID leaves as values."""
 
-from typing import Any
-
 from pykvm.records import record
+from pykvm.typed import Any
 
 
 @record

@@ -1,10 +1,10 @@
 """A file descriptor of KVM's, its one owner, and ioctls on it."""
 
 import os
-from typing import Any, Self
 
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.native import ffi, libc
+from pykvm.typed import Any, Self
 
 
 class Descriptor:

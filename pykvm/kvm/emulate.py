@@ -10,9 +10,9 @@ CPL 0 is meant. Source of every effect: Intel SDM volume 2.
 from collections.abc import Callable
 from enum import Enum, auto
 from types import MappingProxyType
-from typing import Final, Protocol
 
 from pykvm.records import record
+from pykvm.typed import Final, Protocol
 
 BP_VECTOR: Final = 3
 UD_VECTOR: Final = 6
@@ -84,11 +84,9 @@ class Memory(Protocol):
 
     def read(self, address: int, length: int) -> bytes:
         """``length`` bytes at ``address``."""
-        ...
 
     def write(self, address: int, data: bytes) -> None:
         """Store ``data`` at ``address``, all of it or nothing."""
-        ...
 
 
 class Outcome(Enum):

@@ -1,10 +1,10 @@
 """What Linux is told, on its command line and by CPUID, where KVM emulates its kernel code."""
 
 from collections.abc import Iterable
-from typing import Final
 
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.records import replace
+from pykvm.typed import Final
 
 _KVM_CPUID_FEATURES: Final = 0x4000_0001
 # KVM_FEATURE_PV_UNHALT, _PV_SEND_IPI, _PV_SCHED_YIELD and _HC_MAP_GPA_RANGE.

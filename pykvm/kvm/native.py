@@ -4,9 +4,8 @@ Typed as Any because the fields of C structures are unknown to mypy;
 ``structs.py`` has types for the ones that others use.
 """
 
-from typing import Any
-
 from pykvm.kvm import _abi
+from pykvm.typed import Any
 
 ffi: Any = _abi.ffi
 libc: Any = ffi.dlopen(None)

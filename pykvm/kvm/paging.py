@@ -6,10 +6,9 @@ a walk ends after its four or five levels whatever it finds. Accessed and
 dirty bits are not set. Source: Intel SDM volume 3, §4.5.
 """
 
-from typing import Protocol
-
 from pykvm.kvm.emulate import GP_VECTOR, PF_VECTOR, Fault, GuestFault
 from pykvm.memory.ram import GuestAddressError, Ram
+from pykvm.typed import Protocol
 
 NOT_PRESENT = -1
 """No page is mapped at the address."""

@@ -11,59 +11,24 @@ from collections.abc import Generator
 from math import inf
 from struct import pack
 from time import perf_counter
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pykvm.kvm import constants as c
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.exits import Exit, InternalError, IoExit
 from pykvm.kvm.runner import VcpuThread
-from pykvm.kvm.structs import Segment
 from pykvm.kvm.system import Kvm
+from pykvm.kvm.traits import HostTraits
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.memory import GuestMemory, Ram
-from pykvm.records import record, replace
+from pykvm.records import replace
+
+if TYPE_CHECKING:
+    from pykvm.kvm.structs import Segment
 
 FAST_MIPS: Final = 1000.0
 """The most that is reported: a short measurement tells no more."""
-SLOW_MIPS: Final = 30.0
-"""Below this, CPL 0 is emulated: emulation was seen to manage 4, any processor has hundreds."""
-
-
-@record
-class HostTraits:
-    """How this host's KVM treats guests. The defaults are those of an ordinary host."""
-
-    syscall_works: bool = True
-    """SYSCALL from CPL 3 in 64-bit mode arrives at CPL 0."""
-    cpuid_masked: bool = True
-    """The guest sees the CPUID that KVM_SET_CPUID2 gave it."""
-    instructions_complete: bool = True
-    """Kernel code may use any instruction (FWAIT was tried)."""
-    cpl0_mips: float | None = None
-    """Million instructions per second at CPL 0, roughly; None if not measured."""
-
-    @property
-    def slow_cpl0(self) -> bool:
-        """Kernel code is emulated one instruction at a time."""
-        return self.cpl0_mips is not None and self.cpl0_mips < SLOW_MIPS
-
-    @property
-    def needs_assists(self) -> bool:
-        """Whether Linux runs only with the help of :class:`pykvm.kvm.assist.Assist`."""
-        return bool(self.reasons)
-
-    @property
-    def reasons(self) -> list[str]:
-        """Why assists are needed, one phrase each; empty on an ordinary host."""
-        found = []
-        if not self.syscall_works:
-            found.append("SYSCALL does not reach the guest's kernel")
-        if not self.instructions_complete:
-            found.append("KVM refuses instructions that kernels use")
-        if not self.cpuid_masked:
-            found.append("CPUID shows features that KVM cannot provide")
-        return found
 
 
 def probe(kvm: Kvm, timeout: float = 5.0, *, measure: bool = False) -> HostTraits:
@@ -247,7 +212,7 @@ def _set_registers(vcpu: Vcpu, rounds: int) -> None:
     vcpu.set_regs(regs)
 
 
-def _segment(segment: Segment, selector: int, kind: int, long: int, system: bool = False) -> None:
+def _segment(segment: "Segment", selector: int, kind: int, long: int, system: bool = False) -> None:
     segment.base, segment.selector, segment.type, segment.present = 0, selector, kind, 1
     segment.limit = 0x67 if system else 0xFFFF_FFFF
     segment.s, segment.g, segment.dpl, segment.l = not system, not system, 0, long

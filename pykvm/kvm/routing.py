@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from threading import Lock
-from typing import Protocol
 
 from pykvm.kvm.constants import (
     KVM_IOAPIC_NUM_PINS,
@@ -12,6 +11,7 @@ from pykvm.kvm.constants import (
 )
 from pykvm.kvm.errors import KvmError
 from pykvm.records import record
+from pykvm.typed import Protocol
 
 FIRST_MSI_GSI = KVM_IOAPIC_NUM_PINS
 
@@ -53,7 +53,6 @@ class RouteTable(Protocol):
 
     def set_gsi_routing(self, routes: Sequence[Route]) -> None:
         """Replace the whole table."""
-        ...
 
 
 class GsiRouter:

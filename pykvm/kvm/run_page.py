@@ -1,9 +1,9 @@
 """The kvm_run area that a vCPU shares with the kernel."""
 
 import mmap
-from typing import Any
 
 from pykvm.kvm.native import ffi
+from pykvm.typed import Any
 
 MMIO_DATA = ffi.offsetof("struct kvm_run", "mmio", "data")
 """Offset of kvm_run.mmio.data: 8 bytes."""

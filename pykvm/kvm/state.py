@@ -1,14 +1,16 @@
 """A vCPU's state, got and set with one ioctl each."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from pykvm.kvm import constants as c
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.descriptor import Descriptor
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.native import ffi
-from pykvm.kvm.structs import Regs, Sregs, VcpuEvents
+from pykvm.typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pykvm.kvm.structs import Regs, Sregs, VcpuEvents
 
 
 class VcpuState(Descriptor):
@@ -25,25 +27,25 @@ class VcpuState(Descriptor):
         self._ioctl(name, request, value)
         return value
 
-    def get_regs(self) -> Regs:
+    def get_regs(self) -> "Regs":
         """The general registers."""
         regs: Regs = self._get("struct kvm_regs", "KVM_GET_REGS", c.KVM_GET_REGS)
         return regs
 
-    def set_regs(self, regs: Regs) -> None:
+    def set_regs(self, regs: "Regs") -> None:
         """Load the general registers."""
         self._ioctl("KVM_SET_REGS", c.KVM_SET_REGS, regs)
 
-    def get_sregs(self) -> Sregs:
+    def get_sregs(self) -> "Sregs":
         """Segment, control and system registers."""
         sregs: Sregs = self._get("struct kvm_sregs", "KVM_GET_SREGS", c.KVM_GET_SREGS)
         return sregs
 
-    def set_sregs(self, sregs: Sregs) -> None:
+    def set_sregs(self, sregs: "Sregs") -> None:
         """Load them; KvmError EINVAL if they contradict each other."""
         self._ioctl("KVM_SET_SREGS", c.KVM_SET_SREGS, sregs)
 
-    def get_events(self) -> VcpuEvents:
+    def get_events(self) -> "VcpuEvents":
         """Pending and injected exceptions, interrupts and NMIs."""
         events: VcpuEvents = self._get(
             "struct kvm_vcpu_events", "KVM_GET_VCPU_EVENTS", c.KVM_GET_VCPU_EVENTS

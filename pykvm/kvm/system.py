@@ -2,7 +2,6 @@
 
 import errno
 import os
-from typing import Self
 
 from pykvm.kvm.constants import (
     KVM_API_VERSION,
@@ -17,6 +16,7 @@ from pykvm.kvm.descriptor import Descriptor
 from pykvm.kvm.errors import KvmError, KvmUnavailable
 from pykvm.kvm.native import ffi
 from pykvm.kvm.vm import Vm
+from pykvm.typed import Self
 
 _MAX_CPUID_ENTRIES = 256
 
@@ -28,6 +28,7 @@ class Kvm(Descriptor):
         """Take over ``fd``, an open KVM device; KvmUnavailable if it is something else."""
         super().__init__(fd)
         self.path = path
+        self._supported_cpuid: list[CpuidEntry] = []
         try:
             self._check_version()
             self.vcpu_mmap_size = self._ioctl("KVM_GET_VCPU_MMAP_SIZE", KVM_GET_VCPU_MMAP_SIZE)
@@ -63,6 +64,11 @@ class Kvm(Descriptor):
 
     def supported_cpuid(self) -> list[CpuidEntry]:
         """The CPUID leaves that KVM supports on this host (KVM_GET_SUPPORTED_CPUID)."""
+        if not self._supported_cpuid:
+            self._supported_cpuid = self._get_supported_cpuid()
+        return list(self._supported_cpuid)
+
+    def _get_supported_cpuid(self) -> list[CpuidEntry]:
         table = ffi.new("struct kvm_cpuid2 *", {"entries": _MAX_CPUID_ENTRIES})
         table.nent = _MAX_CPUID_ENTRIES
         self._ioctl("KVM_GET_SUPPORTED_CPUID", KVM_GET_SUPPORTED_CPUID, table)

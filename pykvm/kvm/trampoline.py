@@ -11,7 +11,6 @@ rip is LSTAR.
 Pure: works on a :class:`GuestView`.
 """
 
-import re
 from struct import pack
 
 from pykvm.kvm.emulate import GuestFault
@@ -23,7 +22,8 @@ _PAGES_SEARCHED = 512
 _ROOM = 64
 # The linker fills gaps with INT3. A gap counts only behind other bytes of its page: pages that
 # are padding as a whole are given back by Linux once it has booted.
-_PADDING = re.compile(rb"[^\xcc](\xcc{%d,})" % _ROOM)
+_INT3 = b"\xcc"
+_PADDING = _INT3 * _ROOM
 
 _CMP = b"\x48\x81\x7c\x24\x08"  # cmpq $imm32, 8(%rsp): the stacked rip
 _JNE = b"\x0f\x85"
@@ -59,10 +59,12 @@ def find_room(view: GuestView, near: int) -> int:
     page = near & ~(_PAGE - 1)
     for _ in range(_PAGES_SEARCHED):
         try:
-            found = _PADDING.search(view.fetch(page, _PAGE))
+            code = view.fetch(page, _PAGE)
         except (GuestFault, GuestAddressError):
             return 0
-        if found:
-            return page + ((found.start(1) + 15) & ~15)
+        # What begins with the page may go with the code before it.
+        start = code.find(_PADDING, len(code) - len(code.lstrip(_INT3)))
+        if start >= 0:
+            return page + ((start + 15) & ~15)
         page += _PAGE
     return 0

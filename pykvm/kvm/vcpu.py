@@ -2,7 +2,6 @@
 
 import errno
 from collections.abc import Iterable
-from typing import Any
 
 from pykvm.kvm import constants as c
 from pykvm.kvm.constants import KVM_RUN, KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS
@@ -11,7 +10,10 @@ from pykvm.kvm.exits import INTERRUPTED, Exit, decode
 from pykvm.kvm.native import ffi, libc
 from pykvm.kvm.run_page import RunPage
 from pykvm.kvm.state import VcpuState
-from pykvm.kvm.structs import Regs, Sregs, VcpuEvents
+from pykvm.typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pykvm.kvm.structs import Regs, Sregs, VcpuEvents
 
 _SIGSET_BYTES = 8
 _IOC_WRITE = 1
@@ -121,19 +123,19 @@ class Vcpu(VcpuState):
         return self._synced
 
     @property
-    def regs(self) -> Regs:
+    def regs(self) -> "Regs":
         """The general registers as of the last exit."""
         regs: Regs = self._part(KVM_SYNC_X86_REGS).regs
         return regs
 
     @property
-    def sregs(self) -> Sregs:
+    def sregs(self) -> "Sregs":
         """The segment, control and system registers as of the last exit."""
         sregs: Sregs = self._part(KVM_SYNC_X86_SREGS).sregs
         return sregs
 
     @property
-    def events(self) -> VcpuEvents:
+    def events(self) -> "VcpuEvents":
         """Pending and injected events as of the last exit."""
         events: VcpuEvents = self._part(KVM_SYNC_X86_EVENTS).events
         return events

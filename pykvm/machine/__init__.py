@@ -7,10 +7,13 @@
 Nothing is global: any number of machines may live in one process.
 """
 
-from pykvm.machine.config import ConsoleMode, DiskConfig, MachineConfig
-from pykvm.machine.disks import Disk, IoStatus
+from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.machine import Machine
 from pykvm.machine.run_state import RunState
+from pykvm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pykvm.machine.disks import Disk, DiskConfig, IoStatus
 
 __all__ = [
     "ConsoleMode",
@@ -21,3 +24,12 @@ __all__ = [
     "MachineConfig",
     "RunState",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # A machine without disks does not need them.
+    if name not in ("Disk", "DiskConfig", "IoStatus"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pykvm.machine import disks
+
+    return getattr(disks, name)

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import TYPE_CHECKING
 
-from pykvm.devices.virtio_blk import CacheMode, DiskOptions, EngineKind
 from pykvm.records import record
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pykvm.devices.virtio_blk import EngineFactory
-    from pykvm.devices.virtio_blk.faults import FaultPlan
+    from pykvm.machine.disks import DiskConfig
     from pykvm.trace.options import TraceOptions
 
 MIB = 1 << 20
@@ -27,25 +25,6 @@ class ConsoleMode(Enum):
     """A shell that reads a script: no prompt, no echo, Ctrl-D is the end of file."""
     NONE = "none"
     """Nothing: the guest is driven through its agent."""
-
-
-@record
-class DiskConfig(DiskOptions):
-    """One virtio-blk disk backed by the raw image or block device at ``path``.
-
-    ``readonly`` offers VIRTIO_BLK_F_RO and opens the file for reading only;
-    ``snapshot`` only does the latter: writes go to a temporary file.
-    ``engine`` is or makes what executes the disk's operations, and ``faults``
-    says which of these it is not to carry out as it should. The other options
-    are DiskOptions'; docs/reference/disk-options.md tells of all.
-    """
-
-    path: "Path"
-    readonly: bool = False
-    snapshot: bool = False
-    cache: CacheMode = CacheMode.WRITEBACK
-    engine: "EngineKind | EngineFactory" = EngineKind.AUTO
-    faults: "FaultPlan | None" = None
 
 
 @record
@@ -70,7 +49,7 @@ class MachineConfig:
     memory: int = 0
     cpus: int = 1
     cpu_affinity: frozenset[int] = frozenset()
-    disks: Sequence[DiskConfig] = ()
+    disks: "Sequence[DiskConfig]" = ()
     console: ConsoleMode = ConsoleMode.SHELL
     console_size: tuple[int, int] | None = None
     agent: bool = False

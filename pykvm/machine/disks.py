@@ -1,26 +1,44 @@
-"""The disks of a machine, as others see them."""
+"""The disks of a machine, as others see them; imported when there are some."""
 
 import errno
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from pykvm.devices.virtio_blk import ErrorAction, IoError
-from pykvm.machine.config import DiskConfig
+from pykvm.devices.virtio_blk import CacheMode, DiskOptions, EngineKind, IoError
+from pykvm.records import record
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pykvm.devices.virtio_blk import EngineFactory, Image, RateLimits, VirtioBlk
+    from pykvm.devices.virtio_blk.faults import FaultPlan
 
 
-class OpenImage(NamedTuple):
-    """An image, what makes its engines, and a sentence for people: which these are, and why."""
+@record
+class DiskConfig(DiskOptions):
+    """One virtio-blk disk backed by the raw image or block device at ``path``.
 
-    image: "Image"
-    engine: "EngineFactory"
-    reason: str
+    ``readonly`` offers VIRTIO_BLK_F_RO and opens the file for reading only;
+    ``snapshot`` only does the latter: writes go to a temporary file.
+    ``engine`` is or makes what executes the disk's operations, and ``faults``
+    says which of these it is not to carry out as it should. The other options
+    are DiskOptions'; docs/reference/disk-options.md tells of all.
+    """
+
+    path: "Path"
+    readonly: bool = False
+    snapshot: bool = False
+    cache: CacheMode = CacheMode.WRITEBACK
+    engine: "EngineKind | EngineFactory" = EngineKind.AUTO
+    faults: "FaultPlan | None" = None
 
 
-def open_image(config: DiskConfig) -> OpenImage:
-    """Open what ``config`` asks for; UsageError. The image belongs to the caller."""
+def open_image(config: DiskConfig) -> "tuple[Image, EngineFactory, str]":
+    """Open what ``config`` asks for; UsageError.
+
+    The image, which belongs to the caller, what makes its engines, and a
+    sentence for people: which these are, and why.
+    """
     from pykvm.devices.virtio_blk import Image, choose
 
     image = Image(config.path, config.readonly or config.snapshot, config.cache)
@@ -37,7 +55,7 @@ def open_image(config: DiskConfig) -> OpenImage:
     except BaseException:
         image.close()
         raise
-    return OpenImage(image, engine, reason)
+    return image, engine, reason
 
 
 class IoStatus(Enum):
@@ -93,7 +111,7 @@ class Disk:
     def failed(self, error: IoError) -> None:
         """Note ``error``, which the device has announced."""
         self.last_error = error
-        if error.action is ErrorAction.STOP and self.io_status is IoStatus.OK:
+        if error.stops and self.io_status is IoStatus.OK:
             full = error.errno == errno.ENOSPC
             self.io_status = IoStatus.NOSPACE if full else IoStatus.FAILED
 

@@ -4,10 +4,12 @@ import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Final
 
-from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.platform.outcome import Outcome
+from pykvm.typed import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk import IoError
 
 MAX_BACKLOG: Final = 1000
 """So many events may wait for somebody before those that a guest can cause at will are lost."""
@@ -34,7 +36,7 @@ class BlockIoError(Event):
     If its action is STOP, a :class:`Stop` follows.
     """
 
-    def __init__(self, device: str, error: IoError) -> None:
+    def __init__(self, device: str, error: "IoError") -> None:
         super().__init__()
         self.device = device
         self.error = error
@@ -151,4 +153,4 @@ def may_be_lost(event: Event, backlog: int) -> bool:
     """Whether ``event``, with ``backlog`` others before it, is one of too many from a guest."""
     if backlog < MAX_BACKLOG or not isinstance(event, BlockIoError):
         return False
-    return event.error.action is not ErrorAction.STOP
+    return not event.error.stops

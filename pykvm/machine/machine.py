@@ -2,23 +2,20 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
 
-from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.kvm.pci_platform import KvmPlatform
-from pykvm.kvm.probe import HostTraits, probe
 from pykvm.kvm.runner import VcpuThread
 from pykvm.kvm.system import Kvm
+from pykvm.kvm.traits import HostTraits, host_traits
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.kvm.vm import Vm
 from pykvm.machine.board import Board
-from pykvm.machine.config import ConsoleMode, DiskConfig, MachineConfig
+from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.cpu import apply_entry
-from pykvm.machine.create import check_limits, create_vm, guest_cpuid, memory_sizes
-from pykvm.machine.disks import Disk, open_image
+from pykvm.machine.create import add_chips, check_limits, create_vm, guest_cpuid, memory_sizes
 from pykvm.machine.end import EndOfRun
 from pykvm.machine.events import (
     Announcer,
@@ -35,10 +32,13 @@ from pykvm.machine.timings import Timings
 from pykvm.machine.tracing import disk_trace, open_trace
 from pykvm.memory import GuestMemory, Ram
 from pykvm.platform.outcome import Outcome, OutcomeKind
+from pykvm.typed import TYPE_CHECKING, Any, Self
 from pykvm.x86.loader import load_kernel
 
 if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk import IoError
     from pykvm.kvm.assist import Assist
+    from pykvm.machine.disks import Disk, DiskConfig
 
 FIRST_LOOK_SECONDS = 0.1
 LAST_LOOK_SECONDS = 1.0
@@ -110,7 +110,7 @@ class Machine:
     def _build(self, stack: ExitStack, config: MachineConfig) -> None:
         self.trace = open_trace(stack, config.trace)
         kvm = stack.enter_context(Kvm.open())
-        self.traits: HostTraits = probe(kvm)
+        self.traits: HostTraits = host_traits(kvm)
         self.timings.mark("host probed")
         guest = resolve(config, EMULATED if self.traits.needs_assists else NATIVE)
         if guest.notice:
@@ -120,6 +120,8 @@ class Machine:
         stack.callback(memory.close)
         self.ram: Ram = memory.ram
         vm = stack.enter_context(create_vm(kvm, memory))
+        assist = self._assist(vm)
+        add_chips(vm)
         vcpus = [stack.enter_context(vm.create_vcpu(index)) for index in range(config.cpus)]
         platform = KvmPlatform(vm)
         self.board = Board(
@@ -135,7 +137,6 @@ class Machine:
         stack.callback(self.board.close)
         for disk in config.disks:
             self._add_disk(disk, platform)
-        assist = self._assist(vm, vcpus)
         host_options = assist.command_line(vcpus[0].tsc_khz()) if assist else []
         self.timings.mark("machine built")
         loaded = load_kernel(
@@ -168,8 +169,9 @@ class Machine:
         )
         self._threads.append(VcpuThread(vcpu, handler, self._vcpu_ended, cpus))
 
-    def _add_disk(self, disk: DiskConfig, platform: KvmPlatform) -> None:
+    def _add_disk(self, disk: "DiskConfig", platform: KvmPlatform) -> None:
         from pykvm.devices.virtio_blk import VirtioBlk
+        from pykvm.machine.disks import Disk, open_image
         from pykvm.pci.virtio_pci import VirtioPci
 
         name = f"virtio{len(self.disks)}"
@@ -198,13 +200,13 @@ class Machine:
     def _channel_output(self, data: bytes) -> None:
         self.channel(data)
 
-    def _assist(self, vm: Vm, vcpus: Sequence[Vcpu]) -> "Assist | None":
+    def _assist(self, vm: Vm) -> "Assist | None":
         """The helper that this host needs, or None: ordinary hosts never import it."""
         if not self.traits.needs_assists:
             return None
         from pykvm.kvm.assist import Assist
 
-        return Assist(self.traits, vm, self.ram, vcpus)
+        return Assist(self.traits, vm, self.ram)
 
     # -- running --------------------------------------------------------
 
@@ -360,12 +362,12 @@ class Machine:
         if thread.error is not None:
             self._failed(thread.error)
 
-    def _io_error(self, index: int, error: IoError) -> None:
+    def _io_error(self, index: int, error: "IoError") -> None:
         """A disk's thread reports; it must not wait for the stop that it may ask for."""
         disk = self.disks[index]
         disk.failed(error)
         event = BlockIoError(disk.name, error)
-        if error.action is ErrorAction.STOP:
+        if error.stops:
             self._control.io_error(event)
         else:
             self._announcer.announce(event)

@@ -1,7 +1,8 @@
 """Connects the disks of a machine with the file of a trace. Imported always, wanted rarely."""
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk import Image

@@ -4,7 +4,7 @@ The PCI code knows nothing of KVM: the machine implements these protocols
 with irqfds, GSI routes and ioeventfds, and tests implement them with lists.
 """
 
-from typing import Protocol
+from pykvm.typed import Protocol
 
 
 class MsiVector(Protocol):
@@ -13,23 +13,18 @@ class MsiVector(Protocol):
     @property
     def eventfd(self) -> int:
         """Write 1 to it to raise the interrupt; valid until :meth:`close`."""
-        ...
 
     def route(self, address: int, data: int) -> None:
         """The message to send from now on: 64-bit address, 32-bit data."""
-        ...
 
     def mask(self) -> None:
         """Deliver nothing until the next :meth:`route`; what arrives stays in the eventfd."""
-        ...
 
     def take_pending(self) -> bool:
         """While masked: whether something arrived, which is then forgotten (for the PBA)."""
-        ...
 
     def close(self) -> None:
         """Give the vector back."""
-        ...
 
 
 class InterruptLine(Protocol):
@@ -38,11 +33,9 @@ class InterruptLine(Protocol):
     @property
     def gsi(self) -> int:
         """The line's number, for the Interrupt Line register."""
-        ...
 
     def set(self, level: bool) -> None:
         """Drive the line. From any thread."""
-        ...
 
 
 class Platform(Protocol):
@@ -50,19 +43,15 @@ class Platform(Protocol):
 
     def msi_vector(self) -> MsiVector:
         """A new vector, masked until its first :meth:`MsiVector.route`."""
-        ...
 
     def interrupt_line(self, device: int, pin: int) -> InterruptLine:
         """The line of INTx ``pin`` (1 = INTA#) of PCI device number ``device`` on bus 0."""
-        ...
 
     def bind_doorbell(self, address: int, length: int, eventfd: int) -> None:
         """Signal ``eventfd`` on any guest MMIO write of ``length`` bytes to ``address``.
 
         ``length`` 0 matches every width. The write then causes no exit to Python.
         """
-        ...
 
     def unbind_doorbell(self, address: int, length: int, eventfd: int) -> None:
         """Undo :meth:`bind_doorbell` with the same arguments."""
-        ...

@@ -8,7 +8,6 @@ IRQ 8 stays quiet, and the update-in-progress bit is never set.
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 
 CMOS_INDEX = 0x70
 CMOS_PORTS = 2
@@ -24,6 +23,7 @@ B_24H, B_BINARY, B_SET = 0x02, 0x04, 0x80
 D_VALID = 0x80
 HOURS_PM = 0x80
 
+_DAYS_BEFORE_1970 = 719_162
 _KIB, _MIB = 1 << 10, 1 << 20
 _BASE_MEMORY_KIB = 640
 
@@ -46,7 +46,7 @@ class Cmos:
         self._cells[REG_A] = A_32KHZ_1024HZ
         self._cells[REG_B] = B_24H
         self._cells[REG_D] = D_VALID
-        self._shift = timedelta()
+        self._shift = 0
         self._store_memory_size(low_memory, high_memory)
 
     def read(self, offset: int, size: int) -> int:
@@ -97,28 +97,22 @@ class Cmos:
         self._cells[index] = value
         self._take_time()
 
-    def _host_time(self) -> datetime:
-        return datetime.fromtimestamp(self._now(), UTC)
-
     def _show_time(self) -> None:
         """Put the present time into the cells, in the format that register B asks for."""
-        try:
-            moment = self._host_time() + self._shift
-        except OverflowError:
-            moment = self._host_time()
+        moment = time.gmtime(self._now() + self._shift)
         cells, encode = self._cells, self._encode
-        cells[SECONDS] = encode(moment.second)
-        cells[MINUTES] = encode(moment.minute)
+        cells[SECONDS] = encode(moment.tm_sec)
+        cells[MINUTES] = encode(moment.tm_min)
         if cells[REG_B] & B_24H:
-            cells[HOURS] = encode(moment.hour)
+            cells[HOURS] = encode(moment.tm_hour)
         else:
-            cells[HOURS] = encode((moment.hour + 11) % 12 + 1)
-            cells[HOURS] |= HOURS_PM if moment.hour >= 12 else 0
-        cells[DAY_OF_WEEK] = encode(moment.isoweekday() % 7 + 1)
-        cells[DAY_OF_MONTH] = encode(moment.day)
-        cells[MONTH] = encode(moment.month)
-        cells[YEAR] = encode(moment.year % 100)
-        cells[CENTURY] = encode(moment.year // 100)
+            cells[HOURS] = encode((moment.tm_hour + 11) % 12 + 1)
+            cells[HOURS] |= HOURS_PM if moment.tm_hour >= 12 else 0
+        cells[DAY_OF_WEEK] = encode((moment.tm_wday + 1) % 7 + 1)
+        cells[DAY_OF_MONTH] = encode(moment.tm_mday)
+        cells[MONTH] = encode(moment.tm_mon)
+        cells[YEAR] = encode(moment.tm_year % 100)
+        cells[CENTURY] = encode(moment.tm_year // 100)
 
     def _take_time(self) -> None:
         """Adopt the time that the guest put into the cells; nonsense changes nothing."""
@@ -126,19 +120,16 @@ class Cmos:
         hour = decode(cells[HOURS] & 0x7F)
         if not cells[REG_B] & B_24H:
             hour = hour % 12 + (12 if cells[HOURS] & HOURS_PM else 0)
-        try:
-            moment = datetime(
-                decode(cells[CENTURY]) * 100 + decode(cells[YEAR]),
-                decode(cells[MONTH]),
-                decode(cells[DAY_OF_MONTH]),
-                hour,
-                decode(cells[MINUTES]),
-                decode(cells[SECONDS]),
-                tzinfo=UTC,
-            )
-        except ValueError:
-            return
-        self._shift = moment - self._host_time().replace(microsecond=0)
+        moment = _seconds(
+            decode(cells[CENTURY]) * 100 + decode(cells[YEAR]),
+            decode(cells[MONTH]),
+            decode(cells[DAY_OF_MONTH]),
+            hour,
+            decode(cells[MINUTES]),
+            decode(cells[SECONDS]),
+        )
+        if moment is not None:
+            self._shift = moment - int(self._now())
 
     def _encode(self, number: int) -> int:
         if self._cells[REG_B] & B_BINARY:
@@ -160,3 +151,22 @@ class Cmos:
         cells[0x17:0x19] = cells[0x30:0x32] = extended.to_bytes(2, "little")
         cells[0x34:0x36] = above_16_mib.to_bytes(2, "little")
         cells[0x5B:0x5E] = above_4_gib.to_bytes(3, "little")
+
+
+def _seconds(year: int, month: int, day: int, hour: int, minute: int, second: int) -> int | None:
+    """Seconds from 1970 to this moment in UTC, or None if there is no such moment.
+
+    ``datetime`` and ``calendar`` can do this too, and take a millisecond to import.
+    """
+    if not (1 <= year <= 9999 and 1 <= month <= 12 and day >= 1):
+        return None
+    if hour > 23 or minute > 59 or second > 59:
+        return None
+    leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    lengths = (31, 29 if leap else 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+    if day > lengths[month - 1]:
+        return None
+    years = year - 1
+    leap_days = years // 4 - years // 100 + years // 400
+    days = 365 * years + leap_days + sum(lengths[: month - 1]) + day - 1 - _DAYS_BEFORE_1970
+    return ((days * 24 + hour) * 60 + minute) * 60 + second

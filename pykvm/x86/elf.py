@@ -4,7 +4,6 @@ Sources: the ELF gABI for the file format; Xen's ``public/elfnote.h`` for
 XEN_ELFNOTE_PHYS32_ENTRY, whose value is the physical address of a PVH entry.
 """
 
-import re
 import struct
 from collections.abc import Iterator
 
@@ -27,7 +26,6 @@ _MACHINES |= {243: "RISC-V", 258: "LoongArch"}
 # e_type, e_machine, e_version, e_entry, e_phoff, e_shoff, e_flags, e_ehsize, e_phentsize, e_phnum
 _HEADER = {ELFCLASS32: struct.Struct("<HHIIIIIHHH"), ELFCLASS64: struct.Struct("<HHIQQQIHHH")}
 _PROGRAM_HEADER = {ELFCLASS32: struct.Struct("<8I"), ELFCLASS64: struct.Struct("<IIQQQQQQ")}
-_LINUX_BANNER = re.compile(rb"Linux version \d+\.\d+\S* \(")
 
 
 @record
@@ -94,9 +92,17 @@ def has_linux_banner(source: Source, elf: Elf) -> bool:
     for segment in elf.segments:
         for start in range(0, segment.file_size, piece):
             length = min(piece + overlap, segment.file_size - start)
-            if _LINUX_BANNER.search(source.read(segment.offset + start, length)):
+            if _is_banner_in(source.read(segment.offset + start, length)):
                 return True
     return False
+
+
+def _is_banner_in(data: bytes) -> bool:
+    if b"Linux version " not in data:
+        return False
+    import re  # which few files need
+
+    return re.search(rb"Linux version \d+\.\d+\S* \(", data) is not None
 
 
 def _damaged(source: Source, why: str) -> UsageError:

@@ -10,6 +10,8 @@ Which way in:
 - Anything else with a PVH note, 32-bit or 64-bit, is entered through it.
 - An ELF file that is neither is refused. Linux's protocol would be a guess,
   and almost every such file is an ordinary program.
+
+What only some kernels need is imported for them: start-up time is a feature.
 """
 
 import os
@@ -23,9 +25,6 @@ from pykvm.x86 import bootparams, layout, mptable, pvh
 from pykvm.x86.bzimage import BzImage, is_bzimage, parse_bzimage
 from pykvm.x86.cpu import EntryState, long_mode_entry, pvh_entry
 from pykvm.x86.elf import ET_DYN, Elf, has_linux_banner, parse_elf
-from pykvm.x86.identify import wrong_file
-from pykvm.x86.initrd import place_initrd
-from pykvm.x86.payload import unpack
 from pykvm.x86.source import Source, open_source
 
 LINUX64, PVH = "linux64", "pvh"
@@ -92,6 +91,8 @@ def load_kernel(
         span = _load_segments(ram, image)
     ramdisk = None
     if initrd is not None:
+        from pykvm.x86.initrd import place_initrd
+
         with open_source(initrd, "--initrd") as source:
             ramdisk = place_initrd(ram, source, span[1], *_initrd_limits(image))
     ram.write(layout.COMMAND_LINE, line)
@@ -103,6 +104,8 @@ def load_kernel(
 def _understand(source: Source) -> _Kernel:
     head = source.read(0, 0x206)
     if is_bzimage(head):
+        from pykvm.x86.payload import unpack
+
         header = parse_bzimage(source)
         packed = source.read(header.payload_offset, header.payload_length)
         what = f"the kernel inside {source.name}"
@@ -111,6 +114,8 @@ def _understand(source: Source) -> _Kernel:
         label = f"Linux {header.release}".rstrip() + f" bzImage ({compression})"
         return _choose_entry(inner, parse_elf(inner), header, label)
     if not head.startswith(b"\x7fELF"):
+        from pykvm.x86.identify import wrong_file
+
         raise wrong_file(source, WANTED)
     elf = parse_elf(source)
     return _choose_entry(source, elf, None, f"{elf.bits}-bit ELF")

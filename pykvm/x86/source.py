@@ -6,9 +6,9 @@ that someone truncates meanwhile is then an error instead of a SIGBUS.
 
 import os
 import stat
-from typing import Self
 
 from pykvm.errors import UsageError
+from pykvm.typed import Self
 
 MAX_PIPE = 1 << 30
 """Bytes read from a pipe at most."""

@@ -221,7 +221,7 @@ def test_on_end_frees_a_sink_that_blocks(config):
 @pytest.mark.parametrize(
     "step",
     [
-        "probe",
+        "host_traits",
         "resolve",
         "check_limits",
         "GuestMemory",

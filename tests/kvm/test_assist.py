@@ -16,8 +16,9 @@ from pykvm.kvm.constants import MSR_LSTAR, MSR_STAR, MSR_SYSCALL_MASK
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.exits import Debug, Exit, InternalError, IoExit, Shutdown
 from pykvm.kvm.linux_options import linux_options, without_hypercalls
-from pykvm.kvm.probe import HostTraits, _segment, probe
+from pykvm.kvm.probe import _segment, probe
 from pykvm.kvm.system import Kvm
+from pykvm.kvm.traits import HostTraits
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.memory import GuestMemory
 
@@ -48,7 +49,7 @@ class Guest:
         vm.set_memory(0, 0, 2 << 20, self.memory.address)
         self.vcpu: Vcpu = stack.enter_context(vm.create_vcpu(0))
         self.vcpu.set_cpuid2(kvm.supported_cpuid())
-        self.assist = Assist(traits, vm, self.ram, [self.vcpu])
+        self.assist = Assist(traits, vm, self.ram)
         self.exits: list[Exit] = []
         self._write_tables()
         self._set_registers()
@@ -235,7 +236,7 @@ def test_a_trampoline_from_a_snapshot_is_recognized(guest, host):
     guest.code(BREAKPOINT + 16, PADDING)
     for _ in range(20):
         guest.out()
-    assist = Assist(EVERYTHING, guest.vm, guest.ram, [guest.vcpu])
+    assist = Assist(EVERYTHING, guest.vm, guest.ram)
     assist.prepare(guest.vcpu)
     guest.assist = assist
     assert [guest.out() for _ in range(5)] == [1] * 5

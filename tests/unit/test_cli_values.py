@@ -21,7 +21,7 @@ from pykvm.devices.virtio_blk import (
 )
 from pykvm.devices.virtio_blk.faults import Fault
 from pykvm.errors import UsageError
-from pykvm.machine.config import DiskConfig
+from pykvm.machine.disks import DiskConfig
 
 MIB = 1 << 20
 ROOT = Path(__file__).parents[2]

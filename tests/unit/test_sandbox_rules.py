@@ -1,6 +1,5 @@
 """The sandbox's list of system calls and its documentation, and what a host may lack."""
 
-import ctypes
 import errno
 import os
 import re
@@ -114,7 +113,7 @@ class Library:
 )
 def test_a_filter_that_cannot_be_loaded_says_why(monkeypatch, failing, word):
     library = Library(**failing)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(seccomp, "keep_library", lambda name: library)
     with pytest.raises(HostError, match=word):
         seccomp.load(allowed(1, monitor=True, rings=True))
     assert library.released == (0 if "seccomp_init" in failing else 1)
@@ -122,7 +121,7 @@ def test_a_filter_that_cannot_be_loaded_says_why(monkeypatch, failing, word):
 
 def test_a_library_too_old_for_attributes_is_good_enough(monkeypatch):
     library = Library()
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(seccomp, "keep_library", lambda name: library)
 
     def unknown(context: object, attribute: int, value: object) -> int:
         return 0 if attribute <= 2 else -errno.EEXIST
@@ -135,7 +134,7 @@ def test_without_the_library_there_is_advice(monkeypatch):
     def absent(name: str) -> None:
         raise OSError("cannot open shared object file")
 
-    monkeypatch.setattr(ctypes, "CDLL", absent)
+    monkeypatch.setattr(seccomp, "keep_library", absent)
     with pytest.raises(HostError, match="install libseccomp2"):
         seccomp.load(())
 
@@ -144,7 +143,7 @@ def test_without_the_library_there_is_advice(monkeypatch):
 def harmless(monkeypatch):
     """Nothing of this confines the tests' own process."""
     monkeypatch.setattr(confinement, "_limit_resources", lambda: None)
-    monkeypatch.setattr(confinement, "forbid_new_privileges", lambda: None)
+    monkeypatch.setattr(confinement, "_forbid_new_privileges", lambda: None)
     monkeypatch.setattr(confinement.os, "listdir", lambda path: ["1"])
     monkeypatch.setattr(landlock, "restrict", lambda removable: None)
     monkeypatch.setattr(seccomp, "load", lambda rules: None)

@@ -1,23 +1,23 @@
 """Puts this process into its sandbox, as far as the host can."""
 
-import ctypes
 import os
 import resource
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from pykvm.cli.sandbox import landlock, seccomp
 from pykvm.cli.sandbox.rules import allowed
-from pykvm.cli.sandbox.system import forbid_new_privileges
 from pykvm.errors import HostError, PykvmError
+from pykvm.libc import keep_library, prctl
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 PATIENCE_SECONDS = 0.5
+_PR_SET_NO_NEW_PRIVS = 38
 
 
 class Confinement:
@@ -49,7 +49,7 @@ def confine(*, socket: "Path | None" = None, insist: bool = False) -> Confinemen
     )
     steps: dict[str, Callable[[], None]] = {
         "limits": _limit_resources,
-        "no_new_privs": forbid_new_privileges,
+        "no_new_privs": _forbid_new_privileges,
         "landlock": lambda: landlock.restrict(socket and socket.parent),
         "seccomp": lambda: seccomp.load(rules),
     }
@@ -87,7 +87,12 @@ def _load_libraries() -> None:
     # threads so that still run at its own end.
     for library in (seccomp.LIBRARY, "libgcc_s.so.1"):
         with suppress(OSError):
-            ctypes.CDLL(library)
+            keep_library(library)
+
+
+def _forbid_new_privileges() -> None:
+    """No program that is started gains any."""
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def _limit_resources() -> None:

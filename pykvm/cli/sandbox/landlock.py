@@ -9,14 +9,13 @@ the interface brought, and how a program copes with older ones, is told in the
 kernel's Documentation/userspace-api/landlock.rst.
 """
 
-import ctypes
 import errno
 import os
 from struct import Struct
-from typing import TYPE_CHECKING, Final
 
-from pykvm.cli.sandbox.system import system_call
 from pykvm.errors import HostError
+from pykvm.libc import system_call
+from pykvm.typed import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +44,7 @@ _PATH_BENEATH_ATTR: Final = Struct("=Qi")  # allowed_access, parent_fd
 def version() -> int:
     """The version of the interface, 1 or more; HostError if this host has none."""
     try:
-        return system_call(_NR_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
+        return system_call(_NR_CREATE_RULESET, 0, 0, _CREATE_RULESET_VERSION)
     except OSError as error:
         raise _unavailable(error) from None
 
@@ -84,7 +83,7 @@ def ruleset(version: int) -> bytes:
 def _allow(ruleset_fd: int, folder: "Path", rights: int) -> None:
     parent = os.open(folder, os.O_PATH | os.O_CLOEXEC)
     try:
-        rule = ctypes.create_string_buffer(_PATH_BENEATH_ATTR.pack(rights, parent))
+        rule = _PATH_BENEATH_ATTR.pack(rights, parent)
         system_call(_NR_ADD_RULE, ruleset_fd, _RULE_PATH_BENEATH, rule, 0)
     finally:
         os.close(parent)

@@ -7,9 +7,9 @@ bits only: nobody promises anything about the upper ones.
 """
 
 from collections.abc import Iterator
-from typing import Final
 
 from pykvm.records import record
+from pykvm.typed import Final
 
 _INT: Final = 0xFFFF_FFFF
 _POINTER: Final = (1 << 64) - 1

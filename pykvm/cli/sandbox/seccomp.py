@@ -2,19 +2,18 @@
 
 libseccomp is the reference implementation, which systemd and every container
 runtime use, and so it is nearly everywhere. Its few functions are called
-through ctypes (docs/decisions/0011-sandbox.md).
+through cffi (docs/decisions/0011-sandbox.md).
 """
 
-import ctypes
 import errno
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Final
 
 from pykvm.cli.sandbox.rules import ABSENT, Rule
-from pykvm.cli.sandbox.system import system_call
 from pykvm.errors import HostError
+from pykvm.libc import ffi, keep_library, system_call
+from pykvm.typed import Any, Final
 
 LIBRARY: Final = "libseccomp.so.2"
 _NR_SECCOMP: Final = 317
@@ -30,27 +29,15 @@ _OPTIMIZE_BINARY_TREE: Final = 2
 _SCMP_CMP_MASKED_EQ: Final = 7
 
 
-class _Comparison(ctypes.Structure):
-    """struct scmp_arg_cmp."""
-
-    _fields_ = (
-        ("argument", ctypes.c_uint),
-        ("operator", ctypes.c_int),
-        ("mask", ctypes.c_uint64),
-        ("value", ctypes.c_uint64),
-    )
-
-
 def check() -> str:
     """The version of libseccomp; HostError if this host has no filters, or no libseccomp."""
-    action = ctypes.c_uint32(_SCMP_ACT_ERRNO)
+    action = _SCMP_ACT_ERRNO.to_bytes(4, "little")
     try:
-        system_call(_NR_SECCOMP, _SECCOMP_GET_ACTION_AVAIL, 0, ctypes.byref(action))
+        system_call(_NR_SECCOMP, _SECCOMP_GET_ACTION_AVAIL, 0, action)
     except OSError as error:
         raise _unavailable(_reason(error.errno or 0)) from None
-    library = _library()
-    library.seccomp_version.restype = ctypes.POINTER(ctypes.c_uint * 3)
-    return ".".join(str(number) for number in library.seccomp_version().contents)
+    version = _library().seccomp_version()
+    return f"{version.major}.{version.minor}.{version.micro}"
 
 
 def load(rules: Iterable[Rule]) -> None:
@@ -59,7 +46,7 @@ def load(rules: Iterable[Rule]) -> None:
     Others fail with EPERM, and system calls of other architectures end the process.
     """
     library = _library()
-    context = ctypes.c_void_p(library.seccomp_init(_refuse(errno.EPERM)))
+    context = library.seccomp_init(_refuse(errno.EPERM))
     if not context:
         raise _unavailable("libseccomp has no memory")
     try:
@@ -82,32 +69,27 @@ def load(rules: Iterable[Rule]) -> None:
 
 def _library() -> Any:
     try:
-        library = ctypes.CDLL(LIBRARY)
+        return keep_library(LIBRARY)
     except OSError:
         raise _unavailable(f"there is no {LIBRARY}; install libseccomp2") from None
-    library.seccomp_init.restype = ctypes.c_void_p
-    library.seccomp_release.restype = None
-    return library
 
 
-def _set(library: Any, context: ctypes.c_void_p, attribute: int, value: int) -> None:
-    _check(library.seccomp_attr_set(context, attribute, ctypes.c_uint32(value)))
+def _set(library: Any, context: Any, attribute: int, value: int) -> None:
+    _check(library.seccomp_attr_set(context, attribute, value))
 
 
-def _add(
-    library: Any, context: ctypes.c_void_p, action: int, name: str, rule: Rule | None = None
-) -> None:
+def _add(library: Any, context: Any, action: int, name: str, rule: Rule | None = None) -> None:
     number = library.seccomp_syscall_resolve_name(name.encode())
     if number < 0:
         raise _unavailable(f"{LIBRARY} is too old to know {name}")
     only = rule.only if rule else None
     if only is None:
-        _check(library.seccomp_rule_add_array(context, ctypes.c_uint32(action), number, 0, None))
+        _check(library.seccomp_rule_add_array(context, action, number, 0, ffi.NULL))
         return
     for value in only.values:
-        comparison = _Comparison(only.argument, _SCMP_CMP_MASKED_EQ, only.mask, value)
-        allow = ctypes.c_uint32(action)
-        _check(library.seccomp_rule_add_array(context, allow, number, 1, ctypes.byref(comparison)))
+        fields = (only.argument, _SCMP_CMP_MASKED_EQ, only.mask, value)
+        comparison = ffi.new("struct scmp_arg_cmp *", fields)
+        _check(library.seccomp_rule_add_array(context, action, number, 1, comparison))
 
 
 def _refuse(error: int) -> int:

@@ -1,0 +1,87 @@
+"""The quick way to parse a command line against argparse, which is the measure."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from pykvm.cli.boot import OPTIONS, parser
+from pykvm.cli.options import Options, parse_options, parse_plainly
+from pykvm.errors import UsageError
+
+NAMES = [name for option in OPTIONS for name in option.names if name.startswith("-")]
+VALUES = ["", "x", "a=b", "auto", "on", "-", "-x", "--", "64M", "two words", "é"]
+
+words = st.one_of(
+    st.sampled_from(NAMES),
+    st.sampled_from(NAMES).map(lambda name: name[:-1]),
+    st.sampled_from(VALUES),
+    st.builds("{}={}".format, st.sampled_from(NAMES), st.sampled_from(VALUES)),
+    st.builds("{}{}".format, st.sampled_from(NAMES), st.sampled_from(VALUES)),
+    st.text(max_size=4),
+)
+
+
+def by_argparse(arguments: list[str]) -> Options | None:
+    """What argparse makes of them, or None if it refuses or prints help."""
+    try:
+        return parser().parse_args(arguments, Options())
+    except (UsageError, SystemExit):
+        return None
+
+
+@settings(max_examples=500)
+@given(st.lists(words, max_size=6))
+def test_what_is_parsed_plainly_is_what_argparse_makes_of_it(arguments: list[str]) -> None:
+    # argparse takes these two hyphens for the end of options, even there.
+    assume(not any(word.endswith("=--") for word in arguments))
+    options = parse_plainly(OPTIONS, arguments)
+    if options is not None:
+        assert options == by_argparse(arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["guest"],
+        ["guest", "--exec", "uname -a", "--timeout=5"],
+        ["--kernel", "k", "--append", "a b", "--append=c", "-m", "64M"],
+        ["--disk", "d.img,readonly=on", "--disk=e.img", "guest", "--json", "--timings"],
+        ["--console-log", "log", "--sandbox", "off", "--memory=1G"],
+    ],
+)
+def test_ordinary_command_lines_need_no_argparse(arguments: list[str]) -> None:
+    options = parse_plainly(OPTIONS, arguments)
+    assert options is not None
+    assert options == by_argparse(arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--stats", "-"],
+        ["-m64M"],
+        ["a", "b"],
+        ["--json=1"],
+        ["--sandbox", "maybe"],
+        ["--kernel", ""],
+        ["--kernel"],
+        ["--kernel", "--json"],
+        ["--", "guest"],
+        ["--kern", "k"],
+    ],
+)
+def test_what_is_not_plain_is_left_to_argparse(arguments: list[str]) -> None:
+    assert parse_plainly(OPTIONS, arguments) is None
+
+
+def test_both_ways_lead_to_the_same_options() -> None:
+    plain = parse_options(OPTIONS, ["guest", "--json", "--console-log", "log"], parser)
+    other = parse_options(OPTIONS, ["--json", "--console-log=log", "--", "guest"], parser)
+    assert plain == other
+    assert plain.console_log == Path("log")
+    with pytest.raises(UsageError, match="maybe"):
+        parse_options(OPTIONS, ["--sandbox", "maybe"], parser)
