@@ -33,9 +33,11 @@ DRAINS = 64
 some milliseconds of work at most."""
 MOST_SECONDS = 3600.0
 """The longest sleep with an end: epoll takes no more than 24 days, and a rate limit may say so."""
-PATIENCE = 4
+PATIENCE = 16
 """A disk's answer may take so many times ``poll_max_ns`` and be watched for: a driver's next
 request comes after some µs or not at all, but no disk is as quick as that."""
+MOST_PATIENT_NS = 1_000_000
+"""… but at most so long."""
 
 
 class IoThread:
@@ -60,7 +62,7 @@ class IoThread:
         """:meth:`start` lets it serve ``services``.
 
         ``poll_max_ns``: the longest to watch a ring before sleeping, if it is the only one.
-        What executes is watched for :data:`PATIENCE` times as long.
+        What executes is watched for :data:`PATIENCE` times as long, a millisecond at most.
         ``cpus``: the host's CPUs that it may run on; none: any.
         """
         self._on_broken = on_broken
@@ -68,7 +70,8 @@ class IoThread:
         self._cpus = cpus
         alone = len(services) == 1
         self._for_driver = AdaptivePolling(poll_max_ns if alone else 0)
-        self._for_engine = AdaptivePolling(PATIENCE * poll_max_ns if alone else 0)
+        patience = min(PATIENCE * poll_max_ns, MOST_PATIENT_NS)
+        self._for_engine = AdaptivePolling(patience if alone else 0)
         self._drains = DRAINS if alone else 1
         self._changed = False  # rate limits, perhaps; for the thread itself
         # Served when there is time: kicked, or more was waiting than a drain takes.
