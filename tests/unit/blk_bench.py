@@ -13,7 +13,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from struct import pack
@@ -22,7 +22,7 @@ from time import monotonic_ns
 
 from blk_device import block_device
 
-from pykvm.devices.virtio_blk import Image, SyncEngine
+from pykvm.devices.virtio_blk import ErrorPolicy, Image, MergePolicy, SyncEngine
 from pykvm.devices.virtio_blk.constants import (
     OPERATION_NAMES,
     VIRTIO_BLK_S_OK,
@@ -287,6 +287,12 @@ def benches(path: Path, **defaults: object) -> Iterator[Maker]:
     finally:
         for bench in made:
             bench.__exit__()
+
+
+def stopping_benches(path: Path, **defaults: object) -> AbstractContextManager[Maker]:
+    """:func:`benches` whose disks stop at every error and merge nothing, unless told otherwise."""
+    stop = {"rerror": ErrorPolicy.STOP, "werror": ErrorPolicy.STOP}
+    return benches(path, **{**stop, "merge": MergePolicy.OFF, **defaults})
 
 
 def sector_of(path: Path, sector: int) -> bytes:

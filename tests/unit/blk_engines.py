@@ -1,6 +1,7 @@
 """The engines by name, and what tests of all of them share."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from blk_operations import readable
@@ -10,6 +11,7 @@ from pykvm.devices.virtio_blk import Engine, EngineFactory, Image, SyncEngine
 from pykvm.devices.virtio_blk.faults import FaultPlan
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.threads import ThreadsEngine
+from pykvm.memory.guest import GuestMemory
 from pykvm.memory.ram import Ram
 
 PATIENCE_MS = 10_000
@@ -50,6 +52,19 @@ def engines(names: Iterable[str] = _PLAIN, wrapped: bool = True) -> Callable[...
             again = FaultPlan().wrap(factory)
             found.append(pytest.param(again, id=f"{name}, wrapped", marks=marks))
     return pytest.mark.parametrize("factory", found)
+
+
+@contextmanager
+def engine_on(image: Image, factory: EngineFactory, ram_size: int) -> Iterator[tuple[Engine, Ram]]:
+    """An engine for ``image`` with ``ram_size`` bytes of RAM; all three are closed at the end."""
+    memory = GuestMemory(ram_size)
+    engine = factory(image, memory.ram)
+    try:
+        yield engine, memory.ram
+    finally:
+        engine.close()
+        image.close()
+        memory.close()
 
 
 def wait(engine: Engine, count: int) -> list[Operation]:

@@ -2,7 +2,6 @@
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from struct import pack, unpack_from
 
@@ -18,8 +17,6 @@ from blk_device import (
     UNSUPP,
     Disk,
     Maker,
-    disk_file,
-    disks,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -44,28 +41,11 @@ from pykvm.virtio.constants import (
     VIRTIO_F_VERSION_1,
 )
 
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return disk_file(tmp_path)
-
-
-@pytest.fixture(params=["split", "packed"])
-def make(path: Path, request: pytest.FixtureRequest) -> Iterator[Maker]:
-    with disks(path, packed=request.param == "packed") as maker:
-        yield maker
-
-
-@pytest.fixture
-def disk(make: Maker) -> Disk:
-    return make(serial="pykvm-1")
-
-
 # -- what the driver sees before it starts --------------------------------
 
 
-def test_features(make: Maker) -> None:
-    disk = make(start=False)
+def test_features(make_disk: Maker) -> None:
+    disk = make_disk(start=False)
     ring = VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | VIRTIO_F_RING_RESET
     ring |= disk.transport.features & VIRTIO_F_RING_PACKED
     own = VIRTIO_BLK_F_SEG_MAX | VIRTIO_BLK_F_BLK_SIZE | VIRTIO_BLK_F_FLUSH
@@ -76,12 +56,12 @@ def test_features(make: Maker) -> None:
     assert disk.device.negotiated(0)
 
 
-def test_a_read_only_disk_says_so(make: Maker) -> None:
-    assert make(readonly=True, start=False).device.features & VIRTIO_BLK_F_RO
+def test_a_read_only_disk_says_so(make_disk: Maker) -> None:
+    assert make_disk(readonly=True, start=False).device.features & VIRTIO_BLK_F_RO
 
 
-def test_configuration(make: Maker) -> None:
-    device = make(start=False, queue_size=128).device
+def test_configuration(make_disk: Maker) -> None:
+    device = make_disk(start=False, queue_size=128).device
     assert device.queue_sizes == (128,)
     config = device.config
     assert len(config) == 72
@@ -107,45 +87,45 @@ def test_a_queue_size_that_cannot_be(size: int) -> None:
 # -- requests --------------------------------------------------------------
 
 
-def test_read(disk: Disk, path: Path) -> None:
-    file = path.read_bytes()
+def test_read(disk: Disk, disk_path: Path) -> None:
+    file = disk_path.read_bytes()
     assert disk.do(IN, 0, size=512) == (OK, file[:512])
     assert disk.do(IN, 8, size=4096) == (OK, file[4096:8192])
     assert disk.do(IN, SECTORS - 1, size=512) == (OK, file[-512:])
 
 
-def test_write_then_read_back(disk: Disk, path: Path) -> None:
-    before = path.read_bytes()
+def test_write_then_read_back(disk: Disk, disk_path: Path) -> None:
+    before = disk_path.read_bytes()
     data = os.urandom(1024)
     assert disk.do(OUT, 3, data) == (OK, b"")
     assert disk.do(FLUSH) == (OK, b"")
     assert disk.do(IN, 2, size=2048)[1] == before[1024:1536] + data + before[2560:3072]
-    assert path.read_bytes() == before[:1536] + data + before[2560:]
+    assert disk_path.read_bytes() == before[:1536] + data + before[2560:]
 
 
 def test_get_id(disk: Disk) -> None:
     assert disk.do(GET_ID, size=20) == (OK, b"pykvm-1".ljust(20, b"\0"))
 
 
-def test_out_of_range(disk: Disk, path: Path) -> None:
-    before = path.read_bytes()
+def test_out_of_range(disk: Disk, disk_path: Path) -> None:
+    before = disk_path.read_bytes()
     assert disk.do(IN, SECTORS, size=512)[0] == IOERR
     assert disk.do(OUT, SECTORS - 1, bytes(1024))[0] == IOERR
     assert disk.do(OUT, (1 << 64) - 1, bytes(512))[0] == IOERR
-    assert path.read_bytes() == before
+    assert disk_path.read_bytes() == before
 
 
 def test_unknown_type(disk: Disk) -> None:
     assert disk.do(14)[0] == UNSUPP
 
 
-def test_a_read_only_disk(make: Maker, path: Path) -> None:
-    disk = make(readonly=True)
-    before = path.read_bytes(), path.stat().st_mtime_ns
+def test_a_read_only_disk(make_disk: Maker, disk_path: Path) -> None:
+    disk = make_disk(readonly=True)
+    before = disk_path.read_bytes(), disk_path.stat().st_mtime_ns
     assert disk.do(OUT, 0, bytes(512))[0] == IOERR
     assert disk.do(FLUSH)[0] == OK
     assert disk.do(IN, 0, size=512) == (OK, before[0][:512])
-    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    assert (disk_path.read_bytes(), disk_path.stat().st_mtime_ns) == before
 
 
 def test_a_request_without_a_status_byte_is_given_back(disk: Disk) -> None:
@@ -155,8 +135,8 @@ def test_a_request_without_a_status_byte_is_given_back(disk: Disk) -> None:
     assert disk.do(IN, 0, size=512)[0] == OK
 
 
-def test_an_image_truncated_under_the_device(disk: Disk, path: Path) -> None:
-    os.truncate(path, 4096)
+def test_an_image_truncated_under_the_device(disk: Disk, disk_path: Path) -> None:
+    os.truncate(disk_path, 4096)
     assert disk.do(IN, 8, size=512)[0] == IOERR
     assert disk.do(IN, 0, size=512)[0] == OK
     assert disk.stats()["failed_rd_operations"] == 1
@@ -181,8 +161,8 @@ def test_a_host_error_is_the_guests_ioerr(
 @pytest.mark.parametrize(
     "features", [0, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_BLK_F_FLUSH]
 )
-def test_every_negotiation_works(make: Maker, path: Path, features: int) -> None:
-    disk = make(features=features | VIRTIO_F_VERSION_1)
+def test_every_negotiation_works(make_disk: Maker, disk_path: Path, features: int) -> None:
+    disk = make_disk(features=features | VIRTIO_F_VERSION_1)
     assert disk.do(OUT, 5, b"y" * 512)[0] == OK
     assert disk.do(IN, 5, size=512) == (OK, b"y" * 512)
     assert disk.do(FLUSH)[0] == OK
@@ -190,11 +170,11 @@ def test_every_negotiation_works(make: Maker, path: Path, features: int) -> None
 
 @pytest.mark.parametrize(("features", "syncs"), [(0, 1), (VIRTIO_BLK_F_FLUSH, 0)])
 def test_a_driver_without_flush_gets_write_through(
-    make: Maker, monkeypatch: pytest.MonkeyPatch, features: int, syncs: int
+    make_disk: Maker, monkeypatch: pytest.MonkeyPatch, features: int, syncs: int
 ) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fdatasync", synced.append)
-    disk = make(features=features | VIRTIO_F_VERSION_1)
+    disk = make_disk(features=features | VIRTIO_F_VERSION_1)
     assert disk.do(OUT, 0, bytes(512))[0] == OK
     assert len(synced) == syncs
 
@@ -211,10 +191,10 @@ item = st.tuples(
 )
 @given(st.lists(st.lists(item, min_size=1, max_size=12), max_size=5))
 def test_batches_do_what_a_model_disk_does(
-    disk: Disk, path: Path, batches: list[list[tuple[int, int, int]]]
+    disk: Disk, disk_path: Path, batches: list[list[tuple[int, int, int]]]
 ) -> None:
     """Whatever is sent in whatever batches: same bytes, statuses and lengths as one at a time."""
-    model = bytearray(path.read_bytes())
+    model = bytearray(disk_path.read_bytes())
     fill = 0
     for batch in batches:
         expected = []
@@ -239,7 +219,7 @@ def test_batches_do_what_a_model_disk_does(
         for head, status, data in expected:
             used = len(data) + 1 if status == OK else 1
             assert answers[head] == (status, data, used)
-    assert path.read_bytes() == model
+    assert disk_path.read_bytes() == model
 
 
 # -- statistics -------------------------------------------------------------

@@ -3,32 +3,16 @@
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from blk_device import FLUSH, IN, OK, OUT, Disk, Maker, disk_file, disks
+from blk_device import FLUSH, IN, OK, OUT, Disk, Maker
 
 from pykvm.devices.virtio_blk import Image, SyncEngine
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.memory.ram import Ram
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return disk_file(tmp_path)
-
-
-@pytest.fixture(params=["split", "packed"])
-def make(path: Path, request: pytest.FixtureRequest) -> Iterator[Maker]:
-    with disks(path, packed=request.param == "packed") as maker:
-        yield maker
-
-
-@pytest.fixture
-def disk(make: Maker) -> Disk:
-    return make(serial="pykvm-1")
 
 
 class SlowEngine:
@@ -85,9 +69,9 @@ def slow_engine(disk: Disk) -> SlowEngine:
     return engine
 
 
-def test_completions_out_of_order(make: Maker, path: Path) -> None:
-    disk = make(engine=SlowEngine)
-    file = path.read_bytes()
+def test_completions_out_of_order(make_disk: Maker, disk_path: Path) -> None:
+    disk = make_disk(engine=SlowEngine)
+    file = disk_path.read_bytes()
     heads = [disk.send(IN, 2 * i, size=512) for i in range(4)]
     disk.transport.submit()
     engine = slow_engine(disk)
@@ -98,8 +82,8 @@ def test_completions_out_of_order(make: Maker, path: Path) -> None:
         assert disk.wait(head)[:2] == (OK, file[1024 * i :][:512])
 
 
-def test_a_flush_starts_after_the_writes_before_it(make: Maker) -> None:
-    disk = make(engine=SlowEngine)
+def test_a_flush_starts_after_the_writes_before_it(make_disk: Maker) -> None:
+    disk = make_disk(engine=SlowEngine)
     heads = [disk.send(OUT, 0, bytes(512))]
     disk.transport.submit()
     engine = slow_engine(disk)
@@ -118,8 +102,8 @@ def test_a_flush_starts_after_the_writes_before_it(make: Maker) -> None:
     assert [disk.wait(head)[0] for head in heads] == [OK] * 4
 
 
-def test_overlapping_writes_of_a_batch_are_serialised(make: Maker, path: Path) -> None:
-    disk = make(engine=SlowEngine)
+def test_overlapping_writes_of_a_batch_are_serialised(make_disk: Maker, disk_path: Path) -> None:
+    disk = make_disk(engine=SlowEngine)
     heads = [disk.send(OUT, 0, bytes([i]) * 512) for i in range(1, 4)]
     disk.transport.submit()
     engine = slow_engine(disk)
@@ -128,11 +112,11 @@ def test_overlapping_writes_of_a_batch_are_serialised(make: Maker, path: Path) -
         assert len(engine.waiting) == 1
         engine.let_go()
     assert [disk.wait(head)[0] for head in heads] == [OK] * 3
-    assert path.read_bytes()[:512] == bytes([3]) * 512
+    assert disk_path.read_bytes()[:512] == bytes([3]) * 512
 
 
-def test_reset_waits_for_what_is_executing_and_drops_it(make: Maker) -> None:
-    disk = make(engine=SlowEngine)
+def test_reset_waits_for_what_is_executing_and_drops_it(make_disk: Maker) -> None:
+    disk = make_disk(engine=SlowEngine)
     disk.send(OUT, 0, bytes(512))
     disk.send(OUT, 0, bytes(512))
     disk.send(IN, 3, size=512)

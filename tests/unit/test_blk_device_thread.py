@@ -3,11 +3,11 @@
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from blk_device import IN, OK, Disk, Maker, device_threads, disk_file, disks
+from blk_device import IN, OK, Disk, Maker, device_threads, disks
 
 from pykvm.devices.virtio_blk import DiskOptions, Image, SyncEngine, VirtioBlk
 from pykvm.devices.virtio_blk.operation import Operation
@@ -19,28 +19,11 @@ from pykvm.virtio.constants import (
     VIRTIO_F_VERSION_1,
 )
 
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return disk_file(tmp_path)
-
-
-@pytest.fixture(params=["split", "packed"])
-def make(path: Path, request: pytest.FixtureRequest) -> Iterator[Maker]:
-    with disks(path, packed=request.param == "packed") as maker:
-        yield maker
-
-
-@pytest.fixture
-def disk(make: Maker) -> Disk:
-    return make(serial="pykvm-1")
-
-
 # -- threads ---------------------------------------------------------------
 
 
-def test_what_waits_in_the_ring_is_served_without_a_kick(make: Maker) -> None:
-    disk = make(start=False)
+def test_what_waits_in_the_ring_is_served_without_a_kick(make_disk: Maker) -> None:
+    disk = make_disk(start=False)
     head = disk.send(IN, 0, size=512)
     disk.transport.drivers[0].publish()
     disk.transport.start()
@@ -62,7 +45,7 @@ def test_kicks_without_requests_do_nothing(disk: Disk) -> None:
 
 
 @pytest.mark.parametrize("ring", [0, VIRTIO_F_EVENT_IDX])
-def test_what_arrives_during_a_drain_is_served_without_a_kick(make: Maker, ring: int) -> None:
+def test_what_arrives_during_a_drain_is_served_without_a_kick(make_disk: Maker, ring: int) -> None:
     """The driver was told not to notify, so the device must look again before it sleeps."""
     heads: list[int] = []
     notify_wanted: list[bool] = []
@@ -74,7 +57,7 @@ def test_what_arrives_during_a_drain_is_served_without_a_kick(make: Maker, ring:
                 heads.append(disk.send(IN, len(heads), size=512))
                 notify_wanted.append(disk.transport.drivers[0].publish())
 
-    disk = make(engine=Busy, start=False, features=ring | VIRTIO_F_VERSION_1)
+    disk = make_disk(engine=Busy, start=False, features=ring | VIRTIO_F_VERSION_1)
     heads.append(disk.send(IN, 0, size=512))
     disk.transport.drivers[0].publish()
     disk.transport.start()
@@ -93,21 +76,21 @@ def test_an_idle_device_uses_no_cpu(disk: Disk) -> None:
     assert time.process_time() - before < 0.1
 
 
-def test_two_disks_at_once(make: Maker, path: Path) -> None:
-    disks = [make(readonly=True) for _ in range(2)]
-    file = path.read_bytes()
+def test_two_disks_at_once(make_disk: Maker, disk_path: Path) -> None:
+    disks = [make_disk(readonly=True) for _ in range(2)]
+    file = disk_path.read_bytes()
     for round_ in range(20):
         heads = [disk.send(IN, round_, size=512) for disk in disks]
         for disk, head in zip(disks, heads, strict=True):
             assert disk.wait(head)[1] == file[round_ * 512 :][:512]
 
 
-def test_a_second_writer_is_refused(disk: Disk, path: Path) -> None:
+def test_a_second_writer_is_refused(disk: Disk, disk_path: Path) -> None:
     with pytest.raises(UsageError, match="in use"):
-        Image(path)
+        Image(disk_path)
     disk.transport.close()
     disk.device.close()
-    Image(path).close()
+    Image(disk_path).close()
 
 
 def test_reset_and_start_again(disk: Disk) -> None:
@@ -119,17 +102,17 @@ def test_reset_and_start_again(disk: Disk) -> None:
     assert disk.stats()["rd_operations"] == 5
 
 
-def test_reset_when_not_active(make: Maker) -> None:
-    disk = make(start=False)
+def test_reset_when_not_active(make_disk: Maker) -> None:
+    disk = make_disk(start=False)
     disk.device.reset()
     disk.transport.start()
     assert disk.do(IN, 0, size=512)[0] == OK
 
 
-def test_closing_leaves_nothing_behind(path: Path) -> None:
+def test_closing_leaves_nothing_behind(disk_path: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     ram = Ram.flat(1 << 20)
-    device = VirtioBlk(Image(path), DiskOptions(queue_size=16))
+    device = VirtioBlk(Image(disk_path), DiskOptions(queue_size=16))
     with MockTransport(device, ram) as transport:
         transport.start()
         disk = Disk(transport, device)
@@ -162,8 +145,8 @@ def test_a_broken_ring_ends_the_service_until_reset(disk: Disk) -> None:
     assert disk.do(IN, 0, size=512)[0] == OK
 
 
-def test_an_index_that_jumps_breaks_the_ring(path: Path) -> None:
-    with disks(path) as make:
+def test_an_index_that_jumps_breaks_the_ring(disk_path: Path) -> None:
+    with disks(disk_path) as make:
         transport = make().transport
         transport.drivers[0].avail_index = 5000
         transport.submit()
@@ -171,14 +154,14 @@ def test_an_index_that_jumps_breaks_the_ring(path: Path) -> None:
         assert "avail.idx" in transport.wait_broken()
 
 
-def test_a_bug_in_the_device_is_not_silent(make: Maker) -> None:
+def test_a_bug_in_the_device_is_not_silent(make_disk: Maker) -> None:
     seen: list[BaseException] = []
 
     class Buggy(SyncEngine):
         def submit(self, operations: Sequence[Operation]) -> None:
             raise ZeroDivisionError("a bug")
 
-    disk = make(engine=Buggy, on_failure=seen.append)
+    disk = make_disk(engine=Buggy, on_failure=seen.append)
     disk.send(IN, 0, size=512)
     disk.transport.submit()
     assert "ZeroDivisionError" in disk.transport.wait_broken()
@@ -188,10 +171,12 @@ def test_a_bug_in_the_device_is_not_silent(make: Maker) -> None:
 
 
 @pytest.mark.interpreted
-def test_a_bug_is_reported_without_a_callback(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_reported_without_a_callback(
+    make_disk: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[threading.ExceptHookArgs] = []
     monkeypatch.setattr(threading, "excepthook", seen.append)
-    disk = make()
+    disk = make_disk()
     monkeypatch.setattr(os, "preadv", lambda *args: 1 // 0)
     disk.send(IN, 0, size=512)
     disk.transport.submit()

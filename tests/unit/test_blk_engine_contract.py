@@ -18,8 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from blk_engines import engines, wait
-from blk_host import require_direct
+from blk_engines import engine_on, engines, wait
 from blk_operations import flush, operation, readable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,7 +30,6 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.devices.virtio_blk.operation import Operation
-from pykvm.memory.guest import GuestMemory
 from pykvm.memory.ram import Ram
 from pykvm.native import longs
 
@@ -54,29 +52,15 @@ def path(tmp_path: Path, content: bytes) -> Path:
     return file
 
 
-@pytest.fixture(params=[CacheMode.WRITEBACK, CacheMode.NONE], ids=["cached", "direct"])
-def cache(request: pytest.FixtureRequest, tmp_path: Path) -> CacheMode:
-    mode: CacheMode = request.param
-    if mode.direct:
-        require_direct(tmp_path)
-    return mode
-
-
 @contextmanager
 def made(
     factory: EngineFactory, path: Path, cache: CacheMode = CacheMode.WRITEBACK
 ) -> Iterator[tuple[Engine, Ram, Image]]:
     """An engine on the image at ``path``, with memory full of something."""
     image = Image(path, cache=cache)
-    memory = GuestMemory(RAM)
-    memory.ram.bytes[:] = random.Random(2).randbytes(RAM)
-    engine = factory(image, memory.ram)
-    try:
-        yield engine, memory.ram, image
-    finally:
-        engine.close()
-        image.close()
-        memory.close()
+    with engine_on(image, factory, RAM) as (engine, ram):
+        ram.bytes[:] = random.Random(2).randbytes(RAM)
+        yield engine, ram, image
 
 
 def results(operations: list[Operation]) -> list[tuple[int, int]]:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from blk_engines import engines, wait
-from blk_host import loop_device, require_direct
+from blk_engines import engine_on, engines, wait
+from blk_host import loop_device
 from blk_operations import over
 from blk_operations import write as write_of
 from blk_ranges import DISCARD, ZEROES
@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image
 from pykvm.devices.virtio_blk.allocation import Allocation
 from pykvm.devices.virtio_blk.operation import Operation
-from pykvm.memory.guest import GuestMemory
 from pykvm.memory.ram import Ram
 
 SIZE = 4 << 20
@@ -38,27 +37,13 @@ def path(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.fixture(params=[CacheMode.WRITEBACK, CacheMode.NONE], ids=["cached", "direct"])
-def cache(request: pytest.FixtureRequest, tmp_path: Path) -> CacheMode:
-    mode: CacheMode = request.param
-    if mode.direct:
-        require_direct(tmp_path)
-    return mode
-
-
 @contextmanager
 def made(
     factory: EngineFactory, path: Path | str, cache: CacheMode = CacheMode.WRITEBACK
 ) -> Iterator[tuple[Engine, Ram, Image]]:
     image = Image(path, cache=cache)
-    memory = GuestMemory(1 << 20)
-    engine = factory(image, memory.ram)
-    try:
-        yield engine, memory.ram, image
-    finally:
-        engine.close()
-        image.close()
-        memory.close()
+    with engine_on(image, factory, 1 << 20) as (engine, ram):
+        yield engine, ram, image
 
 
 def run(engine: Engine, batch: Sequence[Operation]) -> list[tuple[int, int]]:

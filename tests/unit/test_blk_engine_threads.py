@@ -3,8 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 from blk_engines import wait
@@ -13,15 +12,6 @@ from blk_operations import flush, read, readable
 from pykvm.devices.virtio_blk import Image
 from pykvm.devices.virtio_blk.threads import ThreadsEngine
 from pykvm.memory.ram import Ram
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Iterator[Image]:
-    path = tmp_path / "disk"
-    path.write_bytes(bytes(8192))
-    opened = Image(path)
-    yield opened
-    opened.close()
 
 
 def test_threads_are_started_for_what_there_is_to_do(image: Image) -> None:

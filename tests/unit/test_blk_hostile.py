@@ -32,9 +32,9 @@ OK, IOERR = bytes([VIRTIO_BLK_S_OK]), bytes([VIRTIO_BLK_S_IOERR])
 DATA = bytes(range(256)) * 2
 
 
-@pytest.fixture(params=[False, True], ids=["split", "packed"])
-def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
-    with Rig(DiskOptions(queue_size=QUEUE_SIZE, packed=request.param)) as rig:
+@pytest.fixture
+def rig(packed: bool) -> Iterator[Rig]:
+    with Rig(DiskOptions(queue_size=QUEUE_SIZE, packed=packed)) as rig:
         rig.start(FEATURES)
         rig.request(rig.drivers[0], VIRTIO_BLK_T_OUT, 1, DATA, 0)
         yield rig

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from blk_device import FLUSH, IN, OK, OUT, block_device
 from blk_device import Disk as StartedDisk
-from blk_engines import engines, wait
-from blk_host import require_direct
+from blk_engines import engine_on, engines, wait
 from blk_operations import operation, over
 from blk_ranges import DISCARD, ZEROES
 from hypothesis import HealthCheck, given, settings
@@ -24,7 +23,6 @@ from pykvm.devices.virtio_blk.threads import ThreadsEngine
 from pykvm.errors import UsageError
 from pykvm.machine import DiskConfig
 from pykvm.machine.disks import open_image
-from pykvm.memory.guest import GuestMemory
 from pykvm.memory.ram import Ram
 from pykvm.testing.mock_transport import MockTransport
 
@@ -43,14 +41,6 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-@pytest.fixture(params=[CacheMode.WRITEBACK, CacheMode.NONE], ids=["cached", "direct"])
-def cache(request: pytest.FixtureRequest, tmp_path: Path) -> CacheMode:
-    mode: CacheMode = request.param
-    if mode.direct:
-        require_direct(tmp_path)
-    return mode
-
-
 @contextmanager
 def made(
     factory: EngineFactory, path: Path, cache: CacheMode = CacheMode.WRITEBACK
@@ -58,14 +48,8 @@ def made(
     """An engine on a snapshot of the image at ``path``, which is as it was afterwards."""
     before = path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_blocks
     image = Snapshot(Image(path, True, cache))
-    memory = GuestMemory(RAM)
-    engine = image.wrap(factory)(image, memory.ram)
-    try:
-        yield engine, memory.ram, image
-    finally:
-        engine.close()
-        image.close()
-        memory.close()
+    with engine_on(image, image.wrap(factory), RAM) as (engine, ram):
+        yield engine, ram, image
     assert (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_blocks) == before
     assert os.listdir(path.parent) == [path.name]
 

@@ -13,19 +13,18 @@ from blk_bench import (
     EngineScript,
     Faults,
     Maker,
-    benches,
     ends,
     fill,
     goes_on,
     in_thread,
     sector_of,
+    stopping_benches,
 )
 
 from pykvm.devices.virtio_blk import (
     ErrorPolicy,
     Image,
     IoError,
-    MergePolicy,
     VirtioBlk,
 )
 from pykvm.devices.virtio_blk.constants import (
@@ -44,12 +43,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "disk"
 
 
-@pytest.fixture(params=["split", "packed"])
-def make(path: Path, request: pytest.FixtureRequest) -> Iterator[Maker]:
-    """Makes disks that stop at every error and merge nothing, unless told otherwise."""
-    stop = ErrorPolicy.STOP
-    packed = request.param == "packed"
-    with benches(path, rerror=stop, werror=stop, merge=MergePolicy.OFF, packed=packed) as maker:
+@pytest.fixture
+def make(path: Path, packed: bool) -> Iterator[Maker]:
+    with stopping_benches(path, packed=packed) as maker:
         yield maker
 
 

@@ -135,11 +135,6 @@ def header(kind: int, sector: int = 0) -> bytes:
     return pack("<IIQ", kind, 0, sector)
 
 
-@pytest.fixture(params=["split", "packed"])
-def packed(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param == "packed")
-
-
 @pytest.fixture(params=["intx", "msix"])
 def driver(tmp_path: Path, request: pytest.FixtureRequest, packed: bool) -> Iterator[Driver]:
     made = Driver(disk_file(tmp_path), packed, request.param == "msix")

@@ -7,10 +7,21 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from blk_bench import Bench, EngineScript, Faults, Maker, benches, ends, fill, goes_on, in_thread
+from blk_bench import (
+    Bench,
+    EngineScript,
+    Faults,
+    Maker,
+    benches,
+    ends,
+    fill,
+    goes_on,
+    in_thread,
+    stopping_benches,
+)
 from blk_device import block_device, device_threads, disk_file
 
-from pykvm.devices.virtio_blk import DiskOptions, ErrorPolicy, Image, MergePolicy, SyncEngine
+from pykvm.devices.virtio_blk import DiskOptions, ErrorPolicy, Image, SyncEngine
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_S_IOERR,
@@ -33,10 +44,8 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[1, 2, 3], ids="{} threads".format)
 def make(path: Path, request: pytest.FixtureRequest) -> Iterator[Maker]:
-    """Makes disks of three queues that stop at every error, unless told otherwise."""
-    stop = ErrorPolicy.STOP
-    options = {"num_queues": 3, "iothreads": request.param, "merge": MergePolicy.OFF}
-    with benches(path, rerror=stop, werror=stop, **options) as maker:
+    """Of three queues, unless told otherwise."""
+    with stopping_benches(path, num_queues=3, iothreads=request.param) as maker:
         yield maker
     assert device_threads() == []
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from struct import pack, unpack_from
 
 import pytest
-from blk_bench import SECTORS, EngineScript, Faults, Maker, benches, fill, sector_of
+from blk_bench import SECTORS, EngineScript, Faults, Maker, fill, sector_of, stopping_benches
 from blk_device import IN, IOERR, OK, OUT, block_device
 from blk_device import Disk as StartedDisk
 from blk_host import loop_device, require_direct
 
-from pykvm.devices.virtio_blk import CacheMode, ErrorPolicy, Image, MergePolicy, VirtioBlk
+from pykvm.devices.virtio_blk import CacheMode, Image, VirtioBlk
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_DISCARD
 from pykvm.devices.virtio_blk.image import MAX_SIZE
 from pykvm.errors import UsageError
@@ -34,9 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(path: Path) -> Iterator[Maker]:
-    """Makes disks of SECTORS sectors that stop at every error and merge nothing."""
-    stop = ErrorPolicy.STOP
-    with benches(path, rerror=stop, werror=stop, merge=MergePolicy.OFF) as maker:
+    with stopping_benches(path) as maker:
         yield maker
 
 

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from blk_bench import EngineScript, Maker, benches, ends, fill, goes_on, in_thread
+from blk_bench import EngineScript, Maker, ends, fill, goes_on, in_thread, stopping_benches
 from blk_device import IN, OK, device_threads, disks
 
 from pykvm.devices.virtio_blk import DiskOptions
 from pykvm.devices.virtio_blk.features import offered
-from pykvm.devices.virtio_blk.options import ErrorPolicy, MergePolicy
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_IN_ORDER,
@@ -22,12 +21,10 @@ from pykvm.virtio.constants import (
 DEFAULT = VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | VIRTIO_F_RING_RESET
 
 
-@pytest.fixture(params=["split", "packed"])
-def make(path: Path, request: pytest.FixtureRequest) -> Iterator[Maker]:
-    """Makes disks of two queues that stop at every error and merge nothing."""
-    stop, packed = ErrorPolicy.STOP, request.param == "packed"
-    options = {"merge": MergePolicy.OFF, "packed": packed, "num_queues": 2}
-    with benches(path, rerror=stop, werror=stop, **options) as maker:
+@pytest.fixture
+def make(path: Path, packed: bool) -> Iterator[Maker]:
+    """Of two queues."""
+    with stopping_benches(path, packed=packed, num_queues=2) as maker:
         yield maker
     assert device_threads() == []
 

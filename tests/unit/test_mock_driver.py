@@ -86,10 +86,10 @@ class Echo:
         os.close(self.stop)
 
 
-@pytest.fixture(params=["split", "packed"])
-def echo(request: pytest.FixtureRequest) -> Iterator[Echo]:
+@pytest.fixture
+def echo(packed: bool) -> Iterator[Echo]:
     device = Echo()
-    if request.param == "packed":
+    if packed:
         device.features |= VIRTIO_F_RING_PACKED
     yield device
     device.close()

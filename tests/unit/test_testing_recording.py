@@ -2,10 +2,6 @@
 
 import errno
 from array import array
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from pykvm.devices.virtio_blk import Image, SyncEngine
 from pykvm.devices.virtio_blk.constants import (
@@ -17,15 +13,6 @@ from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.request import Request
 from pykvm.memory.ram import Ram
 from pykvm.testing.recording import EngineEvent, EngineLog
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Iterator[Image]:
-    path = tmp_path / "disk"
-    path.write_bytes(bytes(8192))
-    opened = Image(path)
-    yield opened
-    opened.close()
 
 
 def operation(kind: int, offset: int = 0, length: int = 0, members: int = 1) -> Operation:
