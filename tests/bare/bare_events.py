@@ -1,28 +1,20 @@
 """Bare-metal guests that are stopped, and the events that tell of it."""
 
 import threading
-import time
 from contextlib import contextmanager
+
+from patience import until
 
 from pykvm.machine import Machine, MachineConfig
 from pykvm.machine.events import Event
 from pykvm.testing.bare import build_bare_guest
 from pykvm.testing.bare.layout import MEMORY_NEEDED
 
-PATIENCE = 20.0
-
 
 def guest(words: str, **more: object) -> MachineConfig:
     return MachineConfig(
         kernel=build_bare_guest(), append=words, **{"memory": MEMORY_NEEDED, **more}
     )
-
-
-def until(condition, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.002)
 
 
 class Log:

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from bare_events import PATIENCE, Log, guest, no_threads_left
+from bare_events import Log, guest, no_threads_left
+from patience import PATIENCE
 
 from pykvm.devices.virtio_blk import ErrorAction, ErrorPolicy
 from pykvm.devices.virtio_blk.faults import Fault, FaultPlan

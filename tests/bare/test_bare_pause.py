@@ -4,7 +4,8 @@ import threading
 import time
 
 import pytest
-from bare_events import PATIENCE, Log, guest, no_threads_left, port_exits, until
+from bare_events import Log, guest, no_threads_left, port_exits
+from patience import PATIENCE, until
 
 from pykvm.machine import Machine, RunState
 from pykvm.machine.events import Event, GuestPanicked, Resume, Shutdown, Stop

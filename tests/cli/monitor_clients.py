@@ -3,25 +3,16 @@
 import asyncio
 import json
 import socket
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from patience import PATIENCE
 from qemu.qmp import QMPClient
 
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.monitor import Monitor, MonitorSocket
 from pykvm.testing.bare import Script
 from pykvm.testing.bare.layout import MEMORY_NEEDED
-
-PATIENCE = 20.0
-
-
-def until(condition, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from monitor_clients import PATIENCE, Raw, served, until, with_disk
+from monitor_clients import Raw, served, with_disk
+from patience import PATIENCE, until
 from run_on_terminal import Terminal
 
 from pykvm.machine import DiskConfig, Machine, MachineConfig

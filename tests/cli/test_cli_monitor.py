@@ -6,14 +6,15 @@ import time
 from pathlib import Path
 
 import pytest
-from monitor_clients import PATIENCE, Raw, run_client, served, spinning_guest, until, with_disk
+from monitor_clients import Raw, run_client, served, with_disk
+from patience import PATIENCE, until
 from qemu.qmp import ExecuteError
 from run_on_terminal import Terminal
 
 from pykvm import __version__
 from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
 from pykvm.devices.virtio_blk.stats import COUNTERS
-from pykvm.machine import DiskConfig, MachineConfig, RunState
+from pykvm.machine import DiskConfig, RunState
 from pykvm.platform.outcome import OutcomeKind
 from pykvm.testing.bare import BlockDriver, BlockRequest, Script
 
@@ -22,27 +23,10 @@ pytestmark = pytest.mark.kvm
 PYKVM = [sys.executable, "-m", "pykvm"]
 
 
-@pytest.fixture
-def path(tmp_path) -> Path:
-    return tmp_path / "qmp"
-
-
-@pytest.fixture
-def spinning(bare_kernel) -> MachineConfig:
-    return spinning_guest(bare_kernel)
-
-
-@pytest.fixture
-def machine(path, spinning):
-    with served(path, spinning) as machine:
-        machine.start()
-        yield machine
-
-
 # -- QEMU's client -----------------------------------------------------------------
 
 
-def test_stop_and_cont(path, machine):
+def test_stop_and_cont(qmp_path, machine):
     async def talk(client):
         seen = []
         with client.listener(("STOP", "RESUME")) as events:
@@ -52,7 +36,7 @@ def test_stop_and_cont(path, machine):
             assert events.empty()
         return seen, names
 
-    seen, names = run_client(path, talk)
+    seen, names = run_client(qmp_path, talk)
     running = {"status": "running", "running": True}
     paused = {"status": "paused", "running": False}
     assert seen == [running, {}, {}, paused, {}, running]
@@ -60,7 +44,7 @@ def test_stop_and_cont(path, machine):
     assert machine.status is RunState.RUNNING
 
 
-def test_errors_and_what_there_is(path, machine):
+def test_errors_and_what_there_is(qmp_path, machine):
     async def talk(client):
         for command, arguments in [("system_powerdown", None), ("stop", {"x": 1}), ("", None)]:
             with pytest.raises(ExecuteError) as caught:
@@ -74,7 +58,7 @@ def test_errors_and_what_there_is(path, machine):
         )
 
     errors = []
-    version, commands, name, block = run_client(path, talk)
+    version, commands, name, block = run_client(qmp_path, talk)
     assert errors == ["CommandNotFound", "GenericError", "CommandNotFound"]
     numbers = version["qemu"]
     assert f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}" == __version__
@@ -83,7 +67,7 @@ def test_errors_and_what_there_is(path, machine):
     assert (name, block) == ({}, [])
 
 
-def test_a_full_disk_from_the_event_to_the_cure(path, bare_kernel, tmp_path):
+def test_a_full_disk_from_the_event_to_the_cure(qmp_path, bare_kernel, tmp_path):
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(1 << 20))
     plan = FaultPlan([Fault(operation="write", errno="ENOSPC")])
@@ -107,8 +91,8 @@ def test_a_full_disk_from_the_event_to_the_cure(path, bare_kernel, tmp_path):
         (stats,) = await client.execute("query-blockstats")
         return [error, stop, resume, shutdown], status, block, after, stats
 
-    with served(path, config) as machine:
-        events, status, block, after, stats = run_client(path, talk)
+    with served(qmp_path, config) as machine:
+        events, status, block, after, stats = run_client(qmp_path, talk)
         assert machine.wait(PATIENCE).status == 0
     assert [event["event"] for event in events] == ["BLOCK_IO_ERROR", "STOP", "RESUME", "SHUTDOWN"]
     assert events[0]["data"] == {
@@ -144,8 +128,8 @@ def test_a_full_disk_from_the_event_to_the_cure(path, bare_kernel, tmp_path):
     assert image.read_bytes()[4096:4608] == b"x" * 512
 
 
-def test_quit(path, spinning):
-    with served(path, spinning) as machine, Raw(path) as client:
+def test_quit(qmp_path, spinning):
+    with served(qmp_path, spinning) as machine, Raw(qmp_path) as client:
         machine.start()
         assert client.ask("quit", id=1) == {"return": {}, "id": 1}
         assert machine.wait(PATIENCE).kind is OutcomeKind.QUIT
@@ -162,10 +146,10 @@ def start(kernel: Path, words: str, *options: str, **more: object) -> subprocess
     return subprocess.Popen(command, **{**pipes, **more})
 
 
-def test_boot_with_a_monitor(bare_kernel, path):
-    process = start(bare_kernel, "spin", "--monitor", str(path))
-    until(path.exists, "the socket")
-    with Raw(path) as client:
+def test_boot_with_a_monitor(bare_kernel, qmp_path):
+    process = start(bare_kernel, "spin", "--monitor", str(qmp_path))
+    until(qmp_path.exists, "the socket")
+    with Raw(qmp_path) as client:
         until(lambda: client.ask("query-status")["return"]["running"], "the start")
         assert client.ask("stop") == {"return": {}}
         assert client.ask("quit") == {"return": {}}
@@ -173,7 +157,7 @@ def test_boot_with_a_monitor(bare_kernel, path):
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert b"'cont' on the monitor" in err
-    assert not path.exists()
+    assert not qmp_path.exists()
 
 
 def test_a_bad_path_costs_nobody_a_boot(bare_kernel, tmp_path):

@@ -6,10 +6,10 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
-from monitor_clients import PATIENCE, Raw, served, spinning_guest, until, with_disk
+from monitor_clients import Raw, served, with_disk
+from patience import PATIENCE, until
 
 from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
@@ -23,25 +23,8 @@ from pykvm.testing.bare.layout import MEMORY_NEEDED
 pytestmark = pytest.mark.kvm
 
 
-@pytest.fixture
-def path(tmp_path) -> Path:
-    return tmp_path / "qmp"
-
-
-@pytest.fixture
-def spinning(bare_kernel) -> MachineConfig:
-    return spinning_guest(bare_kernel)
-
-
-@pytest.fixture
-def machine(path, spinning):
-    with served(path, spinning) as machine:
-        machine.start()
-        yield machine
-
-
-def test_before_the_start_and_after_the_end(path, spinning):
-    with served(path, spinning) as machine, Raw(path) as client:
+def test_before_the_start_and_after_the_end(qmp_path, spinning):
+    with served(qmp_path, spinning) as machine, Raw(qmp_path) as client:
         assert client.ask("query-status")["return"]["status"] == "prelaunch"
         assert client.ask("cont")["error"]["class"] == "GenericError"
         machine.start()
@@ -52,8 +35,8 @@ def test_before_the_start_and_after_the_end(path, spinning):
             assert "over" in client.ask(command)["error"]["desc"]
 
 
-def test_a_connection_survives_nonsense(path, machine):
-    with Raw(path, negotiate=False) as client:
+def test_a_connection_survives_nonsense(qmp_path, machine):
+    with Raw(qmp_path, negotiate=False) as client:
         assert client.greeting["QMP"]["capabilities"] == []
         assert client.ask("stop")["error"]["class"] == "CommandNotFound"
         for data in (b"nonsense\n", b"{]", b'{"execute": "stop\n', b"\xff\xfe\n", b"[]", b"{}"):
@@ -65,10 +48,10 @@ def test_a_connection_survives_nonsense(path, machine):
         assert client.ask("query-status")["return"]["running"]
 
 
-def test_commands_are_executed_in_order_however_they_come(path, machine):
+def test_commands_are_executed_in_order_however_they_come(qmp_path, machine):
     names = ["query-status", "stop", "query-status", "cont", "query-status"]
     messages = [json.dumps({"execute": name, "id": i}) for i, name in enumerate(names)]
-    with Raw(path) as client:
+    with Raw(qmp_path) as client:
         client.send("".join(messages).encode())
         answers = [client.read() for _ in range(7)]
     assert [answer.get("event", answer.get("id")) for answer in answers] == [
@@ -77,9 +60,9 @@ def test_commands_are_executed_in_order_however_they_come(path, machine):
     assert [answers[i]["return"]["status"] for i in (0, 3, 6)] == ["running", "paused", "running"]
 
 
-def test_answers_are_sent_to_a_client_that_has_said_all(path, machine):
+def test_answers_are_sent_to_a_client_that_has_said_all(qmp_path, machine):
     """As ``printf … | socat - UNIX:path`` does."""
-    with Raw(path) as client:
+    with Raw(qmp_path) as client:
         client.send(b'{"execute": "stop"}\n{"execute": "query-status"}\n')
         client.socket.shutdown(socket.SHUT_WR)
         messages = []
@@ -88,10 +71,10 @@ def test_answers_are_sent_to_a_client_that_has_said_all(path, machine):
     assert messages[-1]["return"]["status"] == "paused"
 
 
-def test_a_client_that_says_much_at_once_gets_every_answer(path, machine):
+def test_a_client_that_says_much_at_once_gets_every_answer(qmp_path, machine):
     """It reads only when it has said all; the answers are more than is kept for anybody."""
     count = 4 * server.MAX_UNREAD // 300
-    with Raw(path) as client:
+    with Raw(qmp_path) as client:
         talk = threading.Thread(target=client.send, args=[b'{"execute": "query-commands"}' * count])
         talk.start()
         talk.join(0.2)  # it may have to wait for the reader
@@ -102,10 +85,10 @@ def test_a_client_that_says_much_at_once_gets_every_answer(path, machine):
     assert all(answer == answers[0] and answer["return"] for answer in answers)
 
 
-def test_what_waits_for_a_client_that_has_said_all_is_sent(path, machine):
+def test_what_waits_for_a_client_that_has_said_all_is_sent(qmp_path, machine):
     """More than the socket holds."""
     count = 800
-    with Raw(path) as client:
+    with Raw(qmp_path) as client:
         client.send(b'{"execute": "query-commands"}' * count)
         client.socket.shutdown(socket.SHUT_WR)
         time.sleep(0.1)  # the monitor has come to the end of it
@@ -114,8 +97,8 @@ def test_what_waits_for_a_client_that_has_said_all_is_sent(path, machine):
         assert client.read() is None
 
 
-def test_several_clients(path, machine):
-    with Raw(path) as one, Raw(path) as two, Raw(path, negotiate=False) as silent:
+def test_several_clients(qmp_path, machine):
+    with Raw(qmp_path) as one, Raw(qmp_path) as two, Raw(qmp_path, negotiate=False) as silent:
         one.send(b'{"execute": "stop"}')
         assert one.read()["event"] == "STOP"
         assert one.read() == {"return": {}}
@@ -126,10 +109,10 @@ def test_several_clients(path, machine):
         assert silent.read() == {"return": {}}
 
 
-def test_more_clients_than_are_served_wait(path, machine, monkeypatch):
+def test_more_clients_than_are_served_wait(qmp_path, machine, monkeypatch):
     monkeypatch.setattr(server, "MAX_CLIENTS", 2)
-    with Raw(path) as one, Raw(path), socket.socket(socket.AF_UNIX) as third:
-        third.connect(str(path))
+    with Raw(qmp_path) as one, Raw(qmp_path), socket.socket(socket.AF_UNIX) as third:
+        third.connect(str(qmp_path))
         assert one.ask("query-status")["return"]["running"]
         assert select.select([third], [], [], 0.05)[0] == []
         one.__exit__()
@@ -137,18 +120,18 @@ def test_more_clients_than_are_served_wait(path, machine, monkeypatch):
         assert b"QMP" in third.recv(4096)
 
 
-def test_clients_that_leave_at_any_moment(path, machine):
+def test_clients_that_leave_at_any_moment(qmp_path, machine):
     for data in (b"", b"{", b'{"execute": "qmp_capabilities"}{"execute": "stop"}'):
-        with Raw(path, negotiate=False) as client:
+        with Raw(qmp_path, negotiate=False) as client:
             client.send(data)
-    with Raw(path) as client:
+    with Raw(qmp_path) as client:
         assert client.ask("cont") == {"return": {}}
 
 
-def test_a_client_that_does_not_read_holds_nobody_up(path, machine, monkeypatch):
+def test_a_client_that_does_not_read_holds_nobody_up(qmp_path, machine, monkeypatch):
     """It gets no more answers, and is dropped when too many events have gathered for it."""
     monkeypatch.setattr(server, "MAX_UNREAD", 4096)
-    with Raw(path) as deaf, Raw(path) as client:
+    with Raw(qmp_path) as deaf, Raw(qmp_path) as client:
         deaf.socket.settimeout(0.1)
         with suppress(TimeoutError):
             while True:
@@ -160,7 +143,7 @@ def test_a_client_that_does_not_read_holds_nobody_up(path, machine, monkeypatch)
             deaf.send(b" ")
 
 
-def test_a_guest_cannot_fill_the_memory_with_errors_to_be_told(path, machine, monkeypatch):
+def test_a_guest_cannot_fill_the_memory_with_errors_to_be_told(qmp_path, machine, monkeypatch):
     """The monitor is slower than the disk that fails."""
     free, told = threading.Event(), []
 
@@ -170,7 +153,7 @@ def test_a_guest_cannot_fill_the_memory_with_errors_to_be_told(path, machine, mo
 
     monkeypatch.setattr(server, "event_message", slowly)
     error = BlockIoError("virtio0", IoError("read", 0, 512, 5, ErrorAction.REPORT))
-    with Raw(path) as client:
+    with Raw(qmp_path) as client:
         for _ in range(5 * MAX_BACKLOG):
             machine._announcer.announce(error)
             machine.flush_events()
@@ -179,7 +162,7 @@ def test_a_guest_cannot_fill_the_memory_with_errors_to_be_told(path, machine, mo
     assert MAX_BACKLOG <= len(told) <= MAX_BACKLOG + 1
 
 
-def test_a_stop_that_waits_holds_up_its_client_only(path, bare_kernel):
+def test_a_stop_that_waits_holds_up_its_client_only(qmp_path, bare_kernel):
     """A vCPU is busy with a sink that blocks; others may look, and quit."""
     busy, free = threading.Event(), threading.Event()
 
@@ -188,7 +171,7 @@ def test_a_stop_that_waits_holds_up_its_client_only(path, bare_kernel):
         free.wait(PATIENCE)
 
     config = MachineConfig(kernel=bare_kernel, append="hello 3", memory=MEMORY_NEEDED)
-    with served(path, config) as machine, Raw(path) as one, Raw(path) as two:
+    with served(qmp_path, config) as machine, Raw(qmp_path) as one, Raw(qmp_path) as two:
         machine.console, machine.on_end = sink, free.set
         machine.start()
         assert busy.wait(PATIENCE)
@@ -200,7 +183,7 @@ def test_a_stop_that_waits_holds_up_its_client_only(path, bare_kernel):
 
 
 def test_a_stop_that_waits_for_a_disk_does_not_hold_up_the_end(
-    path, bare_kernel, tmp_path, monkeypatch
+    qmp_path, bare_kernel, tmp_path, monkeypatch
 ):
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(1 << 20))
@@ -211,7 +194,7 @@ def test_a_stop_that_waits_for_a_disk_does_not_hold_up_the_end(
     driver.submit([BlockRequest.write(8, b"x" * 512)])
     config = with_disk(bare_kernel, script, DiskConfig(image, faults=plan))
     began = time.monotonic()
-    with served(path, config) as machine, Raw(path) as one, Raw(path) as two:
+    with served(qmp_path, config) as machine, Raw(qmp_path) as one, Raw(qmp_path) as two:
         machine.start()
         until(lambda: plan.rules[0].strikes, "the write is not executing")
         (disk,) = machine.disks
@@ -230,10 +213,10 @@ def test_a_stop_that_waits_for_a_disk_does_not_hold_up_the_end(
     assert image.read_bytes()[4096:4608] == bytes(512)
 
 
-def test_clients_hear_the_end(path, bare_kernel):
+def test_clients_hear_the_end(qmp_path, bare_kernel):
     config = MachineConfig(kernel=bare_kernel, append="panic", memory=MEMORY_NEEDED)
-    with served(path, config) as machine:
-        client = Raw(path)
+    with served(qmp_path, config) as machine:
+        client = Raw(qmp_path)
         machine.run(PATIENCE)
     with client:
         panicked, shutdown = client.events("SHUTDOWN")

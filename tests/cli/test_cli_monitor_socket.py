@@ -3,7 +3,6 @@
 import os
 import socket
 import stat
-from pathlib import Path
 
 import pytest
 
@@ -13,42 +12,37 @@ from pykvm.monitor import MonitorSocket
 pytestmark = pytest.mark.kvm
 
 
-@pytest.fixture
-def path(tmp_path) -> Path:
-    return tmp_path / "qmp"
-
-
-def test_the_file_is_its_owners_and_goes_away(path):
+def test_the_file_is_its_owners_and_goes_away(qmp_path):
     before = os.umask(0)
     try:
-        with MonitorSocket(path):
-            mode = os.stat(path).st_mode
+        with MonitorSocket(qmp_path):
+            mode = os.stat(qmp_path).st_mode
             assert stat.S_ISSOCK(mode)
             assert stat.S_IMODE(mode) == 0o600
     finally:
         os.umask(before)
-    assert not path.exists()
+    assert not qmp_path.exists()
 
 
-def test_a_stale_socket_is_replaced_and_nothing_else(path):
+def test_a_stale_socket_is_replaced_and_nothing_else(qmp_path):
     left = socket.socket(socket.AF_UNIX)
-    left.bind(str(path))
+    left.bind(str(qmp_path))
     left.close()
-    with MonitorSocket(path):
+    with MonitorSocket(qmp_path):
         with pytest.raises(UsageError, match="somebody listens"):
-            MonitorSocket(path)
-        assert stat.S_ISSOCK(os.stat(path).st_mode)
-    path.write_text("precious")
+            MonitorSocket(qmp_path)
+        assert stat.S_ISSOCK(os.stat(qmp_path).st_mode)
+    qmp_path.write_text("precious")
     with pytest.raises(UsageError, match="a file already"):
-        MonitorSocket(path)
-    assert path.read_text() == "precious"
+        MonitorSocket(qmp_path)
+    assert qmp_path.read_text() == "precious"
 
 
-def test_another_file_in_its_place_stays(path):
-    with MonitorSocket(path):
-        path.unlink()
-        path.write_text("precious")
-    assert path.read_text() == "precious"
+def test_another_file_in_its_place_stays(qmp_path):
+    with MonitorSocket(qmp_path):
+        qmp_path.unlink()
+        qmp_path.write_text("precious")
+    assert qmp_path.read_text() == "precious"
 
 
 @pytest.mark.parametrize(

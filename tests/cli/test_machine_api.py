@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE, until
 
 from pykvm.errors import PykvmError, UsageError
 from pykvm.machine import DiskConfig, Machine, MachineConfig
@@ -21,7 +22,6 @@ pytestmark = pytest.mark.kvm
 
 MIB = 1 << 20
 GIB = 1 << 30
-PATIENCE = 20.0
 
 
 @pytest.fixture(autouse=True)
@@ -47,13 +47,6 @@ def disk(tmp_path) -> DiskConfig:
     path = tmp_path / "d.img"
     path.write_bytes(bytes(4096))
     return DiskConfig(path)
-
-
-def until(condition, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
 
 
 # -- a life ------------------------------------------------------------------

@@ -6,11 +6,10 @@ import threading
 import time
 
 import pytest
+from patience import PATIENCE
 
 from pykvm.machine.end import EndOfRun
 from pykvm.platform.outcome import Outcome
-
-PATIENCE = 20.0
 
 
 def test_the_first_outcome_counts():

@@ -4,6 +4,7 @@ import errno
 import threading
 
 import pytest
+from patience import PATIENCE
 
 from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.machine.events import (
@@ -16,8 +17,6 @@ from pykvm.machine.events import (
     Stop,
 )
 from pykvm.platform.outcome import Outcome
-
-PATIENCE = 20.0
 
 
 @pytest.fixture

@@ -1,16 +1,15 @@
 """Stopping and going on, with vCPUs and disks that are not there: the order, and every overlap."""
 
 import threading
-import time
 from dataclasses import dataclass, field
 
 import pytest
+from patience import PATIENCE, until
 
 from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.machine.events import BlockIoError, Event, Resume, Stop
 from pykvm.machine.run_state import RunControl, RunState
 
-PATIENCE = 20.0
 FAILURE = BlockIoError("virtio0", IoError("write", 0, 512, 5, ErrorAction.STOP))
 
 
@@ -97,13 +96,6 @@ class Rig:
         self.control.close()
 
 
-def settled(condition) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 @pytest.fixture
 def rig():
     rig = Rig()
@@ -152,7 +144,7 @@ def test_requests_are_carried_out_in_order(rig):
     rig.control.request_pause()
     rig.control.request_resume()
     rig.control.request_pause()
-    settled(lambda: rig.count(Stop) == 2)
+    until(lambda: rig.count(Stop) == 2)
     assert rig.control.state is RunState.PAUSED
     assert rig.count(Resume) == 1
 
@@ -162,7 +154,7 @@ def test_requests_wait_for_the_start():
     rig.fail()
     assert rig.log == [BlockIoError]
     rig.control.start()
-    settled(lambda: rig.control.state is RunState.IO_ERROR)
+    until(lambda: rig.control.state is RunState.IO_ERROR)
     rig.control.close()
 
 
@@ -177,14 +169,14 @@ def test_close_without_a_start():
 
 def test_an_error_stops_the_guest(rig):
     rig.fail()
-    settled(lambda: rig.control.state is RunState.IO_ERROR)
+    until(lambda: rig.control.state is RunState.IO_ERROR)
     assert rig.log == [BlockIoError, "ask", "ask", "disk pause", Stop]
 
 
 def test_several_errors_are_one_stop(rig):
     for _ in range(5):
         rig.fail()
-    settled(lambda: rig.control.state is RunState.IO_ERROR)
+    until(lambda: rig.control.state is RunState.IO_ERROR)
     rig.settle()
     assert rig.count(Stop) == 1
     rig.control.resume()
@@ -198,7 +190,7 @@ def test_an_error_right_after_the_resume_stops_again(rig):
     rig.disk.in_resume = lambda: rig.fail() if next(failures, None) is not None else None
     rig.fail()
     for round_ in range(1, 5):
-        settled(lambda round_=round_: rig.count(Stop) == round_)
+        until(lambda round_=round_: rig.count(Stop) == round_)
         assert rig.control.state is RunState.IO_ERROR
         rig.control.resume()
     rig.settle()
@@ -233,7 +225,7 @@ def test_an_error_that_came_before_the_resume_is_over_with_it():
 
 def test_a_pause_while_stopped_by_an_error_keeps_the_reason(rig):
     rig.fail()
-    settled(lambda: rig.control.state is RunState.IO_ERROR)
+    until(lambda: rig.control.state is RunState.IO_ERROR)
     rig.control.pause(1)
     assert rig.control.state is RunState.IO_ERROR
     assert rig.count(Stop) == 1
@@ -242,11 +234,11 @@ def test_a_pause_while_stopped_by_an_error_keeps_the_reason(rig):
 def test_an_error_while_a_vcpu_is_busy_stops_it_as_soon_as_it_is_idle(rig):
     rig.vcpus[1].idle.clear()
     rig.fail()
-    settled(lambda: rig.pauses == [1, 1])
+    until(lambda: rig.pauses == [1, 1])
     assert rig.control.state is RunState.RUNNING
     assert not rig.control.undisturbed
     rig.vcpus[1].idle.set()
-    settled(lambda: rig.control.state is RunState.IO_ERROR)
+    until(lambda: rig.control.state is RunState.IO_ERROR)
     assert rig.pauses == [1, 1]
 
 
@@ -254,7 +246,7 @@ def test_a_resume_while_a_vcpu_is_busy_calls_the_stop_off(rig):
     """Who was told of the error waits for STOP and RESUME, so both come."""
     rig.vcpus[1].idle.clear()
     rig.fail()
-    settled(lambda: rig.pauses == [1, 1])
+    until(lambda: rig.pauses == [1, 1])
     rig.control.resume()
     rig.vcpus[1].idle.set()
     rig.settle()
@@ -300,12 +292,12 @@ def test_who_hears_of_an_error_and_resumes_has_answered_it():
 def test_a_pause_that_fails_leaves_the_stop_for_an_error_in_place(rig):
     rig.vcpus[1].idle.clear()
     rig.fail()
-    settled(lambda: rig.pauses == [1, 1])
+    until(lambda: rig.pauses == [1, 1])
     with pytest.raises(TimeoutError):
         rig.control.pause(0.01)
     assert rig.pauses == [1, 1]
     rig.vcpus[1].idle.set()
-    settled(lambda: rig.control.state is RunState.IO_ERROR)
+    until(lambda: rig.control.state is RunState.IO_ERROR)
 
 
 # -- the end of the run -----------------------------------------------------------
@@ -334,7 +326,7 @@ def test_the_end_does_not_wait_for_a_disk(rig):
     rig.disk.quiet = False
     pausing = threading.Thread(target=rig.control.pause, args=[PATIENCE])
     pausing.start()
-    settled(lambda: "disk pause" in rig.log)
+    until(lambda: "disk pause" in rig.log)
     rig.over = True
     pausing.join(PATIENCE)
     assert not pausing.is_alive()
@@ -344,7 +336,7 @@ def test_the_end_does_not_wait_for_a_disk(rig):
 def test_close_does_not_wait_for_a_disk(rig):
     rig.disk.quiet = False
     rig.fail()
-    settled(lambda: "disk pause" in rig.log)
+    until(lambda: "disk pause" in rig.log)
     rig.control.close()
     assert Stop not in rig.log
 
@@ -352,7 +344,7 @@ def test_close_does_not_wait_for_a_disk(rig):
 def test_an_end_during_a_stop_that_waits_for_a_vcpu(rig):
     rig.vcpus[0].idle.clear()
     rig.fail()
-    settled(lambda: rig.pauses == [1, 1])
+    until(lambda: rig.pauses == [1, 1])
     rig.over = True
     rig.control.close()
     assert Stop not in rig.log
@@ -367,7 +359,7 @@ def test_a_bug_is_told_and_ends_the_thread():
     rig.disk.in_pause = bug
     rig.control.start()
     rig.fail()
-    settled(lambda: rig.errors)
+    until(lambda: rig.errors)
     rig.control.close()
     assert isinstance(rig.errors[0], ZeroDivisionError)
 
