@@ -1,33 +1,12 @@
 """Where rings may lie, and queues that are saved and restored: split and packed."""
 
 import pytest
+from rings import packed_ring, serve, split_ring
 
 from pykvm.memory.ram import Ram
-from pykvm.testing.mock_driver import MockDriver
-from pykvm.testing.mock_packed import PackedDriver
 from pykvm.virtio.geometry import packed_ring_error, ring_error
 from pykvm.virtio.packed import WRAP, PackedQueue
 from pykvm.virtio.split import SplitQueue
-
-
-def split(size: int = 8) -> tuple[MockDriver, SplitQueue]:
-    driver = MockDriver(Ram.flat(1 << 16), size=size)
-    return driver, driver.device_queue()
-
-
-def packed(size: int = 8) -> tuple[PackedDriver, PackedQueue]:
-    driver = PackedDriver(Ram.flat(1 << 16), size=size)
-    return driver, driver.device_queue()
-
-
-def serve(driver: MockDriver | PackedDriver, queue: SplitQueue | PackedQueue, length: int) -> None:
-    """Use whatever is available."""
-    driver.publish()
-    queue.begin_drain()
-    while (head := queue.pop()) >= 0:
-        queue.push(head, length)
-    queue.publish()
-
 
 # -- split ------------------------------------------------------------------------
 
@@ -64,7 +43,7 @@ def test_split_rings_that_just_fit_are_accepted() -> None:
 
 
 def test_a_saved_split_queue_goes_on_where_it_was() -> None:
-    driver, queue = split(size=4)
+    driver, queue = split_ring(size=4)
     for _ in range(7):
         driver.send([b"x"], [])
         serve(driver, queue, 0)
@@ -82,7 +61,7 @@ def test_a_saved_split_queue_goes_on_where_it_was() -> None:
     [{}, {"last_avail": 1}, {"last_avail": 1, "used": 2}, {"last_avail": 65536, "used": 65536}],
 )
 def test_an_impossible_state_of_a_split_queue_is_refused(state: dict[str, int]) -> None:
-    _, queue = split()
+    _, queue = split_ring()
     assert queue.restore(state)
     assert queue.save() == {"last_avail": 0, "used": 0}
 
@@ -119,7 +98,7 @@ def test_a_packed_ring_that_just_fits_is_accepted() -> None:
 
 
 def test_a_saved_packed_queue_goes_on_where_it_was() -> None:
-    driver, queue = packed(size=3)
+    driver, queue = packed_ring(size=3)
     for _ in range(5):
         driver.send([b"x"], [])
         serve(driver, queue, 0)
@@ -138,6 +117,6 @@ def test_a_saved_packed_queue_goes_on_where_it_was() -> None:
     [{}, {"last_avail": 1}, {"last_avail": 1, "used": 2}, {"last_avail": 8, "used": 8}],
 )
 def test_an_impossible_state_of_a_packed_queue_is_refused(state: dict[str, int]) -> None:
-    _, queue = packed(size=8)
+    _, queue = packed_ring(size=8)
     assert queue.restore(state)
     assert queue.save() == {"last_avail": WRAP, "used": WRAP}
