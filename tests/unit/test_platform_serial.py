@@ -1,13 +1,12 @@
-"""The UART, driven as Linux's 8250 driver drives it (drivers/tty/serial/8250/8250_port.c)."""
+"""The UART's registers, FIFOs and interrupts, and what surrounds it."""
 
 import threading
-import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from uart_driver import Line
 
-from pykvm.platform.alarm import Alarm
 from pykvm.platform.serial import (
     BACKLOG_LIMIT,
     DLL,
@@ -38,7 +37,6 @@ from pykvm.platform.serial import (
     MCR_DTR,
     MCR_LOOP,
     MCR_OUT1,
-    MCR_OUT2,
     MCR_RTS,
     MSR,
     RBR_THR,
@@ -47,305 +45,9 @@ from pykvm.platform.serial import (
 )
 
 
-class FakeAlarm(Alarm):
-    """An alarm that rings when the test says so."""
-
-    def __init__(self, ring):
-        self.ring = ring
-        self.when = None
-
-    def set(self, when):
-        self.when = when
-
-    def close(self):
-        self.when = None
-
-
-class Line:
-    """A UART with everything around it recorded, on a clock that the test turns."""
-
-    def __init__(self, **options):
-        self.sent = bytearray()
-        self.edges = []
-        self.now = 100.0
-        self.uart = Uart16550(
-            self.edges.append,
-            self.sent.extend,
-            clock=lambda: self.now,
-            alarm=self._make_alarm,
-            **options,
-        )
-
-    def _make_alarm(self, ring):
-        self.alarm = FakeAlarm(ring)
-        return self.alarm
-
-    @property
-    def irq(self):
-        return bool(self.edges) and self.edges[-1]
-
-    def get(self, register):
-        return self.uart.read(register, 1)
-
-    def put(self, register, value):
-        self.uart.write(register, 1, value)
-
-    def pass_time(self, seconds):
-        self.now += seconds
-        if self.alarm.when is not None and self.alarm.when <= self.now:
-            self.alarm.when = None
-            self.alarm.ring()
-
-    def read_available(self, limit=1 << 30):
-        """What a polling receiver gets."""
-        got = bytearray()
-        while len(got) < limit and self.get(LSR) & LSR_DR:
-            got.append(self.get(RBR_THR))
-        return bytes(got)
-
-
-class Linux:
-    """As much of the 8250 driver as touches registers."""
-
-    def __init__(self, line):
-        self.line = line
-        self.got = bytearray()
-
-    def clear_fifos(self):
-        for value in (FCR_ENABLE, FCR_ENABLE | 0x06, 0):
-            self.line.put(IIR_FCR, value)
-
-    def autoconfig(self):
-        """The type of port found; None for none."""
-        get, put = self.line.get, self.line.put
-        ier = get(IER)
-        put(IER, 0)
-        none = get(IER) & 0x0F
-        put(IER, 0x0F)
-        every = get(IER) & 0x0F
-        put(IER, ier)
-        if none != 0 or every != 0x0F:
-            return None
-        mcr, lcr = get(MCR), get(LCR)
-        put(MCR, MCR_LOOP | 0x0A)
-        status = get(MSR) & 0xF0
-        put(MCR, mcr)
-        if status != 0x90:
-            return None
-        put(LCR, 0xBF)
-        put(IIR_FCR, 0)  # EFR, on chips that have it
-        put(LCR, 0)
-        put(IIR_FCR, FCR_ENABLE)
-        kind = ("8250", "unknown", "16550", "16550A")[get(IIR_FCR) >> 6]
-        if kind == "16550A":
-            kind = self.autoconfig_16550a()
-        put(LCR, lcr)
-        put(MCR, mcr)
-        self.clear_fifos()
-        get(RBR_THR)
-        put(IER, 0)
-        return kind
-
-    def autoconfig_16550a(self):
-        get, put = self.line.get, self.line.put
-        put(LCR, 0x80)
-        if get(2) == 0:
-            return "16650"
-        put(LCR, 0xBF)
-        if get(2) == 0:
-            return "16650V2"
-        put(LCR, 0)
-        before = get(MCR)
-        put(LCR, 0xE0)
-        first = get(2)
-        put(LCR, 0)
-        put(MCR, before ^ MCR_LOOP)
-        put(LCR, 0xE0)
-        second = get(2)
-        put(LCR, 0)
-        put(MCR, before)
-        if not (first ^ before) & MCR_LOOP and (second ^ before) & MCR_LOOP:
-            return "NS16550A"
-        put(IIR_FCR, FCR_ENABLE | 0x20)
-        plain = get(2) >> 5
-        put(LCR, 0x80)
-        put(IIR_FCR, FCR_ENABLE | 0x20)
-        latched = get(2) >> 5
-        put(IIR_FCR, FCR_ENABLE)
-        put(LCR, 0)
-        if (plain, latched) == (6, 7):
-            return "16750"
-        put(IER, 0x40)
-        if get(IER) & 0x40:
-            return "XScale"
-        put(IER, 0)
-        return "16550A" if self.size_fifo() == 16 else "U6_16550A"
-
-    def size_fifo(self):
-        get, put = self.line.get, self.line.put
-        mcr = get(MCR)
-        put(IIR_FCR, FCR_ENABLE | 0x06)
-        put(MCR, MCR_LOOP)
-        for value in range(256):
-            put(RBR_THR, value)
-        size = 0
-        while get(LSR) & LSR_DR:
-            assert get(RBR_THR) == size
-            size += 1
-        put(MCR, mcr)
-        return size
-
-    def startup(self):
-        """Open the port. Returns the bugs that the driver believes to see."""
-        get, put = self.line.get, self.line.put
-        self.clear_fifos()
-        for register in (LSR, RBR_THR, IIR_FCR, MSR):
-            get(register)
-        put(LCR, 3)
-        put(MCR, MCR_OUT2)
-        bugs = set()
-        put(IER, IER_THRI)
-        first = get(IIR_FCR)
-        put(IER, 0)
-        put(IER, IER_THRI)
-        second = get(IIR_FCR)
-        put(IER, 0)
-        if not first & IIR_NO_INT and second & IIR_NO_INT:
-            bugs.add("THRE")
-        put(IER, IER_THRI)
-        if get(LSR) & LSR_TEMT and get(IIR_FCR) & IIR_NO_INT:
-            bugs.add("TXEN")
-        put(IER, 0)
-        for register in (LSR, RBR_THR, IIR_FCR, MSR):
-            get(register)
-        put(LCR, LCR_DLAB | 3)
-        put(DLL, 1)
-        put(DLM, 0)
-        put(LCR, 3)
-        put(IIR_FCR, FCR_ENABLE | 0x80)
-        put(IER, IER_RDI | IER_RLSI)
-        put(MCR, MCR_OUT2 | MCR_DTR | MCR_RTS)
-        return bugs
-
-    def interrupt(self):
-        """serial8250_interrupt: go on until the port is quiet; the number of rounds."""
-        rounds = 0
-        while not self.line.get(IIR_FCR) & IIR_NO_INT:
-            rounds += 1
-            assert rounds < 512, "the handler never comes to an end"
-            self.got += self.line.read_available(256)
-            self.line.get(MSR)
-        return rounds
-
-
 @pytest.fixture
 def line():
     return Line()
-
-
-@pytest.fixture
-def linux(line):
-    return Linux(line)
-
-
-def test_linux_finds_a_16550a_without_bugs(line, linux):
-    assert linux.autoconfig() == "16550A"
-    assert linux.startup() == set()
-    assert not line.irq
-    assert not line.sent
-
-
-def test_what_waits_while_linux_detects_and_opens_the_port_is_read_afterwards(line, linux):
-    line.uart.feed(b"typed ahead")
-    assert linux.autoconfig() == "16550A"
-    linux.startup()
-    assert line.irq
-    linux.interrupt()
-    assert linux.got == b"typed ahead"
-    assert not line.irq
-
-
-def test_early_console_that_left_rts_on_loses_nothing(line, linux):
-    line.put(MCR, MCR_DTR | MCR_RTS)
-    line.uart.feed(b"abc")
-    assert line.get(LSR) & LSR_DR
-    linux.autoconfig()
-    line.put(MCR, MCR_DTR)  # uart_configure_port
-    linux.startup()
-    linux.interrupt()
-    assert linux.got == b"abc"
-
-
-def test_rts_stops_and_starts_the_flow(line, linux):
-    linux.startup()
-    line.put(MCR, MCR_OUT2 | MCR_DTR)
-    line.uart.feed(b"x")
-    assert not line.irq
-    assert not line.get(LSR) & LSR_DR
-    line.put(MCR, MCR_OUT2 | MCR_DTR | MCR_RTS)
-    assert line.irq
-    assert line.get(RBR_THR) == ord("x")
-
-
-def test_bytes_already_in_the_fifo_stay_readable_when_rts_drops(line, linux):
-    linux.startup()
-    line.uart.feed(bytes(range(20)))
-    line.put(MCR, MCR_OUT2)
-    assert line.read_available() == bytes(range(16))
-    line.pass_time(1)
-    assert line.uart.waiting == 4
-
-
-def test_a_poller_that_never_writes_mcr_receives(line):
-    line.uart.feed(b"hello, this is more than a FIFO")
-    assert line.read_available() == b"hello, this is more than a FIFO"
-
-
-def test_input_can_wait_for_out1():
-    line = Line(ready=MCR_RTS | MCR_OUT1)
-    Linux(line).startup()
-    line.uart.feed(b"x")
-    assert not line.irq
-    line.put(MCR, MCR_OUT2 | MCR_DTR | MCR_RTS | MCR_OUT1)
-    assert line.irq
-
-
-def test_the_handler_comes_to_an_end_and_leaves_time_for_the_rest(line, linux):
-    """However much waits, one interrupt takes one FIFO, and the next waits for a while."""
-    data = bytes(range(256)) * 40
-    linux.startup()
-    line.uart.feed(data)
-    while len(linux.got) < len(data):
-        assert line.irq
-        before = len(linux.got)
-        line.now += 0.005
-        linux.interrupt()
-        assert len(linux.got) - before <= 16
-        if len(linux.got) < len(data):
-            assert not line.irq
-            line.pass_time(0.004)
-            assert not line.irq
-            line.pass_time(0.002)
-    assert linux.got == data
-
-
-def test_the_pause_is_bounded(line, linux):
-    linux.startup()
-    line.uart.feed(bytes(17))
-    line.now += 3600
-    linux.interrupt()
-    line.pass_time(0.021)
-    assert line.irq
-
-
-def test_a_single_key_is_delivered_at_once(line, linux):
-    linux.startup()
-    for key in b"ls -l\r":
-        line.pass_time(0.1)
-        line.uart.feed(bytes((key,)))
-        assert line.irq
-        linux.interrupt()
-    assert linux.got == b"ls -l\r"
 
 
 def test_fifo_reset_puts_unread_bytes_back_in_order(line):
@@ -505,25 +207,7 @@ def test_pacing_with_the_real_clock_and_thread():
     assert got == data
 
 
-def test_alarm_rings_at_the_latest_time_set_and_closes():
-    rang = threading.Event()
-    alarm = Alarm(rang.set)
-    try:
-        alarm.set(time.monotonic() + 3600)
-        alarm.set(time.monotonic() + 0.01)
-        assert rang.wait(10)
-    finally:
-        alarm.close()
-    alarm.set(time.monotonic())
-    alarm.close()
-
-
-def test_alarm_that_was_never_set_has_no_thread():
-    before = threading.active_count()
-    alarm = Alarm(lambda: None)
-    assert threading.active_count() == before
-    alarm.close()
-
+# -- random accesses ---------------------------------------------------------
 
 accesses = st.lists(
     st.tuples(

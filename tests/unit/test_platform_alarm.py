@@ -1,0 +1,26 @@
+"""The alarm: a time at which something is called, and a thread only while there is one."""
+
+import threading
+import time
+
+from pykvm.platform.alarm import Alarm
+
+
+def test_alarm_rings_at_the_latest_time_set_and_closes():
+    rang = threading.Event()
+    alarm = Alarm(rang.set)
+    try:
+        alarm.set(time.monotonic() + 3600)
+        alarm.set(time.monotonic() + 0.01)
+        assert rang.wait(10)
+    finally:
+        alarm.close()
+    alarm.set(time.monotonic())
+    alarm.close()
+
+
+def test_alarm_that_was_never_set_has_no_thread():
+    before = threading.active_count()
+    alarm = Alarm(lambda: None)
+    assert threading.active_count() == before
+    alarm.close()
