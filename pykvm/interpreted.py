@@ -6,3 +6,6 @@ compiled = False
 declare: Any = None
 address: Any = None
 nogil: Any = None
+cast: Any = None
+size_t: Any = None
+p_ushort: Any = None

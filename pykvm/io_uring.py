@@ -26,6 +26,7 @@ from typing import Final
 from pykvm.errors import HostError
 from pykvm.libc import ffi, libc, system_call
 from pykvm.native import U64, Words16, Words32, Words64
+from pykvm.watch import Watch
 
 IORING_OP_FSYNC: Final = 3
 IORING_OP_POLL_ADD: Final = 6
@@ -76,21 +77,17 @@ class Ring:
     No more than twice as many may be prepared and not taken back as completed,
     or the kernel has to keep completions elsewhere. ``result`` is that of the
     last completion taken: as the system call's, errors negative.
-
-    Who spins until there is a completion watches two words of 16 bits in
-    ``shared``: what :meth:`arrivals` and :meth:`summons` return is at
-    ``arrivals_at`` and ``summons_at``.
     """
 
     fd: int
     entries: int
     pending: int
     result: int
+    _maps: list[mmap.mmap]
+    _words: Words32
     shared: Words16
     arrivals_at: int
     summons_at: int
-    _maps: list[mmap.mmap]
-    _words: Words32
     _sqes: Words64
     _cqes: Words64
     _sq_tail_at: int
@@ -202,15 +199,13 @@ class Ring:
         self._words[self._cq_head_at] = self._head
         return tag
 
-    def arrivals(self) -> int:
-        """Another number once there are completions that were not there at the last look."""
-        return self._head & 0xFFFF
-
-    def summons(self) -> int:
-        """Another number while the kernel has completions for who enters it."""
-        # Without those flags: they may have been set since the last look.
+    def watch(self, watch: Watch) -> None:
+        """Give ``watch`` what changes when there are completions that :meth:`take` has not had."""
+        watch.add(self.shared, self.arrivals_at, self._head & 0xFFFF)
+        # The kernel may have some for who enters it: without these flags, which may be set by now.
         flags = self._words[self._flags_at] & 0xFFFF
-        return flags & ~(_IORING_SQ_TASKRUN | _IORING_SQ_CQ_OVERFLOW)
+        flags &= ~(_IORING_SQ_TASKRUN | _IORING_SQ_CQ_OVERFLOW)
+        watch.add(self.shared, self.summons_at, flags)
 
     def close(self) -> None:
         """Unmap and close the ring. Nothing may be executing."""

@@ -20,9 +20,9 @@ from declarations import Module
 
 ROOT = Path(__file__).resolve().parent.parent
 HOT = (
+    "pykvm.watch",
     "pykvm.io_uring",
     "pykvm.virtio.chain",
-    "pykvm.virtio.spin",
     "pykvm.virtio.queue",
     "pykvm.virtio.split",
     "pykvm.virtio.packed",
@@ -38,6 +38,7 @@ HOT = (
     "pykvm.devices.virtio_blk.engine",
     "pykvm.devices.virtio_blk.io_uring",
     "pykvm.devices.virtio_blk.service",
+    "pykvm.devices.virtio_blk.rounds",
 )
 """What a request passes on its way, whatever it asks for; bases before what is made of them."""
 

@@ -32,7 +32,8 @@ module          what it knows
 ``host_limits`` what a host asks of one transfer
 ``lock``        QEMU's image locks
 ``service``     one queue: ring → parser → planner → engine → ring
-``io_thread``   a thread that serves queues
+``rounds``      several queues, round after round, and watching for more
+``io_thread``   the thread that does so
 ``io_threads``  all of a disk's: halting, going on and ending together
 ``transfer``    the system call itself, in both forms
 ``rates``       what a user can limit (pure)

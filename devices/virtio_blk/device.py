@@ -183,7 +183,7 @@ class VirtioBlk:
         self._threads = self._threads_factory(
             f"virtio-blk {self.image.path}",
             list(self._services.values()),
-            self._options.iothreads or self._options.num_queues,
+            self._options.iothreads,
             self._broken,
             self._failed,
             poll_max_ns=self._options.poll_max_ns,

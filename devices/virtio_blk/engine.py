@@ -20,7 +20,7 @@ from pykvm.devices.virtio_blk.range_io import RangeIo
 from pykvm.devices.virtio_blk.transfer import transfer
 from pykvm.memory.ram import Ram
 from pykvm.native import NO_BYTES, Bytes
-from pykvm.virtio.spin import Signs
+from pykvm.watch import Watch
 
 
 class Engine(Protocol):
@@ -53,10 +53,10 @@ class Engine(Protocol):
         """
         ...
 
-    def signs(self) -> Signs | None:
-        """What changes in memory when there may be completions; None: ask ``notifier``.
+    def watch(self, watch: Watch) -> bool:
+        """Give ``watch`` the words that change when there are completions; False: ask ``notifier``.
 
-        While operations execute; what is returned is up to date until the next call.
+        While operations execute, and for the next wait only.
         """
         ...
 
@@ -151,9 +151,9 @@ class SyncEngine:
         self._done = []
         return done
 
-    def signs(self) -> Signs | None:
+    def watch(self, watch: Watch) -> bool:
         """See :class:`Engine`."""
-        return None
+        return False
 
     def stop(self) -> None:
         """See :class:`Engine`."""

@@ -29,7 +29,7 @@ from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.timer import Timer
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
-from pykvm.virtio.spin import Signs
+from pykvm.watch import Watch
 
 __all__ = ["Access", "Effect", "Fault", "FaultEngine", "FaultPlan", "FaultRule"]
 
@@ -177,9 +177,9 @@ class FaultEngine:
             done.append(_whole(operation, *part) if part else operation)
         return done
 
-    def signs(self) -> Signs | None:
-        """See :class:`Engine`. What is delayed shows no sign."""
-        return None
+    def watch(self, watch: Watch) -> bool:
+        """See :class:`Engine`. What is delayed cannot be seen."""
+        return False
 
     def stop(self) -> None:
         """See :class:`Engine`."""

@@ -25,12 +25,10 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from pykvm.devices.virtio_blk.polling import AdaptivePolling
+from pykvm.devices.virtio_blk.rounds import Rounds
 from pykvm.devices.virtio_blk.service import QueueService
 from pykvm.threads import run_on, show_thread_name
 
-DRAINS = 64
-"""How often a ring that has no others beside it is drained between two looks at anything else:
-some milliseconds of work at most."""
 MOST_SECONDS = 3600.0
 """The longest sleep with an end: epoll takes no more than 24 days, and a rate limit may say so."""
 PATIENCE = 16
@@ -61,20 +59,18 @@ class IoThread:
     ) -> None:
         """:meth:`start` lets it serve ``services``.
 
-        ``poll_max_ns``: the longest to watch a ring before sleeping, if it is the only one.
-        What executes is watched for :data:`PATIENCE` times as long, a millisecond at most.
+        ``poll_max_ns``: the longest to watch rings before sleeping. What executes is watched for
+        :data:`PATIENCE` times as long, a millisecond at most.
         ``cpus``: the host's CPUs that it may run on; none: any.
         """
         self._on_broken = on_broken
         self._on_failure = on_failure
         self._cpus = cpus
-        alone = len(services) == 1
-        self._for_driver = AdaptivePolling(poll_max_ns if alone else 0)
-        patience = min(PATIENCE * poll_max_ns, MOST_PATIENT_NS)
-        self._for_engine = AdaptivePolling(patience if alone else 0)
-        self._drains = DRAINS if alone else 1
+        self._for_driver = AdaptivePolling(poll_max_ns)
+        self._for_engine = AdaptivePolling(min(PATIENCE * poll_max_ns, MOST_PATIENT_NS))
+        self._rounds = Rounds()
         self._changed = False  # rate limits, perhaps; for the thread itself
-        # Served when there is time: kicked, or more was waiting than a drain takes.
+        # Served when there is time: kicked, or more was waiting than some rounds take.
         self._waiting: set[QueueService] = set()
         self._by_kick: dict[int, QueueService] = {}
         self._by_notifier: dict[int, QueueService] = {}
@@ -216,9 +212,9 @@ class IoThread:
                 self._do_errands()
                 continue
             self._complete_due()
-            for service in list(waiting):
-                if not self._drain(service):
-                    waiting.discard(service)
+            if waiting:
+                self._rounds.serve(waiting, self._for_driver.now_ns, self._for_engine.now_ns)
+            for service in by_kick.values():
                 if service.queue.error:
                     self._on_broken(service.queue.error)
                     return
@@ -232,6 +228,7 @@ class IoThread:
 
     def _admit(self, service: QueueService) -> None:
         self._by_kick[service.kick] = service
+        self._rounds.admit(service)
         self._epoll.register(service.kick, select.EPOLLIN | select.EPOLLET)
         if service.engine.notifier >= 0:
             self._by_notifier[service.engine.notifier] = service
@@ -240,6 +237,7 @@ class IoThread:
 
     def _dismiss(self, service: QueueService) -> None:
         service.quiesce()
+        self._rounds.dismiss(service)
         del self._by_kick[service.kick]
         self._epoll.unregister(service.kick)
         if self._by_notifier.pop(service.engine.notifier, None) is not None:
@@ -265,14 +263,6 @@ class IoThread:
             if wake and (self._changed or wake <= time.monotonic_ns()):
                 service.complete()
         self._changed = False
-
-    def _drain(self, service: QueueService) -> bool:
-        """Serve ``service``, again while more comes; whether more is waiting still.
-
-        A driver that refills its ring for ever cannot keep the thread from its other duties.
-        """
-        driver, engine = self._for_driver.now_ns, self._for_engine.now_ns
-        return all(service.drain(driver, engine) for _ in range(self._drains))
 
     def _obey(self) -> bool:
         """Halt or resume the services as wanted; whether the rings may be looked at."""

@@ -60,7 +60,7 @@ from pykvm.io_uring import (
 from pykvm.memory.guest import address_of
 from pykvm.memory.ram import Ram
 from pykvm.native import NO_BYTES, U64, Bytes, Words64
-from pykvm.virtio.spin import Signs
+from pykvm.watch import Watch
 
 ENTRIES: Final = 256
 """Operations in the ring at once; others wait. No more are needed for any disk's full speed."""
@@ -91,7 +91,6 @@ class IoUringEngine:
     _done: list[Operation]
     _watching: bool
     _stopped: bool
-    _signs: Signs
     _iovecs: Words64
     _iovecs_at: U64
     _iovecs_used: int
@@ -125,7 +124,6 @@ class IoUringEngine:
         self._done = []
         self._watching = False
         self._stopped = False
-        self._signs = Signs(self._ring.shared, self._ring.arrivals_at, self._ring.summons_at)
         iovecs = array("Q", bytes(16 * IOVECS))
         self._iovecs = memoryview(iovecs)
         self._iovecs_at = iovecs.buffer_info()[0]
@@ -176,12 +174,10 @@ class IoUringEngine:
         self._done = []
         return done
 
-    def signs(self) -> Signs | None:
+    def watch(self, watch: Watch) -> bool:
         """See :class:`Engine`."""
-        signs, ring = self._signs, self._ring
-        signs.first = ring.arrivals()
-        signs.second = ring.summons()
-        return signs
+        self._ring.watch(watch)
+        return True
 
     def stop(self) -> None:
         """See :class:`Engine`."""
@@ -195,7 +191,6 @@ class IoUringEngine:
         self._threads.close()
         # Mappings can be closed once nobody looks at them.
         self._memory = NO_BYTES
-        del self._signs
         self._ring.close()
 
     def _under_way(self) -> int:

@@ -164,7 +164,7 @@ class DiskOptions:
 
     ``serial``: at most 20 ASCII characters, what /sys/block/vda/serial shows.
     ``queue_size``: descriptors, a power of 2 from 4 to 1024. ``num_queues``: 1
-    to 64, dealt out in turn to ``iothreads`` threads, 0 for one each; these run
+    to 64, dealt out in turn to ``iothreads`` threads, at most as many; these run
     on the CPUs of the host that ``cpu_affinity`` has, on any if it is empty.
     ``seg_max`` and ``size_max`` (bytes) tell the driver how many data segments
     a request may have, 0 for what the queue holds and None to say nothing, and
@@ -188,7 +188,7 @@ class DiskOptions:
     serial: str = ""
     queue_size: int = 256
     num_queues: int = 1
-    iothreads: int = 0
+    iothreads: int = 1
     cpu_affinity: frozenset[int] = frozenset()
     seg_max: int | None = 0
     size_max: int = 0
@@ -227,8 +227,7 @@ class DiskOptions:
         if self.queue_size & (self.queue_size - 1):
             raise UsageError(f"queue-size cannot be {self.queue_size}", "use a power of 2")
         _check("num-queues", self.num_queues, NUM_QUEUES)
-        if self.iothreads:
-            _check("iothreads", self.iothreads, NUM_QUEUES)
+        _check("iothreads", self.iothreads, NUM_QUEUES)
         if self.iothreads > self.num_queues:
             raise UsageError(
                 f"{self.iothreads} threads cannot serve {_queues(self.num_queues)}",

@@ -36,7 +36,7 @@ from pykvm.devices.virtio_blk.options import CacheMode
 from pykvm.devices.virtio_blk.sector_map import SectorMap
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
-from pykvm.virtio.spin import Signs
+from pykvm.watch import Watch
 
 MOST_PARTS: Final = 64
 """A read in more parts comes back short: a guest decides how many there are."""
@@ -183,9 +183,9 @@ class OverlayEngine:
             self._collect(operation, done)
         return done
 
-    def signs(self) -> Signs | None:
+    def watch(self, watch: Watch) -> bool:
         """See :class:`Engine`. One of two engines would not do."""
-        return None
+        return False
 
     def stop(self) -> None:
         """See :class:`Engine`."""

@@ -30,6 +30,7 @@ from pykvm.memory.ram import Ram
 from pykvm.native import Bytes
 from pykvm.virtio.chain import DescriptorChain
 from pykvm.virtio.queue import Virtqueue
+from pykvm.watch import Watch
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.throttle import Throttle
@@ -117,12 +118,14 @@ class QueueService:
         """When to call :meth:`complete` for the rate limits' sake (time.monotonic_ns), or 0."""
         return self._schedule.wake_ns
 
-    def drain(self, driver_ns: int = 0, engine_ns: int = 0) -> bool:
-        """Serve what is available, at most the queue's size. True: call again, more is waiting.
+    def drain(self) -> bool:
+        """:meth:`serve`, then :meth:`rest`. True: call again, more is waiting."""
+        return self.serve() and self.rest()
 
-        If there is nothing left to do, wait for the driver's next request for
-        up to ``driver_ns`` before asking it to notify; or, while operations
-        execute, for that or a result for up to ``engine_ns``.
+    def serve(self) -> bool:
+        """Serve what is available, at most the queue's size, without being notified from now on.
+
+        False if it is halted or stopping, when the ring is to be left alone.
         When ``queue.error`` is set afterwards, the ring is beyond use.
         """
         if self._schedule.halted:
@@ -153,11 +156,25 @@ class QueueService:
                     self._stats.merged(operation.kind, len(operation.members) - 1)
             self._execute()
         self._publish()
-        if self._schedule.halted or self._stopping:
-            return False
-        if self._watch(driver_ns, engine_ns):
-            return True
-        return queue.enable_notifications()
+        return not (self._schedule.halted or self._stopping)
+
+    def rest(self) -> bool:
+        """Ask the driver to notify from now on. True: more is waiting already."""
+        return self.queue.enable_notifications()
+
+    def watch(self, watch: Watch) -> bool:
+        """Give ``watch`` what changes when the driver adds requests or the engine is done.
+
+        False if the engine is at work and only its notifier tells when it is done.
+        """
+        self.queue.watch(watch)
+        return not self._schedule.executing or self.engine.watch(watch)
+
+    def look(self) -> bool:
+        """Answer what the engine has done by now. True: more is waiting."""
+        if self._schedule.executing:
+            self.complete()
+        return self.queue.available()
 
     def complete(self) -> None:
         """Answer what the engine has done, and start what may start by now."""
@@ -222,18 +239,6 @@ class QueueService:
             finally:
                 for operation in left:  # after a bug: a reset must not wait for the others
                     schedule.abandon(operation)
-
-    def _watch(self, driver_ns: int, engine_ns: int) -> bool:
-        """Wait as :meth:`drain` says; has anything come of it?"""
-        executing = self._schedule.executing
-        if not executing:
-            return driver_ns > 0 and self.queue.await_available(driver_ns)
-        signs = self.engine.signs() if engine_ns else None
-        if signs is None:
-            return False
-        available = self.queue.await_available(engine_ns, signs)
-        self.complete()
-        return available or self._schedule.executing != executing
 
     def _publish(self) -> None:
         if not self._stopping and self.queue.publish():

@@ -16,7 +16,7 @@ from pykvm.devices.virtio_blk.engine import SyncEngine
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.memory.ram import Ram
-from pykvm.virtio.spin import Signs
+from pykvm.watch import Watch
 
 WORKERS = 8
 
@@ -78,9 +78,9 @@ class ThreadsEngine:
         self._executing -= len(done)
         return done
 
-    def signs(self) -> Signs | None:
+    def watch(self, watch: Watch) -> bool:
         """See :class:`Engine`."""
-        return None
+        return False
 
     def stop(self) -> None:
         """See :class:`Engine`."""

@@ -202,7 +202,7 @@ _DISK_KEYS: Final = MappingProxyType(
         "poll-max-ns": _number(POLL_MAX_NS, "watch the ring up to N ns before sleeping (32768)"),
         "queue-size": _number(QUEUE_SIZE, "descriptors of a queue, a power of 2 (256)"),
         "num-queues": _number(NUM_QUEUES, "queues; 'queues' means the same (1)"),
-        "iothreads": _number(NUM_QUEUES, "threads that serve the queues (one for each)"),
+        "iothreads": _number(NUM_QUEUES, "threads that serve the queues (1)"),
         "cpu-affinity": _DiskKey(
             lambda _, text: parse_cpus(text),
             "CPUS",

@@ -16,7 +16,7 @@ from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.service import QueueService
 from pykvm.devices.virtio_blk.transfer import IOV_MAX
 from pykvm.memory.ram import Ram
-from pykvm.virtio.spin import Signs
+from pykvm.watch import Watch
 
 
 class InlineThreads(IoThreads):
@@ -172,9 +172,9 @@ class InspectingEngine:
         done, self._done = self._done, []
         return done
 
-    def signs(self) -> Signs | None:
+    def watch(self, watch: Watch) -> bool:
         """See Engine."""
-        return None
+        return False
 
     def stop(self) -> None:
         """See Engine."""

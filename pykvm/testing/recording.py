@@ -21,7 +21,7 @@ from pykvm.devices.virtio_blk.constants import (
 )
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.memory.ram import Ram
-from pykvm.virtio.spin import Signs
+from pykvm.watch import Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +142,9 @@ class RecordingEngine:
             self._log.completed(operation, self._number, self._lent.pop(operation))
         return done
 
-    def signs(self) -> Signs | None:
+    def watch(self, watch: Watch) -> bool:
         """See :class:`Engine`."""
-        return self._inner.signs()
+        return self._inner.watch(watch)
 
     def stop(self) -> None:
         """See :class:`Engine`."""

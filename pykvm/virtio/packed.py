@@ -42,7 +42,7 @@ from pykvm.virtio.constants import (
 )
 from pykvm.virtio.geometry import packed_ring_error
 from pykvm.virtio.queue import BROKEN, EMPTY, Virtqueue, no_fence, unaligned_table
-from pykvm.virtio.spin import NO_SIGNS, Signs, changes
+from pykvm.watch import Watch
 
 WRAP = 1 << 15
 """Where a wrap counter is beside a position, in event suppression and in saved states."""
@@ -123,7 +123,7 @@ class PackedQueue(Virtqueue):
         at = self._desc + 2 * self._at
         word = self._u64[at + 1]
         flags = word >> 48
-        if not self._available(flags):
+        if not self._is_available(flags):
             return EMPTY
         if not self._free:
             return self._break(f"more than {self.size} descriptors are available")
@@ -199,18 +199,22 @@ class PackedQueue(Virtqueue):
         else:
             self._u32[self._device] = RING_EVENT_FLAGS_ENABLE << 16
         self._fence()
-        return self.await_available(0)
+        return self.available()
 
-    def await_available(self, nanoseconds: int, signs: Signs = NO_SIGNS) -> bool:
+    def available(self) -> bool:
         """See Virtqueue."""
-        if self.error:
-            return False
-        place = 4 * (self._desc + 2 * self._at) + 7
-        flags = self._u16[place]
-        if nanoseconds and not self._available(flags):
-            changes(self._u16, place, flags, nanoseconds, signs)
+        return not self.error and self._is_available(self._u16[self._flags_at()])
+
+    def watch(self, watch: Watch) -> None:
+        """See Virtqueue."""
+        if not self.error:
+            place = self._flags_at()
             flags = self._u16[place]
-        return self._available(flags)
+            # What is available by now is to look changed.
+            watch.add(self._u16, place, flags ^ 0xFFFF if self._is_available(flags) else flags)
+
+    def _flags_at(self) -> int:
+        return 4 * (self._desc + 2 * self._at) + 7
 
     # -- state -------------------------------------------------------------
 
@@ -238,7 +242,7 @@ class PackedQueue(Virtqueue):
 
     # -- parsing -----------------------------------------------------------
 
-    def _available(self, flags: int) -> bool:
+    def _is_available(self, flags: int) -> bool:
         """May a descriptor with these flags be taken now, if it is the next one?"""
         return flags & (VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED) == self._turn
 
@@ -268,7 +272,7 @@ class PackedQueue(Virtqueue):
                 return False
             count += 1
             word = self._u64[self._desc + 2 * self._at + 1]
-            if not self._available(word >> 48):
+            if not self._is_available(word >> 48):
                 self._break("a list goes on with a descriptor that is not available")
                 return False
         self._ids[head], self._counts[head] = word >> 32 & 0xFFFF, count

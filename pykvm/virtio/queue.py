@@ -62,7 +62,7 @@ from pykvm.virtio.constants import (
     VIRTIO_F_INDIRECT_DESC,
     VIRTQ_DESC_SIZE,
 )
-from pykvm.virtio.spin import NO_SIGNS, Signs
+from pykvm.watch import Watch
 
 EMPTY = -1
 """pop(): nothing more in this drain."""
@@ -182,11 +182,12 @@ class Virtqueue:
         """Ask the driver to notify from now on. True: more is waiting already, so drain again."""
         raise NotImplementedError
 
-    def await_available(self, nanoseconds: int, signs: Signs = NO_SIGNS) -> bool:
-        """Is more waiting, now or within this time? The driver is not asked to notify.
+    def available(self) -> bool:
+        """Is more waiting?"""
+        raise NotImplementedError
 
-        Returns early, perhaps with False, when one of ``signs`` changes.
-        """
+    def watch(self, watch: Watch) -> None:
+        """Give ``watch`` the word that changes when more is waiting, or has changed if it is."""
         raise NotImplementedError
 
     # -- state -------------------------------------------------------------

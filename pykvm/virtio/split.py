@@ -37,7 +37,7 @@ from pykvm.virtio.constants import (
 )
 from pykvm.virtio.geometry import ring_error
 from pykvm.virtio.queue import BROKEN, EMPTY, Virtqueue, no_fence, unaligned_table
-from pykvm.virtio.spin import NO_SIGNS, Signs, changes
+from pykvm.watch import Watch
 
 
 class SplitQueue(Virtqueue):
@@ -168,11 +168,14 @@ class SplitQueue(Virtqueue):
         self._fence()
         return not self.error and self._u16[self._avail_idx] != self.last_avail
 
-    def await_available(self, nanoseconds: int, signs: Signs = NO_SIGNS) -> bool:
+    def available(self) -> bool:
         """See Virtqueue."""
-        return not self.error and changes(
-            self._u16, self._avail_idx, self.last_avail, nanoseconds, signs
-        )
+        return not self.error and self._u16[self._avail_idx] != self.last_avail
+
+    def watch(self, watch: Watch) -> None:
+        """See Virtqueue."""
+        if not self.error:
+            watch.add(self._u16, self._avail_idx, self.last_avail)
 
     # -- state -------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.options import IoError
 from pykvm.memory.ram import Ram
 from pykvm.testing.mock_transport import MockTransport
+from pykvm.watch import Watch
 
 SECTORS = 256
 PATIENCE = 10.0
@@ -172,8 +173,8 @@ class ScriptedEngine:
             self._script.executing -= len(done)
         return done
 
-    def signs(self) -> None:
-        return None
+    def watch(self, watch: Watch) -> bool:
+        return False
 
     def stop(self) -> None:
         self._script.stopped.set()

@@ -14,6 +14,7 @@ from pykvm.devices.virtio_blk.constants import (
 )
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.memory.ram import Ram
+from pykvm.watch import Watch
 
 
 def operation(kind: int, offset: int = 0, segments: Sequence[tuple[int, int]] = ()) -> Operation:
@@ -78,8 +79,8 @@ class ManualEngine:
         done, self.done = self.done, []
         return done
 
-    def signs(self) -> None:
-        return None
+    def watch(self, watch: Watch) -> bool:
+        return False
 
     def stop(self) -> None:
         self.finish(errno.ECANCELED)

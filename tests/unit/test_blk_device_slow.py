@@ -13,6 +13,7 @@ from blk_device import FLUSH, IN, OK, OUT, Disk, Maker
 from pykvm.devices.virtio_blk import Image, SyncEngine
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.memory.ram import Ram
+from pykvm.watch import Watch
 
 
 class SlowEngine:
@@ -52,8 +53,8 @@ class SlowEngine:
             self.log.append(("end", operation.kind))
         os.eventfd_write(self.notifier, 1)
 
-    def signs(self) -> None:
-        return None
+    def watch(self, watch: Watch) -> bool:
+        return False
 
     def stop(self) -> None:
         pass

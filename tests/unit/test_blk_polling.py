@@ -14,8 +14,9 @@ from pykvm.devices.virtio_blk.polling import FIRST_NS, AdaptivePolling
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
 from pykvm.testing.mock_driver import MockDriver
+from pykvm.testing.mock_packed import PackedDriver
 from pykvm.testing.mock_transport import MockTransport
-from pykvm.virtio import spin
+from pykvm.watch import Watch
 
 SECOND = 1_000_000_000
 
@@ -50,53 +51,93 @@ def test_watching_is_off_or_within_its_limits(most: int, sleeps: list[int]) -> N
 
 
 def test_a_change_is_seen_at_once() -> None:
+    watch = Watch(1)
     words = memoryview(bytearray(8)).cast("H")
     words[2] = 7
-    assert spin.changes(words, 2, 6, 0)
-    assert not spin.changes(words, 2, 7, 1000)
+    watch.add(words, 2, 6)
+    assert watch.changes(0)
+    watch.add(words, 2, 7)
+    assert not watch.changes(1000)
 
 
-def test_signs_end_the_wait_without_being_what_was_awaited() -> None:
-    ring = memoryview(bytearray(8)).cast("H")
-    shared = memoryview(bytearray(8)).cast("H")
-    signs = spin.Signs(shared, 1, 3)
-    for place in (1, 3):
-        shared[place] = 1
-        assert not spin.changes(ring, 0, 0, SECOND * 3600, signs)
-        shared[place] = 0
-    ring[0] = 1
-    assert spin.changes(ring, 0, 0, SECOND * 3600, signs)
+def test_any_of_the_words_ends_the_wait() -> None:
+    words = [memoryview(bytearray(8)).cast("H") for _ in range(3)]
+    watch = Watch(6)
+    for changed in range(3):
+        for place in (0, 3):
+            for view in words:
+                watch.add(view, 0, view[0])
+                watch.add(view, 3, view[3])
+            words[changed][place] += 1
+            assert watch.changes(SECOND * 3600)
+
+
+def test_no_words_never_change() -> None:
+    watch = Watch(2)
+    assert not watch.changes(1000)
+    words = memoryview(bytearray(2)).cast("H")
+    watch.add(words, 0, 1)
+    watch.clear()
+    assert not watch.changes(1000)
+
+
+def test_a_word_that_is_not_there_is_refused() -> None:
+    watch = Watch(1)
+    words = memoryview(bytearray(4)).cast("H")
+
+    def look() -> None:
+        watch.add(words, 2, 0)
+        watch.changes(0)
+
+    with pytest.raises(IndexError):
+        look()
 
 
 @pytest.mark.skipif(bool(io_uring.problem()), reason=io_uring.problem() or "-")
-def test_a_ring_shows_signs_of_its_completions() -> None:
+def test_a_ring_is_watched_for_its_completions() -> None:
     ring = io_uring.Ring(4)
+    watch = Watch(2)
+
+    def changed() -> bool:
+        ring.watch(watch)
+        return watch.changes(0)
+
     for _ in range(10):
-        before = ring.arrivals()
-        assert ring.shared[ring.arrivals_at] == before
+        assert not changed()
         ring.prepare(0, 0, 0, 0, 0, 0, 1)
         ring.submit()
+        assert changed()
         assert ring.completed() == 1
-        assert ring.shared[ring.arrivals_at] != before
         ring.take()
-        assert ring.shared[ring.arrivals_at] == ring.arrivals()
-        assert ring.shared[ring.summons_at] == ring.summons()
+        assert not changed()
     for flag in (1 << 1, 1 << 2):  # IORING_SQ_CQ_OVERFLOW, IORING_SQ_TASKRUN
         ring.shared[ring.summons_at] |= flag
-        assert ring.shared[ring.summons_at] != ring.summons(), "it was there before we looked"
+        assert changed(), "it was there before we looked"
         ring.shared[ring.summons_at] &= ~flag
     ring.close()
 
 
-def test_a_queue_knows_what_is_waiting() -> None:
-    driver = MockDriver(Ram.flat(1 << 20), size=8)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_queue_knows_what_is_waiting(packed: bool) -> None:
+    driver = (PackedDriver if packed else MockDriver)(Ram.flat(1 << 20), size=8)
     queue = driver.device_queue()
-    assert not queue.await_available(1000)
-    driver.send([b"x"], [1])
-    driver.publish()
-    assert queue.await_available(0)
+    watch = Watch(1)
+
+    def seen() -> tuple[bool, bool]:
+        queue.watch(watch)
+        return queue.available(), watch.changes(1000)
+
+    for _ in range(20):  # more than once around the ring
+        assert seen() == (False, False)
+        driver.send([b"x"], [1])
+        driver.publish()
+        assert seen() == (True, True)
+        queue.begin_drain()
+        queue.push(queue.pop(), 1)
+        queue.publish()
+        driver.collect()
     queue.error = "broken"
-    assert not queue.await_available(0)
+    assert seen() == (False, False)
 
 
 @pytest.fixture(params=[EngineKind.SYNC, EngineKind.IO_URING, EngineKind.THREADS])
@@ -107,7 +148,8 @@ def device(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[VirtioBlk
     path.write_bytes(bytes(4096))
     image = Image(path)
     engine = choose(image, request.param).make
-    made = VirtioBlk(image, DiskOptions(poll_max_ns=1_000_000), engine=engine)
+    options = DiskOptions(poll_max_ns=1_000_000, num_queues=2)
+    made = VirtioBlk(image, options, engine=engine)
     yield made
     made.close()
 
@@ -115,10 +157,11 @@ def device(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[VirtioBlk
 def test_a_disk_that_watches_serves_all_and_stops_at_once(device: VirtioBlk) -> None:
     with MockTransport(device) as transport:
         transport.start()
-        driver = transport.drivers[0]
-        for _ in range(300):
+        for number in range(600):
+            queue = number // 3 % 2  # both take part in what one thread watches
+            driver = transport.drivers[queue]
             head = driver.send([pack("<IIQ", 0, 0, 1)], [512, 1])
-            assert transport.wait(head) == 513
+            assert transport.wait(head, queue) == 513
             assert driver.response(head)[-1] == 0
         transport.reset()
         assert not transport.broken

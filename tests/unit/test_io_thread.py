@@ -37,6 +37,7 @@ from pykvm.devices.virtio_blk import (
 )
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.memory.ram import Ram
+from pykvm.watch import Watch
 
 
 class SeededFaults:
@@ -125,8 +126,8 @@ class WorkerEngine:
             self._script.executing -= len(done)
         return done
 
-    def signs(self) -> None:
-        return None
+    def watch(self, watch: Watch) -> bool:
+        return False
 
     def stop(self) -> None:
         with self._state:

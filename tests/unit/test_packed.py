@@ -97,13 +97,13 @@ def test_a_specific_descriptor_can_be_asked_for_only_with_event_idx() -> None:
 
 def test_more_is_awaited_where_the_next_descriptor_will_be() -> None:
     driver, queue = packed_ring(size=3, start=WRAP | 2)
-    assert not queue.await_available(1000)
+    assert not queue.available()
     driver.send([b"x"], [])
-    assert not queue.await_available(1000)
+    assert not queue.available()
     driver.publish()
-    assert queue.await_available(1000)
+    assert queue.available()
     pop_one(driver, queue)
-    assert not queue.await_available(1000)
+    assert not queue.available()
 
 
 def test_with_in_order_what_is_done_early_waits() -> None:
@@ -174,7 +174,7 @@ def test_a_ring_in_an_impossible_state_is_broken_for_good(
     assert queue.pop() == BROKEN
     assert queue.begin_drain() == BROKEN
     assert not queue.enable_notifications()
-    assert not queue.await_available(1000)
+    assert not queue.available()
     for head in popped:  # what is in flight can still be completed
         queue.push(head, 0)
     assert queue.publish() == bool(popped)
