@@ -203,6 +203,9 @@ class IoThread:
                     waiting.add(by_kick[fd])
                 elif fd in by_notifier:
                     by_notifier[fd].complete()
+                    if self._for_engine.now_ns:
+                        # A driver answers results with more requests: watched for, not awaited.
+                        waiting.add(by_notifier[fd])
                 else:
                     os.eventfd_read(self._control)
                     self._changed = True
