@@ -1,6 +1,5 @@
 """The block device as the bare guest sees it, through the whole stack: PCI, KVM, ring, file."""
 
-import random
 import zlib
 from pathlib import Path
 
@@ -29,16 +28,9 @@ from pykvm.testing.bare.run import run_script
 
 pytestmark = pytest.mark.kvm
 
-SIZE = 1 << 20
 OK, IOERR, UNSUPP = 0, 1, 2
 DEVICE_STATUS = 20
 NEEDS_RESET = 64
-
-
-@pytest.fixture(scope="module")
-def content() -> bytes:
-    """What is on the disk at first."""
-    return random.Random(1).randbytes(SIZE)
 
 
 @pytest.fixture

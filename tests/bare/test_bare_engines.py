@@ -16,15 +16,8 @@ from pykvm.testing.bare.run import run_script
 
 pytestmark = pytest.mark.kvm
 
-SIZE = 1 << 20
 BLOCK = 4096
 OK, IOERR = 0, 1
-
-
-@pytest.fixture(scope="module")
-def content() -> bytes:
-    """What is on the disk at first."""
-    return random.Random(1).randbytes(SIZE)
 
 
 @pytest.mark.parametrize("cache", [CacheMode.WRITEBACK, CacheMode.NONE, CacheMode.DIRECTSYNC])

@@ -23,16 +23,9 @@ from pykvm.testing.recording import EngineLog
 
 pytestmark = pytest.mark.kvm
 
-SIZE = 1 << 20
 OK, IOERR = 0, 1
 BLOCK = 4096
 SECTORS = BLOCK // 512
-
-
-@pytest.fixture(scope="module")
-def content() -> bytes:
-    """What is on the disk at first."""
-    return random.Random(1).randbytes(SIZE)
 
 
 @pytest.fixture

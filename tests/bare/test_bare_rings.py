@@ -1,6 +1,5 @@
 """Ring features through the whole stack: packed queues, reset of a queue, notifications."""
 
-import random
 from pathlib import Path
 from struct import pack
 
@@ -30,17 +29,10 @@ from pykvm.virtio.constants import (
 
 pytestmark = pytest.mark.kvm
 
-SIZE = 1 << 20
 OK = 0
 DEVICE_STATUS, NEEDS_RESET = 0x14, 64
 QUEUE_SELECT, QUEUE_SIZE, QUEUE_ENABLE, QUEUE_RESET = 0x16, 0x18, 0x1C, 0x3A
 PACKED = VIRTIO_F_RING_PACKED
-
-
-@pytest.fixture(scope="module")
-def content() -> bytes:
-    """What is on the disk at first."""
-    return random.Random(1).randbytes(SIZE)
 
 
 def disk_of(folder: Path, content: bytes, **options: bool) -> DiskConfig:

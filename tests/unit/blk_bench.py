@@ -21,6 +21,7 @@ from threading import Condition, Event, Thread
 from time import monotonic_ns
 
 from blk_device import block_device
+from patience import PATIENCE, in_thread
 
 from pykvm.devices.virtio_blk import ErrorPolicy, Image, MergePolicy, SyncEngine
 from pykvm.devices.virtio_blk.constants import (
@@ -37,8 +38,6 @@ from pykvm.testing.mock_transport import MockTransport
 from pykvm.watch import Watch
 
 SECTORS = 256
-PATIENCE = 10.0
-"""Seconds after which something that was to happen has not; nothing waits so long and passes."""
 
 Asked = tuple[str, int, int]
 """(kind, sector, sectors) of an operation."""
@@ -304,22 +303,3 @@ def sector_of(path: Path, sector: int) -> bytes:
 def fill(letter: str) -> bytes:
     """A sector full of ``letter``."""
     return letter.encode() * 512
-
-
-def in_thread(function: Callable[[], object]) -> Thread:
-    """``function`` at work in another thread."""
-    thread = Thread(target=function)
-    thread.start()
-    return thread
-
-
-def ends(thread: Thread) -> bool:
-    """Does ``thread`` come to its end?"""
-    thread.join(PATIENCE)
-    return not thread.is_alive()
-
-
-def goes_on(thread: Thread) -> bool:
-    """Is ``thread`` still waiting for something? A short look: no proof, but never wrong."""
-    thread.join(0.03)
-    return thread.is_alive()

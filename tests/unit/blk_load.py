@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from blk_bench import SECTORS, Bench, ends, in_thread
+from blk_bench import SECTORS, Bench
+from patience import ends, in_thread
 
 from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK

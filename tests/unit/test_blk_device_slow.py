@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from blk_device import FLUSH, IN, OK, OUT, Disk, Maker
+from patience import ends, goes_on, in_thread
 
 from pykvm.devices.virtio_blk import Image, SyncEngine
 from pykvm.devices.virtio_blk.operation import Operation
@@ -125,16 +126,12 @@ def test_reset_waits_for_what_is_executing_and_drops_it(make_disk: Maker) -> Non
     disk.transport.submit()
     engine = slow_engine(disk)
     engine.wait_for(2)
-    resetting = threading.Thread(target=disk.device.reset)
-    resetting.start()
-    resetting.join(0.05)
-    assert resetting.is_alive()
+    resetting = in_thread(disk.device.reset)
+    assert goes_on(resetting)
     engine.let_go()
-    resetting.join(0.05)
-    assert resetting.is_alive()
+    assert goes_on(resetting)
     engine.let_go()
-    resetting.join(5)
-    assert not resetting.is_alive()
+    assert ends(resetting)
     assert disk.transport.drivers[0].collect() == []
     assert disk.transport.interrupts == []
     assert [kind for what, kind in engine.log if what == "start"] == [OUT, IN]
@@ -165,13 +162,10 @@ def test_reset_starts_nothing_that_waits(disk: Disk, monkeypatch: pytest.MonkeyP
         disk.send(IN, 2 * sector, size=512)
     disk.transport.submit()
     assert started.wait(5)
-    resetting = threading.Thread(target=disk.device.reset)
-    resetting.start()
-    resetting.join(0.05)
-    assert resetting.is_alive()
+    resetting = in_thread(disk.device.reset)
+    assert goes_on(resetting)
     go_on.set()
-    resetting.join(5)
-    assert not resetting.is_alive()
+    assert ends(resetting)
     assert reads == [0]
     assert disk.transport.drivers[0].collect() == []
     assert disk.stats() == {}

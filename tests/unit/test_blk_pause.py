@@ -6,20 +6,8 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from blk_bench import (
-    PATIENCE,
-    SECTORS,
-    Bench,
-    EngineScript,
-    Faults,
-    Maker,
-    ends,
-    fill,
-    goes_on,
-    in_thread,
-    sector_of,
-    stopping_benches,
-)
+from blk_bench import SECTORS, Bench, EngineScript, Faults, Maker, fill, sector_of, stopping_benches
+from patience import PATIENCE, ends, goes_on, in_thread
 
 from pykvm.devices.virtio_blk import (
     ErrorPolicy,

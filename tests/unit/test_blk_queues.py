@@ -7,19 +7,9 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from blk_bench import (
-    Bench,
-    EngineScript,
-    Faults,
-    Maker,
-    benches,
-    ends,
-    fill,
-    goes_on,
-    in_thread,
-    stopping_benches,
-)
+from blk_bench import Bench, EngineScript, Faults, Maker, benches, fill, stopping_benches
 from blk_device import block_device, device_threads, disk_file
+from patience import ends, goes_on, in_thread
 
 from pykvm.devices.virtio_blk import DiskOptions, ErrorPolicy, Image, SyncEngine
 from pykvm.devices.virtio_blk.constants import (

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from blk_bench import EngineScript, Maker, ends, fill, goes_on, in_thread, stopping_benches
+from blk_bench import EngineScript, Maker, fill, stopping_benches
 from blk_device import IN, OK, device_threads, disks
+from patience import ends, goes_on, in_thread
 
 from pykvm.devices.virtio_blk import DiskOptions
 from pykvm.devices.virtio_blk.features import offered

@@ -5,19 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from blk_bench import (
-    SECTORS,
-    EngineScript,
-    Faults,
-    Maker,
-    Short,
-    ends,
-    fill,
-    goes_on,
-    in_thread,
-    sector_of,
-    stopping_benches,
-)
+from blk_bench import SECTORS, EngineScript, Faults, Maker, Short, fill, sector_of, stopping_benches
+from patience import ends, goes_on, in_thread
 
 from pykvm.devices.virtio_blk import (
     ErrorAction,

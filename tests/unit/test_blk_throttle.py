@@ -11,11 +11,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from blk_bench import EngineScript, Maker, benches, fill, goes_on, in_thread
-from blk_bench import ends as ended
+from blk_bench import EngineScript, Maker, benches, fill
 from blk_device import FLUSH, IN, OK, OUT
 from blk_device import Disk as StartedDisk
 from blk_requests import request_of
+from patience import ends as ended
+from patience import goes_on, in_thread
 
 from pykvm.devices.virtio_blk import ErrorAction, Image, MergePolicy, RateLimits, VirtioBlk
 from pykvm.devices.virtio_blk.options import DiskOptions

@@ -18,16 +18,9 @@ from pathlib import Path
 from time import monotonic_ns
 
 import pytest
-from blk_bench import (
-    Bench,
-    EngineScript,
-    Short,
-    asked,
-    benches,
-    ends,
-    in_thread,
-)
+from blk_bench import Bench, EngineScript, Short, asked, benches
 from blk_load import Driver, Owner
+from patience import ends, in_thread
 
 from pykvm.devices.virtio_blk import (
     ErrorPolicy,

@@ -1,0 +1,11 @@
+"""What tests with the bare-metal guest start from."""
+
+import random
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def content() -> bytes:
+    """What is on a disk of 1 MiB at first."""
+    return random.Random(1).randbytes(1 << 20)
