@@ -6,6 +6,11 @@ the user's is a :class:`PykvmError`: what went wrong, and what to do next. A
 bug is an assertion.
 """
 
+import errno
+from typing import Final
+
+_SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN)
+
 
 class PykvmError(Exception):
     """A run cannot go on, and here is why and what helps.
@@ -41,3 +46,15 @@ class HostError(PykvmError):
 def reason_of(error: OSError) -> str:
     """Why the system refused, as part of a sentence."""
     return (error.strerror or "").lower()
+
+
+def shortage(error: Exception) -> str:
+    """What the host has not enough of by now, as part of a sentence; "" if ``error`` is another.
+
+    Files, memory, threads: what a run that has begun well may meet all the same.
+    """
+    if isinstance(error, HostError):
+        return error.message
+    if isinstance(error, OSError) and error.errno in _SHORTAGES:
+        return reason_of(error)
+    return ""

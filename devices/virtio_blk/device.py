@@ -2,7 +2,8 @@
 
 import errno
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from pykvm.devices.virtio_blk.config import FIELDS, ConfigSpace
@@ -32,7 +33,7 @@ from pykvm.devices.virtio_blk.service import QueueService
 from pykvm.devices.virtio_blk.stats import Stats
 from pykvm.devices.virtio_blk.throttle import Throttle
 from pykvm.devices.virtio_blk.zeroes import ZeroDetector
-from pykvm.errors import UsageError
+from pykvm.errors import HostError, UsageError, shortage
 from pykvm.memory.ram import Ram
 from pykvm.virtio.constants import VIRTIO_ID_BLOCK
 from pykvm.virtio.device import Activation
@@ -51,7 +52,8 @@ class VirtioBlk:
     the device from now on. ``queue_stats`` has what each queue counts over the
     device's whole life. ``failure`` is None, or the exception (a bug in pykvm)
     that ended an I/O thread, and with it all: the guest then sees
-    DEVICE_NEEDS_RESET.
+    DEVICE_NEEDS_RESET. It sees that too where the host has not enough of
+    something to serve a queue with; the next activation may fare better.
 
     Each queue has its own parser, planner, schedule and engine. They share the
     image, the error policy and the cache mode, and nothing orders requests of
@@ -70,6 +72,7 @@ class VirtioBlk:
         threads: Callable[..., IoThreads] = IoThreads,
         on_error: Callable[[IoError], None] = lambda error: None,
         on_failure: Callable[[BaseException], None] | None = None,
+        on_shortage: Callable[[str], None] = lambda lack: None,
         trace: "DiskTrace | None" = None,
     ) -> None:
         """The disk is read-only if ``image`` is. ``trace`` is told of each step.
@@ -81,6 +84,8 @@ class VirtioBlk:
         failure, before anything comes of it; if its action is STOP the device
         is halted from then on, and its owner is to stop the guest.
         ``on_failure`` with ``failure``; without it, threading.excepthook is.
+        In the driver's thread, ``on_shortage`` with what the host has not
+        enough of, when that has made the device need a reset.
         """
         self.image = image
         self.queue_stats = tuple(Stats() for _ in range(options.num_queues))
@@ -88,11 +93,12 @@ class VirtioBlk:
         self._options = options
         self._limits = Limits(requests=options.merge_max, bytes=image.max_transfer)
         self._blocks = Blocks.choose(options, image.blocks, image.alignment)
-        _check_size(image, self._blocks)
+        self._blocks.check(image.path, image.size)
         self._engine_factory = engine
         self._threads_factory = threads
         self._on_error = on_error
         self._on_failure = on_failure or _report
+        self._on_shortage = on_shortage
         self._trace = trace
         self._features = 0
         self._activation: Activation | None = None
@@ -162,10 +168,14 @@ class VirtioBlk:
 
     def activate(self, activation: Activation) -> None:
         """See VirtioDevice."""
-        assert self._threads is None, "reset comes before the next activation"
+        assert self._activation is None, "reset comes before the next activation"
         self.failure = None
         if self._trace is not None:
             self._trace.activated([queue.size if queue else 0 for queue in activation.queues])
+        with self._host_permitting():
+            self._start(activation)
+
+    def _start(self, activation: Activation) -> None:
         with self._lock:
             self._activation = activation
             self._parser = RequestParser(
@@ -193,34 +203,57 @@ class VirtioBlk:
 
     def stop_queue(self, index: int) -> None:
         """See VirtioDevice."""
-        assert self._threads is not None, "only an active device has queues"
+        assert self._activation is not None, "only an active device has queues"
         with self._lock:
-            service = self._services.pop(index)
+            service = self._services.pop(index, None)
+        if service is None:
+            return  # the host could not serve it
+        assert self._threads is not None, "what is served has a thread"
         self._threads.remove(service)
         service.engine.close()
 
     def start_queue(self, index: int, queue: Virtqueue) -> None:
         """See VirtioDevice."""
         assert self._threads is not None, "only an active device has queues"
-        with self._lock:
-            self._services[index] = service = self._service(index, queue)
-        self._threads.add(service)
+        with self._host_permitting():
+            with self._lock:
+                self._services[index] = service = self._service(index, queue)
+            self._threads.add(service)
 
     def reset(self) -> None:
         """See VirtioDevice."""
+        self._release()
+        if self._activation is not None and self._trace is not None:
+            self._trace.reset()
+        with self._lock:
+            self._activation = self._parser = None
+        self._features = 0
+        self._set_writeback(self.image.cache.writeback)
+
+    @contextmanager
+    def _host_permitting(self) -> Iterator[None]:
+        """If the host has not enough for what is done within, serve nothing until reset."""
+        try:
+            yield
+            return
+        except (HostError, OSError) as error:
+            lack = shortage(error)
+            if not lack:
+                raise
+        self._release()
+        self._broken(f"the host cannot serve the disk: {lack}")
+        self._on_shortage(lack)
+
+    def _release(self) -> None:
+        """Serve nothing any more, and free all that did."""
         if self._threads is not None:
             self._threads.stop()
             self._threads = None
-            if self._trace is not None:
-                self._trace.reset()
         with self._lock:
             services = list(self._services.values())
             self._services.clear()
-            self._activation = self._parser = None
         for service in services:
             service.engine.close()
-        self._features = 0
-        self._set_writeback(self.image.cache.writeback)
 
     def pause(self, timeout: float | None = None) -> bool:
         """Serve nothing from now on; whether nothing is executing, at last after ``timeout`` s.
@@ -250,7 +283,7 @@ class VirtioBlk:
         """
         with self._lock:
             threads = self._threads
-            served = self._activation is not None and not (threads and threads.quiet)
+            served = self._services and not (threads and threads.quiet)
             if size < self.image.size and served:
                 raise UsageError(
                     f"the disk {self.image.path} cannot shrink while its guest runs",
@@ -288,7 +321,7 @@ class VirtioBlk:
         self.image.close()
 
     def _service(self, index: int, queue: Virtqueue) -> QueueService:
-        """Has an engine of its own, which :meth:`stop_queue` and :meth:`reset` close."""
+        """Has an engine of its own, which :meth:`stop_queue` and :meth:`_release` close."""
         activation, parser = self._activation, self._parser
         assert activation is not None, "only an active device serves"
         assert parser is not None, "only an active device serves"
@@ -354,16 +387,6 @@ class VirtioBlk:
         self.failure = error
         self._broken(f"a bug in the virtio-blk device: {error!r}")
         self._on_failure(error)
-
-
-def _check_size(image: Image, blocks: Blocks) -> None:
-    """UsageError if the image has not whole blocks."""
-    if image.size % blocks.logical:
-        raise UsageError(
-            f"the disk image {image.path} cannot have logical blocks of {blocks.logical} bytes: "
-            f"its size, {image.size} bytes, is not a multiple",
-            f"use logical-block-size=512, or pad it: truncate -s %{blocks.logical} {image.path}",
-        )
 
 
 def _throttle(limits: RateLimits) -> Throttle | None:

@@ -117,6 +117,15 @@ class Blocks:
         aligned = 0 if host.aligned % logical else host.aligned % physical
         return cls(logical, physical, aligned, minimum, optimal, granularity or logical)
 
+    def check(self, path: str, size: int) -> None:
+        """UsageError if the image at ``path``, of ``size`` bytes, has not whole blocks."""
+        if size % self.logical:
+            raise UsageError(
+                f"the disk image {path} cannot have logical blocks of {self.logical} bytes: "
+                f"its size, {size} bytes, is not a multiple",
+                f"use logical-block-size=512, or pad it: truncate -s %{self.logical} {path}",
+            )
+
 
 def describe(config: ConfigSpace, options: DiskOptions, blocks: Blocks, unmaps: bool) -> None:
     """Fill in what does not change: all but capacity and writeback (§5.2.4).

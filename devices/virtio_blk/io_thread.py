@@ -27,6 +27,7 @@ from functools import partial
 from pykvm.devices.virtio_blk.polling import AdaptivePolling
 from pykvm.devices.virtio_blk.rounds import Rounds
 from pykvm.devices.virtio_blk.service import QueueService
+from pykvm.errors import HostError
 from pykvm.threads import run_on, show_thread_name
 
 MOST_SECONDS = 3600.0
@@ -62,6 +63,7 @@ class IoThread:
         ``poll_max_ns``: the longest to watch rings before sleeping. What executes is watched for
         :data:`PATIENCE` times as long, a millisecond at most.
         ``cpus``: the host's CPUs that it may run on; none: any.
+        OSError if the host has not the descriptors.
         """
         self._on_broken = on_broken
         self._on_failure = on_failure
@@ -82,10 +84,14 @@ class IoThread:
         self._ended = False
         self._errands: list[Callable[[], None]] = []  # what others want done in the thread
         self._control = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll = select.epoll()
-        self._epoll.register(self._control, select.EPOLLIN)
-        for service in services:
-            self._admit(service)
+        try:
+            self._epoll = select.epoll()
+            self._epoll.register(self._control, select.EPOLLIN)
+            for service in services:
+                self._admit(service)
+        except BaseException:
+            os.close(self._control)
+            raise
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     @property
@@ -94,8 +100,12 @@ class IoThread:
         return len(self._by_kick)
 
     def start(self) -> None:
-        """Serve, at first without waiting for a kick. Once."""
-        self._thread.start()
+        """Serve, at first without waiting for a kick. Once. HostError if there is no thread."""
+        assert self._thread.ident is None, "started twice"
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise HostError(f"no thread for a disk: {error}") from None
 
     def halt(self) -> None:
         """Take nothing more off the rings, and start nothing. From any thread. Idempotent.
@@ -160,9 +170,13 @@ class IoThread:
             self._wake()
 
     def join(self) -> None:
-        """After :meth:`end`: wait until the thread has ended. Not from itself."""
+        """After :meth:`end`: wait until the thread has ended, if it began. Not from itself."""
         assert threading.current_thread() is not self._thread, "a thread cannot await its own end"
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
+        with self._state:
+            self._ended = True
+            self._state.notify_all()
         self._epoll.close()
         os.close(self._control)
 

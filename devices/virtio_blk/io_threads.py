@@ -28,26 +28,36 @@ class IoThreads:
         poll_max_ns: int = 0,
         cpus: Collection[int] = (),
     ) -> None:
-        """``services`` are dealt out in turn to ``count`` threads, fewer if there are fewer."""
+        """``services`` are dealt out in turn to ``count`` threads, fewer if there are fewer.
+
+        OSError if the host has not the descriptors.
+        """
         self._on_broken = on_broken
         self._on_failure = on_failure
         # All are halted before anybody lets one go on, and the other way round.
         self._lock = threading.Lock()
         self._ending = False
-        self._threads: Sequence[IoThread] = [
-            IoThread(
-                f"{name} {first}" if count > 1 else name,
-                services[first::count],
-                self._broken,
-                self._failed,
-                poll_max_ns,
-                cpus,
-            )
-            for first in range(min(count, len(services)))
-        ]
+        self._threads: list[IoThread] = []
+        try:
+            for first in range(min(count, len(services))):
+                thread = IoThread(
+                    f"{name} {first}" if count > 1 else name,
+                    services[first::count],
+                    self._broken,
+                    self._failed,
+                    poll_max_ns,
+                    cpus,
+                )
+                self._threads.append(thread)
+        except BaseException:
+            self.stop()
+            raise
 
     def start(self) -> None:
-        """Serve, at first without waiting for a kick. Once."""
+        """Serve, at first without waiting for a kick. Once.
+
+        HostError if the host has not the threads: :meth:`stop` ends those that it had.
+        """
         for thread in self._threads:
             thread.start()
 
@@ -108,7 +118,7 @@ class IoThreads:
         for thread in self._threads:
             thread.join()
         # They know us: without this, the rings would stay in memory until Python looks for cycles.
-        self._threads = ()
+        self._threads = []
 
     def _end(self) -> bool:
         """Have every thread end; whether this was the first call."""

@@ -21,6 +21,7 @@ import select
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Final
 
 from pykvm.devices.virtio_blk.constants import (
@@ -117,12 +118,14 @@ class Snapshot(Image):
         """Engines for this image, each made of two of ``engine``."""
 
         def make(image: Image, ram: Ram) -> Engine:
-            below = engine(self._base, ram)
-            try:
-                return OverlayEngine(below, engine(self, ram), self)
-            except BaseException:
-                below.close()
-                raise
+            with ExitStack() as undo:
+                below = engine(self._base, ram)
+                undo.callback(below.close)
+                above = engine(self, ram)
+                undo.callback(above.close)
+                made = OverlayEngine(below, above, self)
+                undo.pop_all()
+                return made
 
         return make
 

@@ -1,11 +1,11 @@
-"""Tells the user why the guest has stopped, and how it goes on again."""
+"""Tells the user why the guest or its disk has stopped, and how it goes on again."""
 
 import errno
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from pykvm.machine.events import BlockIoError, Event, Resume, Stop
+from pykvm.machine.events import BlockIoError, Event, HostShortage, Resume, Stop
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk import IoError
@@ -26,6 +26,8 @@ class StopReporter:
         self._say = say
         # One failure of each disk is enough: those that follow have the same cause.
         self._failed: set[str] = set()
+        # A guest may ask again and again for what the host has not.
+        self._lacks: set[tuple[str, str]] = set()
 
     def __call__(self, event: Event) -> None:
         """Say what is to be said about ``event``."""
@@ -33,6 +35,12 @@ class StopReporter:
             if event.error.stops and event.device not in self._failed:
                 self._failed.add(event.device)
                 self._say(self._failure(event))
+        elif isinstance(event, HostShortage):
+            if (event.device, event.lack) not in self._lacks:
+                self._lacks.add((event.device, event.lack))
+                where = self._where(event.device)
+                advice = "nothing is read or written until the guest resets it"
+                self._say(f"{where}: the host cannot serve it, {event.lack}; {advice}")
         elif isinstance(event, Resume):
             self._failed.clear()
         elif isinstance(event, Stop) and not self._failed and self._how:
@@ -45,8 +53,10 @@ class StopReporter:
             advice = f"{cure}, then {self._how} tries again"
         else:
             advice = "nothing here can let it go on: end it (SIGINT), and use --monitor next time"
-        where = f"{event.device} ({self._images[event.device]})"
-        return f"{where}: {describe(error)}; the guest is stopped: {advice}"
+        return f"{self._where(event.device)}: {describe(error)}; the guest is stopped: {advice}"
+
+    def _where(self, device: str) -> str:
+        return f"{device} ({self._images[device]})"
 
 
 def describe(error: "IoError") -> str:

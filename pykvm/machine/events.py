@@ -42,6 +42,18 @@ class BlockIoError(Event):
         self.error = error
 
 
+class HostShortage(Event):
+    """The host has not enough of something, ``lack``, to serve the disk ``device`` with.
+
+    It serves nothing until its driver resets it (DEVICE_NEEDS_RESET); the guest goes on.
+    """
+
+    def __init__(self, device: str, lack: str) -> None:
+        super().__init__()
+        self.device = device
+        self.lack = lack
+
+
 class GuestPanicked(Event):
     """The guest's kernel panicked; ``reason`` is what it said, or a sentence."""
 
@@ -151,6 +163,8 @@ class Announcer:
 
 def may_be_lost(event: Event, backlog: int) -> bool:
     """Whether ``event``, with ``backlog`` others before it, is one of too many from a guest."""
-    if backlog < MAX_BACKLOG or not isinstance(event, BlockIoError):
+    if backlog < MAX_BACKLOG:
         return False
-    return not event.error.stops
+    if isinstance(event, BlockIoError):
+        return not event.error.stops
+    return isinstance(event, HostShortage)

@@ -21,6 +21,7 @@ from pykvm.machine.events import (
     Announcer,
     BlockIoError,
     GuestPanicked,
+    HostShortage,
     Listener,
     Shutdown,
 )
@@ -184,6 +185,7 @@ class Machine:
                 engine=engine,
                 on_error=partial(self._io_error, len(self.disks)),
                 on_failure=self._failed,
+                on_shortage=lambda lack: self._announcer.announce(HostShortage(name, lack)),
                 trace=disk_trace(self.trace, name, image),
             )
             self.board.pci.add(VirtioPci(device, self.ram, platform))

@@ -42,7 +42,7 @@ EVENTS: Final = MappingProxyType(
         RESET: "the driver reset the device, or the run is over",
         CACHE: "the driver switched the write cache on or off",
         RESIZE: "the disk has another size from now on",
-        BROKEN: "a ring is beyond use: DEVICE_NEEDS_RESET",
+        BROKEN: "a ring is beyond use, or the host cannot serve the disk: DEVICE_NEEDS_RESET",
         REQUEST: "a request was taken off the ring and is to be executed",
         ANSWER: "a request was answered without executing anything, as GET_ID is",
         REFUSE: "a request was answered with an error, because the guest got it wrong",

@@ -43,8 +43,8 @@ class Activation:
     only when :meth:`Virtqueue.publish` asks for it. ``config_changed()``
     tells it that ``config`` is another. ``broken(reason)`` sets
     DEVICE_NEEDS_RESET (virtio 1.2 §2.1.2): the guest's rings can no longer be
-    trusted and the device serves nothing until reset. All three may be called
-    from any thread and never block on the guest.
+    trusted, or the host cannot serve them, and the device serves nothing until
+    reset. All three may be called from any thread and never block on the guest.
     """
 
     ram: Ram
@@ -96,13 +96,17 @@ class VirtioDevice(Protocol):
         ...
 
     def activate(self, activation: Activation) -> None:
-        """Start to serve; whatever lies in the queues already is served without a kick."""
+        """Start to serve; whatever lies in the queues already is served without a kick.
+
+        ``broken`` may be called before this returns, as in :meth:`start_queue`.
+        """
         ...
 
     def stop_queue(self, index: int) -> None:
         """Reset an active queue (virtio 1.2 §2.6.1), as :meth:`reset` does with the device.
 
         Only if VIRTIO_F_RING_RESET is offered, as :meth:`start_queue`.
+        Harmless if the device serves nothing until reset.
         """
         ...
 

@@ -7,7 +7,7 @@ import pytest
 from pykvm.cli.keys import HELP, EscapeParser, Key
 from pykvm.cli.stops import StopReporter
 from pykvm.devices.virtio_blk import ErrorAction, IoError
-from pykvm.machine.events import BlockIoError, Resume, Shutdown, Stop
+from pykvm.machine.events import BlockIoError, HostShortage, Resume, Shutdown, Stop
 from pykvm.platform.outcome import Outcome
 
 
@@ -66,6 +66,18 @@ def test_errors_that_do_not_stop_are_the_guests_own(reporter, said):
 def test_a_guest_that_the_user_stopped(reporter, said):
     reporter("Ctrl-a c")(Stop())
     assert said == ["the guest is stopped; Ctrl-a c lets it go on"]
+
+
+def test_what_the_host_has_not_is_told_once(reporter, said):
+    tell = reporter("Ctrl-a c")
+    files = HostShortage("virtio0", "too many open files")
+    for event in (files, files, Resume(), files, HostShortage("virtio1", "too many open files")):
+        tell(event)
+    assert said == [
+        f"virtio{disk} ({image}.img): the host cannot serve it, too many open files; "
+        "nothing is read or written until the guest resets it"
+        for disk, image in ((0, "a"), (1, "b"))
+    ]
 
 
 def test_keys():

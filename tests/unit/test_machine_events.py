@@ -12,6 +12,7 @@ from pykvm.machine.events import (
     Announcer,
     BlockIoError,
     Event,
+    HostShortage,
     Resume,
     Shutdown,
     Stop,
@@ -122,6 +123,7 @@ def test_a_guest_cannot_fill_the_memory_with_errors(announcer):
     announcer.listen(slow)
     for _ in range(3 * MAX_BACKLOG):
         announcer.announce(io_error(ErrorAction.REPORT))
+        announcer.announce(HostShortage("virtio0", "too many open files"))
     stopping = io_error(ErrorAction.STOP)
     announcer.announce(stopping)
     announcer.announce(Stop())

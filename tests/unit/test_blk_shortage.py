@@ -1,0 +1,333 @@
+"""A host that has not enough of something when a driver starts the disk, or one of its queues.
+
+The driver gets DEVICE_NEEDS_RESET, the user is told, nothing is left behind,
+and the next start may fare better.
+"""
+
+import errno
+import os
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from blk_device import block_device, device_threads
+from blk_engines import engines
+from patience import PATIENCE
+
+from pykvm.devices.virtio_blk import (
+    DiskOptions,
+    Engine,
+    EngineFactory,
+    Image,
+    SyncEngine,
+    VirtioBlk,
+)
+from pykvm.devices.virtio_blk.overlay import Snapshot
+from pykvm.devices.virtio_blk.threads import ThreadsEngine
+from pykvm.errors import HostError, shortage
+from pykvm.memory.ram import Ram
+from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.rig import Rig
+from pykvm.virtio.constants import VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_RING_RESET
+
+QUEUES = range(3)
+FULL = OSError(errno.EMFILE, "Too many open files")
+SHORTAGES = [
+    pytest.param(FULL, "too many open files", id="files"),
+    pytest.param(OSError(errno.ENOMEM, "No memory"), "no memory", id="memory"),
+    pytest.param(HostError("there is no ring"), "there is no ring", id="rings"),
+]
+
+
+class Host:
+    """Makes engines until ``left`` of them are made; then ``error`` is raised."""
+
+    def __init__(self, make: EngineFactory = ThreadsEngine) -> None:
+        self.left = 1000
+        self.error: Exception = FULL
+        self._make = make
+
+    def engine(self, image: Image, ram: Ram) -> Engine:
+        """An EngineFactory."""
+        if not self.left:
+            raise self.error
+        self.left -= 1
+        return self._make(image, ram)
+
+
+class Bench:
+    """A disk of three queues on ``host``; ``lacks`` is what its user was told."""
+
+    def __init__(self, path: Path, host: Host, threads: int = 1) -> None:
+        self.host = host
+        self.lacks: list[str] = []
+        self.device = block_device(
+            Image(path),
+            engine=host.engine,
+            num_queues=len(QUEUES),
+            iothreads=threads,
+            on_shortage=self.lacks.append,
+        )
+        self.transport = MockTransport(self.device)
+
+    def works(self) -> None:
+        """Each queue answers."""
+        for queue in QUEUES:
+            head = self.transport.drivers[queue].send([bytes(16)], [512, 1])
+            assert self.transport.wait(head, queue, PATIENCE) == 513
+
+    def close(self) -> None:
+        self.transport.close()
+        self.device.close()
+
+
+@pytest.fixture(params=[1, 3], ids="{} threads".format)
+def bench(path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    made = Bench(path, Host(), request.param)
+    yield made
+    made.close()
+    assert device_threads() == []
+
+
+def held() -> list[str]:
+    """The descriptors and threads of this process."""
+    return [*sorted(os.listdir("/proc/self/fd")), *sorted(t.name for t in threading.enumerate())]
+
+
+@contextmanager
+def descriptors(count: int) -> Iterator[None]:
+    """This process may open ``count`` more descriptors, and no others."""
+    listed = os.listdir("/proc/self/fd")  # and the descriptor that was used for this
+    used = {int(fd) for fd in listed if os.path.lexists(f"/proc/self/fd/{fd}")}
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = (fd for fd in range(soft) if fd not in used)
+    limit = next(islice(free, count, None))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextmanager
+def no_more_threads(started: int) -> Iterator[None]:
+    """Only ``started`` more threads can be started."""
+    left = started
+    start = threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        nonlocal left
+        if not left:
+            raise RuntimeError("can't start new thread")  # as CPython has it
+        left -= 1
+        start(thread)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", limited)
+        yield
+
+
+# -- the start of the device ------------------------------------------------------
+
+
+@pytest.mark.parametrize("made", QUEUES)
+@pytest.mark.parametrize(("error", "says"), SHORTAGES)
+def test_no_engine(bench: Bench, made: int, error: Exception, says: str) -> None:
+    bench.host.error = error
+    before = held()
+    for left in (made, 1000, made, 1000):
+        bench.host.left = left
+        bench.lacks.clear()
+        bench.transport.broken.clear()
+        bench.transport.start()
+        if left == made:
+            assert bench.lacks == [says]
+            assert bench.transport.broken == [f"the host cannot serve the disk: {says}"]
+            assert held() == before
+        else:
+            bench.works()
+            assert (bench.lacks, bench.transport.broken) == ([], [])
+        bench.transport.reset()
+    assert held() == before
+
+
+@pytest.mark.parametrize("started", QUEUES)
+def test_no_thread(path: Path, started: int) -> None:
+    bench = Bench(path, Host(SyncEngine), threads=len(QUEUES))
+    before = held()
+    for _ in range(2):
+        with no_more_threads(started):
+            bench.transport.start()
+        assert held() == before
+        assert len(bench.transport.broken) == 1
+        assert bench.lacks == ["no thread for a disk: can't start new thread"]
+        bench.transport.reset()
+        bench.transport.start()
+        bench.works()
+        bench.transport.reset()
+        assert held() == before
+        bench.lacks.clear()
+        bench.transport.broken.clear()
+    bench.close()
+
+
+@engines(["sync", "threads", "io_uring"])
+@pytest.mark.parametrize("snapshot", [False, True], ids=["", "snapshot"])
+def test_so_few_descriptors(path: Path, factory: EngineFactory, snapshot: bool) -> None:
+    """Wherever they run out: nothing is left behind, and with enough of them the disk works."""
+    image = Image(path, readonly=snapshot)
+    if snapshot:
+        image = over = Snapshot(image)
+        factory = over.wrap(factory)
+    device = block_device(image, engine=factory, num_queues=2, iothreads=2)
+    with MockTransport(device) as transport:
+        before = held()
+        starts = 0
+        for count in range(100):
+            with descriptors(count):
+                transport.start()
+            if not transport.broken:
+                break
+            assert len(transport.broken) == 1
+            assert "too many open files" in transport.broken.pop()
+            assert held() == before
+            transport.reset()
+            starts += 1
+        assert starts >= 4, "each thread has two"
+        for queue in range(2):
+            head = transport.drivers[queue].send([bytes(16)], [512, 1])
+            assert transport.wait(head, queue, PATIENCE) == 513
+        transport.reset()
+        assert held() == before
+    device.close()
+
+
+@pytest.mark.parametrize("made", QUEUES)
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.EBADF, "Bad descriptor")])
+def test_a_bug_is_none(bench: Bench, made: int, error: Exception) -> None:
+    """It goes to whoever runs the vCPU, and ends the run."""
+    before = held()
+    bench.host.error = error
+    bench.host.left = made
+    with pytest.raises(type(error)) as caught:
+        bench.transport.start()
+    assert caught.value is error
+    assert (bench.lacks, bench.transport.broken) == ([], [])
+    caught = None  # type: ignore[assignment]  # which knows what is half made
+    bench.device.reset()
+    assert held() == before
+
+
+# -- a queue alone -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("error", "says"), SHORTAGES)
+def test_no_engine_for_a_queue_that_was_reset(bench: Bench, error: Exception, says: str) -> None:
+    before = held()
+    bench.host.error = error
+    for _ in range(2):
+        bench.transport.start()
+        bench.works()
+        bench.transport.stop_queue(1)
+        bench.host.left = 0
+        bench.transport.start_queue(1)
+        assert bench.lacks == [says]
+        assert len(bench.transport.broken) == 1
+        assert held() == before, "the others are not served either"
+        for queue in (1, 0):
+            bench.transport.stop_queue(queue)
+        bench.device.resume()
+        assert bench.device.pause()
+        bench.transport.reset()
+        bench.host.left = 1000
+        bench.lacks.clear()
+        bench.transport.broken.clear()
+    bench.transport.start()
+    bench.works()
+
+
+def test_a_queue_that_fares_better(bench: Bench) -> None:
+    bench.transport.start()
+    bench.transport.stop_queue(1)
+    bench.transport.start_queue(1)
+    bench.works()
+    assert (bench.lacks, bench.transport.broken) == ([], [])
+
+
+# -- while it needs a reset -----------------------------------------------------------
+
+
+def test_nothing_is_executed_so_the_disk_may_shrink(bench: Bench, path: Path) -> None:
+    bench.host.left = 1
+    bench.transport.start()
+    bench.device.resize(512)
+    bench.device.limits = bench.device.limits
+    assert path.stat().st_size == 512
+    assert bench.transport.config_changes == 1
+    bench.transport.reset()
+    bench.host.left = 1000
+    bench.transport.start()
+    bench.works()
+
+
+class Lacking:
+    """Wraps a rig's engines: there are none while ``lacking``."""
+
+    def __init__(self, device: VirtioBlk) -> None:
+        self.lacking = False
+        self._make: Callable[[Image, Ram], Engine] = device._engine_factory
+        device._engine_factory = self.engine
+
+    def engine(self, image: Image, ram: Ram) -> Engine:
+        if self.lacking:
+            raise FULL
+        return self._make(image, ram)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_driver_behind_pci(packed: bool) -> None:
+    """It sees the status bit, and whatever it does then: only the reset helps."""
+    with Rig(DiskOptions(packed=packed, num_queues=2, queue_size=16)) as rig:
+        host = Lacking(rig.device)
+        features = rig.function.state.offered
+        assert features & VIRTIO_F_RING_RESET
+        for at_start in (True, False, True):
+            host.lacking = at_start
+            rig.start(features)
+            host.lacking = True
+            if not at_start:
+                rig.serve()
+                reset_queue(rig, 1)
+                rig.place(1)
+            assert rig.read(0x14, 1) & VIRTIO_CONFIG_S_NEEDS_RESET
+            assert (
+                rig.function.state.reason == "the host cannot serve the disk: too many open files"
+            )
+            for queue in range(2):
+                rig.notify(queue)
+                rig.serve()
+                reset_queue(rig, queue)
+                rig.place(queue)
+                rig.notify(queue)
+                rig.serve()
+            host.lacking = False
+            rig.works(features)
+
+
+def reset_queue(rig: Rig, queue: int) -> None:
+    rig.write(0x16, 2, queue)
+    rig.write(0x3A, 2, 1)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC])
+def test_shortages(number: int) -> None:
+    assert shortage(OSError(number, os.strerror(number))) == os.strerror(number).lower()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EPERM, "no"), ValueError("EMFILE"), MemoryError()])
+def test_what_is_no_shortage(error: Exception) -> None:
+    assert shortage(error) == ""
