@@ -7,6 +7,7 @@ operations as there are threads are under way side by side.
 import errno
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,7 +25,9 @@ WORKERS = 8
 class ThreadsEngine:
     """Has operations executed by at most ``workers`` threads, started when they are needed.
 
-    Each has a :class:`SyncEngine` of its own. They end at :meth:`close`.
+    Each has a :class:`SyncEngine` of its own. They end at :meth:`close`. Fewer
+    do where the host has no more threads; where it has none, operations fail
+    with EAGAIN.
     """
 
     def __init__(self, image: Image, ram: Ram, workers: int = WORKERS) -> None:
@@ -59,8 +62,13 @@ class ThreadsEngine:
         while len(self._threads) < min(self._executing, self._most):
             name = f"{threading.current_thread().name} {len(self._threads)}"
             thread = threading.Thread(target=self._work, name=name, daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                break
             self._threads.append(thread)
+        if not self._threads:
+            self._refuse()
 
     def completions(self) -> Sequence[Operation]:
         """See :class:`Engine`."""
@@ -96,6 +104,15 @@ class ThreadsEngine:
         for thread in self._threads:
             thread.join()
         os.close(self.notifier)
+
+    def _refuse(self) -> None:
+        """Fail what is waiting, for nobody will execute it."""
+        while not self._waiting.empty():
+            operation = self._waiting.get()
+            assert operation is not None, "nobody is asked to end yet"
+            operation.error = errno.EAGAIN
+            operation.finished_ns = time.monotonic_ns()
+            self._finish(operation)
 
     def _work(self) -> None:
         engine = SyncEngine(self._image, self._ram)

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from blk_device import block_device, device_threads
+from blk_device import IN, IOERR, OK, block_device, device_threads, disks
 from blk_engines import engines
 from patience import PATIENCE
 
@@ -173,6 +173,24 @@ def test_no_thread(path: Path, started: int) -> None:
         bench.lacks.clear()
         bench.transport.broken.clear()
     bench.close()
+
+
+@pytest.mark.parametrize("started", [0, 1, 2])
+def test_few_threads_for_an_engine(path: Path, started: int) -> None:
+    """One will do; without any a request fails, as others do that the host cannot carry out."""
+    with disks(path) as make:
+        disk = make(engine=ThreadsEngine)
+        with no_more_threads(started):
+            heads = [disk.send(IN, sector, size=512) for sector in range(8)]
+            answers = [disk.wait(head)[:2] for head in heads]
+        content = path.read_bytes()
+        right = [(OK, content[at * 512 : at * 512 + 512]) for at in range(8)]
+        if started:
+            assert answers == right
+        else:
+            assert [status for status, _ in answers] == [IOERR] * 8
+        assert disk.do(IN, 0, size=512) == right[0]
+    assert device_threads() == []
 
 
 @engines(["sync", "threads", "io_uring"])
