@@ -7,7 +7,8 @@ bug is an assertion.
 """
 
 import errno
-from typing import Final
+
+from pykvm.typed import Final
 
 _SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN)
 

@@ -83,6 +83,7 @@ class FioTool:
             *(f"--ioengine={self._engine}", f"--direct={int(job.cache.direct)}"),
             *(f"--rw={_PATTERNS[workload.kind]}", f"--bs={workload.block}"),
             *(f"--iodepth={workload.depth}", f"--size={job.size}", *limit, "--thread"),
+            *([f"--cpus_allowed={job.placement.disk}"] if job.placement else []),
             *("--norandommap", f"--randseed={seed}", "--invalidate=0", "--fallocate=none", *sync),
             *("--percentile_list=50:99:99.9", "--output-format=json"),
         ]

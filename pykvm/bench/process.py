@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -48,6 +49,11 @@ class ProcessView:
         """To the nanosecond, threads that have ended included; OSError if the process has."""
         vcpus = sum(int((task / "schedstat").read_text().split()[0]) for task in self._vcpus)
         return CpuTime(time.clock_gettime(self._clock), vcpus * _NANO)
+
+    def place(self, vcpus: Collection[int], others: Collection[int]) -> None:
+        """Let vCPU threads run on these CPUs only, and the others on those; OSError."""
+        for task in (self._folder / "task").iterdir():
+            os.sched_setaffinity(int(task.name), vcpus if task in self._vcpus else others)
 
     def memory(self, except_for: str) -> int:
         """Proportional set size in bytes without the mappings whose name has ``except_for``."""

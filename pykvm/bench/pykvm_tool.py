@@ -8,6 +8,7 @@ from pykvm.bench.sample import Run
 from pykvm.bench.tool import Job, Progress
 from pykvm.bench.vm import MEMORY_MIB, VmRunner
 from pykvm.bench.watch import Kind
+from pykvm.threads import cpu_list
 
 
 class PykvmTool:
@@ -38,9 +39,13 @@ class PykvmTool:
             keys += f",num-queues={job.queues}"
         if self._options:
             keys += f",{self._options}"
+        affinity = []
+        if job.placement:
+            affinity = ["--cpu-affinity", cpu_list(job.placement.vcpus)]
+            keys += f",cpu-affinity={job.placement.disk}"
         return [
             *boot_command(job.kernel, "script"),
-            *("--initrd", str(script), "--cpus", str(job.vcpus), "--disk", keys),
+            *("--initrd", str(script), "--cpus", str(job.vcpus), "--disk", keys, *affinity),
         ]
 
 

@@ -29,7 +29,9 @@ class QemuTool:
         self._poll = poll_max_ns
         self._machine = machine
         # isa-debug-exit turns status 0 into 1.
-        self._runner = VmRunner(self._command, Kind("memory-backend-memfd", "CPU ", status=1))
+        self._runner = VmRunner(
+            self._command, Kind("memory-backend-memfd", "CPU ", status=1, places=False)
+        )
 
     def version(self) -> str:
         """See Tool."""

@@ -32,6 +32,7 @@ def as_object(measurement: Measurement) -> dict[str, Any]:
             "cpus": job.cpus,
             "wait": job.wait.name.lower(),
             "exits": job.exits,
+            "pin": job.placement.disk if job.placement else None,
             "runs": len(measurement.runs[0]),
         },
         "rows": [_row(row) for row in measurement.rows()],

@@ -9,11 +9,31 @@ from typing import Protocol
 from pykvm.bench.sample import Run
 from pykvm.bench.workload import Workload
 from pykvm.devices.virtio_blk import CacheMode
+from pykvm.errors import UsageError
 from pykvm.testing.bare import WaitMode
 from pykvm.testing.bare.layout import CPUS_MAX
+from pykvm.threads import cpu_list, usable_cpus
 
 Progress = Callable[[int], None]
 """Called with the number of the workload that begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The host's CPUs: ``disk`` is for what serves the disk, ``vcpus`` are for the vCPUs."""
+
+    disk: int
+    vcpus: frozenset[int]
+
+    @classmethod
+    def around(cls, disk: int) -> "Placement":
+        """vCPUs have all but ``disk``; UsageError if this process may not use that, or no other."""
+        usable = usable_cpus()
+        if disk not in usable or len(usable) == 1:
+            raise UsageError(
+                f"--pin cannot be {disk}", f"choose one of several CPUs: {cpu_list(usable)}"
+            )
+        return cls(disk, frozenset(usable - {disk}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +44,7 @@ class Job:
     not 0. ``cpus`` vCPUs share out the queues, none having more vCPUs than
     queues. ``kernel`` is the bare guest, ``tsc_khz`` its clock, ``folder`` is
     for files of the run. ``exits``: a vCPU that waits reads a register meanwhile.
+    ``placement``: where threads run, instead of wherever the host puts them.
     """
 
     workloads: Sequence[Workload]
@@ -38,6 +59,7 @@ class Job:
     wait: WaitMode = WaitMode.POLL
     cpus: int = CPUS_MAX
     exits: bool = False
+    placement: Placement | None = None
 
     @property
     def queues(self) -> int:

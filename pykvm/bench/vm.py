@@ -10,7 +10,7 @@ from pykvm.bench.compare import middle
 from pykvm.bench.process import CpuTime
 from pykvm.bench.sample import Run, Sample
 from pykvm.bench.script import LoadScript
-from pykvm.bench.tool import Job, Progress
+from pykvm.bench.tool import Job, Placement, Progress
 from pykvm.bench.watch import Kind, Vm, watched
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
 from pykvm.testing.bare.layout import MEMORY_NEEDED
@@ -54,7 +54,8 @@ class VmRunner:
                 )
                 for disk in job.disks[: job.vms]
             ]
-            used = _follow(vms, script, progress)
+            placement = None if self._kind.places else job.placement
+            used = _follow(vms, script, progress, placement)
             memory = middle(vm.memory() for vm in vms)
             loads = [vm.finish() for vm in vms]
         samples = []
@@ -66,12 +67,19 @@ class VmRunner:
         return Run(tuple(samples), max(vm.start for vm in vms), memory)
 
 
-def _follow(vms: list[Vm], script: LoadScript, progress: Progress) -> list[CpuTime]:
-    """Take all VMs to the last mark together; what they have used at each from 0 on."""
+def _follow(
+    vms: list[Vm], script: LoadScript, progress: Progress, placement: Placement | None
+) -> list[CpuTime]:
+    """Take all VMs to the last mark together; what they have used at each from 0 on.
+
+    Their threads are put where ``placement`` says.
+    """
     used = []
     for number in range(-1, script.marks + 1):
         for vm in vms:
             vm.follow(number)
+            if number < 0 and placement:
+                vm.place(placement)
         if number >= 0:
             used.append(reduce(add, (vm.cpu_time() for vm in vms)))
         if number < script.marks:

@@ -15,6 +15,7 @@ from typing import IO
 from pykvm.bench.child import last_words, running
 from pykvm.bench.process import CpuTime, ProcessView
 from pykvm.bench.script import MARK, OPEN, LoadScript
+from pykvm.bench.tool import Placement
 from pykvm.errors import PykvmError
 from pykvm.testing.bare.results import LoadResult
 
@@ -27,13 +28,15 @@ class Kind:
 
     ``memfd`` is the name of the guest's RAM among its descriptors, ``vcpu``
     how the names of vCPU threads begin, and ``status`` what it exits with
-    when the guest has done its work. The guest's first serial port is its
+    when the guest has done its work. ``places``: it puts its threads where the
+    job has them by itself. The guest's first serial port is its
     standard output.
     """
 
     memfd: str
     vcpu: str
     status: int
+    places: bool = True
 
 
 @contextmanager
@@ -89,6 +92,14 @@ class Vm:
                 self._ram = self._view.open_memory(self._kind.memfd)
             except (OSError, LookupError):
                 raise self._failed(ENDED) from None
+
+    def place(self, placement: Placement) -> None:
+        """Put its threads where ``placement`` has them."""
+        assert self._view is not None, "the first mark comes first"
+        try:
+            self._view.place(placement.vcpus, {placement.disk})
+        except OSError:
+            raise self._failed(ENDED) from None
 
     def open_gate(self, mark: int) -> None:
         """Let the guest go on from ``mark``."""

@@ -15,7 +15,7 @@ from pykvm.bench.pykvm_tool import PykvmTool
 from pykvm.bench.report import as_object
 from pykvm.bench.session import Measurement, guest_tsc_khz, measure
 from pykvm.bench.table import cost_of, tables
-from pykvm.bench.tool import Job, Tool
+from pykvm.bench.tool import Job, Placement, Tool
 from pykvm.bench.workload import (
     DEFAULTS,
     EXITS,
@@ -81,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     add("--options", metavar="KEY=VALUE,...", default="", help="more keys of --disk for pykvm")
     add("--cpus", metavar="N", default="4", help="the most vCPUs that share out the queues (4)")
     add("--wait", choices=sorted(_WAITS), default="poll", help="how the guest waits (poll)")
+    add("--pin", metavar="CPU", help="serve disks on this CPU of the host, run vCPUs on others")
     add("--exits", action="store_true", help="time exits that the guest makes while it waits")
     add(
         *("--against",),
@@ -145,6 +146,9 @@ def run_bench(arguments: Sequence[str]) -> int:
         raise UsageError("--seconds is more than 600", "measure more --runs instead")
     cpus = parse_number(options.cpus, "--cpus", 1, CPUS_MAX)
     check_wait(workloads, options.wait, options.exits)
+    placement = None
+    if options.pin is not None:
+        placement = Placement.around(parse_number(options.pin, "--pin", 0))
     engine = f"engine={options.engine}" if options.engine else ""
     ours = PykvmTool(",".join(part for part in (engine, options.options) if part))
     tools: list[Tool] = [ours]
@@ -167,6 +171,7 @@ def run_bench(arguments: Sequence[str]) -> int:
                 wait=_WAITS[options.wait],
                 cpus=cpus,
                 exits=options.exits,
+                placement=placement,
             )
             _warn_if_busy()
             measurement = measure(job, tools, runs, progress)
