@@ -15,7 +15,8 @@ has an address of its own, and what VIRTIO_F_NOTIFICATION_DATA (§2.9) adds is i
 the ring anyway. Doorbells are bound while the device is active and BAR 0 is
 decoded, and move with it. A notification that reaches Python nevertheless
 (through PCI-cfg) signals the same eventfd. An interrupt is a write to the
-vector's eventfd, no exit either; without MSI-X it is an ISR bit and INTx.
+vector's eventfd, no exit either; without MSI-X it is an ISR bit and INTx. A
+configuration change sets its ISR bit in either case.
 
 Common configuration fields take accesses of exactly their width, 64-bit ones
 also as two 32-bit halves (§4.1.3.1). Everything else reads 0 and writes
@@ -128,16 +129,22 @@ class VirtioPci(PciFunction):
 
     def queue_interrupt(self, index: int) -> None:
         """Used buffers in queue ``index`` (§4.1.5.3)."""
-        self._interrupt(self._vectors.queues[index], VIRTIO_PCI_ISR_QUEUE)
+        if self.msix.enabled:
+            self._message(self._vectors.queues[index])
+        else:
+            self._intx.raise_(VIRTIO_PCI_ISR_QUEUE)
 
     def config_interrupt(self) -> None:
-        """A configuration change or DEVICE_NEEDS_RESET (§4.1.5.4)."""
-        self._interrupt(self._vectors.config, VIRTIO_PCI_ISR_CONFIG)
+        """A configuration change or DEVICE_NEEDS_RESET (§4.1.5.4).
 
-    def _interrupt(self, vector: int, isr: int) -> None:
-        if not self.msix.enabled:
-            self._intx.raise_(isr)
-        elif vector != VIRTIO_MSI_NO_VECTOR:
+        The ISR status says so with MSI-X too (§4.1.4.5.1): a vector may be shared.
+        """
+        self._intx.raise_(VIRTIO_PCI_ISR_CONFIG)
+        if self.msix.enabled:
+            self._message(self._vectors.config)
+
+    def _message(self, vector: int) -> None:
+        if vector != VIRTIO_MSI_NO_VECTOR:
             self.msix.signal(vector)
 
     # -- BAR 0 -------------------------------------------------------------

@@ -51,7 +51,7 @@ def test_intx_can_be_disabled_in_the_command_register(guest: Guest) -> None:
     assert guest.line.level
 
 
-def test_msix_delivers_each_event_to_its_vector_without_isr_or_line(guest: Guest) -> None:
+def test_msix_delivers_each_event_to_its_vector_without_line(guest: Guest) -> None:
     guest.use_msix()
     guest.set(0x10, 2, 0)
     for queue in (0, 1):
@@ -67,8 +67,29 @@ def test_msix_delivers_each_event_to_its_vector_without_isr_or_line(guest: Guest
     assert [vector.delivered() for vector in guest.vectors] == [
         (0xFEE00000, 0x40 + index) for index in range(3)
     ]
+    assert not guest.config(6, 2) & 8  # the Interrupt Status bit is INTx's
+    assert guest.get(0, 1, ISR) == 2  # of the configuration; queues set theirs for INTx alone
     assert guest.get(0, 1, ISR) == 0
     assert guest.line.edges == 0
+
+
+def test_a_configuration_change_without_a_vector_shows_in_the_isr(guest: Guest) -> None:
+    guest.use_msix()
+    guest.start().config_changed()
+    assert guest.get(0, 1, ISR) == 2
+    assert not any(vector.delivered() for vector in guest.vectors)
+    assert guest.line.edges == 0
+
+
+def test_a_change_that_msix_told_of_needs_no_reading_of_the_isr(guest: Guest) -> None:
+    guest.use_msix()
+    guest.set(0x10, 2, 0)
+    activation = guest.start()
+    for _ in range(2):
+        activation.config_changed()
+        assert guest.vectors[0].delivered() == (0xFEE00000, 0x40)
+    guest.status = 0
+    assert guest.get(0, 1, ISR) == 0
 
 
 @pytest.mark.parametrize("vector", [3, 100, NO_VECTOR])
