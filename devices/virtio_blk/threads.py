@@ -8,7 +8,6 @@ import errno
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from queue import SimpleQueue
@@ -35,14 +34,16 @@ class ThreadsEngine:
         self._image = image
         self._ram = ram
         self._most = workers
-        self._stopped = False
-        self._failure: BaseException | None = None
         self._executing = 0
         self._threads: list[threading.Thread] = []
-        self._engines: list[SyncEngine] = []
         # None asks the thread that gets it to end.
         self._waiting: SimpleQueue[Operation | None] = SimpleQueue()
-        self._done: deque[Operation] = deque()
+        # Guards what follows.
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._engines: list[SyncEngine] = []
+        self._done: list[Operation] = []
+        self._failure: BaseException | None = None
 
     @property
     def idle(self) -> bool:
@@ -74,15 +75,12 @@ class ThreadsEngine:
         """See :class:`Engine`."""
         with suppress(BlockingIOError):
             os.eventfd_read(self.notifier)
-        if self._failure is not None:
+        with self._lock:
             failure, self._failure = self._failure, None
-            os.eventfd_write(self.notifier, 1)
-            raise failure
-        done: list[Operation] = []
-        with suppress(IndexError):
-            # Until there are none, not as many as there were: see _finish.
-            while True:
-                done.append(self._done.popleft())
+            if failure is not None:
+                os.eventfd_write(self.notifier, 1)  # for what is left
+                raise failure
+            done, self._done = self._done, []
         self._executing -= len(done)
         return done
 
@@ -92,9 +90,10 @@ class ThreadsEngine:
 
     def stop(self) -> None:
         """See :class:`Engine`."""
-        self._stopped = True
-        for engine in tuple(self._engines):
-            engine.stop()
+        with self._lock:
+            self._stopped = True
+            for engine in self._engines:
+                engine.stop()
 
     def close(self) -> None:
         """See :class:`Engine`."""
@@ -115,28 +114,41 @@ class ThreadsEngine:
             self._finish(operation)
 
     def _work(self) -> None:
-        engine = SyncEngine(self._image, self._ram)
-        self._engines.append(engine)
-        if self._stopped:
-            engine.stop()
+        engine: SyncEngine | None = None
         while (operation := self._waiting.get()) is not None:
             try:
+                engine = engine or self._engine()
                 engine.submit((operation,))
                 engine.completions()
             except BaseException as bug:
                 # It belongs to the engine's owner, who must not wait for this operation for ever.
                 operation.error = errno.EIO
-                self._failure = bug
-            self._finish(operation)
-        engine.close()
+                operation.finished_ns = time.monotonic_ns()
+                self._finish(operation, bug)
+            else:
+                self._finish(operation)
+        if engine is not None:
+            engine.close()
 
-    def _finish(self, operation: Operation) -> None:
-        """Let :meth:`completions` return ``operation``.
+    def _engine(self) -> SyncEngine:
+        engine = SyncEngine(self._image, self._ram)
+        with self._lock:
+            self._engines.append(engine)
+            if self._stopped:
+                engine.stop()
+        return engine
 
-        If others were there before it, whoever put the first of them there
-        has notified or is about to, and nobody has looked since: who looks
-        goes on until nothing is left.
+    def _finish(self, operation: Operation, failure: BaseException | None = None) -> None:
+        """Let :meth:`completions` return ``operation``, and raise ``failure`` before.
+
+        The thread that finds no other operation there notifies; those that
+        find one rely on it. :meth:`completions` clears the notifier before it
+        takes all that is there, so it clears no notification without taking
+        what that was for.
         """
-        self._done.append(operation)
-        if len(self._done) == 1:
+        with self._lock:
+            first = not self._done
+            self._done.append(operation)
+            self._failure = failure or self._failure
+        if first:
             os.eventfd_write(self.notifier, 1)

@@ -3,13 +3,16 @@
 import errno
 import os
 import threading
+import time
 from collections.abc import Sequence
+from types import FrameType
+from typing import Any
 
 import pytest
 from blk_engines import wait
 from blk_operations import flush, read, readable
 
-from pykvm.devices.virtio_blk import Image
+from pykvm.devices.virtio_blk import Image, threads
 from pykvm.devices.virtio_blk.threads import ThreadsEngine
 from pykvm.memory.ram import Ram
 
@@ -18,10 +21,10 @@ def test_threads_are_started_for_what_there_is_to_do(image: Image) -> None:
     before = threading.active_count()
     engine = ThreadsEngine(image, Ram.flat(8192), workers=3)
     assert threading.active_count() == before
-    for count, threads in ((1, 1), (2, 2), (1, 2), (20, 3)):
+    for count, expected in ((1, 1), (2, 2), (1, 2), (20, 3)):
         engine.submit([read() for _ in range(count)])
         wait(engine, count)
-        assert threading.active_count() == before + threads
+        assert threading.active_count() == before + expected
     engine.close()
     assert threading.active_count() == before
 
@@ -41,6 +44,31 @@ def test_operations_run_side_by_side(image: Image, monkeypatch: pytest.MonkeyPat
     engine.submit(batch)
     wait(engine, 4)
     assert [op.moved for op in batch] == [1024] * 4
+    engine.close()
+
+
+def in_lockstep(frame: FrameType, event: str, argument: object) -> Any:
+    """A trace function: whatever the engine's threads do, each lets others go on after each step.
+
+    They run the engine's code nearly side by side, one bytecode instruction at a time.
+    """
+    if frame.f_code.co_filename != threads.__file__:
+        return None
+    frame.f_trace_opcodes = True
+    time.sleep(0.0001)
+    return in_lockstep
+
+
+def test_no_interleaving_of_threads_loses_a_notification(image: Image) -> None:
+    """Who sleeps until the notifier is readable gets all completions."""
+    threading.settrace(in_lockstep)
+    try:
+        engine = ThreadsEngine(image, Ram.flat(8192), workers=3)
+        for _ in range(10):
+            engine.submit([read() for _ in range(3)])
+            wait(engine, 3)
+    finally:
+        threading.settrace(None)  # type: ignore[arg-type]
     engine.close()
 
 
