@@ -15,6 +15,7 @@ MAX_TRANSFER = 0x7FFFF000
 """The most bytes that Linux moves by one preadv or pwritev."""
 
 # ioctls of block devices (linux/fs.h).
+_BLKROGET = 0x125E
 _BLKSECTGET = 0x1267
 _BLKSSZGET = 0x1268
 _BLKIOMIN = 0x1278
@@ -48,6 +49,14 @@ def host_blocks(fd: int) -> HostBlocks:
     physical, aligned, minimum, optimal = (max(_get_int(fd, request), 0) for request in asked)
     granularity = _queue_limit(status.st_rdev, "discard_granularity")
     return HostBlocks(block_size(fd), physical, aligned, minimum, optimal, granularity)
+
+
+def write_protected(fd: int) -> bool:
+    """Does the host refuse writes to this block device? It may be opened for writing all the same.
+
+    What is written then can stay in the page cache and never reach the device.
+    """
+    return stat.S_ISBLK(os.fstat(fd).st_mode) and _get_int(fd, _BLKROGET) != 0
 
 
 def max_transfer(fd: int) -> int:

@@ -17,7 +17,12 @@ from typing import Final
 
 from pykvm.devices.virtio_blk.allocation import Allocation
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
-from pykvm.devices.virtio_blk.host_limits import direct_alignment, host_blocks, max_transfer
+from pykvm.devices.virtio_blk.host_limits import (
+    direct_alignment,
+    host_blocks,
+    max_transfer,
+    write_protected,
+)
 from pykvm.devices.virtio_blk.lock import lock
 from pykvm.devices.virtio_blk.options import CacheMode
 from pykvm.errors import UsageError
@@ -161,6 +166,11 @@ def _open(path: str, readonly: bool, cache: CacheMode) -> int:
         _check_kind(path, os.fstat(fd).st_mode)
         # That was for opening only: io_uring can fail with EAGAIN what would block in such a file.
         os.set_blocking(fd, True)
+        if not readonly and write_protected(fd):
+            raise UsageError(
+                f"the block device {path} is read-only on this host and cannot be written",
+                "give it readonly=on or snapshot=on, or make it writable: blockdev --setrw",
+            )
     except BaseException:
         os.close(fd)
         raise

@@ -11,12 +11,14 @@ import pytest
 
 
 @contextmanager
-def loop_device(backing: Path, block: int = 512) -> Iterator[str]:
+def loop_device(backing: Path, block: int = 512, readonly: bool = False) -> Iterator[str]:
     """A loop device over the file ``backing``, with logical blocks of ``block`` bytes."""
     losetup = shutil.which("losetup")
     if losetup is None or os.geteuid() != 0:
         pytest.skip("loop devices need root and losetup")
     command = [losetup, "--find", "--show", "--sector-size", str(block), str(backing)]
+    if readonly:
+        command.insert(1, "--read-only")
     made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     if made.returncode:
         pytest.skip(f"no loop device here: {made.stderr.strip()}")

@@ -1,9 +1,11 @@
 """What can be a disk, and what the user is told about what cannot."""
 
 import errno
+import fcntl
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -172,6 +174,30 @@ def test_a_block_device_that_is_claimed(block_device: str) -> None:
         Image(block_device, readonly=True).close()
     finally:
         os.close(claim)
+
+
+def test_a_block_device_that_the_host_does_not_let_be_written(tmp_path: Path) -> None:
+    """It opens for writing, and what is written stays in the page cache until it is forgotten."""
+    backing = tmp_path / "backing"
+    backing.write_bytes(bytes(65536))
+    with loop_device(backing, readonly=True) as device:
+        for cache in (CacheMode.WRITEBACK, CacheMode.NONE):
+            message = refusal(device, cache=cache)
+            assert "is read-only on this host" in message
+            assert "readonly=on" in message
+        Image(device, readonly=True).close()
+
+
+def test_a_block_device_that_becomes_read_only_fails_writes(block_device: str) -> None:
+    """Nothing is lost silently: the host refuses the write itself."""
+    protect = 0x125D  # BLKROSET
+    with closing(Image(block_device)) as image:
+        fcntl.ioctl(image.fd, protect, struct.pack("i", 1))
+        try:
+            with pytest.raises(PermissionError):
+                os.pwrite(image.fd, b"x" * 512, 0)
+        finally:
+            fcntl.ioctl(image.fd, protect, struct.pack("i", 0))
 
 
 # -- what the host asks of a transfer ----------------------------------------
