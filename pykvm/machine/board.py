@@ -49,7 +49,7 @@ class Board:
         """Build all devices.
 
         ``set_line(gsi, level)`` drives an interrupt line. ``memory``: bytes of
-        RAM below and above 4 GiB. ``console_waits``: input is held back until
+        RAM below (from 0) and above 4 GiB. ``console_waits``: input is held back until
         a program in the guest sets OUT1, when it has set its terminal up.
         """
         self.ports = Bus()
@@ -66,7 +66,9 @@ class Board:
         )
         self.channel = Uart16550(lambda level: set_line(COM2_IRQ, level), channel)
         reset_control = ResetControl(lambda: self._reset("port 0xcf9"))
-        self.pci = PciHost(self.mmio, lambda value: reset_control.write(0, 1, value))
+        self.pci = PciHost(
+            self.mmio, lambda value: reset_control.write(0, 1, value), decode_start=memory[0]
+        )
         add = self.ports.add
         add(COM1, PORTS, self.console)
         add(COM2, PORTS, self.channel)

@@ -146,7 +146,6 @@ class Machine:
             initrd=guest.initrd,
             command_line=lambda kind: guest.command_line(kind, host_options),
             cpus=config.cpus,
-            pci_devices=self.board.pci.functions,
         )
         self.description = loaded.description
         self.timings.mark("kernel loaded")

@@ -6,10 +6,11 @@ at 0xCF9 are the PC's reset control, which happens to lie in between.
 
 Where a BAR is decoded is decided anew after every configuration write that
 may matter. A BAR answers if its function's memory decoding is on and it lies
-wholly in the window that the host forwards to PCI, which RAM, I/O APIC and
-local APICs are not part of; if it overlaps another BAR, the one with the
-lower device and BAR number wins; if it overlaps something else on the MMIO
-bus, it loses. So a hostile placement only makes the guest's own BAR vanish.
+wholly in the window that the host forwards to PCI; if it overlaps another BAR,
+the one with the lower device and BAR number wins; if it overlaps something else
+on the MMIO bus, it loses. So a hostile placement only makes the guest's own BAR
+vanish. The window reaches from the end of RAM to the I/O APIC, as on a PC: a
+kernel without ACPI puts a BAR anywhere in it, Linux right above RAM.
 
 Lock order: the host's lock (configuration space, placement), then a
 function's own, then the bus's. Accesses to a decoded BAR take no host lock.
@@ -27,7 +28,7 @@ CONFIG_PORTS = 8
 """Ports 0xCF8 to 0xCFF belong to :class:`PciHost`."""
 
 DECODE_START = 0xC000_0000
-"""Where RAM below 4 GiB ends at the latest: BARs may lie from here on."""
+"""Where RAM below 4 GiB ends at the latest: from here on BARs may lie in every machine."""
 ASSIGN_START = 0xE000_0000
 """Where the VMM puts BARs."""
 DECODE_END = 0xFEC0_0000
@@ -54,11 +55,22 @@ class PciHost:
     ``functions`` maps device numbers to functions; number 0 is the bridge.
     """
 
-    def __init__(self, mmio: Bus, reset_control: Callable[[int], None] | None = None) -> None:
-        """Decode BARs on ``mmio``. ``reset_control`` gets each byte written to port 0xCF9."""
+    def __init__(
+        self,
+        mmio: Bus,
+        reset_control: Callable[[int], None] | None = None,
+        *,
+        decode_start: int = DECODE_START,
+    ) -> None:
+        """Decode BARs on ``mmio``. ``reset_control`` gets each byte written to port 0xCF9.
+
+        ``decode_start``: where RAM below 4 GiB ends, and BARs may begin.
+        """
+        assert decode_start <= DECODE_START, "where the VMM puts BARs is no RAM"
         self.functions: dict[int, PciFunction] = {0: HostBridge()}
         self._mmio = mmio
         self._reset_control = reset_control
+        self._decode_start = decode_start
         self._lock = Lock()
         self._latch = 0
         self._reset_byte = 0
@@ -192,7 +204,7 @@ class PciHost:
             for bar in function.bars:
                 address = function.bar_register(bar)
                 end = address + bar.size
-                inside = address >= DECODE_START and end <= DECODE_END
+                inside = address >= self._decode_start and end <= DECODE_END
                 taken = any(
                     address < other + taken_bar.size and other < end
                     for other, (_, taken_bar) in wanted.items()

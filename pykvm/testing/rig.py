@@ -102,7 +102,7 @@ class Rig:
         self._guards = [slice(at, at + len(GUARD)) for at in (0, low + LOW, high + HIGH)]
         self.platform = MockPlatform()
         self.ports = Bus()
-        self.host = PciHost(self.platform.mmio)
+        self.host = PciHost(self.platform.mmio, decode_start=LOW)
         self.ports.add(CONFIG_PORT, CONFIG_PORTS, self.host)
         self.drivers: list[MockDriver | PackedDriver] = []
         self.errors: deque[int] = deque()

@@ -15,7 +15,7 @@ What only some kernels need is imported for them: start-up time is a feature.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from pykvm.errors import UsageError
 from pykvm.memory import Ram
@@ -69,14 +69,12 @@ def load_kernel(
     initrd: FileLike | None = None,
     command_line: str | Callable[[str], str] = "",
     cpus: int = 1,
-    pci_devices: Iterable[int] = range(32),
 ) -> LoadedKernel:
     """Load ``kernel`` (a path, or the file's content) and all it needs into ``ram``.
 
     ``command_line`` may be a function of the kernel's kind (see LoadedKernel).
-    ``ram`` must be all zeros, as a new VM's is. ``pci_devices`` are the device
-    numbers on bus 0 whose INTA# the MP table describes. UsageError, with the
-    option to look at, for whatever is wrong with a file, a size or the line.
+    ``ram`` must be all zeros, as a new VM's is. UsageError, with the option to
+    look at, for whatever is wrong with a file, a size or the line.
     """
     if not 1 <= cpus <= mptable.MAX_CPUS:
         raise UsageError(
@@ -96,7 +94,7 @@ def load_kernel(
         with open_source(initrd, "--initrd") as source:
             ramdisk = place_initrd(ram, source, span[1], *_initrd_limits(image))
     ram.write(layout.COMMAND_LINE, line)
-    _write_mp_table(ram, cpus, pci_devices)
+    _write_mp_table(ram, cpus)
     entry = _write_entry(ram, image, ramdisk)
     return LoadedKernel(entry, image.kind, image.description, span, ramdisk)
 
@@ -212,9 +210,8 @@ def _initrd_limits(image: _Kernel) -> tuple[int, bool, bool]:
     return image.header.initrd_end, image.header.above_4g, True
 
 
-def _write_mp_table(ram: Ram, cpus: int, pci_devices: Iterable[int]) -> None:
-    table = mptable.configuration(cpus, [(device, 1) for device in pci_devices])
-    ram.write(layout.MP_TABLE, table)
+def _write_mp_table(ram: Ram, cpus: int) -> None:
+    ram.write(layout.MP_TABLE, mptable.configuration(cpus))
     ram.write(layout.MP_FLOATING_POINTER, mptable.floating_pointer(layout.MP_TABLE))
 
 

@@ -8,16 +8,16 @@ its PIT sits (``default_routing`` in arch/x86/kvm; nothing like QEMU's "IRQ 0
 is pin 2" unless a VMM sets such routes). So every entry here names the pin
 that equals its interrupt's number.
 
-Linux compares each interrupt entry with all before it, and on a host that
-emulates guest kernel code that is time one can see, which is why only the
-PCI devices asked for get entries.
+INTA# of every slot of PCI bus 0 is described, of the empty ones too. Functions
+have no other pin, and Linux compares each entry with all before it, which is
+time one can see on a host that emulates guest kernel code.
 """
 
 import struct
-from collections.abc import Iterable
 
 from pykvm.x86 import layout
 
+PCI_SLOTS = 32
 MAX_CPUS = 254
 """APIC ids are 8 bits wide; one is left for the I/O APIC, and 255 means everybody."""
 LOCAL_APIC = 0xFEE00000
@@ -49,11 +49,8 @@ def floating_pointer(table: int) -> bytes:
     return _checked(struct.pack("<4sIBBBBI", b"_MP_", table, 1, 4, 0, 0, 0), 10)
 
 
-def configuration(cpus: int, pci_pins: Iterable[tuple[int, int]]) -> bytes:
-    """The configuration table for ``cpus`` CPUs (APIC ids 0 up), the first the boot CPU.
-
-    ``pci_pins``: (device number on bus 0, pin) of every PCI interrupt to describe.
-    """
+def configuration(cpus: int) -> bytes:
+    """The configuration table for ``cpus`` CPUs (APIC ids 0 up), the first the boot CPU."""
     assert 1 <= cpus <= MAX_CPUS
     io_apic = cpus
     entries = [_processor(apic_id) for apic_id in range(cpus)]
@@ -63,10 +60,10 @@ def configuration(cpus: int, pci_pins: Iterable[tuple[int, int]]) -> bytes:
     for irq in range(16):
         if irq != _ISA_CASCADE:
             entries.append(_io_interrupt(_CONFORMS, _ISA_BUS, irq, io_apic, irq))
-    for device, pin in pci_pins:
-        source = device << 2 | pin - 1
+    for device in range(PCI_SLOTS):
+        source = device << 2  # and the pin, INTA# being 0 (appendix D.3)
         entries.append(
-            _io_interrupt(_LEVEL_ACTIVE_LOW, _PCI_BUS, source, io_apic, pci_gsi(device, pin))
+            _io_interrupt(_LEVEL_ACTIVE_LOW, _PCI_BUS, source, io_apic, pci_gsi(device, 1))
         )
     for kind, input_pin in ((_EXTINT, 0), (_NMI, 1)):
         entries.append(

@@ -24,6 +24,7 @@ from pykvm.testing.bare.block import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_VERSION_1,
 )
+from pykvm.testing.bare.layout import MEMORY_NEEDED
 from pykvm.testing.bare.run import run_script
 
 pytestmark = pytest.mark.kvm
@@ -168,16 +169,28 @@ def test_steady_state_causes_no_exit(disk: DiskConfig, wait: WaitMode):
     assert exits_of_load(disk, 20, wait) == exits_of_load(disk, 400, wait)
 
 
-def test_a_moved_bar_takes_its_doorbells_along(disk: DiskConfig, content: bytes):
+@pytest.mark.parametrize(
+    "places",
+    [
+        (0xF000_0000, 0xF100_0000),
+        (MEMORY_NEEDED + 0x8000, MEMORY_NEEDED),
+        (0xBFFF_C000, 0x8000_0000),
+    ],
+    ids=["far", "right above RAM", "below 3 GiB"],
+)
+def test_a_moved_bar_takes_its_doorbells_along(
+    disk: DiskConfig, content: bytes, places: tuple[int, int]
+):
     script = Script()
     driver = BlockDriver(script)
-    driver.start()
+    driver.start(msix=True)
     before = driver.submit([BlockRequest.read(0, 512)])
-    moved = [script.relocate(0, address) for address in (0xF000_0000, 0xF100_0000)]
-    status = [script.mmio(address + DEVICE_STATUS, 1) for address in (0xF000_0000, 0xF100_0000)]
+    moved = [script.relocate(0, address) for address in places]
+    table = script.relocate(1, places[1] + 0x4000)
+    status = [script.mmio(address + DEVICE_STATUS, 1) for address in places]
     after = driver.submit([BlockRequest.read(1, 512)])
-    run = run_script(script, [disk])
-    assert [run.results[step] for step in moved] == [0xF000_0000, 0xF100_0000]
+    run = run_script(script, [disk], memory=MEMORY_NEEDED)
+    assert [run.results[step] for step in (*moved, table)] == [*places, places[1] + 0x4000]
     assert [run.results[step] for step in status] == [0xFF, 0xF]
     assert before.outcomes(run.results)[0].data == content[:512]
     assert after.outcomes(run.results)[0].data == content[512:1024]

@@ -21,6 +21,7 @@ from pykvm.machine import DiskConfig
 from pykvm.platform.outcome import OutcomeKind
 from pykvm.testing.bare import BlockDriver, BlockRequest, Region, Script, WaitMode
 from pykvm.testing.bare.block import DEFAULT_FEATURES
+from pykvm.testing.bare.layout import MEMORY_NEEDED
 from pykvm.testing.bare.run import run_script
 
 pytestmark = pytest.mark.kvm
@@ -44,7 +45,10 @@ PORTS = (
     *(0x80, 0xED, 0x1F0, 0xFFFF),
 )
 INTERESTING = (0, 1, 2, 3, 7, 0xF, 0x40, 0x80, 0xFF, 0x100, 0xFFFF, 0x8000_0000, 2**32 - 1)
-PLACES = (0, 0x1000, 0xBFFF_F000, 0xD000_0000, 0xE000_1000, 0xFEBF_C000, 0xFEC0_0000, NOWHERE)
+PLACES = (
+    *(0, 0x1000, MEMORY_NEEDED - 0x1000, MEMORY_NEEDED, 0xBFFF_F000, 0xD000_0000, 0xE000_1000),
+    *(0xFEBF_C000, 0xFEC0_0000, NOWHERE),
+)
 
 
 class Attacker:

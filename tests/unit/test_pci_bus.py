@@ -5,7 +5,7 @@ import pytest
 from pykvm.bus import Bus
 from pykvm.errors import UsageError
 from pykvm.pci.config import PciFunction
-from pykvm.pci.host import ASSIGN_START, CONFIG_PORT, CONFIG_PORTS, PciHost
+from pykvm.pci.host import ASSIGN_START, CONFIG_PORT, CONFIG_PORTS, DECODE_START, PciHost
 from pykvm.pci.pvpanic import PvPanicPci
 
 
@@ -39,10 +39,11 @@ class Card(PciFunction):
 class Pc:
     """Ports and MMIO with a PCI host between them."""
 
-    def __init__(self) -> None:
+    def __init__(self, ram: int = DECODE_START) -> None:
+        """``ram``: bytes of RAM, from address 0."""
         self.ports, self.mmio = Bus(), Bus()
         self.resets: list[int] = []
-        self.host = PciHost(self.mmio, self.resets.append)
+        self.host = PciHost(self.mmio, self.resets.append, decode_start=ram)
         self.ports.add(CONFIG_PORT, CONFIG_PORTS, self.host)
 
     def select(self, device: int, register: int, function: int = 0, bus: int = 0) -> None:
@@ -185,6 +186,19 @@ def test_a_bar_over_ram_or_apics_is_not_decoded(pc: Pc, address: int) -> None:
     assert pc.mmio.read(address, 4) == 0xFFFFFFFF
     pc.write(number, 0x10, 4, ASSIGN_START)
     assert pc.mmio.read(ASSIGN_START, 4) == 0x11
+
+
+def test_a_bar_can_lie_anywhere_between_ram_and_the_io_apic() -> None:
+    """Linux without ACPI puts what it places itself right above RAM."""
+    pc = Pc(ram=64 << 20)
+    number = pc.host.add(Card(4096))
+    for address in (0x0400_0000, 0x0400_1000, 0x7FFF_F000, 0xBFFF_F000, 0xFEBF_F000):
+        pc.write(number, 0x10, 4, address)
+        assert pc.mmio.read(address, 4) == 0x11
+        assert pc.mmio.read(ASSIGN_START, 4) == 0xFFFFFFFF
+    for address in (0x03FF_F000, 0, 0xFEC0_0000):
+        pc.write(number, 0x10, 4, address)
+        assert pc.mmio.read(address, 4) == 0xFFFFFFFF
 
 
 def test_a_bar_over_another_device_loses_and_comes_back(pc: Pc) -> None:

@@ -95,14 +95,6 @@ def test_a_bzimage_of_every_compression(name: str, tmp_path: Path) -> None:
         assert page[0x250:0x258] == bytes(8)
 
 
-def test_the_mp_table_has_only_the_devices_asked_for() -> None:
-    lengths = []
-    for devices in ([], [0, 1, 2]):
-        ram, _ = load(linux_elf(), cpus=2, pci_devices=devices)
-        lengths.append(struct.unpack("<H", ram.read(layout.MP_TABLE + 4, 2))[0])
-    assert lengths[1] - lengths[0] == 24
-
-
 def test_bss_behind_a_segment_is_not_written() -> None:
     ram = Ram.flat(4 * MIB)
     load_kernel(ram, linux_elf(b"ab", 0x200000))
