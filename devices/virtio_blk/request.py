@@ -107,7 +107,8 @@ class Request:
 
     The rest belongs to who executes the request: ``started_ns``; ``sequence``,
     its place in the order of the ring; ``pending``, the operations that it
-    still waits for; ``error``, the first errno that one of them met, or 0.
+    still waits for; ``error``, the first errno that one of them met, or 0;
+    ``charged``: the rate limits were charged for it.
     """
 
     head: int
@@ -128,6 +129,7 @@ class Request:
     sequence: int
     pending: int
     error: int
+    charged: bool
 
     def __init__(self, head: int) -> None:
         self.head = head
@@ -149,6 +151,7 @@ class Request:
         self.sequence = 0
         self.pending = 0
         self.error = 0
+        self.charged = False
 
 
 class RequestParser:

@@ -106,6 +106,7 @@ class Schedule:
         sequence = self._sequence
         for request in requests:
             request.sequence = sequence
+            request.charged = False
             sequence += 1
         self._sequence = sequence
         operations = self._plan(requests)

@@ -1,19 +1,24 @@
 """When a disk with rate limits may start its operations. Pure.
 
 Each limit is a bucket of tokens that fills at the limit's rate up to its size,
-the burst. An operation starts when every bucket that it draws from has any
+the burst. A request starts when every bucket that it draws from has any
 tokens, and takes what it costs, be it more than there is: the next one then
 waits until the debt is paid. So in any span of time no more is started than
-``rate * time + burst`` and the rest of one operation; and nothing waits while
+``rate * time + burst`` and the rest of one request; and nothing waits while
 there are tokens.
+
+A request is charged once, for all of it, when its first operation starts. What
+else comes to be executed for it is free and waits for no tokens: pieces of a
+large request, ranges, what is left after a short transfer, second attempts.
+A merged operation costs what those of its requests do that were not charged.
 
 Nobody starves. All reads draw from the same buckets, and all writes, so each
 start in their order; a small one does not overtake a large one of the other
 direction, for any tokens do for either. Queues that share the buckets stand in
 line for them (:class:`_Bucket`).
 
-A flush is free, as in QEMU. A merged operation costs what its requests would.
-What discards or makes zeros moves no data: it is a write of no bytes.
+A flush is free, as in QEMU. What discards or makes zeros moves no data: it is
+a write of no bytes.
 """
 
 from collections.abc import Sequence
@@ -27,6 +32,7 @@ from pykvm.devices.virtio_blk.constants import (
 )
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.rates import RateLimits
+from pykvm.devices.virtio_blk.request import Request
 
 GRACE_NS: Final = 5_000_000
 """How long a bucket with tokens is kept for the first in line: who sleeps until then needs time
@@ -64,12 +70,12 @@ class _Bucket:
         """When ``who`` may take: not after ``now_ns`` if it may at once."""
         rate, level = self._rate, self._level
         if level <= 0:
-            self._since_ns = self._seen_ns - level // rate + 1
+            self._since_ns = self._seen_ns + -level // rate + 1
         self._level = level = min(self._size, level + rate * (now_ns - self._seen_ns))
         self._seen_ns = now_ns
         if level <= 0:
             self._line.setdefault(who)
-            return now_ns - level // rate + 1
+            return now_ns + -level // rate + 1
         if self._line and next(iter(self._line)) != who:
             until = self._since_ns + GRACE_NS
             if now_ns < until:
@@ -108,38 +114,34 @@ class Throttle:
         """Which of ``operations``, the oldest first, may start now (time.monotonic_ns)."""
         started: list[Operation] = []
         delayed: list[Operation] = []
-        wake_ns = 0
-        empty: set[_Bucket] = set()
+        waiting: set[tuple[_Bucket, ...]] = set()  # of reads, of writes, or of both
         with self._lock:
             for operation in operations:
                 kind = operation.kind
-                if kind == VIRTIO_BLK_T_FLUSH:
+                uncharged = [request for request in operation.members if not request.charged]
+                if kind == VIRTIO_BLK_T_FLUSH or not uncharged:
                     started.append(operation)
                     continue
                 buckets = self._reads if kind == VIRTIO_BLK_T_IN else self._writes
-                if not empty.isdisjoint(buckets):
+                if buckets in waiting or self._ready_ns(queue, buckets, now_ns) > now_ns:
+                    waiting.add(buckets)
                     delayed.append(operation)
                     continue
-                ready = {bucket: bucket.ready_ns(queue, now_ns) for bucket in buckets}
-                latest = max(ready.values(), default=now_ns)
-                if latest > now_ns:
-                    empty.update(bucket for bucket in buckets if ready[bucket] > now_ns)
-                    delayed.append(operation)
-                    wake_ns = min(wake_ns or latest, latest)
-                    continue
-                for bucket in buckets:
-                    bucket.take(queue, self._cost(operation, bucket.is_bytes))
+                for request in uncharged:
+                    self._charge(queue, request, buckets)
                 started.append(operation)
-        return Admission(started, delayed, wake_ns)
+            # Now that all have taken theirs.
+            wakes = [self._ready_ns(queue, buckets, now_ns) for buckets in waiting]
+        return Admission(started, delayed, min(wakes, default=0))
 
-    def _cost(self, operation: Operation, in_bytes: bool) -> int:
-        if in_bytes:
-            moves = operation.kind in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT)
-            return operation.length if moves else 0
+    def _ready_ns(self, queue: int, buckets: Sequence[_Bucket], now_ns: int) -> int:
+        return max([bucket.ready_ns(queue, now_ns) for bucket in buckets], default=now_ns)
+
+    def _charge(self, queue: int, request: Request, buckets: Sequence[_Bucket]) -> None:
+        request.charged = True
+        moves = request.type in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT)
+        length = request.length if moves else 0
         size = self._request_size
-        members = operation.members
-        if not size:
-            return max(len(members), 1)
-        if len(members) > 1:
-            return sum(max(-(-request.length // size), 1) for request in members)
-        return max(-(-operation.length // size), 1)
+        count = max(-(-length // size), 1) if size else 1
+        for bucket in buckets:
+            bucket.take(queue, length if bucket.is_bytes else count)

@@ -1,8 +1,8 @@
 """Rate limits, without a clock: what starts when, for one queue and for several.
 
 The model is the definition: over any span of time, what starts is at most rate
-times time, a burst, and the rest of one operation; and what waits, waits for a
-bucket without tokens.
+times time, a burst, and the rest of one request; and what waits, waits for a
+bucket without tokens, and no longer.
 """
 
 from collections.abc import Sequence
@@ -10,17 +10,18 @@ from contextlib import nullcontext
 
 import pytest
 from blk_operations import flush, operation
+from blk_requests import request_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.devices.virtio_blk.constants import (
+    VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.rates import RateLimits
-from pykvm.devices.virtio_blk.request import Request
 from pykvm.devices.virtio_blk.throttle import GRACE_NS, Throttle
 from pykvm.errors import UsageError
 
@@ -32,20 +33,23 @@ def throttle(**limits: int) -> Throttle:
     return Throttle(RateLimits(**limits), nullcontext())
 
 
+def merged(kind: int, lengths: Sequence[int]) -> Operation:
+    """An operation for a request of each of ``lengths``."""
+    made = operation(kind, 0, [(0, length) for length in lengths])
+    made.members = [request_of(0, kind, 0, length) for length in lengths]
+    return made
+
+
+def single(kind: int, length: int = 512) -> Operation:
+    return merged(kind, [length])
+
+
 def reads(count: int, length: int = 512) -> list[Operation]:
-    return [operation(IN, 0, [(0, length)]) for _ in range(count)]
+    return [single(IN, length) for _ in range(count)]
 
 
 def writes(count: int, length: int = 512) -> list[Operation]:
-    return [operation(OUT, 0, [(0, length)]) for _ in range(count)]
-
-
-def merged(kind: int, lengths: Sequence[int]) -> Operation:
-    made = operation(kind, 0, [(0, length) for length in lengths])
-    for length in lengths:
-        made.members.append(Request(0))
-        made.members[-1].length = length
-    return made
+    return [single(OUT, length) for _ in range(count)]
 
 
 def run(
@@ -114,24 +118,39 @@ def test_a_small_one_does_not_overtake_a_large_one_that_waits() -> None:
     assert [one.kind for _, one in started] == [IN, OUT]
 
 
+@pytest.mark.parametrize("first", [IN, OUT])
+def test_the_one_that_may_start_first_is_woken_for(first: int) -> None:
+    """A write that owes a minute comes before a read that may start in 10 ms, or after it."""
+    limiter = throttle(iops=100, iops_max=1, bps_wr=1000)
+    limiter.admit(0, writes(1, 60_000), 0)
+    asked = [*writes(1), *reads(1)]
+    if first == IN:
+        asked.reverse()
+    admission = limiter.admit(0, asked, 0)
+    assert admission.started == []
+    assert admission.wake_ns == 1
+    admission = limiter.admit(0, asked, 1)
+    assert [one.kind for one in admission.started] == [IN]
+    assert admission.wake_ns == 59_900_000_001
+
+
 def test_flushes_are_free_and_what_moves_no_data_costs_no_bytes() -> None:
     limiter = throttle(iops=1, bps=1)
     limiter.admit(0, reads(1), 0)
     flushes = [flush() for _ in range(3)]
     assert limiter.admit(0, flushes, 0) == (flushes, [], 0)
-    discard = operation(11)
-    discard.length = 1 << 40
-    limiter = throttle(iops=2, iops_max=2, bps=1)
-    assert limiter.admit(0, [discard, discard, discard], 0).wake_ns == 1
+    limiter = throttle(iops=2, iops_max=2, iops_size=512, bps=1)
+    discards = [single(VIRTIO_BLK_T_DISCARD, 1 << 40) for _ in range(3)]
+    assert limiter.admit(0, discards, 0) == (discards[:2], discards[2:], 1)
 
 
 @pytest.mark.parametrize(
     ("size", "asked", "cost"),
     [
         (0, merged(OUT, [512, 512, 4096]), 3),
-        (0, operation(IN, 0, [(0, 1 << 20)]), 1),
+        (0, single(IN, 1 << 20), 1),
         (4096, merged(OUT, [512, 4096, 4608]), 4),
-        (4096, operation(IN, 0, [(0, 1 << 20)]), 256),
+        (4096, single(IN, 1 << 20), 256),
     ],
 )
 def test_how_many_requests_an_operation_is(size: int, asked: Operation, cost: int) -> None:
@@ -224,7 +243,7 @@ def test_never_more_than_allowed_and_never_idle(
             pause, kind, length = arrivals.pop(0)
             at += pause
             now = max(now, at)
-            waiting.append(operation(kind, 0, [(0, length)]))
+            waiting.append(single(kind, length))
         else:
             now = wake
         started, waiting, wake = limiter.admit(0, waiting, now)
@@ -232,11 +251,15 @@ def test_never_more_than_allowed_and_never_idle(
             lacking = [m for m in meters if cost(m[0], one) and level(*m, now) <= 0]
             assert not lacking, "only who finds tokens starts"
             history.append((now, one))
-        heads = {one.kind: one for one in reversed(waiting)}
-        lacking = [m for m in meters if level(*m, now) <= 0]
-        for one in heads.values():
-            barred = {m[0] for m in lacking for other in heads.values() if cost(m[0], other)}
-            assert any(cost(name, one) for name in barred), "nothing waits while there are tokens"
+        heads = {one.kind: one for one in reversed(waiting)}.values()
+
+        def free(one: Operation, then: int) -> bool:
+            return all(level(*m, then) > 0 for m in meters if cost(m[0], one))
+
+        assert not any(free(one, now) for one in heads), "nothing waits while there are tokens"
+        if waiting:
+            assert not any(free(one, wake - 1) for one in heads), "none could have started before"
+            assert any(free(one, wake) for one in heads), "the first that may start is woken for"
         assert not waiting or wake > now
     for name, value, most in meters:
         for first in range(len(history)):
