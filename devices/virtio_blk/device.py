@@ -1,6 +1,5 @@
 """The virtio block device (virtio 1.2 §5.2): features, configuration, life cycle."""
 
-import errno
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,12 +19,13 @@ from pykvm.devices.virtio_blk.features import Blocks, accepted, describe, offere
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.io_threads import IoThreads
 from pykvm.devices.virtio_blk.options import (
+    NO_SPACE,
     DetectZeroes,
     DiskOptions,
     ErrorAction,
-    ErrorPolicy,
     IoError,
 )
+from pykvm.devices.virtio_blk.order import extent
 from pykvm.devices.virtio_blk.plan import Limits, Planner
 from pykvm.devices.virtio_blk.rates import RateLimits
 from pykvm.devices.virtio_blk.request import Request, RequestParser
@@ -363,18 +363,16 @@ class VirtioBlk:
         return not (flushes and self._writeback) and self.image.cache.syncs
 
     def _decide(self, request: Request) -> ErrorAction:
-        options = self._options
-        policy = options.rerror if request.type == VIRTIO_BLK_T_IN else options.werror
-        if policy is ErrorPolicy.ENOSPC:
-            full = request.error == errno.ENOSPC
-            action = ErrorAction.STOP if full else ErrorAction.REPORT
-        else:
-            action = ErrorAction(policy.value)
+        image, reads = self.image, request.type == VIRTIO_BLK_T_IN
+        error = request.error = image.cause(request.error, extent(request)[1])
+        lost = image.sync_error != 0 and not reads
+        policy = self._options.rerror if reads else self._options.werror
+        action = policy.action(full=error in NO_SPACE and not lost)
         if action is ErrorAction.STOP:
             assert self._threads is not None, "only an active device has requests"
             self._threads.halt()
         name = OPERATION_NAMES[request.type]
-        self._on_error(IoError(name, request.sector, request.length, request.error, action))
+        self._on_error(IoError(name, request.sector, request.length, error, action, lost))
         return action
 
     def _broken(self, reason: str) -> None:

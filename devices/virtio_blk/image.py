@@ -47,8 +47,9 @@ class Image:
     ``alignment`` (bytes) what its disk offset, and each segment's address and
     length, must be multiples of, 1 unless the cache mode asks for O_DIRECT;
     ``blocks`` what is good for it, and ``allocation`` what can be done about its space;
-    ``notice`` is a sentence for the user, or "". ``sync_error`` is the errno
-    of the sync after which none succeeds any more, or 0.
+    ``room`` is the folder in which the guest's writes need space, or "": they
+    need it where the image is. ``notice`` is a sentence for the user, or "".
+    ``sync_error`` is the errno of the sync after which none succeeds any more, or 0.
 
     Whoever writes a part of an aligned block has to read and write back the
     rest of it. Where that can be, all writes hold ``edge_lock``.
@@ -64,6 +65,7 @@ class Image:
         self.path = str(path)
         self.cache = cache
         self.readonly = readonly
+        self.room = ""
         self.sync_error = 0
         self.edge_lock = threading.Lock()
         self._sync_lock = threading.Lock()
@@ -111,6 +113,18 @@ class Image:
                     self.sync_error = failed
                 return failed
             return 0
+
+    def cause(self, error: int, end: int) -> int:
+        """The errno for what failed with ``error`` and reaches to byte ``end``.
+
+        Linux says ENOSPC of writes behind the end of a block device. That is
+        one that shrank: no space that is made would help. EIO, as for a file
+        that somebody truncated.
+        """
+        if error == errno.ENOSPC and stat.S_ISBLK(os.fstat(self.fd).st_mode):
+            beyond = end > os.lseek(self.fd, 0, os.SEEK_END)
+            return errno.EIO if beyond else error
+        return error
 
     def resize(self, size: int, block: int = SECTOR_SIZE) -> None:
         """Give the file ``size`` bytes, whole blocks; a block device has them. UsageError.

@@ -1,5 +1,6 @@
 """What a user can choose for a disk, under QEMU's names where it has them. Pure."""
 
+import errno
 from enum import Enum
 from typing import Final
 
@@ -34,6 +35,8 @@ HEADS: Final = range(1, 256)
 """``heads``"""
 SECS: Final = range(1, 256)
 """``secs``: sectors in a track."""
+NO_SPACE: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
+"""No space is left, or none of the quota: an administrator can make some."""
 LIFETIME: Final = (range(4), range(12), range(12))
 """``lifetime``: pre_eol_info, device_lifetime_est_typ_a and _b (§5.2.6)."""
 
@@ -126,7 +129,13 @@ class ErrorPolicy(Enum):
     STOP = "stop"
     """The VM stops, keeps the request, and tries it again when it goes on."""
     ENOSPC = "enospc"
-    """Stop if the host has no space left, else report."""
+    """Stop if all that lacks is space, else report."""
+
+    def action(self, full: bool) -> "ErrorAction":
+        """What it says of a failure. ``full``: all that lacks is space (NO_SPACE)."""
+        if self is ErrorPolicy.ENOSPC:
+            return ErrorAction.STOP if full else ErrorAction.REPORT
+        return ErrorAction(self.value)
 
 
 class ErrorAction(Enum):
@@ -143,7 +152,9 @@ class IoError:
 
     ``operation`` is one of OPERATION_NAMES, such as ``"read"``. ``sector`` and
     ``length`` (bytes) are the request's: where its first range begins, and the
-    length of all. ``errno`` is the host's error.
+    length of all. ``errno`` is the host's error. ``lost``: a sync of the image
+    has failed, and with that what the host's page cache held; no flush of this
+    run succeeds any more, whatever is done about the cause.
     """
 
     operation: str
@@ -151,6 +162,12 @@ class IoError:
     length: int
     errno: int
     action: ErrorAction
+    lost: bool = False
+
+    @property
+    def full(self) -> bool:
+        """All that lacks is space: more of it, and another attempt, would do."""
+        return self.errno in NO_SPACE and not self.lost
 
     @property
     def stops(self) -> bool:

@@ -70,6 +70,7 @@ class Snapshot(Image):
                 "set TMPDIR to a folder with room for what the guest writes",
             ) from None
         self.path = base.path
+        self.room = place
         self.notice = base.notice
         self.max_transfer = min(self.max_transfer, base.max_transfer)
         self.blocks = base.blocks

@@ -248,7 +248,8 @@ def _reporter(machine: Machine, session: Session, options: Options) -> "StopRepo
     if options.monitor:
         ways.append(f"'cont' on the monitor {options.monitor}")
     images = {disk.name: str(disk.config.path) for disk in machine.disks}
-    return StopReporter(images, ways, session.say)
+    rooms = {disk.name: disk.device.image.room for disk in machine.disks}
+    return StopReporter(images, ways, session.say, rooms)
 
 
 def _listen(stack: ExitStack, path: "Path") -> "MonitorSocket":

@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pykvm.machine.events import BlockIoError, Event, HostShortage, Resume, Stop
@@ -16,12 +17,18 @@ class StopReporter:
 
     ``images`` are the paths of the disks by their names, ``ways`` the phrases
     for what lets the guest go on, perhaps none, and ``say`` takes a sentence.
+    ``rooms`` are the folders that need space for disks whose images do not.
     """
 
     def __init__(
-        self, images: dict[str, str], ways: Sequence[str], say: Callable[[str], None]
+        self,
+        images: Mapping[str, str],
+        ways: Sequence[str],
+        say: Callable[[str], None],
+        rooms: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._images = images
+        self._rooms = rooms
         self._how = " or ".join(ways)
         self._say = say
         # One failure of each disk is enough: those that follow have the same cause.
@@ -48,12 +55,24 @@ class StopReporter:
 
     def _failure(self, event: BlockIoError) -> str:
         error = event.error
-        cure = "make space" if error.errno == errno.ENOSPC else "mend it"
-        if self._how:
-            advice = f"{cure}, then {self._how} tries again"
+        if error.lost:
+            advice = (
+                "what it wrote since its last flush may be lost, and no flush of this run "
+                "succeeds any more: end it, and check what the image holds"
+            )
+        elif self._how:
+            advice = f"{self._cure(event)}, then {self._how} tries again"
         else:
             advice = "nothing here can let it go on: end it (SIGINT), and use --monitor next time"
         return f"{self._where(event.device)}: {describe(error)}; the guest is stopped: {advice}"
+
+    def _cure(self, event: BlockIoError) -> str:
+        if not event.error.full:
+            return "mend it"
+        room = self._rooms.get(event.device)
+        where = f" in {room}, where snapshot=on keeps what the guest writes" if room else ""
+        quota = " or raise the quota" if event.error.errno == errno.EDQUOT else ""
+        return f"make space{where}{quota}"
 
     def _where(self, device: str) -> str:
         return f"{device} ({self._images[device]})"

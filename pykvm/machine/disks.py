@@ -1,6 +1,5 @@
 """The disks of a machine, as others see them; imported when there are some."""
 
-import errno
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -112,8 +111,7 @@ class Disk:
         """Note ``error``, which the device has announced."""
         self.last_error = error
         if error.stops and self.io_status is IoStatus.OK:
-            full = error.errno == errno.ENOSPC
-            self.io_status = IoStatus.NOSPACE if full else IoStatus.FAILED
+            self.io_status = IoStatus.NOSPACE if error.full else IoStatus.FAILED
 
     def statistics(self) -> dict[str, Any]:
         """Its part of ``--stats``; docs/reference/disk-options.md has the keys."""

@@ -1,6 +1,5 @@
 """What machines, disks and events look like on the wire, in the terms of QEMU's QAPI schema."""
 
-import errno
 import os
 import re
 from types import MappingProxyType
@@ -133,7 +132,7 @@ def _io_error(event: BlockIoError) -> dict[str, Any]:
         "node-name": event.device,
         "operation": error.operation,
         "action": error.action.value,
-        "nospace": error.errno == errno.ENOSPC,
+        "nospace": error.full,
         "reason": os.strerror(error.errno),
         "sector": error.sector,
         "length": error.length,

@@ -214,6 +214,15 @@ def test_no_place_for_the_temporary_file(path: Path, monkeypatch: pytest.MonkeyP
     assert os.listdir("/proc/self/fd") == held
 
 
+def test_the_folder_that_needs_space_is_known(path: Path) -> None:
+    image, _, _ = open_image(DiskConfig(path, snapshot=True))
+    assert image.room == str(path.parent)
+    image.close()
+    image, _, _ = open_image(DiskConfig(path))
+    assert image.room == ""
+    image.close()
+
+
 def test_a_read_only_disk_needs_no_temporary_file(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

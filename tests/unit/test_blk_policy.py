@@ -1,15 +1,19 @@
 """Error policies: what a guest gets and what is announced when the host cannot do a request."""
 
 import errno
+import fcntl
+import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from struct import pack
 
 import pytest
 from blk_bench import SECTORS, Bench, EngineScript, Faults, Maker, Short, benches
+from blk_host import loop_device
 from blk_ranges import segments
 
-from pykvm.devices.virtio_blk import ErrorAction, ErrorPolicy, IoError
+from pykvm.devices.virtio_blk import ErrorAction, ErrorPolicy, Image, IoError
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
@@ -25,6 +29,8 @@ from pykvm.devices.virtio_blk.operation import Operation
 OK, IOERR = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR
 NEW = b"n" * 1024
 RANGES = {"discard": VIRTIO_BLK_T_DISCARD, "write-zeroes": VIRTIO_BLK_T_WRITE_ZEROES}
+LOOP_SET_CAPACITY = 0x4C07
+"""Looks at the size of the backing file again."""
 STATS = {
     "read": "rd",
     "write": "wr",
@@ -65,12 +71,13 @@ def options(kind: str, policy: ErrorPolicy) -> dict[str, ErrorPolicy]:
 def action(policy: ErrorPolicy, error: int) -> ErrorAction:
     """The table of docs/reference/disk-options.md."""
     if policy is ErrorPolicy.ENOSPC:
-        return ErrorAction.STOP if error == errno.ENOSPC else ErrorAction.REPORT
+        full = error in (errno.ENOSPC, errno.EDQUOT)
+        return ErrorAction.STOP if full else ErrorAction.REPORT
     return ErrorAction(policy.value)
 
 
 @pytest.mark.parametrize("slow", [False, True])
-@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("policy", list(ErrorPolicy))
 @pytest.mark.parametrize("kind", list(STATS))
 def test_policy(
@@ -116,6 +123,7 @@ def test_policy(
         ("read", errno.ENOSPC, ErrorAction.REPORT),
         ("write", errno.EIO, ErrorAction.REPORT),
         ("write", errno.ENOSPC, ErrorAction.STOP),
+        ("write", errno.EDQUOT, ErrorAction.STOP),
         ("flush", errno.ENOSPC, ErrorAction.STOP),
     ],
 )
@@ -136,6 +144,67 @@ def test_the_end_of_a_truncated_file_is_eio(make: Maker, kind: str) -> None:
     assert bench.wait(head)[0] == IOERR
     assert bench.errors == [IoError(kind, 7, 1024, errno.EIO, ErrorAction.REPORT)]
     assert bench.script.log == [(kind, 7, 2), (kind, 8, 1)]
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_the_end_of_a_block_device_that_shrank_is_eio(make: Maker, path: Path, kind: str) -> None:
+    """Linux says ENOSPC of a write there, and no space that anybody makes would help."""
+    path.write_bytes(b"o" * 512 * SECTORS)
+    with loop_device(path) as device:
+        bench = Bench(Path(device), EngineScript(), werror=ErrorPolicy.ENOSPC)
+        with bench:
+            os.truncate(path, 4096)
+            fcntl.ioctl(bench.device.image.fd, LOOP_SET_CAPACITY)
+            heads = {sector: send_at(bench, kind, sector) for sector in (6, 7, 100)}
+            bench.kick()
+            answers = {sector: bench.wait(head)[0] for sector, head in heads.items()}
+            assert answers == {6: OK, 7: IOERR, 100: IOERR}
+            assert {(error.errno, error.action, error.full) for error in bench.errors} <= {
+                (errno.EIO, ErrorAction.REPORT, False)
+            }
+
+
+def send_at(bench: Bench, kind: str, sector: int) -> int:
+    """A request of two sectors."""
+    if kind in RANGES:
+        return bench.send(RANGES[kind], data=segments((sector, 2)))
+    return bench.read(sector, 2) if kind == "read" else bench.write(sector, NEW)
+
+
+def test_a_block_device_without_space_is_not_one_that_shrank(tmp_path: Path) -> None:
+    """Thin volumes say ENOSPC within their size, and there space helps."""
+    backing = tmp_path / "backing"
+    backing.write_bytes(bytes(4096))
+    with loop_device(backing) as device, closing(Image(device)) as image:
+        assert image.cause(errno.ENOSPC, 4096) == errno.ENOSPC
+        assert image.cause(errno.ENOSPC, 4608) == errno.EIO
+        assert image.cause(errno.EREMOTEIO, 4608) == errno.EREMOTEIO
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("policy", [ErrorPolicy.ENOSPC, ErrorPolicy.STOP])
+def test_a_sync_that_fails_for_lack_of_space_has_lost_data(
+    make: Maker, monkeypatch: pytest.MonkeyPatch, error: int, policy: ErrorPolicy
+) -> None:
+    """No other attempt can succeed, so the guest does not stop for space; it does if told to."""
+
+    def fdatasync(fd: int) -> None:
+        raise OSError(error, "injected")
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    bench = make(EngineScript(), werror=policy)
+    head = bench.flush()
+    bench.kick()
+    (told,) = bench.wait_errors(1)
+    assert (told.errno, told.lost, told.full) == (error, True, False)
+    if policy is ErrorPolicy.STOP:
+        assert told.action is ErrorAction.STOP
+        return
+    assert bench.wait(head)[0] == IOERR
+    head = bench.flush()
+    bench.kick()
+    assert bench.wait(head)[0] == IOERR
+    assert [(told.errno, told.lost) for told in bench.errors] == [(error, True), (errno.EIO, True)]
 
 
 def test_a_request_in_pieces_fails_as_one(make: Maker) -> None:

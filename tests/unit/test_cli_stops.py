@@ -11,8 +11,10 @@ from pykvm.machine.events import BlockIoError, HostShortage, Resume, Shutdown, S
 from pykvm.platform.outcome import Outcome
 
 
-def failure(device="virtio0", action=ErrorAction.STOP, number=errno.ENOSPC, operation="write"):
-    return BlockIoError(device, IoError(operation, 2048, 4096, number, action))
+def failure(
+    device="virtio0", action=ErrorAction.STOP, number=errno.ENOSPC, operation="write", lost=False
+):
+    return BlockIoError(device, IoError(operation, 2048, 4096, number, action, lost))
 
 
 @pytest.fixture
@@ -33,6 +35,31 @@ def test_a_failure_names_the_request_and_the_way_out(reporter, said):
         "no space left on device (ENOSPC); the guest is stopped: "
         "make space, then Ctrl-a c or 'cont' on the monitor m tries again"
     ]
+
+
+def test_a_full_quota_can_be_raised(reporter, said):
+    reporter("Ctrl-a c")(failure(number=errno.EDQUOT))
+    assert said[0].endswith(
+        "disk quota exceeded (EDQUOT); the guest is stopped: "
+        "make space or raise the quota, then Ctrl-a c tries again"
+    )
+
+
+def test_the_folder_that_needs_space_is_named(said):
+    tell = StopReporter({"virtio0": "a.img"}, ["Ctrl-a c"], said.append, {"virtio0": "/t"})
+    tell(failure())
+    assert (
+        "make space in /t, where snapshot=on keeps what the guest writes, then Ctrl-a c" in said[0]
+    )
+
+
+@pytest.mark.parametrize("ways", [(), ("Ctrl-a c",)])
+def test_nobody_is_told_to_make_space_for_what_is_lost(reporter, said, ways):
+    reporter(*ways)(failure(operation="flush", lost=True))
+    assert "a flush failed: no space left on device (ENOSPC)" in said[0]
+    assert "no flush of this run succeeds" in said[0]
+    assert "make space" not in said[0]
+    assert "tries again" not in said[0]
 
 
 def test_without_a_way_out_the_user_is_told_so(reporter, said):
