@@ -6,6 +6,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from patience import linux_patience, patience
 
 from pykvm.virtio import split
 
@@ -60,6 +61,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"PYKVM_REQUIRE_KVM=1, but {problem}")
     for item in wanting:
         item.add_marker(pytest.mark.skip(reason=problem))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """Stretch the limit of pytest-timeout as all others; --timeout on the command line stays."""
+    if item.config.getoption("timeout") is None:
+        mark = item.get_closest_marker("timeout")
+        seconds = float(mark.args[0] if mark else item.config.getini("timeout"))
+        stretch = linux_patience if item.get_closest_marker("linux") else patience
+        item.add_marker(pytest.mark.timeout(stretch(seconds)), append=False)
+    return (yield)
 
 
 @pytest.fixture(autouse=True)

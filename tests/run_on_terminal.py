@@ -8,6 +8,8 @@ import sys
 import termios
 import time
 
+from patience import PATIENCE, until
+
 
 class Terminal:
     """A run on a terminal of its own."""
@@ -25,7 +27,7 @@ class Terminal:
             start_new_session=True,
         )
 
-    def expect(self, text: bytes, seconds: float = 30) -> None:
+    def expect(self, text: bytes, seconds: float = PATIENCE) -> None:
         """Read until ``text`` has appeared."""
         deadline = time.monotonic() + seconds
         while text not in self.seen:
@@ -41,15 +43,14 @@ class Terminal:
 
     def wait_until_raw(self) -> None:
         """Return once the terminal is in raw mode."""
-        for _ in range(3000):
-            if not termios.tcgetattr(self.slave)[3] & termios.ICANON:
-                return
-            time.sleep(0.01)
-        raise AssertionError("the terminal was never raw")
+        until(
+            lambda: not termios.tcgetattr(self.slave)[3] & termios.ICANON,
+            "the terminal was never raw",
+        )
 
-    def finish(self) -> int:
+    def finish(self, seconds: float = PATIENCE) -> int:
         """The exit status; the terminal must be as it was."""
-        status = self.process.wait(30)
+        status = self.process.wait(seconds)
         assert termios.tcgetattr(self.slave) == self.before
         return status
 

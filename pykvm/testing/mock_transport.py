@@ -23,6 +23,7 @@ from pykvm.virtio.device import Activation, VirtioDevice
 from pykvm.virtio.fence import full_fence
 
 DEFAULT_RAM = 4 << 20
+PATIENCE_SECONDS = 60.0
 
 
 class MockTransport:
@@ -114,7 +115,7 @@ class MockTransport:
             self.notify(queue)
         return wanted
 
-    def wait(self, head: int, queue: int = 0, timeout: float = 5.0) -> int:
+    def wait(self, head: int, queue: int = 0, timeout: float = PATIENCE_SECONDS) -> int:
         """Submit, then wait until ``head`` is used; bytes written. TimeoutError.
 
         Sleeps until an interrupt, like a driver: a lost interrupt shows as a timeout.
@@ -132,7 +133,7 @@ class MockTransport:
                     raise TimeoutError(f"queue {queue}: no interrupt for head {head}")
         return self.done.pop((queue, head))
 
-    def wait_broken(self, timeout: float = 5.0) -> str:
+    def wait_broken(self, timeout: float = PATIENCE_SECONDS) -> str:
         """Wait until the device declares itself broken; the reason. TimeoutError."""
         with self._changed:
             if not self._changed.wait_for(lambda: bool(self.broken), timeout):

@@ -6,12 +6,13 @@ import time
 from collections import Counter
 from typing import Any
 
+from patience import patience
+
 from pykvm.machine import DiskConfig, Machine, MachineConfig, RunState
 from pykvm.machine.events import Event, Stop
 from pykvm.testing.bare import Script, build_bare_guest
 from pykvm.testing.bare.layout import MEMORY_NEEDED
 
-PATIENCE = 60.0
 COUNTED = (
     *("rd_operations", "wr_operations", "flush_operations", "rd_bytes", "wr_bytes"),
     *("rd_merged", "wr_merged"),
@@ -71,7 +72,7 @@ class Owner:
 
     def __exit__(self, *exc: object) -> None:
         self._over.set()
-        self._thread.join(PATIENCE)
+        self._thread.join(patience())
         assert not self._thread.is_alive()
         assert not self._changed, "a stopped machine did something"
 

@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 from pykvm.devices.virtio_blk import Engine, EngineFactory, ErrorPolicy, Image, SyncEngine
 from pykvm.devices.virtio_blk.faults import Access, Effect, Fault, FaultPlan
@@ -255,7 +256,7 @@ def test_a_disk_that_is_mended_while_the_guest_waits(disk: DiskConfig, content: 
     events: list[Event] = []
     with Machine(config) as machine:
         machine.listen(mend)
-        machine.run(timeout=20)
+        machine.run(timeout=patience())
         results = Results(machine.ram.read)
     assert [o.status for o in batch.outcomes(results)] == [OK] * 4
     assert disk.path.read_bytes() == b"".join(map(data, range(4))) + content[4 * BLOCK :]

@@ -6,6 +6,7 @@ import subprocess
 from enum import IntEnum
 
 import pytest
+from patience import patience
 
 from pykvm.testing.bare import layout
 from pykvm.testing.bare.build import SOURCES
@@ -60,7 +61,7 @@ def compile_with(lines: list[str]) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=patience(),
     )
 
 

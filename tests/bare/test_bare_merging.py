@@ -6,6 +6,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from patience import patience
 
 from pykvm.devices.virtio_blk import MergePolicy, SyncEngine
 from pykvm.devices.virtio_blk.stats import COUNTERS
@@ -58,7 +59,7 @@ def run_batch(tmp_path: Path, batch: Sequence[BlockRequest], **options: object) 
         disks=[disk],
     )
     with Machine(config) as machine:
-        machine.run(timeout=10)
+        machine.run(timeout=patience())
         outcomes = posted.outcomes(Results(machine.ram.read))
         stats = machine.statistics()["disks"][0]
     model = bytearray(CONTENT)

@@ -3,6 +3,7 @@
 from threading import Event
 
 import pytest
+from patience import patience
 
 from pykvm.machine import Machine, MachineConfig
 from pykvm.platform.outcome import OutcomeKind
@@ -67,7 +68,7 @@ def test_what_is_typed_comes_back():
     with Machine(config) as machine:
         machine.start()
         assert machine.board.console.feed(text + b"\x04")
-        outcome = machine.wait(timeout=10)
+        outcome = machine.wait(timeout=patience())
         assert outcome.status == 0
         assert machine.console_output == text
 
@@ -76,6 +77,6 @@ def test_a_console_that_nobody_reads_is_not_the_end():
     """A vCPU that waits for the console's reader cannot be paused to look at it."""
     reading = Event()
     config = MachineConfig(kernel=build_bare_guest(), append="hello 3", memory=16 << 20)
-    with Machine(config, console=lambda data: reading.wait(15)) as machine:
+    with Machine(config, console=lambda data: reading.wait(patience())) as machine:
         machine.on_end = reading.set
         assert machine.run(timeout=1.2).kind is OutcomeKind.TIMEOUT

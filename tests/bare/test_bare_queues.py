@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bare_owner import PATIENCE, Owner, counted, machine_of
+from bare_owner import Owner, counted, machine_of
+from patience import PATIENCE
 
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_F_MQ, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.kvm
 
 SECTORS = 2048
 FEATURES = DEFAULT_FEATURES | VIRTIO_BLK_F_MQ
-TIMEOUT_US = 60_000_000
+TIMEOUT_US = int(1e6 * PATIENCE)
 """For the guest: its clock goes on while it is stopped."""
 
 

@@ -96,9 +96,7 @@ def test_a_packed_load(tmp_path: Path, content: bytes, wait: WaitMode):
     disk = disk_of(tmp_path, content, packed=True)
     script = Script()
     BlockDriver(script).start(DEFAULT_FEATURES | PACKED, msix=True)
-    load = script.load(
-        VIRTIO_BLK_T_IN, total=2000, sectors=8, span=2048, depth=8, wait=wait, timeout_us=9_000_000
-    )
+    load = script.load(VIRTIO_BLK_T_IN, total=2000, sectors=8, span=2048, depth=8, wait=wait)
     result = run_script(script, [disk]).results[load]
     assert (result.completed, result.errors) == (2000, 0)
 

@@ -4,7 +4,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from bare_owner import PATIENCE, Owner, machine_of
+from bare_owner import Owner, machine_of
+from patience import PATIENCE
 
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.faults import Fault, FaultPlan

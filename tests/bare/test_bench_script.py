@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 from pykvm.bench.script import MARK, OPEN, LoadScript
 from pykvm.bench.workload import Shapes, parse_workloads
@@ -58,7 +59,7 @@ def test_the_guest_keeps_the_cache_mode_that_is_measured(tmp_path: Path, cache: 
     with Machine(config(disk, script, cache, durable)) as machine:
         for gate in script.gates:
             machine.ram.write(gate, OPEN)
-        machine.run(timeout=30)
+        machine.run(timeout=patience())
         loads = script.results(machine.ram.read)
         (statistics,) = machine.statistics()["disks"]
         lines = bytes(machine.console_output).splitlines()

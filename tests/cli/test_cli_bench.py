@@ -11,6 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from patience import patience
 
 from pykvm.cli.main import main
 
@@ -26,7 +27,7 @@ def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=patience(120),
         env=os.environ | {"TMPDIR": str(folder)},
     )
     assert list(folder.iterdir()) == []
@@ -178,7 +179,7 @@ def test_a_signal_ends_it_and_leaves_nothing(folder: Path, number: signal.Signal
         while (vm := vm_of(child.pid)) is None:
             assert child.poll() is None
         child.send_signal(number)
-        assert child.wait(60) == 128 + number
+        assert child.wait(patience()) == 128 + number
     finally:
         child.kill()
         child.wait()

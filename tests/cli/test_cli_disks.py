@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 PYKVM = [sys.executable, "-m", "pykvm"]
 LINE = (
@@ -32,13 +33,13 @@ def boot(kernel: Path, *options: str, stderr: int = subprocess.PIPE) -> subproce
         stdout=subprocess.PIPE,
         stderr=stderr,
         check=False,
-        timeout=60,
+        timeout=patience(),
     )
 
 
 def test_help_lists_the_keys_and_boots_nothing(tmp_path):
     done = subprocess.run(
-        [*PYKVM, "boot", "--disk", "help"], capture_output=True, check=False, timeout=60
+        [*PYKVM, "boot", "--disk", "help"], capture_output=True, check=False, timeout=patience()
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"  cache=writeback|" in done.stdout

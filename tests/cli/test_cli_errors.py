@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 from pykvm.cli.main import main
 
@@ -104,7 +105,7 @@ def test_disk_in_use(capfd, tmp_path, bare_kernel):
     disk = tmp_path / "d.img"
     disk.write_bytes(bytes(1 << 20))
     command = [sys.executable, "-m", "pykvm", "boot", "--kernel", str(bare_kernel)]
-    command += ["--append", "spin", "--disk", str(disk), "--timeout", "60"]
+    command += ["--append", "spin", "--disk", str(disk), "--timeout", str(patience())]
     holder = subprocess.Popen([*command, "--timings"], stdin=subprocess.DEVNULL)
     try:
         wait_for_lock(disk)
@@ -112,7 +113,7 @@ def test_disk_in_use(capfd, tmp_path, bare_kernel):
         fails(capfd, arguments, 2, str(disk), str(holder.pid))
     finally:
         holder.terminate()
-        assert holder.wait(10) == 143
+        assert holder.wait(patience()) == 143
 
 
 def wait_for_lock(disk: Path) -> None:

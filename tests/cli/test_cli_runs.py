@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import patience
 from run_on_terminal import Terminal
 
 from pykvm.cli.main import main
@@ -69,7 +70,7 @@ def test_signals(bare_kernel, tmp_path, number):
     log = tmp_path / "stats.json"
     process = start_echo(bare_kernel, "--stats", str(log))
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=patience())
     assert process.returncode == 128 + number
     assert err == f"pykvm: ended by {signal.Signals(number).name}\n".encode()
     # Nothing is lost by a signal: the statistics are written.
@@ -88,7 +89,7 @@ def test_a_signal_at_any_moment(bare_kernel, number, delay):
     wait_for_handler(process)
     time.sleep(delay)
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=patience())
     # It may have ended before, or be so near its end that the kernel's rules hold again.
     assert process.returncode in {0, 128 + number, -number}
     assert err in {b"", f"pykvm: ended by {signal.Signals(number).name}\n".encode()}
@@ -114,7 +115,7 @@ def test_a_signal_that_was_ignored_stays_so(bare_kernel):
     process.send_signal(signal.SIGHUP)
     process.stdin.write(b"y")
     assert process.stdout.read(1) == b"y"
-    process.communicate(b"\x04", timeout=30)
+    process.communicate(b"\x04", timeout=patience())
     assert process.returncode == 0
 
 
@@ -161,7 +162,7 @@ def test_closed_and_full_streams(bare_kernel, redirection, status, out, err):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=patience(),
     )
     assert done.returncode == status
     assert done.stdout == out
@@ -175,7 +176,9 @@ def test_a_closed_stream_does_not_become_a_file_of_ours(bare_kernel, tmp_path):
     log = tmp_path / "log"
     command = f"exec {sys.executable} -m pykvm boot --kernel {bare_kernel} --append panic"
     done = subprocess.run(
-        ["bash", "-c", f"{command} --console-log {log} <&- >&- 2>&-"], check=False, timeout=60
+        ["bash", "-c", f"{command} --console-log {log} <&- >&- 2>&-"],
+        check=False,
+        timeout=patience(),
     )
     assert done.returncode == 126
     assert log.read_bytes() == b""
@@ -185,20 +188,22 @@ def test_a_closed_stream_does_not_become_a_file_of_ours(bare_kernel, tmp_path):
 def test_help_that_cannot_be_written(option):
     for target, status in ((">/dev/full", 125), (">&-", 125), ("| true", 0)):
         pipe = f"{sys.executable} -m pykvm {option} {target}"
-        done = subprocess.run(["bash", "-c", pipe], capture_output=True, check=False, timeout=60)
+        done = subprocess.run(
+            ["bash", "-c", pipe], capture_output=True, check=False, timeout=patience()
+        )
         assert done.returncode == status
         assert b"Exception" not in done.stderr
         assert b"Traceback" not in done.stderr
 
 
 def test_a_slow_reader_loses_nothing(bare_kernel):
-    process = start_echo(bare_kernel, "--timeout", "60")
+    process = start_echo(bare_kernel, "--timeout", str(patience()))
     fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
     data = bytes(range(65, 91)) * 230
     process.stdin.write(data + b"\x04")
     time.sleep(1.5)  # the pipe is full by now, and the guest stands still
     assert process.poll() is None
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=patience())
     assert (process.returncode, out, err) == (0, data, b"")
 
 
@@ -214,8 +219,8 @@ def test_output_that_nobody_reads_does_not_delay_the_end(bare_kernel, tmp_path, 
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
         process.stdin.write(b"x" * 6000)
         if where == "log":
-            process.communicate(timeout=30)
-        assert process.wait(30) == 124
+            process.communicate(timeout=patience())
+        assert process.wait(patience()) == 124
     finally:
         os.close(reader)
         for pipe in (process.stdin, process.stdout, process.stderr):
@@ -224,7 +229,9 @@ def test_output_that_nobody_reads_does_not_delay_the_end(bare_kernel, tmp_path, 
 
 def test_few_descriptors(bare_kernel):
     command = f"ulimit -n 8; exec {sys.executable} -m pykvm boot --kernel {bare_kernel}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, check=False, timeout=patience()
+    )
     assert done.returncode == 125
     assert b"too many open files; raise the limit of open files (ulimit -n)" in done.stderr
     assert done.stderr.count(b"\n") == 1
@@ -270,17 +277,17 @@ def test_a_folder_is_a_guest(bare_kernel, tmp_path):
     manifest = {"format": 1, "name": "g", "flavours": {"emulated": entry}}
     (tmp_path / "bundle.json").write_text(json.dumps(manifest))
     command = [sys.executable, "-m", "pykvm", "boot", str(tmp_path)]
-    done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=60)
+    done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=patience())
     assert (done.returncode, done.stdout, done.stderr) == (9, b"hello from CPL3\n", b"")
     # It has no agent: nobody ran the command, so there is no status to pass on.
     command += ["--exec", "true", "--append", "0", "--json"]
-    done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=60)
+    done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=patience())
     assert done.returncode == 9
     # The session has a thread, which must not run before the process is confined.
     assert "thread" not in str(json.loads(done.stdout)["sandbox"])
     entry["append"] = "halt"
     (tmp_path / "bundle.json").write_text(json.dumps(manifest))
-    done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=60)
+    done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=patience())
     assert done.returncode == 125
     assert b"halted before it could run the command" in done.stderr
 
@@ -288,7 +295,7 @@ def test_a_folder_is_a_guest(bare_kernel, tmp_path):
 def test_append_is_repeated_and_memory_is_given(bare_kernel):
     command = [*PYKVM, "boot", "--kernel", str(bare_kernel), "-m", "32M"]
     command += ["--append", "hello", "--append", "6"]
-    done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=60)
+    done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=patience())
     assert (done.returncode, done.stdout) == (6, b"hello from CPL3\n")
 
 
@@ -325,7 +332,7 @@ def test_a_closed_terminal_ends_the_run(terminal):
     for name in ("slave", "master"):
         os.close(getattr(terminal, name))
         setattr(terminal, name, -1)
-    assert terminal.process.wait(30) == 128 + signal.SIGHUP
+    assert terminal.process.wait(patience()) == 128 + signal.SIGHUP
 
 
 def test_start_is_quick_enough_to_be_used_in_tests(bare_kernel):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sandbox_attempts
+from patience import patience
 from sandbox_attempts import prepare
 
 from pykvm.cli.main import main
@@ -82,7 +83,7 @@ def boot(kernel: Path, *options: str, patch: str = "") -> subprocess.CompletedPr
     command = [sys.executable, "-W", "ignore", "-c", HARNESS.format(patch=patch)]
     command += ["--kernel", str(kernel), *options]
     return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=patience(), check=False
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from patience import patience
 
 from pykvm.cli.main import main
 from pykvm.cli.trace import parse_trace
@@ -36,7 +37,7 @@ def boot(bare_kernel: Path, tmp_path: Path) -> list[str]:
 
 
 def run(command: list[str]) -> tuple[int, str, str]:
-    done = subprocess.run(command, capture_output=True, check=False, timeout=60, text=True)
+    done = subprocess.run(command, capture_output=True, check=False, timeout=patience(), text=True)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import patience
 from recipe import apt
 
 INIT = Path(apt.__file__).parent.parent / "init"
@@ -38,7 +39,7 @@ class Host:
 
     def __init__(self, line: socket.socket) -> None:
         self._line = line
-        line.settimeout(20)
+        line.settimeout(patience())
 
     def send(self, kind: int, data: bytes = b"") -> None:
         """Sends one frame."""
@@ -103,7 +104,7 @@ def host(program: Path) -> Iterator[Host]:
         yield line
         with contextlib.suppress(OSError):
             ours.shutdown(socket.SHUT_RDWR)
-        assert agent.wait(timeout=10) is not None
+        assert agent.wait(timeout=patience()) is not None
 
 
 def test_output_error_and_status_are_kept_apart(host: Host):
@@ -213,4 +214,4 @@ def test_power_off_ends_with_the_status(program: Path):
         line = Host(ours)
         line.receive()
         line.send(POWEROFF, b"\x2a")
-        assert agent.wait(timeout=10) == 42
+        assert agent.wait(timeout=patience()) == 42

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import patience
 
 from pykvm.kvm import abi_build, constants
 from pykvm.kvm.native import ffi
@@ -66,9 +67,11 @@ def test_structures_and_numbers_match_the_header(tmp_path: Path) -> None:
     # KVM_API_VERSION is in the header; our ioctl helpers are not.
     source = tmp_path / "abi.c"
     source.write_text(c_program(list(ours)))
-    subprocess.run([compiler, "-o", str(tmp_path / "abi"), str(source)], check=True, timeout=60)
+    subprocess.run(
+        [compiler, "-o", str(tmp_path / "abi"), str(source)], check=True, timeout=patience()
+    )
     output = subprocess.run(
-        [str(tmp_path / "abi")], check=True, timeout=10, capture_output=True, text=True
+        [str(tmp_path / "abi")], check=True, timeout=patience(), capture_output=True, text=True
     ).stdout
     theirs = {
         expression: int(value)

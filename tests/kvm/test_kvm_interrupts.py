@@ -5,6 +5,7 @@ import threading
 from contextlib import ExitStack
 
 import pytest
+from patience import patience
 
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.exits import Interrupted, IoExit
@@ -164,7 +165,7 @@ def test_routes_do_not_disturb_each_other(vcpu, vectors):
             eventually(vcpu, {0x70})
     finally:
         done.set()
-        thread.join(10)
+        thread.join(patience())
 
 
 def test_gsis_are_reused(platform):

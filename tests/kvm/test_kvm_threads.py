@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from patience import patience, until
 
 from pykvm.kvm import constants as c
 from pykvm.kvm.exits import Hlt, Interrupted, IoExit, MmioExit
@@ -32,11 +33,9 @@ def unexpected(reason: object) -> str:
     return f"unexpected: {reason}"
 
 
-def wait_for_change(machine, seconds: float = 5.0) -> None:
-    before, deadline = machine.ram.read(COUNTER, 4), time.monotonic() + seconds
-    while machine.ram.read(COUNTER, 4) == before:
-        assert time.monotonic() < deadline, "the guest does not run"
-        time.sleep(0.001)
+def wait_for_change(machine) -> None:
+    before = machine.ram.read(COUNTER, 4)
+    until(lambda: machine.ram.read(COUNTER, 4) != before, "the guest does not run")
 
 
 def test_stop_of_a_spinning_guest(machine, spinning):
@@ -44,10 +43,8 @@ def test_stop_of_a_spinning_guest(machine, spinning):
     thread = VcpuThread(spinning, unexpected, ends.append)
     thread.start()
     wait_for_change(machine)
-    started = time.monotonic()
     thread.stop()
-    thread.join(5)
-    assert time.monotonic() - started < 1
+    thread.join(patience())
     assert ends == [thread]
     assert (thread.ended, thread.outcome, thread.error) == (True, None, None)
     assert thread.exit_counts == {"Interrupted": 1}
@@ -61,7 +58,7 @@ def test_pause_and_resume(machine, spinning):
     try:
         for _ in range(20):
             wait_for_change(machine)
-            with thread.paused(1):
+            with thread.paused(patience()):
                 count = machine.ram.read(COUNTER, 4)
                 assert 0x1000 <= spinning.get_regs().rip < 0x1010
                 time.sleep(0.005)
@@ -75,7 +72,7 @@ def test_pause_and_resume(machine, spinning):
         wait_for_change(machine)
     finally:
         thread.stop()
-        thread.join(5)
+        thread.join(patience())
     assert thread.error is None
     with thread.paused():  # of an ended thread: at once
         pass
@@ -86,7 +83,7 @@ def test_stop_while_paused(machine, spinning):
     thread.start()
     thread.pause()
     thread.stop()
-    thread.join(5)
+    thread.join(patience())
     assert thread.ended
 
 
@@ -95,7 +92,7 @@ def test_stop_before_start(machine, spinning):
     thread.join(1)
     thread.stop()
     thread.start()
-    thread.join(5)
+    thread.join(patience())
     assert thread.exit_counts == {}
 
 
@@ -108,12 +105,12 @@ def test_kicks_at_any_moment(machine):
     seen = 0
     for delay in range(300):
         time.sleep(1e-6 * delay)
-        with thread.paused(2):
+        with thread.paused(patience()):
             count = thread.exit_counts.get("IoExit", 0)
             assert thread.exit_counts.get("IoExit", 0) == count
             seen += count > 0
     thread.stop()
-    thread.join(5)
+    thread.join(patience())
     assert thread.error is None
     assert seen > 100
 
@@ -124,7 +121,7 @@ def test_start_and_stop_over_and_over(machine):
         thread = VcpuThread(vcpu, unexpected)
         thread.start()
         thread.stop()
-        thread.join(5)
+        thread.join(patience())
         assert thread.error is None
 
 
@@ -137,8 +134,8 @@ def test_kicks_from_another_thread_run_no_handler(machine, spinning):
         wait_for_change(machine)
         stopper = threading.Thread(target=thread.stop)
         stopper.start()
-        thread.join(5)
-        stopper.join(5)
+        thread.join(patience())
+        stopper.join(patience())
     finally:
         signal.signal(KICK_SIGNAL, before)
     assert ran == []
@@ -158,7 +155,7 @@ def test_other_signals_wait_for_the_main_thread(machine, spinning):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
         assert got == ["handler"]
         thread.stop()
-        thread.join(5)
+        thread.join(patience())
     finally:
         signal.signal(signal.SIGUSR2, before)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
@@ -168,7 +165,7 @@ def test_vcpu_is_interruptible_again_after_its_thread(machine, spinning):
     thread = VcpuThread(spinning, unexpected)
     thread.start()
     thread.stop()
-    thread.join(5)
+    thread.join(patience())
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
     main = threading.get_ident()
     timer = threading.Timer(0.05, lambda: signal.pthread_kill(main, signal.SIGUSR1))
@@ -188,7 +185,7 @@ def test_outcome_ends_the_thread(machine):
 
     thread = VcpuThread(vcpu, handle)
     thread.start()
-    thread.join(5)
+    thread.join(patience())
     assert (thread.outcome, thread.error) == (7, None)
     assert thread.exit_counts == {"IoExit": 1}
 
@@ -202,7 +199,7 @@ def test_exception_ends_the_thread_and_is_kept(machine):
 
     thread = VcpuThread(vcpu, handle, ends.append)
     thread.start()
-    thread.join(5)
+    thread.join(patience())
     assert ends == [thread]
     assert isinstance(thread.error, LookupError)
 
@@ -211,7 +208,7 @@ def test_handler_may_stop_its_own_thread(machine):
     vcpu = machine.real_mode(b"\xe6\x80\xeb\xfc")
     thread = VcpuThread(vcpu, lambda reason: thread.stop())
     thread.start()
-    thread.join(5)
+    thread.join(patience())
     assert thread.exit_counts == {"IoExit": 1, "Interrupted": 1}
 
 
@@ -221,18 +218,18 @@ def test_pause_of_a_busy_handler_times_out(machine):
 
     def handle(reason):
         entered.set()
-        release.wait(5)
+        release.wait(patience())
         return "done" if isinstance(reason, Hlt) else None
 
     thread = VcpuThread(vcpu, handle)
     thread.start()
-    assert entered.wait(5)
+    assert entered.wait(patience())
     with pytest.raises(TimeoutError, match="did not pause"):
         thread.pause(0.05)
     with pytest.raises(TimeoutError, match="did not end"):
         thread.join(0.01)
     release.set()
-    thread.join(5)
+    thread.join(patience())
     assert thread.outcome == "done"  # the pause that failed left nothing behind
 
 
@@ -240,14 +237,12 @@ def test_pause_completes_the_pending_read(machine):
     vcpu = machine.real_mode(b"\xe4\x80\xeb\xfc")  # in al, 0x80; jmp back
     thread = VcpuThread(vcpu, lambda reason: reason.set_value(0x5A))
     thread.start()
-    deadline = time.monotonic() + 5
-    while not thread.exit_counts and time.monotonic() < deadline:
-        time.sleep(0.001)
+    until(lambda: thread.exit_counts)
     for _ in range(20):
         with thread.paused():
             assert vcpu.get_regs().rax & 0xFF == 0x5A
     thread.stop()
-    thread.join(5)
+    thread.join(patience())
 
 
 @pytest.mark.parametrize("mode", ["emulated kernel", "user"])
@@ -272,7 +267,7 @@ def test_two_vcpus_run_at_once(machine, mode):
     assert not threads[0].ended, "it did not wait for the other"
     threads[1].start()
     for thread in threads:
-        thread.join(5)
+        thread.join(patience())
     for thread in threads:
         assert isinstance(thread.outcome, MmioExit if mode == "user" else Hlt), thread.error
 
@@ -287,7 +282,7 @@ def test_application_processor_waits_and_stops(irqchip_machine):
     with thread.paused():
         pass
     thread.stop()
-    thread.join(5)
+    thread.join(patience())
     assert (thread.error, thread.outcome) == (None, None)
 
 
@@ -298,5 +293,5 @@ def test_idle_guest_stops(irqchip_machine):
     thread.start()
     time.sleep(0.02)
     thread.stop()
-    thread.join(5)
+    thread.join(patience())
     assert (thread.error, thread.outcome) == (None, None)

@@ -6,12 +6,11 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from patience import linux_patience
 
 from pykvm.machine.bundle import BUNDLES
 
 Boot = Callable[..., "subprocess.CompletedProcess[bytes]"]
-TIMEOUT = "150"
-"""Seconds for the slowest run here, where KVM emulates kernel code and the machine is busy."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,10 +36,15 @@ def boot() -> Boot:
     def run(
         *arguments: str, stdin: bytes | int = b"", check: int | None = 0
     ) -> "subprocess.CompletedProcess[bytes]":
-        command = [sys.executable, "-m", "pykvm", "boot", "guest", "--timeout", TIMEOUT]
+        command = [sys.executable, "-m", "pykvm", "boot", "guest"]
+        command += ["--timeout", str(linux_patience())]
         given = {"stdin": stdin} if isinstance(stdin, int) else {"input": stdin}
         done = subprocess.run(
-            [*command, *arguments], **given, capture_output=True, check=False, timeout=170
+            [*command, *arguments],
+            **given,
+            capture_output=True,
+            check=False,
+            timeout=linux_patience(170),
         )
         assert b"Traceback" not in done.stderr
         assert check is None or done.returncode == check, done

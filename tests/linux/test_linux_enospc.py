@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import linux_patience, patience
 from qemu.qmp import EventListener, QMPClient
 
 pytestmark = [
@@ -26,7 +27,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root"),
 ]
 
-PATIENCE = 150.0
 LINES = 100_000
 DATA = "".join(f"{number}\n" for number in range(1, LINES + 1)).encode()
 IN_ITS_OWN_FILESYSTEM = """
@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
         ["unshare", "--mount", "mount", "-t", "tmpfs", "none", str(folder)],
         capture_output=True,
         check=False,
-        timeout=20,
+        timeout=patience(),
     )
     if probe.returncode:
         pytest.skip(f"no private mount here: {probe.stderr.decode().strip()}")
@@ -72,7 +72,7 @@ def folder(tmp_path: Path) -> Path:
 def run(folder: Path, tmp_path: Path) -> "Iterator[subprocess.Popen[bytes]]":
     """The guest, on the first disk with the default policy, on the second with werror=stop."""
     disks = [f"{folder}/fs.img", f"{folder}/raw.img,werror=stop"]
-    pykvm = [sys.executable, "-m", "pykvm", "boot", "guest", "--timeout", str(PATIENCE)]
+    pykvm = [sys.executable, "-m", "pykvm", "boot", "guest", "--timeout", str(linux_patience())]
     pykvm += ["--disk", disks[0], "--disk", disks[1], "--monitor", str(tmp_path / "qmp")]
     unshare = ["unshare", "--mount", "sh", "-c", IN_ITS_OWN_FILESYSTEM, str(folder)]
     process = subprocess.Popen(
@@ -141,8 +141,8 @@ def test_a_full_filesystem(run: "subprocess.Popen[bytes]", folder: Path, tmp_pat
     assert run.stdout.readline() == b"ready\n", run.stderr and run.stderr.read()
     inside = Path(f"/proc/{run.pid}/root{folder}")
     with (inside / "raw.img").open("rb") as raw:
-        asyncio.run(asyncio.wait_for(make_space(run, inside, tmp_path / "qmp"), PATIENCE))
-        out, errors = run.communicate(timeout=PATIENCE)
+        asyncio.run(asyncio.wait_for(make_space(run, inside, tmp_path / "qmp"), linux_patience()))
+        out, errors = run.communicate(timeout=linux_patience())
         assert raw.read(len(DATA)) == DATA
     md5 = hashlib.md5(DATA, usedforsecurity=False).hexdigest().encode() + b"  -"
     assert out.splitlines() == [md5, md5, b"clean"], errors

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from patience import linux_patience, patience
 
 from pykvm.devices.virtio_blk import CacheMode
 
@@ -181,7 +182,7 @@ def strace_problem(folder: Path) -> str:
     if not shutil.which("strace"):
         return "strace is missing"
     command = ["strace", "-f", "--seccomp-bpf", "-o", str(folder / "probe"), "true"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience())
     return f"strace does not work here: {done.stderr.strip()}" if done.returncode else ""
 
 
@@ -215,8 +216,8 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
     command = ["strace", "-f", "--seccomp-bpf", "-y", "-s", "32", "-e", f"trace={names}"]
     command += ["-o", str(output), sys.executable, "-m", "pykvm", "boot", "guest"]
     script = "".join(SCRIPT.format(disk=disk) for disk in devices.values())
-    command += ["--timeout", "150", *disks, "--exec", script]
-    done = subprocess.run(command, capture_output=True, check=False, timeout=170)
+    command += ["--timeout", str(linux_patience()), *disks, "--exec", script]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=linux_patience(170))
     assert done.returncode == 0, done
     return Trace(output.read_text().splitlines(), devices)
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import linux_patience
 from qemu.qmp import QMPClient
 
 pytestmark = [pytest.mark.kvm, pytest.mark.linux]
 
-PATIENCE = 150.0
 MIB = 1 << 20
 DATA = "".join(f"{number}\n" for number in range(1, 20001)).encode()
 GUEST = """
@@ -49,7 +49,8 @@ def run(images: list[Path], tmp_path: Path) -> "Iterator[subprocess.Popen[bytes]
     temporary.mkdir()
     arguments = ["--disk", f"{sized}", "--disk", f"{base},snapshot=on"]
     arguments += ["--monitor", str(tmp_path / "qmp")]
-    command = [sys.executable, "-m", "pykvm", "boot", "guest", "--timeout", str(PATIENCE)]
+    command = [sys.executable, "-m", "pykvm", "boot", "guest"]
+    command += ["--timeout", str(linux_patience())]
     process = subprocess.Popen(
         [*command, *arguments, "--exec", GUEST],
         stdin=subprocess.PIPE,
@@ -106,7 +107,7 @@ def test_a_disk_that_grows_and_shrinks_and_one_that_forgets(
     assert content[-512:].startswith(b"end of the disk\n")
 
     asyncio.run(resize(tmp_path / "qmp", 8 * MIB, stop=True))
-    out, errors = run.communicate(b"go\n", timeout=PATIENCE)
+    out, errors = run.communicate(b"go\n", timeout=linux_patience())
     assert (out.split(), run.returncode) == ([b"16384"], 0), errors
     assert b"Traceback" not in errors
     assert sized.stat().st_size == 8 * MIB

@@ -1,12 +1,12 @@
 """The shell of the Linux guest on a terminal, as ``make boot`` gives it."""
 
 import pytest
+from patience import linux_patience
 from run_on_terminal import Terminal
 
 pytestmark = [pytest.mark.kvm, pytest.mark.linux]
 
 PROMPT = b"# "
-PATIENCE = 90
 
 
 @pytest.fixture
@@ -18,24 +18,24 @@ def terminal():
 
 def test_a_session_at_the_shell(terminal):
     """Prompt, echo, size, Ctrl-C, and an end by ``exit``."""
-    terminal.expect(PROMPT, PATIENCE)
+    terminal.expect(PROMPT, linux_patience())
     terminal.type(b"echo $((6*7)); stty size\r")
-    terminal.expect(b"\r\n42\r\n37 123\r\n", PATIENCE)
-    terminal.expect(PROMPT, PATIENCE)
+    terminal.expect(b"\r\n42\r\n37 123\r\n", linux_patience())
+    terminal.expect(PROMPT, linux_patience())
     terminal.type(b"echo asleep; sleep 1000\r")
     # Until the shell has given the terminal to its command, Ctrl-C is a key like others.
-    terminal.expect(b"\r\nasleep\r\n", PATIENCE)
+    terminal.expect(b"\r\nasleep\r\n", linux_patience())
     terminal.type(b"\x03")
-    terminal.expect(PROMPT, PATIENCE)
+    terminal.expect(PROMPT, linux_patience())
     # An escaped Ctrl-a goes to the shell's line editor: to the line's begin.
     terminal.type(b"no\x01\x01echo \r")
-    terminal.expect(b"\r\nno\r\n", PATIENCE)
+    terminal.expect(b"\r\nno\r\n", linux_patience())
     # Unlike a script's, the status of what was typed last is nobody's business.
     terminal.type(b"exit 3\r")
-    assert terminal.finish() == 0
+    assert terminal.finish(linux_patience()) == 0
 
 
 def test_quit(terminal):
-    terminal.expect(PROMPT, PATIENCE)
+    terminal.expect(PROMPT, linux_patience())
     terminal.type(b"\x01x")
-    assert terminal.finish() == 0
+    assert terminal.finish(linux_patience()) == 0

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 from blk_operations import readable
+from patience import PATIENCE
 
 from pykvm import io_uring
 from pykvm.devices.virtio_blk import Engine, EngineFactory, Image, SyncEngine
@@ -14,7 +15,7 @@ from pykvm.devices.virtio_blk.threads import ThreadsEngine
 from pykvm.memory.guest import GuestMemory
 from pykvm.memory.ram import Ram
 
-PATIENCE_MS = 10_000
+PATIENCE_MS = int(1000 * PATIENCE)
 
 
 def _io_uring(image: Image, ram: Ram) -> Engine:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 
 @contextmanager
@@ -19,14 +20,14 @@ def loop_device(backing: Path, block: int = 512, readonly: bool = False) -> Iter
     command = [losetup, "--find", "--show", "--sector-size", str(block), str(backing)]
     if readonly:
         command.insert(1, "--read-only")
-    made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience())
     if made.returncode:
         pytest.skip(f"no loop device here: {made.stderr.strip()}")
     device = made.stdout.strip()
     try:
         yield device
     finally:
-        subprocess.run([losetup, "--detach", device], check=True, timeout=20)
+        subprocess.run([losetup, "--detach", device], check=True, timeout=patience())
 
 
 def require_direct(folder: Path) -> None:

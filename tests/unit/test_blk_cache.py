@@ -13,6 +13,7 @@ from struct import pack
 
 import pytest
 from blk_host import require_direct
+from patience import patience
 
 from pykvm.devices.virtio_blk import CacheMode, ErrorAction, Image, IoError, VirtioBlk
 from pykvm.devices.virtio_blk.constants import (
@@ -308,7 +309,7 @@ def test_a_sync_without_space_stops_once(make: Callable[..., Disk], syncs: Syncs
     driver = disk.transport.drivers[0]
     head = driver.send([pack("<IIQ", VIRTIO_BLK_T_FLUSH, 0, 0)], [1])
     disk.transport.submit()
-    assert disk.failed.wait(10)
+    assert disk.failed.wait(patience())
     disk.device.pause()
     assert disk.transport.collect() == []
     disk.device.resume()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from blk_device import FLUSH, IN, OK, OUT, Disk, Maker
-from patience import ends, goes_on, in_thread
+from patience import ends, goes_on, in_thread, patience
 
 from pykvm.devices.virtio_blk import Image, SyncEngine
 from pykvm.devices.virtio_blk.operation import Operation
@@ -154,14 +154,14 @@ def test_reset_starts_nothing_that_waits(disk: Disk, monkeypatch: pytest.MonkeyP
     def slow_preadv(fd: int, views: Sequence[memoryview], offset: int) -> int:
         reads.append(offset)
         started.set()
-        assert go_on.wait(5)
+        assert go_on.wait(patience())
         return sum(map(len, views))
 
     monkeypatch.setattr(os, "preadv", slow_preadv)
     for sector in range(8):
         disk.send(IN, 2 * sector, size=512)
     disk.transport.submit()
-    assert started.wait(5)
+    assert started.wait(patience())
     resetting = in_thread(disk.device.reset)
     assert goes_on(resetting)
     go_on.set()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from blk_operations import operation
+from patience import patience
 
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_FLUSH,
@@ -138,7 +139,7 @@ def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
 FULL = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 from test_blk_engine import fill
 fill(Path(sys.argv[1]))
 """
@@ -161,13 +162,14 @@ def fill(directory: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
 def test_a_full_filesystem(tmp_path: Path) -> None:
     script = 'mount -t tmpfs -o size=128k none "$0" && exec "$@"'
-    command = [sys.executable, "-c", FULL, str(tmp_path), str(Path(__file__).parent)]
+    folders = [str(folder) for folder in Path(__file__).parents[:2]]
+    command = [sys.executable, "-c", FULL, str(tmp_path), *folders]
     unshare = ["unshare", "--mount", "sh", "-c", script, str(tmp_path)]
-    probe = subprocess.run([*unshare, "true"], capture_output=True, check=False, timeout=20)
+    probe = subprocess.run([*unshare, "true"], capture_output=True, check=False, timeout=patience())
     if probe.returncode:
         pytest.skip(f"no private mount here: {probe.stderr.decode().strip()}")
     done = subprocess.run(
-        [*unshare, *command], capture_output=True, text=True, check=False, timeout=60
+        [*unshare, *command], capture_output=True, text=True, check=False, timeout=patience()
     )
     assert done.returncode == 0, done.stderr
 

@@ -12,6 +12,7 @@ import pytest
 from blk_device import block_device
 from blk_engines import engines
 from blk_host import require_direct
+from patience import patience
 
 from pykvm.devices.virtio_blk import (
     CacheMode,
@@ -97,7 +98,7 @@ class Disk:
 
     def wait(self, head: int) -> int:
         """The status."""
-        self.transport.wait(head, timeout=10.0)
+        self.transport.wait(head, timeout=patience())
         return self.memory.ram.read(self.statuses[head], 1)[0]
 
     def data(self, head: int, size: int = BLOCK) -> bytes:
@@ -222,7 +223,7 @@ def test_an_error_stops_the_disk_until_it_is_mended(
     heads = [disk.send(OUT, block, of(data, block)) for block in range(64)]
     heads.append(disk.send(FLUSH))
     disk.transport.submit()
-    assert disk.failed.wait(10)
+    assert disk.failed.wait(patience())
     disk.device.pause()  # it halts by itself; this returns when nothing is executing
     assert [error.errno for error in disk.errors] == [errno.ENOSPC]
     plan.remove(rule)

@@ -18,6 +18,7 @@ from blk_operations import write as write_of
 from blk_ranges import DISCARD, ZEROES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import patience
 
 from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image
 from pykvm.devices.virtio_blk.allocation import Allocation
@@ -188,7 +189,7 @@ def test_a_stop_ends_the_writing_of_zeros(
                 refuse_again.set()
                 stopper = threading.Thread(target=engine.stop)
                 stopper.start()
-                stopper.join(10)
+                stopper.join(patience())
             return done
 
         monkeypatch.setattr(os, "pwrite", pwrite)

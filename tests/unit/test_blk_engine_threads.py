@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from blk_engines import wait
 from blk_operations import flush, read, readable
+from patience import patience
 
 from pykvm.devices.virtio_blk import Image, threads
 from pykvm.devices.virtio_blk.threads import ThreadsEngine
@@ -35,7 +36,7 @@ def test_operations_run_side_by_side(image: Image, monkeypatch: pytest.MonkeyPat
     real = os.preadv
 
     def preadv(fd: int, views: Sequence[memoryview], offset: int) -> int:
-        meeting.wait(10)
+        meeting.wait(patience())
         return real(fd, views, offset)
 
     monkeypatch.setattr(os, "preadv", preadv)
@@ -81,14 +82,14 @@ def test_a_stop_cancels_what_waits_for_a_thread(
 
     def preadv(fd: int, views: Sequence[memoryview], offset: int) -> int:
         begun.set()
-        assert go_on.wait(10)
+        assert go_on.wait(patience())
         return real(fd, views, offset)
 
     monkeypatch.setattr(os, "preadv", preadv)
     engine = ThreadsEngine(image, Ram.flat(8192), workers=1)
     batch = [read(), read(), flush()]
     engine.submit(batch)
-    assert begun.wait(10)
+    assert begun.wait(patience())
     engine.stop()
     assert not engine.completions()
     go_on.set()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from blk_host import loop_device, require_direct
+from patience import patience
 
 from pykvm.devices.virtio_blk import CacheMode, Image, host_limits
 from pykvm.errors import UsageError
@@ -334,13 +335,15 @@ def filesystem(folder: Path, block: int) -> Iterator[Path]:
         file.truncate(8 << 20)
     mounted.mkdir()
     with loop_device(backing, block) as device:
-        subprocess.run([mke2fs, "-q", "-t", "ext4", "-b", "4096", device], check=True, timeout=20)
+        subprocess.run(
+            [mke2fs, "-q", "-t", "ext4", "-b", "4096", device], check=True, timeout=patience()
+        )
         mount = subprocess.run(
-            ["mount", device, mounted], capture_output=True, check=False, timeout=20
+            ["mount", device, mounted], capture_output=True, check=False, timeout=patience()
         )
         if mount.returncode:
             pytest.skip(f"no mount here: {mount.stderr.decode().strip()}")
         try:
             yield mounted
         finally:
-            subprocess.run(["umount", mounted], check=True, timeout=20)
+            subprocess.run(["umount", mounted], check=True, timeout=patience())

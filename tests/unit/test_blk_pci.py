@@ -8,7 +8,6 @@ from pathlib import Path
 from select import select
 from struct import pack
 from threading import Event
-from time import monotonic, sleep
 
 import pytest
 from blk_device import (
@@ -24,6 +23,7 @@ from blk_device import (
     disk_file,
 )
 from blk_ranges import DISCARD, ZEROES, segments
+from patience import PATIENCE, until
 from virtio_pci_guest import DEVICE, DRIVER_OK, ISR, NOTIFY, READY, Guest
 
 from pykvm.devices.virtio_blk import Image
@@ -37,7 +37,6 @@ from pykvm.virtio.constants import (
     VIRTIO_F_VERSION_1,
 )
 
-PATIENCE = 10.0
 """Seconds after which an interrupt that was to come has not."""
 SPARING = VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX
 CONFIG_VECTOR, QUEUE_VECTOR = 0, 1
@@ -206,10 +205,7 @@ def test_one_interrupt_for_two_requests_if_that_is_asked_for(driver: Driver) -> 
 def await_status(driver: Driver, head: int) -> None:
     """Until ``head`` has its status byte, without an interrupt that would tell."""
     ram, status = driver.guest.ram, driver.ring.outstanding[head][-1]
-    deadline = monotonic() + PATIENCE
-    while ram.read(status.address + status.length - 1, 1) == b"\xaa":
-        assert monotonic() < deadline
-        sleep(0.001)
+    until(lambda: ram.read(status.address + status.length - 1, 1) != b"\xaa")
 
 
 def test_queues_that_do_not_exist(driver: Driver) -> None:

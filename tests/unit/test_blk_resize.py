@@ -12,6 +12,7 @@ from blk_bench import SECTORS, EngineScript, Faults, Maker, fill, sector_of, sto
 from blk_device import IN, IOERR, OK, OUT, block_device
 from blk_device import Disk as StartedDisk
 from blk_host import loop_device, require_direct
+from patience import patience
 
 from pykvm.devices.virtio_blk import CacheMode, Image, VirtioBlk
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_DISCARD
@@ -181,7 +182,7 @@ def test_a_block_device_has_the_size_that_it_has(path: Path) -> None:
             "resize it with its own tools first, then tell the guest of its new size"
         )
         os.truncate(path, LARGER)
-        subprocess.run(["losetup", "--set-capacity", name], check=True, timeout=20)
+        subprocess.run(["losetup", "--set-capacity", name], check=True, timeout=patience())
         device.resize(LARGER)
         assert capacity(device) == SECTORS + 8
         device.close()

@@ -16,7 +16,7 @@ from blk_device import FLUSH, IN, OK, OUT
 from blk_device import Disk as StartedDisk
 from blk_requests import request_of
 from patience import ends as ended
-from patience import goes_on, in_thread
+from patience import goes_on, in_thread, patience
 
 from pykvm.devices.virtio_blk import ErrorAction, Image, MergePolicy, RateLimits, VirtioBlk
 from pykvm.devices.virtio_blk.options import DiskOptions
@@ -86,7 +86,7 @@ def test_a_pause_does_not_wait_for_what_waits(make: Maker) -> None:
     bench = make(script, limits=HOURS)
     heads = [bench.write(index, fill("w")) for index in range(3)]
     assert bench.wait(heads[0])[0] == OK
-    assert bench.device.pause(timeout=10)
+    assert bench.device.pause(timeout=patience())
     bench.device.limits = RateLimits()
     assert script.take_log() == [("write", 0, 1)], "nothing starts in a paused disk"
     bench.device.resume()

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
+from patience import patience
 
 from pykvm.cli import command
 from pykvm.cli.command import CommandSession
@@ -43,7 +44,7 @@ class FakeMachine:
 
     def run(self, timeout):
         self._guest(self)
-        assert self._end.wait(20), "nobody ended the run"
+        assert self._end.wait(patience()), "nobody ended the run"
         return self._end.outcome
 
     def finish(self, outcome):

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 from pykvm.devices.virtio_blk import Image
 from pykvm.errors import UsageError
@@ -204,7 +205,7 @@ class TestWithQemu:
         held(images, path, readonly=ours)
         process = self.start(path, qemu_readonly)
         try:
-            _, message = process.communicate(timeout=20)
+            _, message = process.communicate(timeout=patience())
         finally:
             process.kill()
             process.communicate()

@@ -5,6 +5,7 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import patience
 from uart_driver import Line
 
 from pykvm.platform.serial import (
@@ -172,13 +173,13 @@ def test_a_slow_sink_blocks_nobody_else():
 
     def sink(data):
         entered.set()
-        assert leave.wait(10)
+        assert leave.wait(patience())
 
     uart = Uart16550(lambda level: None, sink)
     writer = threading.Thread(target=uart.write, args=(RBR_THR, 1, 65))
     writer.start()
     try:
-        assert entered.wait(10)
+        assert entered.wait(patience())
         assert uart.read(LSR, 1) == LSR_THRE | LSR_TEMT
         assert uart.feed(b"x")
     finally:
@@ -199,7 +200,7 @@ def test_pacing_with_the_real_clock_and_thread():
         uart.write(IER, 1, IER_RDI)
         uart.feed(data)
         while len(got) < len(data):
-            assert raised.acquire(timeout=10)
+            assert raised.acquire(timeout=patience())
             while uart.read(LSR, 1) & LSR_DR:
                 got.append(uart.read(RBR_THR, 1))
     finally:

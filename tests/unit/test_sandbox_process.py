@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sandbox_attempts
+from patience import patience
 from sandbox_attempts import prepare
 
 from pykvm.cli.sandbox import landlock, seccomp
@@ -30,7 +31,7 @@ def attempted(folder: Path, part: str) -> dict[str, dict[str, str]]:
     """What came of each attempt on ``folder``, by their groups; what must work has worked."""
     prepare(folder)
     command = [sys.executable, "-W", "ignore", sandbox_attempts.__file__, str(folder), part]
-    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, timeout=patience(), check=True)
     assert done.stderr == b""
     found = json.loads(done.stdout)
     needed = found.pop("needed")
@@ -57,7 +58,10 @@ time.sleep(0.02)
 def test_a_process_may_end_while_threads_run():
     """They are ended in their middle, for which the C library wants another library."""
     done = subprocess.run(
-        [sys.executable, "-c", ENDS_WITH_THREADS], check=False, capture_output=True, timeout=60
+        [sys.executable, "-c", ENDS_WITH_THREADS],
+        check=False,
+        capture_output=True,
+        timeout=patience(),
     )
     assert (done.returncode, done.stderr) == (0, b"")
 

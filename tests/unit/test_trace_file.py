@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE, until
 
 from pykvm.errors import UsageError
 from pykvm.trace import TraceFormat, TraceOptions, file
@@ -16,7 +17,6 @@ from pykvm.trace.formats import Chrome
 
 MERGE, STOP = "virtio_blk.merge", "virtio_blk.stop"
 DONE, COMPLETE, REQUEST = "virtio_blk.done", "virtio_blk.complete", "virtio_blk.request"
-PATIENCE = 10.0
 
 
 @pytest.fixture
@@ -80,11 +80,7 @@ def test_events_are_written_while_the_guest_runs(path: Path) -> None:
     """What pykvm recorded before somebody killed it can be read."""
     with TraceFile(TraceOptions(path)) as trace:
         trace.record(STOP, 1, "virtio0", 0, {})
-        written = threading.Event()
-        deadline = PATIENCE
-        while names(path)[-1:] != [STOP] and deadline > 0:
-            written.wait(0.01)
-            deadline -= 0.01
+        until(lambda: names(path)[-1:] == [STOP])
         assert names(path) == ["trace.begin", STOP]
 
 

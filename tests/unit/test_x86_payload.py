@@ -14,6 +14,7 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import patience
 
 from pykvm.errors import UsageError
 from pykvm.x86.payload import compression, peek, unpack
@@ -74,7 +75,9 @@ def test_unpacks_with_and_without_the_size_behind(name: str) -> None:
 def test_unpacks_what_the_real_tool_packs(name: str) -> None:
     if not shutil.which(TOOLS[name][0]):
         pytest.skip(f"{TOOLS[name][0]} is not installed")
-    run = subprocess.run(TOOLS[name], input=KERNEL, capture_output=True, check=True, timeout=60)
+    run = subprocess.run(
+        TOOLS[name], input=KERNEL, capture_output=True, check=True, timeout=patience()
+    )
     assert unpack(sized(run.stdout), "it") == (KERNEL, name)
 
 
@@ -88,7 +91,9 @@ def test_lz4_tool_with_several_blocks() -> None:
     if not shutil.which("lz4"):
         pytest.skip("lz4 is not installed")
     data = KERNEL * 90
-    run = subprocess.run(TOOLS["lz4"], input=data, capture_output=True, check=True, timeout=60)
+    run = subprocess.run(
+        TOOLS["lz4"], input=data, capture_output=True, check=True, timeout=patience()
+    )
     assert unpack(sized(run.stdout), "it")[0] == data
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
 
+from patience import patience
+
 from pykvm.bus import Bus
 from pykvm.memory.ram import Ram
 from pykvm.pci.host import CONFIG_PORT, CONFIG_PORTS, PciHost
@@ -86,7 +88,7 @@ class FakeDevice:
             activation = self.activation
             thread = Thread(target=self._finish, args=(activation,))
             thread.start()
-            thread.join(timeout=5)
+            thread.join(timeout=patience())
             assert not thread.is_alive(), "reset holds a lock that interrupt() needs"
         self.activation = None
 

@@ -29,7 +29,8 @@ from pykvm.testing.bare.results import (
 from pykvm.virtio.constants import VIRTIO_ID_BLOCK
 
 T = TypeVar("T")
-TIMEOUT_US = 5_000_000
+TIMEOUT_US = 60_000_000
+"""After which the guest gives up: patience with a slow or busy host."""
 
 
 @dataclass(frozen=True, slots=True)
