@@ -41,11 +41,12 @@ class FaultPlan:
 
     The rules and their counts outlive the engines that follow the plan, so a
     reset of the device does not begin them anew. A plan for several disks would
-    count the operations of all.
+    count the operations of all. ``path`` is the file that it was loaded from, or "".
     """
 
     def __init__(self, faults: Iterable[Fault] = (), seed: int = 0) -> None:
         """``seed``, a whole number: the same operations meet the same faults."""
+        self.path = ""
         self._rules = FaultRules(faults, seed)
         # A call may change the plan that it is part of.
         self._lock = threading.RLock()
@@ -64,6 +65,7 @@ class FaultPlan:
             hint = "give a TOML file of rules for faults"
             raise UsageError(f"the fault file '{path}' cannot be read: {reason}", hint) from None
         plan = cls()
+        plan.path = str(path)
         try:
             plan._rules = parse_faults(text)
         except UsageError as error:

@@ -30,10 +30,12 @@ from pykvm.cli.disk_keys import parse_disk
 from pykvm.cli.parser import Parser
 from pykvm.cli.paths import parse_path
 from pykvm.cli.process import signals_go_to
-from pykvm.cli.say import STDERR, emit, put, say
+from pykvm.cli.say import STDERR, STDOUT, emit, put, say
 from pykvm.cli.values import parse_seconds, parse_size
 from pykvm.devices.virtio_blk import CacheMode
-from pykvm.errors import UsageError
+from pykvm.errors import PykvmError, UsageError, reason_of
+from pykvm.machine.disks import DiskConfig
+from pykvm.outputs import Output, Outputs
 from pykvm.testing.bare import WaitMode, build_bare_guest
 from pykvm.testing.bare.layout import CPUS_MAX
 
@@ -160,7 +162,7 @@ def run_bench(arguments: Sequence[str]) -> int:
         with ExitStack() as stack:
             stack.enter_context(signals_go_to(_Stop()))
             stack.callback(progress.clear)
-            chart = _open_chart(stack, options.chart) if options.chart else None
+            chart = _open_chart(stack, options, tools)
             kernel, tsc_khz = build_bare_guest(), guest_tsc_khz()
             disks, size = _disks(stack, options, workloads, progress)
             check_room(workloads, size)
@@ -178,7 +180,7 @@ def run_bench(arguments: Sequence[str]) -> int:
             if chart is not None:
                 from pykvm.bench.chart import chart_of
 
-                _write_chart(chart, chart_of(measurement.rows()))
+                _write_chart(chart, options.chart, chart_of(measurement.rows()))
     except _Stopped as stopped:
         return 128 + stopped.number
     emit(json.dumps(as_object(measurement)) + "\n" if options.json else as_text(measurement))
@@ -265,7 +267,11 @@ def _check_disk_options(tools: Sequence[Tool], workloads: Sequence[Workload]) ->
     more = f",num-queues={queues}" if queues > 1 else ""
     for tool in tools:
         if isinstance(tool, PykvmTool):
-            parse_disk(f"disk{more}" + (f",{tool.label}" if tool.label else ""))
+            _disk_of(tool, more)
+
+
+def _disk_of(tool: PykvmTool, more: str = "") -> DiskConfig:
+    return parse_disk(f"disk{more}" + (f",{tool.label}" if tool.label else ""))
 
 
 def check_room(workloads: Sequence[Workload], size: int) -> None:
@@ -321,19 +327,28 @@ def _disks(
     return [path], size
 
 
-def _open_chart(stack: ExitStack, path: Path) -> int:
+def _open_chart(
+    stack: ExitStack, options: argparse.Namespace, tools: Sequence[Tool]
+) -> Output | None:
+    """The file of --chart, if one is asked for; UsageError for it or a standard stream."""
+    inputs = [options.disk] if options.disk else []
+    for tool in tools:
+        if isinstance(tool, PykvmTool):
+            faults = _disk_of(tool).faults
+            inputs += [faults.path] if faults else []
+    outputs = stack.enter_context(Outputs(inputs))
+    outputs.check_streams()
+    if options.json:
+        outputs.take_stream(STDOUT, "--json")
+    return outputs.open(options.chart, "--chart") if options.chart else None
+
+
+def _write_chart(chart: Output, path: Path, text: str) -> None:
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        chart.begin()
+        put(chart.fd, text)
     except OSError as error:
-        raise UsageError(
-            f"the chart '{path}' cannot be written: {error.strerror}", "check the path of --chart"
-        ) from None
-    stack.callback(os.close, handle)
-    return handle
-
-
-def _write_chart(handle: int, text: str) -> None:
-    put(handle, text)
+        raise PykvmError(f"--chart {path}: {reason_of(error)}", "give another file") from None
 
 
 def _warn_if_busy() -> None:

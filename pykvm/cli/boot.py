@@ -1,17 +1,18 @@
 """``pykvm boot``: options to a machine, the machine to a terminal, its end to an exit status."""
 
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 from pykvm.cli.options import Option, Options, add_options, parse_options
-from pykvm.cli.output import ConsoleLog, ConsoleRecorder, say_reason, spare_inputs
+from pykvm.cli.output import ConsoleLog, ConsoleRecorder, say_reason
 from pykvm.cli.paths import parse_path, path_text
 from pykvm.cli.process import signals_go_to
-from pykvm.cli.say import STDIN, emit, say
+from pykvm.cli.say import STDERR, STDIN, STDOUT, emit, say
 from pykvm.cli.session import ConsoleSession, Session
 from pykvm.cli.values import parse_count, parse_cpus, parse_seconds, parse_size
-from pykvm.errors import PykvmError, UsageError
+from pykvm.errors import PykvmError, UsageError, reason_of
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.machine import Machine
 from pykvm.machine.timings import Timings
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pykvm.cli.stops import StopReporter
     from pykvm.machine.disks import DiskConfig
     from pykvm.monitor import MonitorSocket
+    from pykvm.outputs import Output
     from pykvm.trace import TraceOptions
 
 _TAIL_HELPS = (
@@ -59,7 +61,7 @@ OPTIONS: Final = (
     ),
     Option(("--exec",), "run CMD in the bundled guest and end", "CMD", dest="command"),
     Option(("--timeout",), "end the guest after S seconds (status 124)", "S", ""),
-    Option(("--console-log",), "also write the console to FILE", "FILE", parse=parse_path),
+    Option(("--console-log",), "also write the console to FILE", "FILE", parse=path_text),
     Option(
         ("--stats",),
         "write statistics as JSON at the end; '-': print them",
@@ -112,11 +114,11 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
     config = _configuration(options)
     timeout = parse_seconds(options.timeout) if options.timeout else None
     failure: PykvmError | None = None
-    _spare_inputs(config, options)
     with ExitStack() as stack:
         # Files are opened before the VM exists: a bad path costs nobody a boot.
-        log = stack.enter_context(ConsoleLog(options.console_log)) if options.console_log else None
-        report = _report(stack, options) if options.stats or options.json else None
+        outputs = _open_outputs(stack, config, options)
+        log = _console_log(stack, outputs, options.console_log)
+        report = _report(outputs, options) if options.stats or options.json else None
         listener = _listen(stack, options.monitor) if options.monitor else None
         machine = stack.enter_context(Machine(config, timings=timings))
         stack.enter_context(signals_go_to(lambda number: machine.finish(Outcome.signalled(number))))
@@ -126,6 +128,7 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
         # Nothing else stops a guest.
         may_stop = machine.disks or session.has_keys or listener
         reporter = _reporter(machine, session, options) if may_stop else None
+        _begin(outputs, machine)
         confinement = _confine(options, own_process)
         timings.mark("confined")
         if reporter:
@@ -172,16 +175,52 @@ def _help(options: Options) -> str:
     return ""
 
 
-def _spare_inputs(config: MachineConfig, options: Options) -> None:
-    """UsageError if what is to be written is a disk's image, a kernel, …"""
-    spare_inputs(
-        {
-            "--console-log": options.console_log,
-            "--stats": None if options.stats == "-" else options.stats,
-            "--trace": config.trace.path if config.trace else None,
-        },
-        [*(disk.path for disk in config.disks), *filter(None, (options.kernel, options.initrd))],
-    )
+def _open_outputs(stack: ExitStack, config: MachineConfig, options: Options) -> "dict[str, Output]":
+    """The files that are to be written, by option; UsageError. Not the trace, which is checked."""
+    wanted = {
+        "--console-log": options.console_log,
+        "--stats": None if options.stats == "-" else options.stats,
+    }
+    wanted = {option: path for option, path in wanted.items() if path}
+    if not wanted and not config.trace and not _is_file(STDOUT) and not _is_file(STDERR):
+        return {}
+    # Most runs write no files.
+    from pykvm.machine.inputs import inputs_of
+    from pykvm.outputs import Outputs
+
+    outputs = stack.enter_context(Outputs([STDIN, *inputs_of(config)]))
+    outputs.check_streams()
+    if options.json:
+        outputs.take_stream(STDOUT, "--json")
+    if options.console_log and options.command is None:
+        # Which would get everything twice, letter by letter.
+        console = Outputs([])
+        console.take_stream(STDERR if options.json else STDOUT, "the console")
+        console.check(options.console_log, "--console-log")
+    opened = {option: outputs.open(path, option) for option, path in wanted.items()}
+    if config.trace:
+        outputs.check(config.trace.path, "--trace")
+    return opened
+
+
+def _is_file(fd: int) -> bool:
+    """Whether the stream ``fd`` goes to something that may be a disk's image."""
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+
+
+def _begin(outputs: "dict[str, Output]", machine: Machine) -> None:
+    """Empty what will be written: nothing that could still fail would be of interest there."""
+    for option, output in outputs.items():
+        try:
+            output.begin()
+        except OSError as error:
+            raise UsageError(f"{option}: {reason_of(error)}", "give another file") from None
+    if machine.trace:
+        machine.trace.begin()
 
 
 def _confine(options: Options, own_process: bool) -> "Confinement | None":
@@ -235,10 +274,19 @@ def _command_session(stack: ExitStack, machine: Machine, options: Options) -> "C
     return CommandSession(stack, machine, options.command, json=options.json)
 
 
-def _report(stack: ExitStack, options: Options) -> "Report":
+def _console_log(
+    stack: ExitStack, outputs: "dict[str, Output]", path: str | None
+) -> ConsoleLog | None:
+    if not path:
+        return None
+    return stack.enter_context(ConsoleLog(outputs["--console-log"], path))
+
+
+def _report(outputs: "dict[str, Output]", options: Options) -> "Report":
     from pykvm.cli.report import Report
 
-    return Report(stack, stats=options.stats, as_json=options.json)
+    file = outputs.get("--stats")
+    return Report(stats=options.stats, file=file, as_json=options.json)
 
 
 def _reporter(machine: Machine, session: Session, options: Options) -> "StopReporter":

@@ -1,63 +1,36 @@
 """What a run leaves behind for people: the console's log and tail, and the failure."""
 
-import os
 import signal
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 
 from pykvm.cli.say import say
 from pykvm.cli.streams import OutputWriter
-from pykvm.errors import UsageError, reason_of
+from pykvm.errors import reason_of
 from pykvm.platform.outcome import Outcome, OutcomeKind
 from pykvm.typed import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from pathlib import Path
-    from typing import IO
+    from pykvm.outputs import Output
 
 TAIL_BYTES = 16 << 10
 TAIL_LINES = 20
 _QUIET = (OutcomeKind.POWER_OFF, OutcomeKind.RESET, OutcomeKind.HALTED, OutcomeKind.QUIT)
 
 
-def open_output(path: "Path | str", option: str) -> "IO[bytes]":
-    """``path`` open for writing and empty; UsageError, which names ``option``."""
-    try:
-        return open(path, "wb", buffering=0)
-    except OSError as error:
-        hint = "give a file that can be written"
-        raise UsageError(f"{option} {path}: {reason_of(error)}", hint) from None
-
-
-def spare_inputs(
-    outputs: Mapping[str, "Path | str | None"], inputs: Iterable["Path | str"]
-) -> None:
-    """UsageError if one of ``outputs``, files by option that will be emptied, is an input."""
-    read = list(inputs)
-    for option, path in outputs.items():
-        if path is None:
-            continue
-        for other in read:
-            with suppress(OSError):
-                if os.path.samefile(path, other):
-                    what = f"{option} {path} would overwrite {other}"
-                    raise UsageError(f"{what}, which this run reads", "give another file")
-
-
 class ConsoleLog:
-    """The file of ``--console-log``: a context that closes it.
+    """The file of ``--console-log``: a context that owns no more than what writes it.
 
     A log that cannot be written is no reason to end a guest's run: it ends
     there, and :attr:`problem` says so, to be said when the run is over.
     """
 
-    def __init__(self, path: "Path") -> None:
+    def __init__(self, output: "Output", path: str) -> None:
+        """``path`` is for messages."""
         self.problem = ""
         self._path = path
         self._owned = ExitStack()
-        file = self._owned.enter_context(open_output(path, "--console-log"))
-        writer = OutputWriter(file.fileno(), self._failed)
-        self._owned.enter_context(writer)
+        writer = self._owned.enter_context(OutputWriter(output.fd, self._failed))
         self.write: Callable[[bytes], None] = writer.write
         self.release: Callable[[], None] = writer.release
 

@@ -2,36 +2,31 @@
 
 import base64
 import json
-from contextlib import ExitStack
-from typing import IO, Any
+from typing import Any
 
-from pykvm.cli.output import open_output
 from pykvm.cli.say import STDERR, emit, put
 from pykvm.devices.virtio_blk.stats import classic_line
 from pykvm.errors import PykvmError, reason_of
 from pykvm.machine.machine import Machine
+from pykvm.outputs import Output
 from pykvm.platform.outcome import Outcome
 
 
 class Report:
-    """To be made before the run, since it opens what it will write; ``stack`` closes that."""
+    """What is asked for, to be made before the run."""
 
-    def __init__(self, stack: ExitStack, *, stats: str | None, as_json: bool) -> None:
-        """``stats`` is a path, "-" or None. UsageError if it cannot be written."""
+    def __init__(self, *, stats: str | None, file: Output | None, as_json: bool) -> None:
+        """``stats`` is a path, which is open as ``file``, or "-" or None."""
         self._stats = stats
         self._as_json = as_json
-        self._file: IO[bytes] | None = None
-        if stats not in (None, "-"):
-            self._file = stack.enter_context(open_output(stats, "--stats"))
+        self._file = file
 
     def write(self, machine: Machine) -> None:
         """Write the object of ``--stats FILE``; PykvmError if that fails."""
         if self._file is None:
             return
-        data = memoryview(json.dumps(machine.statistics(), indent=2).encode() + b"\n")
         try:
-            while data:
-                data = data[self._file.write(data) :]
+            put(self._file.fd, json.dumps(machine.statistics(), indent=2) + "\n")
         except OSError as error:
             where = f"--stats {self._stats}"
             raise PykvmError(f"{where}: {reason_of(error)}", "give another file") from None

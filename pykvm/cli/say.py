@@ -5,6 +5,7 @@ that of the next attempt, at the end.
 """
 
 import os
+import select
 from contextlib import suppress
 
 from pykvm.errors import PykvmError
@@ -36,7 +37,13 @@ def emit(text: str) -> None:
 
 
 def put(fd: int, text: str) -> None:
-    """All of ``text`` to ``fd``; OSError."""
+    """All of ``text`` to ``fd``, also if that does not block; OSError."""
     data = memoryview(text.encode("utf-8", "backslashreplace"))
     while data:
-        data = data[os.write(fd, data) :]
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:
+            # Whoever shares the stream with us, as a shell's other jobs do, may want it so.
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll()

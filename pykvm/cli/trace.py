@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from pykvm.cli.output import spare_inputs
 from pykvm.cli.parser import Parser
 from pykvm.cli.paths import parse_path
-from pykvm.cli.say import emit
+from pykvm.cli.say import emit, put
 from pykvm.cli.values import split_options
 from pykvm.errors import PykvmError, UsageError, reason_of
+from pykvm.outputs import Outputs
 from pykvm.trace import TraceFormat, TraceOptions
 from pykvm.trace.events import EVENTS, matching
 from pykvm.trace.plot import plot
@@ -77,21 +77,22 @@ def run_trace(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     if options.what == "show" and options.output:
         raise UsageError("--output is for plot", "redirect what show prints")
-    if options.what == "show":
-        emit(_read(options.file, lambda reader: report(summarize(reader))))
-        return 0
-    spare_inputs({"--output": options.output}, [options.file])
-    drawing = _read(options.file, plot)
-    if options.output is None:
-        emit(drawing)
-        return 0
-    try:
-        options.output.write_text(drawing, encoding="utf-8")
-    except OSError as error:
-        reason = reason_of(error)
-        raise PykvmError(
-            f"{options.output} cannot be written: {reason}", "give another file"
-        ) from None
+    with Outputs([options.file]) as outputs:
+        outputs.check_streams()
+        output = outputs.open(options.output, "--output") if options.output else None
+        if options.what == "show":
+            emit(_read(options.file, lambda reader: report(summarize(reader))))
+            return 0
+        drawing = _read(options.file, plot)
+        if output is None:
+            emit(drawing)
+            return 0
+        try:
+            output.begin()
+            put(output.fd, drawing)
+        except OSError as error:
+            reason = reason_of(error)
+            raise PykvmError(f"--output {options.output}: {reason}", "give another file") from None
     return 0
 
 

@@ -64,6 +64,19 @@ def find_bundle(guest: str, flavour: str) -> Bundle:
     return _load(folder, flavour)
 
 
+def bundle_files(guest: str) -> list[Path]:
+    """The files of the bundle that ``guest`` names, of all its flavours, as far as can be told."""
+    folder = BUNDLES / guest if guest in _names() else Path(guest)
+    manifest = folder / "bundle.json"
+    found = [manifest]
+    try:
+        for entry in json.loads(manifest.read_text(encoding="utf-8"))["flavours"].values():
+            found += [folder / str(entry[key]) for key in ("kernel", "initrd") if entry.get(key)]
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError):
+        pass  # find_bundle says what is wrong with it
+    return found
+
+
 def _names() -> list[str]:
     """The bundles that come with pykvm."""
     try:

@@ -109,7 +109,7 @@ class Machine:
         self.close()
 
     def _build(self, stack: ExitStack, config: MachineConfig) -> None:
-        self.trace = open_trace(stack, config.trace)
+        self.trace = open_trace(stack, config)
         kvm = stack.enter_context(Kvm.open())
         self.traits: HostTraits = host_traits(kvm)
         self.timings.mark("host probed")
@@ -215,6 +215,8 @@ class Machine:
         """Let the guest run."""
         self.timings.mark("guest started")
         self._started = True
+        if self.trace:
+            self.trace.begin()
         self._control.start()
         for thread in self._threads:
             thread.start()

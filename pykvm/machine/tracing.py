@@ -7,17 +7,18 @@ from pykvm.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk import Image
     from pykvm.devices.virtio_blk.trace import DiskTrace
+    from pykvm.machine.config import MachineConfig
     from pykvm.trace.file import TraceFile
-    from pykvm.trace.options import TraceOptions
 
 
-def open_trace(stack: ExitStack, options: "TraceOptions | None") -> "TraceFile | None":
-    """The file that is asked for, if one is; ``stack`` completes it. UsageError."""
-    if options is None:
+def open_trace(stack: ExitStack, config: "MachineConfig") -> "TraceFile | None":
+    """The file that ``config`` asks for, if it does; ``stack`` completes it. UsageError."""
+    if config.trace is None:
         return None
+    from pykvm.machine.inputs import inputs_of
     from pykvm.trace.file import TraceFile
 
-    return stack.enter_context(TraceFile(options))
+    return stack.enter_context(TraceFile(config.trace, inputs_of(config)))
 
 
 def disk_trace(file: "TraceFile | None", name: str, image: "Image") -> "DiskTrace | None":

@@ -7,14 +7,16 @@ lets others run, is another thread's.
 """
 
 import os
-import stat
 import threading
 import time
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
 from pykvm import __version__
-from pykvm.errors import UsageError, reason_of
+from pykvm.errors import reason_of
+from pykvm.outputs import Outputs
 from pykvm.threads import show_thread_name
 from pykvm.trace.events import BEGIN, DEVICE, END, FRAME, Fields, matching
 from pykvm.trace.formats import Chrome, Format, JsonLines
@@ -30,18 +32,25 @@ PERIOD_SECONDS = 0.1
 class TraceFile:
     """A Sink that writes a file. A context manager, whose end completes it.
 
-    Nothing is lost between the first event and :meth:`close`, unless the file
-    cannot be written: the trace ends there, and ``problem`` says so.
+    Nothing is lost between :meth:`begin`, before which the file keeps what it
+    held, and :meth:`close`, unless the file cannot be written: the trace ends
+    there, and ``problem`` says so.
     """
 
-    def __init__(self, options: TraceOptions) -> None:
-        """Create the file, or empty it; UsageError if it cannot be, or is not a regular one."""
+    def __init__(self, options: TraceOptions, inputs: Iterable[Path] = ()) -> None:
+        """Open or create the file; UsageError if it cannot be, or is not a regular one.
+
+        It may be none of ``inputs``.
+        """
         self.problem = ""
         self._path = options.path
         self._wanted = matching(options.events) | frozenset(FRAME)
         chrome = options.format is TraceFormat.CHROME
         self._format: Format = Chrome() if chrome else JsonLines()
-        self._fd = _open(options.path)
+        self._owned = ExitStack()
+        outputs = self._owned.enter_context(Outputs(inputs))
+        self._output = outputs.open(options.path, "the trace", alone=True)
+        self._begun = False
         # Guards what follows, and tells that it has changed.
         self._state = threading.Condition()
         self._texts = [self._format.head]
@@ -53,8 +62,22 @@ class TraceFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *exc: object) -> None:
+        if kind is not None and not self._begun:
+            self._owned.close()
+        else:
+            self.close()
+
+    def begin(self) -> None:
+        """Empty the file: what was recorded and will be goes there. May be repeated."""
+        if self._begun:
+            return
+        self._begun = True
+        try:
+            self._output.begin()
+        except OSError as error:
+            self._fail(error)
+        self._write_gathered()
 
     def wants(self, event: str) -> bool:
         """See Sink."""
@@ -75,11 +98,10 @@ class TraceFile:
                 self._writer.start()
             while len(self._texts) >= BACKLOG:
                 self._state.wait()
-        if self._writer is None:  # the machine is being built
-            self._write_gathered()
 
     def close(self) -> None:
         """Write all that was recorded, and the end. May be repeated."""
+        self.begin()
         self.record(END, time.monotonic_ns(), "", DEVICE, {})
         with self._state:
             if self._closing:
@@ -90,10 +112,11 @@ class TraceFile:
             self._writer.join()
         self._texts.append(self._format.tail)
         self._write_gathered()
-        os.close(self._fd)
+        self._owned.close()
 
     def _run(self) -> None:
         show_thread_name("trace")
+        self.begin()
         while True:
             with self._state:
                 self._state.wait_for(lambda: self._texts or self._closing)
@@ -113,25 +136,9 @@ class TraceFile:
         data = memoryview("".join(texts).encode())
         try:
             while data:
-                data = data[os.write(self._fd, data) :]
+                data = data[os.write(self._output.fd, data) :]
         except OSError as error:
-            reason = reason_of(error)
-            self.problem = f"the trace {self._path} is not complete: {reason}"
+            self._fail(error)
 
-
-def _open(path: Path) -> int:
-    hint = "give --trace a file that can be written"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        fd = os.open(path, flags, 0o666)
-    except OSError as error:
-        reason = reason_of(error)
-        raise UsageError(f"the trace {path} cannot be written: {reason}", hint) from None
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise UsageError(f"the trace {path} would not be a regular file", hint)
-        os.ftruncate(fd, 0)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    def _fail(self, error: OSError) -> None:
+        self.problem = f"the trace {self._path} is not complete: {reason_of(error)}"

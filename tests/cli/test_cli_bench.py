@@ -210,7 +210,7 @@ def test_a_signal_ends_it_and_leaves_nothing(folder: Path, number: signal.Signal
         (["--against", "pykvm,mrge=off"], "--disk has no option 'mrge'"),
         (["--disk", "/no/such/disk"], "'/no/such/disk' cannot be read: No such file"),
         (["--disk", "/dev/null"], "'/dev/null' is smaller than 1 MiB"),
-        (["--chart", "/"], "the chart '/' cannot be written: Is a directory"),
+        (["--chart", "/"], "--chart /: is a directory"),
         (["--size", "100K"], "--size is less than 1 MiB"),
         (["--cache", "hot"], "--cache cannot be 'hot'"),
         (["--agianst", "qemu"], "did you mean --against"),

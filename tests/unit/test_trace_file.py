@@ -160,7 +160,23 @@ def test_closing_waits_for_what_is_being_written(
 def test_a_trace_begins_before_the_guest_does(path: Path) -> None:
     with TraceFile(TraceOptions(path)) as trace:
         trace.record("trace.disk", 5, "virtio0", -1, {"path": "x"})
+        trace.begin()
         assert names(path) == ["trace.begin", "trace.disk"]
+
+
+def test_a_machine_that_cannot_be_built_costs_no_trace(path: Path) -> None:
+    path.write_text("of the last run")
+    trace = TraceFile(TraceOptions(path))
+    trace.record("trace.disk", 5, "virtio0", -1, {"path": "x"})
+    trace.__exit__(UsageError, UsageError("there is no such kernel"), None)
+    assert path.read_text() == "of the last run"
+
+
+def test_a_trace_spares_what_the_machine_reads(path: Path) -> None:
+    path.write_text("an image")
+    with pytest.raises(UsageError, match="would overwrite"):
+        TraceFile(TraceOptions(path), [path])
+    assert path.read_text() == "an image"
 
 
 def test_a_full_disk_ends_the_trace_and_nothing_else(
