@@ -8,12 +8,17 @@ block first reads what the rest of that block holds, and writes it back::
     write        ▐███████████▌
     read     ├───────┤       ├───────┤
     written  ├───────────────────────┤
+
+Where it was not certain how large these blocks are, the host may refuse a
+transfer that seemed to be aligned: EINVAL. Then larger blocks are tried.
 """
 
+import errno
 import mmap
 import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE, VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.image import Image
@@ -24,6 +29,7 @@ from pykvm.memory.ram import Ram
 BOUNCE_SIZE = 1 << 20
 
 _Piece = Callable[[memoryview, list[memoryview], int, int, int], int]
+_Work = TypeVar("_Work")
 
 
 class DirectIo:
@@ -34,36 +40,64 @@ class DirectIo:
 
     def __init__(self, image: Image, ram: Ram) -> None:
         self.bounced = 0
+        self._image = image
         self._fd = image.fd
         self._bytes = ram.bytes
         self._address = address_of(ram.bytes)
         self._block = image.alignment
-        # A driver moves whole sectors, so there are no edges in blocks as small as that.
-        alone = image.alignment > SECTOR_SIZE
-        self._writing = image.edge_lock if alone else nullcontext()
         self._buffer: memoryview | None = None
 
     def move(self, operation: Operation) -> int:
         """Execute an IN or OUT; the bytes moved, as preadv and pwritev count them. OSError."""
-        if operation.kind == VIRTIO_BLK_T_OUT:
-            with self._writing:
-                if self._aligned(operation):
-                    return os.pwritev(self._fd, operation.views(self._bytes), operation.offset)
-                return self._bounce(self._write, operation.views(self._bytes), operation.offset)
+        writes = operation.kind == VIRTIO_BLK_T_OUT
+        return self._fitting(self._move_out if writes else self._move_in, operation)
+
+    def write(self, data: memoryview, offset: int) -> int:
+        """Write ``data``, which begins with a page, at byte ``offset``; the bytes that went."""
+        return self._fitting(self._write_data, (data, offset))
+
+    def close(self) -> None:
+        """Free the bounce buffer."""
+        self._buffer = None  # unmapped with the last view of it
+
+    def _fitting(self, attempt: Callable[[_Work], int], work: _Work) -> int:
+        """``attempt`` with ``work``; if the host says EINVAL, again with larger blocks. OSError."""
+        image = self._image
+        self._block = had = max(self._block, image.alignment)
+        while True:
+            try:
+                moved = attempt(work)
+            except OSError as error:
+                if error.errno != errno.EINVAL or self._block >= mmap.PAGESIZE:
+                    self._block = had
+                    raise
+                self._block *= 2
+            else:
+                image.alignment = max(self._block, image.alignment)
+                return moved
+
+    def _move_in(self, operation: Operation) -> int:
         if self._aligned(operation):
             return os.preadv(self._fd, operation.views(self._bytes), operation.offset)
         return self._bounce(self._read, operation.views(self._bytes), operation.offset)
 
-    def write(self, data: memoryview, offset: int) -> int:
-        """Write ``data``, which begins with a page, at byte ``offset``; the bytes that went."""
+    def _move_out(self, operation: Operation) -> int:
+        with self._writing:
+            if self._aligned(operation):
+                return os.pwritev(self._fd, operation.views(self._bytes), operation.offset)
+            return self._bounce(self._write, operation.views(self._bytes), operation.offset)
+
+    def _write_data(self, what: tuple[memoryview, int]) -> int:
+        data, offset = what
         with self._writing:
             if not (offset | len(data)) & (self._block - 1):
                 return os.pwrite(self._fd, data, offset)
             return self._bounce(self._write, [data], offset)
 
-    def close(self) -> None:
-        """Free the bounce buffer."""
-        self._buffer = None  # unmapped with the last view of it
+    @property
+    def _writing(self) -> AbstractContextManager[object]:
+        # A driver moves whole sectors, so there are no edges in blocks as small as that.
+        return self._image.edge_lock if self._block > SECTOR_SIZE else nullcontext()
 
     def _aligned(self, operation: Operation) -> bool:
         offsets, lengths, base = operation.offsets, operation.lengths, self._address
@@ -109,6 +143,9 @@ class DirectIo:
         block = self._block
         end = head + wanted
         span = self._up(end)
+        if start + span > self._image.size:
+            # Its size was no reason to refuse the image when its blocks seemed smaller.
+            raise OSError(errno.EINVAL, "a part of a block at the end would make the file larger")
         if head:
             self._read_block(buffer[:block], start)
         if end < span and not (head and span == block):

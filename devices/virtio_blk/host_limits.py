@@ -23,6 +23,13 @@ _BLKIOOPT = 0x1279
 _BLKALIGNOFF = 0x127A
 _BLKPBSZGET = 0x127B
 
+# statx (linux/stat.h, linux/fcntl.h), and its number on x86-64.
+_NR_STATX = 332
+_AT_EMPTY_PATH = 0x1000
+_STATX_DIOALIGN = 0x2000
+_STATX_SIZE = 256
+_STX_DIO_MEM_ALIGN = 0x98  # and stx_dio_offset_align behind it
+
 
 class HostBlocks(NamedTuple):
     """What is good for a file or block device, in bytes; 0: nobody knows.
@@ -68,32 +75,72 @@ def max_transfer(fd: int) -> int:
     return max(int(sectors) * SECTOR_SIZE // block, 1) * block
 
 
-def direct_alignment(fd: int) -> int:
-    """What O_DIRECT wants offsets, lengths and addresses to be multiples of; 0: it does not work.
+class DirectAlignment(NamedTuple):
+    """What O_DIRECT wants offsets, lengths and addresses to be multiples of, in bytes.
 
-    For a block device its logical block size. A file is asked by reading: the
+    ``size`` is 0 if O_DIRECT does not work. ``certain``: the host said so;
+    else the size is what was found out, and may turn out to be larger.
+    """
+
+    size: int
+    certain: bool
+
+
+def direct_alignment(fd: int) -> DirectAlignment:
+    """What O_DIRECT wants of the file or block device at ``fd``.
+
+    For a block device its logical block size; of a file Linux tells from 6.1 on
+    (STATX_DIOALIGN), on many filesystems. Else it is asked by reading: the
     smallest power of 2 that succeeds. But a hole, such as the whole of a new
-    image, reads with any alignment and is not written with any; so it is never
-    less than the logical block of the device that holds the filesystem.
+    image, reads with any alignment and is not written with any. So what is read
+    is data, if there are any, and it is never less than the logical block of the
+    device that holds the filesystem, if that is one and not several, none, or
+    another filesystem's.
     (Memory may be aligned to less on some kernels; a guest's buffers rarely are.)
     """
     status = os.fstat(fd)
     if stat.S_ISBLK(status.st_mode):
-        return block_size(fd)
+        return DirectAlignment(block_size(fd), True)
+    if told := _told_alignment(fd):
+        return DirectAlignment(max(told, SECTOR_SIZE), True)
     below = _queue_limit(status.st_dev, "logical_block_size")
+    try:
+        data = os.lseek(fd, 0, os.SEEK_DATA)
+    except OSError:
+        data = 0  # it is all holes, or its filesystem does not know of any
     alignment = SECTOR_SIZE
     while alignment <= mmap.PAGESIZE:
-        if alignment >= below and _reads(fd, alignment):
-            return alignment
+        if alignment >= below and _reads(fd, alignment, data):
+            return DirectAlignment(alignment, below > 0)
         alignment *= 2
-    return 0
+    return DirectAlignment(0, True)
 
 
-def _reads(fd: int, alignment: int) -> bool:
+def _told_alignment(fd: int) -> int:
+    """The alignment that the kernel states for a file; 0 if it states none."""
+    # For cache modes with O_DIRECT only: not at the top.
+    from pykvm.libc import system_call
+
+    answer = bytearray(_STATX_SIZE)
+    try:
+        system_call(_NR_STATX, fd, b"\0", _AT_EMPTY_PATH, _STATX_DIOALIGN, answer)
+    except OSError:
+        return 0
+    (mask,) = struct.unpack_from("I", answer)
+    memory, offset = struct.unpack_from("II", answer, _STX_DIO_MEM_ALIGN)
+    # 0: what this file asks for with O_DIRECT goes through the page cache (journalled data, …).
+    return max(memory, offset) if mask & _STATX_DIOALIGN and offset else 0
+
+
+def _reads(fd: int, alignment: int, data: int) -> bool:
+    # The first place in or behind the data that is aligned to no more than this.
+    place = (data + alignment - 1) // (2 * alignment) * (2 * alignment) + alignment
+    if place + alignment > os.fstat(fd).st_size:
+        place = 0
     # Twice as long, to have an address that is aligned to no more than this.
     with mmap.mmap(-1, 2 * alignment) as buffer, memoryview(buffer) as view:
         try:
-            os.preadv(fd, (view[alignment:],), 0)
+            os.preadv(fd, (view[alignment:],), place)
         except OSError as error:
             # The guest will be told of any other error when it reads these sectors.
             return error.errno != errno.EINVAL

@@ -18,6 +18,7 @@ from typing import Final
 from pykvm.devices.virtio_blk.allocation import Allocation
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
 from pykvm.devices.virtio_blk.host_limits import (
+    DirectAlignment,
     direct_alignment,
     host_blocks,
     max_transfer,
@@ -45,14 +46,16 @@ class Image:
     is in bytes, a positive multiple of 512; ``path`` as it was given;
     ``max_transfer`` is the most that one system call moves, in bytes;
     ``alignment`` (bytes) what its disk offset, and each segment's address and
-    length, must be multiples of, 1 unless the cache mode asks for O_DIRECT;
+    length, must be multiples of, 1 unless the cache mode asks for O_DIRECT; who
+    finds that it is larger (:mod:`pykvm.devices.virtio_blk.direct`) sets it;
     ``blocks`` what is good for it, and ``allocation`` what can be done about its space;
     ``room`` is the folder in which the guest's writes need space, or "": they
     need it where the image is. ``notice`` is a sentence for the user, or "".
     ``sync_error`` is the errno of the sync after which none succeeds any more, or 0.
 
     Whoever writes a part of an aligned block has to read and write back the
-    rest of it. Where that can be, all writes hold ``edge_lock``.
+    rest of it. Where that can be, all writes hold ``edge_lock``; where it may
+    come to be (``edges``), zeroes do, which need not be of whole blocks.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class Image:
         try:
             self.size = _size(self.path, self.fd)
             self.max_transfer = max_transfer(self.fd)
-            self.alignment = _alignment(self.path, self.fd, self.size, cache)
+            self.alignment, self._certain = _alignment(self.path, self.fd, self.size, cache)
             self.blocks = host_blocks(self.fd)
             self.allocation = Allocation(self.fd)
             lock(self.fd, self.path, readonly)
@@ -86,6 +89,11 @@ class Image:
     def capacity(self) -> int:
         """The size in sectors of 512 bytes."""
         return self.size // SECTOR_SIZE
+
+    @property
+    def edges(self) -> bool:
+        """May there be blocks larger than a sector, or come to be?"""
+        return self.alignment > SECTOR_SIZE or not self._certain
 
     def sync(self) -> int:
         """Put every completed write on stable storage; an errno, or 0. From any thread.
@@ -254,10 +262,10 @@ def _check_device_size(path: str, fd: int, size: int) -> None:
         )
 
 
-def _alignment(path: str, fd: int, size: int, cache: CacheMode) -> int:
+def _alignment(path: str, fd: int, size: int, cache: CacheMode) -> DirectAlignment:
     if not cache.direct:
-        return 1
-    alignment = direct_alignment(fd)
+        return DirectAlignment(1, True)
+    alignment, certain = direct_alignment(fd)
     if not alignment:
         raise _no_direct(path, cache)
     if size % alignment:
@@ -266,7 +274,7 @@ def _alignment(path: str, fd: int, size: int, cache: CacheMode) -> int:
             f"is not a multiple of the host's blocks of {alignment} bytes",
             f"use cache={_buffered(cache)}, or pad it: truncate -s %{alignment} {path}",
         )
-    return alignment
+    return DirectAlignment(alignment, certain)
 
 
 def _notice(path: str, fd: int, alignment: int) -> str:

@@ -10,11 +10,12 @@ syncs of files in the host's page cache     :meth:`Image.sync` alone may judge w
                                             succeeded, and makes them one by one
 what O_DIRECT refuses, unaligned            has to bounce (:mod:`pykvm.devices.virtio_blk.direct`)
 writes to blocks larger than a sector,      have to hold ``Image.edge_lock``
-zeroes too
+zeroes where blocks may be larger
 discards and zeroes on block devices, and   are ioctls, or many writes
 where the filesystem has none of them
 durable zeroes                              are followed by a sync
 what comes back with EINTR or EAGAIN        a thread waits where the ring did not
+what O_DIRECT refuses with EINVAL           was less aligned than the host wants after all
 ==========================================  ====================================================
 
 With O_DIRECT a flush is IORING_OP_FSYNC, and a durable write has RWF_DSYNC: a
@@ -85,6 +86,7 @@ class IoUringEngine:
     _direct: bool
     _unaligned: int
     _writes: bool
+    _zeroes: bool
     _waiting: deque[Operation]
     _executing: list[Operation | None]
     _free: list[int]
@@ -113,10 +115,9 @@ class IoUringEngine:
         self._fd = image.fd
         self._memory = ram.bytes  # which must stay where it is
         self._base = address_of(ram.bytes)
-        cache = image.cache
-        self._direct = cache.direct
-        self._unaligned = image.alignment - 1
-        self._writes = not cache.direct or image.alignment <= SECTOR_SIZE
+        self._direct = image.cache.direct
+        self._zeroes = not image.edges
+        self._learn()
         self._waiting = deque()
         # By tag; the first is the watch's, for which there must be room too.
         self._executing = [None] * entries
@@ -159,7 +160,7 @@ class IoUringEngine:
             ranged = operation.kind >= VIRTIO_BLK_T_DISCARD
             if result >= 0:
                 operation.moved = operation.length if ranged else result
-            elif result in (-errno.EINTR, -errno.EAGAIN) or (ranged and -result in NOT_HERE):
+            elif self._elsewhere(-result, ranged):
                 threads.submit((operation,))
                 continue
             else:
@@ -169,6 +170,7 @@ class IoUringEngine:
         others = not threads.idle
         if others and not self._watching:
             done += threads.completions()
+            self._learn()
         if others or self._waiting or ring.pending:
             self._start()
         self._done = []
@@ -205,6 +207,18 @@ class IoUringEngine:
         self._free.append(tag)
         return operation
 
+    def _elsewhere(self, error: int, ranged: bool) -> bool:
+        """Is what failed in the ring to be tried by a thread?"""
+        if error in (errno.EINTR, errno.EAGAIN):
+            return True
+        return error in NOT_HERE if ranged else error == errno.EINVAL and self._direct
+
+    def _learn(self) -> None:
+        """What O_DIRECT wants, as far as it is known by now."""
+        alignment = self._image.alignment
+        self._unaligned = alignment - 1
+        self._writes = not self._direct or alignment <= SECTOR_SIZE
+
     def _suits(self, operation: Operation) -> bool:
         """Is ``operation`` one for the ring?"""
         if operation.kind == VIRTIO_BLK_T_FLUSH:
@@ -224,7 +238,7 @@ class IoUringEngine:
     def _mode(self, operation: Operation) -> int:
         """How fallocate executes a DISCARD or WRITE_ZEROES; 0: the ring cannot."""
         discard = operation.kind == VIRTIO_BLK_T_DISCARD
-        if not discard and (operation.durable or not self._writes):
+        if not discard and (operation.durable or not self._zeroes):
             return 0
         return self._image.allocation.mode(discard, operation.unmap)
 

@@ -5,7 +5,7 @@ import mmap
 import os
 from contextlib import nullcontext
 
-from pykvm.devices.virtio_blk.constants import SECTOR_SIZE, VIRTIO_BLK_T_DISCARD
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_DISCARD
 from pykvm.devices.virtio_blk.direct import DirectIo
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.operation import Operation
@@ -21,7 +21,7 @@ class RangeIo:
         """``direct`` writes to an image with O_DIRECT; it stays the caller's."""
         self._image = image
         self._direct = direct
-        self._alone = image.edge_lock if image.alignment > SECTOR_SIZE else nullcontext()
+        self._alone = image.edge_lock if image.edges else nullcontext()
         self._stopped = False
         self._zeros: memoryview | None = None
 

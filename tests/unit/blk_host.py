@@ -30,6 +30,49 @@ def loop_device(backing: Path, block: int = 512, readonly: bool = False) -> Iter
         subprocess.run([losetup, "--detach", device], check=True, timeout=patience())
 
 
+@contextmanager
+def filesystem(folder: Path, block: int) -> Iterator[Path]:
+    """A fresh filesystem on a device with logical blocks of ``block`` bytes."""
+    mke2fs = shutil.which("mke2fs")
+    if mke2fs is None:
+        pytest.skip("mke2fs is missing")
+    backing, mounted = folder / "backing", folder / "mounted"
+    with backing.open("wb") as file:
+        file.truncate(8 << 20)
+    mounted.mkdir()
+    with loop_device(backing, block) as device:
+        subprocess.run(
+            [mke2fs, "-q", "-t", "ext4", "-b", "4096", device], check=True, timeout=patience()
+        )
+        with _mount(mounted, device):
+            yield mounted
+
+
+@contextmanager
+def overlay_of(folder: Path, below: Path) -> Iterator[Path]:
+    """An overlay filesystem, mounted in ``folder``, whose files are on the filesystem ``below``."""
+    merged = folder / "merged"
+    places = {name: below / name for name in ("lowerdir", "upperdir", "workdir")}
+    for place in (merged, *places.values()):
+        place.mkdir()
+    options = ",".join(f"{name}={place}" for name, place in places.items())
+    with _mount(merged, "overlay", "-t", "overlay", "-o", options):
+        yield merged
+
+
+@contextmanager
+def _mount(place: Path, *arguments: str) -> Iterator[None]:
+    mount = subprocess.run(
+        ["mount", *arguments, place], capture_output=True, check=False, timeout=20
+    )
+    if mount.returncode:
+        pytest.skip(f"no mount here: {mount.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True, timeout=patience())
+
+
 def require_direct(folder: Path) -> None:
     """Skip where the filesystem of ``folder`` has no O_DIRECT."""
     probe = folder / "probe"

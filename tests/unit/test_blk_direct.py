@@ -292,6 +292,62 @@ def test_an_error_at_an_edge_is_the_operations(
     assert path.read_bytes() == bytes(memory.ram.bytes[:4096]) + content[4096:]
 
 
+# -- blocks that are larger than they seemed ---------------------------------
+
+
+@pytest.mark.parametrize("first", [IN, OUT])
+@pytest.mark.parametrize("block", [1024, 4096])
+def test_a_refused_transfer_tells_of_larger_blocks(
+    path: Path, content: bytes, memory: GuestMemory, block: int, first: int
+) -> None:
+    """EINVAL once, and from then on everybody knows."""
+    with strict_image(path, block) as (image, host):
+        image.alignment = 512
+        io, other = DirectIo(image, memory.ram), DirectIo(image, memory.ram)
+        assert io.move(operation(first, 512, [(512, 512)])) == 512
+        assert (image.alignment, image.edges) == (block, True)
+        host.calls.clear()
+        assert other.move(operation(OUT, 3 * 512, [(512, 512)])) == 512
+        assert all(length % block == offset % block == 0 for _, offset, length in host.calls)
+        assert other.write(memory.ram.bytes[:512], 8704) == 512
+        new = bytes(memory.ram.bytes[512:1024])
+        start = bytes(memory.ram.bytes[:512])
+    disk = bytearray(content)
+    if first == OUT:
+        disk[512:1024] = new
+    disk[1536:2048] = new
+    disk[8704:9216] = start
+    assert path.read_bytes() == disk
+
+
+def test_what_no_block_size_mends_stays_refused(
+    path: Path, content: bytes, memory: GuestMemory
+) -> None:
+    with strict_image(path, 1 << 30) as (image, _):
+        image.alignment = 512
+        io = DirectIo(image, memory.ram)
+        for kind in (IN, OUT):
+            with pytest.raises(OSError, match="not aligned"):
+                io.move(operation(kind, 512, [(512, 512)]))
+        assert image.alignment == 512
+    assert path.read_bytes() == content
+
+
+def test_a_part_of_the_last_block_makes_no_file_larger(
+    path: Path, content: bytes, memory: GuestMemory
+) -> None:
+    os.truncate(path, SIZE - 512)
+    with strict_image(path, 4096) as (image, _):
+        image.alignment = 512
+        io = DirectIo(image, memory.ram)
+        with pytest.raises(OSError, match="larger"):
+            io.move(operation(OUT, SIZE - 1024, [(0, 512)]))
+        assert io.move(operation(OUT, SIZE - 8192, [(0, 512)])) == 512
+        assert io.move(operation(IN, SIZE - 1024, [(1024, 512)])) == 512
+        assert memory.ram.bytes[1024:1536] == content[SIZE - 1024 : SIZE - 512]
+    assert path.stat().st_size == SIZE - 512
+
+
 # -- several writers ---------------------------------------------------------
 
 

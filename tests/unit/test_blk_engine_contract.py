@@ -19,11 +19,13 @@ from pathlib import Path
 
 import pytest
 from blk_engines import engine_on, engines, wait
-from blk_operations import flush, operation, readable
+from blk_host import filesystem, overlay_of
+from blk_operations import flush, operation, over, readable
+from blk_ranges import ZEROES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image
+from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image, host_limits
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_IN,
@@ -104,6 +106,38 @@ def test_segments_keep_their_order(
     disk = path.read_bytes()
     assert disk == content[:524288] + expected
     assert got == disk[1024 : 1024 + 524288]
+
+
+def test_blocks_that_are_larger_than_they_seemed(
+    factory: EngineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Holes of an overlay say nothing of the disk that will hold them, of blocks of 4096."""
+    monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: 0)
+    with filesystem(tmp_path, block=4096) as below, overlay_of(tmp_path, below) as folder:
+        path = folder / "disk"
+        with path.open("wb") as file:
+            file.truncate(SIZE)
+        with made(factory, path, CacheMode.NONE) as (engine, ram, image):
+            assert (image.alignment, image.edges) == (512, True)
+            disk = bytearray(SIZE)
+            batch = []
+            for sector, count in ((1, 1), (8, 8), (31, 2), (64, 64)):
+                batch.append(operation(OUT, 512 * sector, [(512 * sector, 512 * count)]))
+                part = slice(512 * sector, 512 * (sector + count))
+                disk[part] = ram.bytes[part]
+            batch.append(over(ZEROES, 512 * 66, 1024, unmap=True))
+            disk[512 * 66 : 512 * 68] = bytes(1024)
+            for op in batch:
+                engine.submit([op])
+                wait(engine, 1)
+            assert results(batch) == [(0, op.length) for op in batch]
+            assert image.alignment == 4096
+            read = operation(IN, 512, [(1 << 20, SIZE // 2)])
+            engine.submit([read])
+            wait(engine, 1)
+            assert results([read]) == [(0, SIZE // 2)]
+            assert ram.bytes[1 << 20 :][: SIZE // 2] == disk[512 : 512 + SIZE // 2]
+        assert path.read_bytes() == disk
 
 
 def test_what_is_not_aligned(

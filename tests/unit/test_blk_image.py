@@ -3,19 +3,17 @@
 import errno
 import fcntl
 import os
-import shutil
 import socket
 import struct
-import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from blk_host import loop_device, require_direct
-from patience import patience
+from blk_host import filesystem, loop_device, overlay_of, require_direct
 
+import pykvm.libc
 from pykvm.devices.virtio_blk import CacheMode, Image, host_limits
 from pykvm.errors import UsageError
 
@@ -287,6 +285,7 @@ def test_a_file_is_asked_for_its_alignment(
 ) -> None:
     require_direct(path.parent)
     monkeypatch.setattr(host_limits, "_queue_limit", lambda device, name: 0)
+    monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: 0)
     accept_multiples_of(monkeypatch, block)
     image = Image(path, cache=CacheMode.NONE)
     assert image.alignment == block
@@ -295,6 +294,7 @@ def test_a_file_is_asked_for_its_alignment(
 
 def test_no_alignment_suits_a_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require_direct(path.parent)
+    monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: 0)
     accept_multiples_of(monkeypatch, 1 << 30)
     assert "does not support O_DIRECT" in refusal(path, cache=CacheMode.NONE)
 
@@ -309,8 +309,13 @@ def test_a_bad_first_sector_is_the_guests_to_find(
     image.close()
 
 
-def test_a_hole_does_not_hide_the_devices_block_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [False, True])
+def test_a_hole_does_not_hide_the_devices_block_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
     """A file of holes, as new images are, on a filesystem whose device has blocks of 4096."""
+    if not told:
+        monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: 0)
     with filesystem(tmp_path, block=4096) as folder:
         path = folder / "disk"
         with path.open("wb") as file:
@@ -324,26 +329,51 @@ def test_a_hole_does_not_hide_the_devices_block_size(tmp_path: Path) -> None:
         assert "cache=writeback" in message
 
 
-@contextmanager
-def filesystem(folder: Path, block: int) -> Iterator[Path]:
-    """A fresh filesystem on a device with logical blocks of ``block`` bytes."""
-    mke2fs = shutil.which("mke2fs")
-    if mke2fs is None:
-        pytest.skip("mke2fs is missing")
-    backing, mounted = folder / "backing", folder / "mounted"
-    with backing.open("wb") as file:
-        file.truncate(8 << 20)
-    mounted.mkdir()
-    with loop_device(backing, block) as device:
-        subprocess.run(
-            [mke2fs, "-q", "-t", "ext4", "-b", "4096", device], check=True, timeout=patience()
-        )
-        mount = subprocess.run(
-            ["mount", device, mounted], capture_output=True, check=False, timeout=patience()
-        )
-        if mount.returncode:
-            pytest.skip(f"no mount here: {mount.stderr.decode().strip()}")
-        try:
-            yield mounted
-        finally:
-            subprocess.run(["umount", mounted], check=True, timeout=patience())
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("hole", [0, 1 << 16])
+def test_data_are_asked_where_no_device_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool, hole: int
+) -> None:
+    """An overlay has no device: the block size shows where there are data, not in a hole."""
+    if not told:
+        monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: 0)
+    with filesystem(tmp_path, block=4096) as below, overlay_of(tmp_path, below) as folder:
+        path = folder / "disk"
+        with path.open("wb") as file:
+            file.truncate(1 << 20)
+            file.seek(hole)
+            file.write(b"x" * 16384)
+            os.fsync(file.fileno())
+        with closing(Image(path, cache=CacheMode.NONE)) as image:
+            assert image.alignment == 4096
+
+
+def test_what_the_kernel_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """statx(2), STATX_DIOALIGN: the larger alignment of memory and offsets, where there is one."""
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(1 << 16))
+    require_direct(tmp_path)
+    answers = {(0x2000, 4, 512): 512, (0x2000, 8192, 512): 8192, (0x2000, 4, 16384): 16384}
+    for (mask, memory, offset), expected in answers.items():
+        state(monkeypatch, mask, memory, offset)
+        with closing(Image(path, cache=CacheMode.NONE)) as image:
+            assert image.alignment == expected
+            assert image.edges == (expected > 512)
+    for mask, memory, offset in ((0, 4, 16384), (0x2000, 0, 0)):
+        state(monkeypatch, mask, memory, offset)
+        with closing(Image(path, cache=CacheMode.NONE)) as image:
+            assert image.alignment <= 4096
+
+
+def state(monkeypatch: pytest.MonkeyPatch, mask: int, memory: int, offset: int) -> None:
+    """A kernel whose statx says this."""
+
+    def system_call(number: int, *arguments: object) -> int:
+        assert number == 332
+        answer = arguments[-1]
+        assert isinstance(answer, bytearray)
+        struct.pack_into("I", answer, 0, mask)
+        struct.pack_into("II", answer, 0x98, memory, offset)
+        return 0
+
+    monkeypatch.setattr(pykvm.libc, "system_call", system_call)
