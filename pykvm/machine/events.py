@@ -73,6 +73,13 @@ class Shutdown(Event):
 Listener = Callable[[Event], None]
 
 
+class _Registration:
+    """One call of :meth:`Announcer.listen`, unlike every other one."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+
+
 class Announcer:
     """Delivers events to listeners, one after another, in a thread of its own.
 
@@ -85,7 +92,7 @@ class Announcer:
         self._events: SimpleQueue[Event | threading.Event | None] = SimpleQueue()
         self._lock = threading.Lock()
         # Replaced, never changed: announce looks at it without the lock.
-        self._listeners: tuple[Listener, ...] = ()
+        self._registered: tuple[_Registration, ...] = ()
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -95,7 +102,7 @@ class Announcer:
         A guest may make its disk fail faster than anybody listens; what it
         cannot do is fill our memory.
         """
-        if not self._listeners:
+        if not self._registered:
             return
         if may_be_lost(event, self._events.qsize()):
             return
@@ -105,10 +112,13 @@ class Announcer:
         """Deliver what happens from now on to ``listener`` too; a function that ends this.
 
         When that returns, ``listener`` has been told all that was announced
-        before, and is not called any more (unless it called the function).
+        before, and is not called any more (unless it called the function). A
+        listener may be given several times: each has a function of its own
+        that ends it.
         """
+        registration = _Registration(listener)
         with self._lock:
-            self._listeners += (listener,)
+            self._registered += (registration,)
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._run, name="events", daemon=True)
                 self._thread.start()
@@ -116,7 +126,8 @@ class Announcer:
         def forget() -> None:
             self.flush()
             with self._lock:
-                self._listeners = tuple(one for one in self._listeners if one is not listener)
+                left = tuple(one for one in self._registered if one is not registration)
+                self._registered = left
             self.flush()
 
         return forget
@@ -145,6 +156,17 @@ class Announcer:
             thread.join()
 
     def _run(self) -> None:
+        try:
+            self._deliver_all()
+        finally:
+            with self._lock:
+                self._closed = True  # nobody waits for this thread from now on
+            while not self._events.empty():
+                item = self._events.get()
+                if isinstance(item, threading.Event):
+                    item.set()
+
+    def _deliver_all(self) -> None:
         over = False
         while (item := self._events.get()) is not None:
             if isinstance(item, threading.Event):
@@ -154,9 +176,9 @@ class Announcer:
                 self._deliver(item)
 
     def _deliver(self, event: Event) -> None:
-        for listener in self._listeners:
+        for registration in self._registered:
             try:
-                listener(event)
+                registration.listener(event)
             except BaseException as error:
                 self._on_failure(error)
 

@@ -4,7 +4,7 @@ import errno
 import threading
 
 import pytest
-from patience import PATIENCE
+from patience import PATIENCE, ends, goes_on, in_thread
 
 from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.machine.events import (
@@ -132,6 +132,46 @@ def test_a_guest_cannot_fill_the_memory_with_errors(announcer):
     assert MAX_BACKLOG <= len(heard) <= MAX_BACKLOG + 3
     assert heard[-2] == stopping
     assert isinstance(heard[-1], Stop)
+
+
+def test_a_listener_given_twice_hears_twice_and_is_forgotten_once(announcer):
+    heard: list[Event] = []
+    listener = heard.append
+    forget = announcer.listen(listener)
+    again = announcer.listen(listener)
+    announcer.announce(Stop())
+    forget()
+    forget()
+    announcer.announce(Stop())
+    announcer.flush()
+    assert len(heard) == 3
+    again()
+    announcer.announce(Stop())
+    announcer.close()
+    assert len(heard) == 3
+
+
+def test_nobody_waits_for_a_thread_that_a_bug_has_ended(monkeypatch):
+    def buggy(error: BaseException) -> None:
+        raise error
+
+    def listener(event: Event) -> None:
+        held.wait(PATIENCE)
+        raise ZeroDivisionError
+
+    bugs: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", bugs.append)
+    held = threading.Event()
+    announcer = Announcer(buggy)
+    announcer.listen(listener)
+    announcer.announce(Stop())
+    waiting = in_thread(announcer.flush)
+    assert goes_on(waiting)
+    held.set()
+    assert ends(waiting)
+    assert ends(in_thread(announcer.flush))
+    assert ends(in_thread(announcer.close))
+    assert bugs[0].exc_type is ZeroDivisionError
 
 
 def test_after_the_end_nobody_is_told(announcer):
