@@ -22,7 +22,8 @@ def show_thread_name(name: str) -> None:
     begins with the visible name of the one that started it.
     """
     # Not by /proc: a process that has confined itself (pykvm/cli/sandbox) opens nothing any more.
-    prctl(_PR_SET_NAME, name.encode()[:15] + b"\0")
+    # A name may have a path in it, whose bytes need not be UTF-8.
+    prctl(_PR_SET_NAME, os.fsencode(name)[:15] + b"\0")
 
 
 def run_on(cpus: Collection[int]) -> None:

@@ -383,8 +383,10 @@ class VirtioBlk:
 
     def _failed(self, error: BaseException) -> None:
         self.failure = error
-        self._broken(f"a bug in the virtio-blk device: {error!r}")
-        self._on_failure(error)
+        try:
+            self._broken(f"a bug in the virtio-blk device: {error!r}")
+        finally:
+            self._on_failure(error)
 
 
 def _throttle(limits: RateLimits) -> Throttle | None:

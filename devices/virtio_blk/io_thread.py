@@ -22,6 +22,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 from pykvm.devices.virtio_blk.polling import AdaptivePolling
@@ -193,16 +194,17 @@ class IoThread:
             os.eventfd_write(self._control, 1)
 
     def _run(self) -> None:
-        show_thread_name(self._thread.name)
         try:
+            show_thread_name(self._thread.name)
             run_on(self._cpus)
             self._serve()
         except BaseException as error:
             self._on_failure(error)
         finally:
             try:
-                for service in self._by_kick.values():
-                    service.quiesce()
+                with ExitStack() as stack:  # each, whatever becomes of the others
+                    for service in self._by_kick.values():
+                        stack.callback(service.quiesce)
             finally:
                 with self._state:
                     self._ended = True

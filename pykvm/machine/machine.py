@@ -135,6 +135,7 @@ class Machine:
             # Input must not arrive, and be echoed, before the guest has turned echo off.
             console_waits=guest.is_bundle and config.console is ConsoleMode.PIPE,
         )
+        self.board.console.on_failure = self.board.channel.on_failure = self._failed
         stack.callback(self.board.close)
         for disk in config.disks:
             self._add_disk(disk, platform)

@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from pykvm.errors import HostError
+
 
 class Alarm:
     """Calls ``ring()`` from a thread of its own when the time set has come.
@@ -20,14 +22,16 @@ class Alarm:
         self._thread: threading.Thread | None = None
 
     def set(self, when: float) -> None:
-        """Ring at ``when`` on the clock of time.monotonic(); at once if that has passed."""
+        """Ring at ``when`` on the clock of time.monotonic(); at once if that has passed.
+
+        HostError if there is no thread.
+        """
         with self._changed:
             if self._closed or self._when == when:
                 return
             self._when = when
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="uart-pace", daemon=True)
-                self._thread.start()
+                self._thread = self._start()
             self._changed.notify()
 
     def close(self) -> None:
@@ -37,6 +41,17 @@ class Alarm:
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="uart-pace", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            raise HostError(
+                "the host has no thread for the pace of the guest's console",
+                "raise the limit of processes and threads (ulimit -u)",
+            ) from None
+        return thread
 
     def _run(self) -> None:
         while self._wait():

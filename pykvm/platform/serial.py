@@ -74,6 +74,8 @@ class Uart16550:
 
     on_room: Callable[[], None] | None = None
     """Called, without the lock, when there is room again after :meth:`feed` said no."""
+    on_failure: Callable[[BaseException], None] | None = None
+    """Called with what the pacing thread met, a bug. None: it goes to threading.excepthook."""
 
     def __init__(
         self,
@@ -290,9 +292,14 @@ class Uart16550:
 
     def _resume(self) -> None:
         """The end of a pause, on the alarm's thread."""
-        with self._lock:
-            self._fill(looking=False)
-            self._update_irq()
-            room = self._has_room_again()
-        if room and self.on_room is not None:
-            self.on_room()
+        try:
+            with self._lock:
+                self._fill(looking=False)
+                self._update_irq()
+                room = self._has_room_again()
+            if room and self.on_room is not None:
+                self.on_room()
+        except BaseException as bug:
+            if self.on_failure is None:
+                raise
+            self.on_failure(bug)

@@ -76,7 +76,7 @@ class TraceFile:
         try:
             self._output.begin()
         except OSError as error:
-            self._fail(error)
+            self._give_up(reason_of(error))
         self._write_gathered()
 
     def wants(self, event: str) -> bool:
@@ -94,9 +94,8 @@ class TraceFile:
             if len(self._texts) in (1, BACKLOG):
                 self._state.notify_all()
             if self._writer is None and event not in FRAME:  # the guest runs
-                self._writer = threading.Thread(target=self._run, name="trace", daemon=True)
-                self._writer.start()
-            while len(self._texts) >= BACKLOG:
+                self._start_writer()
+            while len(self._texts) >= BACKLOG and not self.problem:
                 self._state.wait()
 
     def close(self) -> None:
@@ -114,18 +113,33 @@ class TraceFile:
         self._write_gathered()
         self._owned.close()
 
+    def _start_writer(self) -> None:
+        writer = threading.Thread(target=self._run, name="trace", daemon=True)
+        try:
+            writer.start()
+        except RuntimeError:
+            self._give_up("the host has no thread to write it")
+        else:
+            self._writer = writer
+
     def _run(self) -> None:
-        show_thread_name("trace")
-        self.begin()
-        while True:
-            with self._state:
-                self._state.wait_for(lambda: self._texts or self._closing)
-                self._state.wait_for(
-                    lambda: self._closing or len(self._texts) >= BACKLOG, PERIOD_SECONDS
-                )
-                if self._closing:
-                    return
-            self._write_gathered()
+        try:
+            show_thread_name("trace")
+            self.begin()
+            while self._gather():
+                self._write_gathered()
+        except BaseException as bug:
+            # Whoever records must not wait for this thread, which is no more.
+            self._give_up(repr(bug))
+
+    def _gather(self) -> bool:
+        """Wait until there is something to write; False at the end."""
+        with self._state:
+            self._state.wait_for(lambda: self._texts or self._closing)
+            self._state.wait_for(
+                lambda: self._closing or len(self._texts) >= BACKLOG, PERIOD_SECONDS
+            )
+            return not self._closing
 
     def _write_gathered(self) -> None:
         with self._state:
@@ -138,7 +152,9 @@ class TraceFile:
             while data:
                 data = data[os.write(self._output.fd, data) :]
         except OSError as error:
-            self._fail(error)
+            self._give_up(reason_of(error))
 
-    def _fail(self, error: OSError) -> None:
-        self.problem = f"the trace {self._path} is not complete: {reason_of(error)}"
+    def _give_up(self, reason: str) -> None:
+        with self._state:
+            self.problem = f"the trace {self._path} is not complete: {reason}"
+            self._state.notify_all()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from blk_device import IN, OK, Disk, Maker, device_threads, disks
-from patience import until
+from patience import PATIENCE, ends, in_thread, until
 
-from pykvm.devices.virtio_blk import DiskOptions, Image, SyncEngine, VirtioBlk
+from pykvm.devices.virtio_blk import DiskOptions, Image, SyncEngine, VirtioBlk, io_thread
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
@@ -122,7 +122,56 @@ def test_closing_leaves_nothing_behind(disk_path: Path) -> None:
     ram.release()
 
 
+def test_an_image_whose_name_is_not_utf_8(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xff.img"))
+    path.write_bytes(bytes(512))
+    with disks(path) as make:
+        disk = make()
+        assert disk.do(IN, 0, size=512) == (OK, bytes(512))
+        assert disk.device.pause(PATIENCE)
+
+
 # -- what goes wrong -------------------------------------------------------
+
+
+def test_a_bug_before_a_thread_serves_anything_is_not_silent(
+    make_disk: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def buggy(name: str) -> None:
+        raise ZeroDivisionError
+
+    seen: list[BaseException] = []
+    monkeypatch.setattr(io_thread, "show_thread_name", buggy)
+    disk = make_disk(on_failure=seen.append)
+    assert "ZeroDivisionError" in disk.transport.wait_broken()
+    assert disk.device.pause(PATIENCE)
+    assert ends(in_thread(disk.transport.stop_queue))
+    assert ends(in_thread(disk.transport.reset))
+    assert [type(error) for error in seen] == [ZeroDivisionError]
+
+
+def test_a_bug_is_told_of_even_if_the_driver_cannot_be(
+    make_disk: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for the end of the run must not wait for ever."""
+
+    def broken(reason: str) -> None:
+        raise OSError
+
+    class Buggy(SyncEngine):
+        def submit(self, operations: Sequence[Operation]) -> None:
+            raise ZeroDivisionError
+
+    seen: list[BaseException] = []
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    disk = make_disk(engine=Buggy, on_failure=seen.append, start=False)
+    disk.transport._broken = broken  # type: ignore[method-assign]
+    disk.transport.start()
+    disk.send(IN, 0, size=512)
+    disk.transport.submit()
+    until(lambda: seen)
+    assert ends(in_thread(disk.transport.reset))
+    assert [type(error) for error in seen] == [ZeroDivisionError]
 
 
 def test_a_broken_ring_ends_the_service_until_reset(disk: Disk) -> None:

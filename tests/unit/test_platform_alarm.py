@@ -3,8 +3,10 @@
 import threading
 import time
 
+import pytest
 from patience import patience
 
+from pykvm.errors import HostError
 from pykvm.platform.alarm import Alarm
 
 
@@ -25,4 +27,16 @@ def test_alarm_that_was_never_set_has_no_thread():
     before = threading.active_count()
     alarm = Alarm(lambda: None)
     assert threading.active_count() == before
+    alarm.close()
+
+
+def test_a_host_without_a_thread_is_told_of(monkeypatch):
+    def none_left(thread):
+        raise RuntimeError("can't start new thread")
+
+    alarm = Alarm(lambda: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        with pytest.raises(HostError, match="no thread"):
+            alarm.set(time.monotonic())
     alarm.close()

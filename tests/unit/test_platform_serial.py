@@ -237,6 +237,16 @@ def test_no_access_raises_and_answers_fit(operations):
     assert line.edges == [index % 2 == 0 for index in range(len(line.edges))]
 
 
+def test_a_bug_in_the_pacing_thread_is_told_of(line):
+    failures = []
+    line.uart.on_failure = failures.append
+    line.put(IER, IER_RDI)
+    line.uart.feed(b"ab")
+    del line.now
+    line.alarm.ring()
+    assert [type(failure) for failure in failures] == [AttributeError]
+
+
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("feed"), st.integers(0, 40)),

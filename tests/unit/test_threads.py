@@ -18,7 +18,7 @@ def visible_after(name: str) -> str:
 
     def run() -> None:
         show_thread_name(name)
-        seen.append(Path("/proc/thread-self/comm").read_text())
+        seen.append(os.fsdecode(Path("/proc/thread-self/comm").read_bytes()))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -34,6 +34,11 @@ def test_a_name_is_shown():
 
 def test_a_long_name_is_cut():
     assert visible_after("virtio-blk /tmp/disk.img") == "virtio-blk /tmp"
+
+
+def test_a_name_need_not_be_utf_8():
+    name = os.fsdecode(b"d\xff.img")
+    assert visible_after(name) == name
 
 
 def affinity_after(cpus: set[int]) -> set[int]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from patience import PATIENCE, until
+from patience import PATIENCE, ends, in_thread, until
 
 from pykvm.errors import UsageError
 from pykvm.trace import TraceFormat, TraceOptions, file
@@ -266,3 +266,37 @@ def test_queues_requests_and_operations_have_tracks_of_their_own() -> None:
     assert len(set(used)) == 7
     assert set(used) == named.keys()
     assert "queue 1 operations 1" in named.values()
+
+
+def test_a_bug_in_the_writer_keeps_nobody_waiting(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def buggy(fd: int, data: object) -> int:
+        raise ZeroDivisionError
+
+    def record() -> None:
+        for i in range(20):
+            trace.record(STOP, i, "virtio0", 0, {})
+
+    monkeypatch.setattr(file, "BACKLOG", 4)
+    trace = TraceFile(TraceOptions(path))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", buggy)
+        assert ends(in_thread(record))
+        assert ends(in_thread(record))
+    trace.close()
+    assert trace.problem == f"the trace {path} is not complete: ZeroDivisionError()"
+
+
+def test_a_host_without_a_thread_ends_the_trace_and_nothing_else(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with TraceFile(TraceOptions(path)) as trace:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", none_left)
+            trace.record(STOP, 1, "virtio0", 0, {})
+        trace.record(STOP, 2, "virtio0", 0, {})
+    assert trace.problem.endswith("not complete: the host has no thread to write it")
