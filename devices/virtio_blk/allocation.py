@@ -11,6 +11,24 @@ zeros                       FS_IOC_ZERO_RANGE       BLKZEROOUT
 
 The first two names are fallocate's FALLOC_FL_PUNCH_HOLE and FALLOC_FL_ZERO_RANGE,
 with FALLOC_FL_KEEP_SIZE, as ioctls that Linux has had since 5.5.
+
+A host that will not is no error: a discard is a wish, and zeros can be written.
+What it then says of writing them counts.
+
+=====================  =====================================================================
+what the host says     what is made of it
+=====================  =====================================================================
+EOPNOTSUPP, ENOTTY,    the filesystem, the disk or the kernel does not know how: it is not
+ENOSYS, ENODEV         asked again
+EINVAL                 not this range: too finely cut for a network or cluster filesystem, or
+                       beyond the end of a block device that shrank
+EBUSY                  not now: somebody else uses the file, as on some cluster filesystems
+EPERM, EACCES,         it must not be changed in this way: sealed, immutable or append-only,
+ETXTBSY                or space that is swapped to
+EREMOTEIO              the disk knew the command and refused it
+any other              an error: of the disk, or a lack of space, which splitting an extent
+                       takes
+=====================  =====================================================================
 """
 
 import errno
@@ -32,14 +50,18 @@ _SPACE_RESV = Struct("hhqqiI16x")  # l_type, l_whence, l_start, l_len, l_sysid, 
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16  # fallocate's modes
 
-NOT_HERE: Final = frozenset((errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.ENODEV))
-"""The host, its filesystem or its disk does not know how."""
+_NEVER: Final = frozenset((errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.ENODEV))
+_NOT_THIS: Final = frozenset(
+    (errno.EINVAL, errno.EBUSY, errno.EPERM, errno.EACCES, errno.ETXTBSY, errno.EREMOTEIO)
+)
+REFUSALS: Final = _NEVER | _NOT_THIS
+"""With these the host says that it will not, and not that something went wrong."""
 
 
 class Allocation:
     """The space of an open image. Any thread, several at once.
 
-    What the host has once said that it cannot do is not asked for again.
+    What the host has once said that it can never do is not asked for again.
     """
 
     def __init__(self, fd: int) -> None:
@@ -84,7 +106,7 @@ class Allocation:
     def mode(self, discard: bool, unmap: bool) -> int:
         """The mode with which fallocate does one or the other; 0: it does not, as far as is known.
 
-        Who calls it by itself asks here afterwards for what failed with one of NOT_HERE.
+        Who calls it by itself asks here afterwards for what failed with one of REFUSALS.
         """
         if self._block:
             return 0
@@ -93,7 +115,7 @@ class Allocation:
         return 0 if discard or _FS_IOC_ZERO_RANGE in self._refused else _ZERO_RANGE | _KEEP_SIZE
 
     def _ask(self, request: int, offset: int, length: int) -> int:
-        """An ioctl for a range; an errno, or 0. EOPNOTSUPP stands for all that mean it."""
+        """An ioctl for a range; an errno, or 0. EOPNOTSUPP stands for all of REFUSALS."""
         if request in self._refused:
             return errno.EOPNOTSUPP
         if self._block:
@@ -106,8 +128,9 @@ class Allocation:
             except InterruptedError:
                 continue
             except OSError as error:
-                if error.errno not in NOT_HERE:
+                if error.errno not in REFUSALS:
                     return error.errno or errno.EIO
-                self._refused.add(request)
+                if error.errno in _NEVER:
+                    self._refused.add(request)
                 return errno.EOPNOTSUPP
             return 0

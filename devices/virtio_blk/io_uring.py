@@ -35,7 +35,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from pykvm.devices.virtio_blk.allocation import NOT_HERE
+from pykvm.devices.virtio_blk.allocation import REFUSALS
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SIZE,
     VIRTIO_BLK_T_DISCARD,
@@ -211,7 +211,7 @@ class IoUringEngine:
         """Is what failed in the ring to be tried by a thread?"""
         if error in (errno.EINTR, errno.EAGAIN):
             return True
-        return error in NOT_HERE if ranged else error == errno.EINVAL and self._direct
+        return error in REFUSALS if ranged else error == errno.EINVAL and self._direct
 
     def _learn(self) -> None:
         """What O_DIRECT wants, as far as it is known by now."""

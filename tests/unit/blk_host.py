@@ -63,7 +63,7 @@ def overlay_of(folder: Path, below: Path) -> Iterator[Path]:
 @contextmanager
 def _mount(place: Path, *arguments: str) -> Iterator[None]:
     mount = subprocess.run(
-        ["mount", *arguments, place], capture_output=True, check=False, timeout=20
+        ["mount", *arguments, place], capture_output=True, check=False, timeout=patience()
     )
     if mount.returncode:
         pytest.skip(f"no mount here: {mount.stderr.decode().strip()}")

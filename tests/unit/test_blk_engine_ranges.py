@@ -128,6 +128,41 @@ def test_a_host_that_can_neither(
     assert path.read_bytes() == zeroed(*RANGES)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [errno.EINVAL, errno.EBUSY, errno.EPERM, errno.EACCES, errno.ETXTBSY, errno.EREMOTEIO],
+)
+def test_a_host_that_will_not_this_time(
+    factory: EngineFactory,
+    path: Path,
+    cache: CacheMode,
+    monkeypatch: pytest.MonkeyPatch,
+    error: int,
+) -> None:
+    """Zeros are written, discards do nothing, and the next range is asked for again."""
+    with made(factory, path, cache) as (engine, _, _):
+        asked = refuse(monkeypatch, error)
+        for _ in range(2):
+            asked.clear()
+            batch = [over(ZEROES, *part, unmap=True) for part in RANGES]
+            batch.append(over(DISCARD, 1 << 21, 1 << 20))
+            assert run(engine, batch) == [(0, op.length) for op in batch]
+            assert len(asked) == 2 * len(RANGES) + 1
+    assert path.read_bytes() == zeroed(*RANGES)
+
+
+def test_an_image_that_must_not_be_changed_says_so(factory: EngineFactory) -> None:
+    """A sealed file, for one: the wish is granted by doing nothing, zeroes are an error."""
+    fd = os.memfd_create("disk", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, CONTENT)
+    with made(factory, f"/proc/self/fd/{fd}") as (engine, _, _):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        assert run(engine, [over(DISCARD, 0, 4096)]) == [(0, 4096)]
+        assert run(engine, [over(ZEROES, 0, 4096)]) == [(errno.EPERM, 0)]
+    assert os.pread(fd, SIZE, 0) == CONTENT
+    os.close(fd)
+
+
 def test_durable_zeroes_are_synced_and_discards_are_not(
     factory: EngineFactory, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
