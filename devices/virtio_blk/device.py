@@ -12,6 +12,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_BLK_SIZE,
     VIRTIO_BLK_F_CONFIG_WCE,
     VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_T_IN,
 )
 from pykvm.devices.virtio_blk.engine import EngineFactory, SyncEngine
@@ -165,6 +166,10 @@ class VirtioBlk:
         if not features & VIRTIO_BLK_F_FLUSH:
             self._set_writeback(False)
         return True
+
+    def queue_count(self, features: int) -> int:
+        """See VirtioDevice. One without VIRTIO_BLK_F_MQ (§5.2.2)."""
+        return self._options.num_queues if features & VIRTIO_BLK_F_MQ else 1
 
     def activate(self, activation: Activation) -> None:
         """See VirtioDevice."""

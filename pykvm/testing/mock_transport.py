@@ -50,8 +50,8 @@ class MockTransport:
 
         ``ram`` defaults to 4 MiB at address 0, divided evenly between the
         queues; ``features`` to everything that the device offers;
-        ``queue_size`` to each queue's largest. The queues in ``disabled`` are
-        None in the activation.
+        ``queue_size`` to each queue's largest. The queues in ``disabled``, and
+        those that the features leave out, are None in the activation.
         """
         self.device = device
         self.ram = ram or Ram.flat(DEFAULT_RAM)
@@ -64,7 +64,8 @@ class MockTransport:
         self.done: dict[tuple[int, int], int] = {}
         self.active = False
         self._changed = Condition()
-        self._disabled = frozenset(disabled)
+        missing = range(device.queue_count(self.features), len(device.queue_sizes))
+        self._disabled = frozenset([*disabled, *missing])
         sizes = [min(queue_size or largest, largest) for largest in device.queue_sizes]
         self.drivers = [self._lay_out(index, size) for index, size in enumerate(sizes)]
         self.kicks = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in self.drivers]

@@ -95,6 +95,10 @@ class VirtioDevice(Protocol):
         """May the driver run with these bits? False withholds FEATURES_OK."""
         ...
 
+    def queue_count(self, features: int) -> int:
+        """How many queues there are, from queue 0 on, for a driver that runs with these bits."""
+        ...
+
     def activate(self, activation: Activation) -> None:
         """Start to serve; whatever lies in the queues already is served without a kick.
 

@@ -37,7 +37,9 @@ reset of a queue (§2.6.1)           1 only, with RING_RESET, if the queue is en
                                     returns when the queue is quiet; then size, addresses
                                     and enable may be written again, whatever the status,
                                     and a queue that is enabled after DRIVER_OK starts
-queue select                        always; out of range: reads give 0, writes nothing
+queue select                        always; out of range: reads give 0, writes nothing.
+                                    From FEATURES_OK on, queues that the features leave out
+                                    are out of range
 ==================================  ==================================================
 
 Threads: the transport serialises every call that comes from the driver. The
@@ -133,6 +135,7 @@ class TransportState:
         self.driver_feature_select = 0
         self.driver_features = 0
         self.queue_select = 0
+        self._count = len(self.queues)
         self._generation = 0
         self._config = device.config
         self.reason = ""
@@ -186,7 +189,11 @@ class TransportState:
             if bit == VIRTIO_CONFIG_S_FEATURES_OK and not self._features_agreed():
                 continue
             self._status |= bit
-            if bit == VIRTIO_CONFIG_S_DRIVER_OK:
+            if bit == VIRTIO_CONFIG_S_FEATURES_OK:
+                self._count = self.device.queue_count(self.driver_features)
+                for queue in self.queues[self._count :]:
+                    queue.clear()
+            elif bit == VIRTIO_CONFIG_S_DRIVER_OK:
                 self._activate()
 
     def reset(self) -> None:
@@ -198,6 +205,7 @@ class TransportState:
         self.device_feature_select = self.driver_feature_select = 0
         self.driver_features = 0
         self.queue_select = 0
+        self._count = len(self.queues)
         for queue in self.queues:
             queue.clear()
 
@@ -248,7 +256,7 @@ class TransportState:
     @property
     def queue(self) -> QueueRegisters | None:
         """The selected queue, None if there is no such queue."""
-        return self.queues[self.queue_select] if self.queue_select < len(self.queues) else None
+        return self.queues[self.queue_select] if self.queue_select < self._count else None
 
     @property
     def writable_queue(self) -> QueueRegisters | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from select import select
 from struct import pack
 from threading import Event
+from typing import Any
 
 import pytest
 from blk_device import (
@@ -27,6 +28,7 @@ from patience import PATIENCE, until
 from virtio_pci_guest import DEVICE, DRIVER_OK, ISR, NOTIFY, READY, Guest
 
 from pykvm.devices.virtio_blk import Image
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_F_MQ
 from pykvm.testing.mock_driver import MockDriver
 from pykvm.testing.mock_packed import PackedDriver
 from pykvm.testing.mock_platform import MockLine, MockPlatform
@@ -68,9 +70,9 @@ class Platform(MockPlatform):
 class Driver:
     """Drives the disk at ``path``, with INTx or with MSI-X, split or packed."""
 
-    def __init__(self, path: Path, packed: bool, msix: bool) -> None:
+    def __init__(self, path: Path, packed: bool, msix: bool, **options: Any) -> None:
         self.msix = msix
-        self.device = block_device(Image(path), packed=packed)
+        self.device = block_device(Image(path), packed=packed, **options)
         self.guest = Guest(platform=Platform(), device=self.device)
 
     def start(self, without: int = 0) -> None:
@@ -219,3 +221,25 @@ def test_queues_that_do_not_exist(driver: Driver) -> None:
     driver.guest.status = 0
     driver.start()
     assert driver.do([header(OUT), TEXT], [1])[-1] == OK
+
+
+@pytest.fixture
+def two_queues(tmp_path: Path, packed: bool) -> Iterator[Driver]:
+    made = Driver(disk_file(tmp_path), packed, msix=False, num_queues=2)
+    yield made
+    made.guest.host.close()
+
+
+def test_without_multiqueue_there_is_one_queue(two_queues: Driver) -> None:
+    """§5.2.2: N is 1 if VIRTIO_BLK_F_MQ is not negotiated."""
+    guest = two_queues.guest
+    guest.place(1, 0x1000, 0x2000, 0x3000, 8)  # too early to be wrong
+    assert guest.get(0x1C, 2) == 1
+    two_queues.start(without=VIRTIO_BLK_F_MQ)
+    guest.set(0x16, 2, 1)
+    assert [guest.get(offset, 2) for offset in (0x18, 0x1C, 0x1E)] == [0, 0, 0]
+    assert [guest.get(offset, 4) for offset in (0x20, 0x28, 0x30)] == [0, 0, 0]
+    assert two_queues.do([header(OUT), TEXT], [1])[-1] == OK
+    guest.status = 0
+    guest.set(0x16, 2, 1)
+    assert guest.get(0x18, 2) > 0

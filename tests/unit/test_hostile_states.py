@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 
 from pykvm.devices.virtio_blk import DiskOptions
 from pykvm.devices.virtio_blk.constants import (
+    VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
     VIRTIO_BLK_S_UNSUPP,
@@ -139,7 +140,7 @@ class Driver(RuleBasedStateMachine):
     @rule(ring=st.booleans(), more=st.booleans(), reset=st.booleans())
     def start(self, ring: bool, more: bool, reset: bool) -> None:
         self.features = VIRTIO_F_VERSION_1 | VIRTIO_F_RING_PACKED | VIRTIO_F_IN_ORDER
-        self.features |= BLOCK_FEATURES if more else 0
+        self.features |= BLOCK_FEATURES if more else VIRTIO_BLK_F_MQ  # there are two queues
         self.features |= VIRTIO_F_RING_RESET if reset else 0
         self.features |= VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC if ring else 0
         self.rig.start(self.features)

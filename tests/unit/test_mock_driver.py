@@ -40,6 +40,9 @@ class Echo:
     def negotiated(self, features: int) -> bool:
         return bool(features & VIRTIO_F_VERSION_1)
 
+    def queue_count(self, features: int) -> int:
+        return len(self.queue_sizes)
+
     def activate(self, activation: Activation) -> None:
         self.activations += 1
         for index, queue in enumerate(activation.queues):

@@ -15,6 +15,7 @@ from virtio_pci_guest import (
     NEEDS_RESET,
     NO_VECTOR,
     NOTIFY,
+    ONE_QUEUE,
     READY,
     VERSION_HI,
     FakeDevice,
@@ -221,6 +222,22 @@ def test_impossible_rings_need_a_reset(guest: Guest, desc: int, avail: int, used
     assert not guest.platform.doorbells
     guest.status = 0
     guest.start()
+
+
+def test_queues_that_the_features_leave_out_are_none(guest: Guest) -> None:
+    guest.place(1, 0x1000, 0x2000, 0x3000, 8)
+    guest.negotiate(VIRTIO_F_VERSION_1 | ONE_QUEUE)
+    for _ in range(2):
+        guest.set(0x16, 2, 1)
+        assert [guest.get(offset, 2) for offset in (0x18, 0x1C, 0x20)] == [0, 0, 0]
+        guest.place(1, 0x1000, 0x2000, 0x3000, 8)
+    guest.place(0, 0x1000, 0x2000, 0x3000, 8)
+    guest.status = READY | DRIVER_OK
+    assert guest.status == READY | DRIVER_OK
+    assert guest.device.serving == {0}
+    guest.status = 0
+    guest.set(0x16, 2, 1)
+    assert guest.get(0x18, 2) == 8
 
 
 def test_64_bit_fields_take_halves_and_wholes(guest: Guest) -> None:

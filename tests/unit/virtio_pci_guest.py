@@ -29,6 +29,8 @@ READY = ACKNOWLEDGE | DRIVER | FEATURES_OK
 COMMON, NOTIFY, ISR, DEVICE, PCI_CFG = 1, 2, 3, 4, 5
 NO_VECTOR = 0xFFFF
 VERSION_HI = VIRTIO_F_VERSION_1 >> 32
+ONE_QUEUE = 1 << 7
+"""A feature of FakeDevice."""
 
 
 class FakeDevice:
@@ -37,6 +39,7 @@ class FakeDevice:
     device_id = 2
     features = (
         1 << 6
+        | ONE_QUEUE
         | VIRTIO_F_EVENT_IDX
         | VIRTIO_F_INDIRECT_DESC
         | VIRTIO_F_RING_PACKED
@@ -61,6 +64,9 @@ class FakeDevice:
 
     def negotiated(self, features: int) -> bool:
         return not self.picky
+
+    def queue_count(self, features: int) -> int:
+        return 1 if features & ONE_QUEUE else len(self.queue_sizes)
 
     def activate(self, activation: Activation) -> None:
         assert self.activation is None
