@@ -25,7 +25,8 @@ class Operation:
     or wrote (or discarded, or made zeros), which may be fewer than ``length`` without an error; and
     ``finished_ns`` (time.monotonic_ns). ``waits`` counts the operations that
     must be done before this one starts, and ``followers`` are those that wait
-    for this one.
+    for this one. One without members is a joint of such: nobody executes it,
+    and it is done when it may start.
     """
 
     members: list[Request]

@@ -38,7 +38,7 @@ from pykvm.devices.virtio_blk.constants import (
 )
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.options import ErrorAction
-from pykvm.devices.virtio_blk.order import extent, order, replace
+from pykvm.devices.virtio_blk.order import Unfinished, extent, order
 from pykvm.devices.virtio_blk.plan import Planner
 from pykvm.devices.virtio_blk.request import Request
 from pykvm.native import U64
@@ -74,7 +74,7 @@ class Schedule:
     _decide: Decide
     _sequence: int
     _ready: list[Operation]
-    _unfinished: dict[Operation, None]
+    _unfinished: Unfinished
     _held: list[Request]
     _trace: "QueueTrace | None"
     _detector: "ZeroDetector | None"
@@ -95,8 +95,7 @@ class Schedule:
         self._decide = decide
         self._sequence = 0
         self._ready = []
-        # Planned and not done, executing or not; a dict, because sets have no order.
-        self._unfinished = {}
+        self._unfinished = Unfinished()
         self._held = []
         self._trace = trace
         self._detector = detector
@@ -139,13 +138,13 @@ class Schedule:
         Their ``status`` is the answer, and ``error`` is 0 or the errno that it comes from.
         """
         self.executing -= 1
-        del self._unfinished[operation]
         if self._trace is not None:
             self._trace.completed(operation)
         failed = operation.error
         short = not failed and operation.moved < operation.length
         answered: Sequence[Request] = ()
         if not failed and not short and not operation.left:
+            self._unfinished.remove(operation)
             self._start_followers(operation)
             answered = self._answered(operation.members)
         elif len(operation.members) > 1:
@@ -159,6 +158,7 @@ class Schedule:
             if operation.left:
                 self._again(operation, self._planner.further(operation))
             else:
+                self._unfinished.remove(operation)
                 answered = self._answered(operation.members)
                 # After the decision: if it is to stop, these are part of what is kept.
                 self._start_followers(operation)
@@ -212,7 +212,6 @@ class Schedule:
         """Forget everything. Nothing may be executing, unless a bug left it so."""
         self.executing = 0
         for operation in self._unfinished:
-            operation.followers.clear()
             self._planner.release(operation)
         self._unfinished.clear()
         self._ready.clear()
@@ -221,21 +220,24 @@ class Schedule:
     def _plan(self, requests: Sequence[Request]) -> list[Operation]:
         operations = self._planner.plan(requests)
         self._ready += order(operations, self._unfinished)
-        self._unfinished.update(dict.fromkeys(operations))
         return operations
 
     def _again(self, operation: Operation, successors: Sequence[Operation]) -> None:
         if self._trace is not None:
             self._trace.succeeded(operation, successors)
-        replace(operation, successors)
-        self._unfinished.update(dict.fromkeys(successors))
+        self._unfinished.replace(operation, successors)
         self._ready += successors
 
     def _start_followers(self, operation: Operation) -> None:
+        follower: Operation
         for follower in operation.followers:
             follower.waits -= 1
-            if not follower.waits:
+            if follower.waits:
+                continue
+            if follower.members:
                 self._ready.append(follower)
+            else:
+                self._start_followers(follower)
         operation.followers.clear()
 
     def _answered(self, requests: Sequence[Request]) -> list[Request]:

@@ -30,12 +30,12 @@ from blk_planner_mutants import (
     TheRestIsTheWhole,
     WhatIsLeftIsForgotten,
 )
-from blk_requests import FLUSH
+from blk_requests import FLUSH, IN
 
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_OK
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.options import MergePolicy
-from pykvm.devices.virtio_blk.order import order
+from pykvm.devices.virtio_blk.order import Unfinished, order
 from pykvm.devices.virtio_blk.plan import Planner
 from pykvm.devices.virtio_blk.request import Request
 from pykvm.devices.virtio_blk.schedule import Schedule
@@ -68,7 +68,6 @@ class Ordered(Schedule):
     def _plan(self, requests: Sequence[Request]) -> list[Operation]:
         operations = self._planner.plan(requests)
         self._ready += self.order(operations)
-        self._unfinished.update(dict.fromkeys(operations))
         return operations
 
 
@@ -76,23 +75,28 @@ class OverlapsDoNotWait(Ordered):
     def order(self, operations: Sequence[Operation]) -> list[Operation]:
         order(operations, self._unfinished)
         for operation in operations:
-            for follower in [f for f in operation.followers if f.kind != FLUSH]:
-                operation.followers.remove(follower)
-                follower.waits -= 1
+            operation.followers[:] = [
+                f for f in operation.followers if f.kind == FLUSH and f.members
+            ]
+            if operation.kind != FLUSH:
+                operation.waits = 0
         return [operation for operation in operations if not operation.waits]
 
 
-class OverlapsWaitForAPieceAlone(Ordered):
+class OverlapsWaitForAPieceAlone(OverlapsDoNotWait):
     """And run before the request's last piece fails, stops the VM, and starts all pieces again."""
 
     def order(self, operations: Sequence[Operation]) -> list[Operation]:
-        order(operations, self._unfinished)
-        for one in operations:
-            end = one.offset + one.length
-            for other in [f for f in one.followers if f.kind != FLUSH]:
-                if other.offset >= end or other.offset + other.length <= one.offset:
-                    one.followers.remove(other)
-                    other.waits -= 1
+        super().order(operations)
+        for index, later in enumerate(operations):
+            for earlier in operations[:index]:
+                overlap = (
+                    earlier.offset < later.offset + later.length
+                    and later.offset < earlier.offset + earlier.length
+                )
+                if overlap and not {earlier.kind, later.kind} <= {IN, FLUSH}:
+                    earlier.followers.append(later)
+                    later.waits += 1
         return [operation for operation in operations if not operation.waits]
 
 
@@ -109,7 +113,9 @@ class WhatIsLeftOverlapsNobody(Ordered):
 
 class FlushesForgetEarlierDrains(Ordered):
     def order(self, operations: Sequence[Operation]) -> list[Operation]:
-        return order(operations, [])
+        ready = order(operations, Unfinished())
+        self._unfinished.recent.update(dict.fromkeys(operations))
+        return ready
 
 
 class FollowersWaitForTheFirstSuccessor(Schedule):
@@ -132,7 +138,7 @@ class OneBadSectorFailsTheRun(Schedule):
         if len(operation.members) == 1 or not operation.error:
             return super().finish(operation)
         self.executing -= 1
-        del self._unfinished[operation]
+        self._unfinished.remove(operation)
         for request in operation.members:
             request.error = operation.error
         self._start_followers(operation)
@@ -150,7 +156,6 @@ class TheEndOfTheFileIsTriedForEver(Schedule):
     def finish(self, operation: Operation) -> Sequence[Request]:
         if not operation.error and not operation.moved and len(operation.members) == 1:
             self.executing -= 1
-            del self._unfinished[operation]
             self._again(operation, [self._planner.rest(operation)])
             return ()
         return super().finish(operation)

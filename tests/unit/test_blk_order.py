@@ -2,23 +2,13 @@
 
 from collections.abc import Sequence
 
+import pytest
+from blk_edges import size, waits_for
 from blk_requests import FLUSH, IN, OUT, heads, planned
 
-from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.options import MergePolicy
-from pykvm.devices.virtio_blk.order import order, replace
+from pykvm.devices.virtio_blk.order import MANY, Unfinished, order
 from pykvm.devices.virtio_blk.plan import Limits
-
-
-def waits_for(operations: Sequence[Operation]) -> list[set[int]]:
-    """For each operation the indices that it waits for itself."""
-    edges: list[set[int]] = [set() for _ in operations]
-    index = {id(operation): i for i, operation in enumerate(operations)}
-    for i, operation in enumerate(operations):
-        for follower in operation.followers:
-            edges[index[id(follower)]].add(i)
-    assert [len(edge) for edge in edges] == [operation.waits for operation in operations]
-    return edges
 
 
 def ordered(
@@ -27,14 +17,14 @@ def ordered(
     limits: Limits | None = None,
 ) -> list[set[int]]:
     operations = planned(script, policy, limits)
-    ready = order(operations, [])
+    ready = order(operations, Unfinished())
     edges = waits_for(operations)
     assert ready == [op for op, edge in zip(operations, edges, strict=True) if not edge]
     return edges
 
 
 def test_nothing_to_order() -> None:
-    assert order([], []) == []
+    assert order([], Unfinished()) == []
 
 
 def test_reads_wait_for_nothing() -> None:
@@ -69,13 +59,34 @@ def test_what_overlaps_one_piece_waits_for_the_whole_request() -> None:
 
 
 def test_very_many_that_overlap_run_in_turn() -> None:
-    """A few large requests can have so many pieces that their pairs are not to be counted."""
-    script = [(OUT, 0, 3000), (IN, 0, 3000), (FLUSH, 0, 0), (OUT, 1, 1)]
-    edges = ordered(script, limits=Limits(bytes=512, pieces=3000))
-    assert len(edges) == 6002
-    assert edges[:6000] == [set(), *({index} for index in range(5999))]
-    assert edges[6000] == {5999, *range(3000)}
-    assert edges[6001] == {6000}
+    """Requests, not their pieces; a driver has no reason to send such."""
+    script = [(OUT, 0, 4), (FLUSH, 0, 0), *[(IN, 1, 2)] * 40, *[(OUT, 1, 2)] * 40, (OUT, 9, 1)]
+    edges = ordered(script, limits=Limits(bytes=1024))
+    assert edges[:5] == [set(), set(), {0, 1}, {0, 1}, {3}]
+    assert edges[5:] == [{index} for index in range(4, len(edges) - 1)]
+
+
+def test_as_many_as_some_wait_for_what_they_overlap_alone() -> None:
+    count = MANY
+    edges = ordered([*[(IN, 0, 1)] * count, *[(OUT, 0, 1)] * count])
+    assert edges[:count] == [set()] * count
+    assert edges[count:] == [set(range(index)) for index in range(count, 2 * count)]
+
+
+def test_reads_that_overlap_are_not_many() -> None:
+    edges = ordered([*[(IN, 0, 1)] * 500, (OUT, 0, 1)])
+    assert edges == [*[set()] * 500, set(range(500))]
+
+
+def test_what_is_kept_is_no_product() -> None:
+    """Of pieces or ranges of requests that overlap, nor of overlapping requests."""
+    pieces = planned([(OUT, 0, 500), (OUT, 1, 500)], limits=Limits(bytes=512, pieces=500))
+    order(pieces, Unfinished())
+    assert waits_for(pieces)[500:] == [set(range(500))] * 500
+    assert size(pieces) == 1001
+    writes = planned([(OUT, 0, 1)] * 1000)
+    order(writes, Unfinished())
+    assert size(writes) == 999
 
 
 def test_a_flush_waits_for_earlier_writes_alone() -> None:
@@ -89,29 +100,63 @@ def test_a_flush_waits_for_every_piece_and_every_merged_write() -> None:
 
 
 def test_a_flush_waits_for_writes_of_earlier_drains() -> None:
+    unfinished = Unfinished()
     earlier = planned([(OUT, 0, 1), (IN, 3, 1)])
-    order(earlier, [])
+    order(earlier, unfinished)
     later = planned([(FLUSH, 0, 0), (IN, 0, 1)])
-    assert order(later, earlier) == later[1:]
-    assert later[0].waits == 1
-    assert earlier[0].followers == [later[0]]
-    assert earlier[1].followers == []
+    assert order(later, unfinished) == later[1:]
+    assert waits_for(earlier + later) == [set(), set(), {0}, set()]
 
 
-def test_what_waits_for_an_operation_waits_for_all_that_replace_it() -> None:
+def test_a_flush_waits_for_the_flush_before_it_and_for_what_came_since() -> None:
+    """So a flush in each of many drains is no product of flushes and writes."""
+    unfinished = Unfinished()
+    operations = planned([(OUT, index, 1) for index in range(100)])
+    order(operations, unfinished)
+    for _ in range(100):
+        drain = planned([(FLUSH, 0, 0), (OUT, 1, 1)])
+        assert order(drain, unfinished) == drain[1:]
+        operations += drain
+    edges = waits_for(operations)
+    assert edges[100] == set(range(100))
+    assert edges[102::2] == [{index, index + 1} for index in range(100, 298, 2)]
+    assert list(unfinished) == operations
+
+
+def test_a_flush_waits_for_no_flush_that_may_start_itself() -> None:
+    unfinished = Unfinished()
+    (write, first) = planned([(OUT, 0, 1), (FLUSH, 0, 0)])
+    order([write, first], unfinished)
+    unfinished.remove(write)
+    write.followers.clear()
+    first.waits = 0
+    (second,) = planned([(FLUSH, 0, 0)])
+    assert order([second], unfinished) == [second]
+    unfinished.remove(first)
+    assert list(unfinished) == [second]
+
+
+@pytest.mark.parametrize("flush_before", [False, True])
+def test_what_waits_for_an_operation_waits_for_all_that_replace_it(flush_before: bool) -> None:
+    unfinished = Unfinished()
     write, flush = planned([(OUT, 0, 3), (FLUSH, 0, 0)])
-    order([write, flush], [])
+    order([write, flush] if flush_before else [write], unfinished)
     parts = planned([(OUT, 0, 1), (OUT, 1, 1), (OUT, 2, 1)])
-    replace(write, parts)
+    unfinished.replace(write, parts)
     assert write.followers == []
+    assert [part.waits for part in parts] == [0] * 3
+    if not flush_before:
+        order([flush], unfinished)
     assert flush.waits == 3
     assert [part.followers for part in parts] == [[flush]] * 3
-    assert [part.waits for part in parts] == [0] * 3
+    (last,) = planned([(FLUSH, 0, 0)])
+    order([last], unfinished)
+    assert waits_for([*parts, flush, last])[3:] == [{0, 1, 2}, {3}], "none waits twice"
 
 
 def test_an_operation_that_is_used_again_waits_for_nothing_old() -> None:
     operations = planned([(OUT, 0, 1), (OUT, 0, 1)])
-    order(operations, [])
-    assert order(operations[1:], []) == operations[1:]
-    assert order(operations[:1], []) == operations[:1]
+    order(operations, Unfinished())
+    assert order(operations[1:], Unfinished()) == operations[1:]
+    assert order(operations[:1], Unfinished()) == operations[:1]
     assert operations[0].followers == []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from blk_bench import EngineScript, Faults, Maker, Short, benches, sector_of
+from blk_edges import waits_for
 from blk_ranges import DISCARD, UNMAP, ZEROES, segments
 from blk_requests import FLUSH, IN, OUT, request_of
 from hypothesis import given
@@ -16,7 +17,7 @@ from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_OK
 from pykvm.devices.virtio_blk.faults import Access, Fault, FaultPlan
 from pykvm.devices.virtio_blk.operation import Operation
-from pykvm.devices.virtio_blk.order import order
+from pykvm.devices.virtio_blk.order import Unfinished, order
 from pykvm.devices.virtio_blk.plan import Limits, Planner
 from pykvm.devices.virtio_blk.request import Request
 from pykvm.native import longs
@@ -51,13 +52,9 @@ def planned(requests: Sequence[Request], policy: MergePolicy) -> list[Operation]
 
 def edges(operations: Sequence[Operation]) -> list[tuple[int, int]]:
     """Who waits for whom: (waits, for), by their indices."""
-    order(operations, [])
-    index = {id(operation): i for i, operation in enumerate(operations)}
-    return sorted(
-        (index[id(follower)], i)
-        for i, operation in enumerate(operations)
-        for follower in operation.followers
-    )
+    order(operations, Unfinished())
+    found = waits_for(operations)
+    return [(index, other) for index, others in enumerate(found) for other in sorted(others)]
 
 
 # -- operations ---------------------------------------------------------------
@@ -131,9 +128,10 @@ def test_neighbours_do_not_wait() -> None:
 @pytest.mark.parametrize("kind", [DISCARD, ZEROES])
 def test_a_flush_waits_for_them(kind: int) -> None:
     earlier = planned([ranges_of(0, kind, (0, 1))], MergePolicy.OFF)
-    order(earlier, [])
+    unfinished = Unfinished()
+    order(earlier, unfinished)
     later = planned([ranges_of(1, kind, (8, 1)), request_of(2, FLUSH)], MergePolicy.OFF)
-    assert order(later, earlier) == later[:1]
+    assert order(later, unfinished) == later[:1]
     assert later[1].waits == 2
 
 
@@ -241,6 +239,16 @@ def apply(disk: list[int], head: int, kind: int, start: int, end: int) -> list[i
     return []
 
 
+def started(operation: Operation, ready: list[Operation]) -> None:
+    """``operation`` is done: append to ``ready`` what may start now."""
+    for follower in operation.followers:
+        follower.waits -= 1
+        if not follower.waits and follower.members:
+            ready.append(follower)
+        elif not follower.waits:
+            started(follower, ready)
+
+
 @given(_requests, st.sampled_from(MergePolicy), st.randoms(use_true_random=False))
 def test_any_order_that_is_allowed_gives_what_the_ring_gives(
     script: list[tuple[int, list[tuple[int, int]]]], policy: MergePolicy, dice: random.Random
@@ -258,7 +266,7 @@ def test_any_order_that_is_allowed_gives_what_the_ring_gives(
             first, count = inside[0] if inside else (0, 0)
             requests.append(request_of(head, kind, first, *[512] * count))
     operations = planned(requests, policy)
-    ready = order(operations, [])
+    ready = order(operations, Unfinished())
     done = 0
     while ready:
         operation = ready.pop(dice.randrange(len(ready)))
@@ -272,9 +280,6 @@ def test_any_order_that_is_allowed_gives_what_the_ring_gives(
                 end = request.sector + request.length // 512
                 read = apply(disk, request.head, operation.kind, request.sector, end)
                 assert read == wanted[request.head]
-        for follower in operation.followers:
-            follower.waits -= 1
-            if not follower.waits:
-                ready.append(follower)
+        started(operation, ready)
     assert done == len(operations)
     assert disk == expected
