@@ -29,6 +29,7 @@ module          what it knows
 ``fault_file``  fault rules from TOML (pure)
 ``timer``       a timerfd
 ``image``       the file: opening, size, sync
+``formats``     formats that are not raw, by their first bytes (pure)
 ``host_limits`` what a host asks of one transfer
 ``lock``        QEMU's image locks
 ``service``     one queue: ring → parser → planner → engine → ring
@@ -57,6 +58,7 @@ from pykvm.devices.virtio_blk.options import (
     EngineKind,
     ErrorAction,
     ErrorPolicy,
+    ImageFormat,
     IoError,
     MergePolicy,
 )
@@ -81,6 +83,7 @@ __all__ = [
     "ErrorAction",
     "ErrorPolicy",
     "Image",
+    "ImageFormat",
     "IoError",
     "MergePolicy",
     "RateLimits",

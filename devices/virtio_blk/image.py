@@ -1,10 +1,9 @@
 """The file or block device behind a disk: opened, measured, locked, synced.
 
-Raw is the only format and is never guessed: whatever the file holds, the
-guest sees those bytes from the first to the last. (A guest can write any
-header it likes into its disk, so a format that is guessed is a way out of the
-VM.) :attr:`Image.notice` merely says so when the first bytes look like another
-format's.
+Raw is the only format: whatever the file holds, the guest sees those bytes from
+the first to the last. (A guest can write any header it likes into its disk, so a
+format that is believed is a way out of the VM.) An image that looks like another
+format's is refused unless its user insists.
 """
 
 import errno
@@ -17,6 +16,7 @@ from typing import Final
 
 from pykvm.devices.virtio_blk.allocation import Allocation
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
+from pykvm.devices.virtio_blk.formats import HEAD, advice, format_of
 from pykvm.devices.virtio_blk.host_limits import (
     DirectAlignment,
     direct_alignment,
@@ -25,18 +25,11 @@ from pykvm.devices.virtio_blk.host_limits import (
     write_protected,
 )
 from pykvm.devices.virtio_blk.lock import lock
-from pykvm.devices.virtio_blk.options import CacheMode
+from pykvm.devices.virtio_blk.options import CacheMode, ImageFormat
 from pykvm.errors import UsageError
 
 MAX_SIZE: Final = (1 << 63) - 4096
 """The most bytes that a file can have, and be a multiple of what anybody wants."""
-
-_MAGICS = (
-    (b"QFI\xfb", "qcow2"),
-    (b"KDMV", "VMDK"),
-    (b"vhdxfile", "VHDX"),
-    (b"conectix", "VHD"),
-)
 
 
 class Image:
@@ -63,8 +56,12 @@ class Image:
         path: str | Path,
         readonly: bool = False,
         cache: CacheMode = CacheMode.WRITEBACK,
+        format: ImageFormat | None = None,
     ) -> None:
-        """Open and lock ``path``; UsageError if it cannot be a disk or is in use."""
+        """Open and lock ``path``; UsageError if it cannot be a disk or is in use.
+
+        Without a ``format`` it is raw and must not look like anything else.
+        """
         self.path = str(path)
         self.cache = cache
         self.readonly = readonly
@@ -74,13 +71,15 @@ class Image:
         self._sync_lock = threading.Lock()
         self.fd = _open(self.path, readonly, cache)
         try:
-            self.size = _size(self.path, self.fd)
+            self.alignment, self._certain = _alignment(self.path, self.fd, cache)
+            if format is None:
+                _check_format(self.path, self.fd, self.alignment)
+            self.size = _size(self.path, self.fd, self.alignment, cache)
             self.max_transfer = max_transfer(self.fd)
-            self.alignment, self._certain = _alignment(self.path, self.fd, self.size, cache)
             self.blocks = host_blocks(self.fd)
             self.allocation = Allocation(self.fd)
             lock(self.fd, self.path, readonly)
-            self.notice = _notice(self.path, self.fd, self.alignment)
+            self.notice = ""
         except BaseException:
             os.close(self.fd)
             raise
@@ -239,7 +238,21 @@ def _check_kind(path: str, mode: int) -> None:
     )
 
 
-def _size(path: str, fd: int) -> int:
+def _check_format(path: str, fd: int, alignment: int) -> None:
+    with mmap.mmap(-1, max(alignment, HEAD)) as page:
+        try:
+            got = os.preadv(fd, (page,), 0)
+        except OSError:
+            return  # the guest will be told when it reads these sectors
+        name = format_of(page[:got])
+    if name:
+        raise UsageError(
+            f"{path} begins like a {name} image, and only raw images can be disks",
+            advice(name, path),
+        )
+
+
+def _size(path: str, fd: int, alignment: int, cache: CacheMode) -> int:
     size = os.lseek(fd, 0, os.SEEK_END)
     if size == 0:
         raise UsageError(
@@ -249,6 +262,12 @@ def _size(path: str, fd: int) -> int:
         raise UsageError(
             f"the size of the disk image {path}, {size} bytes, is not a multiple of {SECTOR_SIZE}",
             f"if it is a raw image, pad it: truncate -s %{SECTOR_SIZE} {path}",
+        )
+    if size % alignment:
+        raise UsageError(
+            f"the disk image {path} cannot have cache={cache.value}: its size, {size} bytes, "
+            f"is not a multiple of the host's blocks of {alignment} bytes",
+            f"use cache={_buffered(cache)}, or pad it: truncate -s %{alignment} {path}",
         )
     return size
 
@@ -262,29 +281,10 @@ def _check_device_size(path: str, fd: int, size: int) -> None:
         )
 
 
-def _alignment(path: str, fd: int, size: int, cache: CacheMode) -> DirectAlignment:
+def _alignment(path: str, fd: int, cache: CacheMode) -> DirectAlignment:
     if not cache.direct:
         return DirectAlignment(1, True)
-    alignment, certain = direct_alignment(fd)
-    if not alignment:
+    alignment = direct_alignment(fd)
+    if not alignment.size:
         raise _no_direct(path, cache)
-    if size % alignment:
-        raise UsageError(
-            f"the disk image {path} cannot have cache={cache.value}: its size, {size} bytes, "
-            f"is not a multiple of the host's blocks of {alignment} bytes",
-            f"use cache={_buffered(cache)}, or pad it: truncate -s %{alignment} {path}",
-        )
-    return DirectAlignment(alignment, certain)
-
-
-def _notice(path: str, fd: int, alignment: int) -> str:
-    with mmap.mmap(-1, max(alignment, mmap.PAGESIZE)) as page:
-        try:
-            os.preadv(fd, (page,), 0)
-        except OSError:
-            return ""  # the guest will be told when it reads these sectors
-        start = page[:8]
-    for magic, name in _MAGICS:
-        if start.startswith(magic):
-            return f"{path} begins like a {name} image; the guest sees it as it is, raw"
-    return ""
+    return alignment

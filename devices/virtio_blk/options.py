@@ -84,6 +84,13 @@ class CacheMode(Enum):
         return self is not CacheMode.UNSAFE
 
 
+class ImageFormat(Enum):
+    """What an image is (``format=``)."""
+
+    RAW = "raw"
+    """The disk's bytes, from the first to the last, whatever they look like."""
+
+
 class EngineKind(Enum):
     """What executes the operations of a disk (``engine=``)."""
 

@@ -33,7 +33,7 @@ from pykvm.devices.virtio_blk.constants import (
 from pykvm.devices.virtio_blk.engine import Engine, EngineFactory
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.operation import Operation
-from pykvm.devices.virtio_blk.options import CacheMode
+from pykvm.devices.virtio_blk.options import CacheMode, ImageFormat
 from pykvm.devices.virtio_blk.sector_map import SectorMap
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
@@ -62,7 +62,8 @@ class Snapshot(Image):
         try:
             with tempfile.TemporaryFile(dir=place) as file:
                 os.ftruncate(file.fileno(), base.size)
-                super().__init__(f"/proc/self/fd/{file.fileno()}", cache=CacheMode.UNSAFE)
+                path = f"/proc/self/fd/{file.fileno()}"
+                super().__init__(path, cache=CacheMode.UNSAFE, format=ImageFormat.RAW)
         except OSError as error:
             reason = os.strerror(error.errno or 0).lower()
             raise UsageError(

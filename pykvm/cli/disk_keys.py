@@ -12,6 +12,7 @@ from pykvm.devices.virtio_blk import (
     DiscardMode,
     EngineKind,
     ErrorPolicy,
+    ImageFormat,
     MergePolicy,
     RateLimits,
 )
@@ -167,6 +168,13 @@ def _outside(value: int, allowed: range) -> bool:
     return value not in allowed
 
 
+def _format(name: str, text: str) -> ImageFormat:
+    if text != ImageFormat.RAW.value:
+        hint = f"convert the image with qemu-img convert -O raw, or insist with {name}=raw"
+        raise UsageError(f"{name} cannot be '{text}'", hint)
+    return ImageFormat.RAW
+
+
 def _faults(name: str, text: str) -> "FaultPlan":
     if not text:
         raise UsageError(f"--disk option '{name}' needs a file", f"write {name}=FILE.toml")
@@ -192,6 +200,7 @@ _DISK_KEYS: Final = MappingProxyType(
     {
         "readonly": _switch("the guest cannot write, the file is only read (off)"),
         "snapshot": _switch("writes are dropped at the end, the file is only read (off)"),
+        "format": _DiskKey(_format, "raw", "it is raw, even if it looks like another format"),
         "serial": _DiskKey(
             lambda _, text: text, "TEXT", "what /sys/block/vda/serial shows, at most 20 characters"
         ),

@@ -3,7 +3,7 @@
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from pykvm.devices.virtio_blk import CacheMode, DiskOptions, EngineKind, IoError
+from pykvm.devices.virtio_blk import CacheMode, DiskOptions, EngineKind, ImageFormat, IoError
 from pykvm.records import record
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ class DiskConfig(DiskOptions):
     """One virtio-blk disk backed by the raw image or block device at ``path``.
 
     ``readonly`` offers VIRTIO_BLK_F_RO and opens the file for reading only;
-    ``snapshot`` only does the latter: writes go to a temporary file.
+    ``snapshot`` only does the latter: writes go to a temporary file. Without a
+    ``format`` an image that looks like another one than raw is refused.
     ``engine`` is or makes what executes the disk's operations, and ``faults``
     says which of these it is not to carry out as it should. The other options
     are DiskOptions'; docs/reference/disk-options.md tells of all.
@@ -30,6 +31,7 @@ class DiskConfig(DiskOptions):
     cache: CacheMode = CacheMode.WRITEBACK
     engine: "EngineKind | EngineFactory" = EngineKind.AUTO
     faults: "FaultPlan | None" = None
+    format: ImageFormat | None = None
 
 
 def open_image(config: DiskConfig) -> "tuple[Image, EngineFactory, str]":
@@ -40,7 +42,8 @@ def open_image(config: DiskConfig) -> "tuple[Image, EngineFactory, str]":
     """
     from pykvm.devices.virtio_blk import Image, choose
 
-    image = Image(config.path, config.readonly or config.snapshot, config.cache)
+    readonly = config.readonly or config.snapshot
+    image = Image(config.path, readonly, config.cache, config.format)
     try:
         engine, reason = choose(image, config.engine)
         if config.snapshot and not config.readonly:

@@ -60,6 +60,17 @@ def test_a_bad_value_is_a_usage_error(tmp_path):
 
 
 @pytest.mark.kvm
+def test_what_looks_like_another_format_is_refused_unless_it_is_meant(bare_kernel, disks):
+    disks[0].write_bytes(b"QFI\xfb\0\0\0\3".ljust(4096, b"\0"))
+    done = boot(bare_kernel, "--disk", f"{disks[0]}")
+    assert done.returncode == 2
+    assert f"{disks[0]} begins like a qcow2 image".encode() in done.stderr
+    assert b"format=raw" in done.stderr
+    done = boot(bare_kernel, "--disk", f"{disks[0]},format=raw")
+    assert (done.returncode, done.stderr) == (3, b"")
+
+
+@pytest.mark.kvm
 def test_statistics_on_standard_error_are_a_line_for_each_disk(bare_kernel, disks):
     given = [word for path in disks for word in ("--disk", str(path))]
     done = boot(bare_kernel, *given, "--stats", "-")

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 from blk_host import filesystem, loop_device, overlay_of, require_direct
+from hypothesis import given
+from hypothesis import strategies as st
 
 import pykvm.libc
-from pykvm.devices.virtio_blk import CacheMode, Image, host_limits
+from pykvm.devices.virtio_blk import CacheMode, Image, ImageFormat, host_limits
+from pykvm.devices.virtio_blk.formats import format_of
 from pykvm.errors import UsageError
 
 
@@ -23,6 +26,15 @@ def path(tmp_path: Path) -> Path:
     file = tmp_path / "disk"
     file.write_bytes(bytes(4096))
     return file
+
+
+@pytest.fixture
+def block_device(tmp_path: Path) -> Iterator[str]:
+    """A loop device of 64 KiB."""
+    backing = tmp_path / "backing"
+    backing.write_bytes(bytes(65536))
+    with loop_device(backing) as device:
+        yield device
 
 
 DIRECT = [CacheMode.NONE, CacheMode.DIRECTSYNC]
@@ -135,23 +147,57 @@ def test_nothing_stays_open_after_a_refusal(path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_format_is_noticed_but_not_believed(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.write(b"QFI\xfb\0\0\0\3")
-    image = Image(path)
-    assert image.size == 4096
-    assert "qcow2" in image.notice
-    assert "raw" in image.notice
-    image.close()
+FORMATS = {
+    b"QFI\xfb\0\0\0\1": "qcow",
+    b"QFI\xfb\0\0\0\2": "qcow2",
+    b"QFI\xfb\0\0\0\3": "qcow2",
+    b"QED\0": "QED",
+    b"KDMV": "VMDK",
+    b"COWD": "VMDK",
+    b"# Disk DescriptorFile\nversion=1\n": "VMDK",
+    b"vhdxfile": "VHDX",
+    b"conectix": "VHD",
+    b"<<< Oracle VM VirtualBox Disk Image >>>\n".ljust(64, b"\0") + b"\x7f\x10\xda\xbe": "VDI",
+    b"WithoutFreeSpace": "Parallels",
+    b"WithouFreSpacExt": "Parallels",
+    b"Bochs Virtual HD Image": "Bochs",
+    b"LUKS\xba\xbe\0\1": "LUKS",
+}
 
 
-@pytest.fixture
-def block_device(tmp_path: Path) -> Iterator[str]:
-    """A loop device of 64 KiB."""
-    backing = tmp_path / "backing"
-    backing.write_bytes(bytes(65536))
-    with loop_device(backing) as device:
-        yield device
+@pytest.mark.parametrize("size", [100, 4096, 4096 + 100])
+@pytest.mark.parametrize("magic", FORMATS, ids=FORMATS.values())
+def test_a_format_is_refused_unless_its_user_insists(path: Path, magic: bytes, size: int) -> None:
+    """Whatever its size, and opened for reading too."""
+    path.write_bytes(magic.ljust(size, b"\0"))
+    for readonly in (False, True):
+        message = refusal(path, readonly)
+        assert f"like a {FORMATS[magic]} image" in message
+        assert "format=raw" in message
+        if FORMATS[magic] != "LUKS":
+            assert f"qemu-img convert -O raw {path} " in message
+    if size == 4096:
+        with closing(Image(path, format=ImageFormat.RAW)) as image:
+            assert (image.size, image.notice) == (4096, "")
+    assert path.read_bytes() == magic.ljust(size, b"\0")
+
+
+@given(st.binary(max_size=200))
+def test_other_bytes_are_raw(head: bytes) -> None:
+    assert format_of(b"\xeb\x63" + head) == ("VDI" if head[62:66] == b"\x7f\x10\xda\xbe" else "")
+
+
+def test_a_part_of_the_magic_bytes_is_not_enough() -> None:
+    heads = (b"", b"QFI", b"LUKS\xba", b"vhdxfil", b"WithoutFreeSpac", bytes(64) + b"\x7f\x10\xda")
+    assert [format_of(head) for head in heads] == [""] * len(heads)
+
+
+def test_a_format_on_a_block_device(block_device: str) -> None:
+    with open(block_device, "r+b", buffering=0) as file:
+        file.write(b"QFI\xfb\0\0\0\3".ljust(4096, b"\0"))
+    for cache in (CacheMode.WRITEBACK, CacheMode.NONE):
+        assert "like a qcow2 image" in refusal(block_device, cache=cache)
+        Image(block_device, cache=cache, format=ImageFormat.RAW).close()
 
 
 def test_a_block_device(block_device: str) -> None:
@@ -250,12 +296,10 @@ def flags(fd: int) -> int:
 
 
 @pytest.mark.parametrize("cache", DIRECT)
-def test_a_format_is_noticed_in_blocks_too(path: Path, cache: CacheMode) -> None:
+def test_a_format_shows_in_blocks_too(path: Path, cache: CacheMode) -> None:
     require_direct(path.parent)
     path.write_bytes(b"QFI\xfb\0\0\0\3".ljust(4096))
-    image = Image(path, cache=cache)
-    assert "qcow2" in image.notice
-    image.close()
+    assert "like a qcow2 image" in refusal(path, cache=cache)
 
 
 @pytest.mark.parametrize("cache", DIRECT)

@@ -16,6 +16,7 @@ from pykvm.devices.virtio_blk import (
     DiscardMode,
     EngineKind,
     ErrorPolicy,
+    ImageFormat,
     MergePolicy,
     RateLimits,
 )
@@ -75,6 +76,7 @@ def test_a_disk_with_nothing_but_a_path_has_the_defaults():
     [
         ("readonly=off", "readonly", False),
         ("serial=a,,b", "serial", "a,b"),
+        ("format=raw", "format", ImageFormat.RAW),
         ("cache=directsync", "cache", CacheMode.DIRECTSYNC),
         ("engine=io_uring", "engine", EngineKind.IO_URING),
         ("merge=sorted-batch", "merge", MergePolicy.SORTED_BATCH),
@@ -131,6 +133,7 @@ def test_every_value_of_a_choice_is_accepted():
         ("d.img,request-merging=off", "no option 'request-merging'"),
         ("d.img,colour=red", "--disk help lists"),
         ("d.img,", "no option ''"),
+        ("d.img,format=qcow2", "format cannot be 'qcow2'; convert the image with qemu-img convert"),
         ("d.img,readonly", "needs a value; write readonly=on|off"),
         ("d.img,readonly=yes", "neither on nor off"),
         ("d.img,serial=a,serial=b", "twice"),
