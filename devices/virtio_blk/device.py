@@ -18,7 +18,7 @@ from pykvm.devices.virtio_blk.constants import (
 from pykvm.devices.virtio_blk.engine import EngineFactory, SyncEngine
 from pykvm.devices.virtio_blk.features import Blocks, accepted, describe, offered
 from pykvm.devices.virtio_blk.image import Image
-from pykvm.devices.virtio_blk.io_threads import IoThreads
+from pykvm.devices.virtio_blk.io_threads import Halt, IoThreads
 from pykvm.devices.virtio_blk.options import (
     NO_SPACE,
     DetectZeroes,
@@ -105,6 +105,7 @@ class VirtioBlk:
         self._activation: Activation | None = None
         self._services: dict[int, QueueService] = {}
         self._threads: IoThreads | None = None
+        self._held = False
         self._parser: RequestParser | None = None
         # Guards the configuration space, capacity and limits: drivers and users change them.
         self._lock = threading.Lock()
@@ -204,6 +205,8 @@ class VirtioBlk:
             poll_max_ns=self._options.poll_max_ns,
             cpus=self._options.cpu_affinity,
         )
+        if self._held:
+            self._threads.halt(Halt.TRANSPORT)
         self._threads.start()
 
     def stop_queue(self, index: int) -> None:
@@ -224,6 +227,18 @@ class VirtioBlk:
             with self._lock:
                 self._services[index] = service = self._service(index, queue)
             self._threads.add(service)
+
+    def hold(self) -> None:
+        """See VirtioDevice."""
+        self._held = True
+        if self._threads is not None:
+            self._threads.pause(who=Halt.TRANSPORT)
+
+    def release(self) -> None:
+        """See VirtioDevice."""
+        self._held = False
+        if self._threads is not None:
+            self._threads.resume(Halt.TRANSPORT)
 
     def reset(self) -> None:
         """See VirtioDevice."""

@@ -3,9 +3,19 @@
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from enum import Enum
 
 from pykvm.devices.virtio_blk.io_thread import IoThread
 from pykvm.devices.virtio_blk.service import QueueService
+
+
+class Halt(Enum):
+    """Who has the threads halted: they go on when nobody does."""
+
+    OWNER = "owner"
+    """The owner of the disk; or the disk itself, after an error."""
+    TRANSPORT = "transport"
+    """The driver does not let the device use guest memory."""
 
 
 class IoThreads:
@@ -37,6 +47,7 @@ class IoThreads:
         # All are halted before anybody lets one go on, and the other way round.
         self._lock = threading.Lock()
         self._ending = False
+        self._halts: set[Halt] = set()
         self._threads: list[IoThread] = []
         try:
             for first in range(min(count, len(services))):
@@ -61,23 +72,24 @@ class IoThreads:
         for thread in self._threads:
             thread.start()
 
-    def halt(self) -> None:
+    def halt(self, who: Halt = Halt.OWNER) -> None:
         """Let nothing start any more, without waiting. From any thread.
 
         What a thread has begun it goes on with; :meth:`pause` waits for that.
         """
         with self._lock:
+            self._halts.add(who)
             for thread in self._threads:
                 thread.halt()
 
-    def pause(self, timeout: float | None = None) -> bool:
+    def pause(self, timeout: float | None = None, who: Halt = Halt.OWNER) -> bool:
         """Halt; True once nothing is executing, or the threads have ended. Idempotent.
 
         False after ``timeout`` seconds, if that is not None: it halts all the
         same. Returns early if another thread resumes meanwhile. Not from one
         of the threads.
         """
-        self.halt()
+        self.halt(who)
         deadline = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -87,12 +99,16 @@ class IoThreads:
 
     @property
     def quiet(self) -> bool:
-        """Nothing is executing, nor will be before a :meth:`resume`."""
-        return all(thread.quiet for thread in self._threads)
+        """Nothing is executing, nor will be before the owner's :meth:`resume`."""
+        by_driver = self._halts == {Halt.TRANSPORT}
+        return not by_driver and all(thread.quiet for thread in self._threads)
 
-    def resume(self) -> None:
-        """Go on, with what was kept first. Harmless if nothing is halted."""
+    def resume(self, who: Halt = Halt.OWNER) -> None:
+        """Go on, with what was kept first, unless another wants a halt. Harmless if not halted."""
         with self._lock:
+            self._halts.discard(who)
+            if self._halts:
+                return
             for thread in self._threads:
                 thread.resume()
 

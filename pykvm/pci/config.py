@@ -148,6 +148,11 @@ class PciFunction:
         """The command register lets the function decode memory addresses."""
         return bool(self.config.bytes[PCI_COMMAND] & PCI_COMMAND_MEMORY)
 
+    @property
+    def bus_master(self) -> bool:
+        """The command register lets the function access memory, and so send MSIs."""
+        return bool(self.config.bytes[PCI_COMMAND] & PCI_COMMAND_MASTER)
+
     def bar_register(self, bar: Bar) -> int:
         """The address in the BAR's register, decoded or not."""
         return self.config.get(PCI_BASE_ADDRESS_0 + 4 * bar.index, 4) & ~0xF

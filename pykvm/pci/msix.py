@@ -6,8 +6,9 @@ raising an interrupt writes its eventfd and involves neither this file's lock
 nor a vCPU. Here is only what changes rarely: the table, the masks, and what
 waits while masked.
 
-A vector delivers while MSI-X is enabled, the function is not masked and the
-vector is not masked. Whenever that or its message changes, it is routed anew
+A vector delivers while MSI-X is enabled, the function is not masked, the
+vector is not masked and the function may be a bus master: an MSI is a write to
+memory. Whenever that or its message changes, it is routed anew
 or masked; an interrupt raised meanwhile stays in its eventfd, moves to the
 pending bit array when the driver looks there, and is delivered on unmasking.
 """
@@ -68,10 +69,10 @@ class MsixTable:
         os.eventfd_write(self._eventfds[index], 1)
 
     def configured(self) -> None:
-        """The driver may have written the capability's Message Control."""
+        """The driver may have written the capability's Message Control, or the command register."""
         control = self._function.config.get(self._capability + 2, 2)
         enabled = bool(control & MSIX_CONTROL_ENABLE)
-        masked = bool(control & MSIX_CONTROL_MASKALL)
+        masked = bool(control & MSIX_CONTROL_MASKALL) or not self._function.bus_master
         with self._lock:
             if (enabled, masked) == (self.enabled, self._function_masked):
                 return

@@ -18,11 +18,15 @@ decoded, and move with it. A notification that reaches Python nevertheless
 vector's eventfd, no exit either; without MSI-X it is an ISR bit and INTx. A
 configuration change sets its ISR bit in either case.
 
+While the driver does not let the function be a bus master (PCI 3.0 §6.2.2), the
+device is held: it does not look at its rings, and MSIs wait. That is so until
+a driver sets the bit; in which order with DRIVER_OK does not matter.
+
 Common configuration fields take accesses of exactly their width, 64-bit ones
 also as two 32-bit halves (§4.1.3.1). Everything else reads 0 and writes
 nothing.
 
-Locks: ``_lock`` serialises the driver's accesses and is held while a reset
+Locks: ``_lock`` serialises the driver's accesses and is held while a reset or a hold
 waits for the device. What the device's threads call (:meth:`VirtioPci.queue_interrupt`,
 :meth:`VirtioPci.config_interrupt`) therefore never takes it.
 """
@@ -92,6 +96,8 @@ class VirtioPci(PciFunction):
         self._vectors = Vectors(count + 1, count)
         self._common = CommonConfig(self.state, self._vectors, self._was_reset)
         self._doorbells: int | None = None
+        self._held = True
+        device.hold()
         assert self.intx is not None
         self._intx: Intx = self.intx
         size = 1 << (NOTIFY + NOTIFY_MULTIPLIER * count - 1).bit_length()
@@ -193,10 +199,20 @@ class VirtioPci(PciFunction):
         if offset & ~3 == self._pci_cfg + 16 and (target := self._window()):
             device, at, length = target
             device.write(at, length, self.config.get(self._pci_cfg + 16, length))
+        if self._held == self.bus_master:
+            self._hold(not self.bus_master)
         self.msix.configured()
         if self._intx.suppressed != self.msix.enabled:
             self._intx.suppressed = self.msix.enabled
             self._intx.update()
+
+    def _hold(self, held: bool) -> None:
+        with self._lock:
+            self._held = held
+            if held:
+                self.device.hold()
+            else:
+                self.device.release()
 
     def _window(self) -> tuple[BusDevice, int, int] | None:
         index = self.config.bytes[self._pci_cfg + 4]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.engine import Engine, SyncEngine
 from pykvm.devices.virtio_blk.image import Image
-from pykvm.devices.virtio_blk.io_threads import IoThreads
+from pykvm.devices.virtio_blk.io_threads import Halt, IoThreads
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.service import QueueService
 from pykvm.devices.virtio_blk.transfer import IOV_MAX
@@ -41,7 +41,6 @@ class InlineThreads(IoThreads):
         super().__init__(name, (), 0, on_broken, on_failure)
         self.services = list(services)
         self._waiting = set(services)
-        self._halted = False
         self.ended = False
 
     def serve(self) -> None:
@@ -51,8 +50,7 @@ class InlineThreads(IoThreads):
         """
         if self.ended:
             return
-        self._halted |= any(service.halted for service in self.services)
-        if self._halted:
+        if self._halts or any(service.halted for service in self.services):
             for service in self.services:
                 service.halt()
             return
@@ -65,25 +63,21 @@ class InlineThreads(IoThreads):
                 self._broken(service.queue.error)
                 return
 
-    def halt(self) -> None:
+    def pause(self, timeout: float | None = None, who: Halt = Halt.OWNER) -> bool:
         """See IoThreads."""
-        self._halted = True
-
-    def pause(self, timeout: float | None = None) -> bool:
-        """See IoThreads."""
-        self._halted = True
+        self.halt(who)
         self.serve()
         return True
 
     @property
     def quiet(self) -> bool:
         """See IoThreads."""
-        return self._halted or self.ended
+        return Halt.OWNER in self._halts or self.ended
 
-    def resume(self) -> None:
+    def resume(self, who: Halt = Halt.OWNER) -> None:
         """See IoThreads."""
-        self._halted = False
-        if self.ended:
+        super().resume(who)
+        if self.ended or self._halts:
             return
         self._waiting.update(self.services)
         for service in self.services:

@@ -171,6 +171,7 @@ class Rig:
 
         ``features``: what of it is offered is accepted. ``queues`` None: all.
         """
+        self.config(0x04, 2, 6)
         self.reset()
         state = self.function.state
         features &= state.offered

@@ -18,6 +18,8 @@ Who calls what, and from where::
                                  <--  activation.broken(reason)
     stop_queue(index)            -->  drains, stops that queue; returns when quiet
     start_queue(index, queue)    -->  starts to serve it again
+    hold()                       -->  keeps off guest memory; returns when quiet
+    release()                    -->  goes on
     reset()                      -->  drains, stops; returns when quiet
     close()                      -->  the end
 """
@@ -116,6 +118,18 @@ class VirtioDevice(Protocol):
 
     def start_queue(self, index: int, queue: Virtqueue) -> None:
         """Serve ``queue`` as queue ``index``, which was stopped."""
+        ...
+
+    def hold(self) -> None:
+        """Neither touch guest memory nor raise a queue's interrupt until :meth:`release`.
+
+        Returns when that is so: what is executing is completed first, what
+        waits is kept. Outlasts resets and activations. Harmless if it holds.
+        """
+        ...
+
+    def release(self) -> None:
+        """Undo :meth:`hold`; whatever lies in the queues by now is served without a kick."""
         ...
 
     def reset(self) -> None:

@@ -31,6 +31,9 @@ pytestmark = pytest.mark.kvm
 
 OK, IOERR, UNSUPP = 0, 1, 2
 DEVICE_STATUS = 20
+BDF = 2 << 3
+"""The disk: after the host bridge and pvpanic."""
+COMMAND, MEMORY, MASTER = 0x04, 2, 4
 NEEDS_RESET = 64
 
 
@@ -194,6 +197,36 @@ def test_a_moved_bar_takes_its_doorbells_along(
     assert [run.results[step] for step in status] == [0xFF, 0xF]
     assert before.outcomes(run.results)[0].data == content[:512]
     assert after.outcomes(run.results)[0].data == content[512:1024]
+
+
+@pytest.mark.parametrize("msix", [True, False])
+def test_a_disk_that_may_not_be_a_bus_master_waits_until_it_may(
+    disk: DiskConfig, content: bytes, msix: bool
+):
+    """It answers nothing and interrupts nobody; DRIVER_OK may come before the bit or after."""
+    script = Script()
+    driver = BlockDriver(script)
+    silent, late, interrupts = [], [], []
+    script.pci_config(BDF, COMMAND, 2, MEMORY)
+    status = driver.start(msix=msix, intx=not msix)
+    for _ in range(2):
+        request = BlockRequest.read(0, 512)
+        silent.append(driver.submit([request], notify=NotifyMode.ALWAYS, timeout_us=20_000))
+        interrupts.append(script.counters())
+        script.pci_config(BDF, COMMAND, 2, MEMORY | MASTER)
+        late.append(script.wait(1, WaitMode.IDLE))
+        script.pci_config(BDF, COMMAND, 2, MEMORY)
+    script.pci_config(BDF, COMMAND, 2, MEMORY | MASTER)
+    last = driver.submit([BlockRequest.read(1, 512)], wait=WaitMode.IDLE)
+    run = run_script(script, [disk])
+    assert run.results[status] == 0xF
+    for batch, waited in zip(silent, late, strict=True):
+        assert batch.wait is not None
+        assert run.results.record(batch.wait).error is RecordError.TIMEOUT
+        assert batch.outcomes(run.results)[0].status == UNTOUCHED
+        assert len(run.results[waited].completions) == 1
+    assert run.results[interrupts[0]] == {}
+    assert last.outcomes(run.results)[0].data == content[512:1024]
 
 
 def test_two_disks_and_a_read_only_one(disk: DiskConfig, tmp_path: Path, content: bytes):

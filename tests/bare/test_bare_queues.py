@@ -23,7 +23,6 @@ from pykvm.threads import usable_cpus
 pytestmark = pytest.mark.kvm
 
 SECTORS = 2048
-FEATURES = DEFAULT_FEATURES | VIRTIO_BLK_F_MQ
 TIMEOUT_US = int(1e6 * PATIENCE)
 """For the guest: its clock goes on while it is stopped."""
 
@@ -39,7 +38,7 @@ def disk(tmp_path: Path, request: pytest.FixtureRequest) -> DiskConfig:
 def test_each_queue_has_its_size_and_its_interrupt(disk: DiskConfig):
     script = Script()
     driver = BlockDriver(script)
-    negotiated = script.initialise(FEATURES)
+    negotiated = script.initialise(DEFAULT_FEATURES)
     script.msix(3)
     for queue, size in enumerate((4, 64)):
         script.queue(script.arena.ring(size), queue, size, vector=queue + 1)
@@ -67,7 +66,7 @@ def test_two_vcpus_with_a_queue_each(disk: DiskConfig, faulty: bool):
     disk = replace(disk, merge=MergePolicy.OFF, rerror=stop, werror=stop, faults=faults)
     ours = Script()
     theirs = Script(cpu=1, arena=ours.arena)
-    BlockDriver(ours).start(FEATURES, queues=2)
+    BlockDriver(ours).start(queues=2)
     shape: dict[str, Any] = {"total": total, "sectors": size // 512, "stride": 2, "random": 5}
     shape |= {"span": half, "depth": 8, "timeout_us": TIMEOUT_US}
     writes = theirs.load(VIRTIO_BLK_T_OUT, queue=1, first=half, **shape)

@@ -281,7 +281,8 @@ class Driver(RuleBasedStateMachine):
             self.published[queue] += self.added[queue]
             self.added[queue] = []
         self.rig.serve()
-        if not self.trusted or self.paused:
+        held = not self.rig.function.bus_master
+        if not self.trusted or self.paused or held:
             return
         if self.spoilt:
             # What came before in other queues may have been answered.
@@ -334,7 +335,10 @@ class Driver(RuleBasedStateMachine):
             self.trusted &= not resets
 
     def configure(self, register: int, size: int, value: int) -> None:
-        """BARs move and vanish; whoever finds the registers all the same can use them."""
+        """BARs move and vanish; whoever finds the registers all the same can use them.
+
+        A device that may not be a bus master keeps what it has for later.
+        """
         self.rig.config(register & -size, size, value)
 
     def look_through_the_window(self, at: int, length: int, value: int) -> None:

@@ -43,6 +43,11 @@ class Echo:
     def queue_count(self, features: int) -> int:
         return len(self.queue_sizes)
 
+    def hold(self) -> None:
+        raise NotImplementedError
+
+    release = hold
+
     def activate(self, activation: Activation) -> None:
         self.activations += 1
         for index, queue in enumerate(activation.queues):

@@ -9,6 +9,7 @@ from pykvm.pci.msix import MsixTable
 from pykvm.testing.mock_platform import MockPlatform
 
 ENABLE, MASKALL = 0x8000, 0x4000
+MASTER = 4
 COUNT = 3
 
 
@@ -20,6 +21,11 @@ class Setup:
         self.function = PciFunction(vendor=1, device=2, class_code=0)
         self.msix = MsixTable(self.platform, self.function, bar=1, count=COUNT)
         self.vectors = self.platform.vectors
+        self.command(MASTER)
+
+    def command(self, value: int) -> None:
+        self.function.write_config(0x04, 2, value)
+        self.msix.configured()
 
     def control(self, value: int) -> None:
         self.function.write_config(0x42, 2, value)
@@ -101,6 +107,19 @@ def test_what_arrives_while_masked_is_pending_and_delivered_once(setup: Setup, l
     setup.msix.write(16 * 2 + 12, 4, 0)
     assert setup.vectors[2].delivered() == (0xFEE00000, 0x31)
     assert setup.vectors[2].delivered() is None
+    assert setup.pending() == 0
+
+
+def test_a_function_that_is_no_bus_master_sends_no_message(setup: Setup) -> None:
+    """An MSI is a write to memory (PCI 3.0 §6.8.3)."""
+    setup.control(ENABLE)
+    setup.entry(1, 0xFEE00000, 0x31)
+    setup.command(0)
+    setup.msix.signal(1)
+    assert setup.pending() == 0b010
+    assert setup.vectors[1].delivered() is None
+    setup.command(MASTER)
+    assert setup.vectors[1].delivered() == (0xFEE00000, 0x31)
     assert setup.pending() == 0
 
 

@@ -11,9 +11,14 @@ from virtio_pci_guest import (
     NO_VECTOR,
     NOTIFY,
     PCI_CFG,
+    FakeDevice,
     Guest,
     plugged_in,
 )
+
+from pykvm.memory.ram import Ram
+from pykvm.pci.virtio_pci import VirtioPci
+from pykvm.testing.mock_platform import MockPlatform
 
 
 @pytest.fixture
@@ -111,6 +116,30 @@ def test_enabling_msix_lowers_the_line(guest: Guest) -> None:
     assert guest.line.edges == 1
     guest.use_msix()
     assert not guest.line.level
+
+
+# -- bus mastering ----------------------------------------------------------------------
+
+
+def test_a_device_is_held_while_its_function_is_no_bus_master(guest: Guest) -> None:
+    assert not guest.device.held  # Guest has set the bit, as drivers do first
+    for command, held in ((2, True), (0, True), (6, False), (4, False), (0x400, True), (6, False)):
+        guest.set_config(4, 2, command)
+        assert guest.device.held == held
+    guest.set_config(4, 1, 2)
+    guest.start()
+    assert guest.device.held
+    guest.status = 0
+    assert guest.device.held
+    guest.set_config(4, 1, 6)
+    assert not guest.device.held
+
+
+def test_after_power_on_a_device_is_held() -> None:
+    device = FakeDevice()
+    function = VirtioPci(device, Ram.flat(4096), MockPlatform())
+    assert device.held
+    function.close()
 
 
 # -- notifications ---------------------------------------------------------------------

@@ -57,6 +57,7 @@ class FakeDevice:
         self.started: list[Virtqueue] = []
         self.closed = False
         self.picky = False
+        self.held = False
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         written = value.to_bytes(size, "little")
@@ -67,6 +68,14 @@ class FakeDevice:
 
     def queue_count(self, features: int) -> int:
         return 1 if features & ONE_QUEUE else len(self.queue_sizes)
+
+    def hold(self) -> None:
+        assert not self.held
+        self.held = True
+
+    def release(self) -> None:
+        assert self.held
+        self.held = False
 
     def activate(self, activation: Activation) -> None:
         assert self.activation is None
@@ -132,6 +141,7 @@ class Guest:
         self.vectors = self.platform.vectors
         self.drivers: list[MockDriver] = []
         self.caps = self.capabilities()
+        self.set_config(4, 2, 6)  # memory and bus master
 
     # Configuration space
 

@@ -18,6 +18,7 @@ from struct import pack
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_CONFIG_WCE,
     VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID,
     VIRTIO_BLK_T_IN,
@@ -47,6 +48,7 @@ DEFAULT_FEATURES = (
     | VIRTIO_F_EVENT_IDX
     | VIRTIO_BLK_F_FLUSH
     | VIRTIO_BLK_F_CONFIG_WCE
+    | VIRTIO_BLK_F_MQ
 )
 """For a driver that knows no flush, a device makes every write durable (virtio 1.2 §5.2.6.2); one
 that knows how to switch the cache keeps the mode that the disk was given."""
