@@ -60,6 +60,7 @@ from pykvm.devices.virtio_blk.options import (
     ErrorPolicy,
     ImageFormat,
     IoError,
+    Locking,
     MergePolicy,
 )
 from pykvm.devices.virtio_blk.rates import RateLimits
@@ -85,6 +86,7 @@ __all__ = [
     "Image",
     "ImageFormat",
     "IoError",
+    "Locking",
     "MergePolicy",
     "RateLimits",
     "Stats",

@@ -25,7 +25,7 @@ from pykvm.devices.virtio_blk.host_limits import (
     write_protected,
 )
 from pykvm.devices.virtio_blk.lock import lock
-from pykvm.devices.virtio_blk.options import CacheMode, ImageFormat
+from pykvm.devices.virtio_blk.options import CacheMode, ImageFormat, Locking
 from pykvm.errors import UsageError
 
 MAX_SIZE: Final = (1 << 63) - 4096
@@ -43,7 +43,7 @@ class Image:
     finds that it is larger (:mod:`pykvm.devices.virtio_blk.direct`) sets it;
     ``blocks`` what is good for it, and ``allocation`` what can be done about its space;
     ``room`` is the folder in which the guest's writes need space, or "": they
-    need it where the image is. ``notice`` is a sentence for the user, or "".
+    need it where the image is. ``notices`` are sentences for the user.
     ``sync_error`` is the errno of the sync after which none succeeds any more, or 0.
 
     Whoever writes a part of an aligned block has to read and write back the
@@ -57,6 +57,7 @@ class Image:
         readonly: bool = False,
         cache: CacheMode = CacheMode.WRITEBACK,
         format: ImageFormat | None = None,
+        locking: Locking = Locking.AUTO,
     ) -> None:
         """Open and lock ``path``; UsageError if it cannot be a disk or is in use.
 
@@ -78,8 +79,7 @@ class Image:
             self.max_transfer = max_transfer(self.fd)
             self.blocks = host_blocks(self.fd)
             self.allocation = Allocation(self.fd)
-            lock(self.fd, self.path, readonly)
-            self.notice = ""
+            self.notices = list(filter(None, [lock(self.fd, self.path, readonly, locking)]))
         except BaseException:
             os.close(self.fd)
             raise

@@ -12,13 +12,16 @@ shares everything but WRITE. So one writer excludes everybody else, and any
 number of readers live together.
 """
 
+import errno
 import fcntl
 import os
 import re
 import struct
 from pathlib import Path
+from typing import Final
 
-from pykvm.errors import UsageError
+from pykvm.devices.virtio_blk.options import Locking
+from pykvm.errors import UsageError, reason_of
 
 CONSISTENT_READ = 0
 WRITE = 1
@@ -26,17 +29,23 @@ WRITE = 1
 PERMISSION_BASE = 100
 UNSHARED_BASE = 200
 
+_NO_LOCKS: Final = frozenset((errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL))
+"""What filesystems without locks say: NFS without lockd, Lustre without flock, FUSE, gVisor."""
+
 _FLOCK = struct.Struct("@hhqqi4x")
 """struct flock: l_type, l_whence, l_start, l_len, l_pid."""
 
 _OFD_LOCK = re.compile(r"^lock:.*\bOFDLCK\b.* (\d+) (\d+|EOF)$", re.MULTILINE)
 
 
-def lock(fd: int, path: str, readonly: bool) -> None:
+def lock(fd: int, path: str, readonly: bool, locking: Locking) -> str:
     """Lock the image open at ``fd``, until it is closed; UsageError if it is in use.
 
-    ``path`` is for the message.
+    ``path`` is for messages. A sentence for the user if there are no locks where
+    there may be none, else "".
     """
+    if locking is Locking.OFF:
+        return ""
     held = (CONSISTENT_READ,) if readonly else (CONSISTENT_READ, WRITE)
     own = [PERMISSION_BASE + permission for permission in held] + [UNSHARED_BASE + WRITE]
     against = [UNSHARED_BASE + permission for permission in held] + [PERMISSION_BASE + WRITE]
@@ -45,12 +54,23 @@ def lock(fd: int, path: str, readonly: bool) -> None:
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK, byte))
         taken = [byte for byte in against if _locked_by_another(fd, byte)]
     except OSError as error:
-        raise UsageError(
-            f"the disk image {path} cannot be locked: {os.strerror(error.errno or 0).lower()}",
-            "put it on a filesystem that supports locks",
-        ) from None
+        if error.errno in (errno.EAGAIN, errno.EACCES):  # POSIX allows either
+            holder = find_holder(fd, own) or "another program"
+            raise UsageError(
+                f"the disk image {path} is in use: {holder} has locked it", "end that first"
+            ) from None
+        if error.errno not in _NO_LOCKS or locking is Locking.ON:
+            raise UsageError(
+                f"the disk image {path} cannot be locked: {reason_of(error)}",
+                "put it on a filesystem that has locks, or give it locking=off "
+                "and see to it that nobody else uses it",
+            ) from None
+        return (
+            f"{path} is not locked, for its filesystem has no locks: "
+            "see to it that nobody else uses it"
+        )
     if not taken:
-        return
+        return ""
     holder = find_holder(fd, taken) or "another process"
     if PERMISSION_BASE + WRITE in taken:
         raise UsageError(
@@ -109,7 +129,8 @@ def _name(process: Path) -> str:
     if process.name == str(os.getpid()):
         return "this process"
     try:
-        command = process.joinpath("comm").read_text().strip()
+        # Any bytes: a process may call itself what it likes.
+        command = process.joinpath("comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         command = "gone meanwhile"
     return f"process {process.name} ({command})"

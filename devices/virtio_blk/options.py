@@ -91,6 +91,17 @@ class ImageFormat(Enum):
     """The disk's bytes, from the first to the last, whatever they look like."""
 
 
+class Locking(Enum):
+    """Whether an image is locked against other users (``locking=``)."""
+
+    ON = "on"
+    """It must be."""
+    OFF = "off"
+    """No lock is taken, and nobody else's is looked at."""
+    AUTO = "auto"
+    """It is, unless its filesystem has no locks."""
+
+
 class EngineKind(Enum):
     """What executes the operations of a disk (``engine=``)."""
 

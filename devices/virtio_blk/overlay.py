@@ -33,7 +33,7 @@ from pykvm.devices.virtio_blk.constants import (
 from pykvm.devices.virtio_blk.engine import Engine, EngineFactory
 from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.operation import Operation
-from pykvm.devices.virtio_blk.options import CacheMode, ImageFormat
+from pykvm.devices.virtio_blk.options import CacheMode, ImageFormat, Locking
 from pykvm.devices.virtio_blk.sector_map import SectorMap
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
@@ -63,7 +63,9 @@ class Snapshot(Image):
             with tempfile.TemporaryFile(dir=place) as file:
                 os.ftruncate(file.fileno(), base.size)
                 path = f"/proc/self/fd/{file.fileno()}"
-                super().__init__(path, cache=CacheMode.UNSAFE, format=ImageFormat.RAW)
+                super().__init__(
+                    path, cache=CacheMode.UNSAFE, format=ImageFormat.RAW, locking=Locking.OFF
+                )
         except OSError as error:
             reason = os.strerror(error.errno or 0).lower()
             raise UsageError(
@@ -72,7 +74,7 @@ class Snapshot(Image):
             ) from None
         self.path = base.path
         self.room = place
-        self.notice = base.notice
+        self.notices = base.notices
         self.max_transfer = min(self.max_transfer, base.max_transfer)
         self.blocks = base.blocks
         self._base = base

@@ -13,6 +13,7 @@ from pykvm.devices.virtio_blk import (
     EngineKind,
     ErrorPolicy,
     ImageFormat,
+    Locking,
     MergePolicy,
     RateLimits,
 )
@@ -201,6 +202,7 @@ _DISK_KEYS: Final = MappingProxyType(
         "readonly": _switch("the guest cannot write, the file is only read (off)"),
         "snapshot": _switch("writes are dropped at the end, the file is only read (off)"),
         "format": _DiskKey(_format, "raw", "it is raw, even if it looks like another format"),
+        "locking": _choice(Locking, "keep others from using the image; auto: if it can be (auto)"),
         "serial": _DiskKey(
             lambda _, text: text, "TEXT", "what /sys/block/vda/serial shows, at most 20 characters"
         ),

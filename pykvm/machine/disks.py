@@ -3,7 +3,14 @@
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from pykvm.devices.virtio_blk import CacheMode, DiskOptions, EngineKind, ImageFormat, IoError
+from pykvm.devices.virtio_blk import (
+    CacheMode,
+    DiskOptions,
+    EngineKind,
+    ImageFormat,
+    IoError,
+    Locking,
+)
 from pykvm.records import record
 
 if TYPE_CHECKING:
@@ -19,7 +26,8 @@ class DiskConfig(DiskOptions):
 
     ``readonly`` offers VIRTIO_BLK_F_RO and opens the file for reading only;
     ``snapshot`` only does the latter: writes go to a temporary file. Without a
-    ``format`` an image that looks like another one than raw is refused.
+    ``format`` an image that looks like another one than raw is refused;
+    ``locking`` says whether others are kept from using it meanwhile.
     ``engine`` is or makes what executes the disk's operations, and ``faults``
     says which of these it is not to carry out as it should. The other options
     are DiskOptions'; docs/reference/disk-options.md tells of all.
@@ -32,6 +40,7 @@ class DiskConfig(DiskOptions):
     engine: "EngineKind | EngineFactory" = EngineKind.AUTO
     faults: "FaultPlan | None" = None
     format: ImageFormat | None = None
+    locking: Locking = Locking.AUTO
 
 
 def open_image(config: DiskConfig) -> "tuple[Image, EngineFactory, str]":
@@ -43,7 +52,7 @@ def open_image(config: DiskConfig) -> "tuple[Image, EngineFactory, str]":
     from pykvm.devices.virtio_blk import Image, choose
 
     readonly = config.readonly or config.snapshot
-    image = Image(config.path, readonly, config.cache, config.format)
+    image = Image(config.path, readonly, config.cache, config.format, config.locking)
     try:
         engine, reason = choose(image, config.engine)
         if config.snapshot and not config.readonly:

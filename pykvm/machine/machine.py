@@ -191,8 +191,7 @@ class Machine:
             self.board.pci.add(VirtioPci(device, self.ram, platform))
             undo.pop_all()  # the bus closes it from now on
         self.disks.append(Disk(name, disk, device, reason))
-        if image.notice:
-            self.notices.append(image.notice)
+        self.notices += image.notices
 
     # The sinks may be replaced after the board is built.
 

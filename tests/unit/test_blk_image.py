@@ -51,7 +51,7 @@ def refusal(
 
 def test_a_raw_file(path: Path) -> None:
     image = Image(path)
-    assert (image.size, image.capacity, image.readonly, image.notice) == (4096, 8, False, "")
+    assert (image.size, image.capacity, image.readonly, image.notices) == (4096, 8, False, [])
     assert os.pwrite(image.fd, b"x", 0) == 1
     assert image.sync() == 0
     image.close()
@@ -178,7 +178,7 @@ def test_a_format_is_refused_unless_its_user_insists(path: Path, magic: bytes, s
             assert f"qemu-img convert -O raw {path} " in message
     if size == 4096:
         with closing(Image(path, format=ImageFormat.RAW)) as image:
-            assert (image.size, image.notice) == (4096, "")
+            assert (image.size, image.notices) == (4096, [])
     assert path.read_bytes() == magic.ljust(size, b"\0")
 
 

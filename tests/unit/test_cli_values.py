@@ -17,6 +17,7 @@ from pykvm.devices.virtio_blk import (
     EngineKind,
     ErrorPolicy,
     ImageFormat,
+    Locking,
     MergePolicy,
     RateLimits,
 )
@@ -77,6 +78,7 @@ def test_a_disk_with_nothing_but_a_path_has_the_defaults():
         ("readonly=off", "readonly", False),
         ("serial=a,,b", "serial", "a,b"),
         ("format=raw", "format", ImageFormat.RAW),
+        ("locking=off", "locking", Locking.OFF),
         ("cache=directsync", "cache", CacheMode.DIRECTSYNC),
         ("engine=io_uring", "engine", EngineKind.IO_URING),
         ("merge=sorted-batch", "merge", MergePolicy.SORTED_BATCH),

@@ -1,5 +1,6 @@
 """Image locks: between devices, between processes, and with QEMU's own bytes."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -7,21 +8,29 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 from patience import patience
 
-from pykvm.devices.virtio_blk import Image
+from pykvm.devices.virtio_blk import Image, Locking
+from pykvm.devices.virtio_blk.overlay import Snapshot
 from pykvm.errors import UsageError
 
 QEMU = shutil.which("qemu-system-x86_64")
 
 HOLD = """
-import sys
+import fcntl, os, struct, sys
 from pykvm.devices.virtio_blk import Image
-image = Image(sys.argv[1], readonly=sys.argv[2] == "ro")
+if sys.argv[2] == "all":
+    fd = os.open(sys.argv[1], os.O_RDWR)
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("@hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+else:
+    image = Image(sys.argv[1], readonly=sys.argv[2] == "ro")
+if sys.argv[2] == "named":
+    with open("/proc/self/comm", "wb") as comm:
+        comm.write(b"\\xffx")
 print("locked", flush=True)
 sys.stdin.read()
 """
@@ -46,9 +55,9 @@ def held(images: ExitStack, path: Path, readonly: bool = False) -> Image:
     return image
 
 
-def refusal(path: Path, readonly: bool) -> str:
+def refusal(path: Path, readonly: bool, locking: Locking = Locking.AUTO) -> str:
     with pytest.raises(UsageError) as caught:
-        Image(path, readonly).close()
+        Image(path, readonly, locking=locking).close()
     return str(caught.value)
 
 
@@ -109,6 +118,70 @@ class TestOneProcess:
         first.close()
 
 
+class TestNoLocks:
+    @pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+    @pytest.mark.parametrize("command", [fcntl.F_OFD_SETLK, fcntl.F_OFD_GETLK])
+    @pytest.mark.parametrize("readonly", [False, True])
+    def test_a_filesystem_without_locks(
+        self,
+        path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        error: int,
+        command: int,
+        readonly: bool,
+    ) -> None:
+        fail(monkeypatch, command, error)
+        with closing(Image(path, readonly)) as image:
+            (notice,) = image.notices
+            assert f"{path} is not locked" in notice
+        message = refusal(path, readonly, Locking.ON)
+        assert "cannot be locked" in message
+        assert "locking=off" in message
+        with closing(Image(path, readonly, locking=Locking.OFF)) as image:
+            assert image.notices == []
+
+    def test_an_error_is_not_a_lack_of_locks(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fail(monkeypatch, fcntl.F_OFD_SETLK, errno.EIO)
+        for locking in (Locking.AUTO, Locking.ON):
+            assert "input/output error" in refusal(path, False, locking)
+
+    def test_the_temporary_file_of_a_snapshot_needs_none(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody else can open it."""
+        monkeypatch.setenv("TMPDIR", str(path.parent))
+        with closing(Image(path, readonly=True)) as base:
+            fail(monkeypatch, fcntl.F_OFD_SETLK, errno.ENOLCK)
+            assert Snapshot(base).notices == []
+
+    def test_without_locking_nobody_is_kept_out(self, path: Path, images: ExitStack) -> None:
+        held(images, path)
+        Image(path, locking=Locking.OFF).close()
+        assert "this process writes to it" in refusal(path, False)
+
+    def test_a_lock_that_is_not_ours_nor_qemus(
+        self, path: Path, other_process: list[subprocess.Popen[str]]
+    ) -> None:
+        pid = hold_elsewhere(other_process, path, "all")
+        message = refusal(path, readonly=True)
+        assert f"in use: process {pid} (python" in message
+        assert "has locked it" in message
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, wanted: int, error: int) -> None:
+    """A kernel whose fcntl ``wanted`` fails with ``error``."""
+    real = fcntl.fcntl
+
+    def failing(fd: int, command: int, argument: bytes = b"") -> object:
+        if command == wanted:
+            raise OSError(error, os.strerror(error))
+        return real(fd, command, argument)
+
+    monkeypatch.setattr(fcntl, "fcntl", failing)
+
+
 class TestTwoProcesses:
     @pytest.mark.parametrize("readonly", [False, True])
     def test_beside_a_writer(
@@ -123,6 +196,12 @@ class TestTwoProcesses:
         pid = hold_elsewhere(other_process, path, "ro")
         assert f"process {pid} (python" in refusal(path, readonly=False)
         held(images, path, readonly=True)
+
+    def test_a_holder_whose_name_is_not_utf_8(
+        self, path: Path, other_process: list[subprocess.Popen[str]]
+    ) -> None:
+        pid = hold_elsewhere(other_process, path, "named")
+        assert f"process {pid} (\N{REPLACEMENT CHARACTER}x) writes to it" in refusal(path, False)
 
     def test_the_lock_dies_with_its_process(
         self, path: Path, other_process: list[subprocess.Popen[str]], images: ExitStack
