@@ -28,6 +28,11 @@ LOW_32 = 0xFFFFFFFF
 NO_BYTES: Bytes = memoryview(bytearray())
 
 
+def zeros(count: int) -> Longs:
+    """``count`` zeros."""
+    return memoryview(array("q", bytes(8 * count)))
+
+
 def longs(values: Iterable[int]) -> Longs:
     """``values`` as :data:`Longs`."""
     return memoryview(array("q", values))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN
 from pykvm.devices.virtio_blk.request import Request
-from pykvm.native import Longs, longs
+from pykvm.native import Longs, longs, zeros
 
 _NONE = longs(())
 
@@ -77,10 +77,16 @@ class Operation:
     def make_room(self, segments: int) -> None:
         """Look at segments of its own, for this many; what they hold is undefined."""
         if len(self._own_offsets) < segments:
-            self._own_offsets = longs([0] * segments)
-            self._own_lengths = longs([0] * segments)
+            self._own_offsets = zeros(segments)
+            self._own_lengths = zeros(segments)
         self.offsets, self.lengths = self._own_offsets, self._own_lengths
         self.first, self.last = 0, segments
+
+    def forget(self) -> None:
+        """Look at no segments, and have no room for any."""
+        self.offsets = self.lengths = _NONE
+        self._own_offsets = self._own_lengths = _NONE
+        self.first = self.last = 0
 
     def clip(self, source: "Operation", start: int, length: int) -> None:
         """Become bytes ``[start, start + length)`` of ``source``, another operation, on its behalf.
@@ -95,17 +101,23 @@ class Operation:
         self.durable = source.durable
         self.offset = source.offset + start
         self.length = length
-        self.make_room(source.last - source.first)
+        first, end = source.first, start + length
+        while first < source.last and start >= source.lengths[first]:
+            start -= source.lengths[first]
+            end -= source.lengths[first]
+            first += 1
+        last = first
+        while last < source.last and end > 0:
+            end -= source.lengths[last]
+            last += 1
+        # No more room than for these: a request in many pieces has it once.
+        self.make_room(last - first)
         count = 0
-        for index in range(source.first, source.last):
-            if not length:
-                break
-            at, size = source.offsets[index], source.lengths[index]
-            if start >= size:
-                start -= size
+        for index in range(first, last):
+            taken = min(source.lengths[index] - start, length)
+            if not taken:
                 continue
-            taken = min(size - start, length)
-            self.offsets[count] = at + start
+            self.offsets[count] = source.offsets[index] + start
             self.lengths[count] = taken
             count += 1
             start = 0

@@ -10,6 +10,7 @@ operation each, all of a request's at once.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SHIFT,
@@ -20,8 +21,12 @@ from pykvm.devices.virtio_blk.merge import Limits, Runs, sequential, sorted_batc
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.options import MergePolicy
 from pykvm.devices.virtio_blk.request import Request
+from pykvm.virtio.chain import ROOM_KEPT
 
 __all__ = ["Limits", "Planner"]
+
+SPARE: Final = 1024
+"""The most operations that are kept to be used again: as many as the largest queue has entries."""
 
 Policy = Callable[[Sequence[Request], Limits], Runs]
 
@@ -104,7 +109,10 @@ class Planner:
 
     def release(self, operation: Operation) -> None:
         """Take back an operation that nobody refers to any more."""
-        self._free.append(operation)
+        if operation.last >= ROOM_KEPT:
+            operation.forget()
+        if len(self._free) < SPARE:
+            self._free.append(operation)
 
     def _take(self) -> Operation:
         made = self._free.pop() if self._free else Operation()

@@ -138,7 +138,7 @@ class Request:
         self.length = 0
         self.offsets = _NONE
         self.lengths = _NONE
-        # Whose these are, and how many it had room for: the parser's.
+        # Of which chain these are, and how many it had room for.
         self._chain = _NO_CHAIN
         self._room = 0
         self.first = 0
@@ -152,6 +152,13 @@ class Request:
         self.pending = 0
         self.error = 0
         self.charged = False
+
+    def forget(self) -> None:
+        """Look at no segments any more."""
+        self._chain = _NO_CHAIN
+        self._room = 0
+        self.offsets = self.lengths = _NONE
+        self.first = self.last = 0
 
 
 class RequestParser:
@@ -359,6 +366,7 @@ class RequestParser:
         if not lengths[-1]:
             del offsets[-1], lengths[-1]
         request._chain = _NO_CHAIN
+        request._room = chain.room
         request.offsets, request.lengths = longs(offsets), longs(lengths)
         return header
 

@@ -28,7 +28,7 @@ from pykvm.devices.virtio_blk.schedule import Decide, Schedule
 from pykvm.devices.virtio_blk.stats import Stats
 from pykvm.memory.ram import Ram
 from pykvm.native import Bytes
-from pykvm.virtio.chain import DescriptorChain
+from pykvm.virtio.chain import ROOM_KEPT, DescriptorChain
 from pykvm.virtio.queue import Virtqueue
 from pykvm.watch import Watch
 
@@ -148,6 +148,8 @@ class QueueService:
                 accepted.append(request)
             else:
                 self._refuse(request, now)
+                if chain.room > ROOM_KEPT:
+                    self._shrink(request)
         if accepted:
             self._planner.durable = self._durable()
             operation: Operation
@@ -255,6 +257,8 @@ class QueueService:
             self._stats.done(kind, length, finished_ns - request.started_ns, finished_ns)
         self._bytes[request.status_offset] = request.status
         self.queue.push(request.head, request.used_length)
+        if request._room > ROOM_KEPT:
+            self._shrink(request)
 
     def _refuse(self, request: Request, now_ns: int) -> None:
         """Complete a request that the parser answered."""
@@ -267,3 +271,10 @@ class QueueService:
         if request.status_offset >= 0:
             self._bytes[request.status_offset] = request.status
         self.queue.push(request.head, request.used_length)
+
+    def _shrink(self, request: Request) -> None:
+        """Keep no memory for the many segments of a request that was given back."""
+        chain: DescriptorChain
+        request.forget()
+        chain = self.queue.chains[request.head]
+        chain.shrink()

@@ -4,7 +4,9 @@
 each gets stand at the head of that file and of those of the two formats.
 """
 
-from pykvm.native import Longs, longs
+from typing import Final
+
+from pykvm.native import Longs, zeros
 
 CHAIN_OK = 0
 CHAIN_BAD_ORDER = 1
@@ -24,6 +26,13 @@ CHAIN_ERRORS = (
 """The text for each ``DescriptorChain.error``."""
 
 MAX_CHAIN_BYTES = 1 << 32
+
+_ROOM: Final = 4
+"""Segments that there is room for at first: those of header, data and status."""
+ROOM_KEPT: Final = 256
+"""Room for more segments than this is given back after a request: a driver can fill each entry of
+its queue with a table as long as the device takes, and then do nothing more. Linux needs no more
+unless ``seg_max`` tells it to."""
 
 
 class DescriptorChain:
@@ -60,10 +69,9 @@ class DescriptorChain:
         self.readable_bytes = 0
         self.writable_bytes = 0
         self.error = CHAIN_OK
-        # Room for header, data and status; longer chains grow it once.
-        self.room = 4
-        self.offsets = longs((0, 0, 0, 0))
-        self.lengths = longs((0, 0, 0, 0))
+        self.room = _ROOM
+        self.offsets = zeros(_ROOM)
+        self.lengths = zeros(_ROOM)
 
     def clear(self, error: int = CHAIN_OK) -> None:
         """No segments, and ``error``."""
@@ -92,9 +100,20 @@ class DescriptorChain:
 
     def grow(self) -> None:
         """Room for twice as many segments."""
-        self.room *= 2
-        self.offsets = longs(list(self.offsets) * 2)
-        self.lengths = longs(list(self.lengths) * 2)
+        room = self.room
+        offsets, lengths = self.offsets, self.lengths
+        self.room = 2 * room
+        self.offsets = zeros(2 * room)
+        self.lengths = zeros(2 * room)
+        self.offsets[:room] = offsets
+        self.lengths[:room] = lengths
+
+    def shrink(self) -> None:
+        """Room for few segments again; those that there are go."""
+        self.clear()
+        self.room = _ROOM
+        self.offsets = zeros(_ROOM)
+        self.lengths = zeros(_ROOM)
 
     def make_room(self, index: int, end: int) -> int:
         """Shift the segments from ``index`` to ``end`` (exclusive) up by one; ``index``."""

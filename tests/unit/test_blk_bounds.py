@@ -1,16 +1,25 @@
 """What a driver with a large queue can make the device hold: no more than so much per entry."""
 
+from collections.abc import Iterator
+from pathlib import Path
+from struct import pack
+
 import pytest
+from blk_device import IN, OK, OUT, Disk, Maker, disk_file, disks
 from blk_edges import nodes, size
 from blk_ranges import ZEROES
-from blk_requests import FLUSH, IN, OUT, request_of
+from blk_requests import FLUSH, request_of
 
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.options import ErrorAction, MergePolicy
-from pykvm.devices.virtio_blk.plan import Limits, Planner
+from pykvm.devices.virtio_blk.plan import SPARE, Limits, Planner
 from pykvm.devices.virtio_blk.request import Request
 from pykvm.devices.virtio_blk.schedule import Schedule
+from pykvm.memory.ram import Ram
 from pykvm.native import longs
+from pykvm.testing.inline import InlineThreads
+from pykvm.testing.mock_driver import Buffer
+from pykvm.virtio.chain import ROOM_KEPT
 
 ENTRIES = 256
 
@@ -67,3 +76,77 @@ def test_what_waits_for_what_is_no_product(shape: str) -> None:
             operation.moved = operation.length
             answered += len(schedule.finish(operation))
     assert answered == ENTRIES, "and all of it is executed in the end"
+
+
+# -- memory --------------------------------------------------------------------------
+
+SEGMENTS = 1024
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Maker]:
+    with disks(disk_file(tmp_path)) as maker:
+        yield maker
+
+
+def segments_kept(disk: Disk) -> int:
+    """The most that one chain, request or operation of the disk has room for."""
+    service = disk.device._services[0]
+    rooms = [len(chain.offsets) for chain in service.queue.chains]
+    rooms += [len(request.offsets) for request in service._requests]
+    for one in service._planner._free:
+        rooms += [len(one.offsets), len(one.lengths), len(one._own_offsets)]
+    return max(rooms)
+
+
+def serve(disk: Disk) -> None:
+    disk.transport.submit()
+    threads = disk.device._threads
+    assert isinstance(threads, InlineThreads)
+    threads.serve()
+
+
+@pytest.mark.parametrize("kind", [IN, OUT, 99])
+@pytest.mark.parametrize("cut", [False, True], ids=["a header of one", "a header of two"])
+def test_no_room_for_long_requests_is_kept(make: Maker, kind: int, cut: bool) -> None:
+    disk = make(queue_size=64, ram=Ram.flat(4 << 20), threads=InlineThreads)
+    driver = disk.transport.drivers[0]
+    header, data = driver.put(pack("<IIQ", kind, 0, 0)), driver.alloc(SEGMENTS)
+    buffers = [Buffer(header, 8, False), Buffer(header + 8, 8, False)]
+    if not cut:
+        buffers = [Buffer(header, 16, False)]
+    buffers += [Buffer(data + index, 1, kind != OUT) for index in range(SEGMENTS)]
+    if cut:  # into more than the longest table has room for
+        buffers[-2:] = [Buffer(data, 2, kind != OUT)]
+    buffers.append(Buffer(driver.alloc(1), 1, True))
+    heads = [driver.add(buffers, indirect=True) for _ in range(32)]
+    serve(disk)
+    used = dict(disk.transport.collect(0))
+    assert used == dict.fromkeys(heads, SEGMENTS + 1 if kind == IN else 1)
+    assert segments_kept(disk) <= ROOM_KEPT
+
+
+def test_room_for_what_linux_sends_is_kept(make: Maker) -> None:
+    """Or each large request would pay for it."""
+    disk = make(queue_size=256, threads=InlineThreads, ram=Ram.flat(4 << 20))
+    header = pack("<IIQ", IN, 0, 0)
+    head = disk.transport.drivers[0].send([header], [*[512] * 254, 1])
+    serve(disk)
+    assert disk.wait(head)[0] == OK
+    assert (
+        segments_kept(disk) == ROOM_KEPT == len(disk.device._services[0].queue.chains[head].offsets)
+    )
+
+
+def test_the_pieces_of_a_request_have_room_for_its_segments_once() -> None:
+    limits = Limits(bytes=1024)
+    operations = Planner(MergePolicy.OFF, limits).plan([request_of(0, OUT, 0, *[512] * 400)])
+    assert len(operations) == limits.pieces
+    assert sum(len(one._own_offsets) for one in operations) == 2 * limits.pieces
+
+
+def test_only_so_many_operations_are_kept() -> None:
+    planner = Planner(MergePolicy.OFF, Limits())
+    for operation in planner.plan([zeroes(head) for head in range(2 * SPARE // 32)]):
+        planner.release(operation)
+    assert len(planner._free) == SPARE
