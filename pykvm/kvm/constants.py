@@ -78,6 +78,7 @@ KVM_SET_VCPU_EVENTS: Final = _iow(0xA0, "struct kvm_vcpu_events")
 KVM_GET_DEBUGREGS: Final = _ior(0xA1, "struct kvm_debugregs")
 KVM_SET_DEBUGREGS: Final = _iow(0xA2, "struct kvm_debugregs")
 KVM_GET_TSC_KHZ: Final = _io(0xA3)
+KVM_KVMCLOCK_CTRL: Final = _io(0xAD)
 
 # kvm_run.exit_reason
 KVM_EXIT_IO: Final = 2

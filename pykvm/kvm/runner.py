@@ -15,6 +15,7 @@ Python runs their handlers and a blocking call wakes up for them.
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
@@ -27,6 +28,9 @@ Handler = Callable[[Exit], object | None]
 thread and becomes its ``outcome``. Never sees Interrupted."""
 
 KICK_SIGNAL = signal.SIGRTMIN + 6
+LONG_PAUSE_SECONDS = 1.0
+"""A guest is told of a longer pause (KVM_KVMCLOCK_CTRL). Its lockup detectors count in tens of
+seconds; looks at a vCPU, which are no stops, take milliseconds."""
 # Faults of the process itself must reach it, for faulthandler to report them.
 _FAULTS = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
@@ -200,9 +204,12 @@ class VcpuThread:
             self.vcpu.set_immediate_exit(False)
             while signal.sigtimedwait((KICK_SIGNAL,), 0) is not None:
                 pass
+            began = time.monotonic()
             while self._pauses and not self._stopping:
                 self._running = False
                 self._state.notify_all()
                 self._state.wait()
+            if not self._stopping and time.monotonic() - began > LONG_PAUSE_SECONDS:
+                self.vcpu.mark_stopped()
             self._running = not self._stopping
             return self._running

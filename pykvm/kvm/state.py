@@ -1,5 +1,6 @@
 """A vCPU's state, got and set with one ioctl each."""
 
+import errno
 from collections.abc import Iterable, Mapping
 
 from pykvm.kvm import constants as c
@@ -129,6 +130,19 @@ class VcpuState(Descriptor):
         for number, value in enumerate(debugreg):
             debug.arch.debugreg[number] = value
         self._ioctl("KVM_SET_GUEST_DEBUG", c.KVM_SET_GUEST_DEBUG, debug)
+
+    def mark_stopped(self) -> None:
+        """Tell a guest with kvm-clock that it did not run for a while, others nothing.
+
+        Linux then forgives itself the time in which no CPU did anything, which
+        its lockup detectors would complain of
+        (Documentation/virt/kvm/api.rst, KVM_KVMCLOCK_CTRL).
+        """
+        try:
+            self._ioctl("KVM_KVMCLOCK_CTRL", c.KVM_KVMCLOCK_CTRL)
+        except KvmError as error:
+            if error.errno != errno.EINVAL:  # no such clock
+                raise
 
     def tsc_khz(self) -> int:
         """The guest's TSC frequency, in kHz."""

@@ -9,6 +9,7 @@ import pytest
 from patience import patience, until
 
 from pykvm.kvm import constants as c
+from pykvm.kvm import runner
 from pykvm.kvm.exits import Hlt, Interrupted, IoExit, MmioExit
 from pykvm.kvm.runner import KICK_SIGNAL, VcpuThread
 
@@ -76,6 +77,51 @@ def test_pause_and_resume(machine, spinning):
     assert thread.error is None
     with thread.paused():  # of an ended thread: at once
         pass
+
+
+MSR_KVM_SYSTEM_TIME_NEW = 0x4B56_4D01
+CLOCK = 0x4000
+CLOCK_FLAGS = CLOCK + 29
+"""In struct pvclock_vcpu_time_info (Documentation/virt/kvm/x86/msr.rst)."""
+GUEST_STOPPED = 2
+
+
+@pytest.mark.parametrize(("limit", "told"), [(0.0, GUEST_STOPPED), (3600.0, 0)])
+def test_a_guest_is_told_of_a_long_pause(machine, monkeypatch, limit, told):
+    """Through its kvm-clock, which then silences its lockup detectors."""
+    vcpu = machine.long_mode(SPIN_LONG, cpl=3)
+    vcpu.set_msrs({MSR_KVM_SYSTEM_TIME_NEW: CLOCK | 1})
+    thread = VcpuThread(vcpu, unexpected)
+    thread.start()
+    try:
+        wait_for_change(machine)
+        assert machine.ram.read(CLOCK, 32) != bytes(32), "the guest has a clock"
+        monkeypatch.setattr(runner, "LONG_PAUSE_SECONDS", limit)
+        thread.pause(patience())
+        assert machine.ram.read(CLOCK_FLAGS, 1)[0] & GUEST_STOPPED == 0
+        thread.resume()
+        wait_for_change(machine)
+        with thread.paused(patience()):
+            assert machine.ram.read(CLOCK_FLAGS, 1)[0] & GUEST_STOPPED == told
+    finally:
+        thread.stop()
+        thread.join(patience())
+    assert thread.error is None
+
+
+def test_a_guest_without_a_clock_goes_on_after_a_long_pause(machine, spinning, monkeypatch):
+    monkeypatch.setattr(runner, "LONG_PAUSE_SECONDS", 0.0)
+    thread = VcpuThread(spinning, unexpected)
+    thread.start()
+    try:
+        wait_for_change(machine)
+        with thread.paused(patience()):
+            pass
+        wait_for_change(machine)
+    finally:
+        thread.stop()
+        thread.join(patience())
+    assert thread.error is None
 
 
 def test_stop_while_paused(machine, spinning):
