@@ -7,6 +7,7 @@ module there. Python prefers an extension module to the .py file beside it.
 """
 
 import argparse
+import ast
 import hashlib
 import os
 import shutil
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib.metadata import version
 from pathlib import Path
 
 from declarations import Module
@@ -57,6 +60,7 @@ DIRECTIVES = {
     "overflowcheck": True,
     "nonecheck": True,
 }
+FLAGS = ["-O2", "-g0"]
 
 
 def source_of(name: str) -> Path:
@@ -75,54 +79,111 @@ def compiled_files() -> list[Path]:
     return [found for name in HOT for found in extensions_of(name, ROOT)]
 
 
-def fingerprint() -> str:
-    """A hash of all that a build depends on."""
-    digest = hashlib.sha256(sys.version.encode())
-    for path in (*map(source_of, HOT), *sorted(Path(__file__).parent.glob("*.py"))):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+class Build:
+    """The folder of sources, their declarations and what was compiled of them.
 
-
-def compile_in(folder: Path) -> None:
-    """Fill ``folder`` with the sources, their declarations and the extension modules.
-
-    RuntimeError, with what the compiler said, if one cannot be compiled.
+    Beside each extension module lies a ``.key``: a hash of all that it was
+    made of. What has the key that it is to have is not compiled again.
     """
-    modules: dict[str, Module] = {}
-    for name in HOT:
-        modules[name] = Module(name, ROOT, modules.values())
-    for name in HOT:
-        copy = folder.joinpath(*name.split(".")).with_suffix(".py")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(source_of(name).read_text().replace(STAND_IN, "import cython"))
-        copy.with_suffix(".pxd").write_text(modules[name].declarations(modules))
-        for package in list(copy.relative_to(folder).parents)[:-1]:
-            (folder / package / "__init__.py").touch()
-    # In a process of its own, for setuptools and Cython work in the current folder.
-    command = [sys.executable, str(Path(__file__).resolve()), "--in-folder"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError((done.stdout + done.stderr)[-4000:])
+
+    def __init__(self, folder: Path) -> None:
+        """Bring the sources and declarations in ``folder`` up to date."""
+        self.folder = folder
+        self._keys: dict[str, str] = {}
+        modules: dict[str, Module] = {}
+        for name in HOT:
+            modules[name] = Module(name, ROOT, modules.values())
+        sources = {
+            name: source_of(name).read_text().replace(STAND_IN, "import cython") for name in HOT
+        }
+        declared = {name: module.declarations(modules) for name, module in modules.items()}
+        tools = [sys.version, version("cython"), repr(DIRECTIVES), repr(FLAGS)]
+        for name in HOT:
+            seen = [declared[other] for other in sorted(needed(name, modules))]
+            parts = [*tools, sources[name], *seen]
+            self._keys[name] = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+            write(self._file(name, ".py"), sources[name])
+            write(self._file(name, ".pxd"), declared[name])
+            for package in list(Path(*name.split(".")).parents)[:-1]:
+                write(folder / package / "__init__.py", "")
+
+    def _file(self, name: str, suffix: str) -> Path:
+        return self.folder.joinpath(*name.split(".")).with_suffix(suffix)
+
+    def stale(self) -> list[str]:
+        """The modules that have to be compiled."""
+        return [
+            name
+            for name in HOT
+            if not (key := self._file(name, ".key")).exists()
+            or key.read_text() != self._keys[name]
+            or len(extensions_of(name, self.folder)) != 1
+        ]
+
+    def compile(self, name: str) -> None:
+        """Compile module ``name``; RuntimeError, with what the compiler said, if that fails."""
+        self._file(name, ".key").unlink(missing_ok=True)
+        for old in extensions_of(name, self.folder):
+            old.unlink()
+        # In a process of its own, for setuptools and Cython work in the current folder.
+        command = [sys.executable, str(Path(__file__).resolve()), "--in-folder", name]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError((done.stdout + done.stderr)[-4000:])
+        self._file(name, ".key").write_text(self._keys[name])
+
+    def compile_all(self, names: Sequence[str]) -> None:
+        """Compile ``names``, as many at a time as there are CPUs, and say how far it is."""
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            waiting = [pool.submit(self.compile, name) for name in names]
+            try:
+                for count, done in enumerate(as_completed(waiting), 1):
+                    done.result()
+                    show(f"compiled {count} of {len(names)} modules of the hot path")
+            finally:
+                pool.shutdown(cancel_futures=True)
+                show("")
 
 
-def compile_here() -> None:
-    """Run Cython and the C compiler in the working folder."""
+def needed(name: str, modules: dict[str, Module]) -> set[str]:
+    """The hot modules whose declarations the compiler reads for module ``name``, itself too."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found.add(one)
+            nodes = (node for node in modules[one].tree.body if isinstance(node, ast.ImportFrom))
+            waiting += [node.module for node in nodes if node.module in modules]
+    return found
+
+
+def write(path: Path, text: str) -> None:
+    """Have ``path`` hold ``text``, and leave it alone if it does."""
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def show(text: str) -> None:
+    """Progress, on a terminal only; the last line of it is empty."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[K{text}")
+        sys.stderr.flush()
+
+
+def compile_here(name: str) -> None:
+    """Run Cython and the C compiler in the working folder on module ``name``."""
     from Cython.Build import cythonize
     from setuptools import Extension, setup
 
-    extensions = [
-        Extension(
-            name,
-            [name.replace(".", "/") + ".py"],
-            extra_compile_args=["-O2", "-g0"],
-        )
-        for name in HOT
-    ]
+    source = name.replace(".", "/") + ".py"
+    extension = Extension(name, [source], extra_compile_args=FLAGS)
     setup(
         name="pykvm-speed",
         packages=[],
-        script_args=["-q", "build_ext", "--inplace", f"-j{os.cpu_count() or 1}"],
-        ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, quiet=True),
+        script_args=["-q", "build_ext", "--inplace", "--force"],
+        ext_modules=cythonize([extension], compiler_directives=DIRECTIVES, quiet=True, force=True),
     )
 
 
@@ -142,23 +203,25 @@ def install_tools() -> None:
 
 def build() -> list[Path]:
     """Compile what changed; the extension modules, which are next to their sources then."""
-    folder = ROOT / "build" / "speed"
-    stamp = folder / "fingerprint"
-    wanted = fingerprint()
-    if not stamp.exists() or stamp.read_text() != wanted:
-        print("compiling the hot path, less than a minute …", file=sys.stderr)
-        clean()
-        shutil.rmtree(folder, ignore_errors=True)
-        compile_in(folder)
-        stamp.write_text(wanted)
+    made = Build(ROOT / "build" / "speed")
+    if stale := made.stale():
+        print(
+            f"compiling {len(stale)} of {len(HOT)} modules of the hot path,"
+            " ten seconds of processor time each at most …",
+            file=sys.stderr,
+        )
+        made.compile_all(stale)
     built = []
     for name in HOT:
-        (made,) = extensions_of(name, folder)
-        beside = source_of(name).parent / made.name
+        (extension,) = extensions_of(name, made.folder)
+        beside = source_of(name).parent / extension.name
         built.append(beside)
-        if not beside.exists() or beside.stat().st_mtime_ns != made.stat().st_mtime_ns:
+        for old in extensions_of(name, ROOT):
+            if old != beside:
+                old.unlink()
+        if not beside.exists() or beside.stat().st_mtime_ns != extension.stat().st_mtime_ns:
             beside.unlink(missing_ok=True)  # a process may have it mapped
-            shutil.copy2(made, beside)
+            shutil.copy2(extension, beside)
     return built
 
 
@@ -175,10 +238,10 @@ def main(arguments: Sequence[str]) -> int:
     add("--clean", action="store_true", help="interpreted from now on")
     add("--if-possible", action="store_true", help="do without if there is no compiler")
     add("--install-deps", action="store_true", help="install the compiler if missing (as root)")
-    add("--in-folder", action="store_true", help=argparse.SUPPRESS)
+    add("--in-folder", metavar="MODULE", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.in_folder:
-        compile_here()
+        compile_here(options.in_folder)
         return 0
     if options.clean:
         clean()
