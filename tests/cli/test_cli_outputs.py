@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 from pykvm.cli.main import main
 
@@ -95,7 +96,7 @@ def shell(script: str, folder: Path, kernel: Path) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         env=environment,
-        timeout=120,
+        timeout=patience(120),
     )
 
 
