@@ -1,6 +1,7 @@
 """What a disk offers its driver: feature bits, and the configuration that explains them. Pure."""
 
 from struct import pack
+from typing import Final
 
 from pykvm.devices.virtio_blk.config import ConfigSpace
 from pykvm.devices.virtio_blk.constants import (
@@ -32,6 +33,8 @@ from pykvm.virtio.constants import (
     VIRTIO_F_RING_PACKED,
     VIRTIO_F_RING_RESET,
 )
+
+_PAGE: Final = 4096
 
 
 def offered(options: DiskOptions, readonly: bool) -> int:
@@ -90,8 +93,15 @@ class Blocks:
 
     @classmethod
     def choose(cls, options: DiskOptions, host: HostBlocks, alignment: int = 1) -> "Blocks":
-        """What ``options`` say, and else ``host``, or what O_DIRECT wants. UsageError."""
+        """What ``options`` say, and else ``host``, or what O_DIRECT wants. UsageError.
+
+        Of the host's advice on transfers only what can be meant is taken: whole
+        physical blocks, and the best one in whole pages, as are the stripes of
+        every array. Bridges from USB to SATA are known to advise 65535 sectors,
+        and a guest would align its partitions to that.
+        """
         logical = options.logical_block_size or host.logical
+        whole = max(host.physical, logical)
         physical = options.physical_block_size or max(host.physical, alignment, logical)
         if physical < logical:
             raise UsageError(
@@ -99,8 +109,8 @@ class Blocks:
                 f"use {logical} or more",
             )
         wanted = {
-            "min-io-size": (options.min_io_size, host.minimum),
-            "opt-io-size": (options.opt_io_size, host.optimal),
+            "min-io-size": (options.min_io_size, _whole(host.minimum, whole)),
+            "opt-io-size": (options.opt_io_size, _whole(host.optimal, max(whole, _PAGE))),
             "discard-granularity": (options.discard_granularity, host.granularity),
         }
         sizes = []
@@ -125,6 +135,10 @@ class Blocks:
                 f"its size, {size} bytes, is not a multiple",
                 f"use logical-block-size=512, or pad it: truncate -s %{self.logical} {path}",
             )
+
+
+def _whole(size: int, unit: int) -> int:
+    return 0 if size % unit else size
 
 
 def describe(config: ConfigSpace, options: DiskOptions, blocks: Blocks, unmaps: bool) -> None:

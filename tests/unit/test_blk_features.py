@@ -148,6 +148,27 @@ def test_blocks_of_a_host_device() -> None:
     assert Blocks.choose(large, host) == Blocks(4096, 8192, 0, 4096, 1 << 20, 1 << 16)
 
 
+@pytest.mark.parametrize(
+    ("physical", "minimum", "optimal", "taken"),
+    [
+        pytest.param(512, 512, 33553920, (512, 0), id="USB bridge, 65535 sectors"),
+        pytest.param(4096, 4096, 33553920, (4096, 0), id="the same, larger blocks"),
+        pytest.param(4096, 512, 6144, (0, 0), id="parts of blocks"),
+        pytest.param(512, 65536, 196608, (65536, 196608), id="an array of three"),
+        pytest.param(4096, 4096, 16773120, (4096, 16773120), id="4095 pages"),
+        pytest.param(16384, 16384, 4096, (16384, 0), id="less than a block"),
+    ],
+)
+def test_advice_that_cannot_be_meant(
+    physical: int, minimum: int, optimal: int, taken: tuple[int, int]
+) -> None:
+    blocks = Blocks.choose(DiskOptions(), HostBlocks(512, physical, 0, minimum, optimal, 512))
+    assert (blocks.minimum, blocks.optimal) == taken
+    asked = DiskOptions(min_io_size=1024, opt_io_size=33553920)
+    blocks = Blocks.choose(asked, HostBlocks(512, physical, 0, minimum, optimal, 512))
+    assert (blocks.minimum, blocks.optimal) == (1024, 33553920)  # who asks for it gets it
+
+
 def test_a_minimum_that_the_field_does_not_hold() -> None:
     blocks = Blocks.choose(DiskOptions(min_io_size=1 << 30), FILE)
     assert blocks.minimum == 0xFFFF * 512
