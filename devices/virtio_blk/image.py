@@ -36,7 +36,8 @@ class Image:
     """An open raw image. Owns its descriptor, and with it the lock.
 
     ``fd`` is open for reading, and for writing unless ``readonly``; ``size``
-    is in bytes, a positive multiple of 512; ``path`` as it was given;
+    is in bytes, a positive multiple of 512, of which the last ``padding`` are
+    zeros behind the end of a read-only file; ``path`` as it was given;
     ``max_transfer`` is the most that one system call moves, in bytes;
     ``alignment`` (bytes) what its disk offset, and each segment's address and
     length, must be multiples of, 1 unless the cache mode asks for O_DIRECT; who
@@ -75,11 +76,12 @@ class Image:
             self.alignment, self._certain = _alignment(self.path, self.fd, cache)
             if format is None:
                 _check_format(self.path, self.fd, self.alignment)
-            self.size = _size(self.path, self.fd, self.alignment, cache)
+            self.size, self.padding = _size(self.path, self.fd, self.alignment, cache, readonly)
             self.max_transfer = max_transfer(self.fd)
             self.blocks = host_blocks(self.fd)
             self.allocation = Allocation(self.fd)
-            self.notices = list(filter(None, [lock(self.fd, self.path, readonly, locking)]))
+            padded = _padded(self.path, self.size, self.padding)
+            self.notices = [*filter(None, (padded, lock(self.fd, self.path, readonly, locking)))]
         except BaseException:
             os.close(self.fd)
             raise
@@ -252,16 +254,20 @@ def _check_format(path: str, fd: int, alignment: int) -> None:
         )
 
 
-def _size(path: str, fd: int, alignment: int, cache: CacheMode) -> int:
+def _size(path: str, fd: int, alignment: int, cache: CacheMode, readonly: bool) -> tuple[int, int]:
+    """Bytes of the disk, and how many of them are behind the end of the file; UsageError."""
     size = os.lseek(fd, 0, os.SEEK_END)
     if size == 0:
         raise UsageError(
             f"the disk image {path} is empty", f"give it a size: truncate -s 1G {path}"
         )
+    if readonly:
+        padding = -size % SECTOR_SIZE
+        return size + padding, padding
     if size % SECTOR_SIZE:
         raise UsageError(
             f"the size of the disk image {path}, {size} bytes, is not a multiple of {SECTOR_SIZE}",
-            f"if it is a raw image, pad it: truncate -s %{SECTOR_SIZE} {path}",
+            f"give it readonly=on or snapshot=on, or pad it: truncate -s %{SECTOR_SIZE} {path}",
         )
     if size % alignment:
         raise UsageError(
@@ -269,7 +275,16 @@ def _size(path: str, fd: int, alignment: int, cache: CacheMode) -> int:
             f"is not a multiple of the host's blocks of {alignment} bytes",
             f"use cache={_buffered(cache)}, or pad it: truncate -s %{alignment} {path}",
         )
-    return size
+    return size, 0
+
+
+def _padded(path: str, size: int, padding: int) -> str:
+    if not padding:
+        return ""
+    return (
+        f"{path} has {size - padding} bytes, which is not a multiple of {SECTOR_SIZE}: "
+        f"its guest sees {padding} more, zeros"
+    )
 
 
 def _check_device_size(path: str, fd: int, size: int) -> None:

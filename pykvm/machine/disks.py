@@ -55,8 +55,12 @@ def open_image(config: DiskConfig) -> "tuple[Image, EngineFactory, str]":
     image = Image(config.path, readonly, config.cache, config.format, config.locking)
     try:
         engine, reason = choose(image, config.engine)
+        # Few runs want any of these: not at the top.
+        if image.padding:
+            from pykvm.devices.virtio_blk.padding import padded
+
+            engine = padded(engine)
         if config.snapshot and not config.readonly:
-            # Few runs want either of these: not at the top.
             from pykvm.devices.virtio_blk.overlay import Snapshot
 
             image = snapshot = Snapshot(image)

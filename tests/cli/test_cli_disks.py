@@ -71,6 +71,15 @@ def test_what_looks_like_another_format_is_refused_unless_it_is_meant(bare_kerne
 
 
 @pytest.mark.kvm
+def test_a_disk_with_a_part_of_a_sector_is_read_and_the_user_told(bare_kernel, disks):
+    disks[0].write_bytes(bytes(1000))
+    for mode in ("readonly=on", "snapshot=on"):
+        done = boot(bare_kernel, "--disk", f"{disks[0]},{mode}")
+        assert done.returncode == 3
+        assert b"has 1000 bytes, which is not a multiple of 512: its guest sees 24" in done.stderr
+
+
+@pytest.mark.kvm
 def test_statistics_on_standard_error_are_a_line_for_each_disk(bare_kernel, disks):
     given = [word for path in disks for word in ("--disk", str(path))]
     done = boot(bare_kernel, *given, "--stats", "-")

@@ -136,7 +136,20 @@ def test_a_size_that_is_no_multiple_of_512(path: Path, size: int) -> None:
     message = refusal(path)
     assert f"{size} bytes" in message
     assert "truncate -s %512" in message
+    assert "readonly=on" in message
+    with closing(Image(path, readonly=True)) as image:
+        assert (image.size, image.padding) == (-(-size // 512) * 512, -size % 512)
+        assert f"{size} bytes" in image.notices[0]
+        assert f"{-size % 512} more, zeros" in image.notices[0]
     assert path.stat().st_size == size
+
+
+def test_an_image_to_be_read_need_not_be_whole_blocks(path: Path) -> None:
+    """O_DIRECT reads up to the end of a file, wherever in a block that is."""
+    require_direct(path.parent)
+    os.truncate(path, 5000)
+    with closing(Image(path, readonly=True, cache=CacheMode.NONE)) as image:
+        assert (image.size, image.padding) == (5120, 120)
 
 
 def test_nothing_stays_open_after_a_refusal(path: Path) -> None:
