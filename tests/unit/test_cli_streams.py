@@ -10,9 +10,10 @@ import threading
 import time
 
 import pytest
-from patience import PATIENCE, until
+from patience import PATIENCE, ends, in_thread, until
 
 from pykvm.cli.keys import Key
+from pykvm.cli.say import put
 from pykvm.cli.streams import InputPump, OutputWriter, ScriptInput, output_failure
 from pykvm.cli.terminal import RawTerminal
 from pykvm.platform.outcome import OutcomeKind
@@ -244,3 +245,16 @@ def test_a_full_disk_is_an_error(tmp_path):
             signal.signal(signal.SIGXFSZ, previous)
     assert failures[0].errno == errno.EFBIG
     assert output_failure(failures[0]).status == 125
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_all_is_written_to_a_stream_that_somebody_made_non_blocking(pipe, blocking):
+    reader, writer = pipe
+    os.set_blocking(writer.fileno(), blocking)
+    text = "0123456789abcdef" * (1 << 16)
+    thread = in_thread(lambda: put(writer.fileno(), text))
+    got = b""
+    while len(got) < len(text):
+        got += reader.read(1 << 16)
+    assert ends(thread)
+    assert got.decode() == text
