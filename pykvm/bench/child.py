@@ -9,8 +9,6 @@ from typing import IO
 
 from pykvm.errors import PykvmError
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 @contextmanager
 def running(command: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
@@ -21,7 +19,7 @@ def running(command: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Po
     """
     # A signal whose handler raises, after the fork and before we know of the child,
     # would leave the child behind.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         child = subprocess.Popen(
             command,

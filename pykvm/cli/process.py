@@ -6,7 +6,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+USUAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What people and programs send to end another one."""
+_NEVER_HANDLED = {
+    *(signal.SIGKILL, signal.SIGSTOP),
+    # A fault of the process itself would come again as soon as a handler returns.
+    *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),
+    # Ignored, or stopping, by default.
+    *(signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH),
+    *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
+    # Python has write() fail instead.
+    *(signal.SIGPIPE, signal.SIGXFSZ),
+}
+ENDING_SIGNALS = tuple(sorted(signal.valid_signals() - _NEVER_HANDLED))
+"""All whose default is to end the process: a terminal in raw mode would stay so."""
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -18,7 +31,8 @@ def leave_on_signals() -> None:
     clean up uses :func:`signals_go_to` meanwhile. A signal that was ignored
     when the process started (nohup, a shell's background job) stays so.
     """
-    for number in ENDING_SIGNALS:
+    # The others do so by themselves, and it takes a while to tell them all.
+    for number in USUAL_SIGNALS:
         _handle(number, _leave)
 
 
@@ -28,24 +42,29 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def signals_go_to(finish: Callable[[int], None]) -> Iterator[None]:
-    """Within it, these signals call ``finish(number)`` in the main thread instead."""
+    """Within it, ENDING_SIGNALS call ``finish(number)`` in the main thread instead."""
 
     def end(number: int, frame: FrameType | None) -> None:
         finish(number)
 
-    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
-    for number in ENDING_SIGNALS:
-        _handle(number, end)
+    before = {number: _handle(number, end) for number in ENDING_SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:
+                signal.signal(number, handler)
 
 
-def _handle(number: int, handler: Handler) -> None:
-    if signal.getsignal(number) is not signal.SIG_IGN:
-        signal.signal(number, handler)
+def _handle(number: int, handler: Handler) -> "Handler | int | None":
+    """Set ``handler``; what it replaces, or None if that stays."""
+    before = signal.getsignal(number)
+    # A program that has this module run in it may have a use of its own for SIGALRM.
+    free = number in USUAL_SIGNALS or before is signal.SIG_DFL
+    if before is None or before is signal.SIG_IGN or not free:
+        return None
+    signal.signal(number, handler)
+    return before
 
 
 def open_standard_streams() -> None:

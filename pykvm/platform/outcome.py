@@ -93,11 +93,12 @@ class Outcome:
         """pykvm got signal ``number``, or, for SIGPIPE, nobody reads its output any more."""
         known = number in signal.Signals.__members__.values()
         name = signal.Signals(number).name if known else f"signal {number}"
-        return cls(OutcomeKind.SIGNALLED, 128 + number, f"ended by {name}")
+        why = ": the limit of CPU time (ulimit -t) is reached" if name == "SIGXCPU" else ""
+        return cls(OutcomeKind.SIGNALLED, 128 + number, f"ended by {name}{why}")
 
     @classmethod
-    def quit(cls, reason: str = "") -> "Outcome":
-        """The user asked to end; ``reason`` says how, if not by Ctrl-a x."""
+    def quit(cls, reason: str = "ended by its user") -> "Outcome":
+        """The user asked to end; ``reason`` says how."""
         return cls(OutcomeKind.QUIT, 0, reason)
 
     @classmethod

@@ -319,11 +319,15 @@ def test_escape_keys(terminal):
     os.write(terminal.master, b"\x01h")
     terminal.expect(b"end the run")
     os.write(terminal.master, b"\x01x")
+    terminal.expect(b"\r\npykvm: ended by Ctrl-a x\r\n", 20)
     assert terminal.finish() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [*[1, 2, 3, 5, 6, 10, 12, 14, 15, 16, 24, 26, 27, 29, 30, 31], *[34, 40, 64]]
+)
 def test_signals_restore_the_terminal(terminal, number):
+    """All whose default is to end a process (signal(7)), but those of faults and SIGKILL."""
     terminal.process.send_signal(number)
     assert terminal.finish() == 128 + number
 
