@@ -145,7 +145,7 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
     if report:
         report.print_statistics(machine)
     if failure is None:
-        say_reason(outcome)
+        say_reason(outcome, on_terminal=session.has_keys and os.isatty(STDERR))
     if options.command is not None and outcome.kind in _TAIL_HELPS:
         recorder.say_tail()
     if log and log.problem:

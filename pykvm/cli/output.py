@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 TAIL_BYTES = 16 << 10
 TAIL_LINES = 20
-_QUIET = (OutcomeKind.POWER_OFF, OutcomeKind.RESET, OutcomeKind.HALTED, OutcomeKind.QUIT)
+_QUIET = (OutcomeKind.POWER_OFF, OutcomeKind.RESET, OutcomeKind.HALTED)
+_FROM_OUTSIDE = (OutcomeKind.QUIT, OutcomeKind.TIMEOUT, OutcomeKind.SIGNALLED)
+"""Ends that find the guest's cursor anywhere."""
 
 
 class ConsoleLog:
@@ -67,10 +69,10 @@ class ConsoleRecorder:
             say(f"the guest's console ended with:\n{text}")
 
 
-def say_reason(outcome: Outcome) -> None:
-    """Say why a run ended, unless it ended as runs should.
+def say_reason(outcome: Outcome, on_terminal: bool = False) -> None:
+    """Say why a run ended, unless it ended as runs should. ``on_terminal``: the console was there.
 
     A reader of our output that had enough (SIGPIPE) is no failure either.
     """
     if outcome.kind not in _QUIET and outcome.status != 128 + signal.SIGPIPE:
-        say(outcome.reason)
+        say(outcome.reason, fresh=on_terminal and outcome.kind in _FROM_OUTSIDE)

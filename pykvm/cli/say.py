@@ -13,14 +13,16 @@ from pykvm.errors import PykvmError
 STDIN, STDOUT, STDERR = 0, 1, 2
 
 
-def say(text: str, *, raw: bool = False) -> None:
+def say(text: str, *, raw: bool = False, fresh: bool = False) -> None:
     """One line to standard error, from pykvm itself. Nobody may be there to read it.
 
-    ``raw``: it is a terminal in raw mode, with the guest's cursor anywhere.
+    ``fresh``: it is a terminal, with the guest's cursor anywhere. ``raw``: it is in raw mode, too.
     """
     line = f"pykvm: {text}\n"
+    if raw or fresh:
+        line = f"\n{line}"
     with suppress(OSError):
-        put(STDERR, "\r\n" + line.replace("\n", "\r\n") if raw else line)
+        put(STDERR, line.replace("\n", "\r\n") if raw else line)
 
 
 def emit(text: str) -> None:

@@ -101,7 +101,7 @@ def _actions(machine: Machine) -> "dict[Key, Callable[[], None]]":
     from pykvm.cli.keys import Key
 
     return {
-        Key.QUIT: lambda: machine.finish(Outcome.quit()),
+        Key.QUIT: lambda: machine.finish(Outcome.quit("ended by Ctrl-a x")),
         Key.STOP: machine.request_pause,
         Key.CONTINUE: machine.request_resume,
     }

@@ -21,7 +21,7 @@ from pykvm.machine.run_state import RunState
 from pykvm.monitor.protocol import Json
 from pykvm.platform.outcome import Outcome, OutcomeKind
 
-QUIT: Final = Outcome.quit("quit on the monitor")
+QUIT: Final = Outcome.quit("ended by quit on the monitor")
 _REASONS: Final = MappingProxyType(
     {
         OutcomeKind.POWER_OFF: "guest-shutdown",
