@@ -201,11 +201,23 @@ def _open(path: str, readonly: bool, cache: CacheMode) -> int:
 
 
 def _open_error(path: str, readonly: bool, error: OSError) -> UsageError:
-    hints = {errno.ENOENT: "create it first, for example with truncate -s 1G"}
+    other = "give it readonly=on or snapshot=on"
+    hints = {
+        errno.ENOENT: "check its path" if readonly else f"create it first: truncate -s 64M {path}",
+        errno.ELOOP: "a symbolic link leads back to itself",
+        errno.ENXIO: "there is no device, or nothing in it",
+        errno.ENOMEDIUM: "put a medium into it",
+        errno.EACCES: "change its mode or its folder's, or run as somebody who may read it",
+    }
+    if os.path.islink(path):
+        hints[errno.ENOENT] = f"it is a symbolic link to {os.readlink(path)}, which does not exist"
     if not readonly:
-        hints[errno.EACCES] = hints[errno.EPERM] = "change its mode, or give it readonly=on"
-        hints[errno.EROFS] = "give it readonly=on"
+        hints[errno.EROFS] = other
+        hints[errno.EPERM] = f"it is immutable or append-only (lsattr), so {other}"
+        hints[errno.ETXTBSY] = f"it is a program that is running, so {other}"
         hints[errno.EBUSY] = "it is mounted or claimed: free it, or give it readonly=on"
+        if error.errno == errno.EACCES and os.access(path, os.R_OK, effective_ids=True):
+            hints[errno.EACCES] = f"change its mode, or {other}"
     reason = os.strerror(error.errno or 0).lower()
     hint = hints.get(error.errno or 0, "")
     return UsageError(f"the disk image {path} cannot be opened: {reason}", hint)
@@ -258,8 +270,12 @@ def _size(path: str, fd: int, alignment: int, cache: CacheMode, readonly: bool) 
     """Bytes of the disk, and how many of them are behind the end of the file; UsageError."""
     size = os.lseek(fd, 0, os.SEEK_END)
     if size == 0:
+        if stat.S_ISBLK(os.fstat(fd).st_mode):
+            raise UsageError(
+                f"the block device {path} has no bytes", "give it a medium or a backing file first"
+            )
         raise UsageError(
-            f"the disk image {path} is empty", f"give it a size: truncate -s 1G {path}"
+            f"the disk image {path} is empty", f"give it a size: truncate -s 64M {path}"
         )
     if readonly:
         padding = -size % SECTOR_SIZE

@@ -5,6 +5,7 @@ import fcntl
 import os
 import socket
 import struct
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,6 +15,7 @@ import pytest
 from blk_host import filesystem, loop_device, overlay_of, require_direct
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import patience
 
 import pykvm.libc
 from pykvm.devices.virtio_blk import CacheMode, Image, ImageFormat, host_limits
@@ -122,7 +124,65 @@ def test_no_permission(nobody: None) -> None:
         assert "readonly=on" in refusal(file.name)
         Image(file.name, readonly=True).close()
         os.chmod(file.name, 0)
-        assert "readonly=on" not in refusal(file.name, readonly=True)
+        for readonly in (False, True):  # for reading it is no better
+            assert "readonly=on" not in refusal(file.name, readonly)
+            assert "somebody who may read it" in refusal(file.name, readonly)
+
+
+def test_links(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("nowhere")
+    assert "a symbolic link to nowhere, which does not exist" in refusal(link)
+    link.unlink()
+    link.symlink_to("link")
+    assert "leads back to itself" in refusal(link)
+
+
+@pytest.mark.parametrize(
+    ("error", "writing", "reading"),
+    [
+        (errno.EROFS, "read-only file system; give it readonly=on", "read-only file system"),
+        (errno.EPERM, "immutable or append-only (lsattr), so give it readonly=on", "not permitted"),
+        (errno.ETXTBSY, "a program that is running, so give it readonly=on", "text file busy"),
+        (errno.EBUSY, "mounted or claimed", "busy"),
+        (errno.ENXIO, "there is no device, or nothing in it", "nothing in it"),
+        (errno.ENOMEDIUM, "put a medium into it", "put a medium into it"),
+        (errno.ENOENT, "create it first", "check its path"),
+        (errno.EIO, "input/output error", "input/output error"),
+    ],
+)
+def test_what_keeps_a_file_from_opening(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: int, writing: str, reading: str
+) -> None:
+    def fail(*args: object) -> int:
+        raise OSError(error, "injected")
+
+    monkeypatch.setattr(os, "open", fail)
+    assert writing in refusal(path)
+    message = refusal(path, readonly=True)
+    assert reading in message
+    assert "readonly=on" not in message
+
+
+def test_a_filesystem_that_is_read_only(tmp_path: Path) -> None:
+    with filesystem(tmp_path, block=512) as folder:
+        path = folder / "disk"
+        path.write_bytes(bytes(4096))
+        remount = ["mount", "-o", "remount,ro", folder]
+        subprocess.run(remount, check=True, capture_output=True, timeout=patience())
+        assert "give it readonly=on or snapshot=on" in refusal(path)
+        Image(path, readonly=True).close()
+
+
+def test_a_block_device_without_bytes(tmp_path: Path) -> None:
+    backing = tmp_path / "backing"
+    backing.write_bytes(bytes(4096))
+    with loop_device(backing) as device:
+        os.truncate(backing, 0)
+        with open(device, "rb") as file:
+            fcntl.ioctl(file, 0x4C07)  # LOOP_SET_CAPACITY
+        assert f"the block device {device} has no bytes" in refusal(device, readonly=True)
+        assert "truncate" not in refusal(device)
 
 
 def test_an_empty_file(path: Path) -> None:
