@@ -28,7 +28,8 @@ def _arguments() -> argparse.Namespace:
         choices=[*kernel.FLAVOURS, "all", "auto"],
         default="auto",
         help="which kernel: for ordinary KVM hosts (native), for hosts that emulate kernel code "
-        "(emulated), both (all), or the one this host needs (auto, the default)",
+        "(emulated), both (all), or the one this host needs (auto, the default): "
+        "both if that is not known, for want of /dev/kvm",
     )
     parser.add_argument(
         "--output",
@@ -62,11 +63,11 @@ def _arguments() -> argparse.Namespace:
 def _flavours(choice: str) -> list[str]:
     if choice == "all":
         return list(kernel.FLAVOURS)
-    return [_host_flavour() if choice == "auto" else choice]
+    return _host_flavours() if choice == "auto" else [choice]
 
 
-def _host_flavour() -> str:
-    """What the doctor says this host needs; `native` when it cannot be asked."""
+def _host_flavours() -> list[str]:
+    """What the doctor says this host needs; all when it does not know, or cannot be asked."""
     try:
         answer = subprocess.run(
             [sys.executable, "-m", "pykvm", "doctor", "--flavour"],
@@ -78,7 +79,7 @@ def _host_flavour() -> str:
         ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         answer = ""
-    return answer if answer in kernel.FLAVOURS else "native"
+    return [answer] if answer in kernel.FLAVOURS else list(kernel.FLAVOURS)
 
 
 def main() -> int:

@@ -92,9 +92,11 @@ class Report:
         return not self.problems
 
     @property
-    def flavour(self) -> str:
-        """The build of the bundled guest that suits this host."""
-        return EMULATED if self.traits and self.traits.needs_assists else NATIVE
+    def flavour(self) -> str | None:
+        """The build of the bundled guest that suits this host; None if KVM could not be asked."""
+        if self.traits is None:
+            return None
+        return EMULATED if self.traits.needs_assists else NATIVE
 
 
 def run_doctor(argv: Sequence[str]) -> int:
@@ -124,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--flavour",
         action="store_true",
-        help="print only which build of the bundled guest suits this host: native or emulated",
+        help="print only which build of the bundled guest suits this host: native, emulated, "
+        "or unknown if KVM cannot be asked",
     )
     parser.add_argument(
         "--device", default="/dev/kvm", metavar="PATH", help="the KVM device (default: /dev/kvm)"
@@ -137,7 +140,7 @@ def _flavour(device: str) -> str:
     # A host that cannot run guests may still build them for others.
     with suppress(PykvmError), Kvm.open(device) as kvm:
         report.traits = probe(kvm)
-    return report.flavour
+    return report.flavour or "unknown"
 
 
 def examine(device: str = "/dev/kvm") -> Report:
@@ -273,12 +276,14 @@ def _examine_guest(report: Report) -> None:
         flavours = sorted(json.loads(manifest.read_text(encoding="utf-8"))["flavours"])
     except OSError:
         report.add("bundled guest", "not built: run 'make guest' in the checkout", Mark.NOTE)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         report.add("bundled guest", f"{manifest} is damaged: build it again", Mark.NOTE)
     else:
         fits = report.flavour in flavours
         text = f"built: {', '.join(flavours)}"
-        if not fits:
+        if report.flavour is None:
+            text += "; which one this host wants is not known, for KVM cannot be asked"
+        elif not fits:
             text += f"; this host wants {report.flavour}"
         report.add("bundled guest", text, Mark.OK if fits else Mark.NOTE)
 

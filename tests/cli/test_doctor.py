@@ -26,13 +26,21 @@ def test_json_of_a_host_without_kvm(capfd):
     found = json.loads(capfd.readouterr().out)
     assert found["usable"] is False
     assert found["traits"] is None
-    assert found["flavour"] == "native"
+    assert found["flavour"] is None
     assert len(found["problems"]) == 1
 
 
-def test_flavour_is_native_where_nothing_can_be_probed(capfd):
+def test_flavour_is_unknown_where_nothing_can_be_probed(capfd):
     assert run_doctor(["--flavour", *NOWHERE]) == 0
-    assert capfd.readouterr().out == "native\n"
+    assert capfd.readouterr().out == "unknown\n"
+
+
+def test_a_host_that_cannot_be_asked_wants_no_flavour(monkeypatch, tmp_path):
+    (tmp_path / "guest").mkdir()
+    (tmp_path / "guest" / "bundle.json").write_text('{"flavours": {"emulated": {}}}')
+    monkeypatch.setattr(doctor, "BUNDLES", tmp_path)
+    text = as_text(examine(NOWHERE[1]))
+    assert "built: emulated; which one this host wants is not known" in text
 
 
 @pytest.mark.kvm
