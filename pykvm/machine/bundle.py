@@ -15,13 +15,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pykvm.errors import UsageError
+from pykvm.errors import UsageError, reason_of
 from pykvm.records import record
 
 FORMAT = 1
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 """Where the bundles that come with pykvm lie: filled by ``make guest``, part of every wheel."""
 BUNDLED = "guest"
+_KINDS = {int: "a whole number", str: "text", dict: "an object"}
 
 
 @record
@@ -95,12 +96,14 @@ def _load(folder: Path, flavour: str) -> Bundle:
             f"'{folder}' holds no bundle.json, so it is not a guest",
             "guest/build.py --output DIR makes such a folder; for a kernel file use --kernel",
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"'{manifest}' cannot be read: {error}", again) from None
+    except OSError as error:
+        raise UsageError(f"'{manifest}' cannot be read: {reason_of(error)}", again) from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"'{manifest}' is not JSON: {error}", again) from None
     try:
         bundle = _bundle(folder, data, flavour)
-    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise UsageError(f"'{manifest}' is not a guest's manifest ({error!r})", again) from None
+    except ValueError as error:
+        raise UsageError(f"'{manifest}' is not a guest's manifest: {error}", again) from None
     for file in (bundle.kernel, bundle.initrd):
         if file is not None and not file.exists():
             raise UsageError(f"'{manifest}' names '{file.name}', which is not there", again)
@@ -108,18 +111,34 @@ def _load(folder: Path, flavour: str) -> Bundle:
 
 
 def _bundle(folder: Path, data: Any, flavour: str) -> Bundle:
-    if data["format"] != FORMAT:
-        raise ValueError(f"format {data['format']} is not {FORMAT}")
-    flavours = data["flavours"]
+    version = _member(data, "it", "format", int)
+    if version != FORMAT:
+        raise ValueError(f"its format is {version}, and this pykvm knows {FORMAT}")
+    flavours = _member(data, "it", "flavours", dict)
+    if not flavours:
+        raise ValueError("it has no flavour")
     chosen = flavour if flavour in flavours else min(flavours)
-    entry = flavours[chosen]
-    initrd = entry.get("initrd")
+    entry, where = flavours[chosen], f"its flavour '{chosen}'"
+    initrd = _member(entry, where, "initrd", str, "")
     return Bundle(
-        name=str(data["name"]),
+        name=_member(data, "it", "name", str),
         flavour=chosen,
-        kernel=folder / str(entry["kernel"]),
-        initrd=folder / str(initrd) if initrd else None,
-        append=str(entry.get("append", "")),
-        memory=int(data.get("memory_mib", 0)) << 20,
-        cpus=int(entry.get("cpus", 0)),
+        kernel=folder / _member(entry, where, "kernel", str),
+        initrd=folder / initrd if initrd else None,
+        append=_member(entry, where, "append", str, ""),
+        memory=_member(data, "it", "memory_mib", int, 0) << 20,
+        cpus=_member(entry, where, "cpus", int, 0),
     )
+
+
+def _member(table: Any, where: str, key: str, kind: type, default: Any = None) -> Any:
+    """``table[key]``, or ``default`` unless that is None; ValueError, which names ``where``."""
+    if not isinstance(table, dict):
+        raise ValueError(f"{where} is not an object")
+    value = table.get(key, default)
+    if value is None or (value == "" and default is None):
+        raise ValueError(f"{where} has no '{key}'")
+    # True is an int to Python, and none here.
+    if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
+        raise ValueError(f"'{key}' of {where} is not {_KINDS[kind]}")
+    return value

@@ -83,30 +83,38 @@ def test_a_file_that_the_manifest_names_is_missing(bundles, missing):
         find_bundle("g", NATIVE)
 
 
+KERNEL = '"name": "x", "flavours": {"native": {"kernel": "k"}}'
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "why"),
     [
-        "",
-        "{",
-        "\x00",
-        "[" * 100_000,
-        "[]",
-        "null",
-        "{}",
-        '{"format": 2}',
-        '{"format": 1, "name": "x", "flavours": {}}',
-        '{"format": 1, "name": "x", "flavours": []}',
-        '{"format": 1, "name": "x", "flavours": {"native": null}}',
-        '{"format": 1, "name": "x", "flavours": {"native": {}}}',
-        '{"format": 1, "name": "x", "flavours": {"native": {"kernel": "k"}}, "memory_mib": "x"}',
-        '{"format": 1, "name": "x", "flavours": {"native": {"kernel": "k"}}, "memory_mib": 1e999}',
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("\x00", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "it is not an object"),
+        ("null", "it is not an object"),
+        ("{}", "it has no 'format'"),
+        ('{"format": true}', "'format' of it is not a whole number"),
+        ('{"format": 2}', "its format is 2, and this pykvm knows 1"),
+        ('{"format": 1, "name": "x"}', "it has no 'flavours'"),
+        ('{"format": 1, "flavours": {"native": {"kernel": "k"}}}', "it has no 'name'"),
+        ('{"format": 1, "name": "x", "flavours": {}}', "it has no flavour"),
+        ('{"format": 1, "name": "x", "flavours": []}', "'flavours' of it is not an object"),
+        ('{"format": 1, "name": "x", "flavours": {"native": null}}', "'native' is not an object"),
+        ('{"format": 1, "name": "x", "flavours": {"native": {}}}', "'native' has no 'kernel'"),
+        (f'{{"format": 1, {KERNEL}, "memory_mib": "x"}}', "'memory_mib' of it is not a whole"),
+        (f'{{"format": 1, {KERNEL}, "memory_mib": 1e999}}', "'memory_mib' of it is not a whole"),
+        (f'{{"format": 1, {KERNEL}, "memory_mib": -1}}', "'memory_mib' of it is not a whole"),
     ],
 )
-def test_a_broken_manifest_is_named(bundles, text):
+def test_what_is_wrong_with_a_broken_manifest_is_said(bundles, text, why):
     (bundles / "g").mkdir(parents=True)
     (bundles / "g/bundle.json").write_text(text)
-    with pytest.raises(UsageError, match=r"g/bundle\.json"):
+    with pytest.raises(UsageError, match=r"g/bundle\.json") as caught:
         find_bundle("g", NATIVE)
+    assert why in caught.value.message
 
 
 def test_a_manifest_that_cannot_be_read(bundles):
