@@ -18,6 +18,7 @@ VERSION = 1
 LINE_MAX = 1 << 20
 """The most bytes of a line; pykvm writes no such lines."""
 WHOLE_MAX = (1 << 63) - 1
+_HINT = "give what 'pykvm boot --trace FILE' wrote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +62,11 @@ class Reader:
         self._lines = lines
 
     def __iter__(self) -> Iterator[Event]:
+        number = 0
         for number, line in enumerate(self._lines, 1):
             if number == 1 and line.startswith(b"["):
                 raise UsageError("this is no trace in JSON Lines", "trace with format=jsonl")
-            if len(line) > LINE_MAX:
-                raise _mistake(number, "it is longer than any event")
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") and number > 1 and len(line) <= LINE_MAX:
                 self.cut = True
                 return
             event = _event(line, number)
@@ -74,9 +74,13 @@ class Reader:
                 raise UsageError("a newer pykvm wrote this trace", "read it with that one")
             self.complete = event.name == END
             yield event
+        if number == 0:
+            raise UsageError("this is no trace: it is empty", _HINT)
 
 
 def _event(line: bytes, number: int) -> Event:
+    if len(line) > LINE_MAX:
+        raise _mistake(number, "it is longer than any event")
     try:
         members = json.loads(line)
     except (ValueError, RecursionError):
@@ -108,7 +112,9 @@ def _text(value: object, line: int, name: str) -> str:
 
 
 def _mistake(line: int, what: str) -> UsageError:
-    return UsageError(f"line {line} is no event of pykvm's: {what}", "is this file a trace?")
+    kind = "this is no trace: " if line == 1 else ""
+    hint = _HINT if line == 1 else "the trace is damaged"
+    return UsageError(f"{kind}line {line} is no event of pykvm's: {what}", hint)
 
 
 def printable(text: str, most: int = 200) -> str:

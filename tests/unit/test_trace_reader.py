@@ -159,7 +159,7 @@ def test_each_disk_has_a_drawing_of_its_own() -> None:
     assert drawing.get("height") == "880"
 
 
-@pytest.mark.parametrize("lines", [[], example()[:3], [line("stop", 5)]])
+@pytest.mark.parametrize("lines", [example()[:3], [line("stop", 5)]])
 def test_nothing_to_draw(lines: list[bytes]) -> None:
     with pytest.raises(UsageError, match="no operations"):
         plot(Reader(lines))
@@ -274,3 +274,9 @@ def test_printable(text: str) -> None:
     assert printable(text).isprintable()
     if text.isprintable() and len(text) <= 200:
         assert printable(text) == text
+
+
+@pytest.mark.parametrize("text", [b"", b"\x7fELF\x02\x01", b"# pykvm\n", b"\xff\n", b"{}\n"])
+def test_what_is_no_trace_is_said_to_be_none(text: bytes) -> None:
+    with pytest.raises(UsageError, match="this is no trace: "):
+        list(Reader(text.splitlines(keepends=True)))
