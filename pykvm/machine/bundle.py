@@ -139,6 +139,10 @@ def _member(table: Any, where: str, key: str, kind: type, default: Any = None) -
     if value is None or (value == "" and default is None):
         raise ValueError(f"{where} has no '{key}'")
     # True is an int to Python, and none here.
-    if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
+    if (
+        not isinstance(value, kind)
+        or isinstance(value, bool)
+        or (isinstance(value, int) and value < 0)
+    ):
         raise ValueError(f"'{key}' of {where} is not {_KINDS[kind]}")
     return value
