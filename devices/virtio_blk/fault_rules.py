@@ -25,6 +25,7 @@ from typing import Any, TypeGuard
 from pykvm.devices.virtio_blk.constants import OPERATION_NAMES, SECTOR_SHIFT
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.errors import UsageError
+from pykvm.forms import refused
 
 OPERATIONS = ("any", *OPERATION_NAMES.values())
 MAX_SECTOR = (1 << 55) - 1
@@ -116,9 +117,7 @@ class Fault:
 
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS:
-            raise UsageError(
-                f"operation cannot be {self.operation!r}", f"use {', '.join(OPERATIONS)}"
-            )
+            raise refused("operation", self.operation, f"use {', '.join(OPERATIONS)}")
         _check_whole("nth", self.nth, 1, MAX_COUNT)
         if self.count is not None:
             _check_whole("count", self.count, 1, MAX_COUNT)
@@ -127,6 +126,8 @@ class Fault:
         if self.operation == "flush" and (self.sectors is not None or self.short is not None):
             raise UsageError("a flush has no sectors and no length", "leave out sectors and short")
         has_effect = self.effect != Effect()
+        if self.call is not None and not callable(self.call):
+            raise refused("call", self.call, "give a function")
         if self.call is None and not has_effect:
             raise UsageError("nothing happens", "give errno, short or delay_ms")
         if self.call is not None and has_effect:
@@ -182,11 +183,15 @@ class FaultRules:
         self.rules: list[FaultRule] = []
         self._seed = seed
         self._added = 0
+        if isinstance(faults, Fault) or not isinstance(faults, Iterable):
+            raise refused("faults", faults, "give a list of Faults")
         for fault in faults:
             self.add(fault)
 
     def add(self, fault: Fault) -> FaultRule:
-        """Add ``fault`` after all others."""
+        """Add ``fault`` after all others. UsageError if it is none."""
+        if not isinstance(fault, Fault):
+            raise refused("a fault", fault, "give a Fault")
         # A string: random hashes it the same way in every process and version.
         rule = FaultRule(fault, Random(f"{self._seed}/{self._added}"))
         self._added += 1
@@ -215,7 +220,7 @@ def sector_range(sectors: object) -> tuple[int, int]:
             raise _sectors_error(sectors)
         first = int(match[1])
         last = int(match[3]) if match[3] else MAX_SECTOR if match[2] else first
-    elif isinstance(sectors, Sequence) and len(sectors) == 2:
+    elif isinstance(sectors, list | tuple) and len(sectors) == 2:
         first, last = sectors
     if not (_is_whole(first) and _is_whole(last) and 0 <= first <= last <= MAX_SECTOR):
         raise _sectors_error(sectors)
@@ -224,7 +229,7 @@ def sector_range(sectors: object) -> tuple[int, int]:
 
 def _sectors_error(sectors: object) -> UsageError:
     hint = 'use a number, [first, last], "0-7", or "8-" for all from there'
-    return UsageError(f"sectors cannot be {sectors!r}", hint)
+    return refused("sectors", sectors, hint)
 
 
 def _check_errno(value: object) -> None:
@@ -232,20 +237,20 @@ def _check_errno(value: object) -> None:
         if value not in _ERRNOS:
             close = difflib.get_close_matches(value.upper(), _ERRNOS, n=1)
             hint = f"did you mean '{close[0]}'?" if close else "use a name such as EIO"
-            raise UsageError(f"errno cannot be {value!r}", hint)
+            raise refused("errno", value, hint)
     elif not _is_whole(value) or value not in (0, *errnos.errorcode):
-        raise UsageError(f"errno cannot be {value!r}", "use a name such as EIO")
+        raise refused("errno", value, "use a name such as EIO")
 
 
 def _check_whole(name: str, value: object, least: int, most: int) -> None:
     if not _is_whole(value) or not least <= value <= most:
-        raise UsageError(f"{name} cannot be {value!r}", f"use a whole number from {least}")
+        raise refused(name, value, f"use a whole number from {least}")
 
 
 def _check_number(name: str, value: object, most: float) -> None:
     """Neither a truth value nor NaN passes."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-        raise UsageError(f"{name} cannot be {value!r}", f"use a number from 0 to {most}")
+        raise refused(name, value, f"use a number from 0 to {most}")
 
 
 def _is_whole(value: object) -> TypeGuard[int]:

@@ -21,6 +21,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
+from pykvm import forms
 from pykvm.devices.virtio_blk.engine import Engine, EngineFactory, SyncEngine
 from pykvm.devices.virtio_blk.fault_file import parse_faults
 from pykvm.devices.virtio_blk.fault_rules import Access, Effect, Fault, FaultRule, FaultRules
@@ -55,7 +56,7 @@ class FaultPlan:
     def load(cls, path: str | Path) -> Self:
         """The plan in a TOML file (docs/howto/inject-faults.md). UsageError, naming the file."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = forms.path("path", path).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             reason = str(error)  # the path has a NUL byte
             if isinstance(error, OSError):

@@ -7,6 +7,7 @@ from typing import Final
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_ID_BYTES
 from pykvm.devices.virtio_blk.rates import NO_LIMITS, RateLimits
 from pykvm.errors import UsageError
+from pykvm.forms import Form, adapt, cpus, flag, member, refused, size, text, whole
 from pykvm.records import keyword_record, record
 
 QUEUE_SIZE: Final = range(4, 1025)
@@ -197,6 +198,8 @@ class IoError:
 class DiskOptions:
     """What a device makes of its image. UsageError for a value that cannot be.
 
+    Sizes may be strings such as ``"4K"``, and members of an enumeration their
+    values; None is a default, where nothing else is said.
     ``serial``: at most 20 ASCII characters, what /sys/block/vda/serial shows.
     ``queue_size``: descriptors, a power of 2 from 4 to 1024. ``num_queues``: 1
     to 64, dealt out in turn to ``iothreads`` threads, at most as many; these run
@@ -257,6 +260,7 @@ class DiskOptions:
     limits: RateLimits = NO_LIMITS
 
     def __post_init__(self) -> None:
+        adapt(self, _FORMS, keep_none=("seg_max",))
         _check_serial(self.serial)
         _check("queue-size", self.queue_size, QUEUE_SIZE)
         if self.queue_size & (self.queue_size - 1):
@@ -307,6 +311,36 @@ class DiskOptions:
             ("discard-granularity", self.discard_granularity),
         ):
             _check(name, value, IO_SIZE)
+
+
+def _lifetime(name: str, value: object) -> tuple[int, ...]:
+    if isinstance(value, tuple | list) and len(value) == len(LIFETIME):
+        return tuple(whole(name, part) for part in value)
+    raise refused(name, value, "give three numbers, such as (1, 2, 3)")
+
+
+def _limits(name: str, value: object) -> RateLimits:
+    if isinstance(value, RateLimits):
+        return value
+    raise refused(name, value, "give RateLimits, such as RateLimits(iops=100)")
+
+
+_FORMS: "Final[dict[str, Form]]" = {
+    **dict.fromkeys(DiskOptions.__annotations__, flag),
+    "serial": text,
+    **dict.fromkeys(("queue_size", "num_queues", "iothreads", "seg_max", "merge_max"), whole),
+    **dict.fromkeys(("poll_max_ns", "cyls", "heads", "secs"), whole),
+    "cpu_affinity": cpus,
+    **dict.fromkeys(("size_max", "logical_block_size", "physical_block_size"), size),
+    **dict.fromkeys(("min_io_size", "opt_io_size", "discard_granularity"), size),
+    "merge": member(MergePolicy),
+    "rerror": member(ErrorPolicy),
+    "werror": member(ErrorPolicy),
+    "discard": member(DiscardMode),
+    "detect_zeroes": member(DetectZeroes),
+    "lifetime": _lifetime,
+    "limits": _limits,
+}
 
 
 def _queues(number: int) -> str:

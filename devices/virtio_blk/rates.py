@@ -3,6 +3,7 @@
 from typing import Final
 
 from pykvm.errors import UsageError
+from pykvm.forms import adapt, size, whole
 from pykvm.records import keyword_record
 
 RATE: Final = range(10**15 + 1)
@@ -34,6 +35,7 @@ class RateLimits:
     iops_size: int = 0
 
     def __post_init__(self) -> None:
+        adapt(self, _FORMS)
         values = vars(self)
         for name, value in values.items():
             key = name.replace("_", "-")
@@ -51,7 +53,8 @@ class RateLimits:
         return any(vars(self).values())
 
 
+RATES: Final = tuple(RateLimits.__annotations__)
+"""The names of all fields."""
+_FORMS: Final = {name: size if name[0] == "b" else whole for name in RATES}
 NO_LIMITS: Final = RateLimits()
 PLAIN_RATES: Final = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")
-RATES: Final = tuple(vars(NO_LIMITS))
-"""The names of all fields."""

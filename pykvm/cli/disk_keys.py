@@ -5,7 +5,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from pykvm.cli.values import parse_bytes, parse_cpus, parse_whole, split_options
+from pykvm.cli.values import parse_cpus, parse_whole, split_options
 from pykvm.devices.virtio_blk import (
     CacheMode,
     DetectZeroes,
@@ -34,6 +34,7 @@ from pykvm.devices.virtio_blk.options import (
 )
 from pykvm.devices.virtio_blk.rates import RATE, RATES
 from pykvm.errors import UsageError
+from pykvm.forms import parse_bytes
 from pykvm.machine.disks import DiskConfig
 from pykvm.records import record, replace
 

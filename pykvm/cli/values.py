@@ -1,14 +1,8 @@
 """Values of command-line options: sizes, times, numbers, CPUs."""
 
-from types import MappingProxyType
-
 from pykvm.errors import UsageError
+from pykvm.forms import MOST_DIGITS, is_number, parse_bytes
 from pykvm.threads import MAX_CPUS
-from pykvm.typed import Final
-
-_UNITS: Final = MappingProxyType({"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40})
-_SUFFIXES: Final = frozenset(unit + rest for unit in "KMGT" for rest in ("", "B", "IB"))
-_DIGITS: Final = 15
 
 
 def parse_size(text: str) -> int:
@@ -34,7 +28,7 @@ def parse_seconds(text: str) -> float:
 
 def parse_count(text: str) -> int:
     """A whole number of 1 or more."""
-    if not _is_number(text, 9) or int(text) < 1:
+    if not is_number(text, 9) or int(text) < 1:
         raise UsageError(f"'{text}' is not a number of CPUs", "write a whole number from 1")
     return int(text)
 
@@ -45,7 +39,7 @@ def parse_cpus(text: str) -> frozenset[int]:
     for part in text.replace("+", ",").split(","):
         begin, hyphen, end = part.partition("-")
         ends = (begin, end) if hyphen else (begin, begin)
-        known = all(_is_number(number, 4) for number in ends)
+        known = all(is_number(number, 4) for number in ends)
         first, last = (int(number) for number in ends) if known else (1, 0)
         if first > last or last >= MAX_CPUS:
             raise UsageError(f"'{text}' is not a list of CPUs", "write it like 0 or 0+2-3")
@@ -60,22 +54,4 @@ def split_options(text: str) -> list[str]:
 
 def parse_whole(text: str) -> int:
     """A whole number; -1 if it is none."""
-    return int(text) if _is_number(text, _DIGITS) else -1
-
-
-def parse_bytes(text: str, unit: str = "") -> int:
-    """Bytes: a number with K, M, G or T, or a plain one, which counts ``unit``; -1 if neither."""
-    word = text.strip().upper() if text.isascii() else ""
-    digits = word.rstrip("KMGTIB")
-    letters = word[len(digits) :]
-    if not _is_number(digits, _DIGITS) or (letters and letters not in _SUFFIXES):
-        return -1
-    return int(digits) * _UNITS[letters[:1] or unit]
-
-
-# With regular expressions these would be shorter, and importing those takes longer than all of it.
-
-
-def _is_number(text: str, digits: int) -> bool:
-    """Whether ``text`` is 1 to ``digits`` of the digits 0 to 9."""
-    return text.isascii() and text.isdigit() and len(text) <= digits
+    return int(text) if is_number(text, MOST_DIGITS) else -1

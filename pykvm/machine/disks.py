@@ -1,7 +1,7 @@
 """The disks of a machine, as others see them; imported when there are some."""
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pykvm.devices.virtio_blk import (
     CacheMode,
@@ -11,6 +11,8 @@ from pykvm.devices.virtio_blk import (
     IoError,
     Locking,
 )
+from pykvm.forms import Form, adapt, flag, member, path, refused
+from pykvm.forms import size as bytes_of
 from pykvm.records import record
 
 if TYPE_CHECKING:
@@ -41,6 +43,41 @@ class DiskConfig(DiskOptions):
     faults: "FaultPlan | None" = None
     format: ImageFormat | None = None
     locking: Locking = Locking.AUTO
+
+    def __post_init__(self) -> None:
+        adapt(self, _FORMS)
+        super().__post_init__()
+
+
+def _engine(name: str, value: object) -> "EngineKind | EngineFactory":
+    if callable(value) and not isinstance(value, EngineKind):
+        factory: EngineFactory = value
+        return factory
+    kind: EngineKind = _engine_kind(name, value)
+    return kind
+
+
+def _faults(name: str, value: object) -> "FaultPlan":
+    from pykvm.devices.virtio_blk.faults import FaultPlan
+
+    if isinstance(value, FaultPlan):
+        return value
+    if isinstance(value, list | tuple):
+        return FaultPlan(value)
+    raise refused(name, value, "give a FaultPlan or a list of Faults")
+
+
+_engine_kind: Final = member(EngineKind)
+_FORMS: "Final[dict[str, Form]]" = {
+    "path": path,
+    "readonly": flag,
+    "snapshot": flag,
+    "cache": member(CacheMode),
+    "engine": _engine,
+    "faults": _faults,
+    "format": member(ImageFormat),
+    "locking": member(Locking),
+}
 
 
 def open_image(config: DiskConfig) -> "tuple[Image, EngineFactory, str]":
@@ -101,6 +138,9 @@ class Disk:
         self.last_error: IoError | None = None
         self.io_status = IoStatus.OK
 
+    def __repr__(self) -> str:
+        return f"<Disk {self.name}: {str(self.config.path)!r}, {self.io_status.value}>"
+
     def pause(self, timeout: float | None = None) -> bool:
         """See VirtioBlk."""
         return self.device.pause(timeout)
@@ -112,7 +152,7 @@ class Disk:
 
     def resize(self, size: int) -> None:
         """Let the disk have ``size`` bytes from now on: see VirtioBlk. UsageError."""
-        self.device.resize(size)
+        self.device.resize(bytes_of("size", size))
 
     @property
     def limits(self) -> "RateLimits":

@@ -21,6 +21,10 @@ class Event:
     def __init__(self) -> None:
         self.time_ns = time.time_ns()
 
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({fields})"
+
 
 class Stop(Event):
     """The guest has stopped: no vCPU runs, and no disk executes anything."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+from pykvm.forms import refused
 from pykvm.kvm.pci_platform import KvmPlatform
 from pykvm.kvm.runner import VcpuThread
 from pykvm.kvm.system import Kvm
@@ -79,6 +80,8 @@ class Machine:
         console: Callable[[bytes], None] | None = None,
         timings: Timings | None = None,
     ) -> None:
+        if not isinstance(config, MachineConfig):
+            raise refused("config", config, "give a MachineConfig")
         self.timings = timings or Timings()
         self.console_output = bytearray()
         self.console: Callable[[bytes], None] = console or self._keep
@@ -101,6 +104,9 @@ class Machine:
         with ExitStack() as stack:
             self._build(stack, config)
             self._owned = stack.pop_all()
+
+    def __repr__(self) -> str:
+        return f"<Machine: {self.status.value}>"
 
     def __enter__(self) -> Self:
         return self

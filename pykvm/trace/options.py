@@ -3,7 +3,9 @@
 from enum import Enum
 from pathlib import Path
 
+from pykvm.forms import Form, adapt, member, path, text
 from pykvm.records import record
+from pykvm.typed import Final
 
 
 class TraceFormat(Enum):
@@ -25,3 +27,9 @@ class TraceOptions:
     path: Path
     format: TraceFormat = TraceFormat.JSONL
     events: str = "*"
+
+    def __post_init__(self) -> None:
+        adapt(self, _FORMS)
+
+
+_FORMS: "Final[dict[str, Form]]" = {"path": path, "format": member(TraceFormat), "events": text}

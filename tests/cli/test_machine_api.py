@@ -52,6 +52,18 @@ def disk(tmp_path) -> DiskConfig:
 # -- a life ------------------------------------------------------------------
 
 
+def test_values_as_people_write_them(config, disk):
+    with Machine(config(memory="16M", disks=[str(disk.path)])) as machine:
+        assert machine.run(timeout=PATIENCE).kind is OutcomeKind.POWER_OFF
+        assert repr(machine) == "<Machine: shutdown>"
+        assert str(disk.path) in repr(machine.disks[0])
+
+
+def test_a_machine_is_made_of_a_configuration():
+    with pytest.raises(UsageError, match="config cannot be 'guest'"):
+        Machine("guest")
+
+
 def test_a_run(config):
     with Machine(config()) as machine:
         assert machine.outcome is None

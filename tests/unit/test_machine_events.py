@@ -181,3 +181,12 @@ def test_after_the_end_nobody_is_told(announcer):
     announcer.announce(Stop())
     forget()
     assert heard == []
+
+
+def test_printed_events_say_what_happened() -> None:
+    error = IoError("write", 8, 512, errno.ENOSPC, ErrorAction.STOP)
+    event = BlockIoError("virtio0", error)
+    fields = f"time_ns={event.time_ns}, device='virtio0', error={error!r}"
+    assert repr(event) == f"BlockIoError({fields})"
+    assert repr(Stop()).startswith("Stop(time_ns=")
+    assert "POWER_OFF" in repr(Shutdown(Outcome.power_off(3)))
