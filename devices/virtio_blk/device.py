@@ -107,8 +107,12 @@ class VirtioBlk:
         self._threads: IoThreads | None = None
         self._held = False
         self._parser: RequestParser | None = None
-        # Guards the configuration space, capacity and limits: drivers and users change them.
+        # Held throughout a change of size, which may take long: only another one waits for it.
+        self._resizing = threading.Lock()
+        # Guards what follows, the services, and the configuration space with what is told there:
+        # drivers and users change them.
         self._lock = threading.Lock()
+        self._shrinking = False  # nothing is served before that is done
         self._rate_limits = options.limits
         self._throttle = _throttle(options.limits)
         self._config = ConfigSpace(self.features)
@@ -207,17 +211,21 @@ class VirtioBlk:
         )
         if self._held:
             self._threads.halt(Halt.TRANSPORT)
+        with self._lock:
+            if self._shrinking:
+                self._threads.halt(Halt.RESIZE)
         self._threads.start()
 
     def stop_queue(self, index: int) -> None:
         """See VirtioDevice."""
         assert self._activation is not None, "only an active device has queues"
-        with self._lock:
-            service = self._services.pop(index, None)
+        service = self._services.get(index)
         if service is None:
             return  # the host could not serve it
         assert self._threads is not None, "what is served has a thread"
         self._threads.remove(service)
+        with self._lock:
+            del self._services[index]
         service.engine.close()
 
     def start_queue(self, index: int, queue: Virtqueue) -> None:
@@ -287,36 +295,56 @@ class VirtioBlk:
         """Go on after :meth:`pause` or after a failure with the action STOP.
 
         Requests that failed, and those that were waiting, start again in the
-        order of the ring, before new ones.
+        order of the ring, before new ones. While the disk shrinks, they start
+        when that is done; this does not wait for it.
         """
-        threads = self._threads
-        if threads is not None:
-            threads.resume()
+        with self._lock:  # not between a look whether the disk may shrink and the halt for that
+            if self._threads is not None:
+                self._threads.resume()
 
     def resize(self, size: int) -> None:
         """Let the disk have ``size`` bytes from now on, and tell its driver. UsageError.
 
         It shrinks only while it is paused or has no driver: nothing may be on
-        its way to what is cut off. Kept requests that go beyond the end fail
-        when it is resumed. From any thread but the disk's own; a shrinking
-        disk is not to be resumed meanwhile.
+        its way to what is cut off. If it is resumed or started meanwhile, it
+        serves nothing before it has shrunk. Kept requests that go beyond the
+        end fail when it is resumed. From any thread but the disk's own; it
+        takes as long as the host does.
         """
+        with self._resizing:
+            if size < self.image.size:
+                self._begin_to_shrink()
+            try:
+                self.image.resize(size, self._blocks.logical)
+                with self._lock:
+                    if self._parser is not None:
+                        self._parser.capacity = self.image.capacity
+                    self._config.set("capacity", self.image.capacity)
+                    if self._activation is not None:
+                        self._activation.config_changed()
+            finally:
+                if self._shrinking:
+                    self._end_shrinking()
+            if self._trace is not None:
+                self._trace.resized(self.image.capacity)
+
+    def _begin_to_shrink(self) -> None:
         with self._lock:
             threads = self._threads
-            served = self._services and not (threads and threads.quiet)
-            if size < self.image.size and served:
+            if self._services and not (threads and threads.quiet):
                 raise UsageError(
                     f"the disk {self.image.path} cannot shrink while its guest runs",
                     "stop the guest, shrink the disk, and let the guest go on",
                 )
-            self.image.resize(size, self._blocks.logical)
-            if self._parser is not None:
-                self._parser.capacity = self.image.capacity
-            self._config.set("capacity", self.image.capacity)
-            if self._trace is not None:
-                self._trace.resized(self.image.capacity)
-            if self._activation is not None:
-                self._activation.config_changed()
+            self._shrinking = True
+            if threads is not None:
+                threads.halt(Halt.RESIZE)
+
+    def _end_shrinking(self) -> None:
+        with self._lock:
+            self._shrinking = False
+            if self._threads is not None:
+                self._threads.resume(Halt.RESIZE)
 
     @property
     def limits(self) -> RateLimits:
@@ -338,7 +366,8 @@ class VirtioBlk:
     def close(self) -> None:
         """See VirtioDevice. Closes the image."""
         self.reset()
-        self.image.close()
+        with self._resizing:
+            self.image.close()
 
     def _service(self, index: int, queue: Virtqueue) -> QueueService:
         """Has an engine of its own, which :meth:`stop_queue` and :meth:`_release` close."""

@@ -16,6 +16,8 @@ class Halt(Enum):
     """The owner of the disk; or the disk itself, after an error."""
     TRANSPORT = "transport"
     """The driver does not let the device use guest memory."""
+    RESIZE = "resize"
+    """The disk shrinks."""
 
 
 class IoThreads:

@@ -6,15 +6,17 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from struct import pack, unpack_from
+from threading import Event
 
 import pytest
-from blk_bench import SECTORS, EngineScript, Faults, Maker, fill, sector_of, stopping_benches
+from blk_bench import SECTORS, Bench, EngineScript, Faults, Maker, fill, sector_of, stopping_benches
 from blk_device import IN, IOERR, OK, OUT, block_device
 from blk_device import Disk as StartedDisk
 from blk_host import loop_device, require_direct
-from patience import patience
+from patience import ends, goes_on, in_thread, patience
 
-from pykvm.devices.virtio_blk import CacheMode, Image, VirtioBlk
+from pykvm.devices.virtio_blk import CacheMode, Image, RateLimits, VirtioBlk
+from pykvm.devices.virtio_blk.config import FIELDS
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_DISCARD
 from pykvm.devices.virtio_blk.image import MAX_SIZE
 from pykvm.errors import UsageError
@@ -26,6 +28,7 @@ SIZE = SECTORS * 512
 LARGER = SIZE + 4096
 SMALLER = SIZE // 2
 HALF = SECTORS // 2
+WRITEBACK = FIELDS["writeback"][0]
 
 
 @pytest.fixture
@@ -222,3 +225,157 @@ def test_a_driver_that_grows_its_queue_of_requests_meanwhile(make: Maker) -> Non
     bench.device.resize(LARGER)
     script.release()
     assert bench.wait(head)[0] == OK
+
+
+# -- what else happens meanwhile -------------------------------------------------
+
+
+class SlowResize:
+    """A change of size that is under way until :meth:`finish`."""
+
+    def __init__(self, device: VirtioBlk, size: int) -> None:
+        self._go_on = Event()
+        self._begun = Event()
+        self._resize = device.image.resize
+        device.image.resize = self._slow  # type: ignore[method-assign]
+        self._thread = in_thread(lambda: device.resize(size))
+        assert self._begun.wait(patience())
+
+    def _slow(self, size: int, block: int) -> None:
+        self._resize(size, block)
+        self._begun.set()
+        assert self._go_on.wait(patience())
+
+    def finish(self) -> None:
+        assert goes_on(self._thread)
+        self._go_on.set()
+        assert ends(self._thread)
+
+
+def stopped(make: Maker) -> Bench:
+    """A disk that a write in the second half has stopped."""
+    bench = make(EngineScript(Faults({("write", HALF): [errno.ENOSPC]})))
+    bench.write(HALF, fill("a"))
+    bench.kick()
+    bench.wait_errors(1)
+    bench.device.pause()
+    bench.script.take_log()
+    return bench
+
+
+def test_a_disk_that_is_resumed_goes_on_when_it_has_shrunk(make: Maker, path: Path) -> None:
+    bench = stopped(make)
+    resize = SlowResize(bench.device, SMALLER)
+    assert ends(in_thread(bench.device.resume)), "which does not wait"
+    inside = bench.read(0)
+    bench.kick()
+    assert goes_on(bench.io_thread)
+    assert bench.script.log == []
+    resize.finish()
+    assert bench.wait(inside)[0] == OK
+    assert bench.script.log == [("read", 0, 1)]
+    assert path.stat().st_size == SMALLER
+
+
+def test_a_disk_that_is_stopped_again_meanwhile_stays_so(make: Maker) -> None:
+    bench = stopped(make)
+    resize = SlowResize(bench.device, SMALLER)
+    bench.device.resume()
+    assert bench.device.pause(patience())
+    resize.finish()
+    bench.read(0)
+    bench.kick()
+    assert goes_on(bench.io_thread)
+    assert bench.script.log == []
+
+
+def test_a_disk_that_is_not_resumed_stays_stopped(make: Maker) -> None:
+    bench = stopped(make)
+    SlowResize(bench.device, SMALLER).finish()
+    assert goes_on(bench.io_thread)
+    assert bench.answered() == []
+
+
+def test_a_driver_that_starts_meanwhile_is_served_afterwards(make: Maker) -> None:
+    bench = make(EngineScript())
+    bench.transport.reset()
+    resize = SlowResize(bench.device, SMALLER)
+    bench.transport.start()
+    inside, beyond = bench.read(0), bench.read(HALF)
+    bench.kick()
+    assert goes_on(bench.io_thread)
+    assert bench.script.log == []
+    resize.finish()
+    assert [bench.wait(head)[0] for head in (inside, beyond)] == [OK, IOERR]
+
+
+def test_a_queue_that_starts_meanwhile_is_served_afterwards(make: Maker) -> None:
+    bench = make(EngineScript())
+    bench.transport.stop_queue()
+    resize = SlowResize(bench.device, SMALLER)
+    bench.transport.start_queue()
+    inside, beyond = bench.read(0), bench.read(HALF)
+    bench.kick()
+    assert goes_on(bench.io_thread)
+    assert bench.script.log == []
+    resize.finish()
+    assert [bench.wait(head)[0] for head in (inside, beyond)] == [OK, IOERR]
+
+
+def test_a_disk_cannot_shrink_while_a_queue_is_being_stopped(make: Maker) -> None:
+    """What it executes may be on its way to what would be cut off."""
+    bench = make(script := EngineScript(slow=True))
+    bench.write(HALF, fill("a"))
+    bench.kick()
+    script.wait_for(1)
+    stopping = in_thread(bench.transport.stop_queue)
+    assert script.stopped.wait(patience())
+    assert "cannot shrink" in refusal(bench.device, SMALLER)
+    script.release()
+    assert ends(stopping)
+    bench.device.resize(SMALLER)
+
+
+def test_a_change_that_fails_keeps_the_size_and_lets_the_disk_go_on(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = stopped(make)
+
+    def full(fd: int, size: int) -> None:
+        bench.device.resume()
+        raise OSError(errno.EIO, "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", full)
+        assert "input/output error" in refusal(bench.device, SMALLER)
+    assert bench.wait(bench.read(HALF))[0] == OK
+
+
+@pytest.mark.parametrize("size", [SMALLER, LARGER])
+def test_nothing_waits_for_a_slow_change_of_size(make: Maker, size: int) -> None:
+    """Neither the driver nor whoever changes something else: the host may take minutes."""
+    bench = make(EngineScript())
+    device = bench.device
+    if size < SIZE:
+        device.pause()
+    resize = SlowResize(device, size)
+    for call in (
+        lambda: setattr(device, "limits", RateLimits(iops=1000)),
+        lambda: device.write_config(WRITEBACK, 1, 0),
+        device.pause,
+        device.resume,
+        bench.transport.reset,
+        bench.transport.start,
+    ):
+        assert ends(in_thread(call))
+    resize.finish()
+    assert bench.wait(bench.read(0))[0] == OK
+
+
+def test_an_image_is_closed_when_its_size_has_changed(make: Maker) -> None:
+    bench = make(EngineScript())
+    resize = SlowResize(bench.device, LARGER)
+    closing = in_thread(bench.device.close)
+    assert goes_on(closing)
+    resize.finish()
+    assert ends(closing)
