@@ -25,6 +25,7 @@ module          what it knows
 ``faults``      an engine that wraps another one and fails on purpose
 ``overlay``     an engine whose writes go to a temporary file
 ``padding``     an engine that reads zeros behind the end of a file
+``temporary``   … or to several, where none can be as large as the disk
 ``sector_map``  which sectors are there (pure)
 ``fault_rules`` which operations shall fail, and how (pure)
 ``fault_file``  fault rules from TOML (pure)

@@ -153,13 +153,16 @@ class Image:
             if stat.S_ISBLK(os.fstat(self.fd).st_mode):
                 _check_device_size(self.path, self.fd, size)
             else:
-                os.ftruncate(self.fd, size)
+                self._truncate(size)
         except OSError as error:
             reason = os.strerror(error.errno or 0).lower()
             raise UsageError(
                 f"the disk image {self.path} cannot have {size} bytes: {reason}"
             ) from None
         self.size = size
+
+    def _truncate(self, size: int) -> None:
+        os.ftruncate(self.fd, size)
 
     def close(self) -> None:
         """Close and unlock the image. Harmless when closed."""

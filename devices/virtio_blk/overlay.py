@@ -10,19 +10,21 @@ from one file to the other::
 
 A driver writes whole sectors, and the map knows sectors, so nothing is ever
 copied from one file to the other, and writes side by side need not take turns.
+Where a file cannot be as large as the disk there are several, one behind the
+other, and what passes from one to the next is cut there too.
 A sector enters the map when the write that holds it is done: until then reads
 find what was there before, as they may.
 
 Imported by those who want it only: other runs start sooner without.
 """
 
+import errno
 import os
 import select
-import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SHIFT,
@@ -35,7 +37,8 @@ from pykvm.devices.virtio_blk.image import Image
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.options import CacheMode, ImageFormat, Locking
 from pykvm.devices.virtio_blk.sector_map import SectorMap
-from pykvm.errors import UsageError
+from pykvm.devices.virtio_blk.temporary import folder, temporary_files
+from pykvm.errors import UsageError, reason_of
 from pykvm.memory.ram import Ram
 from pykvm.watch import Watch
 
@@ -43,15 +46,14 @@ MOST_PARTS: Final = 64
 """A read in more parts comes back short: a guest decides how many there are."""
 
 
-def folder() -> str:
-    """Where the temporary files are, as in QEMU: ``/tmp`` is memory on many hosts."""
-    return os.environ.get("TMPDIR") or "/var/tmp"
+_BELOW: Final = -1
+"""The image, in place of a temporary file's number."""
 
 
 class Snapshot(Image):
     """The temporary image over ``base``, which belongs to it from now on.
 
-    Its descriptor is the temporary file's, so only the engines of
+    Its descriptor is a temporary file's, so only the engines of
     :meth:`wrap` know all its bytes. Nothing is ever put on stable storage:
     ``cache`` is UNSAFE.
     """
@@ -59,19 +61,24 @@ class Snapshot(Image):
     def __init__(self, base: Image) -> None:
         """UsageError if there is no place for the temporary file."""
         place = folder()
-        try:
-            with tempfile.TemporaryFile(dir=place) as file:
-                os.ftruncate(file.fileno(), base.size)
-                path = f"/proc/self/fd/{file.fileno()}"
-                super().__init__(
-                    path, cache=CacheMode.UNSAFE, format=ImageFormat.RAW, locking=Locking.OFF
-                )
-        except OSError as error:
-            reason = os.strerror(error.errno or 0).lower()
-            raise UsageError(
-                f"no temporary file for {base.path} can be made in {place}: {reason}",
-                "set TMPDIR to a folder with room for what the guest writes",
-            ) from None
+        self._more: list[Image] = []
+        with ExitStack() as opened, ExitStack() as undo:
+            try:
+                files, self._piece = temporary_files(opened, place, base.size)
+            except OSError as error:
+                raise UsageError(
+                    f"no temporary file for {base.path} can be made in {place}: {reason_of(error)}",
+                    "set TMPDIR to a folder with room for what the guest writes"
+                    if error.errno != errno.EFBIG
+                    else "set TMPDIR to a folder on a filesystem with larger files, such as XFS",
+                ) from None
+            super().__init__(_path(files[0]), **_TEMPORARY)
+            undo.callback(super().close)
+            for file in files[1:]:
+                self._more.append(Image(_path(file), **_TEMPORARY))
+                undo.callback(self._more[-1].close)
+            undo.pop_all()
+        self.size = base.size
         self.path = base.path
         self.room = place
         self.notices = base.notices
@@ -90,8 +97,10 @@ class Snapshot(Image):
         self._written.end = min(self._written.end, self.capacity)
 
     def close(self) -> None:
-        """See Image; the temporary file is gone."""
+        """See Image; the temporary files are gone."""
         super().close()
+        for image in self._more:
+            image.close()
         self._base.close()
 
     def add(self, offset: int, length: int) -> None:
@@ -102,53 +111,81 @@ class Snapshot(Image):
         with self._lock:
             self._written.add(offset >> SECTOR_SHIFT, offset + length >> SECTOR_SHIFT)
 
-    def runs(self, offset: int, length: int) -> list[tuple[bool, int]]:
-        """Where so many bytes from byte ``offset`` on are, or the first of them if that is long.
-
-        In turn: whether in the temporary file, and how many of them.
-        """
-        found: list[tuple[bool, int]] = []
-        end = offset + length
+    def parts(self, operation: Operation) -> list["Part"]:
+        """Where the bytes of ``operation`` are or go, or the first of them if that is long."""
+        found: list[Part] = []
+        offset, end = operation.offset, operation.offset + operation.length
+        reads = operation.kind == VIRTIO_BLK_T_IN
         last = end + (1 << SECTOR_SHIFT) - 1 >> SECTOR_SHIFT
         while offset < end and len(found) < MOST_PARTS:
-            first = offset >> SECTOR_SHIFT
-            above, sectors = self._written.run(first, last)
-            until = min(first + sectors << SECTOR_SHIFT, end)
-            found.append((above, until - offset))
+            above, until = True, end
+            if reads:
+                first = offset >> SECTOR_SHIFT
+                above, sectors = self._written.run(first, last)
+                until = min(first + sectors << SECTOR_SHIFT, end)
+            file, place = divmod(offset, self._piece) if above else (_BELOW, offset)
+            if above:
+                until = min(until, offset - place + self._piece)
+            found.append(Part(file, place, until - offset))
             offset = until
         return found
 
     def wrap(self, engine: EngineFactory) -> EngineFactory:
-        """Engines for this image, each made of two of ``engine``."""
+        """Engines for this image, each made of several of ``engine``: one for each file."""
 
         def make(image: Image, ram: Ram) -> Engine:
             with ExitStack() as undo:
-                below = engine(self._base, ram)
-                undo.callback(below.close)
-                above = engine(self, ram)
-                undo.callback(above.close)
-                made = OverlayEngine(below, above, self)
+                engines: list[Engine] = []
+                for file in (self._base, self, *self._more):
+                    engines.append(engine(file, ram))
+                    undo.callback(engines[-1].close)
+                made = OverlayEngine(engines[0], engines[1:], self)
                 undo.pop_all()
                 return made
 
         return make
 
+    def _truncate(self, size: int) -> None:
+        if size > self._piece * (1 + len(self._more)):
+            raise OSError(errno.EFBIG, "more files would be needed")
+        for index, image in enumerate((self, *self._more)):
+            os.ftruncate(image.fd, min(max(size - index * self._piece, 0), self._piece))
+
+
+class Part(NamedTuple):
+    """``length`` bytes of an operation, at byte ``place`` of ``file``, temporary or _BELOW."""
+
+    file: int
+    place: int
+    length: int
+
+
+_TEMPORARY: Final[dict[str, Any]] = {
+    "cache": CacheMode.UNSAFE,
+    "format": ImageFormat.RAW,
+    "locking": Locking.OFF,
+}
+
+
+def _path(descriptor: int) -> str:
+    return f"/proc/self/fd/{descriptor}"
+
 
 class OverlayEngine:
-    """Has one engine read the image, and another one of its kind do all else."""
+    """Has one engine read the image, and others of its kind do all else."""
 
-    def __init__(self, below: Engine, above: Engine, image: Snapshot) -> None:
-        """Both engines belong to the new one."""
-        self._below = below
-        self._above = above
+    def __init__(self, below: Engine, above: Sequence[Engine], image: Snapshot) -> None:
+        """``below`` reads the image, ``above`` are for its temporary files. All are its own now."""
+        self._engines = (*above, below)  # which is at _BELOW
         self._image = image
         self._joints: dict[Operation, _Joint] = {}
         self._epoll: select.epoll | None = None
-        assert (below.notifier < 0) == (above.notifier < 0), "engines of one kind"
+        kinds = {engine.notifier < 0 for engine in self._engines}
+        assert len(kinds) == 1, "engines of one kind"
         if below.notifier >= 0:
             # Readable while one of its descriptors is.
             self._epoll = select.epoll()
-            for engine in (below, above):
+            for engine in self._engines:
                 self._epoll.register(engine.notifier, select.EPOLLIN)
 
     @property
@@ -158,74 +195,69 @@ class OverlayEngine:
 
     def submit(self, operations: Sequence[Operation]) -> None:
         """See :class:`Engine`."""
-        below: list[Operation] = []
-        above: list[Operation] = []
+        batches: list[list[Operation]] = [[] for _ in self._engines]
         for operation in operations:
-            if operation.kind != VIRTIO_BLK_T_IN:
-                above.append(operation)
+            if operation.kind == VIRTIO_BLK_T_FLUSH or not operation.length:
+                batches[0].append(operation)
                 continue
-            runs = self._image.runs(operation.offset, operation.length)
-            if len(runs) == 1:
-                (above if runs[0][0] else below).append(operation)
+            parts = self._image.parts(operation)
+            if len(parts) == 1 and parts[0].place == operation.offset:
+                batches[parts[0].file].append(operation)
                 continue
-            joint = _Joint(operation, [length for _, length in runs])
-            for part, (shadowed, _) in zip(joint.parts, runs, strict=True):
+            joint = _Joint(operation, parts)
+            for part, (file, _, _) in zip(joint.parts, parts, strict=True):
                 self._joints[part] = joint
-                (above if shadowed else below).append(part)
-        try:
-            if below:
-                self._below.submit(below)
-        finally:  # after a bug: a reset must not wait for what nobody was given
-            if above:
-                self._above.submit(above)
+                batches[file].append(part)
+        with ExitStack() as rest:  # after a bug: a reset must not wait for what nobody was given
+            for engine, batch in zip(self._engines, batches, strict=True):
+                if batch:
+                    rest.callback(engine.submit, batch)
 
     def completions(self) -> Sequence[Operation]:
         """See :class:`Engine`."""
         done: list[Operation] = []
-        for operation in self._above.completions():
+        for engine in self._engines:
+            for operation in engine.completions():
+                joint = self._joints.pop(operation, None)
+                if joint is None:
+                    done.append(operation)
+                elif joint.complete():
+                    done.append(joint.operation)
+        for operation in done:
             if operation.kind not in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_FLUSH) and not operation.error:
                 self._image.add(operation.offset, operation.moved)
-            self._collect(operation, done)
-        for operation in self._below.completions():
-            self._collect(operation, done)
         return done
 
     def watch(self, watch: Watch) -> bool:
-        """See :class:`Engine`. One of two engines would not do."""
+        """See :class:`Engine`. One of several engines would not do."""
         return False
 
     def stop(self) -> None:
         """See :class:`Engine`."""
-        self._below.stop()
-        self._above.stop()
+        for engine in self._engines:
+            engine.stop()
 
     def close(self) -> None:
         """See :class:`Engine`."""
         assert not self._joints, "completions were left behind"
         if self._epoll is not None:
             self._epoll.close()
-        self._below.close()
-        self._above.close()
-
-    def _collect(self, operation: Operation, done: list[Operation]) -> None:
-        joint = self._joints.pop(operation, None)
-        if joint is None:
-            done.append(operation)
-        elif joint.complete():
-            done.append(joint.operation)
+        for engine in self._engines:
+            engine.close()
 
 
 class _Joint:
-    """A read, and its ``parts`` of ``lengths`` bytes one after another, up to its end or not."""
+    """An operation, and its ``parts`` one after another, up to its end or not."""
 
-    def __init__(self, operation: Operation, lengths: Sequence[int]) -> None:
+    def __init__(self, operation: Operation, parts: Sequence[Part]) -> None:
         self.operation = operation
         self.parts: list[Operation] = []
-        self._pending = len(lengths)
+        self._pending = len(parts)
         start = 0
-        for length in lengths:
+        for _, place, length in parts:
             part = Operation()
             part.clip(operation, start, length)
+            part.offset = place
             self.parts.append(part)
             start += length
 

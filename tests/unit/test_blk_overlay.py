@@ -17,7 +17,7 @@ from blk_ranges import DISCARD, ZEROES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image, SyncEngine
+from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image, SyncEngine, temporary
 from pykvm.devices.virtio_blk.overlay import MOST_PARTS, Snapshot
 from pykvm.devices.virtio_blk.threads import ThreadsEngine
 from pykvm.errors import UsageError
@@ -39,6 +39,31 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "disk"
     file.write_bytes(random.Random(1).randbytes(SIZE))
     return file
+
+
+LIMIT = 40960
+"""Bytes of a file at most, so that the disk takes eight of 32768."""
+
+
+@pytest.fixture(params=[False, True], ids=["one file", "several files"])
+def several(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the temporary file can be as large as the disk, or there have to be several."""
+    if request.param:
+        limit_files(monkeypatch, LIMIT)
+    return bool(request.param)
+
+
+def limit_files(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """A filesystem whose files are not larger than ``limit`` bytes."""
+    real = os.ftruncate
+
+    def ftruncate(fd: int, size: int) -> None:
+        if size > limit and not os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:"):
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        real(fd, size)
+
+    monkeypatch.setattr(os, "ftruncate", ftruncate)
+    monkeypatch.setattr(temporary, "UNIT", 8192)
 
 
 @contextmanager
@@ -81,8 +106,8 @@ def execute(engine: Engine, kind: int, sector: int = 0, count: int = 0) -> None:
 steps = st.lists(
     st.tuples(
         st.sampled_from([IN, OUT, OUT, DISCARD, ZEROES, FLUSH]),
-        st.integers(0, 40),
-        st.integers(1, 24),
+        st.integers(0, 200),
+        st.integers(1, 200),
     ),
     max_size=12,
 )
@@ -96,11 +121,17 @@ steps = st.lists(
 )
 @given(steps=steps)
 def test_any_sequence_does_what_a_bytearray_does(
-    factory: EngineFactory, path: Path, cache: CacheMode, steps: list[tuple[int, int, int]]
+    factory: EngineFactory,
+    path: Path,
+    cache: CacheMode,
+    several: bool,
+    steps: list[tuple[int, int, int]],
 ) -> None:
     disk = bytearray(path.read_bytes())
-    with made(factory, path, cache) as (engine, ram, _):
+    with made(factory, path, cache) as (engine, ram, image):
+        assert bool(image._more) == several
         for number, (kind, sector, count) in enumerate([*steps, (IN, 0, SECTORS)]):
+            count = min(count, SECTORS - sector)  # noqa: PLW2901
             start, end = sector << 9, sector + count << 9
             if kind == OUT:
                 data = random.Random(number).randbytes(end - start)
@@ -142,6 +173,73 @@ def test_a_part_that_comes_short_ends_the_whole(factory: EngineFactory, path: Pa
         path.write_bytes(content)
         os.utime(path, ns=(inode.st_atime_ns, inode.st_mtime_ns))
         assert (asked.error, asked.moved) == (0, 2 << 9)
+
+
+@engines(wrapped=False)
+def test_a_write_to_two_files_of_which_one_is_full_changes_nothing(
+    factory: EngineFactory, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_files(monkeypatch, 1 << 17)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with made(factory, path) as (engine, ram, _):
+        across = [operation(OUT, (1 << 17) - 4096, [(0, 8192)]) for _ in range(2)]
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+            engine.submit(across[:1])
+            wait(engine, 1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert across[0].error == errno.EFBIG
+        execute(engine, IN, 0, SECTORS)
+        assert ram.bytes[BUFFER : BUFFER + SIZE] == path.read_bytes()
+        engine.submit(across[1:])
+        wait(engine, 1)
+        assert (across[1].error, across[1].moved) == (0, 8192)
+        execute(engine, IN, 0, SECTORS)
+        assert ram.bytes[BUFFER + (1 << 17) - 4096 :][:8192] == ram.bytes[:8192]
+
+
+def test_several_files_change_their_sizes_together(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was cut off reads as zeros afterwards; no further file can be opened by then."""
+    limit_files(monkeypatch, 1 << 17)
+    with made(SyncEngine, path) as (engine, ram, image):
+        execute(engine, OUT, 0, SECTORS)
+        for size in (1 << 16, SIZE):
+            image.resize(size)
+        execute(engine, IN, 0, SECTORS)
+        read = ram.bytes[BUFFER : BUFFER + SIZE]
+        assert read == bytes(ram.bytes[: 1 << 16]) + bytes(SIZE - (1 << 16))
+        with pytest.raises(UsageError, match="file too large"):
+            image.resize(SIZE + 8192)
+
+
+def test_a_limit_of_the_process_is_one_of_the_filesystems(tmp_path: Path) -> None:
+    """ulimit -f: no file of 10 MiB, but several of 3."""
+    path = tmp_path / "disk"
+    with path.open("wb") as file:
+        file.truncate(10 << 20)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, limits[1]))
+        image = Snapshot(Image(path, readonly=True))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    sizes = [os.fstat(each.fd).st_size for each in (image, *image._more)]
+    assert (image.size, sizes) == (10 << 20, [3 << 20, 3 << 20, 3 << 20, 1 << 20])
+    image.close()
+
+
+def test_files_that_are_far_too_small(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_files(monkeypatch, 1)
+    held = os.listdir("/proc/self/fd")
+    with pytest.raises(UsageError) as caught:
+        open_image(DiskConfig(path, snapshot=True))
+    assert "file too large; set TMPDIR to a folder on a filesystem with larger files" in str(
+        caught.value
+    )
+    assert os.listdir("/proc/self/fd") == held
 
 
 @engines(wrapped=False)
