@@ -44,6 +44,24 @@ class HostError(PykvmError):
     exit_status = 77
 
 
+def shown(text: str, keep: str = "") -> str:
+    """``text`` for people, on one line: what would not be seen as it is, or would do something.
+
+    A byte that is no UTF-8 (a name's) becomes ``\\xNN``; a control character becomes an escape
+    of Python's, unless it is one of ``keep``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else _escape(c) for c in text)
+
+
+def _escape(char: str) -> str:
+    number = ord(char)
+    if 0xDC80 <= number <= 0xDCFF:
+        return f"\\x{number - 0xDC00:02x}"
+    return f"\\u{number:04x}" if 0x80 <= number < 0x100 else ascii(char)[1:-1]
+
+
 def reason_of(error: OSError) -> str:
     """Why the system refused, as part of a sentence."""
     return (error.strerror or "").lower()

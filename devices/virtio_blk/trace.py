@@ -24,6 +24,7 @@ from pykvm.devices.virtio_blk.constants import (
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.options import ErrorAction
 from pykvm.devices.virtio_blk.request import TYPE_UNREADABLE, Request
+from pykvm.names import name_fields
 from pykvm.trace import events
 from pykvm.trace.events import Fields, Sink
 from pykvm.virtio import constants as virtio
@@ -67,7 +68,7 @@ class DiskTrace:
 
     def begun(self, path: str, sectors: int, readonly: bool) -> None:
         """There is a disk."""
-        self._record(events.DISK, path=path, sectors=sectors, readonly=readonly)
+        self._record(events.DISK, **name_fields("path", path), sectors=sectors, readonly=readonly)
 
     def negotiated(self, features: int) -> None:
         """The driver accepted ``features``."""

@@ -13,6 +13,7 @@ from pykvm.bench.compare import Figures, Row, middle
 from pykvm.bench.sample import Run
 from pykvm.bench.session import Measurement
 from pykvm.bench.tool import Tool
+from pykvm.names import names_fields
 
 SHAPE = ("block", "depth", "segments", "queues", "vms")
 
@@ -24,7 +25,7 @@ def as_object(measurement: Measurement) -> dict[str, Any]:
         "version": __version__,
         "host": _host() | {"noise": asdict(measurement.noise)},
         "settings": {
-            "disks": [str(disk) for disk in job.disks],
+            **names_fields("disks", job.disks),
             "size": job.size,
             "cache": job.cache.value,
             "seconds": job.seconds,

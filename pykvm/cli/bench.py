@@ -35,6 +35,7 @@ from pykvm.cli.values import parse_seconds, parse_size
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import PykvmError, UsageError, reason_of
 from pykvm.machine.disks import DiskConfig
+from pykvm.names import json_text
 from pykvm.outputs import Output, Outputs
 from pykvm.testing.bare import WaitMode, build_bare_guest
 from pykvm.testing.bare.layout import CPUS_MAX
@@ -183,7 +184,7 @@ def run_bench(arguments: Sequence[str]) -> int:
                 _write_chart(chart, options.chart, chart_of(measurement.rows()))
     except _Stopped as stopped:
         return 128 + stopped.number
-    emit(json.dumps(as_object(measurement)) + "\n" if options.json else as_text(measurement))
+    emit(json_text(as_object(measurement)) + "\n" if options.json else as_text(measurement))
     return 0
 
 

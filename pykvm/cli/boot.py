@@ -12,7 +12,7 @@ from pykvm.cli.process import signals_go_to
 from pykvm.cli.say import STDERR, STDIN, STDOUT, emit, say
 from pykvm.cli.session import ConsoleSession, Session
 from pykvm.cli.values import parse_count, parse_cpus, parse_seconds, parse_size
-from pykvm.errors import PykvmError, UsageError, reason_of
+from pykvm.errors import PykvmError, UsageError, reason_of, shown
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.machine import Machine
 from pykvm.machine.timings import Timings
@@ -123,7 +123,7 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
         machine = stack.enter_context(Machine(config, timings=timings))
         stack.enter_context(signals_go_to(lambda number: machine.finish(Outcome.signalled(number))))
         for notice in machine.notices:
-            say(notice)
+            say(shown(notice))
         session, recorder = _session(stack, machine, options, log)
         # Nothing else stops a guest.
         may_stop = machine.disks or session.has_keys or listener
@@ -149,9 +149,9 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
     if options.command is not None and outcome.kind in _TAIL_HELPS:
         recorder.say_tail()
     if log and log.problem:
-        say(log.problem)
+        say(shown(log.problem))
     if machine.trace and machine.trace.problem:
-        say(machine.trace.problem)
+        say(shown(machine.trace.problem))
     if options.timings:
         _say_timings(timings, machine, confinement)
     if report:
@@ -294,8 +294,8 @@ def _reporter(machine: Machine, session: Session, options: Options) -> "StopRepo
 
     ways = ["Ctrl-a c"] if session.has_keys else []
     if options.monitor:
-        ways.append(f"'cont' on the monitor {options.monitor}")
-    images = {disk.name: str(disk.config.path) for disk in machine.disks}
+        ways.append(f"'cont' on the monitor {shown(str(options.monitor))}")
+    images = {disk.name: shown(str(disk.config.path)) for disk in machine.disks}
     rooms = {disk.name: disk.device.image.room for disk in machine.disks}
     return StopReporter(images, ways, session.say, rooms)
 

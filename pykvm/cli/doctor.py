@@ -14,7 +14,7 @@ from pathlib import Path
 from pykvm import __version__, io_uring
 from pykvm.cli.parser import Parser
 from pykvm.cli.say import STDOUT, emit
-from pykvm.errors import HostError, PykvmError
+from pykvm.errors import HostError, PykvmError, shown
 from pykvm.kvm import constants as c
 from pykvm.kvm.probe import probe
 from pykvm.kvm.system import Kvm
@@ -24,6 +24,7 @@ from pykvm.machine.config import DEFAULT_MEMORY, MIB
 from pykvm.machine.create import NEEDED
 from pykvm.machine.guest import EMULATED, NATIVE
 from pykvm.memory import GuestMemory
+from pykvm.names import json_text
 from pykvm.virtio import split
 
 _NEEDED_BY_ASSISTS = {
@@ -107,7 +108,7 @@ def run_doctor(argv: Sequence[str]) -> int:
         return 0
     report = examine(options.device)
     if options.json:
-        emit(json.dumps(as_object(report), indent=1) + "\n")
+        emit(json_text(as_object(report), indent=1) + "\n")
     else:
         colour = os.isatty(STDOUT) and "NO_COLOR" not in os.environ
         emit(as_text(report, colour) + "\n")
@@ -322,21 +323,21 @@ _COLOURS = {Mark.OK: "32", Mark.NOTE: "33", Mark.BAD: "31"}
 
 def as_text(report: Report, colour: bool = False) -> str:
     """The report for people: one aligned line per finding, then the verdict."""
-    width = max(len(finding.subject) for finding in report.findings)
+    width = max(len(shown(finding.subject)) for finding in report.findings)
     system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
     lines = [f"pykvm {__version__} on {system}", ""]
     for finding in report.findings:
         mark = f"{finding.mark.value:<4}"
         if colour:
             mark = f"\x1b[{_COLOURS[finding.mark]}m{mark}\x1b[0m"
-        lines.append(f"  {finding.subject:<{width}}  {mark}  {finding.text}")
+        lines.append(f"  {shown(finding.subject):<{width}}  {mark}  {shown(finding.text)}")
     return "\n".join([*lines, "", *_verdict(report)])
 
 
 def _verdict(report: Report) -> Iterable[str]:
     if not report.usable:
         yield "No guest can run here:"
-        yield from (f"  {problem}" for problem in report.problems)
+        yield from (f"  {shown(problem)}" for problem in report.problems)
     elif report.flavour == EMULATED:
         yield "Guests run here, with assists: this KVM has no hardware virtualization beneath it."
         yield "Guest programs run at full speed, guest kernel code some hundred times slower."

@@ -10,7 +10,7 @@ from importlib import import_module
 
 from pykvm import __version__
 from pykvm.cli.say import emit, say
-from pykvm.errors import PykvmError, UsageError
+from pykvm.errors import PykvmError, UsageError, shown
 
 _EXHAUSTED = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int
         if debug:
             sys.excepthook(type(error), error, error.__traceback__)
         known = _as_pykvm_error(error)
-        say(str(known))
+        say(shown(str(known)))
         return known.exit_status
 
 

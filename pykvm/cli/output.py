@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from pykvm.cli.say import say
 from pykvm.cli.streams import OutputWriter
-from pykvm.errors import reason_of
+from pykvm.errors import reason_of, shown
 from pykvm.platform.outcome import Outcome, OutcomeKind
 from pykvm.typed import TYPE_CHECKING, Self
 
@@ -75,4 +75,4 @@ def say_reason(outcome: Outcome, on_terminal: bool = False) -> None:
     A reader of our output that had enough (SIGPIPE) is no failure either.
     """
     if outcome.kind not in _QUIET and outcome.status != 128 + signal.SIGPIPE:
-        say(outcome.reason, fresh=on_terminal and outcome.kind in _FROM_OUTSIDE)
+        say(shown(outcome.reason), fresh=on_terminal and outcome.kind in _FROM_OUTSIDE)

@@ -1,13 +1,13 @@
 """What ``--stats`` and ``--json`` tell about a run. Imported only where one is asked for."""
 
 import base64
-import json
 from typing import Any
 
 from pykvm.cli.say import STDERR, emit, put
 from pykvm.devices.virtio_blk.stats import classic_line
 from pykvm.errors import PykvmError, reason_of
 from pykvm.machine.machine import Machine
+from pykvm.names import json_text
 from pykvm.outputs import Output
 from pykvm.platform.outcome import Outcome
 
@@ -26,7 +26,7 @@ class Report:
         if self._file is None:
             return
         try:
-            put(self._file.fd, json.dumps(machine.statistics(), indent=2) + "\n")
+            put(self._file.fd, json_text(machine.statistics(), indent=2) + "\n")
         except OSError as error:
             where = f"--stats {self._stats}"
             raise PykvmError(f"{where}: {reason_of(error)}", "give another file") from None
@@ -50,7 +50,7 @@ class Report:
     ) -> None:
         """``--json``: the object about the run, to standard output; PykvmError if that fails."""
         if self._as_json:
-            emit(json.dumps(_run_report(machine, outcome, output, sandbox)) + "\n")
+            emit(json_text(_run_report(machine, outcome, output, sandbox)) + "\n")
 
 
 def _json_text(data: bytes) -> dict[str, str]:

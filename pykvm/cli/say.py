@@ -8,9 +8,10 @@ import os
 import select
 from contextlib import suppress
 
-from pykvm.errors import PykvmError
+from pykvm.errors import PykvmError, shown
 
 STDIN, STDOUT, STDERR = 0, 1, 2
+_LAYOUT = "\n\t"
 
 
 def say(text: str, *, raw: bool = False, fresh: bool = False) -> None:
@@ -18,7 +19,7 @@ def say(text: str, *, raw: bool = False, fresh: bool = False) -> None:
 
     ``fresh``: it is a terminal, with the guest's cursor anywhere. ``raw``: it is in raw mode, too.
     """
-    line = f"pykvm: {text}\n"
+    line = f"pykvm: {shown(text, keep=_LAYOUT)}\n"
     if raw or fresh:
         line = f"\n{line}"
     with suppress(OSError):

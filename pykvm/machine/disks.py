@@ -13,6 +13,7 @@ from pykvm.devices.virtio_blk import (
 )
 from pykvm.forms import Form, adapt, flag, member, path, refused
 from pykvm.forms import size as bytes_of
+from pykvm.names import name_fields
 from pykvm.records import record
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class Disk:
         stats = self.device.stats
         return {
             "device": self.name,
-            "path": str(self.config.path),
+            **name_fields("path", self.config.path),
             "serial": self.config.serial,
             **stats.as_dict(),
             **stats.histograms(),

@@ -19,6 +19,7 @@ from pykvm.machine.events import (
 )
 from pykvm.machine.run_state import RunState
 from pykvm.monitor.protocol import Json
+from pykvm.names import name_fields
 from pykvm.platform.outcome import Outcome, OutcomeKind
 
 QUIT: Final = Outcome.quit("ended by quit on the monitor")
@@ -63,7 +64,7 @@ def block_info(disk: Disk) -> Json:
         "locked": False,
         "io-status": disk.io_status.value,
         "inserted": {
-            "file": image.path,
+            **name_fields("file", image.path),
             "node-name": disk.name,
             "ro": image.readonly,
             "drv": "raw",
@@ -77,7 +78,7 @@ def block_info(disk: Disk) -> Json:
                 "no-flush": cache is CacheMode.UNSAFE,
             },
             "image": {
-                "filename": image.path,
+                **name_fields("filename", image.path),
                 "format": "raw",
                 "virtual-size": image.size,
                 "dirty-flag": False,

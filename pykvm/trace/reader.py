@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pykvm.errors import UsageError
+from pykvm.errors import UsageError, shown
 from pykvm.trace.events import BEGIN, DEVICE, END
 
 VERSION = 1
@@ -119,5 +119,4 @@ def _mistake(line: int, what: str) -> UsageError:
 
 def printable(text: str, most: int = 200) -> str:
     """``text`` with everything escaped that a terminal or XML might take for more than text."""
-    shown = text if len(text) <= most else text[:most] + "…"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+    return shown(text if len(text) <= most else text[:most] + "…")

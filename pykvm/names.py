@@ -1,0 +1,60 @@
+"""Names of files in JSON. A name on Linux is bytes, which need not be UTF-8; JSON is UTF-8.
+
+A name that is UTF-8 appears as it is. Of another one, each byte that does not
+fit appears as ``\\xNN``, and beside the text, under the same key with
+``_base64``, are the bytes themselves: so nobody has to guess.
+"""
+
+import os
+from collections.abc import Iterable
+
+from pykvm.typed import Any
+
+
+def name_fields(key: str, path: os.PathLike[str] | str) -> dict[str, str]:
+    """The members of a JSON object that tell of ``path``."""
+    name = os.fspath(path)
+    if _is_utf8(name):
+        return {key: name}
+    return {key: _escaped(name), f"{key}_base64": _base64(name)}
+
+
+def names_fields(key: str, paths: Iterable[os.PathLike[str] | str]) -> dict[str, list[str]]:
+    """The same for a list of names."""
+    names = [os.fspath(path) for path in paths]
+    if all(map(_is_utf8, names)):
+        return {key: names}
+    return {key: list(map(_escaped, names)), f"{key}_base64": list(map(_base64, names))}
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON; names in its sentences, too, become UTF-8."""
+    # Few runs write any.
+    import json
+
+    text = json.dumps(value, indent=indent)
+    return json.dumps(_all_escaped(value), indent=indent) if "\\udc" in text else text
+
+
+def _is_utf8(name: str) -> bool:
+    return name.isascii() or not any("\udc80" <= char <= "\udcff" for char in name)
+
+
+def _escaped(name: str) -> str:
+    return "".join(
+        f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char for char in name
+    )
+
+
+def _base64(name: str) -> str:
+    import base64
+
+    return base64.b64encode(os.fsencode(name)).decode()
+
+
+def _all_escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return _escaped(value)
+    if isinstance(value, dict):
+        return {_all_escaped(key): _all_escaped(item) for key, item in value.items()}
+    return [_all_escaped(item) for item in value] if isinstance(value, list | tuple) else value
