@@ -21,6 +21,8 @@ Form = Callable[[str, object], Any]
 
 MOST_DIGITS: Final = 15
 _MOST: Final = 1 << 64
+_MOST_BYTES: Final = 1 << 96
+"""All that digits and a unit can say: what is too much is for whoever takes it to judge."""
 _SHOWN: Final = 80
 """Characters of a value in a message."""
 _UNITS: Final = MappingProxyType({"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40})
@@ -76,7 +78,7 @@ def size(name: str, value: object) -> int:
         and (number := parse_bytes(value)) >= 0
     ):
         return number
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST_BYTES:
         return int(value)
     raise refused(name, value, "give a number of bytes, or a size such as '64M'")
 
