@@ -152,3 +152,22 @@ def test_packed_rings(boot, tmp_path):
     ]
     ring = VIRTIO_F_RING_PACKED | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC
     assert [features & ring for features in accepted] == [ring, VIRTIO_F_RING_PACKED]
+
+
+def test_a_disk_that_linux_takes_off_the_bus_can_be_found_again(boot, tmp_path):
+    """Linux without ACPI then chooses the BARs' places itself: right above RAM."""
+    disk = image(tmp_path, MIB)
+    script = """
+        set -e
+        md5sum </dev/vda
+        echo 1 >/sys/bus/pci/devices/0000:00:02.0/remove
+        test ! -e /dev/vda && echo gone
+        echo 1 >/sys/bus/pci/rescan
+        md5sum </dev/vda
+        dd if=/dev/zero of=/dev/vda bs=4k count=1 seek=3 conv=fsync,notrunc 2>/dev/null
+        exit 0
+    """
+    before = disk.read_bytes()
+    done = boot("--disk", str(disk), "--exec", script)
+    assert done.stdout.split() == [md5(before), b"-", b"gone", md5(before), b"-"]
+    assert disk.read_bytes() == before[: 3 * 4096] + bytes(4096) + before[4 * 4096 :]
