@@ -27,8 +27,10 @@ _BLKPBSZGET = 0x127B
 _NR_STATX = 332
 _AT_EMPTY_PATH = 0x1000
 _STATX_DIOALIGN = 0x2000
+_STATX_DIO_READ_ALIGN = 0x20000
 _STATX_SIZE = 256
 _STX_DIO_MEM_ALIGN = 0x98  # and stx_dio_offset_align behind it
+_STX_DIO_READ_OFFSET_ALIGN = 0xB4
 
 
 class HostBlocks(NamedTuple):
@@ -102,7 +104,7 @@ def direct_alignment(fd: int) -> DirectAlignment:
     if stat.S_ISBLK(status.st_mode):
         return DirectAlignment(block_size(fd), True)
     if told := _told_alignment(fd):
-        return DirectAlignment(max(told, SECTOR_SIZE), True)
+        return told
     below = _queue_limit(status.st_dev, "logical_block_size")
     try:
         data = os.lseek(fd, 0, os.SEEK_DATA)
@@ -116,20 +118,31 @@ def direct_alignment(fd: int) -> DirectAlignment:
     return DirectAlignment(0, True)
 
 
-def _told_alignment(fd: int) -> int:
-    """The alignment that the kernel states for a file; 0 if it states none."""
+def _told_alignment(fd: int) -> DirectAlignment | None:
+    """The alignment that the kernel states for a file; None if it states none.
+
+    From 6.14 on it may state a smaller one for reading (STATX_DIO_READ_ALIGN):
+    XFS does for files that share blocks with others, and takes writes of that
+    too, but not straight. So that is what the disk goes by.
+    """
     # For cache modes with O_DIRECT only: not at the top.
     from pykvm.libc import system_call
 
     answer = bytearray(_STATX_SIZE)
     try:
-        system_call(_NR_STATX, fd, b"\0", _AT_EMPTY_PATH, _STATX_DIOALIGN, answer)
+        wanted = _STATX_DIOALIGN | _STATX_DIO_READ_ALIGN
+        system_call(_NR_STATX, fd, b"\0", _AT_EMPTY_PATH, wanted, answer)
     except OSError:
-        return 0
+        return None
     (mask,) = struct.unpack_from("I", answer)
     memory, offset = struct.unpack_from("II", answer, _STX_DIO_MEM_ALIGN)
     # 0: what this file asks for with O_DIRECT goes through the page cache (journalled data, …).
-    return max(memory, offset) if mask & _STATX_DIOALIGN and offset else 0
+    if not (mask & _STATX_DIOALIGN and offset):
+        return None
+    (reading,) = struct.unpack_from("I", answer, _STX_DIO_READ_OFFSET_ALIGN)
+    if not (mask & _STATX_DIO_READ_ALIGN and reading):
+        reading = offset
+    return DirectAlignment(max(memory, reading, SECTOR_SIZE), reading >= offset)
 
 
 def _reads(fd: int, alignment: int, data: int) -> bool:

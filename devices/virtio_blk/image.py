@@ -26,7 +26,7 @@ from pykvm.devices.virtio_blk.host_limits import (
 )
 from pykvm.devices.virtio_blk.lock import lock
 from pykvm.devices.virtio_blk.options import CacheMode, ImageFormat, Locking
-from pykvm.errors import UsageError
+from pykvm.errors import UsageError, reason_of
 
 MAX_SIZE: Final = (1 << 63) - 4096
 """The most bytes that a file can have, and be a multiple of what anybody wants."""
@@ -73,6 +73,7 @@ class Image:
         self._sync_lock = threading.Lock()
         self.fd = _open(self.path, readonly, cache)
         try:
+            self._device = stat.S_ISBLK(os.fstat(self.fd).st_mode)
             self.alignment, self._certain = _alignment(self.path, self.fd, cache)
             if format is None:
                 _check_format(self.path, self.fd, self.alignment)
@@ -82,6 +83,11 @@ class Image:
             self.allocation = Allocation(self.fd)
             padded = _padded(self.path, self.size, self.padding)
             self.notices = [*filter(None, (padded, lock(self.fd, self.path, readonly, locking)))]
+        except OSError as error:  # a server that is gone, a disk without its medium
+            os.close(self.fd)
+            raise UsageError(
+                f"the disk image {self.path} cannot be used: {reason_of(error)}"
+            ) from None
         except BaseException:
             os.close(self.fd)
             raise
@@ -130,9 +136,8 @@ class Image:
         one that shrank: no space that is made would help. EIO, as for a file
         that somebody truncated.
         """
-        if error == errno.ENOSPC and stat.S_ISBLK(os.fstat(self.fd).st_mode):
-            beyond = end > os.lseek(self.fd, 0, os.SEEK_END)
-            return errno.EIO if beyond else error
+        if error == errno.ENOSPC and self._device and end > os.lseek(self.fd, 0, os.SEEK_END):
+            return errno.EIO
         return error
 
     def resize(self, size: int, block: int = SECTOR_SIZE) -> None:
@@ -150,7 +155,7 @@ class Image:
                 f"give a multiple of {unit} from {unit} to {MAX_SIZE}",
             )
         try:
-            if stat.S_ISBLK(os.fstat(self.fd).st_mode):
+            if self._device:
                 _check_device_size(self.path, self.fd, size)
             else:
                 self._truncate(size)

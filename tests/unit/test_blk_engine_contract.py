@@ -112,7 +112,7 @@ def test_blocks_that_are_larger_than_they_seemed(
     factory: EngineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Holes of an overlay say nothing of the disk that will hold them, of blocks of 4096."""
-    monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: 0)
+    monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: None)
     with filesystem(tmp_path, block=4096) as below, overlay_of(tmp_path, below) as folder:
         path = folder / "disk"
         with path.open("wb") as file:

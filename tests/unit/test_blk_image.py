@@ -164,6 +164,20 @@ def test_what_keeps_a_file_from_opening(
     assert "readonly=on" not in message
 
 
+def test_a_file_that_fails_when_it_is_looked_at(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is gone, for one."""
+    held = os.listdir("/proc/self/fd")
+
+    def fail(fd: int, offset: int, whence: int) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "lseek", fail)
+    assert refusal(path) == f"the disk image {path} cannot be used: stale file handle"
+    assert os.listdir("/proc/self/fd") == held
+
+
 def test_a_filesystem_that_is_read_only(tmp_path: Path) -> None:
     with filesystem(tmp_path, block=512) as folder:
         path = folder / "disk"
@@ -402,7 +416,7 @@ def test_a_file_is_asked_for_its_alignment(
 ) -> None:
     require_direct(path.parent)
     monkeypatch.setattr(host_limits, "_queue_limit", lambda device, name: 0)
-    monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: 0)
+    monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: None)
     accept_multiples_of(monkeypatch, block)
     image = Image(path, cache=CacheMode.NONE)
     assert image.alignment == block
@@ -411,7 +425,7 @@ def test_a_file_is_asked_for_its_alignment(
 
 def test_no_alignment_suits_a_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require_direct(path.parent)
-    monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: 0)
+    monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: None)
     accept_multiples_of(monkeypatch, 1 << 30)
     assert "does not support O_DIRECT" in refusal(path, cache=CacheMode.NONE)
 
@@ -432,7 +446,7 @@ def test_a_hole_does_not_hide_the_devices_block_size(
 ) -> None:
     """A file of holes, as new images are, on a filesystem whose device has blocks of 4096."""
     if not told:
-        monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: 0)
+        monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: None)
     with filesystem(tmp_path, block=4096) as folder:
         path = folder / "disk"
         with path.open("wb") as file:
@@ -453,7 +467,7 @@ def test_data_are_asked_where_no_device_can_be(
 ) -> None:
     """An overlay has no device: the block size shows where there are data, not in a hole."""
     if not told:
-        monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: 0)
+        monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: None)
     with filesystem(tmp_path, block=4096) as below, overlay_of(tmp_path, below) as folder:
         path = folder / "disk"
         with path.open("wb") as file:
@@ -470,19 +484,29 @@ def test_what_the_kernel_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = tmp_path / "disk"
     path.write_bytes(bytes(1 << 16))
     require_direct(tmp_path)
-    answers = {(0x2000, 4, 512): 512, (0x2000, 8192, 512): 8192, (0x2000, 4, 16384): 16384}
-    for (mask, memory, offset), expected in answers.items():
-        state(monkeypatch, mask, memory, offset)
+    answers = {
+        (0x2000, 4, 512, 0): (512, False),
+        (0x2000, 8192, 512, 0): (8192, True),
+        (0x2000, 4, 16384, 0): (16384, True),
+        (0x2000, 4, 1, 0): (512, False),
+        (0x22000, 4, 512, 512): (512, False),
+        (0x22000, 4, 4096, 512): (512, True),  # XFS, blocks shared with another file
+        (0x22000, 4, 4096, 0): (4096, True),
+        (0x2000, 4, 4096, 512): (4096, True),  # and not stated
+    }
+    for stated, expected in answers.items():
+        state(monkeypatch, *stated)
         with closing(Image(path, cache=CacheMode.NONE)) as image:
-            assert image.alignment == expected
-            assert image.edges == (expected > 512)
-    for mask, memory, offset in ((0, 4, 16384), (0x2000, 0, 0)):
-        state(monkeypatch, mask, memory, offset)
+            assert (image.alignment, image.edges) == expected
+    for stated in ((0, 4, 16384, 0), (0x2000, 0, 0, 0)):
+        state(monkeypatch, *stated)
         with closing(Image(path, cache=CacheMode.NONE)) as image:
             assert image.alignment <= 4096
 
 
-def state(monkeypatch: pytest.MonkeyPatch, mask: int, memory: int, offset: int) -> None:
+def state(
+    monkeypatch: pytest.MonkeyPatch, mask: int, memory: int, offset: int, reading: int
+) -> None:
     """A kernel whose statx says this."""
 
     def system_call(number: int, *arguments: object) -> int:
@@ -491,6 +515,7 @@ def state(monkeypatch: pytest.MonkeyPatch, mask: int, memory: int, offset: int) 
         assert isinstance(answer, bytearray)
         struct.pack_into("I", answer, 0, mask)
         struct.pack_into("II", answer, 0x98, memory, offset)
+        struct.pack_into("I", answer, 0xB4, reading)
         return 0
 
     monkeypatch.setattr(pykvm.libc, "system_call", system_call)
