@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pykvm.cli.say import say
 from pykvm.cli.streams import OutputWriter
 from pykvm.errors import reason_of, shown
-from pykvm.platform.outcome import Outcome, OutcomeKind
+from pykvm.platform.outcome import PANIC_TEXT, Outcome, OutcomeKind
 from pykvm.typed import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 TAIL_BYTES = 16 << 10
 TAIL_LINES = 20
+CRASH_LINES = 100
+"""An oops and the panic that follows it, at most."""
+CRASH_TEXTS = ("BUG: ", "[#1]", PANIC_TEXT.decode())
+"""What Linux says first of a crash: show_fault_oops, __die_header (arch/x86) and panic()."""
 _QUIET = (OutcomeKind.POWER_OFF, OutcomeKind.RESET, OutcomeKind.HALTED)
 _FROM_OUTSIDE = (OutcomeKind.QUIT, OutcomeKind.TIMEOUT, OutcomeKind.SIGNALLED)
 """Ends that find the guest's cursor anywhere."""
@@ -62,11 +66,23 @@ class ConsoleRecorder:
             sink(data)
 
     def say_tail(self) -> None:
-        """Show the last lines that the guest printed, if there are any."""
-        lines = self._tail.decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+        """Show the last lines that the guest printed, if there are any.
+
+        They begin no later than what its kernel said of a crash: the message, the
+        registers and the call trace.
+        """
+        lines = _last(self._tail.decode("utf-8", "replace").splitlines())
         if lines:
             text = "\n".join(f"  | {line}" for line in lines)
             say(f"the guest's console ended with:\n{text}")
+
+
+def _last(lines: list[str]) -> list[str]:
+    lines = lines[-CRASH_LINES:]
+    for index in range(len(lines) - TAIL_LINES):
+        if any(text in lines[index] for text in CRASH_TEXTS):
+            return lines[index:]
+    return lines[-TAIL_LINES:]
 
 
 def say_reason(outcome: Outcome, on_terminal: bool = False) -> None:

@@ -19,11 +19,19 @@ LINUX = "linux64"
 LINUX_DEFAULTS = "console=ttyS0,115200n8r reboot=k panic=-1"
 """For a Linux kernel that comes without a bundle: it talks to the console (r: with RTS/CTS),
 resets by the i8042 that pykvm has, and does so at once after a panic."""
+FOREIGN_KERNEL = (
+    "KVM on this host emulates kernel code, instruction by instruction: a kernel that was not made "
+    "for that, such as a distribution's, may print nothing for minutes; the bundled guest's was "
+    "('pykvm boot guest')"
+)
 
 
 @record
 class ResolvedGuest:
-    """A guest to load. ``memory`` in bytes; ``notice`` is a sentence for the user, or ""."""
+    """A guest to load. ``memory`` in bytes; ``notice`` is a sentence for the user, or "".
+
+    ``is_bundle``: it has a bundle's options; ``own_kernel``: the kernel is the user's.
+    """
 
     kernel: "Path | str"
     initrd: "Path | str | bytes | None"
@@ -31,6 +39,7 @@ class ResolvedGuest:
     options: tuple[str, ...]
     append: str
     is_bundle: bool
+    own_kernel: bool
     notice: str = ""
 
     def command_line(self, kind: str, host_options: Sequence[str] = ()) -> str:
@@ -49,6 +58,10 @@ class ResolvedGuest:
             append = _join_clearcpuid(append, host_options)
         parts = (*defaults, *self.options, *host_options, append)
         return " ".join(part for part in parts if part)
+
+    def emulation_notice(self, kind: str) -> str:
+        """A sentence for the user of a host that emulates kernel code, or ""."""
+        return FOREIGN_KERNEL if self.own_kernel and kind == LINUX else ""
 
 
 def _join_clearcpuid(append: str, host_options: Sequence[str]) -> str:
@@ -81,6 +94,7 @@ def resolve(config: MachineConfig, flavour: str) -> ResolvedGuest:
         options=tuple(_bundle_options(bundle, config)),
         append=config.append,
         is_bundle=bundle is not None,
+        own_kernel=bundle is None or config.kernel is not None,
         notice=_notice(bundle, flavour, config.cpus) if bundle and not config.kernel else "",
     )
 

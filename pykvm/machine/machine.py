@@ -155,6 +155,8 @@ class Machine:
             cpus=config.cpus,
         )
         self.description = loaded.description
+        if assist and (notice := guest.emulation_notice(loaded.kind)):
+            self.notices.append(notice)
         self.timings.mark("kernel loaded")
         cpuid = guest_cpuid(kvm)
         if assist:

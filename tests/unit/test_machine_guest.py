@@ -200,3 +200,12 @@ def test_a_kernel_that_cannot_use_all_cpus_is_mentioned(bundles, cpus, said):
     assert ("uses 1 of the 2 CPUs" in notice) is said
     own = MachineConfig(guest="g", cpus=cpus, kernel=folder / "k-emulated")
     assert resolve(own, EMULATED).notice == ""
+
+
+def test_a_kernel_that_is_not_ours_on_a_host_that_emulates_kernel_code(bundles, tmp_path):
+    make(bundles / "g")
+    for config in (MachineConfig(kernel=tmp_path / "k"), MachineConfig("g", tmp_path / "k")):
+        notice = resolve(config, EMULATED).emulation_notice(LINUX)
+        assert "emulates kernel code" in notice
+        assert resolve(config, EMULATED).emulation_notice("pvh") == ""
+    assert resolve(MachineConfig("g"), EMULATED).emulation_notice(LINUX) == ""
