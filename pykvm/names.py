@@ -6,6 +6,7 @@ fit appears as ``\\xNN``, and beside the text, under the same key with
 """
 
 import os
+from binascii import b2a_base64
 from collections.abc import Iterable
 
 from pykvm.typed import Any
@@ -28,7 +29,10 @@ def names_fields(key: str, paths: Iterable[os.PathLike[str] | str]) -> dict[str,
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """``value`` as JSON; names in its sentences, too, become UTF-8."""
+    """``value`` as JSON; names in its sentences, too, become UTF-8.
+
+    Who calls it in a sandbox has imported json before.
+    """
     # Few runs write any.
     import json
 
@@ -47,9 +51,7 @@ def _escaped(name: str) -> str:
 
 
 def _base64(name: str) -> str:
-    import base64
-
-    return base64.b64encode(os.fsencode(name)).decode()
+    return b2a_base64(os.fsencode(name), newline=False).decode()
 
 
 def _all_escaped(value: Any) -> Any:

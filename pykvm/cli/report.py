@@ -1,6 +1,7 @@
 """What ``--stats`` and ``--json`` tell about a run. Imported only where one is asked for."""
 
 import base64
+import json  # noqa: F401 - json_text wants it when nothing can be imported any more
 from typing import Any
 
 from pykvm.cli.say import STDERR, emit, put
