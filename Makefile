@@ -1,6 +1,6 @@
 # make boot and make test do everything on a fresh machine; make help lists the rest.
 .DELETE_ON_ERROR:
-.PHONY: boot test test-interpreted test-compiled tools lint speed interpreted fuzz guest guest-sources wheel clean help
+.PHONY: boot test test-interpreted test-compiled tools lint speed interpreted fuzz soak guest guest-sources wheel clean help
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
@@ -11,6 +11,8 @@ ARGS   ?=
 TESTS  ?=
 # Seconds of make fuzz
 FUZZ_SECONDS ?= 3600
+# Seconds of make soak
+SECONDS ?= 600
 # Only root can install what is missing; others are told the command to run.
 INSTALL_DEPS := $(shell [ "$$(id -u)" = 0 ] && echo --install-deps)
 
@@ -47,6 +49,9 @@ interpreted: $(READY)  ## Undo that
 fuzz: $(FUZZER) interpreted  ## Fuzz rings, requests, PCI and parsers for FUZZ_SECONDS (an hour)
 	$(PYTHON) -m fuzz --seconds $(FUZZ_SECONDS)
 
+soak: $(READY)  ## Random drivers against the disk for SECONDS (ten minutes)
+	$(PYTHON) -m soak --seconds $(SECONDS)
+
 $(FUZZER): $(READY)
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --only-binary atheris --editable '.[fuzz]' || \
 	    { echo "fuzzing needs atheris, which has wheels for Python 3.11 to 3.14 on x86-64 only" >&2; exit 1; }
@@ -58,7 +63,7 @@ lint: $(READY)  ## Style, types and the import contract
 	$(PYTHON) -m mypy
 	cd guest && $(abspath $(PYTHON)) -m mypy --config-file ../pyproject.toml build.py recipe
 	cd speed && $(abspath $(PYTHON)) -m mypy --config-file ../pyproject.toml build.py declarations.py hook.py
-	$(PYTHON) -m mypy -p fuzz
+	$(PYTHON) -m mypy -p fuzz -p soak
 	$(VENV)/bin/lint-imports
 
 guest: $(READY)  ## Build the bundled guest for this host (quick when nothing changed)

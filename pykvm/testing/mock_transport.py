@@ -64,8 +64,7 @@ class MockTransport:
         self.done: dict[tuple[int, int], int] = {}
         self.active = False
         self._changed = Condition()
-        missing = range(device.queue_count(self.features), len(device.queue_sizes))
-        self._disabled = frozenset([*disabled, *missing])
+        self._disabled = frozenset(disabled)
         sizes = [min(queue_size or largest, largest) for largest in device.queue_sizes]
         self.drivers = [self._lay_out(index, size) for index, size in enumerate(sizes)]
         self.kicks = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in self.drivers]
@@ -88,8 +87,9 @@ class MockTransport:
         assert not self.active, "started twice"
         assert self.device.negotiated(self.features), "the device refuses these features"
         fence = full_fence()
+        missing = range(self.device.queue_count(self.features), len(self.drivers))
         queues = [
-            None if index in self._disabled else driver.device_queue(index, fence)
+            None if index in (*self._disabled, *missing) else driver.device_queue(index, fence)
             for index, driver in enumerate(self.drivers)
         ]
         self.active = True
@@ -133,6 +133,25 @@ class MockTransport:
                 if not self._changed.wait_for(lambda n=seen: len(self.interrupts) > n, left):  # type: ignore[misc]
                     raise TimeoutError(f"queue {queue}: no interrupt for head {head}")
         return self.done.pop((queue, head))
+
+    def arm(self) -> int:
+        """Ask every queue for an interrupt; a number for :meth:`sleep`.
+
+        -1: something is there to collect already.
+        """
+        with self._changed:
+            seen = len(self.interrupts)
+        # All of them, though the first may have something.
+        ready = [driver.enable_interrupts() for driver in self.drivers]
+        return -1 if any(ready) else seen
+
+    def sleep(self, armed: int, timeout: float) -> bool:
+        """Sleep until an interrupt comes that was not there at :meth:`arm`; False: none came.
+
+        The rings are not looked at, so that a lost interrupt shows.
+        """
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self.interrupts) > armed, timeout)
 
     def wait_broken(self, timeout: float = PATIENCE_SECONDS) -> str:
         """Wait until the device declares itself broken; the reason. TimeoutError."""

@@ -70,14 +70,25 @@ class RingDriver:
     def alloc(self, length: int, align: int = 16) -> int:
         """The guest-physical address of ``length`` free bytes; MemoryError if the heap is full.
 
-        The heap empties itself when a chain is added while none is in flight,
-        so a response is readable until then.
+        The heap empties itself when :meth:`send` is called while no chain is in
+        flight, so a response is readable until then.
         """
         address = _align(self._next, align)
         if address + length > self.end:
             raise MemoryError(f"the mock driver's heap has no {length} bytes left")
         self._next = address + length
         return address
+
+    @property
+    def room(self) -> int:
+        """How many bytes of the heap are free."""
+        return self.end - self._next
+
+    def empty_heap(self) -> None:
+        """Free all that was allocated. No chain may be in flight."""
+        assert not self.outstanding, "the device may still look at the heap"
+        self._next = self._heap
+        self._answers.clear()
 
     def put(self, data: bytes) -> int:
         """The guest-physical address of a copy of ``data``."""
@@ -96,8 +107,7 @@ class RingDriver:
         what it writes (filled with 0xAA, so that unwritten bytes show).
         """
         if not self.outstanding:
-            self._next = self._heap
-            self._answers.clear()
+            self.empty_heap()
         chain = [Buffer(self.put(data), len(data), False) for data in readable]
         chain += [Buffer(self.put(b"\xaa" * length), length, True) for length in writable]
         return self.add(chain, indirect=indirect)

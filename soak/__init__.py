@@ -1,0 +1,1 @@
+"""Random drivers, owners and faults against the whole disk: ``make soak``; see README.md."""

@@ -1,0 +1,42 @@
+"""What can be seen of a disk that does not go on, for people."""
+
+import sys
+import threading
+import traceback
+
+from pykvm.devices.virtio_blk import VirtioBlk
+from pykvm.testing.mock_transport import MockTransport
+from soak.driver import Driver
+
+MOST = 12
+"""Requests shown of one queue."""
+
+
+def dump(transport: MockTransport, device: VirtioBlk, driver: Driver) -> str:
+    """Every thread's stack, every queue's place, and what is in flight."""
+    lines = [f"broken: {transport.broken}; failure: {device.failure!r}; limits: {device.limits}"]
+    lines.append(f"features {transport.features:#x}, {len(transport.interrupts)} interrupts")
+    services = getattr(device, "_services", {})
+    for queue, flying in enumerate(driver.flying):
+        service = services.get(queue)
+        ring = transport.drivers[queue]
+        areas = " ".join(transport.ram.read(at, 4).hex() for at in (ring.avail, ring.used))
+        lines.append(f"queue {queue} of {ring.size}: {len(flying)} in flight; areas {areas}")
+        if service is None:
+            lines.append("  it is not served")
+        else:
+            own = service.queue
+            lines.append(
+                f"  device: {own.in_flight} in flight, more {own.available()}; "
+                f"halted {service.halted}, idle {service.idle}, wake {service.wake_ns}; "
+                f"{type(service.engine).__name__}"
+            )
+        for head, sent in list(flying.items())[:MOST]:
+            lines.append(f"  head {head}: {sent}, issued at {sent.access.issued}")
+        if len(flying) > MOST:
+            lines.append("  …")
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, frame in sys._current_frames().items():
+        lines.append(f"thread {names.get(ident, ident)}:")
+        lines += [line.rstrip() for line in traceback.format_stack(frame)[-4:]]
+    return "\n".join(lines)

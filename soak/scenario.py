@@ -1,0 +1,131 @@
+"""What one scenario is made of, chosen from its seed."""
+
+import os
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryFile
+from typing import Any, Final, NamedTuple
+
+from pykvm import io_uring
+from pykvm.devices.virtio_blk import (
+    CacheMode,
+    DetectZeroes,
+    DiscardMode,
+    EngineKind,
+    ErrorPolicy,
+    MergePolicy,
+)
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH
+from pykvm.virtio.constants import VIRTIO_F_VERSION_1
+
+SWITCH_INTERVALS: Final = (1e-6, 1e-6, 1e-5, 1e-4, 0.005)
+"""Seconds after which Python lets another thread run; the last one is its default."""
+CACHES: Final = (*CacheMode, CacheMode.WRITEBACK, CacheMode.NONE, CacheMode.UNSAFE)
+SHAKEN: Final = (
+    *("threads", "threads", "io_thread", "io_threads", "device", "service", "schedule"),
+    *("engine", "faults", "overlay", "throttle", "image"),
+)
+STEP: Final = 8
+"""Sizes of disks are multiples of so many sectors, whatever the host's blocks."""
+MOST_SECTORS: Final = 4096
+
+
+class Host(NamedTuple):
+    """What the host has of what a scenario may want."""
+
+    io_uring: bool
+    direct: bool
+
+    @classmethod
+    def look(cls, folder: Path) -> "Host":
+        """``folder``: where images will be."""
+        try:
+            with TemporaryFile(dir=folder) as file:
+                path = f"/proc/self/fd/{file.fileno()}"
+                os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT))
+                direct = True
+        except OSError:
+            direct = False
+        return cls(not io_uring.problem(), direct)
+
+
+class Scenario(NamedTuple):
+    """``disk``: arguments of DiskConfig. ``steps`` is how many a driver takes.
+
+    ``switch_interval`` (seconds) and ``shaken`` (see :mod:`soak.shake`; a module's name, or
+    nothing) say how threads take turns.
+    """
+
+    seed: int
+    disk: dict[str, Any]
+    sectors: int
+    steps: int
+    switch_interval: float
+    shaken: str
+
+    def __str__(self) -> str:
+        parts = [f"seed {self.seed}", f"{self.sectors} sectors", f"{self.steps} steps"]
+        parts.append(f"switch interval {self.switch_interval:g} s")
+        if self.shaken:
+            parts.append(f"shaken: {self.shaken}")
+        parts += [f"{name}={getattr(v, 'value', v)}" for name, v in self.disk.items()]
+        return ", ".join(parts)
+
+
+def choose(seed: int, host: Host, steps: int) -> Scenario:
+    """The scenario of ``seed`` on ``host``."""
+    dice = Random(f"soak {seed}")
+    queues = dice.choice((1, 1, 2, 3, 4))
+    cache = dice.choice(CACHES)
+    engine = dice.choice((EngineKind.SYNC, EngineKind.THREADS, EngineKind.IO_URING))
+    readonly = dice.random() < 0.04
+    discard = dice.choice((DiscardMode.UNMAP, DiscardMode.UNMAP, DiscardMode.IGNORE))
+    disk: dict[str, Any] = {
+        "engine": engine,
+        "cache": cache,
+        "readonly": readonly,
+        "snapshot": not readonly and dice.random() < 0.25,
+        "serial": "soak-" + "0123456789abcdef"[: dice.randint(0, 15)],
+        "queue_size": dice.choice((4, 8, 16, 16, 32, 64, 64, 256)),
+        "num_queues": queues,
+        "iothreads": dice.randint(1, queues),
+        "packed": dice.random() < 0.5,
+        "in_order": dice.random() < 0.4,
+        "event_idx": dice.random() < 0.8,
+        "indirect_desc": dice.random() < 0.8,
+        "merge": dice.choice(list(MergePolicy)),
+        "merge_max": dice.choice((1, 2, 7, 32, 32, 1024)),
+        "poll_max_ns": dice.choice((0, 0, 1000, 32_768, 1_000_000)),
+        "rerror": dice.choice(list(ErrorPolicy)),
+        "werror": dice.choice((*ErrorPolicy, ErrorPolicy.STOP)),
+        "discard": discard,
+        "write_zeroes": dice.random() < 0.9,
+        "detect_zeroes": dice.choice(_detect(discard)),
+        "logical_block_size": dice.choice((0, 0, 0, 0, 512, 4096)),
+    }
+    if engine is EngineKind.IO_URING and not host.io_uring:
+        disk["engine"] = EngineKind.THREADS
+    if cache.direct and not host.direct:
+        disk["cache"] = CacheMode.WRITEBACK if cache.writeback else CacheMode.WRITETHROUGH
+    sectors = STEP * dice.choice((2, 8, 32, 64, 64, 128))
+    interval = dice.choice(SWITCH_INTERVALS)
+    shaken = dice.choice(SHAKEN) if dice.random() < 0.4 else ""
+    if shaken and disk["engine"] is not EngineKind.SYNC and dice.random() < 0.5:
+        shaken = "threads"
+    return Scenario(seed, disk, sectors, steps, interval, shaken)
+
+
+def negotiate(dice: Random, offered: int) -> int:
+    """Features that a driver may choose of those ``offered``."""
+    features = VIRTIO_F_VERSION_1
+    for bit in range(64):
+        if offered >> bit & 1 and dice.random() < 0.85:
+            features |= 1 << bit
+    if not features & VIRTIO_BLK_F_FLUSH:
+        features &= ~VIRTIO_BLK_F_CONFIG_WCE
+    return features
+
+
+def _detect(discard: DiscardMode) -> tuple[DetectZeroes, ...]:
+    most = DetectZeroes.UNMAP if discard is DiscardMode.UNMAP else DetectZeroes.ON
+    return DetectZeroes.OFF, DetectZeroes.OFF, DetectZeroes.ON, most

@@ -1,0 +1,136 @@
+"""What a disk has to have counted, and what it announced. Pure."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from pykvm.devices.virtio_blk.constants import (
+    OPERATION_NAMES,
+    VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
+)
+from pykvm.devices.virtio_blk.options import ErrorAction, IoError
+
+NAMES: Final = {
+    VIRTIO_BLK_T_IN: "rd",
+    VIRTIO_BLK_T_OUT: "wr",
+    VIRTIO_BLK_T_FLUSH: "flush",
+    VIRTIO_BLK_T_DISCARD: "unmap",
+    VIRTIO_BLK_T_WRITE_ZEROES: "zero",
+}
+COUNTED: Final = (
+    *(f"{name}_operations" for name in NAMES.values()),
+    *(f"{name}_bytes" for name in NAMES.values() if name != "flush"),
+    *(f"failed_{name}_operations" for name in NAMES.values()),
+    *(f"invalid_{name}_operations" for name in (*NAMES.values(), "other") if name != "flush"),
+)
+
+Key = tuple[str, int, int]
+"""(kind of operation, sector, bytes) of a request, as an error is announced."""
+
+
+class Tally:
+    """``sure`` is what the answers mean; ``perhaps``, what may have been counted besides."""
+
+    def __init__(self) -> None:
+        self.sure: Counter[str] = Counter()
+        self.perhaps: Counter[str] = Counter()
+
+    def done(self, kind: int, length: int) -> None:
+        """A request succeeded."""
+        self._done(self.sure, kind, length)
+
+    def failed(self, kind: int) -> None:
+        """The host could not carry out a request."""
+        self.sure[f"failed_{NAMES[kind]}_operations"] += 1
+
+    def invalid(self, kind: int) -> None:
+        """The driver got a request wrong."""
+        self.sure[_invalid(kind)] += 1
+
+    def failed_or_invalid(self, kind: int) -> None:
+        """A request went beyond the end of a disk that was resized meanwhile."""
+        self.perhaps[f"failed_{NAMES[kind]}_operations"] += 1
+        self.perhaps[_invalid(kind)] += 1
+
+    def lost(self, kind: int, length: int) -> None:
+        """A reset came before the answer, or before anybody looked at it."""
+        self.perhaps[_invalid(kind)] += 1
+        if kind in NAMES:
+            self._done(self.perhaps, kind, length)
+            self.perhaps[f"failed_{NAMES[kind]}_operations"] += 1
+
+    def check(self, counted: dict[str, int]) -> None:
+        """AssertionError if the disk has ``counted`` something else."""
+        for name in COUNTED:
+            least = self.sure[name]
+            most = least + self.perhaps[name]
+            assert least <= counted[name] <= most, (
+                f"{name} is {counted[name]}, and has to be {least}"
+                + (f" to {most}" if most > least else "")
+            )
+
+    def _done(self, counter: Counter[str], kind: int, length: int) -> None:
+        if kind in NAMES:
+            name = NAMES[kind]
+            counter[f"{name}_operations"] += 1
+            if kind != VIRTIO_BLK_T_FLUSH:
+                counter[f"{name}_bytes"] += length
+
+
+class Announced:
+    """The errors that the disk told of. Threads of the disk add to it; one other looks."""
+
+    def __init__(self) -> None:
+        self.stops = 0
+        self._reported: Counter[Key] = Counter()
+        self._ignored: Counter[Key] = Counter()
+        self._ever_ignored: dict[Key, int] = {}
+
+    def add(self, error: IoError, now: int) -> None:
+        """``error`` was announced at time ``now``."""
+        key = (error.operation, error.sector, error.length)
+        if error.action is ErrorAction.STOP:
+            self.stops += 1
+        elif error.action is ErrorAction.REPORT:
+            self._reported[key] += 1
+        else:
+            self._ever_ignored[key] = now
+            self._ignored[key] += 1
+
+    def reported(self, key: Key) -> bool:
+        """An answer reports an error; was it announced?"""
+        return _take(self._reported, key)
+
+    def ignored(self, key: Key) -> bool:
+        """An answer says that all is well; was an error of its request announced?"""
+        return _take(self._ignored, key)
+
+    def ignored_since(self, key: Key, then: int) -> bool:
+        """Was an error of such a request ignored since ``then``?"""
+        return self._ever_ignored.get(key, -1) >= then
+
+    @property
+    def unanswered(self) -> int:
+        """Errors whose requests were not answered."""
+        return sum(self._reported.values()) + sum(self._ignored.values())
+
+
+def key(kind: int, ranges: Sequence[tuple[int, int]]) -> Key:
+    """How errors of such a request are announced."""
+    return OPERATION_NAMES[kind], ranges[0][0] if ranges else 0, 512 * sum(n for _, n in ranges)
+
+
+def _take(counter: Counter[Key], key: Key) -> bool:
+    if not counter[key]:
+        return False
+    counter[key] -= 1
+    return True
+
+
+def _invalid(kind: int) -> str:
+    name = NAMES.get(kind, "other")
+    return f"invalid_{'other' if name == 'flush' else name}_operations"

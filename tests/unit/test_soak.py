@@ -1,0 +1,57 @@
+"""Random drivers find nothing wrong with the disk, and whatever is wrong is found."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from soak_mutants import MUTANTS
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from soak.__main__ import PATIENCE, STEPS  # noqa: E402
+from soak.run import play  # noqa: E402
+from soak.scenario import Host, choose  # noqa: E402
+
+BLOCKS, BLOCK = 6, 12
+"""Scenarios of each run, by their seeds; make soak has others."""
+ENOUGH = "60"
+"""Scenarios in which a mutant is found; mostly it is one of the first."""
+
+
+@pytest.mark.parametrize("block", range(BLOCKS), ids="seeds-{}".format)
+def test_random_drivers_find_nothing(block: int, tmp_path: Path) -> None:
+    host = Host.look(tmp_path)
+    answered = 0
+    for seed in range(block * BLOCK, (block + 1) * BLOCK):
+        answered += play(choose(seed, host, STEPS), PATIENCE)["answered"]
+    assert answered > 1000, "the drivers do next to nothing"
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_mutant_is_found(mutant: str) -> None:
+    run = soak(
+        str(ROOT / "tests/unit/soak_mutants.py"), mutant, "--runs", ENOUGH, "--patience", "1"
+    )
+    assert run.returncode == 1, run.stdout
+    assert "FOUND SOMETHING" in run.stderr
+    assert "thread MainThread:" in run.stderr, "the state of everything is shown"
+    assert "again: python -m soak --seed " in run.stderr
+
+
+def test_the_command_says_what_there_was() -> None:
+    run = soak("-m", "soak", "--runs", "2", "--steps", "10")
+    assert run.returncode == 0, run.stderr
+    assert "from seed 0 on" in run.stdout
+    assert "2 scenarios" in run.stdout
+    assert "nothing found" in run.stdout
+
+
+def soak(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A run of Python from seed 0 on."""
+    command = [sys.executable, *arguments, "--seed", "0"]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=170
+    )
