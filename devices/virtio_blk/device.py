@@ -74,6 +74,7 @@ class VirtioBlk:
         on_error: Callable[[IoError], None] = lambda error: None,
         on_failure: Callable[[BaseException], None] | None = None,
         on_shortage: Callable[[str], None] = lambda lack: None,
+        on_held: Callable[[], None] = lambda: None,
         trace: "DiskTrace | None" = None,
     ) -> None:
         """The disk is read-only if ``image`` is. ``trace`` is told of each step.
@@ -86,7 +87,8 @@ class VirtioBlk:
         is halted from then on, and its owner is to stop the guest.
         ``on_failure`` with ``failure``; without it, threading.excepthook is.
         In the driver's thread, ``on_shortage`` with what the host has not
-        enough of, when that has made the device need a reset.
+        enough of, when that has made the device need a reset; ``on_held`` when a
+        driver starts the device while it is held.
         """
         self.image = image
         self.queue_stats = tuple(Stats() for _ in range(options.num_queues))
@@ -100,6 +102,7 @@ class VirtioBlk:
         self._on_error = on_error
         self._on_failure = on_failure or _report
         self._on_shortage = on_shortage
+        self._on_held = on_held
         self._trace = trace
         self._features = 0
         self._activation: Activation | None = None
@@ -184,6 +187,8 @@ class VirtioBlk:
             self._trace.activated([queue.size if queue else 0 for queue in activation.queues])
         with self._host_permitting():
             self._start(activation)
+        if self._held:
+            self._on_held()
 
     def _start(self, activation: Activation) -> None:
         with self._lock:

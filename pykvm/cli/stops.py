@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from pykvm.machine.events import BlockIoError, Event, HostShortage, Resume, Stop
+from pykvm.machine.events import BlockIoError, DiskHeld, Event, HostShortage, Resume, Stop
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk import IoError
@@ -35,6 +35,7 @@ class StopReporter:
         self._failed: set[str] = set()
         # A guest may ask again and again for what the host has not.
         self._lacks: set[tuple[str, str]] = set()
+        self._held: set[str] = set()
 
     def __call__(self, event: Event) -> None:
         """Say what is to be said about ``event``."""
@@ -48,6 +49,13 @@ class StopReporter:
                 where = self._where(event.device)
                 advice = "nothing is read or written until the guest resets it"
                 self._say(f"{where}: the host cannot serve it, {event.lack}; {advice}")
+        elif isinstance(event, DiskHeld):
+            if event.device not in self._held:
+                self._held.add(event.device)
+                self._say(
+                    f"{self._where(event.device)}: the guest's driver has not made it a bus master "
+                    "(bit 2 of the PCI command register); its requests wait until that is done"
+                )
         elif isinstance(event, Resume):
             self._failed.clear()
         elif isinstance(event, Stop) and not self._failed and self._how:

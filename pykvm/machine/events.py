@@ -58,6 +58,17 @@ class HostShortage(Event):
         self.lack = lack
 
 
+class DiskHeld(Event):
+    """The guest's driver has started the disk ``device``, but has not made it a bus master.
+
+    Its requests wait until the driver does (bit 2 of the PCI command register).
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
+
+
 class GuestPanicked(Event):
     """The guest's kernel panicked; ``reason`` is what it said, or a sentence."""
 
@@ -193,4 +204,4 @@ def may_be_lost(event: Event, backlog: int) -> bool:
         return False
     if isinstance(event, BlockIoError):
         return not event.error.stops
-    return isinstance(event, HostShortage)
+    return isinstance(event, HostShortage | DiskHeld)

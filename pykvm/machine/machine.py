@@ -21,6 +21,7 @@ from pykvm.machine.end import EndOfRun
 from pykvm.machine.events import (
     Announcer,
     BlockIoError,
+    DiskHeld,
     GuestPanicked,
     HostShortage,
     Listener,
@@ -194,6 +195,7 @@ class Machine:
                 on_error=partial(self._io_error, len(self.disks)),
                 on_failure=self._failed,
                 on_shortage=lambda lack: self._announcer.announce(HostShortage(name, lack)),
+                on_held=lambda: self._announcer.announce(DiskHeld(name)),
                 trace=disk_trace(self.trace, name, image),
             )
             self.board.pci.add(VirtioPci(device, self.ram, platform))

@@ -1,4 +1,4 @@
-"""A host that has not enough of something for a disk: the guest goes on, and may try again."""
+"""Disks that are not served as yet: the host lacks something, or the driver forgot something."""
 
 import errno
 from pathlib import Path
@@ -9,7 +9,7 @@ from patience import PATIENCE
 
 from pykvm.devices.virtio_blk import Engine, Image, SyncEngine
 from pykvm.machine import DiskConfig, Machine
-from pykvm.machine.events import HostShortage, Shutdown
+from pykvm.machine.events import DiskHeld, HostShortage, Shutdown
 from pykvm.memory.ram import Ram
 from pykvm.testing.bare import BlockDriver, BlockRequest, Results, Script
 
@@ -45,3 +45,18 @@ def test_a_disk_that_cannot_be_served_may_be_started_again(tmp_path: Path) -> No
     assert (answer.status, answer.data) == (0, b"d" * 512)
     assert log.kinds == [HostShortage, HostShortage, Shutdown]
     assert {(event.device, event.lack) for event in log.events[:2]} == {("virtio0", LACK)}
+
+
+def test_who_runs_a_driver_that_forgets_bus_mastering_hears_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096))
+    script = Script()
+    driver = BlockDriver(script)
+    script.pci_config(2 << 3, 0x04, 2, 2)  # memory decoding, and no more
+    driver.start()
+    script.exit(0)
+    config = guest("script", initrd=script.encode(), disks=[path])
+    with no_threads_left(), Machine(config) as machine:
+        log = Log(machine)
+        assert machine.run(PATIENCE).status == 0
+    assert log.kinds == [DiskHeld, Shutdown]

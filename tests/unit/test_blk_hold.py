@@ -81,6 +81,20 @@ def test_a_driver_that_releases_it_does_not_undo_the_stop_for_an_error(make: Mak
     assert bench.wait(head)[0] == OK
 
 
+def test_a_driver_that_starts_a_held_disk_is_told_of(make: Maker) -> None:
+    held: list[None] = []
+    bench = make(EngineScript(), on_held=lambda: held.append(None))
+    bench.device.hold()
+    assert held == []
+    bench.transport.reset()
+    bench.transport.start()
+    assert held == [None]
+    bench.device.release()
+    bench.transport.reset()
+    bench.transport.start()
+    assert held == [None]
+
+
 def test_it_outlasts_a_reset(make: Maker) -> None:
     bench = make(EngineScript())
     bench.device.hold()

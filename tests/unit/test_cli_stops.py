@@ -7,7 +7,7 @@ import pytest
 from pykvm.cli.keys import HELP, EscapeParser, Key
 from pykvm.cli.stops import StopReporter
 from pykvm.devices.virtio_blk import ErrorAction, IoError
-from pykvm.machine.events import BlockIoError, HostShortage, Resume, Shutdown, Stop
+from pykvm.machine.events import BlockIoError, DiskHeld, HostShortage, Resume, Shutdown, Stop
 from pykvm.platform.outcome import Outcome
 
 
@@ -105,6 +105,15 @@ def test_what_the_host_has_not_is_told_once(reporter, said):
         "nothing is read or written until the guest resets it"
         for disk, image in ((0, "a"), (1, "b"))
     ]
+
+
+def test_a_driver_that_forgot_bus_mastering_is_told_of_once(reporter, said):
+    tell = reporter("Ctrl-a c")
+    for event in (DiskHeld("virtio0"), Resume(), DiskHeld("virtio0"), DiskHeld("virtio1")):
+        tell(event)
+    assert [text[:15] for text in said] == ["virtio0 (a.img)", "virtio1 (b.img)"]
+    assert "bus master" in said[0]
+    assert "wait" in said[0]
 
 
 def test_keys():
