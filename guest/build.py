@@ -93,8 +93,8 @@ def main() -> int:
         dry_run=arguments.dry_run,
         jobs=arguments.jobs,
     )
-    builder = Builder(cache.Cache(cache.folder()), options)
     try:
+        builder = Builder(cache.Cache(cache.folder()), options)
         builder.build()
         if arguments.sources and not arguments.dry_run:
             sources.collect(builder, arguments.sources)

@@ -7,10 +7,17 @@ bug is an assertion.
 """
 
 import errno
+from types import MappingProxyType
 
 from pykvm.typed import Final
 
 _SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN)
+
+
+_LIMITS: Final = MappingProxyType(
+    {errno.EMFILE: " (ulimit -n)", errno.EFBIG: " for its filesystem or the limit (ulimit -f)"}
+)
+"""Errors that a limit of the process may be behind, and which."""
 
 
 class PykvmError(Exception):
@@ -64,7 +71,7 @@ def _escape(char: str) -> str:
 
 def reason_of(error: OSError) -> str:
     """Why the system refused, as part of a sentence."""
-    return (error.strerror or "").lower()
+    return (error.strerror or "").lower() + _LIMITS.get(error.errno or 0, "")
 
 
 def shortage(error: Exception) -> str:

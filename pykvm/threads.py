@@ -6,7 +6,9 @@ from collections.abc import Collection
 from contextlib import suppress
 from itertools import groupby
 
+from pykvm.errors import HostError
 from pykvm.libc import prctl
+from pykvm.limits import thread_advice
 from pykvm.typed import Final
 
 MAX_CPUS: Final = 8192
@@ -24,6 +26,15 @@ def show_thread_name(name: str) -> None:
     # Not by /proc: a process that has confined itself (pykvm/cli/sandbox) opens nothing any more.
     # A name may have a path in it, whose bytes need not be UTF-8.
     prctl(_PR_SET_NAME, os.fsencode(name)[:15] + b"\0")
+
+
+def start(thread: threading.Thread, purpose: str) -> None:
+    """Start ``thread``; HostError, with what it was to be for, if the host has none."""
+    try:
+        thread.start()
+    except RuntimeError:
+        hint = thread_advice()
+        raise HostError(f"the host has no thread for {purpose}", hint) from None
 
 
 def run_on(cpus: Collection[int]) -> None:
@@ -50,7 +61,7 @@ def usable_cpus() -> set[int]:
             found.update(os.sched_getaffinity(0))
 
     thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
+    start(thread, "looking at the host's CPUs")
     thread.join()
     return found
 

@@ -19,10 +19,15 @@ from .progress import note
 
 
 def folder() -> Path:
-    """Where the store is: `PYKVM_CACHE`, or the user's cache folder."""
+    """Where the store is: `PYKVM_CACHE`, or the user's cache folder. BuildError if none."""
     base = os.environ.get("PYKVM_CACHE")
     if not base:
-        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        # Relative ones are nobody's: so says the XDG Base Directory Specification.
+        home = os.environ.get("XDG_CACHE_HOME", "")
+        if not os.path.isabs(home):
+            home = os.path.join(os.path.expanduser("~"), ".cache")
+        if not os.path.isabs(home):
+            raise BuildError("this user has no home: set PYKVM_CACHE to a folder for what is built")
         base = str(Path(home) / "pykvm")
     return Path(base) / "guest"
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from pykvm.cli.options import Option, Options, add_options, parse_options
 from pykvm.cli.output import ConsoleLog, ConsoleRecorder, say_reason
 from pykvm.cli.paths import parse_path, path_text
-from pykvm.cli.process import signals_go_to
+from pykvm.cli.process import keep_time_to_tidy_up, signals_go_to
 from pykvm.cli.say import STDERR, STDIN, STDOUT, emit, say
 from pykvm.cli.session import ConsoleSession, Session
 from pykvm.cli.values import parse_count, parse_cpus, parse_seconds, parse_size
@@ -227,6 +227,8 @@ def _confine(options: Options, own_process: bool) -> "Confinement | None":
     """Give up what nobody will need while the guest runs. No thread has been started yet."""
     if not own_process and options.sandbox == "on":
         raise UsageError("--sandbox=on confines only a process of pykvm's own", "run 'pykvm boot'")
+    if own_process:
+        keep_time_to_tidy_up()
     if not own_process or options.sandbox == "off":
         return None
     # Start-up time counts, and libraries that use this module are not confined.

@@ -14,6 +14,7 @@ from pykvm.machine.machine import Machine
 from pykvm.machine.run_state import RunState
 from pykvm.platform.agent import MAX_COMMAND, AgentClient
 from pykvm.platform.outcome import Outcome, OutcomeKind
+from pykvm.threads import start
 
 AGENT_SECONDS = 60.0
 """After this long without a word from the agent, the user is told what the run waits for."""
@@ -175,7 +176,7 @@ class CommandSession:
     def _after(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:
         self._timer = threading.Timer(seconds, call, arguments)
         self._timer.daemon = True
-        self._timer.start()
+        start(self._timer, "waiting for the guest's agent")
 
     def _cancel(self) -> None:
         if self._timer is not None:

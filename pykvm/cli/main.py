@@ -11,11 +11,13 @@ from importlib import import_module
 from pykvm import __version__
 from pykvm.cli.say import emit, say
 from pykvm.errors import PykvmError, UsageError, shown
+from pykvm.limits import FILES, SIZES, advice, thread_advice
 
 _EXHAUSTED = {
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EMFILE: FILES,
     errno.ENFILE: "raise the limit of open files (sysctl fs.file-max)",
     errno.ENOMEM: "free some memory, or give the guest less with -m",
+    errno.EFBIG: SIZES,
 }
 """What helps when the host has run out of something."""
 
@@ -62,7 +64,9 @@ def _as_pykvm_error(error: Exception) -> PykvmError:
         )
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     if number in _EXHAUSTED:
-        return PykvmError(os.strerror(number).lower(), _EXHAUSTED[number])
+        return PykvmError(os.strerror(number).lower(), advice(number, _EXHAUSTED[number]))
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return PykvmError("the host has no more threads", thread_advice())
     return PykvmError(
         f"internal error: {type(error).__name__}: {error}",
         "this is a bug in pykvm: run 'pykvm --debug …' for the traceback and report it",

@@ -67,6 +67,15 @@ def _handle(number: int, handler: Handler) -> "Handler | int | None":
     return before
 
 
+def keep_time_to_tidy_up() -> None:
+    """Where CPU time is limited, have SIGXCPU come a second before SIGKILL, not together."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    if soft == hard and hard != resource.RLIM_INFINITY and hard > 1:
+        resource.setrlimit(resource.RLIMIT_CPU, (hard - 1, hard))
+
+
 def open_standard_streams() -> None:
     """Put something in the place of standard streams that are closed.
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 
 from pykvm.platform.outcome import Outcome
+from pykvm.threads import start
 from pykvm.typed import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class InputPump:
 
     def __enter__(self) -> Self:
         self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._thread.start()
+        start(self._thread, "standard input")
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from pykvm.errors import HostError, PykvmError
 from pykvm.kvm.constants import cap_name
+from pykvm.limits import FILES, THREADS, advice
 
 _OPEN_ADVICE = {
     errno.ENOENT: (
@@ -41,7 +42,8 @@ _OPEN_ADVICE[errno.ENXIO] = _OPEN_ADVICE[errno.ENODEV]
 _IOCTL_ADVICE = {
     errno.EBUSY: "another hypervisor may hold the processor's virtualization; stop it",
     errno.ENOMEM: "free some memory, or give the guest less with -m",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EMFILE: FILES,
+    errno.EAGAIN: f"KVM has no thread for its own work: {THREADS}",
     errno.EACCES: "check the permissions of /dev/kvm",
     errno.EPERM: "a security policy (seccomp, SELinux, a container) forbids it",
     errno.EFAULT: "the guest touched memory that the host could not provide",
@@ -56,7 +58,7 @@ class KvmError(PykvmError):
 
     def __init__(self, operation: str, number: int, message: str = "", hint: str = "") -> None:
         text = message or f"{operation} failed: {os.strerror(number)} ({error_name(number)})"
-        super().__init__(text, hint or _IOCTL_ADVICE.get(number, ""))
+        super().__init__(text, hint or advice(number, _IOCTL_ADVICE.get(number, "")))
         self.operation = operation
         self.errno = number
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 
 from pykvm.kvm.exits import Exit, Interrupted
 from pykvm.kvm.vcpu import Vcpu
-from pykvm.threads import run_on, show_thread_name
+from pykvm.threads import run_on, show_thread_name, start
 
 Handler = Callable[[Exit], object | None]
 """Handles one exit in the vCPU's thread. None: go on. Anything else ends the
@@ -79,7 +79,7 @@ class VcpuThread:
     def start(self) -> None:
         """Start running; once only."""
         self.vcpu.set_signal_mask(_OTHERS - {KICK_SIGNAL})
-        self._thread.start()
+        start(self._thread, f"vCPU {self.vcpu.index}")
 
     def pause(self, timeout: float = 5.0) -> None:
         """Return once the thread is out of KVM_RUN and idle, or has ended.

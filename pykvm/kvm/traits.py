@@ -10,6 +10,7 @@ processor's vendor, model and features as KVM offers them.
 import os
 from contextlib import suppress
 
+from pykvm.cache import cache_folder
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.system import Kvm
 from pykvm.records import record
@@ -69,8 +70,8 @@ def host_traits(kvm: Kvm) -> HostTraits:
     """
     path = traits_file()
     try:
-        key = _key(kvm)
-        known = _recall(path, key)
+        key = _key(kvm) if path else ""
+        known = _recall(path, key) if path else None
     except OSError:
         key, known = "", None
     if known is None:
@@ -85,12 +86,9 @@ def host_traits(kvm: Kvm) -> HostTraits:
 
 
 def traits_file() -> str:
-    """Where it is kept: in ``$PYKVM_CACHE``, or pykvm's folder of the user's cache."""
-    folder = os.environ.get("PYKVM_CACHE")
-    if not folder:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = os.path.join(base, "pykvm")
-    return os.path.join(folder, "host-traits")
+    """Where it is kept; "" if nowhere."""
+    folder = cache_folder()
+    return os.path.join(folder, "host-traits") if folder else ""
 
 
 def _key(kvm: Kvm) -> str:

@@ -80,7 +80,7 @@ class Vcpu(VcpuState):
 
         The GIL is released meanwhile. A signal gives Interrupted; so does a
         vCPU that waits for INIT or SIPI and has seen one: run it again.
-        KvmError if KVM cannot run it at all.
+        KvmError if KVM cannot run it at all, for want of a thread of its own, say.
         """
         if self._dirty:
             self._hand_over_dirty()
@@ -89,7 +89,9 @@ class Vcpu(VcpuState):
         if failed:
             number = ffi.errno
             self._keep_dirty()
-            if number in {errno.EINTR, errno.EAGAIN}:
+            # Only vCPUs that wait to be started see EAGAIN in passing, and the first never waits.
+            # It gets it when KVM cannot have a thread that it needs, and would get it for ever.
+            if number == errno.EINTR or (number == errno.EAGAIN and self.index):
                 return INTERRUPTED
             raise KvmError("KVM_RUN", number)
         return decode(self._page)

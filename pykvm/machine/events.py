@@ -6,6 +6,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from pykvm.platform.outcome import Outcome
+from pykvm.threads import start
 from pykvm.typed import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -135,8 +136,9 @@ class Announcer:
         with self._lock:
             self._registered += (registration,)
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="events", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="events", daemon=True)
+                start(thread, "telling of events")
+                self._thread = thread
 
         def forget() -> None:
             self.flush()

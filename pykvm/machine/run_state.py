@@ -30,6 +30,7 @@ from time import monotonic
 
 from pykvm.machine.events import Event, Resume, Stop
 from pykvm.platform.outcome import Outcome, OutcomeKind
+from pykvm.threads import start
 from pykvm.typed import Final, Protocol
 
 LOOK_SECONDS: Final = 0.05
@@ -127,7 +128,7 @@ class RunControl:
 
     def start(self) -> None:
         """Start the control thread: before it, the requests wait. Once."""
-        self._thread.start()
+        start(self._thread, "stopping the guest")
 
     def close(self) -> None:
         """End the control thread. The vCPUs have been told to end. May be repeated."""

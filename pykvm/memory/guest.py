@@ -10,6 +10,7 @@ import os
 from contextlib import suppress
 
 from pykvm.errors import UsageError
+from pykvm.limits import advice
 from pykvm.memory.ram import Ram, Region
 
 MIB = 1 << 20
@@ -56,9 +57,12 @@ class GuestMemory:
             self._map = mmap.mmap(self.fd, size, mmap.MAP_SHARED)
         except (OSError, ValueError, OverflowError) as error:
             os.close(self.fd)
+            reason, hint = str(error), "give the guest less with -m"
+            if isinstance(error, OSError):
+                reason = os.strerror(error.errno or 0).lower()
+                hint = advice(error.errno or 0, hint)
             raise UsageError(
-                f"the host cannot map {size >> 20} MiB of guest memory: {error}",
-                "give the guest less with -m",
+                f"the host cannot map {size >> 20} MiB of guest memory: {reason}", hint
             ) from None
         self.ram = Ram(memoryview(self._map), layout(size))
         with memoryview(self._map) as view:

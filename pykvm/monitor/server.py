@@ -33,6 +33,7 @@ from pykvm.monitor.listener import MonitorSocket
 from pykvm.monitor.protocol import Command, Conversation, QmpError, encode
 from pykvm.monitor.shapes import event_message, version
 from pykvm.platform.outcome import Outcome
+from pykvm.threads import start
 
 MAX_CLIENTS: Final = 16
 """Others wait until one leaves."""
@@ -126,16 +127,22 @@ class Monitor:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._forget = self._machine.listen(self._hear)
-        self._thread.start()
-        self._worker.start()
+        try:
+            start(self._thread, "the monitor")
+            start(self._worker, "the monitor")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._work.put(None)
-        self._worker.join()
+        if self._worker.ident is not None:
+            self._worker.join()
         self._forget()
         self._post(None)
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         self._selector.close()
         os.close(self._wake)
 

@@ -7,7 +7,7 @@ that someone truncates meanwhile is then an error instead of a SIGBUS.
 import os
 import stat
 
-from pykvm.errors import UsageError
+from pykvm.errors import UsageError, reason_of
 from pykvm.typed import Self
 
 MAX_PIPE = 1 << 30
@@ -94,7 +94,7 @@ def open_source(given: bytes | str | os.PathLike[str], option: str) -> Source:
     except FileNotFoundError:
         raise UsageError(f"there is no file '{path}'", f"give {option} an existing file") from None
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
         raise UsageError(f"cannot open '{path}': {reason}", f"check {option}") from None
     try:
         return _source_of(fd, path, option)

@@ -119,6 +119,17 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     assert cache.folder() == Path("/xdg/pykvm/guest")
 
 
+@pytest.mark.parametrize("home", ["", "here"])
+def test_without_a_home_nothing_is_kept_in_a_folder_that_nobody_named(
+    monkeypatch: pytest.MonkeyPatch, home: str
+):
+    for name in ("PYKVM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path.replace("~", home or "~"))
+    with pytest.raises(BuildError, match="PYKVM_CACHE"):
+        cache.folder()
+
+
 def test_a_failing_command_shows_its_last_lines_and_its_log(tmp_path: Path):
     log = tmp_path / "log"
     with pytest.raises(BuildError) as caught:

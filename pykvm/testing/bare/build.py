@@ -7,21 +7,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from pykvm.errors import UsageError
+from pykvm.cache import cache_folder
+from pykvm.errors import UsageError, reason_of
+from pykvm.limits import THREADS
 
 SOURCES = Path(__file__).resolve().parents[3] / "guest" / "bare"
 """The sources in a checkout; a wheel has none."""
 NAME = "bare.elf"
 _TIMEOUT_SECONDS = 120.0
-
-
-def cache_folder() -> Path:
-    """Where built bare guests are kept: ``$PYKVM_CACHE``, or pykvm's folder of the user's cache."""
-    chosen = os.environ.get("PYKVM_CACHE")
-    if chosen:
-        return Path(chosen) / "bare"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "pykvm" / "bare"
 
 
 def build_bare_guest(output: Path | None = None) -> Path:
@@ -32,9 +25,16 @@ def build_bare_guest(output: Path | None = None) -> Path:
     """
     if not (SOURCES / "Makefile").is_file():
         raise UsageError("the bare guest's sources are not here", "use a checkout of pykvm")
-    built = cache_folder() / _key() / NAME
-    if not built.is_file():
-        _build_into(built)
+    hint = "set PYKVM_CACHE to a folder that can be written"
+    if not (folder := cache_folder()):
+        raise UsageError("this user has no home to keep the bare guest in", hint)
+    built = Path(folder) / "bare" / _key() / NAME
+    try:
+        if not built.is_file():
+            _build_into(built)
+    except OSError as error:
+        reason = reason_of(error)
+        raise UsageError(f"the bare guest cannot be kept in '{folder}': {reason}", hint) from None
     if output is None:
         return built
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +54,8 @@ def _key() -> str:
 def _compiler() -> str:
     try:
         done = subprocess.run(["cc", "--version"], capture_output=True, text=True, check=True)
+    except BlockingIOError:
+        raise UsageError("the host has no process for the C compiler", THREADS) from None
     except (OSError, subprocess.CalledProcessError):
         raise UsageError(
             "the bare guest needs a C compiler", "install gcc, binutils and make"
@@ -82,7 +84,7 @@ def _build_into(built: Path) -> None:
             raise UsageError(f"the bare guest cannot be built: {error}", "install make") from None
         if done.returncode:
             raise UsageError(
-                f"the bare guest does not build: {done.stderr.strip()}",
+                f"the bare guest does not build: {'; '.join(done.stderr.splitlines())}",
                 "it needs gcc and binutils for x86-64",
             )
         built.parent.mkdir(exist_ok=True)
