@@ -42,6 +42,15 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def immediate(self) -> bool:
+        """:meth:`submit` executes one operation after another, and is over when all are.
+
+        Such an engine is given one at a time, so that no second one starts once
+        the first has failed in a way that stops the guest, or the guest is being stopped.
+        """
+        ...
+
     def submit(self, operations: Sequence[Operation]) -> None:
         """Take all of ``operations``; they may be executed in any order, or side by side."""
         ...
@@ -86,6 +95,7 @@ class SyncEngine:
     """
 
     notifier: int
+    immediate: bool
     _image: Image
     _fd: int
     _bytes: Bytes
@@ -96,6 +106,7 @@ class SyncEngine:
 
     def __init__(self, image: Image, ram: Ram) -> None:
         self.notifier = -1
+        self.immediate = True
         self._image = image
         self._fd = image.fd
         self._bytes = ram.bytes

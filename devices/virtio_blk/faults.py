@@ -148,6 +148,11 @@ class FaultEngine:
         """See :class:`Engine`."""
         return self._epoll.fileno()
 
+    @property
+    def immediate(self) -> bool:
+        """See :class:`Engine`. Only what is delayed is executed later."""
+        return self._inner.immediate
+
     def submit(self, operations: Sequence[Operation]) -> None:
         """See :class:`Engine`."""
         try:

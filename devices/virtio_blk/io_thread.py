@@ -116,7 +116,7 @@ class IoThread:
         it, and must not be lost.
         """
         with self._state:
-            self._halting = True
+            self._ask(True)
             self._wake()
 
     def wait_halted(self, timeout: float | None = None) -> bool:
@@ -140,7 +140,7 @@ class IoThread:
     def resume(self) -> None:
         """Go on, with what was kept first. Harmless if nothing is halted."""
         with self._state:
-            self._halting = False
+            self._ask(False)
             self._quiet = False
             self._state.notify_all()
             self._wake()
@@ -188,6 +188,11 @@ class IoThread:
             self._errands.append(errand)
             self._wake()
             self._state.wait_for(lambda: self._ended or errand not in self._errands)
+
+    def _ask(self, halt: bool) -> None:
+        self._halting = halt
+        for service in list(self._by_kick.values()):
+            service.ask(halt)
 
     def _wake(self) -> None:
         if not self._ended:  # and perhaps closed

@@ -77,6 +77,7 @@ class IoUringEngine:
     """Executes operations through a ring. HostError where that cannot be made."""
 
     notifier: int
+    immediate: bool
     _ring: Ring
     _threads: ThreadsEngine
     _image: Image
@@ -111,6 +112,7 @@ class IoUringEngine:
             self._ring.close()
             raise
         self.notifier = self._ring.fd
+        self.immediate = False
         self._image = image
         self._fd = image.fd
         self._memory = ram.bytes  # which must stay where it is

@@ -193,6 +193,11 @@ class OverlayEngine:
         """See :class:`Engine`."""
         return -1 if self._epoll is None else self._epoll.fileno()
 
+    @property
+    def immediate(self) -> bool:
+        """See :class:`Engine`."""
+        return all(engine.immediate for engine in self._engines)
+
     def submit(self, operations: Sequence[Operation]) -> None:
         """See :class:`Engine`."""
         batches: list[list[Operation]] = [[] for _ in self._engines]

@@ -38,6 +38,11 @@ class PaddedEngine:
         """See :class:`Engine`."""
         return self._inner.notifier
 
+    @property
+    def immediate(self) -> bool:
+        """See :class:`Engine`."""
+        return self._inner.immediate
+
     def submit(self, operations: Sequence[Operation]) -> None:
         """See :class:`Engine`."""
         self._inner.submit(operations)

@@ -60,7 +60,7 @@ _by_sequence = attrgetter("sequence")
 class Schedule:
     """The unanswered requests of one queue.
 
-    ``executing`` counts the operations that were taken and are not finished,
+    ``executing`` counts the operations that were started and are not finished,
     and ``halted`` says whether :meth:`take` gives any. ``throttle``, which may
     change at any time, has a say in that too; ``wake_ns`` (time.monotonic_ns)
     is when :meth:`take` is to be called again on its account, or 0.
@@ -113,8 +113,12 @@ class Schedule:
             self._trace.added(requests, operations)
         return operations
 
-    def take(self) -> list[Operation]:
-        """The operations that may start now, each given once; none while halted."""
+    def take(self, start: bool = True) -> list[Operation]:
+        """The operations that may start now, each given once; none while halted.
+
+        ``start``: :meth:`start` is called with them. If not, it is to be called with
+        each before it is executed, and not for those that a halt prevents.
+        """
         self.wake_ns = 0
         ready = self._ready
         if self.halted or not ready:
@@ -125,12 +129,17 @@ class Schedule:
         else:
             now = time.monotonic_ns()
             ready, self._ready, self.wake_ns = throttle.admit(id(self), ready, now)
-        self.executing += len(ready)
-        if self._detector is not None:
-            self._detector.look(ready)
-        if self._trace is not None:
-            self._trace.submitted(ready)
+        if start:
+            self.start(ready)
         return ready
+
+    def start(self, operations: list[Operation]) -> None:
+        """``operations``, which were taken, are about to be executed."""
+        self.executing += len(operations)
+        if self._detector is not None:
+            self._detector.look(operations)
+        if self._trace is not None:
+            self._trace.submitted(operations)
 
     def finish(self, operation: Operation) -> Sequence[Request]:
         """``operation``, once taken, was executed: the requests that are to be answered.

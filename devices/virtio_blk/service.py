@@ -12,7 +12,7 @@ device, be it a thread or a test.
 
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pykvm.devices.virtio_blk.constants import (
@@ -51,6 +51,8 @@ class QueueService:
     kick: int
     engine: Engine
     _stopping: bool
+    _halting: bool
+    _singly: bool
     _bytes: Bytes
     _parser: RequestParser
     _planner: Planner
@@ -84,6 +86,8 @@ class QueueService:
         self.kick = kick
         self.engine = engine
         self._stopping = False
+        self._halting = False
+        self._singly = engine.immediate
         self._bytes = ram.bytes
         self._parser = parser
         self._planner = planner
@@ -183,6 +187,14 @@ class QueueService:
         self._execute()
         self._publish()
 
+    def ask(self, halt: bool) -> None:
+        """A :meth:`halt` is to come, or is not after all. Any thread.
+
+        What is executing may be a batch of which an engine does one operation
+        after another: the next one does not start.
+        """
+        self._halting = halt
+
     def halt(self) -> None:
         """From now on start nothing, and keep what is not executing."""
         self._schedule.halt()
@@ -217,30 +229,53 @@ class QueueService:
 
     def _execute(self) -> None:
         """Start what may start and answer what is done, until there is neither."""
-        operation: Operation
-        request: Request
         schedule, engine = self._schedule, self.engine
         while True:
-            if not self._stopping:
-                ready = schedule.take()
+            if self._may_start():
+                ready = schedule.take(not self._singly)
+                if ready and self._singly:
+                    self._execute_singly(ready)
+                    continue
                 if ready:
                     engine.submit(ready)
             done = engine.completions()
             if not done:
                 return
-            stopping = self._stopping  # after that: what was cancelled is never answered
-            left = iter(done)
-            try:
-                for operation in left:
-                    if stopping:
-                        schedule.abandon(operation)
-                        continue
-                    finished = operation.finished_ns
-                    for request in schedule.finish(operation):
-                        self._answer(request, finished)
-            finally:
-                for operation in left:  # after a bug: a reset must not wait for the others
+            self._finish(done)
+
+    def _may_start(self) -> bool:
+        if self._halting:
+            self._schedule.halt()
+        return not (self._stopping or self._schedule.halted)
+
+    def _execute_singly(self, operations: list[Operation]) -> None:
+        """Have each executed and answered before the next; what a halt comes before is kept."""
+        for operation in operations:
+            if not self._may_start():
+                return
+            started = [operation]
+            self._schedule.start(started)
+            self.engine.submit(started)
+            self._finish(self.engine.completions())
+
+    def _finish(self, done: Sequence[Operation]) -> None:
+        """Answer what ``done`` were the last operations for."""
+        operation: Operation
+        request: Request
+        schedule = self._schedule
+        stopping = self._stopping  # after that: what was cancelled is never answered
+        left = iter(done)
+        try:
+            for operation in left:
+                if stopping:
                     schedule.abandon(operation)
+                    continue
+                finished = operation.finished_ns
+                for request in schedule.finish(operation):
+                    self._answer(request, finished)
+        finally:
+            for operation in left:  # after a bug: a reset must not wait for the others
+                schedule.abandon(operation)
 
     def _publish(self) -> None:
         if not self._stopping and self.queue.publish():

@@ -31,6 +31,7 @@ class ThreadsEngine:
 
     def __init__(self, image: Image, ram: Ram, workers: int = WORKERS) -> None:
         self.notifier = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.immediate = False
         self._image = image
         self._ram = ram
         self._most = workers

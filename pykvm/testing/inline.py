@@ -122,6 +122,7 @@ class InspectingEngine:
         It gives an errno, or 0, or the most bytes to be moved as a negative number.
         """
         self.notifier = -1
+        self.immediate = True
         self.operations = 0
         self._engine: Engine = SyncEngine(image, ram)
         self._image = image

@@ -129,6 +129,11 @@ class RecordingEngine:
         """See :class:`Engine`."""
         return self._inner.notifier
 
+    @property
+    def immediate(self) -> bool:
+        """See :class:`Engine`."""
+        return self._inner.immediate
+
     def submit(self, operations: Sequence[Operation]) -> None:
         """See :class:`Engine`."""
         for operation in operations:

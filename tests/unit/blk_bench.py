@@ -131,6 +131,7 @@ class ScriptedEngine:
     def __init__(self, script: EngineScript, image: Image, ram: Ram) -> None:
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
         self.notifier = os.eventfd(0, flags) if script.slow else -1
+        self.immediate = False
         self._script = script
         self._inner = SyncEngine(image, ram)
         self._done: list[Operation] = []

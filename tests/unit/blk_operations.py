@@ -59,6 +59,7 @@ class ManualEngine:
 
     def __init__(self, image: Image, ram: Ram) -> None:
         self.notifier = os.eventfd(0, os.EFD_NONBLOCK)
+        self.immediate = False
         self.held: list[Operation] = []
         self.done: list[Operation] = []
 

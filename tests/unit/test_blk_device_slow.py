@@ -22,6 +22,7 @@ class SlowEngine:
 
     def __init__(self, image: Image, ram: Ram) -> None:
         self.notifier = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.immediate = False
         self.inner = SyncEngine(image, ram)
         self.lock = threading.Condition()
         self.waiting: list[Operation] = []

@@ -71,6 +71,7 @@ class WorkerEngine:
 
     def __init__(self, script: EngineScript, image: Image, ram: Ram) -> None:
         self.notifier = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.immediate = False
         self._script = script
         self._inner = SyncEngine(image, ram)
         self._state = script.changed

@@ -1,0 +1,86 @@
+"""A halt takes effect before the next operation, where one is executed after another."""
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Event
+
+import pytest
+from blk_bench import SECTORS, fill
+from blk_device import IN, OK, OUT, disks
+from patience import ends, goes_on, in_thread, patience, until
+
+from pykvm.devices.virtio_blk import ErrorPolicy, IoError, MergePolicy, SyncEngine
+from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
+from pykvm.devices.virtio_blk.operation import Operation
+
+FULL = errno.ENOSPC
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "disk"
+
+
+def test_a_pause_waits_for_one_operation_and_not_for_its_batch(path: Path) -> None:
+    """However many a guest queues: what has not started when it is asked for starts later."""
+    path.write_bytes(fill("o") * SECTORS)
+    started: list[int] = []
+    begun, go_on = Event(), Event()
+
+    class Slow(SyncEngine):
+        def submit(self, operations: Sequence[Operation]) -> None:
+            for operation in operations:
+                started.append(operation.offset // 512)
+                begun.set()
+                assert go_on.wait(patience())
+                super().submit([operation])
+
+    with disks(path) as make:
+        disk = make(engine=Slow, merge=MergePolicy.OFF)
+        heads = [disk.send(IN, sector, size=512) for sector in range(9)]
+        disk.transport.submit()
+        assert begun.wait(patience())
+        pausing = in_thread(disk.device.pause)
+        until(lambda: disk.device._threads._threads[0]._halting)
+        assert goes_on(pausing)
+        go_on.set()
+        assert ends(pausing)
+        assert started == [0]
+        assert [head for head, _ in disk.transport.collect()] == [heads[0]]
+        disk.device.resume()
+        assert [disk.wait(head)[0] for head in heads[1:]] == [OK] * 8
+        assert started == [*range(9)]
+
+
+@pytest.mark.parametrize("faults", [False, True])
+def test_what_is_behind_an_error_that_stops_does_not_start(path: Path, faults: bool) -> None:
+    """Neither by itself nor below an engine that injects faults."""
+    path.write_bytes(fill("o") * SECTORS)
+    errors: list[IoError] = []
+    plan = FaultPlan([Fault(operation="write", sectors=2, errno="ENOSPC", count=1)])
+
+    class Full(SyncEngine):
+        def submit(self, operations: Sequence[Operation]) -> None:
+            if operations[0].offset == 1024 and not errors:
+                operations[0].error = FULL
+                self._done.extend(operations)
+            else:
+                super().submit(operations)
+
+    with disks(path) as make:
+        disk = make(
+            engine=plan.wrap() if faults else Full,
+            merge=MergePolicy.OFF,
+            werror=ErrorPolicy.STOP,
+            on_error=errors.append,
+        )
+        heads = [disk.send(OUT, sector, fill("n")) for sector in range(5)]
+        disk.transport.submit()
+        until(lambda: errors)
+        assert disk.device.pause(patience())
+        assert [head for head, _ in disk.transport.collect()] == heads[:2]
+        assert path.read_bytes()[:2560] == fill("n") * 2 + fill("o") * 3
+        disk.device.resume()
+        assert [disk.wait(head)[0] for head in heads[2:]] == [OK] * 3
+        assert path.read_bytes()[:2560] == fill("n") * 5
