@@ -43,7 +43,11 @@ def notification_depends_on_a_count() -> None:
 
 def used_length_is_one_too_many() -> None:
     push = Virtqueue.push
-    Virtqueue.push = lambda self, head, length: push(self, head, length + (length > 1))
+
+    def wrong(self: Any, head: int, length: int, *wrote: bool) -> None:
+        push(self, head, length + (length > 1), *wrote)
+
+    Virtqueue.push = wrong
 
 
 def byte_behind_the_status_is_written() -> None:
@@ -170,10 +174,10 @@ def overlay_forgets_the_last_sector() -> None:
 
 
 def requests_are_used_out_of_order() -> None:
-    def wrong(self: Any, head: int, length: int) -> None:
+    def wrong(self: Any, head: int, length: int, *wrote: bool) -> None:
         self.chains[head].in_flight = False
         self.in_flight -= 1
-        self._use(head, length)
+        self._use(head, length, *wrote)
 
     Virtqueue._in_turn = wrong
 
@@ -181,8 +185,8 @@ def requests_are_used_out_of_order() -> None:
 def failed_requests_add_bytes() -> None:
     failed = Stats.failed
 
-    def wrong(self: Any, kind: int, now_ns: int) -> None:
-        failed(self, kind, now_ns)
+    def wrong(self: Any, *arguments: int) -> None:
+        failed(self, *arguments)
         self.wr_bytes += 512
 
     Stats.failed = wrong
