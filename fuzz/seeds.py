@@ -63,6 +63,9 @@ def disk() -> Iterator[tuple[str, bytes]]:
         yield f"index-{index}", script(DISK, bytes([SPLIT, 0]), *jump)
     twice = (START, ("offer", 0, 0, 0), ("offer", 0, 0, 0), GO, TURN, COLLECT)
     yield "head-twice", script(DISK, bytes([SPLIT, 0]), *twice)
+    for head in (8, 16, 0x7FFF, 0xFFFF):
+        beyond = (START, ("offer", 0, head, 0), GO, TURN, COLLECT)
+        yield f"head-{head}", script(DISK, bytes([SPLIT, 0]), *beyond)
 
 
 def one_request(kind: int) -> list[Played]:
