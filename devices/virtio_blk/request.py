@@ -35,6 +35,11 @@ MAX_RANGES, data that is not a multiple of their size, and a range of more than
 MAX_SECTORS, outside the disk or not of whole blocks. One without sectors
 asks for nothing. Ranges may overlap.
 
+The used length counts what was written from the first device-writable byte on
+without a gap (§2.7.8.2), and no byte more: a driver must not take what was in
+its memory for data. So the status, the last byte, counts when all data before
+it were written, or there are none; a refused request for data has 0.
+
 Nothing of a refused request is executed. IN and OUT without any data succeed if
 the sector is not past the end. FLUSH is accepted on read-only disks, and its
 sector and data are ignored. Device-readable data of IN and device-writable
@@ -103,7 +108,7 @@ class Request:
     their sum and ``sector`` where the first one begins.
     ``status_offset`` is where the status byte goes, or -1.
     ``status`` is the answer once it is known and ``used_length`` the bytes
-    written to the chain, status included.
+    written to the chain from its first device-writable one on.
 
     The rest belongs to who executes the request: ``started_ns``; ``sequence``,
     its place in the order of the ring; ``pending``, the operations that it
@@ -210,10 +215,13 @@ class RequestParser:
         in_last = readable + chain.writable - 1
         request.type = TYPE_UNREADABLE
         request.error = 0
+        request.used_length = 0
         if in_last < readable or chain.offsets[in_last] < 0:
             request.status_offset = -1
             return self._refuse(request, VIRTIO_BLK_S_IOERR)
         request.status_offset = chain.offsets[in_last] + chain.lengths[in_last] - 1
+        if chain.writable_bytes == 1:
+            request.used_length = 1
         if chain.error or chain.readable_bytes < HEADER_SIZE:
             return self._refuse(request, VIRTIO_BLK_S_IOERR)
         if chain.lengths[0] == HEADER_SIZE and chain.lengths[in_last] == 1:
@@ -254,7 +262,8 @@ class RequestParser:
             return self._accept(request, sector, chain.readable_bytes - HEADER_SIZE)
         request.first = out_last
         request.last = in_last
-        return self._other(request, out_first, chain.readable_bytes - HEADER_SIZE)
+        length = chain.readable_bytes - HEADER_SIZE
+        return self._other(request, out_first, length, chain.writable_bytes - 1)
 
     def _accept(self, request: Request, sector: U64, length: int) -> bool:
         capacity: U64 = self.capacity
@@ -272,11 +281,14 @@ class RequestParser:
         request.sector = sector
         request.length = length
         if length == 0:
-            return self._answer(request, 0)
+            return self._succeed(request)
         return True
 
-    def _other(self, request: Request, out_first: int, length: int) -> bool:
-        """Neither IN nor OUT; ``length`` bytes of readable data, whose first segment is given."""
+    def _other(self, request: Request, out_first: int, length: int, room: int) -> bool:
+        """Neither IN nor OUT; ``length`` bytes of readable data, whose first segment is given.
+
+        ``room``: bytes of writable data.
+        """
         kind = request.type
         if kind in (VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES):
             request.last = request.first
@@ -288,9 +300,9 @@ class RequestParser:
             request.last = request.first
             return True
         if kind == VIRTIO_BLK_T_GET_ID:
-            return self._reply(request, self._id)
+            return self._reply(request, self._id, room)
         if kind == VIRTIO_BLK_T_GET_LIFETIME and self._accepted.lifetime:
-            return self._reply(request, self._accepted.lifetime)
+            return self._reply(request, self._accepted.lifetime, room)
         return self._refuse(request, VIRTIO_BLK_S_UNSUPP)
 
     def _ranges(self, request: Request, length: int) -> bool:
@@ -313,7 +325,7 @@ class RequestParser:
         request.sector = extents[0] >> SECTOR_SHIFT if ranges.length else 0
         request.length = ranges.length
         if not ranges.length or (discard and not accepted.unmaps):
-            return self._answer(request, 0)
+            return self._succeed(request)
         return True
 
     def _copy(self, request: Request) -> bytes:
@@ -326,7 +338,7 @@ class RequestParser:
             data += bytes(self._bytes[offset : offset + request.lengths[index]])
         return data
 
-    def _reply(self, request: Request, answer: bytes) -> bool:
+    def _reply(self, request: Request, answer: bytes, room: int) -> bool:
         rest = answer
         for index in range(request.first, request.last):
             offset = request.offsets[index]
@@ -338,7 +350,9 @@ class RequestParser:
             rest = rest[len(piece) :]
             if not rest:
                 break
-        return self._answer(request, len(answer) - len(rest))
+        written = len(answer) - len(rest)
+        request.used_length = written + 1 if written == room else written
+        return self._succeed(request)
 
     def _reframe(self, chain: DescriptorChain, request: Request) -> bytes:
         """The header's bytes; data segments in ``request``, those of OUT up to its ``last``.
@@ -370,12 +384,10 @@ class RequestParser:
         request.offsets, request.lengths = longs(offsets), longs(lengths)
         return header
 
-    def _answer(self, request: Request, written: int) -> bool:
+    def _succeed(self, request: Request) -> bool:
         request.status = VIRTIO_BLK_S_OK
-        request.used_length = written + 1
         return False
 
     def _refuse(self, request: Request, status: int) -> bool:
         request.status = status
-        request.used_length = 1 if request.status_offset >= 0 else 0
         return False

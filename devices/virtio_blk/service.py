@@ -284,14 +284,15 @@ class QueueService:
     def _answer(self, request: Request, finished_ns: int) -> None:
         """Complete a request that was executed."""
         kind, length = request.type, request.length
-        succeeded = request.status == VIRTIO_BLK_S_OK
-        request.used_length = length + 1 if succeeded and kind == VIRTIO_BLK_T_IN else 1
         if request.error:
-            self._stats.failed(kind, finished_ns)
+            # Of a read nobody knows what was written, also if the driver is told that it succeeded.
+            request.used_length = 0 if kind == VIRTIO_BLK_T_IN else 1
+            self._stats.failed(kind)
         else:
+            request.used_length = length + 1 if kind == VIRTIO_BLK_T_IN else 1
             self._stats.done(kind, length, finished_ns - request.started_ns, finished_ns)
         self._bytes[request.status_offset] = request.status
-        self.queue.push(request.head, request.used_length)
+        self.queue.push(request.head, request.used_length, True)
         if request._room > ROOM_KEPT:
             self._shrink(request)
 
@@ -300,12 +301,13 @@ class QueueService:
         if self._trace is not None:
             self._trace.refused(request, now_ns)
         if request.status != VIRTIO_BLK_S_OK:
-            self._stats.invalid(request.type, now_ns)
+            self._stats.invalid(request.type)
         elif request.type in OPERATION_NAMES:
             self._stats.done(request.type, request.length, 0, now_ns)
-        if request.status_offset >= 0:
+        wrote = request.status_offset >= 0
+        if wrote:
             self._bytes[request.status_offset] = request.status
-        self.queue.push(request.head, request.used_length)
+        self.queue.push(request.head, request.used_length, wrote)
 
     def _shrink(self, request: Request) -> None:
         """Keep no memory for the many segments of a request that was given back."""

@@ -66,7 +66,7 @@ class Stats:
 
     Times are from taking a request off the ring to its completion.
     GET_ID counts nowhere. ``invalid_other`` holds unreadable headers and
-    unknown types. ``now_ns`` is when a request completed (time.monotonic_ns).
+    unknown types.
     """
 
     rd_bytes: int
@@ -137,7 +137,7 @@ class Stats:
         self._last_ns = time.monotonic_ns()
 
     def done(self, kind: int, length: int, elapsed_ns: int, now_ns: int) -> None:
-        """A request of type ``kind`` for ``length`` bytes succeeded."""
+        """A request of type ``kind`` for ``length`` bytes succeeded at ``now_ns`` (monotonic)."""
         self._last_ns = now_ns
         if kind == VIRTIO_BLK_T_IN:
             self.rd_bytes += length
@@ -171,9 +171,8 @@ class Stats:
         else:
             self.wr_merged += joined
 
-    def failed(self, kind: int, now_ns: int) -> None:
+    def failed(self, kind: int) -> None:
         """The host could not carry out a request of type ``kind``."""
-        self._last_ns = now_ns
         if kind == VIRTIO_BLK_T_IN:
             self.failed_rd_operations += 1
         elif kind == VIRTIO_BLK_T_OUT:
@@ -185,9 +184,8 @@ class Stats:
         else:
             self.failed_zero_operations += 1
 
-    def invalid(self, kind: int, now_ns: int) -> None:
+    def invalid(self, kind: int) -> None:
         """The guest sent a request that no disk could carry out."""
-        self._last_ns = now_ns
         if kind == VIRTIO_BLK_T_IN:
             self.invalid_rd_operations += 1
         elif kind == VIRTIO_BLK_T_OUT:
@@ -219,9 +217,10 @@ class Stats:
         return {name: getattr(self, name) for name in COUNTERS}
 
     def as_dict(self) -> dict[str, int]:
-        """:meth:`counters`, and ``idle_time_ns``: the time since the last completion.
+        """:meth:`counters`, and ``idle_time_ns``: the time since a request succeeded.
 
-        Since the disk was made, if there was none.
+        Since the disk was made, if none did. As in QEMU with ``account_failed``
+        and ``account_invalid`` off.
         """
         counts = self.counters()
         counts["idle_time_ns"] = max(0, time.monotonic_ns() - self._last_ns)

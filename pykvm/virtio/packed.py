@@ -146,12 +146,12 @@ class PackedQueue(Virtqueue):
 
     # -- giving them back --------------------------------------------------
 
-    def _use(self, head: int, length: int) -> None:
+    def _use(self, head: int, length: int, wrote: bool) -> None:
         word: U64
         self._heads[self.in_flight] = head
         at, count = self._used_at, self._counts[head]
         word = self._used_flags
-        if length:
+        if length or wrote:
             word |= VIRTQ_DESC_F_WRITE
         word = word << 48 | self._ids[head] << 32 | length
         if self._held < 0:

@@ -97,7 +97,7 @@ class Virtqueue:
     _event_idx: bool
     _in_order: bool
     _order: deque[int]
-    _done: dict[int, int]
+    _done: dict[int, tuple[int, bool]]
     _bytes: Bytes
     _u16: Words16
     _u32: Words32
@@ -152,9 +152,12 @@ class Virtqueue:
 
     # -- giving them back --------------------------------------------------
 
-    def push(self, head: int, length: int) -> None:
+    def push(self, head: int, length: int, wrote: bool = False) -> None:
         """Give ``head`` back: ``length`` bytes were written to it (§2.7.8, §2.8.4).
 
+        These are the first ones that a device may write, without a gap; it may
+        have written others (§2.7.8.2). ``wrote``: it wrote some, whatever
+        ``length`` is, which a packed ring tells the driver.
         The driver sees nothing of it before :meth:`publish`. Any order of
         heads is allowed, each popped head exactly once; with IN_ORDER the
         driver gets them in the order of :meth:`pop` all the same (§2.7.9).
@@ -162,11 +165,11 @@ class Virtqueue:
         chain = self.chains[head]
         assert chain.in_flight, f"head {head} is not in flight"
         if self._in_order:
-            self._in_turn(head, length)
+            self._in_turn(head, length, wrote)
         else:
             chain.in_flight = False
             self.in_flight -= 1
-            self._use(head, length if length < MAX_CHAIN_BYTES else MAX_CHAIN_BYTES - 1)
+            self._use(head, length if length < MAX_CHAIN_BYTES else MAX_CHAIN_BYTES - 1, wrote)
 
     def publish(self) -> bool:
         """Show the driver what was pushed. True: it wants an interrupt (§2.7.7.2, §2.8.10)."""
@@ -202,19 +205,20 @@ class Virtqueue:
 
     # -- for the formats ---------------------------------------------------
 
-    def _use(self, head: int, length: int) -> None:
+    def _use(self, head: int, length: int, wrote: bool) -> None:
         """Write the used element of ``head``, which is no longer in flight."""
         raise NotImplementedError
 
-    def _in_turn(self, head: int, length: int) -> None:
+    def _in_turn(self, head: int, length: int, wrote: bool) -> None:
         """Keep ``head`` until all that were popped before it are done too."""
         assert head not in self._done, f"head {head} is not in flight"
-        self._done[head] = length
+        self._done[head] = (length, wrote)
         while self._order and self._order[0] in self._done:
             first = self._order.popleft()
             self.chains[first].in_flight = False
             self.in_flight -= 1
-            self._use(first, min(self._done.pop(first), MAX_CHAIN_BYTES - 1))
+            length, wrote = self._done.pop(first)
+            self._use(first, min(length, MAX_CHAIN_BYTES - 1), wrote)
 
     def _break(self, reason: str) -> int:
         self.error = f"queue {self.index}: {reason}"

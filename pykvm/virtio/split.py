@@ -132,7 +132,7 @@ class SplitQueue(Virtqueue):
 
     # -- giving them back --------------------------------------------------
 
-    def _use(self, head: int, length: int) -> None:
+    def _use(self, head: int, length: int, wrote: bool) -> None:
         at = self._used_ring + 2 * (self.used & self._mask)
         self._u32[at] = head
         self._u32[at + 1] = length

@@ -17,6 +17,7 @@ from blk_device import (
     UNSUPP,
     Disk,
     Maker,
+    used_length,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -217,8 +218,7 @@ def test_batches_do_what_a_model_disk_does(
             expected.append((head, *answer))
         answers = {head: disk.wait(head) for head, _, _ in expected}
         for head, status, data in expected:
-            used = len(data) + 1 if status == OK else 1
-            assert answers[head] == (status, data, used)
+            assert answers[head] == (status, data, used_length(IN, status, data))
     assert disk_path.read_bytes() == model
 
 

@@ -73,8 +73,8 @@ def test_each_operation_has_its_own() -> None:
     for kind, times in ((VIRTIO_BLK_T_IN, 3), (VIRTIO_BLK_T_OUT, 2), (VIRTIO_BLK_T_FLUSH, 1)):
         for _ in range(times):
             stats.done(kind, 512, 5000, 0)
-        stats.failed(kind, 0)
-        stats.invalid(kind, 0)
+        stats.failed(kind)
+        stats.invalid(kind)
     stats = Stats.total([stats, Stats()])
     totals = [stats.histogram(name).total for name in ("read", "write", "flush")]
     assert totals == [3, 2, 1]

@@ -49,7 +49,12 @@ class Bench:
         self.queue.begin_drain()
         assert self.queue.pop() == head
         request = Request(head)
-        return self.parser.parse(self.queue.chains[head], request), request
+        accepted = self.parser.parse(self.queue.chains[head], request)
+        if not accepted and request.status != VIRTIO_BLK_S_OK:
+            # A status behind data that were not written does not count (virtio 1.2 §2.7.8.2).
+            alone = self.queue.chains[head].writable_bytes == 1 and request.status_offset >= 0
+            assert request.used_length == (1 if alone else 0)
+        return accepted, request
 
     def data(self, request: Request) -> bytes:
         """The bytes at the request's data segments, in order."""
@@ -68,7 +73,6 @@ def refused(answer: tuple[bool, Request], status: int = VIRTIO_BLK_S_IOERR) -> R
     accepted, request = answer
     assert not accepted
     assert request.status == status
-    assert request.used_length == 1
     assert request.status_offset >= 0
     return request
 
@@ -216,21 +220,22 @@ def test_unknown_types_are_unsupported(kind: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("buffers", "answer"),
+    ("buffers", "answer", "used"),
     [
-        ([20, 1], SERIAL.ljust(20, b"\0")),
-        ([21], SERIAL.ljust(20, b"\0")),
-        ([7, 13, 1], SERIAL.ljust(20, b"\0")),
-        ([5, 1], SERIAL[:5]),
-        ([64, 1], SERIAL.ljust(20, b"\0")),
-        ([1], b""),
+        ([20, 1], SERIAL.ljust(20, b"\0"), 21),
+        ([21], SERIAL.ljust(20, b"\0"), 21),
+        ([7, 13, 1], SERIAL.ljust(20, b"\0"), 21),
+        ([5, 1], SERIAL[:5], 6),
+        ([64, 1], SERIAL.ljust(20, b"\0"), 20),
+        ([1], b"", 1),
     ],
 )
-def test_get_id(buffers: list[int], answer: bytes) -> None:
+def test_get_id(buffers: list[int], answer: bytes, used: int) -> None:
+    """The status of a longer buffer is behind bytes that nobody wrote."""
     bench = Bench()
     accepted, request = bench.send([header(VIRTIO_BLK_T_GET_ID)], buffers)
     assert not accepted
-    assert (request.status, request.used_length) == (VIRTIO_BLK_S_OK, len(answer) + 1)
+    assert (request.status, request.used_length) == (VIRTIO_BLK_S_OK, used)
     chain = bench.driver.outstanding[request.head]
     written = b"".join(bench.ram.read(b.address, b.length) for b in chain)
     assert written == answer.ljust(len(written), b"\xaa")

@@ -253,7 +253,7 @@ def test_what_a_reset_drops_counts_nowhere(make: Maker) -> None:
 # -- idle time ------------------------------------------------------------------------------
 
 
-def test_idle_time_is_since_the_last_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_time_is_since_a_request_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000
     monkeypatch.setattr(stats.time, "monotonic_ns", lambda: now)
     counted = Stats()
@@ -261,21 +261,34 @@ def test_idle_time_is_since_the_last_completion(monkeypatch: pytest.MonkeyPatch)
     assert counted.as_dict()["idle_time_ns"] == 500
     counted.done(VIRTIO_BLK_T_IN, 512, 10, 1400)
     assert counted.as_dict()["idle_time_ns"] == 100
-    counted.failed(VIRTIO_BLK_T_OUT, 1450)
-    assert counted.as_dict()["idle_time_ns"] == 50
-    counted.invalid(99, 1499)
-    assert counted.as_dict()["idle_time_ns"] == 1
     # The thread that counts may be ahead of the one that looks.
     counted.done(VIRTIO_BLK_T_IN, 512, 10, 1600)
     assert counted.as_dict()["idle_time_ns"] == 0
 
 
-def test_a_request_ends_the_idle_time(make: Maker) -> None:
-    bench = make(EngineScript())
-    bench.device.stats._last_ns = 0
-    long = bench.device.stats.as_dict()["idle_time_ns"]
-    assert statuses(bench, [bench.read(0)]) == [OK]
-    assert bench.device.stats.as_dict()["idle_time_ns"] < long
+@pytest.mark.parametrize("policy", [ErrorPolicy.REPORT, ErrorPolicy.IGNORE])
+def test_only_a_request_that_succeeds_ends_the_idle_time(
+    make: Maker, monkeypatch: pytest.MonkeyPatch, policy: ErrorPolicy
+) -> None:
+    """What fails and what is invalid does not: account_failed and account_invalid are off."""
+    now = 1000
+    monkeypatch.setattr("time.monotonic_ns", lambda: now)
+    monkeypatch.setattr("blk_bench.monotonic_ns", lambda: now)
+    bench = make(EngineScript(Faults({("read", 0): [EIO]})), rerror=policy)
+
+    def idle() -> int:
+        return bench.device.stats.as_dict()["idle_time_ns"]
+
+    now = 2000
+    told = OK if policy is ErrorPolicy.IGNORE else IOERR
+    assert statuses(bench, [bench.read(0), bench.read(SECTORS), bench.send(99)]) == [
+        told,
+        IOERR,
+        UNSUPP,
+    ]
+    assert idle() == 1000
+    assert statuses(bench, [bench.read(1)]) == [OK]
+    assert idle() == 0
 
 
 # -- the line ---------------------------------------------------------------------------------

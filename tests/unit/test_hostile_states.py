@@ -180,7 +180,7 @@ class Driver(RuleBasedStateMachine):
     def read(self, queue: int, sector: int, count: int) -> None:
         def answer(disk: bytearray) -> tuple[bytes, int]:
             if sector + count > len(disk) // 512:
-                return untouched(512 * count) + bytes([IOERR]), 1
+                return untouched(512 * count) + bytes([IOERR]), 0
             data = bytes(disk[512 * sector :][: 512 * count])
             return data + bytes([OK]), len(data) + 1
 
@@ -201,7 +201,8 @@ class Driver(RuleBasedStateMachine):
     def identify(self, queue: int, size: int) -> None:
         said = SERIAL.encode().ljust(20, b"\0")[:size]
         answer = said + untouched(size - len(said)) + bytes([OK])
-        self.ask(queue, VIRTIO_BLK_T_GET_ID, 0, b"", size, always(answer, len(said) + 1))
+        used = len(said) + (size == len(said))
+        self.ask(queue, VIRTIO_BLK_T_GET_ID, 0, b"", size, always(answer, used))
 
     def flush(self, queue: int) -> None:
         self.ask(queue, VIRTIO_BLK_T_FLUSH, 2**64 - 1, b"", 0, always(bytes([OK]), 1))
@@ -215,11 +216,11 @@ class Driver(RuleBasedStateMachine):
             answer = always(bytes([IOERR]), 1)
             self.ask(queue, VIRTIO_BLK_T_OUT, 0, bytes(size), 0, answer)
         else:
-            answer = always(untouched(size) + bytes([IOERR]), 1)
+            answer = always(untouched(size) + bytes([IOERR]), 0)
             self.ask(queue, VIRTIO_BLK_T_IN, 0, b"", size, answer)
 
     def short_header(self, queue: int, length: int) -> None:
-        self.send(queue, [bytes(length)], [512, 1], always(untouched(512) + bytes([IOERR]), 1))
+        self.send(queue, [bytes(length)], [512, 1], always(untouched(512) + bytes([IOERR]), 0))
 
     def nowhere_to_answer(self, queue: int) -> None:
         self.send(queue, [pack("<IIQ", VIRTIO_BLK_T_IN, 0, 0)], [], always(b"", 0))
@@ -243,7 +244,7 @@ class Driver(RuleBasedStateMachine):
         assert len(driver.outstanding) == before + 1
         # Its buffers cannot all be read, so only what was written counts.
         driver.outstanding[head] = []
-        self.added[queue].append(Asked(head, always(b"", 0 if far == 2 else 1)))
+        self.added[queue].append(Asked(head, always(b"", 0)))
 
     def ask(
         self,
