@@ -13,7 +13,6 @@ The keys of a ``[[fault]]`` table are the arguments of
 :class:`~pykvm.devices.virtio_blk.fault_rules.Fault`, except ``call``.
 """
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -21,6 +20,7 @@ from typing import Any
 
 from pykvm.devices.virtio_blk.fault_rules import Fault, FaultRules
 from pykvm.errors import UsageError
+from pykvm.suggest import closest
 
 _KEYS = ("seed", "fault")
 _FAULT_KEYS = tuple(field.name for field in fields(Fault) if field.name != "call")
@@ -56,6 +56,6 @@ def _faults(tables: Iterable[Mapping[str, Any]]) -> Iterable[Fault]:
 def _check_keys(table: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in table:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"the keys are {', '.join(known)}"
+            close = closest(key, known)
+            hint = f"did you mean '{close}'?" if close else f"the keys are {', '.join(known)}"
             raise UsageError(f"there is no key '{key}'", hint)

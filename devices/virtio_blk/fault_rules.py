@@ -14,7 +14,6 @@ needs chance has its own random numbers, made from the seed and from how many
 rules were added before it.
 """
 
-import difflib
 import errno as errnos
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +25,7 @@ from pykvm.devices.virtio_blk.constants import OPERATION_NAMES, SECTOR_SHIFT
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.errors import UsageError
 from pykvm.forms import refused
+from pykvm.suggest import closest
 
 OPERATIONS = ("any", *OPERATION_NAMES.values())
 MAX_SECTOR = (1 << 55) - 1
@@ -235,8 +235,8 @@ def _sectors_error(sectors: object) -> UsageError:
 def _check_errno(value: object) -> None:
     if isinstance(value, str):
         if value not in _ERRNOS:
-            close = difflib.get_close_matches(value.upper(), _ERRNOS, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else "use a name such as EIO"
+            close = closest(value, _ERRNOS)
+            hint = f"did you mean '{close}'?" if close else "use a name such as EIO"
             raise refused("errno", value, hint)
     elif not _is_whole(value) or value not in (0, *errnos.errorcode):
         raise refused("errno", value, "use a name such as EIO")

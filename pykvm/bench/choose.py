@@ -1,13 +1,12 @@
 """The tools that ``--against`` names."""
 
-import difflib
-
 from pykvm.bench.fio import FioTool, fio_tools
 from pykvm.bench.pykvm_tool import PykvmTool
 from pykvm.bench.qemu import QemuTool, qemu_tools
 from pykvm.bench.tool import Tool
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
+from pykvm.suggest import closest
 
 NAMES = ("qemu", "fio", "pykvm")
 
@@ -33,8 +32,8 @@ def tools_against(text: str, cache: CacheMode) -> list[Tool]:
         engine = options.pop("ioengine", "")
         _refuse(name, options, "ioengine=")
         return [FioTool(engine)] if engine else [*fio_tools(cache)]
-    close = difflib.get_close_matches(name, NAMES, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"use {', '.join(NAMES)}"
+    close = closest(name, NAMES)
+    hint = f"did you mean {close}?" if close else f"use {', '.join(NAMES)}"
     raise UsageError(f"--against does not know '{name}'", hint)
 
 

@@ -90,6 +90,7 @@ def parser() -> "Parser":
     """The options of ``pykvm boot``, for all that is more than plain."""
     from argparse import RawDescriptionHelpFormatter
 
+    from pykvm.cli.foreign import hint_for
     from pykvm.cli.parser import Parser
 
     made = Parser(
@@ -98,6 +99,7 @@ def parser() -> "Parser":
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        hint_for=hint_for,
     )
     add_options(made, OPTIONS)
     return made

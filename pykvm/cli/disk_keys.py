@@ -81,10 +81,10 @@ def disk_help() -> str:
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:
-    import difflib
+    from pykvm.suggest import closest
 
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean '{close[0]}'?" if close else "--disk help lists what there is"
+    close = closest(word, known)
+    return f"did you mean '{close}'?" if close else "--disk help lists what there is"
 
 
 @record

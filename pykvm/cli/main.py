@@ -91,10 +91,10 @@ def _dispatch(arguments: list[str], own_process: bool) -> int:
         confinable = {"own_process": own_process} if command == "boot" else {}
         status: int = run(arguments[1:], **confinable)
         return status
-    import difflib
+    from pykvm.suggest import closest
 
-    close = difflib.get_close_matches(command, COMMANDS, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else "see 'pykvm --help'"
+    close = closest(command, COMMANDS)
+    hint = f"did you mean '{close}'?" if close else "see 'pykvm --help'"
     raise UsageError(f"there is no command '{command}'", hint)
 
 

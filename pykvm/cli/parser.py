@@ -1,23 +1,31 @@
 """How a command's options are parsed, and what its mistakes look like."""
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
 from pykvm.cli.say import emit
 from pykvm.errors import UsageError
+from pykvm.suggest import closest
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose mistakes are UsageErrors, with the nearest option named."""
 
     def __init__(
-        self, *, formatter_class: type[argparse.HelpFormatter] = argparse.HelpFormatter, **rest: Any
+        self,
+        *,
+        formatter_class: type[argparse.HelpFormatter] = argparse.HelpFormatter,
+        hint_for: Callable[[str], str] = lambda word: "",
+        **rest: Any,
     ) -> None:
+        """``hint_for`` says what to use instead of an option that is not known, or ""."""
         # A formatter is made for each option that is added. Without a width it looks for the
         # terminal's, with a module that takes longer to import than all options to parse.
         super().__init__(formatter_class=partial(formatter_class, width=80), **rest)
         self._formatter_of_help = formatter_class
+        self._hint_for = hint_for
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of printing the usage and leaving."""
@@ -33,14 +41,22 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         """Parse, and say what an unknown option may have meant."""
+        for word in args or ():
+            if word == "--":
+                break
+            # Else -machine would be -m with the value 'achine'.
+            if self._foreign(word.partition("=")[0]):
+                raise UsageError(f"unknown option '{word}'", self._foreign(word))
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             word = unknown[0]
             known = [option for option in self._option_string_actions if option.startswith("--")]
-            import difflib
-
-            close = difflib.get_close_matches(word.split("=")[0], known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"see '{self.prog} --help'"
+            close = closest(word.partition("=")[0], known)
+            hint = f"did you mean {close}?" if close else f"see '{self.prog} --help'"
             kind = "option" if word.startswith("-") else "argument"
             raise UsageError(f"unknown {kind} '{word}'", hint)
         return parsed
+
+    def _foreign(self, word: str) -> str:
+        """What to use instead of ``word``, if it is another program's option and none of ours."""
+        return "" if word in self._option_string_actions else self._hint_for(word)

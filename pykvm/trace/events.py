@@ -3,13 +3,13 @@
 docs/reference/trace.md has the fields of each.
 """
 
-import difflib
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from pykvm.errors import UsageError
+from pykvm.suggest import closest
 
 BEGIN: Final = "trace.begin"
 DISK: Final = "trace.disk"
@@ -86,8 +86,8 @@ def matching(patterns: str) -> frozenset[str]:
     for pattern in patterns.split(":"):
         names = {name for name in EVENTS if fnmatchcase(name, pattern)}
         if not names:
-            close = difflib.get_close_matches(pattern, EVENTS, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else "--trace help lists them all"
+            close = closest(pattern, EVENTS)
+            hint = f"did you mean '{close}'?" if close else "--trace help lists them all"
             raise UsageError(f"no event of a trace is called '{pattern}'", hint)
         found |= names
     return frozenset(found)
