@@ -319,7 +319,8 @@ def _lifetime(name: str, value: object) -> tuple[int, ...]:
     raise refused(name, value, "give three numbers, such as (1, 2, 3)")
 
 
-def _limits(name: str, value: object) -> RateLimits:
+def limits_of(name: str, value: object) -> RateLimits:
+    """The form of rate limits (:mod:`pykvm.forms`)."""
     if isinstance(value, RateLimits):
         return value
     raise refused(name, value, "give RateLimits, such as RateLimits(iops=100)")
@@ -339,7 +340,7 @@ _FORMS: "Final[dict[str, Form]]" = {
     "discard": member(DiscardMode),
     "detect_zeroes": member(DetectZeroes),
     "lifetime": _lifetime,
-    "limits": _limits,
+    "limits": limits_of,
 }
 
 

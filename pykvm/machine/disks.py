@@ -11,6 +11,7 @@ from pykvm.devices.virtio_blk import (
     IoError,
     Locking,
 )
+from pykvm.devices.virtio_blk.options import limits_of
 from pykvm.forms import Form, adapt, flag, member, path, refused
 from pykvm.forms import size as bytes_of
 from pykvm.names import name_fields
@@ -162,7 +163,7 @@ class Disk:
 
     @limits.setter
     def limits(self, limits: "RateLimits") -> None:
-        self.device.limits = limits
+        self.device.limits = limits_of("limits", limits)
 
     def failed(self, error: IoError) -> None:
         """Note ``error``, which the device has announced."""

@@ -59,6 +59,17 @@ def test_values_as_people_write_them(config, disk):
         assert str(disk.path) in repr(machine.disks[0])
 
 
+def test_a_running_disk_takes_values_as_people_write_them(config, disk):
+    with Machine(config(disks=[disk])) as machine:
+        (made,) = machine.disks
+        made.resize("8K")
+        assert disk.path.stat().st_size == 8192
+        with pytest.raises(UsageError, match="size cannot be 'much'"):
+            made.resize("much")
+        with pytest.raises(UsageError, match="limits cannot be 5"):
+            made.limits = 5
+
+
 def test_a_machine_is_made_of_a_configuration():
     with pytest.raises(UsageError, match="config cannot be 'guest'"):
         Machine("guest")
