@@ -81,6 +81,8 @@ def shortage(error: Exception) -> str:
     """
     if isinstance(error, HostError):
         return error.message
+    if isinstance(error, PykvmError) and getattr(error, "errno", 0) in _SHORTAGES:
+        return error.message  # of a system call that another module names
     if isinstance(error, OSError) and error.errno in _SHORTAGES:
         return reason_of(error)
     return ""

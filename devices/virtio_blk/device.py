@@ -86,9 +86,9 @@ class VirtioBlk:
         failure, before anything comes of it; if its action is STOP the device
         is halted from then on, and its owner is to stop the guest.
         ``on_failure`` with ``failure``; without it, threading.excepthook is.
-        In the driver's thread, ``on_shortage`` with what the host has not
-        enough of, when that has made the device need a reset; ``on_held`` when a
-        driver starts the device while it is held.
+        In these or the driver's thread, ``on_shortage`` with what the host has
+        not enough of, when that has made the device need a reset; in the
+        driver's, ``on_held`` when it starts the device while that is held.
         """
         self.image = image
         self.queue_stats = tuple(Stats() for _ in range(options.num_queues))
@@ -274,6 +274,14 @@ class VirtioBlk:
             if not lack:
                 raise
         self._release()
+        self._lack(lack)
+
+    def lacks(self, lack: str) -> None:
+        """See VirtioDevice."""
+        self._release()
+        self._on_shortage(lack)
+
+    def _lack(self, lack: str) -> None:
         self._broken(f"the host cannot serve the disk: {lack}")
         self._on_shortage(lack)
 
@@ -436,6 +444,9 @@ class VirtioBlk:
         self._activation.broken(reason)
 
     def _failed(self, error: BaseException) -> None:
+        if isinstance(error, Exception) and (lack := shortage(error)):
+            self._lack(lack)
+            return
         self.failure = error
         try:
             self._broken(f"a bug in the virtio-blk device: {error!r}")

@@ -28,8 +28,8 @@ from functools import partial
 from pykvm.devices.virtio_blk.polling import AdaptivePolling
 from pykvm.devices.virtio_blk.rounds import Rounds
 from pykvm.devices.virtio_blk.service import QueueService
-from pykvm.errors import HostError
-from pykvm.threads import run_on, show_thread_name
+from pykvm.errors import HostError, reason_of
+from pykvm.threads import cpu_list, run_on, show_thread_name
 
 MOST_SECONDS = 3600.0
 """The longest sleep with an end: epoll takes no more than 24 days, and a rate limit may say so."""
@@ -38,6 +38,14 @@ PATIENCE = 16
 request comes after some µs or not at all, but no disk is as quick as that."""
 MOST_PATIENT_NS = 1_000_000
 """… but at most so long."""
+
+
+class _Errand:
+    """What a thread is to do for another one, and what it raised."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+        self.error: BaseException | None = None
 
 
 class IoThread:
@@ -83,16 +91,16 @@ class IoThread:
         self._halting = False  # what is wanted; whether it was done, the services know
         self._quiet = False
         self._ended = False
-        self._errands: list[Callable[[], None]] = []  # what others want done in the thread
+        self._errands: list[_Errand] = []  # what others want done in the thread
         self._control = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        try:
+        with ExitStack() as undo:
+            undo.callback(os.close, self._control)
             self._epoll = select.epoll()
+            undo.callback(self._epoll.close)
             self._epoll.register(self._control, select.EPOLLIN)
             for service in services:
                 self._admit(service)
-        except BaseException:
-            os.close(self._control)
-            raise
+            undo.pop_all()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     @property
@@ -155,7 +163,10 @@ class IoThread:
         return service.kick in self._by_kick
 
     def add(self, service: QueueService) -> None:
-        """Serve ``service`` too, at first without waiting for a kick; returns when it does."""
+        """Serve ``service`` too, at first without waiting for a kick; returns when it does.
+
+        OSError, and nothing done, if the host has not enough memory.
+        """
         self._have_done(partial(self._admit, service))
 
     def remove(self, service: QueueService) -> None:
@@ -181,13 +192,19 @@ class IoThread:
         self._epoll.close()
         os.close(self._control)
 
-    def _have_done(self, errand: Callable[[], None]) -> None:
-        """Have ``errand`` done in the thread and wait for that, unless the thread has ended."""
+    def _have_done(self, work: Callable[[], None]) -> None:
+        """Have ``work`` done in the thread and wait for that, unless the thread has ended.
+
+        What it raises is raised here.
+        """
         assert threading.current_thread() is not self._thread, "a thread cannot await itself"
+        errand = _Errand(work)
         with self._state:
             self._errands.append(errand)
             self._wake()
             self._state.wait_for(lambda: self._ended or errand not in self._errands)
+        if errand.error is not None:
+            raise errand.error
 
     def _ask(self, halt: bool) -> None:
         self._halting = halt
@@ -201,7 +218,7 @@ class IoThread:
     def _run(self) -> None:
         try:
             show_thread_name(self._thread.name)
-            run_on(self._cpus)
+            self._choose_cpus()
             self._serve()
         except BaseException as error:
             self._on_failure(error)
@@ -214,6 +231,14 @@ class IoThread:
                 with self._state:
                     self._ended = True
                     self._state.notify_all()
+
+    def _choose_cpus(self) -> None:
+        try:
+            run_on(self._cpus)
+        except OSError as error:
+            raise HostError(
+                f"a disk's thread may not run on CPU {cpu_list(self._cpus)}: {reason_of(error)}"
+            ) from None
 
     def _serve(self) -> None:
         by_kick, by_notifier, waiting = self._by_kick, self._by_notifier, self._waiting
@@ -245,18 +270,26 @@ class IoThread:
 
     def _do_errands(self) -> None:
         for errand in list(self._errands):
-            errand()
+            try:
+                errand.work()
+            except BaseException as error:
+                errand.error = error
             with self._state:
                 self._errands.remove(errand)
                 self._state.notify_all()
 
     def _admit(self, service: QueueService) -> None:
+        notifier = service.engine.notifier
+        self._epoll.register(service.kick, select.EPOLLIN | select.EPOLLET)
+        if notifier >= 0:
+            try:
+                self._epoll.register(notifier, select.EPOLLIN)
+            except BaseException:
+                self._epoll.unregister(service.kick)
+                raise
+            self._by_notifier[notifier] = service
         self._by_kick[service.kick] = service
         self._rounds.admit(service)
-        self._epoll.register(service.kick, select.EPOLLIN | select.EPOLLET)
-        if service.engine.notifier >= 0:
-            self._by_notifier[service.engine.notifier] = service
-            self._epoll.register(service.engine.notifier, select.EPOLLIN)
         self._waiting.add(service)
 
     def _dismiss(self, service: QueueService) -> None:

@@ -51,18 +51,26 @@ class RangeIo:
         operation.moved = 0 if error else length
         return error
 
-    def _fill(self, operation: Operation) -> int:
-        """Write zeros, as far as the host takes them; an errno, or 0."""
+    def _piece(self) -> memoryview:
+        """PIECE zeros. OSError if the host has no memory for the mapping."""
         if self._zeros is None:
             # Never written to, so that the host has one page of memory for all of it.
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
             self._zeros = memoryview(mmap.mmap(-1, PIECE, flags, mmap.PROT_READ))
+        return self._zeros
+
+    def _fill(self, operation: Operation) -> int:
+        """Write zeros, as far as the host takes them; an errno, or 0."""
+        try:
+            zeros = self._piece()
+        except OSError as error:
+            return error.errno or errno.ENOMEM
         while operation.moved < operation.length:
             if self._stopped:
                 return errno.ECANCELED
             at = operation.offset + operation.moved
             # Up to a multiple of PIECE, so that all but the first and the last are aligned.
-            piece = self._zeros[: min(PIECE - at % PIECE, operation.length - operation.moved)]
+            piece = zeros[: min(PIECE - at % PIECE, operation.length - operation.moved)]
             try:
                 if self._direct is not None:
                     done = self._direct.write(piece, at)

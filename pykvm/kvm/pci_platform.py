@@ -59,10 +59,12 @@ class KvmMsiVector(Descriptor):
             # but leaves it there, to be mistaken for a new signal later.
             # Taking it out first keeps the count honest.
             pending = self._drain()
-            self._vm.irqfd(self.fd, self.gsi)
-            self._masked = False
-            if pending:
-                os.eventfd_write(self.fd, 1)
+            try:
+                self._vm.irqfd(self.fd, self.gsi)
+                self._masked = False
+            finally:
+                if pending:
+                    os.eventfd_write(self.fd, 1)
 
     def mask(self) -> None:
         """Deliver nothing until the next :meth:`route`; what arrives stays in the eventfd.

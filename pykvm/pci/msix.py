@@ -14,9 +14,11 @@ pending bit array when the driver looks there, and is delivered on unmasking.
 """
 
 import os
+from collections.abc import Callable
 from struct import pack
 from threading import Lock
 
+from pykvm.errors import PykvmError, shortage
 from pykvm.pci.config import PciFunction
 from pykvm.pci.platform import MsiVector, Platform
 
@@ -38,8 +40,19 @@ class MsixTable:
     read 0 and write nothing. The pending bits are read-only.
     """
 
-    def __init__(self, platform: Platform, function: PciFunction, bar: int, count: int) -> None:
-        """Add the BAR and the capability for ``count`` vectors, all masked, MSI-X disabled."""
+    def __init__(
+        self,
+        platform: Platform,
+        function: PciFunction,
+        bar: int,
+        count: int,
+        lacks: Callable[[str], None],
+    ) -> None:
+        """Add the BAR and the capability for ``count`` vectors, all masked, MSI-X disabled.
+
+        ``lacks`` is called with what the host has not enough of for a vector
+        to be delivered; it stays masked until the driver next changes it.
+        """
         assert 1 <= count <= MAX_VECTORS
         self.count = count
         self.enabled = False
@@ -50,6 +63,8 @@ class MsixTable:
         self._routed: list[bytes | None] = [None] * count
         self._function_masked = False
         self._lock = Lock()
+        self._lack = ""
+        self._lacks = lacks
         self._vectors: list[MsiVector] = []
         try:
             for _ in range(count):
@@ -81,6 +96,7 @@ class MsixTable:
                 self._update(index)
             if not enabled:  # what was pending belongs to an interrupt mode that ended
                 self._forget()
+        self._tell()
 
     def forget(self) -> None:
         """Drop what waits for being unmasked: the device that raised it was reset."""
@@ -117,6 +133,13 @@ class MsixTable:
                 "<I", control
             )
             self._update(index)
+        self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
+            lack, self._lack = self._lack, ""
+        if lack:
+            self._lacks(lack)
 
     def _pending(self, first: int, bits: int) -> int:
         value = 0
@@ -137,7 +160,13 @@ class MsixTable:
             return
         if self._routed[index] != entry:
             address = int.from_bytes(entry[:8], "little")
-            self._vectors[index].route(address, int.from_bytes(entry[8:], "little"))
+            try:
+                self._vectors[index].route(address, int.from_bytes(entry[8:], "little"))
+            except (PykvmError, OSError) as error:
+                self._lack = shortage(error)
+                if not self._lack:
+                    raise
+                return
             self._routed[index] = entry
         if self._waiting[index]:
             self._waiting[index] = False

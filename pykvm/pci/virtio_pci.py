@@ -36,6 +36,7 @@ from struct import pack
 from threading import Lock
 
 from pykvm.bus import BusDevice
+from pykvm.errors import PykvmError, shortage
 from pykvm.memory.ram import Ram
 from pykvm.pci.common_cfg import COMMON_SIZE, VIRTIO_MSI_NO_VECTOR, CommonConfig, Vectors
 from pykvm.pci.config import Intx, PciFunction
@@ -95,14 +96,15 @@ class VirtioPci(PciFunction):
         self.state = TransportState(device, ram, self._kicks, self, fence=full_fence())
         self._vectors = Vectors(count + 1, count)
         self._common = CommonConfig(self.state, self._vectors, self._was_reset)
-        self._doorbells: int | None = None
+        self._doorbells: dict[int, int] = {}  # where each is bound, by its queue
+        self._bound_to: int | None = None  # BAR 0's address for which they are
         self._held = True
         device.hold()
         assert self.intx is not None
         self._intx: Intx = self.intx
         size = 1 << (NOTIFY + NOTIFY_MULTIPLIER * count - 1).bit_length()
         self._bar = self.add_bar(0, size, self)
-        self.msix = MsixTable(platform, self, bar=1, count=count + 1)
+        self.msix = MsixTable(platform, self, bar=1, count=count + 1, lacks=self._lacks)
         self._pci_cfg = self._add_capabilities(count)
         try:
             for _ in range(count):
@@ -214,6 +216,11 @@ class VirtioPci(PciFunction):
             else:
                 self.device.release()
 
+    def _lacks(self, lack: str) -> None:
+        with self._lock:
+            self.state.lacks(lack)
+            self._bind_doorbells()
+
     def _window(self) -> tuple[BusDevice, int, int] | None:
         index = self.config.bytes[self._pci_cfg + 4]
         at, length = (self.config.get(self._pci_cfg + where, 4) for where in (8, 12))
@@ -231,16 +238,23 @@ class VirtioPci(PciFunction):
 
     def _bind_doorbells(self) -> None:
         wanted = self._bar.address if self.state.active else None
-        if wanted == self._doorbells:
+        if wanted == self._bound_to:
             return
-        for base, change in (
-            (self._doorbells, self._platform.unbind_doorbell),
-            (wanted, self._platform.bind_doorbell),
-        ):
-            if base is not None:
-                for index, kick in enumerate(self._kicks):
-                    change(base + NOTIFY + NOTIFY_MULTIPLIER * index, 0, kick)
-        self._doorbells = wanted
+        for index, address in self._doorbells.items():
+            self._platform.unbind_doorbell(address, 0, self._kicks[index])
+        self._doorbells.clear()
+        self._bound_to = wanted
+        if wanted is None:
+            return
+        for index, kick in enumerate(self._kicks):
+            address = wanted + NOTIFY + NOTIFY_MULTIPLIER * index
+            try:
+                self._platform.bind_doorbell(address, 0, kick)
+            except (PykvmError, OSError) as error:
+                if not shortage(error):
+                    raise
+                continue  # notifications come as other writes to the BAR do, by a vCPU exit
+            self._doorbells[index] = address
 
     # -- the end -----------------------------------------------------------
 

@@ -20,6 +20,7 @@ Who calls what, and from where::
     start_queue(index, queue)    -->  starts to serve it again
     hold()                       -->  keeps off guest memory; returns when quiet
     release()                    -->  goes on
+    lacks(lack)                  -->  drains, stops; returns when quiet
     reset()                      -->  drains, stops; returns when quiet
     close()                      -->  the end
 """
@@ -130,6 +131,13 @@ class VirtioDevice(Protocol):
 
     def release(self) -> None:
         """Undo :meth:`hold`; whatever lies in the queues by now is served without a kick."""
+        ...
+
+    def lacks(self, lack: str) -> None:
+        """The host has not enough of something (``lack``) for the transport: tell the user.
+
+        Serve nothing until reset, as the driver sees by DEVICE_NEEDS_RESET.
+        """
         ...
 
     def reset(self) -> None:

@@ -305,6 +305,8 @@ class TransportState:
     # -- activation --------------------------------------------------------
 
     def _activate(self) -> None:
+        if self._needs_reset:
+            return
         queues: list[Virtqueue | None] = []
         for index, registers in enumerate(self.queues):
             if not registers.enabled:
@@ -343,6 +345,11 @@ class TransportState:
         """The configuration space changed: interrupt (§2.5). Any thread."""
         if self._status & VIRTIO_CONFIG_S_DRIVER_OK:
             self._signals.config_interrupt()
+
+    def lacks(self, lack: str) -> None:
+        """The transport lacks something of the host's (``lack``): nothing works until reset."""
+        self._broken(f"the host cannot serve the device: {lack}")
+        self.device.lacks(lack)
 
     def _broken(self, reason: str) -> None:
         self.reason = reason

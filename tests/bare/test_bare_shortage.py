@@ -16,13 +16,13 @@ from pykvm.testing.bare import BlockDriver, BlockRequest, Results, Script
 pytestmark = pytest.mark.kvm
 
 READY, NEEDS_RESET = 0xF, 0x40
-LACK = "too many open files"
+LACK = "too many open files (ulimit -n)"
 
 
 def test_a_disk_that_cannot_be_served_may_be_started_again(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(b"d" * 4096)
-    refusals = [OSError(errno.EMFILE, LACK.capitalize())] * 2
+    refusals = [OSError(errno.EMFILE, "Too many open files")] * 2
 
     def engine(image: Image, ram: Ram) -> Engine:
         if refusals:

@@ -1,5 +1,6 @@
 """The MSI-X table, its masks and its pending bits."""
 
+import errno
 from collections.abc import Iterator
 
 import pytest
@@ -19,7 +20,10 @@ class Setup:
     def __init__(self) -> None:
         self.platform = MockPlatform()
         self.function = PciFunction(vendor=1, device=2, class_code=0)
-        self.msix = MsixTable(self.platform, self.function, bar=1, count=COUNT)
+        self.lacks: list[str] = []
+        self.msix = MsixTable(
+            self.platform, self.function, bar=1, count=COUNT, lacks=self.lacks.append
+        )
         self.vectors = self.platform.vectors
         self.command(MASTER)
 
@@ -162,7 +166,37 @@ def test_reserved_bits_stay_clear_and_the_rest_of_the_bar_is_empty(setup: Setup)
 def test_a_large_table_gets_a_larger_bar() -> None:
     platform = MockPlatform()
     function = PciFunction(vendor=1, device=2, class_code=0)
-    msix = MsixTable(platform, function, bar=1, count=129)
+    msix = MsixTable(platform, function, bar=1, count=129, lacks=print)
     assert msix.size == 8192
     assert function.config.get(0x48, 4) == 4096 | 1
     msix.close()
+
+
+def test_a_vector_that_the_host_cannot_route_stays_masked_until_the_next_change(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poor(address: int, data: int) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    vector = setup.vectors[1]
+    setup.control(ENABLE)
+    with monkeypatch.context() as patch:
+        patch.setattr(vector, "route", poor)
+        setup.entry(1, 0xFEE00000, 0x41)
+        assert setup.lacks == ["cannot allocate memory"]
+    setup.msix.signal(1)
+    assert vector.delivered() is None
+    setup.entry(1, 0xFEE00000, 0x41)
+    assert vector.delivered() == (0xFEE00000, 0x41)
+    assert len(setup.lacks) == 1
+
+
+def test_a_bug_in_routing_is_no_shortage(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def buggy(address: int, data: int) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    setup.control(ENABLE)
+    monkeypatch.setattr(setup.vectors[1], "route", buggy)
+    with pytest.raises(OSError, match="Bad"):
+        setup.entry(1, 0xFEE00000, 0x41)
+    assert setup.lacks == []

@@ -4,14 +4,16 @@ import errno
 import os
 
 import pytest
-from virtio_pci_guest import FakeDevice
+from virtio_pci_guest import DRIVER_OK, NOTIFY, READY, FakeDevice, Guest
 
 from pykvm.errors import HostError, UsageError
+from pykvm.kvm.errors import KvmError
 from pykvm.memory.ram import Ram
 from pykvm.pci.config import PciFunction
 from pykvm.pci.host import PciHost
 from pykvm.pci.virtio_pci import VirtioPci
 from pykvm.testing.mock_platform import MockPlatform, MockVector
+from pykvm.virtio.constants import VIRTIO_CONFIG_S_NEEDS_RESET
 
 
 class PoorPlatform(MockPlatform):
@@ -58,3 +60,62 @@ def test_a_bus_that_is_full_closes_what_it_refuses() -> None:
         host.add(VirtioPci(device, Ram.flat(4096), platform))
     assert device.closed
     assert os.listdir("/proc/self/fd") == before
+
+
+class Crowded(MockPlatform):
+    """Takes ``room`` doorbells and no more."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def bind_doorbell(self, address: int, length: int, eventfd: int) -> None:
+        if len(self.doorbells) == self.room:
+            raise KvmError("KVM_IOEVENTFD", errno.ENOSPC)
+        super().bind_doorbell(address, length, eventfd)
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_where_there_is_no_doorbell_a_notification_is_a_write_like_any_other(room: int) -> None:
+    guest = Guest(platform=Crowded(room))
+    for _ in range(2):
+        guest.start()
+        assert len(guest.platform.doorbells) == room
+        for queue in range(2):
+            guest.set(4 * queue, 2, queue, NOTIFY)
+            assert guest.kicked(queue)
+        guest.status = 0
+        assert guest.platform.doorbells == {}
+    guest.host.close()
+
+
+def test_an_interrupt_that_the_host_cannot_route_makes_the_device_need_a_reset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def poor(address: int, data: int) -> None:
+        raise KvmError("KVM_SET_GSI_ROUTING", errno.ENOMEM)
+
+    guest = Guest()
+    says = "KVM_SET_GSI_ROUTING failed: Cannot allocate memory (ENOMEM)"
+    for again in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(guest.vectors[1], "route", poor)
+            guest.start()
+            guest.use_msix()
+        assert guest.status & VIRTIO_CONFIG_S_NEEDS_RESET
+        assert guest.device.lacked == [says] * (again + 1)
+        assert guest.function.state.reason == f"the host cannot serve the device: {says}"
+        assert guest.platform.doorbells == {}
+        guest.status = 0
+        guest.set_config(guest.caps[0x1100][0] + 2, 2, 0)
+    guest.host.close()
+
+
+def test_a_device_that_needs_a_reset_before_it_is_started_serves_nothing() -> None:
+    guest = Guest()
+    guest.negotiate()
+    guest.function.state.lacks("memory")
+    guest.status = READY | DRIVER_OK
+    assert guest.status & VIRTIO_CONFIG_S_NEEDS_RESET
+    assert guest.device.activation is None
+    guest.host.close()

@@ -57,6 +57,7 @@ class FakeDevice:
         self.started: list[Virtqueue] = []
         self.closed = False
         self.picky = False
+        self.lacked: list[str] = []
         self.held = False
 
     def write_config(self, offset: int, size: int, value: int) -> None:
@@ -95,6 +96,9 @@ class FakeDevice:
         assert self.activation.queues[index], "only what was stopped can start"
         self.serving.add(index)
         self.started.append(queue)
+
+    def lacks(self, lack: str) -> None:
+        self.lacked.append(lack)
 
     def reset(self) -> None:
         self.resets += 1
