@@ -1,6 +1,6 @@
 # make boot and make test do everything on a fresh machine; make help lists the rest.
 .DELETE_ON_ERROR:
-.PHONY: boot test test-interpreted test-compiled tools lint speed interpreted fuzz soak guest guest-sources wheel clean help
+.PHONY: boot test test-interpreted test-compiled test-quick test-pythons form tools lint speed interpreted fuzz soak guest guest-sources wheel clean help
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
@@ -9,6 +9,9 @@ FUZZER := $(VENV)/.fuzzer
 ARGS   ?=
 # Arguments for pytest, such as: make test TESTS='tests/unit -k ring'
 TESTS  ?=
+# Tests that run at a time: by the number of CPUs, and in one process with JOBS=0.
+JOBS   ?= auto
+PYTEST := $(PYTHON) -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile
 # Seconds of make fuzz
 FUZZ_SECONDS ?= 3600
 # Seconds of make soak
@@ -23,13 +26,28 @@ boot: guest  ## Set up, build the guest if needed, and boot it to a shell (ARGS=
 	@$(PYTHON) speed/build.py --if-possible
 	@$(PYTHON) -m pykvm boot guest $(ARGS)
 
-test: lint test-interpreted test-compiled  ## Set up, then run linters and every test in both forms (TESTS= selects)
+ifeq ($(strip $(TESTS)),)
+test: lint test-interpreted test-compiled  ## Set up, then run linters and every test; with TESTS=, just those tests
+else
+test: form
+	$(PYTHON) -m pytest $(TESTS)
+endif
 
-test-interpreted: tools interpreted  ## Every test, with the hot path interpreted
-	PYKVM_FORM=interpreted $(PYTHON) -m pytest $(TESTS)
+test-interpreted: tools interpreted  ## The tests that the form of the hot path can affect, interpreted
+	PYKVM_FORM=interpreted $(PYTEST) --affected
 
 test-compiled: tools speed  ## Every test, with the hot path compiled
-	PYKVM_FORM=compiled $(PYTHON) -m pytest $(TESTS)
+	PYKVM_FORM=compiled $(PYTEST)
+
+test-quick: form  ## The unit tests, in the form that the hot path has, and no linters
+	$(PYTEST) -q tests/unit
+
+test-pythons: $(READY)  ## The unit tests on every other Python from 3.11 on that is here, interpreted
+	$(PYTHON) tests/pythons.py -n $(JOBS) --maxprocesses 8 --dist loadfile tests/unit
+
+# What is tested is what is in the checkout, in whatever form it is.
+form: $(READY)
+	@$(PYTHON) speed/build.py --if-compiled
 
 # The tests' own guest is compiled, and one test traces system calls.
 TEST_PACKAGES := gcc libc6-dev binutils make strace
@@ -46,8 +64,8 @@ speed: $(READY)  ## Compile the hot path (quick when nothing changed)
 interpreted: $(READY)  ## Undo that
 	@$(PYTHON) speed/build.py --clean
 
-fuzz: $(FUZZER) interpreted  ## Fuzz rings, requests, PCI and parsers for FUZZ_SECONDS (an hour)
-	$(PYTHON) -m fuzz --seconds $(FUZZ_SECONDS)
+fuzz: $(FUZZER)  ## Fuzz rings, requests, PCI and parsers for FUZZ_SECONDS (an hour), interpreted
+	$(PYTHON) speed/build.py --interpreted $(PYTHON) -m fuzz --seconds $(FUZZ_SECONDS)
 
 soak: $(READY)  ## Random drivers against the disk for SECONDS (ten minutes)
 	$(PYTHON) -m soak --seconds $(SECONDS)

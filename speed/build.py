@@ -231,11 +231,25 @@ def clean() -> None:
         path.unlink()
 
 
+def interpreted_for(command: Sequence[str]) -> int:
+    """Run ``command`` with the hot path interpreted, then have it as before; its exit status."""
+    if not compiled_files():
+        return subprocess.run(command, check=False).returncode
+    print("the hot path is interpreted meanwhile", file=sys.stderr)
+    clean()
+    try:
+        return subprocess.run(command, check=False).returncode
+    finally:
+        build()
+
+
 def main(arguments: Sequence[str]) -> int:
     """Do as the command line says; the exit status."""
     parser = argparse.ArgumentParser(description="compile pykvm's hot path, or undo that")
     add = parser.add_argument
     add("--clean", action="store_true", help="interpreted from now on")
+    add("--if-compiled", action="store_true", help="what is interpreted stays so")
+    add("--interpreted", nargs=argparse.REMAINDER, metavar="COMMAND", help="for this command only")
     add("--if-possible", action="store_true", help="do without if there is no compiler")
     add("--install-deps", action="store_true", help="install the compiler if missing (as root)")
     add("--in-folder", metavar="MODULE", help=argparse.SUPPRESS)
@@ -246,7 +260,11 @@ def main(arguments: Sequence[str]) -> int:
     if options.clean:
         clean()
         return 0
+    if options.if_compiled and not compiled_files():
+        return 0
     try:
+        if options.interpreted:
+            return interpreted_for(options.interpreted)
         if missing_tools():
             if options.if_possible:
                 clean()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from forms import affected
 from patience import linux_patience, patience
 
 from pykvm.virtio import split
@@ -15,6 +16,14 @@ hypothesis.settings.register_profile("pykvm", deadline=None)
 hypothesis.settings.load_profile("pykvm")
 
 REQUIRE_KVM = os.environ.get("PYKVM_REQUIRE_KVM") == "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--affected",
+        action="store_true",
+        help="only tests that the form of the hot path can affect (tests/forms.py)",
+    )
 
 
 def pytest_configure() -> None:
@@ -47,8 +56,12 @@ def kvm_problem() -> str:
     return ""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip KVM tests with the reason, or fail the run if PYKVM_REQUIRE_KVM=1."""
+    if config.getoption("affected"):
+        others = [item for item in items if not affected(item.path)]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if affected(item.path)]
     if form() == "compiled":
         for item in items:
             if item.get_closest_marker("interpreted"):

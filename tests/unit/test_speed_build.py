@@ -111,3 +111,30 @@ def test_a_failure_is_tried_again(build: ModuleType, monkeypatch: pytest.MonkeyP
             build.build()
     assert "user" in compiled_by(build)
     assert compiled_by(build) == []
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_command_for_which_the_hot_path_is_interpreted(
+    build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+):
+    """Afterwards it is as before, whatever the command did."""
+    if compiled:
+        build.build()
+    extensions = len(build.compiled_files())
+    compiler, seen = build.subprocess.run, []
+
+    def run(command: list[str], **given: object) -> object:
+        if command != ["fuzz", "--seconds", "1"]:
+            return compiler(command, **given)
+        seen.append(build.compiled_files())
+        return build.subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(build.subprocess, "run", run)
+    assert build.main(["--interpreted", "fuzz", "--seconds", "1"]) == 3
+    assert seen == [[]]
+    assert len(build.compiled_files()) == extensions == 3 * compiled
+
+
+def test_what_is_interpreted_stays_so_if_that_is_asked_for(build: ModuleType):
+    assert build.main(["--if-compiled"]) == 0
+    assert build.compiled == []

@@ -1,0 +1,70 @@
+"""Which tests the form of the hot path can affect (speed/README.md): those run in both forms.
+
+A test file is affected if the compiled modules are among what it imports, directly
+or by way of other modules of pykvm or of the tests; or if it says "disk" anywhere,
+for it may start pykvm as a program, and all that is compiled serves a disk.
+Nobody keeps a list, so none can be out of date.
+"""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+TESTS = CHECKOUT / "tests"
+FOLDERS = [TESTS, *(folder for folder in TESTS.iterdir() if folder.is_dir())]
+"""Where imports of tests are looked for."""
+
+
+@cache
+def compiled_modules() -> frozenset[Path]:
+    """The sources of the modules that are compiled."""
+    text = (CHECKOUT / "speed/build.py").read_text()
+    (names,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "HOT"
+    )
+    return frozenset(path for name in names for path in files_of(name))
+
+
+@cache
+def affected(path: Path) -> bool:
+    """Can the form affect the tests in file ``path``?"""
+    seen: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        one = waiting.pop()
+        if one not in seen:
+            seen.add(one)
+            waiting += imports(one)
+    ours = (one for one in seen if one.is_relative_to(TESTS))
+    return bool(seen & compiled_modules()) or any(
+        re.search("disk", one.read_text(), re.IGNORECASE) for one in ours
+    )
+
+
+@cache
+def imports(path: Path) -> frozenset[Path]:
+    """The files of pykvm and of the tests that file ``path`` imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(file for name in found for file in files_of(name))
+
+
+@cache
+def files_of(name: str) -> tuple[Path, ...]:
+    """What is read when module ``name`` is imported, without its packages; ours only."""
+    if name.partition(".")[0] == "pykvm":
+        places = [CHECKOUT.joinpath(*name.split("."))]
+    elif "." in name:
+        return ()
+    else:
+        places = [folder / name for folder in FOLDERS]
+    files = (file for place in places for file in (place.with_suffix(".py"), place / "__init__.py"))
+    return tuple(file for file in files if file.exists())
