@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 from pykvm.machine import Machine, MachineConfig
 from pykvm.machine.disks import DiskConfig
@@ -32,7 +33,7 @@ def pykvm(*arguments: Path | str) -> subprocess.CompletedProcess[bytes]:
         check=False,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=120,
+        timeout=patience(120),
     )
 
 

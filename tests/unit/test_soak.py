@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import patience
 from soak_mutants import MUTANTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,5 +54,5 @@ def soak(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A run of Python from seed 0 on."""
     command = [sys.executable, *arguments, "--seed", "0"]
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=170
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=patience(170)
     )
