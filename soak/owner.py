@@ -91,6 +91,8 @@ class Owner:
             self._device.pause()
             if self._plan is not None and self._dice.random() < 0.6:
                 self._plan.clear()
+            if self._shrink in self._choices and self._dice.random() < 0.2:
+                self._resize_at_rest()
             self._device.resume()
         self.seen["stops"] += 1
 
@@ -162,13 +164,18 @@ class Owner:
         self.seen["resizes"] += 1
 
     def _shrink(self) -> None:
-        """It shrinks while it is paused; sometimes it grows again before anybody looks."""
+        """It is resized while it is paused, and what it keeps may be behind its end."""
         with self._guest:
             self._device.pause()
-            for _ in range(self._dice.choice((1, 1, 2))):
-                capacity = STEP * self._dice.randint(1, min(self._model.capacity // STEP + 2, 128))
-                self._model.resizing(capacity)
-                self._device.resize(capacity * SECTOR)
-                self._model.resized()
-                self.seen["resizes"] += 1
+            self._resize_at_rest()
             self._device.resume()
+
+    def _resize_at_rest(self) -> None:
+        """Once, or twice before anybody looks."""
+        for _ in range(self._dice.choice((1, 1, 2))):
+            most = min(self._model.capacity, MOST_SECTORS) // STEP
+            capacity = STEP * self._dice.randint(1, min(most + 2, 128))
+            self._model.resizing(capacity)
+            self._device.resize(capacity * SECTOR)
+            self._model.resized()
+            self.seen["resizes"] += 1

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from pykvm.memory.ram import Ram, Region
 from pykvm.testing.mock_transport import MockTransport
 from soak.driver import Driver
 from soak.dump import dump
+from soak.host import NoHoles, small_files
 from soak.inspect import Inspector
 from soak.judge import Judge
 from soak.memory import Slots
@@ -69,12 +70,17 @@ class Run:
         self._undo = ExitStack()
         with ExitStack() as undo:
             path = folder / "disk"
-            path.write_bytes(dice.randbytes(scenario.sectors * SECTOR))
+            content = dice.randbytes(scenario.sectors * SECTOR - scenario.ragged)
+            path.write_bytes(content)
             undo.callback(path.unlink)
             plan = FaultPlan(seed=scenario.seed) if dice.random() < 0.6 else None
             config = DiskConfig(path=path, faults=plan, **scenario.disk)
-            image, engine, _ = open_image(config)
-            self.model = Model(path.read_bytes())
+            with small_files() if scenario.cut else nullcontext():
+                image, engine, _ = open_image(config)
+            image.max_transfer = scenario.transfer or image.max_transfer
+            if not scenario.holes:
+                image.allocation = NoHoles(image.fd)
+            self.model = Model(content + bytes(scenario.ragged))
             announced, tally = Announced(), Tally()
             resizable = not config.readonly
             self.owner = Owner(

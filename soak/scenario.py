@@ -17,6 +17,7 @@ from pykvm.devices.virtio_blk import (
 )
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH
 from pykvm.virtio.constants import VIRTIO_F_VERSION_1
+from soak.model import SECTOR
 
 SWITCH_INTERVALS: Final = (1e-6, 1e-6, 1e-5, 1e-4, 0.005)
 """Seconds after which Python lets another thread run; the last one is its default."""
@@ -28,6 +29,8 @@ SHAKEN: Final = (
 STEP: Final = 8
 """Sizes of disks are multiples of so many sectors, whatever the host's blocks."""
 MOST_SECTORS: Final = 4096
+LARGE_FILE: Final = 1 << 20
+"""Bytes that the files of a snapshot have at most, if there are to be several."""
 
 
 class Host(NamedTuple):
@@ -52,6 +55,10 @@ class Host(NamedTuple):
 class Scenario(NamedTuple):
     """``disk``: arguments of DiskConfig. ``steps`` is how many a driver takes.
 
+    ``transfer``: the most bytes of one operation, 0 for what the host takes.
+    ``ragged``: so many bytes are missing from the last sector of a read-only image.
+    ``cut``: its snapshot has to be in several files. ``holes``: the host knows how to make
+    some, and zeros.
     ``switch_interval`` (seconds) and ``shaken`` (see :mod:`soak.shake`; a module's name, or
     nothing) say how threads take turns.
     """
@@ -60,11 +67,17 @@ class Scenario(NamedTuple):
     disk: dict[str, Any]
     sectors: int
     steps: int
+    transfer: int
+    ragged: int
+    cut: bool
+    holes: bool
     switch_interval: float
     shaken: str
 
     def __str__(self) -> str:
         parts = [f"seed {self.seed}", f"{self.sectors} sectors", f"{self.steps} steps"]
+        parts.append(f"transfer={self.transfer}, ragged={self.ragged}")
+        parts.append(f"cut={self.cut}, holes={self.holes}")
         parts.append(f"switch interval {self.switch_interval:g} s")
         if self.shaken:
             parts.append(f"shaken: {self.shaken}")
@@ -78,7 +91,7 @@ def choose(seed: int, host: Host, steps: int) -> Scenario:
     queues = dice.choice((1, 1, 2, 3, 4))
     cache = dice.choice(CACHES)
     engine = dice.choice((EngineKind.SYNC, EngineKind.THREADS, EngineKind.IO_URING))
-    readonly = dice.random() < 0.04
+    readonly = dice.random() < 0.06
     discard = dice.choice((DiscardMode.UNMAP, DiscardMode.UNMAP, DiscardMode.IGNORE))
     disk: dict[str, Any] = {
         "engine": engine,
@@ -108,11 +121,18 @@ def choose(seed: int, host: Host, steps: int) -> Scenario:
     if cache.direct and not host.direct:
         disk["cache"] = CacheMode.WRITEBACK if cache.writeback else CacheMode.WRITETHROUGH
     sectors = STEP * dice.choice((2, 8, 32, 64, 64, 128))
+    transfer = dice.choice((0, 0, SECTOR, 2 * SECTOR, 8 * SECTOR))
+    whole = disk["logical_block_size"] == 4096 or disk["cache"].direct
+    ragged = dice.choice((0, 1, 511)) if readonly and not whole else 0
+    cut = disk["snapshot"] and dice.random() < 0.2
+    if cut:
+        sectors = LARGE_FILE // SECTOR * 3 // 2
     interval = dice.choice(SWITCH_INTERVALS)
     shaken = dice.choice(SHAKEN) if dice.random() < 0.4 else ""
     if shaken and disk["engine"] is not EngineKind.SYNC and dice.random() < 0.5:
         shaken = "threads"
-    return Scenario(seed, disk, sectors, steps, interval, shaken)
+    holes = dice.random() < 0.8
+    return Scenario(seed, disk, sectors, steps, transfer, ragged, cut, holes, interval, shaken)
 
 
 def negotiate(dice: Random, offered: int) -> int:

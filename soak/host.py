@@ -1,0 +1,31 @@
+"""Hosts that can do less than the one that we are on."""
+
+import errno
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pykvm.devices.virtio_blk.allocation import Allocation
+from soak.scenario import LARGE_FILE
+
+
+class NoHoles(Allocation):
+    """A host's, which can do nothing about the space of a file."""
+
+    def mode(self, discard: bool, unmap: bool) -> int:
+        """See Allocation."""
+        return 0
+
+    def _ask(self, request: int, offset: int, length: int) -> int:
+        return errno.EOPNOTSUPP
+
+
+@contextmanager
+def small_files() -> Iterator[None]:
+    """No file of this process can become larger than LARGE_FILE meanwhile."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGE_FILE, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
