@@ -20,7 +20,8 @@ fewer than 16 device-readable bytes; a descriptor of the       VIRTIO_BLK_S_IOER
 header or of the data is not guest RAM; sector or data not of
 whole blocks; sectors outside the disk; OUT on a read-only
 disk; readable after writable descriptors; more than 2^32
-bytes
+bytes; data in the wrong direction; FLUSH with data; GET_ID
+or GET_LIFETIME without room for any of the answer
 -------------------------------------------------------------  ------------------
 a type that this device does not know, the legacy SCSI and     VIRTIO_BLK_S_UNSUPP
 barrier types among them: types are compared as a whole; one
@@ -42,9 +43,9 @@ it were written, or there are none; a refused request for data has 0.
 
 Nothing of a refused request is executed. IN and OUT without any data succeed if
 the sector is not past the end. FLUSH is accepted on read-only disks, and its
-sector and data are ignored. Device-readable data of IN and device-writable
-data of OUT, DISCARD and WRITE_ZEROES are ignored. GET_ID fills as much of its
-20 bytes as fits, GET_LIFETIME of its 6.
+sector is ignored. Data in the wrong direction would not be moved: only IN,
+GET_ID and GET_LIFETIME write any, and only OUT, DISCARD and WRITE_ZEROES read
+any. GET_ID fills as much of its 20 bytes as fits, GET_LIFETIME of its 6.
 """
 
 from struct import Struct
@@ -250,20 +251,22 @@ class RequestParser:
             out_first = 0
             out_last = request.last
         request.type = kind
-        if kind == VIRTIO_BLK_T_IN:
-            request.first = out_last
-            request.last = in_last
-            return self._accept(request, sector, chain.writable_bytes - 1)
-        if kind == VIRTIO_BLK_T_OUT:
-            if self._readonly:
-                return self._refuse(request, VIRTIO_BLK_S_IOERR)
-            request.first = out_first
-            request.last = out_last
-            return self._accept(request, sector, chain.readable_bytes - HEADER_SIZE)
         request.first = out_last
         request.last = in_last
-        length = chain.readable_bytes - HEADER_SIZE
-        return self._other(request, out_first, length, chain.writable_bytes - 1)
+        if kind == VIRTIO_BLK_T_IN:
+            refused = chain.readable_bytes != HEADER_SIZE
+            length = chain.writable_bytes - 1
+        elif kind == VIRTIO_BLK_T_OUT:
+            request.first = out_first
+            request.last = out_last
+            refused = self._readonly or chain.writable_bytes != 1
+            length = chain.readable_bytes - HEADER_SIZE
+        else:
+            length = chain.readable_bytes - HEADER_SIZE
+            return self._other(request, out_first, length, chain.writable_bytes - 1)
+        if refused:
+            return self._refuse(request, VIRTIO_BLK_S_IOERR)
+        return self._accept(request, sector, length)
 
     def _accept(self, request: Request, sector: U64, length: int) -> bool:
         capacity: U64 = self.capacity
@@ -287,31 +290,37 @@ class RequestParser:
     def _other(self, request: Request, out_first: int, length: int, room: int) -> bool:
         """Neither IN nor OUT; ``length`` bytes of readable data, whose first segment is given.
 
-        ``room``: bytes of writable data.
+        ``room``: the bytes of writable data.
         """
         kind = request.type
         if kind in (VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES):
             request.last = request.first
             request.first = out_first
-            return self._ranges(request, length)
+            return self._ranges(request, length, room)
         if kind == VIRTIO_BLK_T_FLUSH:
+            if length or room:
+                return self._refuse(request, VIRTIO_BLK_S_IOERR)
             request.sector = 0
             request.length = 0
             request.last = request.first
             return True
         if kind == VIRTIO_BLK_T_GET_ID:
-            return self._reply(request, self._id, room)
-        if kind == VIRTIO_BLK_T_GET_LIFETIME and self._accepted.lifetime:
-            return self._reply(request, self._accepted.lifetime, room)
-        return self._refuse(request, VIRTIO_BLK_S_UNSUPP)
+            answer = self._id
+        elif kind == VIRTIO_BLK_T_GET_LIFETIME and self._accepted.lifetime:
+            answer = self._accepted.lifetime
+        else:
+            return self._refuse(request, VIRTIO_BLK_S_UNSUPP)
+        if length or not room:
+            return self._refuse(request, VIRTIO_BLK_S_IOERR)
+        return self._reply(request, answer, room)
 
-    def _ranges(self, request: Request, length: int) -> bool:
+    def _ranges(self, request: Request, length: int, room: int) -> bool:
         """Accept a DISCARD or WRITE_ZEROES whose segments are ``length`` bytes of data."""
         accepted = self._accepted
         discard = request.type == VIRTIO_BLK_T_DISCARD
         if not (accepted.discards if discard else accepted.zeroes):
             return self._refuse(request, VIRTIO_BLK_S_UNSUPP)
-        if length % RANGE_SIZE or not 0 < length <= MAX_RANGES * RANGE_SIZE:
+        if room or length % RANGE_SIZE or not 0 < length <= MAX_RANGES * RANGE_SIZE:
             return self._refuse(request, VIRTIO_BLK_S_IOERR)
         data = self._copy(request)
         if len(data) < length:

@@ -55,6 +55,7 @@ COUNTERS: Final = (
     "failed_zero_operations",
     "invalid_rd_operations",
     "invalid_wr_operations",
+    "invalid_flush_operations",
     "invalid_unmap_operations",
     "invalid_zero_operations",
     "invalid_other_operations",
@@ -65,8 +66,8 @@ class Stats:
     """Counters of one queue, or of a whole disk.
 
     Times are from taking a request off the ring to its completion.
-    GET_ID counts nowhere. ``invalid_other`` holds unreadable headers and
-    unknown types.
+    A GET_ID that succeeds counts nowhere. ``invalid_other`` holds unreadable
+    headers, unknown types and all else that has no counter of its own.
     """
 
     rd_bytes: int
@@ -92,6 +93,7 @@ class Stats:
     failed_zero_operations: int
     invalid_rd_operations: int
     invalid_wr_operations: int
+    invalid_flush_operations: int
     invalid_unmap_operations: int
     invalid_zero_operations: int
     invalid_other_operations: int
@@ -126,6 +128,7 @@ class Stats:
         self.failed_zero_operations = 0
         self.invalid_rd_operations = 0
         self.invalid_wr_operations = 0
+        self.invalid_flush_operations = 0
         self.invalid_unmap_operations = 0
         self.invalid_zero_operations = 0
         self.invalid_other_operations = 0
@@ -190,6 +193,8 @@ class Stats:
             self.invalid_rd_operations += 1
         elif kind == VIRTIO_BLK_T_OUT:
             self.invalid_wr_operations += 1
+        elif kind == VIRTIO_BLK_T_FLUSH:
+            self.invalid_flush_operations += 1
         elif kind == VIRTIO_BLK_T_DISCARD:
             self.invalid_unmap_operations += 1
         elif kind == VIRTIO_BLK_T_WRITE_ZEROES:

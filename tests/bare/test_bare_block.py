@@ -20,7 +20,9 @@ from pykvm.testing.bare import (
 from pykvm.testing.bare.block import (
     DEFAULT_FEATURES,
     UNTOUCHED,
+    VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_VERSION_1,
 )
@@ -110,11 +112,16 @@ def test_bad_requests_are_answered_and_change_nothing(disk: DiskConfig, content:
             BlockRequest.read(2047, 1024),
             BlockRequest.write(2**64 - 1, bytes(1024)),
             BlockRequest.write(0, bytes(100)),
+            BlockRequest(VIRTIO_BLK_T_IN, 0, data=bytes(512), length=512),
+            BlockRequest(VIRTIO_BLK_T_OUT, 0, data=bytes(512), length=512),
+            BlockRequest(VIRTIO_BLK_T_FLUSH, 0, data=bytes(512)),
+            BlockRequest.get_id(0),
         ]
     )
     good = driver.submit([BlockRequest.read(0, 512)])
     run = run_script(script, [disk])
-    assert [o.status for o in batch.outcomes(run.results)] == [UNSUPP, IOERR, IOERR, IOERR, IOERR]
+    assert [o.status for o in batch.outcomes(run.results)] == [UNSUPP, *[IOERR] * 8]
+    assert [o.length for o in batch.outcomes(run.results)] == [0, 0, 0, 1, 1, 0, 0, 1, 1]
     assert good.outcomes(run.results)[0].data == content[:512]
     assert disk.path.read_bytes() == content
 

@@ -213,7 +213,7 @@ def test_batches_do_what_a_model_disk_does(
                 answer = (OK, bytes(model[span])) if inside else (IOERR, b"\xaa" * 512 * count)
                 head = disk.send(IN, sector, size=512 * count)
             else:
-                answer = (UNSUPP if kind == 77 else OK, b"")
+                answer = ({77: UNSUPP, GET_ID: IOERR}.get(kind, OK), b"")
                 head = disk.send(kind, sector)
             expected.append((head, *answer))
         answers = {head: disk.wait(head) for head, _, _ in expected}

@@ -131,9 +131,10 @@ def test_discards_that_are_ignored(make: Maker, path: Path) -> None:
 
 
 @BOTH
-def test_device_writable_data_is_ignored(disk: Disk, kind: int) -> None:
+def test_device_writable_data(disk: Disk, path: Path, kind: int) -> None:
     head = disk.send(kind, data=segments((0, 1)), size=64)
-    assert disk.wait(head) == (OK, b"\xaa" * 64, 1)
+    assert disk.wait(head) == (IOERR, b"\xaa" * 64, 0)
+    assert path.read_bytes() == CONTENT
 
 
 # -- what is refused ---------------------------------------------------------
@@ -268,6 +269,13 @@ def test_segments_outside_guest_ram(disk: Disk, path: Path, kind: int) -> None:
 
 
 # -- lifetime ----------------------------------------------------------------
+
+
+def test_lifetime_needs_room(make: Maker) -> None:
+    disk = make(lifetime=(1, 11, 3))
+    assert disk.do(VIRTIO_BLK_T_GET_LIFETIME) == (IOERR, b"")
+    assert disk.do(VIRTIO_BLK_T_GET_LIFETIME, data=b"x", size=6) == (IOERR, b"\xaa" * 6)
+    assert disk.stats() == {"invalid_other_operations": 2}
 
 
 @pytest.mark.parametrize("size", [6, 2, 20])

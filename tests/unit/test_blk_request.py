@@ -141,13 +141,17 @@ def test_any_framing_gives_the_same_request(data: st.DataObject) -> None:
 def test_the_chain_is_not_trimmed_in_place() -> None:
     bench = Bench()
     driver = bench.driver
-    head = driver.send([header(VIRTIO_BLK_T_OUT) + b"x" * 512], [5])
-    _, request = bench.parse(head)
-    chain = bench.queue.chains[head]
-    assert list(chain.lengths[:2]) == [528, 5]
-    again = Request(head)
-    assert bench.parser.parse(chain, again)
-    assert bench.data(again) == bench.data(request) == b"x" * 512
+    for readable, writable in (
+        ([header(VIRTIO_BLK_T_OUT) + b"x" * 512], [1]),
+        ([header(0)], [513]),
+    ):
+        head = driver.send(readable, writable)
+        _, request = bench.parse(head)
+        chain = bench.queue.chains[head]
+        assert list(chain.lengths[:2]) == [len(readable[0]), *writable]
+        again = Request(head)
+        assert bench.parser.parse(chain, again)
+        assert bench.data(again) == bench.data(request)
 
 
 def test_the_header_is_read_once() -> None:
@@ -203,9 +207,38 @@ def test_a_read_only_disk_refuses_out_and_takes_flush() -> None:
     assert bench.send([header(VIRTIO_BLK_T_IN)], [512, 1])[0]
 
 
-def test_flush_ignores_sector_and_data() -> None:
+@pytest.mark.parametrize("cut", [False, True], ids=["apart", "together"])
+@pytest.mark.parametrize(
+    ("kind", "readable", "writable"),
+    [
+        (VIRTIO_BLK_T_IN, 512, 0),
+        (VIRTIO_BLK_T_IN, 512, 512),
+        (VIRTIO_BLK_T_IN, 1, 512),
+        (VIRTIO_BLK_T_OUT, 0, 512),
+        (VIRTIO_BLK_T_OUT, 512, 512),
+        (VIRTIO_BLK_T_OUT, 512, 1),
+        (VIRTIO_BLK_T_FLUSH, 1, 0),
+        (VIRTIO_BLK_T_FLUSH, 0, 1),
+        (VIRTIO_BLK_T_GET_ID, 1, 20),
+        (VIRTIO_BLK_T_GET_ID, 20, 0),
+    ],
+)
+def test_data_in_the_wrong_direction(kind: int, readable: int, writable: int, cut: bool) -> None:
+    """They would not be moved, and a driver that takes that for a success has lost them."""
     bench = Bench()
-    accepted, request = bench.send([header(VIRTIO_BLK_T_FLUSH, 1 << 60), b"x"], [7])
+    data = b"x" * readable
+    start = [header(kind), data] if data and not cut else [header(kind) + data]
+    end = [writable, 1] if writable and not cut else [writable + 1]
+    _, request = bench.send(start, end)
+    refused((False, request))
+    assert request.type == kind
+    chain = bench.driver.outstanding[request.head]
+    assert {bench.ram.read(one.address, 1) for one in chain} == {b"\xaa"}, "nothing is written"
+
+
+def test_flush_ignores_its_sector() -> None:
+    bench = Bench()
+    accepted, request = bench.send([header(VIRTIO_BLK_T_FLUSH, 1 << 60)], [1])
     assert accepted
     assert (request.type, request.length, request.first) == (VIRTIO_BLK_T_FLUSH, 0, request.last)
 
@@ -227,7 +260,6 @@ def test_unknown_types_are_unsupported(kind: int) -> None:
         ([7, 13, 1], SERIAL.ljust(20, b"\0"), 21),
         ([5, 1], SERIAL[:5], 6),
         ([64, 1], SERIAL.ljust(20, b"\0"), 20),
-        ([1], b"", 1),
     ],
 )
 def test_get_id(buffers: list[int], answer: bytes, used: int) -> None:
@@ -239,6 +271,10 @@ def test_get_id(buffers: list[int], answer: bytes, used: int) -> None:
     chain = bench.driver.outstanding[request.head]
     written = b"".join(bench.ram.read(b.address, b.length) for b in chain)
     assert written == answer.ljust(len(written), b"\xaa")
+
+
+def test_an_answer_needs_room() -> None:
+    refused(Bench().send([header(VIRTIO_BLK_T_GET_ID)], [1]))
 
 
 class TestMalformed:

@@ -15,6 +15,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
     VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID,
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
@@ -144,11 +145,13 @@ def test_a_failure_counts_as_one_whatever_the_guest_is_told(
 def test_what_the_guest_got_wrong_is_apart(make: Maker) -> None:
     bench = make(EngineScript())
     heads = [bench.read(SECTORS), bench.write(SECTORS, fill("a")), bench.send(99)]
-    assert statuses(bench, heads) == [IOERR, IOERR, UNSUPP]
+    heads += [bench.send(VIRTIO_BLK_T_FLUSH, size=1), bench.send(VIRTIO_BLK_T_GET_ID)]
+    assert statuses(bench, heads) == [IOERR, IOERR, UNSUPP, IOERR, IOERR]
     assert bench.stats() == {
         "invalid_rd_operations": 1,
         "invalid_wr_operations": 1,
-        "invalid_other_operations": 1,
+        "invalid_flush_operations": 1,
+        "invalid_other_operations": 2,
     }
 
 

@@ -199,6 +199,9 @@ class Driver(RuleBasedStateMachine):
         self.ask(queue, VIRTIO_BLK_T_OUT, sector, data, 0, answer)
 
     def identify(self, queue: int, size: int) -> None:
+        if not size:
+            self.ask(queue, VIRTIO_BLK_T_GET_ID, 0, b"", 0, always(bytes([IOERR]), 1))
+            return
         said = SERIAL.encode().ljust(20, b"\0")[:size]
         answer = said + untouched(size - len(said)) + bytes([OK])
         used = len(said) + (size == len(said))
