@@ -29,12 +29,28 @@ _MAGICS: Final = (
 """Where a format's magic bytes are, these, and its name. The first that fits counts."""
 
 
+_COMPRESSED: Final = (
+    (b"\x1f\x8b\x08", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+)
+
+
 def format_of(head: bytes) -> str:
     """The format of an image that begins with ``head``; "" if nothing speaks against raw."""
     for offset, magic, name in _MAGICS:
         if head.startswith(magic, offset):
             return name
     return ""
+
+
+def compression_of(head: bytes) -> str:
+    """What compressed an image that begins with ``head``; "" if nothing did.
+
+    Such data may well be meant to reach a guest, and are no other kind of disk.
+    """
+    return next((name for magic, name in _COMPRESSED if head.startswith(magic)), "")
 
 
 def advice(name: str, path: str) -> str:

@@ -16,7 +16,7 @@ from typing import Final
 
 from pykvm.devices.virtio_blk.allocation import Allocation
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
-from pykvm.devices.virtio_blk.formats import HEAD, advice, format_of
+from pykvm.devices.virtio_blk.formats import HEAD, advice, compression_of, format_of
 from pykvm.devices.virtio_blk.host_limits import (
     DirectAlignment,
     direct_alignment,
@@ -75,14 +75,14 @@ class Image:
         try:
             self._device = stat.S_ISBLK(os.fstat(self.fd).st_mode)
             self.alignment, self._certain = _alignment(self.path, self.fd, cache)
-            if format is None:
-                _check_format(self.path, self.fd, self.alignment)
+            seen = "" if format else _check_format(self.path, self.fd, self.alignment)
             self.size, self.padding = _size(self.path, self.fd, self.alignment, cache, readonly)
             self.max_transfer = max_transfer(self.fd)
             self.blocks = host_blocks(self.fd)
             self.allocation = Allocation(self.fd)
             padded = _padded(self.path, self.size, self.padding)
-            self.notices = [*filter(None, (padded, lock(self.fd, self.path, readonly, locking)))]
+            unlocked = lock(self.fd, self.path, readonly, locking)
+            self.notices = [*filter(None, (seen, padded, unlocked))]
         except OSError as error:  # a server that is gone, a disk without its medium
             os.close(self.fd)
             raise UsageError(
@@ -260,18 +260,22 @@ def _check_kind(path: str, mode: int) -> None:
     )
 
 
-def _check_format(path: str, fd: int, alignment: int) -> None:
+def _check_format(path: str, fd: int, alignment: int) -> str:
+    """A sentence for the user, or ""; UsageError."""
     with mmap.mmap(-1, max(alignment, HEAD)) as page:
         try:
             got = os.preadv(fd, (page,), 0)
         except OSError:
-            return  # the guest will be told when it reads these sectors
-        name = format_of(page[:got])
-    if name:
+            return ""  # the guest will be told when it reads these sectors
+        head = page[:got]
+    if name := format_of(head):
         raise UsageError(
             f"{path} begins like a {name} image, and only raw images can be disks",
             advice(name, path),
         )
+    if name := compression_of(head):
+        return f"{path} begins like {name} data, and its guest sees it as it is, compressed"
+    return ""
 
 
 def _size(path: str, fd: int, alignment: int, cache: CacheMode, readonly: bool) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from blk_device import Disk, Maker, disk_file, disks
-from blk_host import require_direct
+from blk_host import loop_device, require_direct
 
 from pykvm.devices.virtio_blk import CacheMode, Image
 
@@ -24,6 +24,15 @@ def image(path: Path) -> Iterator[Image]:
     opened = Image(path)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def block_device(tmp_path: Path) -> Iterator[str]:
+    """A loop device of 64 KiB."""
+    backing = tmp_path / "backing"
+    backing.write_bytes(bytes(65536))
+    with loop_device(backing) as device:
+        yield device
 
 
 @pytest.fixture(params=[CacheMode.WRITEBACK, CacheMode.NONE], ids=["cached", "direct"])

@@ -12,14 +12,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from blk_host import filesystem, loop_device, overlay_of, require_direct
-from hypothesis import given
-from hypothesis import strategies as st
+from blk_host import filesystem, loop_device, require_direct
+from blk_image import refusal
 from patience import patience
 
-import pykvm.libc
-from pykvm.devices.virtio_blk import CacheMode, Image, ImageFormat, host_limits
-from pykvm.devices.virtio_blk.formats import format_of
+from pykvm.devices.virtio_blk import CacheMode, Image
+from pykvm.devices.virtio_blk.faults import FaultPlan
 from pykvm.errors import UsageError
 
 
@@ -28,27 +26,6 @@ def path(tmp_path: Path) -> Path:
     file = tmp_path / "disk"
     file.write_bytes(bytes(4096))
     return file
-
-
-@pytest.fixture
-def block_device(tmp_path: Path) -> Iterator[str]:
-    """A loop device of 64 KiB."""
-    backing = tmp_path / "backing"
-    backing.write_bytes(bytes(65536))
-    with loop_device(backing) as device:
-        yield device
-
-
-DIRECT = [CacheMode.NONE, CacheMode.DIRECTSYNC]
-
-
-def refusal(
-    path: Path | str, readonly: bool = False, cache: CacheMode = CacheMode.WRITEBACK
-) -> str:
-    with pytest.raises(UsageError) as caught:
-        Image(path, readonly, cache)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_a_raw_file(path: Path) -> None:
@@ -234,57 +211,22 @@ def test_nothing_stays_open_after_a_refusal(path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-FORMATS = {
-    b"QFI\xfb\0\0\0\1": "qcow",
-    b"QFI\xfb\0\0\0\2": "qcow2",
-    b"QFI\xfb\0\0\0\3": "qcow2",
-    b"QED\0": "QED",
-    b"KDMV": "VMDK",
-    b"COWD": "VMDK",
-    b"# Disk DescriptorFile\nversion=1\n": "VMDK",
-    b"vhdxfile": "VHDX",
-    b"conectix": "VHD",
-    b"<<< Oracle VM VirtualBox Disk Image >>>\n".ljust(64, b"\0") + b"\x7f\x10\xda\xbe": "VDI",
-    b"WithoutFreeSpace": "Parallels",
-    b"WithouFreSpacExt": "Parallels",
-    b"Bochs Virtual HD Image": "Bochs",
-    b"LUKS\xba\xbe\0\1": "LUKS",
-}
-
-
-@pytest.mark.parametrize("size", [100, 4096, 4096 + 100])
-@pytest.mark.parametrize("magic", FORMATS, ids=FORMATS.values())
-def test_a_format_is_refused_unless_its_user_insists(path: Path, magic: bytes, size: int) -> None:
-    """Whatever its size, and opened for reading too."""
-    path.write_bytes(magic.ljust(size, b"\0"))
-    for readonly in (False, True):
-        message = refusal(path, readonly)
-        assert f"like a {FORMATS[magic]} image" in message
-        assert "format=raw" in message
-        if FORMATS[magic] != "LUKS":
-            assert f"qemu-img convert -O raw {path} " in message
-    if size == 4096:
-        with closing(Image(path, format=ImageFormat.RAW)) as image:
-            assert (image.size, image.notices) == (4096, [])
-    assert path.read_bytes() == magic.ljust(size, b"\0")
-
-
-@given(st.binary(max_size=200))
-def test_other_bytes_are_raw(head: bytes) -> None:
-    assert format_of(b"\xeb\x63" + head) == ("VDI" if head[62:66] == b"\x7f\x10\xda\xbe" else "")
-
-
-def test_a_part_of_the_magic_bytes_is_not_enough() -> None:
-    heads = (b"", b"QFI", b"LUKS\xba", b"vhdxfil", b"WithoutFreeSpac", bytes(64) + b"\x7f\x10\xda")
-    assert [format_of(head) for head in heads] == [""] * len(heads)
-
-
-def test_a_format_on_a_block_device(block_device: str) -> None:
-    with open(block_device, "r+b", buffering=0) as file:
-        file.write(b"QFI\xfb\0\0\0\3".ljust(4096, b"\0"))
-    for cache in (CacheMode.WRITEBACK, CacheMode.NONE):
-        assert "like a qcow2 image" in refusal(block_device, cache=cache)
-        Image(block_device, cache=cache, format=ImageFormat.RAW).close()
+@pytest.mark.parametrize("cache", [CacheMode.WRITEBACK, CacheMode.NONE])
+def test_a_name_that_is_not_utf_8(tmp_path: Path, cache: CacheMode) -> None:
+    if cache.direct:
+        require_direct(tmp_path)
+    path = tmp_path / os.fsdecode(b"\xff.img")
+    assert "cannot be opened" in refusal(path, cache=cache)
+    path.write_bytes(bytes(4096))
+    with closing(Image(path, cache=cache)):
+        assert "in use" in refusal(path)
+    path.write_bytes(b"QED\0".ljust(4096))
+    assert f"qemu-img convert -O raw '{path}'" in refusal(path, cache=cache)
+    faults = tmp_path / os.fsdecode(b"\xff.toml")
+    with pytest.raises(UsageError, match="cannot be read: no such file"):
+        FaultPlan.load(faults)
+    faults.write_text("[[fault]]\nerrno = 'EIO'")
+    assert len(FaultPlan.load(faults).rules) == 1
 
 
 def test_a_block_device(block_device: str) -> None:
@@ -330,192 +272,3 @@ def test_a_block_device_that_becomes_read_only_fails_writes(block_device: str) -
                 os.pwrite(image.fd, b"x" * 512, 0)
         finally:
             fcntl.ioctl(image.fd, protect, struct.pack("i", 0))
-
-
-# -- what the host asks of a transfer ----------------------------------------
-
-
-def test_a_file_takes_what_a_system_call_moves(path: Path) -> None:
-    image = Image(path)
-    assert (image.max_transfer, image.alignment) == (0x7FFFF000, 1)
-    image.close()
-
-
-@pytest.mark.parametrize("block", [512, 4096])
-def test_a_block_device_takes_what_its_queue_takes(tmp_path: Path, block: int) -> None:
-    backing = tmp_path / "backing"
-    backing.write_bytes(bytes(65536))
-    with loop_device(backing, block) as device:
-        limit = Path("/sys/block", Path(device).name, "queue/max_sectors_kb")
-        most = int(limit.read_text()) << 10
-        for cache in (CacheMode.WRITEBACK, CacheMode.NONE):
-            image = Image(device, cache=cache)
-            assert image.max_transfer == most // block * block
-            assert image.alignment == (block if cache.direct else 1)
-            image.close()
-
-
-def test_a_limit_is_whole_blocks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when the answer, of 16 bits, is as large as it can be; and never nothing."""
-    answers = {0x1267: b"\xff\xff", 0x1268: (4096).to_bytes(4, "little")}
-    monkeypatch.setattr(host_limits.fcntl, "ioctl", lambda fd, request, _: answers[request])
-    monkeypatch.setattr(host_limits.stat, "S_ISBLK", lambda mode: True)
-    with path.open("rb") as file:
-        assert host_limits.max_transfer(file.fileno()) == 65528 * 512
-        answers[0x1267] = b"\1\0"
-        assert host_limits.max_transfer(file.fileno()) == 4096
-
-
-@pytest.mark.parametrize("cache", list(CacheMode))
-@pytest.mark.parametrize("readonly", [False, True])
-def test_direct_where_the_mode_says_so(path: Path, cache: CacheMode, readonly: bool) -> None:
-    if cache.direct:
-        require_direct(path.parent)
-    image = Image(path, readonly, cache)
-    assert bool(flags(image.fd) & os.O_DIRECT) == cache.direct == (image.alignment > 1)
-    image.close()
-
-
-def flags(fd: int) -> int:
-    """What the kernel says about an open file."""
-    lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("flags")), 8)
-
-
-@pytest.mark.parametrize("cache", DIRECT)
-def test_a_format_shows_in_blocks_too(path: Path, cache: CacheMode) -> None:
-    require_direct(path.parent)
-    path.write_bytes(b"QFI\xfb\0\0\0\3".ljust(4096))
-    assert "like a qcow2 image" in refusal(path, cache=cache)
-
-
-@pytest.mark.parametrize("cache", DIRECT)
-def test_a_filesystem_without_o_direct(cache: CacheMode) -> None:
-    """sysfs is one everywhere."""
-    message = refusal("/sys/kernel/uevent_seqnum", True, cache)
-    assert "does not support O_DIRECT" in message
-    assert f"cache={'writeback' if cache is CacheMode.NONE else 'writethrough'}" in message
-
-
-def accept_multiples_of(
-    monkeypatch: pytest.MonkeyPatch, block: int, error: int = errno.EINVAL
-) -> None:
-    real = os.preadv
-
-    def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
-        if len(buffers[0]) % block:
-            raise OSError(error, "injected")
-        return real(fd, buffers, offset)
-
-    monkeypatch.setattr(os, "preadv", preadv)
-
-
-@pytest.mark.parametrize("block", [512, 1024, 4096])
-def test_a_file_is_asked_for_its_alignment(
-    path: Path, monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
-    require_direct(path.parent)
-    monkeypatch.setattr(host_limits, "_queue_limit", lambda device, name: 0)
-    monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: None)
-    accept_multiples_of(monkeypatch, block)
-    image = Image(path, cache=CacheMode.NONE)
-    assert image.alignment == block
-    image.close()
-
-
-def test_no_alignment_suits_a_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    require_direct(path.parent)
-    monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: None)
-    accept_multiples_of(monkeypatch, 1 << 30)
-    assert "does not support O_DIRECT" in refusal(path, cache=CacheMode.NONE)
-
-
-def test_a_bad_first_sector_is_the_guests_to_find(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    require_direct(path.parent)
-    accept_multiples_of(monkeypatch, 1 << 30, errno.EIO)
-    image = Image(path, cache=CacheMode.NONE)
-    assert image.alignment >= 512
-    image.close()
-
-
-@pytest.mark.parametrize("told", [False, True])
-def test_a_hole_does_not_hide_the_devices_block_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool
-) -> None:
-    """A file of holes, as new images are, on a filesystem whose device has blocks of 4096."""
-    if not told:
-        monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: None)
-    with filesystem(tmp_path, block=4096) as folder:
-        path = folder / "disk"
-        with path.open("wb") as file:
-            file.truncate(1 << 20)
-        with closing(Image(path, cache=CacheMode.NONE)) as image:
-            assert image.alignment == 4096
-        os.truncate(path, (1 << 20) + 512)
-        message = refusal(path, cache=CacheMode.NONE)
-        assert "blocks of 4096 bytes" in message
-        assert "truncate -s %4096" in message
-        assert "cache=writeback" in message
-
-
-@pytest.mark.parametrize("told", [False, True])
-@pytest.mark.parametrize("hole", [0, 1 << 16])
-def test_data_are_asked_where_no_device_can_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool, hole: int
-) -> None:
-    """An overlay has no device: the block size shows where there are data, not in a hole."""
-    if not told:
-        monkeypatch.setattr(host_limits, "_told_alignment", lambda fd: None)
-    with filesystem(tmp_path, block=4096) as below, overlay_of(tmp_path, below) as folder:
-        path = folder / "disk"
-        with path.open("wb") as file:
-            file.truncate(1 << 20)
-            file.seek(hole)
-            file.write(b"x" * 16384)
-            os.fsync(file.fileno())
-        with closing(Image(path, cache=CacheMode.NONE)) as image:
-            assert image.alignment == 4096
-
-
-def test_what_the_kernel_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """statx(2), STATX_DIOALIGN: the larger alignment of memory and offsets, where there is one."""
-    path = tmp_path / "disk"
-    path.write_bytes(bytes(1 << 16))
-    require_direct(tmp_path)
-    answers = {
-        (0x2000, 4, 512, 0): (512, False),
-        (0x2000, 8192, 512, 0): (8192, True),
-        (0x2000, 4, 16384, 0): (16384, True),
-        (0x2000, 4, 1, 0): (512, False),
-        (0x22000, 4, 512, 512): (512, False),
-        (0x22000, 4, 4096, 512): (512, True),  # XFS, blocks shared with another file
-        (0x22000, 4, 4096, 0): (4096, True),
-        (0x2000, 4, 4096, 512): (4096, True),  # and not stated
-    }
-    for stated, expected in answers.items():
-        state(monkeypatch, *stated)
-        with closing(Image(path, cache=CacheMode.NONE)) as image:
-            assert (image.alignment, image.edges) == expected
-    for stated in ((0, 4, 16384, 0), (0x2000, 0, 0, 0)):
-        state(monkeypatch, *stated)
-        with closing(Image(path, cache=CacheMode.NONE)) as image:
-            assert image.alignment <= 4096
-
-
-def state(
-    monkeypatch: pytest.MonkeyPatch, mask: int, memory: int, offset: int, reading: int
-) -> None:
-    """A kernel whose statx says this."""
-
-    def system_call(number: int, *arguments: object) -> int:
-        assert number == 332
-        answer = arguments[-1]
-        assert isinstance(answer, bytearray)
-        struct.pack_into("I", answer, 0, mask)
-        struct.pack_into("II", answer, 0x98, memory, offset)
-        struct.pack_into("I", answer, 0xB4, reading)
-        return 0
-
-    monkeypatch.setattr(pykvm.libc, "system_call", system_call)
