@@ -100,6 +100,9 @@ class Outputs:
         """
         name = os.fspath(path)
         shown = f"{what} {name}"
+        if name == "-":
+            hint = "standard output is /dev/stdout, and a file of that name ./-"
+            raise UsageError(f"{shown} names no file", hint)
         try:
             before = os.stat(name)
         except FileNotFoundError:

@@ -28,6 +28,7 @@ def temporary_disk(folder: Path | None, size: int) -> Iterator[Path]:
     path = Path(name)
     try:
         try:
+            _check_room(handle, size, path)
             _fill(handle, size)
         except OSError as error:
             raise UsageError(
@@ -39,6 +40,17 @@ def temporary_disk(folder: Path | None, size: int) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def _check_room(handle: int, size: int, path: Path) -> None:
+    """UsageError if the file's filesystem has no room: to fill it up would harm others."""
+    found = os.fstatvfs(handle)
+    room = found.f_bavail * found.f_frsize
+    if size > room:
+        raise UsageError(
+            f"the temporary disk '{path}' would need {size // MIB} MiB, and {room // MIB} are free",
+            "give --disk another folder, or a smaller --size",
+        )
 
 
 def _fill(handle: int, size: int) -> None:

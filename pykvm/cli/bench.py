@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         type=parse_path,
         help="raw image or block device, or a folder for one",
     )
-    add("--size", metavar="SIZE", default="", help="of the temporary file (256M)")
+    add("--size", metavar="SIZE", help="of the temporary file (256M)")
     add("--overwrite", action="store_true", help="let writes destroy what --disk PATH holds")
     add(
         *("--workload",),
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         "or exits; may be repeated",
     )
     several = "N[,N...]"
-    add("--depth", metavar=several, default="", help="requests in flight (1,8,32,128)")
+    add("--depth", metavar=several, help="requests in flight (1,8,32,128)")
     add("--segments", metavar=several, default="1", help="descriptors of a request's data (1)")
     add("--queues", metavar=several, default="1", help="virtqueues of the disk, up to 4 (1)")
     add("--vms", metavar=several, default="1", help="VMs side by side, each with a disk (1)")
@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seconds", metavar="S", default="0.5", help="per workload and run (0.5)")
     add("--requests", metavar="N", default="0", help="per workload and run, instead of a time")
     add("--cache", metavar="MODE", default="writeback", help="as in --disk: writeback, none, ...")
-    add("--engine", metavar="NAME", default="", help="as in --disk")
+    add("--engine", metavar="NAME", help="as in --disk")
     add("--options", metavar="KEY=VALUE,...", default="", help="more keys of --disk for pykvm")
     add("--cpus", metavar="N", default="4", help="the most vCPUs that share out the queues (4)")
     add("--wait", choices=sorted(_WAITS), default="poll", help="how the guest waits (poll)")
@@ -152,7 +152,7 @@ def run_bench(arguments: Sequence[str]) -> int:
     placement = None
     if options.pin is not None:
         placement = Placement.around(parse_number(options.pin, "--pin", 0))
-    engine = f"engine={options.engine}" if options.engine else ""
+    engine = f"engine={options.engine}" if options.engine is not None else ""
     ours = PykvmTool(",".join(part for part in (engine, options.options) if part))
     tools: list[Tool] = [ours]
     for text in options.against:
@@ -228,7 +228,7 @@ def parse_shapes(options: argparse.Namespace) -> list[Workload]:
         # What exits take while the disk does nothing, to compare with.
         names = [EXITS, *names]
     shapes = Shapes(
-        depths=parse_numbers(options.depth, "--depth"),
+        depths=[] if options.depth is None else parse_numbers(options.depth, "--depth"),
         segments=parse_numbers(options.segments, "--segments", SEGMENTS_MAX),
         queues=parse_numbers(options.queues, "--queues", QUEUES_MAX),
         vms=parse_numbers(options.vms, "--vms", VMS_MAX),
@@ -238,13 +238,14 @@ def parse_shapes(options: argparse.Namespace) -> list[Workload]:
 
 def parse_numbers(text: str, what: str, most: int = NUMBER_MAX) -> list[int]:
     """Numbers from ``1,8,32``; UsageError."""
-    return [parse_number(part, what, 1, most) for part in text.split(",")] if text else []
+    return [parse_number(part, what, 1, most) for part in text.split(",")]
 
 
 def parse_number(text: str, what: str, least: int, most: int = NUMBER_MAX) -> int:
     """A whole number from ``least`` to ``most``; UsageError."""
     if not text.isascii() or not text.isdecimal() or len(text) > 9 or int(text) < least:
-        raise UsageError(f"{what} cannot be '{text}'", f"write a whole number from {least}")
+        hint = f"write a whole number from {least} to {most}"
+        raise UsageError(f"{what} cannot be '{text}'", hint)
     if int(text) > most:
         raise UsageError(f"{what} cannot be more than {most}", f"use {least} to {most}")
     return int(text)
@@ -272,6 +273,8 @@ def _check_disk_options(tools: Sequence[Tool], workloads: Sequence[Workload]) ->
 
 
 def _disk_of(tool: PykvmTool, more: str = "") -> DiskConfig:
+    if tool.label.startswith(","):
+        raise UsageError(f"'{tool.label}' begins with a comma", "write KEY=VALUE,...")
     return parse_disk(f"disk{more}" + (f",{tool.label}" if tool.label else ""))
 
 
@@ -307,14 +310,14 @@ def _disks(
     path: Path | None = options.disk
     count = max(workload.vms for workload in workloads)
     if path is None or path.is_dir():
-        size = parse_size(options.size or "256M") // 4096 * 4096
+        size = parse_size("256M" if options.size is None else options.size) // 4096 * 4096
         if size < SIZE_MIN:
             raise UsageError("--size is less than 1 MiB", "write it like 256M")
         progress(f"making disks of {size // MIB} MiB")
         return [stack.enter_context(temporary_disk(path, size)) for _ in range(count)], size
     if count > 1:
         raise UsageError("--vms needs a disk for each", "leave --disk out, or give it a folder")
-    if options.size:
+    if options.size is not None:
         raise UsageError("--size is for temporary files", "leave it out, or give --disk a folder")
     size = size_of(path)
     if any(workload.write for workload in workloads) and not options.overwrite:

@@ -50,7 +50,7 @@ OPTIONS: Final = (
     Option(("--kernel",), "vmlinux, bzImage or ELF with a PVH note", "FILE", parse=path_text),
     Option(("--initrd",), "initial RAM disk", "FILE", parse=path_text),
     Option(("--append",), "add to the command line", "STR", repeated=True),
-    Option(("-m", "--memory"), "guest memory, like 64M (the default)", "SIZE", ""),
+    Option(("-m", "--memory"), "guest memory, like 64M (the default)", "SIZE"),
     Option(("--cpus",), "virtual CPUs (1)", "N", "1"),
     Option(("--cpu-affinity",), "the host's CPUs that they run on, like 0,2-3 (any)", "CPUS"),
     Option(
@@ -60,7 +60,7 @@ OPTIONS: Final = (
         repeated=True,
     ),
     Option(("--exec",), "run CMD in the bundled guest and end", "CMD", dest="command"),
-    Option(("--timeout",), "end the guest after S seconds (status 124)", "S", ""),
+    Option(("--timeout",), "end the guest after S seconds (status 124)", "S"),
     Option(("--console-log",), "also write the console to FILE", "FILE", parse=path_text),
     Option(
         ("--stats",),
@@ -73,7 +73,6 @@ OPTIONS: Final = (
         ("--trace",),
         "write what the disks do to FILE; 'help' tells of formats and events",
         "FILE[,KEY=VALUE...]",
-        "",
     ),
     Option(
         ("--sandbox",),
@@ -114,7 +113,7 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
         emit(text)
         return 0
     config = _configuration(options)
-    timeout = parse_seconds(options.timeout) if options.timeout else None
+    timeout = parse_seconds(options.timeout) if options.timeout is not None else None
     failure: PykvmError | None = None
     with ExitStack() as stack:
         # Files are opened before the VM exists: a bad path costs nobody a boot.
@@ -338,7 +337,7 @@ def _configuration(options: Options) -> MachineConfig:
         kernel=options.kernel,
         initrd=options.initrd,
         append=" ".join(options.append),
-        memory=parse_size(options.memory) if options.memory else 0,
+        memory=parse_size(options.memory) if options.memory is not None else 0,
         cpus=parse_count(options.cpus),
         cpu_affinity=frozenset()
         if options.cpu_affinity is None
@@ -347,7 +346,7 @@ def _configuration(options: Options) -> MachineConfig:
         console=console,
         console_size=(size.lines, size.columns) if size and size.lines else None,
         agent=options.command is not None,
-        trace=_trace(options.trace) if options.trace else None,
+        trace=_trace(options.trace) if options.trace is not None else None,
     )
 
 

@@ -57,7 +57,8 @@ def parse_disk(text: str) -> DiskConfig:
         word = _ALIASES.get(word, word)
         key = _DISK_KEYS.get(word)
         if key is None:
-            raise UsageError(f"--disk has no option '{name}'", _suggest(word, _DISK_KEYS))
+            hint = _suggest(word, _DISK_KEYS) if word else "a comma in a path is written twice"
+            raise UsageError(f"--disk has no option '{name}'", hint)
         if not equals:
             raise UsageError(f"--disk option '{name}' needs a value", f"write {name}={key.values}")
         field = word.replace("-", "_")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pykvm import __version__, io_uring
 from pykvm.cli.parser import Parser
+from pykvm.cli.paths import path_text
 from pykvm.cli.say import STDOUT, emit
 from pykvm.errors import HostError, PykvmError, shown
 from pykvm.kvm import constants as c
@@ -131,7 +132,11 @@ def _parser() -> argparse.ArgumentParser:
         "or unknown if KVM cannot be asked",
     )
     parser.add_argument(
-        "--device", default="/dev/kvm", metavar="PATH", help="the KVM device (default: /dev/kvm)"
+        "--device",
+        default="/dev/kvm",
+        metavar="PATH",
+        type=path_text,
+        help="the KVM device (default: /dev/kvm)",
     )
     return parser
 

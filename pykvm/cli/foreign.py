@@ -26,6 +26,7 @@ _TEXTS = {
     "the console is on standard input and output; --console-log FILE keeps it": (
         "serial console chardev"
     ),
+    "write it before the command: pykvm --debug boot": "debug",
     "KVM is always used": "enable-kvm accel kvm",
     "there is one kind of machine, with the host's CPU": "machine M cpu",
     "a reset always ends the run": "no-reboot action",

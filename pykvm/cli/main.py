@@ -75,7 +75,7 @@ def _as_pykvm_error(error: Exception) -> PykvmError:
 
 def _dispatch(arguments: list[str], own_process: bool) -> int:
     command = arguments[0] if arguments else "--help"
-    if command in ("-h", "--help"):
+    if command in ("-h", "--help", "help"):
         emit(_usage())
         return 0
     if command in ("-V", "--version"):
@@ -95,6 +95,8 @@ def _dispatch(arguments: list[str], own_process: bool) -> int:
 
     close = closest(command, COMMANDS)
     hint = f"did you mean '{close}'?" if close else "see 'pykvm --help'"
+    if command == "guest":
+        hint = "try 'pykvm boot guest'"
     raise UsageError(f"there is no command '{command}'", hint)
 
 

@@ -103,6 +103,7 @@ def _read(path: Path, use: Callable[[Reader], str]) -> str:
             return use(Reader(iter(partial(file.readline, LINE_MAX + 1), b"")))
     except OSError as error:
         reason = reason_of(error)
-        raise UsageError(f"the trace {path} cannot be read: {reason}", "check the path") from None
+        hint = "standard input is /dev/stdin" if str(path) == "-" else "check the path"
+        raise UsageError(f"the trace {path} cannot be read: {reason}", hint) from None
     except UsageError as error:
         raise UsageError(f"{path}: {error.message}", error.hint) from None

@@ -50,6 +50,8 @@ def find_bundle(guest: str, flavour: str) -> Bundle:
     """
     if guest in _names():
         return _load(BUNDLES / guest, flavour)
+    if not guest:
+        raise UsageError("the guest's name is empty", f"give '{BUNDLED}', or a folder")
     folder = Path(guest)
     if guest == BUNDLED:
         raise UsageError(

@@ -21,6 +21,8 @@ class MonitorSocket:
     """
 
     def __init__(self, path: Path) -> None:
+        if str(path) == "-":
+            raise UsageError("--monitor - names no socket", "a file of that name is ./-")
         if "\0" in str(path):
             raise UsageError(f"--monitor {str(path)!r} is not a file name")
         self.path = path

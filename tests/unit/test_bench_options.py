@@ -62,7 +62,8 @@ def test_impossible_workloads(name: str, depth: int, words: str):
 
 def test_values():
     assert parse_numbers("1,32", "--depth") == [1, 32]
-    assert parse_numbers("", "--depth") == []
+    with pytest.raises(UsageError, match="--depth cannot be ''"):
+        parse_numbers("", "--depth")
     assert parse_cache("none") is CacheMode.NONE
     for wrong in ("", "x", "-1", "1.5", "²", "9999999999"):
         with pytest.raises(UsageError):
