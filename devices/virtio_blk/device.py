@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 from pykvm.devices.virtio_blk.config import FIELDS, ConfigSpace
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.trace import DiskTrace
 
 DEFAULTS: Final = DiskOptions()
+NOTHING_HELD: Final = nullcontext()
 
 
 class VirtioBlk:
@@ -72,6 +73,7 @@ class VirtioBlk:
         engine: EngineFactory = SyncEngine,
         threads: Callable[..., IoThreads] = IoThreads,
         on_error: Callable[[IoError], None] = lambda error: None,
+        telling: AbstractContextManager[object] = NOTHING_HELD,
         on_failure: Callable[[BaseException], None] | None = None,
         on_shortage: Callable[[str], None] = lambda lack: None,
         on_held: Callable[[], None] = lambda: None,
@@ -84,7 +86,9 @@ class VirtioBlk:
 
         Called in the I/O threads, and not to call back: ``on_error`` with each
         failure, before anything comes of it; if its action is STOP the device
-        is halted from then on, and its owner is to stop the guest.
+        is halted from then on, and its owner is to stop the guest. ``telling``
+        is held from that halt until ``on_error`` returns: an owner who holds it
+        to call :meth:`resume` resumes no disk that has halted and not told why.
         ``on_failure`` with ``failure``; without it, threading.excepthook is.
         In these or the driver's thread, ``on_shortage`` with what the host has
         not enough of, when that has made the device need a reset; in the
@@ -100,6 +104,7 @@ class VirtioBlk:
         self._engine_factory = engine
         self._threads_factory = threads
         self._on_error = on_error
+        self._telling = telling
         self._on_failure = on_failure or _report
         self._on_shortage = on_shortage
         self._on_held = on_held
@@ -430,11 +435,12 @@ class VirtioBlk:
         lost = image.sync_error != 0 and not reads
         policy = self._options.rerror if reads else self._options.werror
         action = policy.action(full=error in NO_SPACE and not lost)
-        if action is ErrorAction.STOP:
-            assert self._threads is not None, "only an active device has requests"
-            self._threads.halt()
         name = OPERATION_NAMES[request.type]
-        self._on_error(IoError(name, request.sector, request.length, error, action, lost))
+        with self._telling:
+            if action is ErrorAction.STOP:
+                assert self._threads is not None, "only an active device has requests"
+                self._threads.halt()
+            self._on_error(IoError(name, request.sector, request.length, error, action, lost))
         return action
 
     def _broken(self, reason: str) -> None:

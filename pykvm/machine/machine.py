@@ -193,6 +193,7 @@ class Machine:
                 disk,
                 engine=engine,
                 on_error=partial(self._io_error, len(self.disks)),
+                telling=self._control.telling,
                 on_failure=self._failed,
                 on_shortage=lambda lack: self._announcer.announce(HostShortage(name, lack)),
                 on_held=lambda: self._announcer.announce(DiskHeld(name)),

@@ -19,7 +19,9 @@ busy for any time, for one when nobody reads the console that it prints to;
 the control thread then looks again and again, and never waits with the lock.
 
 Whoever hears of such an error hears of the stop, and a resume from then on is
-an answer to both, whether or not the stop has been made by then.
+an answer to both, whether or not the stop has been made by then. A resume
+before is none: it comes before the disk halts, and not between that and the
+announcement (``telling``).
 """
 
 import threading
@@ -98,7 +100,8 @@ class RunControl:
     :meth:`io_error` and the ``request_`` methods do not wait and may be called
     from any thread; the others not from the threads of vCPUs and disks.
     ``over()`` tells whether the run has ended: from then on nothing is stopped
-    or resumed. ``announce`` must not wait.
+    or resumed. ``announce`` must not wait. ``telling`` is for the disks: see
+    VirtioBlk.
     """
 
     def __init__(
@@ -122,8 +125,9 @@ class RunControl:
         # Guards what follows, and is held throughout a change of state.
         self._lock = threading.Lock()
         self._reason: RunState | None = None  # to stop, be it done or not
-        # Guards what follows, and orders errors and resumes for all who hear of them.
-        self._telling = threading.Lock()
+        # Guards what follows, and orders errors and resumes for all who hear of them: the thread
+        # of a disk holds it from its halt on.
+        self.telling = threading.RLock()
         self._failed = False  # an error was announced that no resume has taken up
 
     def start(self) -> None:
@@ -165,7 +169,7 @@ class RunControl:
         with self._lock:
             if self._over():
                 return
-            with self._telling:
+            with self.telling:
                 if self._reason is None and not self._failed:
                     return
                 if self.state is RunState.RUNNING:
@@ -174,13 +178,13 @@ class RunControl:
                 self._failed = False
                 self.state = RunState.RUNNING
                 self._announce(Resume())
-            for disk in self._disks:
-                disk.resume()
+                for disk in self._disks:
+                    disk.resume()
             self._release()
 
     def io_error(self, error: Event) -> None:
         """Announce ``error``, for which a disk has halted, and have the guest stopped."""
-        with self._telling:
+        with self.telling:
             self._announce(error)
             self._failed = True
         self._orders.put(_Order.IO_ERROR)

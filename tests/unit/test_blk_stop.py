@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from blk_bench import SECTORS, EngineScript, Faults, Maker, Short, fill, sector_of, stopping_benches
-from patience import ends, goes_on, in_thread
+from patience import ends, goes_on, in_thread, until
 
 from pykvm.devices.virtio_blk import (
     ErrorAction,
@@ -265,3 +265,26 @@ def test_closing_while_stopped_claims_nothing(make: Maker, path: Path, merge: Me
         expected[heads[head] * 512 : heads[head] * 512 + 512] = fill("n")
     assert path.read_bytes() == expected
     assert bench.script.log.count(("write", 6, 1)) == 1
+
+
+def test_a_disk_holds_off_resumes_from_its_halt_until_it_has_told_why(make: Maker) -> None:
+    log: list[str] = []
+
+    def halting() -> bool:
+        return bench.device._threads._threads[0]._halting
+
+    class Telling:
+        def __enter__(self) -> None:
+            log.append(f"held, halting: {halting()}")
+
+        def __exit__(self, *exc: object) -> None:
+            log.append("released")
+
+    def on_error(error: IoError) -> None:
+        log.append(f"told, halting: {halting()}")
+
+    bench = make(EngineScript(Faults({("write", 5): [FULL]})), telling=Telling(), on_error=on_error)
+    bench.write(5, fill("n"))
+    bench.kick()
+    until(lambda: "released" in log)
+    assert log == ["held, halting: False", "told, halting: True", "released"]

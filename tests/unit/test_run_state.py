@@ -4,7 +4,7 @@ import threading
 from dataclasses import dataclass, field
 
 import pytest
-from patience import PATIENCE, until
+from patience import PATIENCE, ends, goes_on, in_thread, until
 
 from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.machine.events import BlockIoError, Event, Resume, Stop
@@ -384,3 +384,49 @@ def test_many_threads_at_once(rig):
     assert rig.pauses == [0, 0]
     events = [item for item in rig.log if item in (Stop, Resume)]
     assert events == [Stop, Resume] * (len(events) // 2)
+
+
+# -- a disk that halts, and has not told why yet ---------------------------------
+
+
+def test_a_resume_waits_until_a_disk_that_has_halted_has_told_why(rig):
+    """So it is the answer, and the guest is not stopped once more for what is over."""
+    rig.control.pause(1)
+    rig.log.clear()
+    halted, tell = threading.Event(), threading.Event()
+
+    def disk() -> None:
+        with rig.control.telling:
+            rig.log.append("halted")
+            halted.set()
+            assert tell.wait(PATIENCE)
+            rig.fail()
+
+    thread = in_thread(disk)
+    assert halted.wait(PATIENCE)
+    resuming = in_thread(rig.control.resume)
+    assert goes_on(resuming)
+    tell.set()
+    assert ends(thread)
+    assert ends(resuming)
+    rig.settle()
+    assert rig.log == ["halted", BlockIoError, Resume, "disk resume", "go", "go"]
+    assert rig.control.state is RunState.RUNNING
+
+
+def test_a_disk_that_halts_during_a_resume_stops_the_guest_again(rig):
+    """Its halt comes when every disk has gone on, and so is another one."""
+    rig.control.pause(1)
+    rig.log.clear()
+
+    def disk() -> None:
+        with rig.control.telling:
+            rig.log.append("halted")
+            rig.fail()
+
+    threads: list[threading.Thread] = []
+    rig.disk.in_resume = lambda: threads.append(in_thread(disk))
+    rig.control.resume()
+    assert ends(threads[0])
+    until(lambda: rig.control.state is RunState.IO_ERROR)
+    assert rig.log.index("halted") > rig.log.index("disk resume")
