@@ -157,16 +157,29 @@ class VirtioBlk:
         """See VirtioDevice. ``writeback`` is writable, by a driver that knows it.
 
         A driver that switches to write-through need never flush again, so
-        what was written before it did goes to stable storage now.
+        what was written before it did goes to stable storage now. If that
+        fails, the cache stays write-back, as the driver can read there.
         """
         where = (FIELDS["writeback"][0], 1)
         if (offset, size) == where and self._features & VIRTIO_BLK_F_CONFIG_WCE:
-            before = self._writeback
-            self._set_writeback(bool(value))
+            if self._writeback and not value:
+                self._write_through()
+            else:
+                self._set_writeback(bool(value))
             if self._trace is not None:
                 self._trace.cache(self._writeback)
-            if before and not value:
-                self.image.sync()
+
+    def _write_through(self) -> None:
+        """Between the requests of before, which the sync is for, and others, which are durable."""
+        threads = self._threads
+        if threads is not None:
+            threads.pause(who=Halt.CACHE)
+        try:
+            if not self.image.sync():
+                self._set_writeback(False)
+        finally:
+            if threads is not None:
+                threads.resume(Halt.CACHE)
 
     def negotiated(self, features: int) -> bool:
         """See VirtioDevice. Every subset of what is offered will do.

@@ -18,6 +18,8 @@ class Halt(Enum):
     """The driver does not let the device use guest memory."""
     RESIZE = "resize"
     """The disk shrinks."""
+    CACHE = "cache"
+    """The driver switches to write-through."""
 
 
 class IoThreads:
@@ -102,8 +104,8 @@ class IoThreads:
     @property
     def quiet(self) -> bool:
         """Nothing is executing, nor will be before the owner's :meth:`resume`."""
-        by_driver = self._halts == {Halt.TRANSPORT}
-        return not by_driver and all(thread.quiet for thread in self._threads)
+        others = self._halts and Halt.OWNER not in self._halts
+        return not others and all(thread.quiet for thread in self._threads)
 
     def resume(self, who: Halt = Halt.OWNER) -> None:
         """Go on, with what was kept first, unless another wants a halt. Harmless if not halted."""

@@ -12,10 +12,18 @@ from pathlib import Path
 from struct import pack
 
 import pytest
+from blk_bench import Bench, EngineScript, fill
 from blk_host import require_direct
-from patience import patience
+from patience import ends, goes_on, in_thread, patience
 
-from pykvm.devices.virtio_blk import CacheMode, ErrorAction, Image, IoError, VirtioBlk
+from pykvm.devices.virtio_blk import (
+    CacheMode,
+    ErrorAction,
+    Image,
+    IoError,
+    MergePolicy,
+    VirtioBlk,
+)
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_CONFIG_WCE,
     VIRTIO_BLK_F_FLUSH,
@@ -319,3 +327,40 @@ def test_a_sync_without_space_stops_once(make: Callable[..., Disk], syncs: Syncs
         (errno.ENOSPC, ErrorAction.STOP),
         (errno.EIO, ErrorAction.REPORT),
     ]
+
+
+@pytest.mark.parametrize("cache", [CacheMode.WRITEBACK, *DIRECT])
+def test_a_switch_to_write_through_whose_sync_fails_does_not_happen(
+    make: Callable[..., Disk], syncs: Syncs, cache: CacheMode
+) -> None:
+    """The driver reads that it has to go on flushing, and hears of the next failure itself."""
+    disk = make(cache)
+    disk.set_writeback(1)
+    disk.write()
+    syncs.fails = [errno.EIO, errno.EIO]
+    disk.set_writeback(0)
+    assert disk.writeback == 1
+    assert disk.flush() == IOERR
+    if cache.direct:
+        disk.set_writeback(0)
+        assert disk.writeback == 0
+        assert disk.write() == OK
+
+
+def test_a_switch_to_write_through_covers_all_writes_before_it(path: Path, syncs: Syncs) -> None:
+    """The sync comes when none is under way, and what has not started yet is durable itself."""
+    script = EngineScript(slow=True)
+    with Bench(path, script, merge=MergePolicy.OFF) as bench:
+        heads = [bench.write(0, fill("a")), bench.write(0, fill("b"))]
+        bench.kick()
+        script.wait_for(1)
+        switching = in_thread(lambda: bench.device.write_config(WRITEBACK_AT, 1, 0))
+        assert goes_on(switching)
+        assert syncs.count == 0
+        script.release()
+        script.wait_for(1)
+        assert ends(switching)
+        assert syncs.count == 1
+        assert script.waiting[0][1].durable
+        script.release()
+        assert [bench.wait(head)[0] for head in heads] == [OK, OK]
