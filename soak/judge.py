@@ -71,7 +71,7 @@ class Judge:
         if ask.refused is not None:
             assert status == ask.refused, f"it was answered with {status}"
             self._untouched(data)
-            self._used(used, {0, 1} if len(stream) > 1 else {len(stream)})
+            self._used(used, 1 if len(stream) == 1 else 0)
             self._tally.invalid(ask.kind)
             self._model.refuse(sent.access)
         elif ask.kind == VIRTIO_BLK_T_GET_ID:
@@ -79,7 +79,7 @@ class Judge:
             assert status == VIRTIO_BLK_S_OK, f"it was answered with {status}"
             assert data[:size] == self._id[:size], f"the serial is {data!r}"
             self._untouched(data[size:])
-            self._used(used, {size + 1} if size == len(data) else {size, size + 1})
+            self._used(used, size + 1 if size == len(data) else size)
             self._model.refuse(sent.access)
         elif status == VIRTIO_BLK_S_OK:
             assert sent.end <= sent.access.high, "nothing is behind the end of the disk"
@@ -105,7 +105,8 @@ class Judge:
         else:
             self._untouched(data)
         whole = len(data) + 1 if read else 1
-        self._used(used, {whole, 0, 1} if ignored else {whole})
+        if not (ignored and read and used == 0):
+            self._used(used, whole)
         if self._announced.ignored(sent.key):
             self._tally.failed(sent.ask.kind)
             self._model.fail(sent.access)
@@ -135,7 +136,7 @@ class Judge:
             self._tally.failed_or_invalid(kind)
         if not read:
             self._untouched(data)
-        self._used(used, {0, 1} if read else {1})
+        self._used(used, 0 if read else 1)
 
     def _found(self, sent: Sent, data: bytes, in_part: bool) -> None:
         """A read has found ``data``; ``in_part``: some may not have been read."""
@@ -155,8 +156,9 @@ class Judge:
     def _untouched(self, data: bytes) -> None:
         assert data.count(FILL) == len(data), "data was written that nobody asked for"
 
-    def _used(self, used: int, allowed: set[int]) -> None:
-        assert used in allowed, f"the device says that it wrote {used} bytes, not {allowed}"
+    def _used(self, used: int, written: int) -> None:
+        """``written``: the bytes from the first device-writable one on, without a gap."""
+        assert used == written, f"the device says that it wrote {used} bytes, not {written}"
 
 
 def is_flush(sent: Sent) -> bool:
