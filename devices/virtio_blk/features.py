@@ -125,6 +125,11 @@ class Blocks:
         # The fields of TOPOLOGY hold no more.
         minimum = min(minimum, 0xFFFF * logical)
         aligned = 0 if host.aligned % logical else host.aligned % physical
+        if aligned > 0xFF * logical:
+            # Where blocks of this smaller size begin can be told, and each that is wanted is
+            # among them.
+            physical = 0x100 * logical
+            aligned %= physical
         return cls(logical, physical, aligned, minimum, optimal, granularity or logical)
 
     def check(self, path: str, size: int) -> None:

@@ -8,10 +8,13 @@ from struct import pack, unpack_from
 import pytest
 from blk_device import IN, IOERR, OK, OUT, SECTORS, Maker, block_device, disk_file, disks
 from blk_host import loop_device
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pykvm.devices.virtio_blk import DiscardMode, DiskOptions, Image
 from pykvm.devices.virtio_blk import constants as blk
-from pykvm.devices.virtio_blk.features import Blocks, offered
+from pykvm.devices.virtio_blk.config import ConfigSpace
+from pykvm.devices.virtio_blk.features import Blocks, describe, offered
 from pykvm.devices.virtio_blk.host_limits import HostBlocks
 from pykvm.errors import UsageError
 
@@ -172,6 +175,23 @@ def test_advice_that_cannot_be_meant(
 def test_a_minimum_that_the_field_does_not_hold() -> None:
     blocks = Blocks.choose(DiskOptions(min_io_size=1 << 30), FILE)
     assert blocks.minimum == 0xFFFF * 512
+
+
+@pytest.mark.parametrize("logical", [512, 4096])
+@given(where=st.integers(0, 4095))
+def test_an_alignment_that_the_field_does_not_hold(logical: int, where: int) -> None:
+    """Such as that of a partition in blocks of 2 MiB: smaller blocks are told of."""
+    physical = 2 << 20
+    place = where * 512
+    blocks = Blocks.choose(DiskOptions(), HostBlocks(logical, physical, place, 0, 0, 4096))
+    config = ConfigSpace(blk.VIRTIO_BLK_F_TOPOLOGY)
+    describe(config, DiskOptions(), blocks, False)
+    told, aligned = 1 << config.bytes[24], config.bytes[25]
+    if place % logical:
+        assert aligned == 0
+    else:
+        assert aligned == place // logical % told
+        assert told * logical == physical or (place > 255 * logical and told == 256)
 
 
 def test_a_block_device_is_asked(path: Path) -> None:
