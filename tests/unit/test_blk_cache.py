@@ -310,9 +310,22 @@ def test_without_a_page_cache_each_sync_speaks_for_itself(
     assert [disk.write(), disk.write()] == [IOERR, OK]
 
 
-def test_a_sync_without_space_stops_once(make: Callable[..., Disk], syncs: Syncs) -> None:
-    """The pages are gone, so it would be no use to make space and try again, for ever."""
+def test_a_sync_without_space_does_not_stop(make: Callable[..., Disk], syncs: Syncs) -> None:
+    """The pages are gone: to make space and try again would be of no use."""
     disk = make(CacheMode.WRITEBACK)
+    syncs.fails = [errno.ENOSPC]
+    assert [disk.flush(), disk.flush()] == [IOERR, IOERR]
+    assert [(error.errno, error.action, error.lost) for error in disk.errors] == [
+        (errno.ENOSPC, ErrorAction.REPORT, True),
+        (errno.EIO, ErrorAction.REPORT, True),
+    ]
+
+
+def test_without_a_page_cache_a_sync_without_space_stops(
+    make: Callable[..., Disk], syncs: Syncs
+) -> None:
+    """Nothing is lost, and with space the next attempt succeeds."""
+    disk = make(CacheMode.NONE)
     syncs.fails = [errno.ENOSPC]
     driver = disk.transport.drivers[0]
     head = driver.send([pack("<IIQ", VIRTIO_BLK_T_FLUSH, 0, 0)], [1])
@@ -322,10 +335,9 @@ def test_a_sync_without_space_stops_once(make: Callable[..., Disk], syncs: Syncs
     assert disk.transport.collect() == []
     disk.device.resume()
     disk.transport.wait(head)
-    assert driver.response(head)[0] == IOERR
-    assert [(error.errno, error.action) for error in disk.errors] == [
-        (errno.ENOSPC, ErrorAction.STOP),
-        (errno.EIO, ErrorAction.REPORT),
+    assert driver.response(head)[0] == OK
+    assert [(error.errno, error.action, error.lost) for error in disk.errors] == [
+        (errno.ENOSPC, ErrorAction.STOP, False)
     ]
 
 
