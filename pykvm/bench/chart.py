@@ -15,8 +15,8 @@ BAND_HEIGHT = TITLE_HEIGHT + 2 * (PLOT_HEIGHT + GAP_Y)
 COLUMNS = 3
 
 
-def chart_of(rows: Sequence[Row]) -> str:
-    """For each workload requests per second, and median latency below."""
+def chart_of(rows: Sequence[Row], note: str = "") -> str:
+    """For each workload requests per second, and median latency below; ``note`` is about ours."""
     families = list(dict.fromkeys(row.workload.family for row in rows))
     names = ["pykvm", *dict.fromkeys(v.tool for row in rows for v in row.others)]
     columns = min(len(families), COLUMNS)
@@ -26,7 +26,7 @@ def chart_of(rows: Sequence[Row]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11" fill="#24292f">',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        *_legend(names),
+        *_legend([f"pykvm ({note})" if note else "pykvm", *names[1:]]),
     ]
     for number, family in enumerate(families):
         band, column = divmod(number, columns)
@@ -45,13 +45,14 @@ def chart_of(rows: Sequence[Row]) -> str:
 
 def _legend(names: Sequence[str]) -> list[str]:
     parts = []
+    x = LEFT
     for i, name in enumerate(names):
-        x = LEFT + 130 * i
         colour = COLOURS[i % len(COLOURS)]
         parts.append(
             f'<line x1="{x}" y1="20" x2="{x + 24}" y2="20" stroke="{colour}" stroke-width="2.5"/>'
         )
         parts.append(f'<text x="{x + 30}" y="24" font-size="13">{escape(name)}</text>')
+        x += 60 + max(70, 7 * len(name))
     return parts
 
 

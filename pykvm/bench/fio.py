@@ -44,6 +44,10 @@ class FioTool:
         done = subprocess.run([self._program, "--version"], capture_output=True, check=False)
         return done.stdout.decode(errors="replace").strip()
 
+    def note(self, job: Job) -> str:
+        """See Tool."""
+        return ""
+
     def command(self, job: Job) -> list[str]:
         """See Tool: the one for the first workload."""
         return self._command(job, job.workloads[0], 1)

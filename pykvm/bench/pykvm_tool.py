@@ -9,6 +9,7 @@ from pykvm.bench.tool import Job, Progress
 from pykvm.bench.vm import MEMORY_MIB, VmRunner
 from pykvm.bench.watch import Kind
 from pykvm.threads import cpu_list
+from pykvm.virtio import split
 
 
 class PykvmTool:
@@ -24,6 +25,10 @@ class PykvmTool:
     def version(self) -> str:
         """See Tool."""
         return f"pykvm {__version__}, Python {sys.version.split()[0]}"
+
+    def note(self, job: Job) -> str:
+        """See Tool."""
+        return f"hot path {form()}"
 
     def command(self, job: Job) -> list[str]:
         """See Tool."""
@@ -47,6 +52,11 @@ class PykvmTool:
             *boot_command(job.kernel, "script"),
             *("--initrd", str(script), "--cpus", str(job.vcpus), "--disk", keys, *affinity),
         ]
+
+
+def form() -> str:
+    """Which form of the hot path runs here (speed/README.md): "compiled" or "interpreted"."""
+    return "interpreted" if (split.__file__ or "").endswith(".py") else "compiled"
 
 
 def boot_command(kernel: Path, words: str) -> list[str]:

@@ -4,9 +4,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from pykvm.bench.qemu_cpu import cpu_model, qemu_command
 from pykvm.bench.sample import Run
 from pykvm.bench.tool import Job, Progress
-from pykvm.bench.vm import MEMORY_MIB, VmRunner
+from pykvm.bench.vm import VmRunner
 from pykvm.bench.watch import Kind
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
@@ -38,6 +39,11 @@ class QemuTool:
         done = subprocess.run([self._program, "--version"], capture_output=True, check=False)
         return done.stdout.decode(errors="replace").partition("\n")[0]
 
+    def note(self, job: Job) -> str:
+        """See Tool; HostError if QEMU cannot run a guest here."""
+        model = cpu_model(self._program, self._machine, job.kernel)
+        return f"-cpu {model}" + ("" if model == "host" else ", for '-cpu host' fails here")
+
     def command(self, job: Job) -> list[str]:
         """See Tool."""
         return self._command(job, job.disks[0], job.folder / "script")
@@ -49,8 +55,9 @@ class QemuTool:
     def _command(self, job: Job, disk: Path, script: Path) -> list[str]:
         file = str(disk).replace(",", ",,")
         poll = f",poll-max-ns={self._poll}" if self._poll else ""
+        model = cpu_model(self._program, self._machine, job.kernel)
         return [
-            *qemu_command(self._program, self._machine, job.kernel, "script"),
+            *qemu_command(self._program, self._machine, job.kernel, "script", model),
             *("-initrd", str(script), "-smp", str(job.vcpus)),
             *("-name", "bench,debug-threads=on", "-object", f"iothread,id=io{poll}"),
             "-drive",
@@ -66,18 +73,6 @@ def qemu_program() -> str:
     if found is None:
         raise UsageError(f"{PROGRAM} is not on the PATH", "install it (Debian: qemu-system-x86)")
     return found
-
-
-def qemu_command(program: str, machine: str, kernel: Path, words: str) -> list[str]:
-    """A command line that boots the bare guest without a disk; ``words`` are for the guest."""
-    return [
-        *(program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-accel", "kvm", "-cpu", "host", "-m", f"{MEMORY_MIB}M"),
-        *("-machine", f"{machine},memory-backend=ram"),
-        *("-object", f"memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on"),
-        *("-kernel", str(kernel), "-append", words, "-serial", "stdio"),
-        *("-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"),
-    ]
 
 
 def qemu_tools(cache: CacheMode, machine: str = "pc") -> list[QemuTool]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pykvm import __version__
 from pykvm.bench.compare import Figures, Row, middle
+from pykvm.bench.pykvm_tool import form
 from pykvm.bench.sample import Run
 from pykvm.bench.session import Measurement
 from pykvm.bench.tool import Tool
@@ -23,6 +24,7 @@ def as_object(measurement: Measurement) -> dict[str, Any]:
     job = measurement.job
     return {
         "version": __version__,
+        "form": form(),
         "host": _host() | {"noise": asdict(measurement.noise)},
         "settings": {
             **names_fields("disks", job.disks),
@@ -69,6 +71,7 @@ def _tool(measurement: Measurement, tool: Tool, runs: Sequence[Run]) -> dict[str
         "name": tool.name,
         "configuration": tool.label,
         "version": tool.version(),
+        "note": tool.note(measurement.job),
         "command": tool.command(measurement.job),
         "start": middle(run.start for run in runs),
         "memory": middle(run.memory for run in runs),

@@ -12,37 +12,36 @@ from statistics import median
 from typing import Final
 
 from pykvm.bench.child import last_words, running
-from pykvm.bench.pykvm_tool import boot_command
-from pykvm.bench.qemu import qemu_command, qemu_program
+from pykvm.bench.pykvm_tool import boot_command, form
+from pykvm.bench.qemu import qemu_program
+from pykvm.bench.qemu_cpu import MODE, PATIENCE_SECONDS, WORDS, cpu_model, qemu_command
 from pykvm.bench.table import align
 from pykvm.errors import PykvmError
 
-MODE = "hello 0"
-WORDS = b"hello from CPL3"
-"""What the bare guest prints in this mode, a few hundred instructions after its entry."""
 MACHINES: Final = ("microvm", "pc", "q35")
 """QEMU's: the leanest, the default, and the modern one."""
-PATIENCE_SECONDS = 60.0
 
 
 @dataclass(slots=True)
 class Start:
-    """One tool's command line, and seconds for each run."""
+    """One tool's command line, and seconds for each run; ``note`` tells how it was run."""
 
     name: str
+    note: str
     command: list[str]
     seconds: list[float] = field(default_factory=list)
 
 
 def starts(kernel: Path, with_qemu: bool) -> list[Start]:
-    """What is to be timed: pykvm, and QEMU with each machine; UsageError if it is not there."""
-    found = [Start("pykvm", boot_command(kernel, MODE))]
+    """What is to be timed: pykvm, and QEMU with each machine; UsageError if it is not there,
+    HostError if it cannot run here."""
+    found = [Start("pykvm", f"hot path {form()}", boot_command(kernel, MODE))]
     if with_qemu:
         program = qemu_program()
-        found += [
-            Start(f"qemu {machine}", qemu_command(program, machine, kernel, MODE))
-            for machine in MACHINES
-        ]
+        for machine in MACHINES:
+            model = cpu_model(program, machine, kernel)
+            command = qemu_command(program, machine, kernel, MODE, model)
+            found.append(Start(f"qemu {machine}", f"-cpu {model}", command))
     return found
 
 
@@ -82,7 +81,8 @@ def start_table(found: Sequence[Start]) -> str:
     for start in found:
         middle, least, most = median(start.seconds), min(start.seconds), max(start.seconds)
         lines.append([start.name, *(f"{1e3 * value:.0f}" for value in (middle, least, most))])
-    return align(["to the guest's first words", "ms", "least", "most"], lines)
+    table = align(["to the guest's first words", "ms", "least", "most"], lines)
+    return "\n".join([table, "", *(f"{start.name}: {start.note}" for start in found)])
 
 
 def start_object(found: Sequence[Start]) -> list[dict[str, object]]:
@@ -90,6 +90,7 @@ def start_object(found: Sequence[Start]) -> list[dict[str, object]]:
     return [
         {
             "name": start.name,
+            "note": start.note,
             "command": start.command,
             "median": median(start.seconds),
             "seconds": start.seconds,

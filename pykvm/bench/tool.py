@@ -96,6 +96,13 @@ class Tool(Protocol):
         """Of the tool, one line."""
         ...
 
+    def note(self, job: Job) -> str:
+        """What a reader of ``job``'s figures has to know of how the tool was run, a few words.
+
+        HostError if this host cannot run it.
+        """
+        ...
+
     def command(self, job: Job) -> list[str]:
         """A command line that shows how the tool is run, for the first workload and disk."""
         ...

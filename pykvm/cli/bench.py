@@ -176,12 +176,14 @@ def run_bench(arguments: Sequence[str]) -> int:
                 exits=options.exits,
                 placement=placement,
             )
+            for tool in tools:
+                tool.note(job)  # a tool that cannot run here is told of before minutes are spent
             _warn_if_busy()
             measurement = measure(job, tools, runs, progress)
             if chart is not None:
                 from pykvm.bench.chart import chart_of
 
-                _write_chart(chart, options.chart, chart_of(measurement.rows()))
+                _write_chart(chart, options.chart, chart_of(measurement.rows(), ours.note(job)))
     except _Stopped as stopped:
         return 128 + stopped.number
     emit(json_text(as_object(measurement)) + "\n" if options.json else as_text(measurement))
@@ -216,7 +218,8 @@ def as_text(measurement: Measurement) -> str:
     for tool, runs in zip(measurement.tools, measurement.runs, strict=True):
         start = middle(run.start for run in runs)
         memory = middle(run.memory for run in runs)
-        lines.append(cost_of(f"{tool.name} {tool.label}".strip(), start, memory))
+        cost = cost_of(f"{tool.name} {tool.label}".strip(), start, memory)
+        lines.append(", ".join(part for part in (cost, tool.note(measurement.job)) if part))
     lines.append(str(measurement.noise))
     return "\n".join(line for i, line in enumerate(lines) if line or i == 1) + "\n"
 

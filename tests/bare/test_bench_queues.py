@@ -1,10 +1,10 @@
 """Loads on several queues, and in several VMs, at once."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from qemu_here import require_qemu
 
 from pykvm.bench.pykvm_tool import PykvmTool
 from pykvm.bench.qemu import QemuTool
@@ -16,9 +16,6 @@ from pykvm.devices.virtio_blk import CacheMode
 from pykvm.testing.bare import build_bare_guest
 
 pytestmark = pytest.mark.kvm
-with_qemu = pytest.mark.skipif(
-    not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed"
-)
 SIZE = 4 << 20
 REQUESTS = 64
 Carry = Callable[..., Run]
@@ -62,14 +59,13 @@ def blocks_written(data: bytes) -> list[int]:
 
 
 @pytest.mark.parametrize("cpus", [1, 2])
-@pytest.mark.parametrize(
-    "tool", [PykvmTool, pytest.param(lambda: QemuTool("threads"), marks=with_qemu)]
-)
-def test_each_queue_has_its_part_of_the_disk(
-    disks: list[Path], tool: Callable[[], Tool], cpus: int
-):
+@pytest.mark.parametrize("tool", ["pykvm", "qemu"])
+def test_each_queue_has_its_part_of_the_disk(disks: list[Path], tool: str, cpus: int):
+    if tool == "qemu":
+        require_qemu("pc")
+    made = PykvmTool() if tool == "pykvm" else QemuTool("threads")
     shapes = Shapes([1, 4], queues=[2])
-    run = carry_out(tool(), disks, ["seqwrite"], shapes, cpus)
+    run = carry_out(made, disks, ["seqwrite"], shapes, cpus)
     assert all(sample is not None and sample.iops > 0 for sample in run.samples)
     half = SIZE // 4096 // 2
     expected = [*range(REQUESTS), *range(half, half + REQUESTS)]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,9 @@ from xml.etree import ElementTree
 
 import pytest
 from patience import patience
+from qemu_here import require_qemu, skip_where_qemu_runs_no_guest
 
+from pykvm.bench.pykvm_tool import form
 from pykvm.cli.main import main
 
 SMALL = ["bench", "--size", "2M", "--requests", "200", "--runs", "1", "--depth", "4"]
@@ -20,7 +21,9 @@ MEASURABLE = "10000"
 """Requests that take many ticks of a clock of processor time, which may stand still in between."""
 
 
-def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def bench(
+    folder: Path, *arguments: str, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run it with ``folder`` for its temporary files, of which nothing may be left."""
     done = subprocess.run(
         [sys.executable, "-m", "pykvm", *SMALL, *arguments],
@@ -28,7 +31,7 @@ def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
         timeout=patience(120),
-        env=os.environ | {"TMPDIR": str(folder)},
+        env=os.environ | {"TMPDIR": str(folder)} | (environment or {}),
     )
     assert list(folder.iterdir()) == []
     return done
@@ -53,6 +56,7 @@ def test_a_table(folder: Path):
     assert second.startswith("seqwrite 8 KiB ")
     assert nothing == ""
     assert cost.startswith("pykvm: first guest instructions after ")
+    assert cost.endswith(f", hot path {form()}")
     assert noise.startswith("meanwhile others used ")
 
 
@@ -65,7 +69,7 @@ def test_json_and_chart(folder: Path, tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert set(found) == {"version", "host", "settings", "rows", "tools"}
+    assert set(found) == {"version", "form", "host", "settings", "rows", "tools"}
     (row,) = found["rows"]
     assert (row["workload"], row["block"], row["depth"]) == ("randread", 4096, 4)
     assert row["pykvm"]["iops"] > 0
@@ -80,14 +84,17 @@ def test_json_and_chart(folder: Path, tmp_path: Path):
     assert 0 < sample["p50"] <= sample["p99"] <= sample["longest"]
     assert run["start"] > 0
     assert run["memory"] > 1 << 20
+    assert found["form"] == form()
     ElementTree.parse(chart)
+    assert f"pykvm (hot path {form()})" in chart.read_text()
 
 
 @pytest.mark.kvm
-@pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed")
 def test_against_qemu(folder: Path):
+    require_qemu()
     load = ["--workload", "randread", "--requests", MEASURABLE]
     done = bench(folder, *load, "--against", "qemu,aio=threads", "--json")
+    skip_where_qemu_runs_no_guest(done)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     theirs = found["rows"][0]["others"]["qemu"]
@@ -95,6 +102,22 @@ def test_against_qemu(folder: Path):
     assert theirs["iops"] > 0
     assert theirs["cpu"] > 0
     assert "QEMU" in found["tools"][1]["version"]
+    assert found["tools"][1]["note"].startswith("-cpu ")
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("more", [["--workload", "randread"], ["--start"]])
+def test_a_qemu_that_cannot_run_here(folder: Path, tmp_path: Path, more: list[str]):
+    """Nothing is measured, and nothing of pykvm has failed: the status is that of a host."""
+    qemu = tmp_path / "qemu-system-x86_64"
+    qemu.write_text("#!/bin/sh\necho failed to set MSR 0x10a >&2\nexit 1\n")
+    qemu.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = bench(folder, *more, "--against", "qemu", environment={"PATH": path})
+    assert (done.returncode, done.stdout) == (77, "")
+    assert "cannot compare with QEMU, because" in done.stderr
+    assert "saying 'failed to set MSR 0x10a'" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.kvm
@@ -119,16 +142,18 @@ def test_growth_and_exits(folder: Path):
 def test_the_start_of_a_vm(folder: Path):
     done = bench(folder, "--start")
     assert done.returncode == 0, done.stderr
-    head, line = done.stdout.splitlines()
+    head, line, nothing, note = done.stdout.splitlines()
+    assert (nothing, note) == ("", f"pykvm: hot path {form()}")
     assert head.split()[-3:] == ["ms", "least", "most"]
     assert line.split()[0] == "pykvm"
     assert 0 < int(line.split()[1]) < 60_000
 
 
 @pytest.mark.kvm
-@pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed")
 def test_the_start_of_qemu(folder: Path):
+    require_qemu()
     done = bench(folder, "--start", "--against", "qemu", "--json")
+    skip_where_qemu_runs_no_guest(done)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["start"]
     names = [one["name"] for one in found]

@@ -43,6 +43,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """On a host with CPUs 0 to 3, whatever this one has."""
     monkeypatch.setattr(tool, "usable_cpus", lambda: {0, 1, 2, 3})
     monkeypatch.setattr(qemu, "qemu_program", lambda: "qemu")
+    monkeypatch.setattr(qemu, "cpu_model", lambda *_: "host")
     monkeypatch.setattr("shutil.which", lambda name: name)
     workloads = parse_workloads(["randread"], Shapes([4]))
     disks = [tmp_path / "disk.img"]

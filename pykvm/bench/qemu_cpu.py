@@ -1,0 +1,60 @@
+"""Which CPU QEMU can show to a guest here: ``-cpu host`` ends at once on some hosts."""
+
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from pykvm.bench.child import last_words, running
+from pykvm.bench.vm import MEMORY_MIB
+from pykvm.errors import HostError
+
+CPU_MODELS: Final = ("host", "host,arch-capabilities=off", "max", "qemu64")
+"""In the order in which they are tried: the more a guest sees of the host's CPU, the better.
+
+Without arch-capabilities there is no MSR 0x10a, which KVM may refuse although it
+offers the bit."""
+MODE: Final = "hello 0"
+WORDS: Final = b"hello from CPL3"
+"""What the bare guest prints in this mode, a few hundred instructions after its entry."""
+PATIENCE_SECONDS: Final = 60.0
+
+
+@cache
+def cpu_model(program: str, machine: str, kernel: Path) -> str:
+    """The first of CPU_MODELS with which the bare guest runs in QEMU's ``machine``; HostError."""
+    reasons = []
+    for model in CPU_MODELS:
+        words = _failure(qemu_command(program, machine, kernel, MODE, model))
+        if words is None:
+            return model
+        reasons.append(f"-cpu {model}{words}")
+    raise HostError(
+        f"cannot compare with QEMU, because its machine {machine} runs no guest here: "
+        + ", ".join(reasons[:1])
+        + f"; nor does it with {', '.join(CPU_MODELS[1:])}",
+        "leave --against qemu out",
+    )
+
+
+def qemu_command(program: str, machine: str, kernel: Path, words: str, cpu: str) -> list[str]:
+    """A command line that boots the bare guest without a disk; ``words`` are for the guest."""
+    return [
+        *(program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-accel", "kvm", "-cpu", cpu, "-m", f"{MEMORY_MIB}M"),
+        *("-machine", f"{machine},memory-backend=ram"),
+        *("-object", f"memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on"),
+        *("-kernel", str(kernel), "-append", words, "-serial", "stdio"),
+        *("-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"),
+    ]
+
+
+def _failure(command: list[str]) -> str | None:
+    """None if the guest got to its words; else what there is to say of it, behind a name."""
+    with tempfile.TemporaryFile() as errors, running(command, errors) as child:
+        try:
+            said, _ = child.communicate(timeout=PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            return " is silent"
+        return None if WORDS in said else last_words(errors) or " ends without a word"
