@@ -105,11 +105,16 @@ class Ring:
         self.entries, completions, features = _PARAMS.unpack_from(params)
         self.pending = 0
         self.result = 0
+        self._maps = []
         try:
             if features & _NEEDED != _NEEDED:
                 raise _unavailable("Linux before 5.6 lacks parts of it")
             self._find(params, completions)
         except BaseException:
+            # A mapping has a descriptor of its own, which would live as long as the exception.
+            for mapping in self._maps:
+                with suppress(BufferError):
+                    mapping.close()
             os.close(self.fd)
             raise
 
@@ -117,7 +122,7 @@ class Ring:
         _, tail, mask, _, flags, _, array = unpack_from(_OFFSETS, params, _SQ_OFFSETS)
         cq_head, cq_tail, cq_mask, _, _, cqes, _ = unpack_from(_OFFSETS, params, _CQ_OFFSETS)
         size = max(array + 4 * self.entries, cqes + _CQE_SIZE * completions)
-        self._maps = [_map(self.fd, size, _IORING_OFF_SQ_RING)]
+        self._maps.append(_map(self.fd, size, _IORING_OFF_SQ_RING))
         self._maps.append(_map(self.fd, _SQE_SIZE * self.entries, _IORING_OFF_SQES))
         rings, entries = memoryview(self._maps[0]), memoryview(self._maps[1])
         self._words, self.shared = rings.cast("I"), rings.cast("H")

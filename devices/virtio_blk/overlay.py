@@ -185,8 +185,12 @@ class OverlayEngine:
         if below.notifier >= 0:
             # Readable while one of its descriptors is.
             self._epoll = select.epoll()
-            for engine in self._engines:
-                self._epoll.register(engine.notifier, select.EPOLLIN)
+            try:
+                for engine in self._engines:
+                    self._epoll.register(engine.notifier, select.EPOLLIN)
+            except BaseException:
+                self._epoll.close()
+                raise
 
     @property
     def notifier(self) -> int:

@@ -34,6 +34,7 @@ from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_WRITE_ZEROES
 from pykvm.devices.virtio_blk.overlay import Snapshot
 from pykvm.devices.virtio_blk.threads import ThreadsEngine
 from pykvm.errors import HostError, shortage
+from pykvm.memory.guest import GuestMemory
 from pykvm.memory.ram import Ram
 from pykvm.testing.mock_transport import MockTransport
 from pykvm.testing.rig import Rig
@@ -227,6 +228,36 @@ def test_so_few_descriptors(path: Path, factory: EngineFactory, snapshot: bool) 
         transport.reset()
         assert held() == before
     device.close()
+
+
+@engines(["threads", "io_uring"])
+@pytest.mark.parametrize("snapshot", [False, True], ids=["", "snapshot"])
+def test_an_exception_keeps_nothing_open(
+    path: Path, factory: EngineFactory, snapshot: bool
+) -> None:
+    """However long it lives, as with the frames of its traceback on some versions of Python."""
+    image = Image(path, readonly=snapshot)
+    if snapshot:
+        image = over = Snapshot(image)
+        factory = over.wrap(factory)
+    memory = GuestMemory(1 << 20)
+    before = held()
+    kept: list[Exception] = []
+    for count in range(100):
+        with descriptors(count):
+            try:
+                engine = factory(image, memory.ram)
+            except (OSError, HostError) as error:
+                kept.append(error)
+            else:
+                break
+        assert held() == before
+    engine.close()
+    assert kept
+    assert held() == before
+    image.close()
+    kept.clear()
+    memory.close()
 
 
 @pytest.mark.parametrize("made", QUEUES)
