@@ -64,6 +64,8 @@ def test_the_end_of_input_ends_the_shell(boot):
 def test_panic(boot):
     done = boot("--exec", "echo c >/proc/sysrq-trigger", check=126)
     assert b"Kernel panic - not syncing" in done.stderr
+    assert b"Call Trace:" in done.stderr
+    assert b"sysrq_handle_crash" in done.stderr, "with the functions' names"
 
 
 def test_panic_without_pvpanic_is_told_from_a_reset(boot):
