@@ -66,7 +66,7 @@ def _fill(handle: int, size: int) -> None:
 def size_of(path: Path) -> int:
     """Bytes of a raw image or block device, whole blocks of 4096; UsageError."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             size = os.lseek(handle, 0, os.SEEK_END) // 4096 * 4096
         finally:

@@ -73,7 +73,11 @@ class FioTool:
                 raise PykvmError(f"fio failed{last_words(errors)}", f"try '{join(command)}'")
         # Warnings may come before the object.
         text = output[max(output.find(b"{"), 0) :]
-        return sample_of(json.loads(text)["jobs"][0], workload)
+        try:
+            return sample_of(json.loads(text)["jobs"][0], workload)
+        except (ValueError, LookupError, TypeError, ArithmeticError):
+            message = "fio's report is not as that of fio 3 is"
+            raise PykvmError(message, f"see what '{join(command)}' prints") from None
 
     def _command(self, job: Job, workload: Workload, seed: int) -> list[str]:
         limit = ["--time_based", f"--runtime={int(job.seconds * 1e6)}us"]

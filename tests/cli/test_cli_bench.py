@@ -247,3 +247,9 @@ def test_mistakes(capfd, arguments: list[str], words: str):
     assert out == ""
     assert err.count("\n") == 1
     assert words in err
+
+
+def test_a_pipe_is_no_disk_and_is_not_waited_for(capfd, tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["bench", "--workload", "randread", "--disk", str(tmp_path / "pipe")]) == 2
+    assert "cannot be read: Illegal seek" in capfd.readouterr().err

@@ -115,6 +115,16 @@ def test_fio_runs_each_workload(job: Job, tmp_path: Path, monkeypatch: pytest.Mo
     assert synchronous.samples == (None, None)
 
 
+@pytest.mark.parametrize("report", ["nothing", "{", "{}", '{"jobs": [{"read": {}}]}'])
+def test_a_report_of_fio_that_lacks_something_is_no_bug_of_ours(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: str
+):
+    program(tmp_path, "fio", f"echo '{report}'")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PykvmError, match="fio's report is not"):
+        FioTool("x").run(job, 1, lambda number: None)
+
+
 def test_fio_that_fails_is_quoted(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     program(tmp_path, "fio", "echo 'fio: no such engine' >&2; exit 1")
     monkeypatch.setenv("PATH", str(tmp_path))
