@@ -5,6 +5,7 @@ from html import escape
 
 from pykvm.axes import linear_axis, log_axis, short
 from pykvm.bench.compare import Figures, Row
+from pykvm.errors import shown
 
 COLOURS = ("#1f6feb", "#d1495b", "#6a737d", "#2a9d8f")
 """pykvm's first."""
@@ -51,7 +52,7 @@ def _legend(names: Sequence[str]) -> list[str]:
         parts.append(
             f'<line x1="{x}" y1="20" x2="{x + 24}" y2="20" stroke="{colour}" stroke-width="2.5"/>'
         )
-        parts.append(f'<text x="{x + 30}" y="24" font-size="13">{escape(name)}</text>')
+        parts.append(f'<text x="{x + 30}" y="24" font-size="13">{escape(shown(name))}</text>')
         x += 60 + max(70, 7 * len(name))
     return parts
 

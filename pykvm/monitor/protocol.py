@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pykvm.errors import shown
 from pykvm.monitor.stream import JsonStream, Malformed
 
 Json = Mapping[str, Any]
@@ -32,7 +33,7 @@ class QmpError(Exception):
 
     def __init__(self, description: str, kind: str = GENERIC_ERROR) -> None:
         super().__init__(description)
-        self.description = description
+        self.description = shown(description)  # a name in it need not be UTF-8
         self.kind = kind
 
 

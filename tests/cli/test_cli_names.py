@@ -12,6 +12,8 @@ from patience import patience
 
 from pykvm.machine import Machine, MachineConfig
 from pykvm.machine.disks import DiskConfig
+from pykvm.monitor.commands import execute
+from pykvm.monitor.protocol import Command, QmpError
 from pykvm.monitor.shapes import block_info
 
 NAME = b"d\xff\n\x1b[31m"
@@ -63,6 +65,20 @@ def test_the_monitor_tells_of_such_a_disk(folder: Path, bare_kernel: Path):
     assert inserted["file_base64"] == name
     assert inserted["image"]["filename_base64"] == name
     json.dumps(inserted, ensure_ascii=False).encode()
+
+
+@pytest.mark.kvm
+def test_the_monitor_s_errors_are_utf8_too(folder: Path, bare_kernel: Path):
+    disk = DiskConfig(folder / "d.img", readonly=True)
+    resize = Command("block_resize", {"device": "virtio0", "size": 512})
+    with Machine(MachineConfig(kernel=bare_kernel, disks=[disk])) as machine:
+        machine.pause()
+        machine.start()
+        with pytest.raises(QmpError) as caught:
+            execute(machine, resize)
+    answer = json.loads(resize.failure(caught.value))
+    assert "d\\xff\\n\\x1b[31m/d.img" in answer["error"]["desc"]
+    json.dumps(answer, ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize(
