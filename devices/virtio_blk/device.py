@@ -300,8 +300,10 @@ class VirtioBlk:
         self._on_shortage(lack)
 
     def _lack(self, lack: str) -> None:
-        self._broken(f"the host cannot serve the disk: {lack}")
-        self._on_shortage(lack)
+        try:
+            self._broken(f"the host cannot serve the disk: {lack}")
+        finally:
+            self._on_shortage(lack)
 
     def _release(self) -> None:
         """Serve nothing any more, and free all that did."""

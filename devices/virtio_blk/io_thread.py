@@ -203,8 +203,12 @@ class IoThread:
             self._errands.append(errand)
             self._wake()
             self._state.wait_for(lambda: self._ended or errand not in self._errands)
-        if errand.error is not None:
-            raise errand.error
+        error, errand.error = errand.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # which knows this frame, and the service that is to go
 
     def _ask(self, halt: bool) -> None:
         self._halting = halt
