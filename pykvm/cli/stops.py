@@ -4,12 +4,18 @@ import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pykvm.machine.events import BlockIoError, DiskHeld, Event, HostShortage, Resume, Stop
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk import IoError
+
+
+_LOST: Final = (
+    "what the guest wrote since its last flush may be lost, and no flush of this run succeeds "
+    "any more"
+)
 
 
 class StopReporter:
@@ -33,6 +39,8 @@ class StopReporter:
         self._say = say
         # One failure of each disk is enough: those that follow have the same cause.
         self._failed: set[str] = set()
+        # Said once: all flushes fail from then on.
+        self._lost: set[str] = set()
         # A guest may ask again and again for what the host has not.
         self._lacks: set[tuple[str, str]] = set()
         self._held: set[str] = set()
@@ -43,6 +51,9 @@ class StopReporter:
             if event.error.stops and event.device not in self._failed:
                 self._failed.add(event.device)
                 self._say(self._failure(event))
+            elif event.error.lost and event.device not in self._lost:
+                self._lost.add(event.device)
+                self._say(f"{self._where(event.device)}: {describe(event.error)}; {_LOST}")
         elif isinstance(event, HostShortage):
             if (event.device, event.lack) not in self._lacks:
                 self._lacks.add((event.device, event.lack))
@@ -64,10 +75,7 @@ class StopReporter:
     def _failure(self, event: BlockIoError) -> str:
         error = event.error
         if error.lost:
-            advice = (
-                "what it wrote since its last flush may be lost, and no flush of this run "
-                "succeeds any more: end it, and check what the image holds"
-            )
+            advice = f"{_LOST}: end it, and check what the image holds"
         elif self._how:
             advice = f"{self._cure(event)}, then {self._how} tries again"
         else:

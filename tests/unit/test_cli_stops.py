@@ -62,6 +62,19 @@ def test_nobody_is_told_to_make_space_for_what_is_lost(reporter, said, ways):
     assert "tries again" not in said[0]
 
 
+def test_lost_data_are_told_once_though_the_guest_goes_on(reporter, said):
+    tell = reporter("Ctrl-a c")
+    for operation in ("flush", "write", "flush"):
+        tell(failure(operation=operation, action=ErrorAction.REPORT, lost=True))
+    tell(failure("virtio1", operation="flush", action=ErrorAction.REPORT, lost=True))
+    assert [text[:7] for text in said] == ["virtio0", "virtio1"]
+    assert said[0] == (
+        "virtio0 (a.img): a flush failed: no space left on device (ENOSPC); "
+        "what the guest wrote since its last flush may be lost, "
+        "and no flush of this run succeeds any more"
+    )
+
+
 def test_without_a_way_out_the_user_is_told_so(reporter, said):
     reporter()(failure(number=errno.EIO, operation="flush"))
     (text,) = said
