@@ -49,7 +49,8 @@ class InputPump:
     ``feed(data)`` takes what was read; while its answer is False, nothing
     more is read until :meth:`wake`, which is made for ``on_room``. ``ended()``
     is called once at the end of the input: end of file, or nothing that can
-    be read, as a closed descriptor or a directory.
+    be read, as a closed descriptor or a directory; or after a bug, what is
+    raised here.
 
     With ``on_key``, the input is a terminal's: escape keys are parsed out and
     go to ``on_key``. It is then read without regard to ``feed``'s answer, so
@@ -107,6 +108,14 @@ class InputPump:
                 os.eventfd_write(self._eventfd, 1)
 
     def _run(self) -> None:
+        try:
+            self._pump()
+        except BaseException:
+            # Rather than leave the guest without input, and the user without keys.
+            self._ended()
+            raise
+
+    def _pump(self) -> None:
         while True:
             readable = self._wait()
             if self._stopped:

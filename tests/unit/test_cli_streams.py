@@ -63,6 +63,22 @@ def guest():
     return Guest()
 
 
+def test_a_bug_ends_the_input_and_is_told_of(guest, pipe, monkeypatch):
+    """So nobody waits for a guest, or at a terminal, that no input reaches."""
+
+    def buggy(data):
+        raise ZeroDivisionError
+
+    bugs = []
+    monkeypatch.setattr(threading, "excepthook", bugs.append)
+    guest.feed = buggy
+    read, write = pipe
+    with guest.pump(read.fileno()):
+        write.write(b"one")
+        assert guest.ended.wait(PATIENCE)
+    assert [bug.exc_type for bug in bugs] == [ZeroDivisionError]
+
+
 def test_the_pump_passes_all_and_tells_the_end(guest, pipe):
     read, write = pipe
     with guest.pump(read.fileno()):
