@@ -74,7 +74,7 @@ class Driver(Requests):
             if writeback:
                 self._syncs.cache(True)
             self._device.write_config(at, 1, writeback)
-            self._syncs.cache(writeback)
+            self._syncs.cache(self._device.writeback)
             self.seen["cache switches"] += 1
 
     def _lose(self, queue: int) -> None:
