@@ -26,7 +26,7 @@ def test_random_drivers_find_nothing(block: int, tmp_path: Path) -> None:
     host = Host.look(tmp_path)
     answered = 0
     for seed in range(block * BLOCK, (block + 1) * BLOCK):
-        answered += play(choose(seed, host, STEPS), PATIENCE)["answered"]
+        answered += play(choose(seed, host, STEPS), patience(PATIENCE))["answered"]
     assert answered > 1000, "the drivers do next to nothing"
 
 
