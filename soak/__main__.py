@@ -5,7 +5,6 @@ import json
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from tempfile import gettempdir
 from typing import Final
 
@@ -25,7 +24,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     first = int(time.time()) if arguments.seed is None else arguments.seed
     runs = arguments.runs or (0 if arguments.seconds else 1)
-    host = Host.look(Path(gettempdir()))
+    host = Host.look()
     form = "interpreted" if (split.__file__ or "").endswith(".py") else "compiled"
     print(f"soak: from seed {first} on, hot path {form}, {_has(host)}", flush=True)
     seen: Counter[str] = Counter()

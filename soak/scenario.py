@@ -1,9 +1,7 @@
 """What one scenario is made of, chosen from its seed."""
 
-import os
-from pathlib import Path
 from random import Random
-from tempfile import TemporaryFile
+from tempfile import NamedTemporaryFile
 from typing import Any, Final, NamedTuple
 
 from pykvm import io_uring
@@ -13,9 +11,11 @@ from pykvm.devices.virtio_blk import (
     DiscardMode,
     EngineKind,
     ErrorPolicy,
+    Image,
     MergePolicy,
 )
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH
+from pykvm.errors import UsageError
 from pykvm.virtio.constants import VIRTIO_F_VERSION_1
 from soak.model import SECTOR
 
@@ -40,15 +40,15 @@ class Host(NamedTuple):
     direct: bool
 
     @classmethod
-    def look(cls, folder: Path) -> "Host":
-        """``folder``: where images will be."""
-        try:
-            with TemporaryFile(dir=folder) as file:
-                path = f"/proc/self/fd/{file.fileno()}"
-                os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT))
+    def look(cls) -> "Host":
+        """What it has where temporary files are."""
+        with NamedTemporaryFile() as file:
+            file.truncate(STEP * SECTOR)
+            try:
+                Image(file.name, cache=CacheMode.NONE).close()
                 direct = True
-        except OSError:
-            direct = False
+            except UsageError:
+                direct = False
         return cls(not io_uring.problem(), direct)
 
 
