@@ -9,6 +9,7 @@ from random import Random
 
 from pykvm.devices.virtio_blk import ErrorAction, IoError, RateLimits, VirtioBlk
 from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
+from pykvm.errors import UsageError
 from pykvm.testing.mock_transport import MockTransport
 from soak.memory import check_quiet
 from soak.model import SECTOR, Model
@@ -171,11 +172,23 @@ class Owner:
             self._device.resume()
 
     def _resize_at_rest(self) -> None:
-        """Once, or twice before anybody looks."""
+        """Once, or twice before anybody looks. Sometimes somebody else resumes it meanwhile."""
+        other = threading.Thread(target=self._device.resume, name="soak other owner")
+        meddles = self._dice.random() < 0.3
+        if meddles:
+            other.start()
         for _ in range(self._dice.choice((1, 1, 2))):
             most = min(self._model.capacity, MOST_SECTORS) // STEP
             capacity = STEP * self._dice.randint(1, min(most + 2, 128))
+            try:
+                self._device.resize(capacity * SECTOR)
+            except UsageError:
+                assert meddles, "a disk at rest can have any size"
+                assert capacity < self._model.capacity, "it can always grow"
+                continue
+            # The guest is stopped: nothing was sent or looked at meanwhile.
             self._model.resizing(capacity)
-            self._device.resize(capacity * SECTOR)
             self._model.resized()
             self.seen["resizes"] += 1
+        if meddles:
+            other.join()
