@@ -37,7 +37,7 @@ def run(limit: str, *arguments: str | Path, prefix: list[str] | None = None) -> 
     [
         ("--as=1000000000", ["-m", "4G"], 2, "raise the limit of memory (ulimit -v)"),
         ("--fsize=0", [], 2, "raise the limit of the size of files (ulimit -f)"),
-        ("--nofile=8", [], 125, "raise the limit of open files (ulimit -n)"),
+        ("--nofile=10", [], 125, "raise the limit of open files (ulimit -n)"),
     ],
 )
 def test_a_limit_is_named(bare_kernel: Path, limit: str, more: list[str], status: int, hint: str):
@@ -47,7 +47,7 @@ def test_a_limit_is_named(bare_kernel: Path, limit: str, more: list[str], status
 
 
 def test_cpu_time_that_is_over_ends_a_run_in_order(bare_kernel: Path):
-    status, err = run("--cpu=2", "boot", "--kernel", bare_kernel, "--append", "spin")
+    status, err = run("--cpu=5", "boot", "--kernel", bare_kernel, "--append", "spin")
     assert (status, err) == (
         152,
         "pykvm: ended by SIGXCPU: the limit of CPU time (ulimit -t) is reached\n",
