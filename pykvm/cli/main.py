@@ -63,6 +63,8 @@ def _as_pykvm_error(error: Exception) -> PykvmError:
             "elsewhere, install pykvm with pip",
         )
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    if isinstance(error, ImportError) and os.strerror(errno.EMFILE) in str(error):
+        number = errno.EMFILE  # so it is told of a shared library
     if number in _EXHAUSTED:
         return PykvmError(os.strerror(number).lower(), advice(number, _EXHAUSTED[number]))
     if isinstance(error, RuntimeError) and "start new thread" in str(error):

@@ -37,13 +37,32 @@ def run(limit: str, *arguments: str | Path, prefix: list[str] | None = None) -> 
     [
         ("--as=1000000000", ["-m", "4G"], 2, "raise the limit of memory (ulimit -v)"),
         ("--fsize=0", [], 2, "raise the limit of the size of files (ulimit -f)"),
-        ("--nofile=10", [], 125, "raise the limit of open files (ulimit -n)"),
     ],
 )
 def test_a_limit_is_named(bare_kernel: Path, limit: str, more: list[str], status: int, hint: str):
     ended, err = run(limit, "boot", "--kernel", bare_kernel, "--append", "hello", *more)
     assert (ended, err.count("\n")) == (status, 1)
     assert hint in err
+
+
+def test_files_that_run_out_at_any_point_end_the_run_with_their_name(
+    bare_kernel: Path, tmp_path: Path
+):
+    """From as many as Python itself needs to enough."""
+    (tmp_path / "d.img").write_bytes(bytes(512))
+    boot = ["boot", "--kernel", bare_kernel, "--append", "hello", "--disk", tmp_path / "d.img"]
+    told = 0
+    for files in range(6, 40):
+        status, err = run(f"--nofile={files}", *boot)
+        if status == 0:
+            break
+        if err.startswith("pykvm: "):  # else Python could not start
+            told += 1
+            assert "internal" not in err
+            assert "ulimit -n" in err
+            assert status in (2, 125)
+    assert status == 0
+    assert told
 
 
 def test_cpu_time_that_is_over_ends_a_run_in_order(bare_kernel: Path):
