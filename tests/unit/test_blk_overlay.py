@@ -236,9 +236,9 @@ def test_files_that_are_far_too_small(path: Path, monkeypatch: pytest.MonkeyPatc
     held = os.listdir("/proc/self/fd")
     with pytest.raises(UsageError) as caught:
         open_image(DiskConfig(path, snapshot=True))
-    assert "file too large; set TMPDIR to a folder on a filesystem with larger files" in str(
-        caught.value
-    )
+    message = str(caught.value)
+    assert "file too large for its filesystem or the limit (ulimit -f); set TMPDIR" in message
+    assert "a folder on a filesystem with larger files" in message
     assert os.listdir("/proc/self/fd") == held
 
 
