@@ -14,7 +14,7 @@ from pathlib import Path
 from . import apt, bundle, cpio, initrd, kernel, requirements, tools
 from .cache import Cache, key, write_atomically
 from .problem import BuildError
-from .progress import capture, note, step
+from .progress import capture, note, step, together
 
 _SOURCES = tuple(sorted({package for tool in tools.TOOLS for package in tool.packages}))
 
@@ -38,6 +38,7 @@ class Builder:
         self._cache = cache
         self._options = options
         self._log = cache.root / "build.log"
+        self._kernel_log = cache.root / "kernel.log"
         self._downloads = cache.root / "downloads"
         self._packages: dict[str, apt.Package] = {}
         self._archive = apt.Archive(cache.root / "apt", self._log)
@@ -142,17 +143,24 @@ class Builder:
         if self._options.update or not self._load():
             self._resolve()
         parts = self._part_keys()
+        missing = {name for name, key in parts.items() if not self._cache.path(name, key).is_dir()}
+        wanted = [tool for tool in tools.TOOLS if tool.name in missing]
+        flavours = [name for name in self._options.flavours if f"kernel-{name}" in missing]
+        for name in [package for tool in wanted for package in tool.packages]:
+            self._fetched(name)
+        if flavours:
+            self._fetched(kernel.SOURCE_PACKAGE)
         with self._cache.scratch("work") as work:
-            self._build_tools(parts, work)
-            self._build_kernels(parts, work)
+            # Configuring the tools leaves most CPUs idle.
+            together(
+                partial(self._build_tools, wanted, parts, work),
+                partial(self._build_kernels, flavours, parts, work),
+            )
         return parts
 
-    def _build_tools(self, parts: dict[str, str], work: Path) -> None:
-        compiler: Path | None = None
-        for tool in tools.TOOLS:
-            if self._cache.path(tool.name, parts[tool.name]).is_dir():
-                continue
-            compiler = compiler or tools.compiler(work / "compiler")
+    def _build_tools(self, wanted: list[tools.Tool], parts: dict[str, str], work: Path) -> None:
+        compiler = tools.compiler(work / "compiler")
+        for tool in wanted:
             trees = {name: self._unpacked(name, work) for name in tool.packages}
             place = tools.Place(trees, work, compiler, self._log, self._options.jobs)
             self._cache.build(
@@ -174,23 +182,18 @@ class Builder:
                 self._archive.fetch(package, self._downloads)
         return package
 
-    def _build_kernels(self, parts: dict[str, str], work: Path) -> None:
-        wanted = [
-            flavour
-            for flavour in self._options.flavours
-            if not self._cache.path(f"kernel-{flavour}", parts[f"kernel-{flavour}"]).is_dir()
-        ]
-        if not wanted:
+    def _build_kernels(self, flavours: list[str], parts: dict[str, str], work: Path) -> None:
+        if not flavours:
             return
-        package = self._fetched(kernel.SOURCE_PACKAGE)
-        archive = self._downloads / package.files[0][0]
-        tree = kernel.unpack(archive, work / "linux", self._log)
+        archive = self._downloads / self._packages[kernel.SOURCE_PACKAGE].files[0][0]
+        self._kernel_log.write_bytes(b"")
+        tree = kernel.unpack(archive, work / "linux", self._kernel_log)
         jobs = self._options.jobs
-        for flavour in wanted:
+        for flavour in flavours:
             self._cache.build(
                 f"kernel-{flavour}",
                 parts[f"kernel-{flavour}"],
-                partial(kernel.build, tree, flavour, work / flavour, jobs, self._log),
+                partial(kernel.build, tree, flavour, work / flavour, jobs, self._kernel_log),
             )
 
     # Putting together.
