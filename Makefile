@@ -23,7 +23,7 @@ help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 boot: guest  ## Set up, build the guest if needed, and boot it to a shell (ARGS= adds options)
-	@$(PYTHON) speed/build.py --if-possible
+	@$(PYTHON) speed/build.py --if-compiled
 	@$(PYTHON) -m pykvm boot guest $(ARGS)
 
 ifeq ($(strip $(TESTS)),)

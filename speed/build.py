@@ -250,7 +250,6 @@ def main(arguments: Sequence[str]) -> int:
     add("--clean", action="store_true", help="interpreted from now on")
     add("--if-compiled", action="store_true", help="what is interpreted stays so")
     add("--interpreted", nargs=argparse.REMAINDER, metavar="COMMAND", help="for this command only")
-    add("--if-possible", action="store_true", help="do without if there is no compiler")
     add("--install-deps", action="store_true", help="install the compiler if missing (as root)")
     add("--in-folder", metavar="MODULE", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -266,9 +265,6 @@ def main(arguments: Sequence[str]) -> int:
         if options.interpreted:
             return interpreted_for(options.interpreted)
         if missing_tools():
-            if options.if_possible:
-                clean()
-                return 0
             if not options.install_deps:
                 packages = " ".join(DEBIAN_PACKAGES)
                 raise RuntimeError(f"a C compiler and Python's headers are needed: {packages}")
