@@ -300,7 +300,11 @@ def _reporter(machine: Machine, session: Session, options: Options) -> "StopRepo
         ways.append(f"'cont' on the monitor {shown(str(options.monitor))}")
     images = {disk.name: shown(str(disk.config.path)) for disk in machine.disks}
     rooms = {disk.name: disk.device.image.room for disk in machine.disks}
-    return StopReporter(images, ways, session.say, rooms)
+
+    def give_up(text: str) -> None:
+        machine.finish(Outcome.error(text))
+
+    return StopReporter(images, ways, session.say, rooms, give_up=give_up)
 
 
 def _listen(stack: ExitStack, path: "Path") -> "MonitorSocket":

@@ -22,7 +22,8 @@ class StopReporter:
     """A listener of a machine. A guest that is stopped looks like one that hangs.
 
     ``images`` are the paths of the disks by their names, ``ways`` the phrases
-    for what lets the guest go on, perhaps none, and ``say`` takes a sentence.
+    for what lets the guest go on, and ``say`` takes a sentence. Without any
+    way to go on, ``give_up`` takes the sentence on the error that stopped it.
     ``rooms`` are the folders that need space for disks whose images do not.
     """
 
@@ -32,11 +33,14 @@ class StopReporter:
         ways: Sequence[str],
         say: Callable[[str], None],
         rooms: Mapping[str, str] = MappingProxyType({}),
+        *,
+        give_up: Callable[[str], None],
     ) -> None:
         self._images = images
         self._rooms = rooms
         self._how = " or ".join(ways)
         self._say = say
+        self._give_up = give_up
         # One failure of each disk is enough: those that follow have the same cause.
         self._failed: set[str] = set()
         # Said once: all flushes fail from then on.
@@ -50,7 +54,7 @@ class StopReporter:
         if isinstance(event, BlockIoError):
             if event.error.stops and event.device not in self._failed:
                 self._failed.add(event.device)
-                self._say(self._failure(event))
+                (self._say if self._how else self._give_up)(self._failure(event))
             elif event.error.lost and event.device not in self._lost:
                 self._lost.add(event.device)
                 self._say(f"{self._where(event.device)}: {describe(event.error)}; {_LOST}")
@@ -74,13 +78,17 @@ class StopReporter:
 
     def _failure(self, event: BlockIoError) -> str:
         error = event.error
-        if error.lost:
-            advice = f"{_LOST}: end it, and check what the image holds"
-        elif self._how:
-            advice = f"{self._cure(event)}, then {self._how} tries again"
+        if not self._how:
+            happens = "the run ends here"
+            advice = f"{_LOST}: check what the image holds" if error.lost else self._cure(event)
+            advice += "; with --monitor, a guest can go on after such an error"
         else:
-            advice = "nothing here can let it go on: end it (SIGINT), and use --monitor next time"
-        return f"{self._where(event.device)}: {describe(error)}; the guest is stopped: {advice}"
+            happens = "the guest is stopped"
+            if error.lost:
+                advice = f"{_LOST}: end it, and check what the image holds"
+            else:
+                advice = f"{self._cure(event)}, then {self._how} tries again"
+        return f"{self._where(event.device)}: {describe(error)}; {happens}: {advice}"
 
     def _cure(self, event: BlockIoError) -> str:
         if not event.error.full:

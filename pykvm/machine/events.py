@@ -112,6 +112,11 @@ class Announcer:
         self._thread: threading.Thread | None = None
         self._closed = False
 
+    @property
+    def heard(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._registered)
+
     def announce(self, event: Event) -> None:
         """Have ``event`` delivered. Never waits: from any thread, and from signal handlers.
 

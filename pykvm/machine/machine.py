@@ -1,5 +1,6 @@
 """A virtual machine from its configuration to the end of its run."""
 
+import errno
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -69,6 +70,9 @@ class Machine:
     a sink that blocks is then to give up. ``ram`` is the guest's memory,
     ``disks`` are its disks in the order of the configuration, ``notices``
     are sentences that a user should see, and ``trace`` is the file that was asked for.
+
+    An I/O error for which a disk's policy stops the guest ends the run with
+    ERROR if nobody listens (:meth:`listen`), who could let it go on.
 
     UsageError and HostError say what is wrong with the configuration and
     with this host.
@@ -382,6 +386,10 @@ class Machine:
         disk.failed(error)
         event = BlockIoError(disk.name, error)
         if error.stops:
+            if not self._announcer.heard:
+                # Nobody would learn that the guest waits for a resume.
+                cause = f"{errno.errorcode.get(error.errno, error.errno)}"
+                self.finish(Outcome.error(f"{disk.name}: a {error.operation} failed: {cause}"))
             self._control.io_error(event)
         else:
             self._announcer.announce(event)

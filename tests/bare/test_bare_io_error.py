@@ -13,6 +13,7 @@ from pykvm.devices.virtio_blk import ErrorAction, ErrorPolicy
 from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
 from pykvm.machine import DiskConfig, IoStatus, Machine, RunState
 from pykvm.machine.events import BlockIoError, Resume, Shutdown, Stop
+from pykvm.platform.outcome import OutcomeKind
 from pykvm.records import replace
 from pykvm.testing.bare import BlockDriver, BlockRequest, Results, Script
 
@@ -94,6 +95,15 @@ def test_errors_that_do_not_stop_are_told_too(disk: DiskConfig):
     assert log.kinds == [BlockIoError, BlockIoError, Shutdown]
     actions = {event.error.operation: event.error.action for event in log.events[:2]}
     assert actions == {"write": ErrorAction.REPORT, "read": ErrorAction.IGNORE}
+
+
+def test_an_error_that_stops_the_guest_ends_a_run_that_nobody_listens_to(disk: DiskConfig):
+    disk = replace(disk, faults=FaultPlan([Fault(operation="write", errno="ENOSPC")]))
+    machine, _ = write_run(disk, [BlockRequest.write(0, b"x" * 512)])
+    with machine:
+        outcome = machine.run(PATIENCE)
+    assert outcome.kind is OutcomeKind.ERROR
+    assert outcome.reason == "virtio0: a write failed: ENOSPC"
 
 
 def test_an_error_with_a_vcpu_busy_in_a_sink(disk: DiskConfig):

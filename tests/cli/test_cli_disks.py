@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from patience import patience
 
+from pykvm.testing.bare import BlockDriver, BlockRequest, Script
+
 PYKVM = [sys.executable, "-m", "pykvm"]
 LINE = (
     r"{}: rd_bytes=0 wr_bytes=0 rd_operations=0 wr_operations=0 flush_operations=0 "
@@ -25,8 +27,10 @@ def disks(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def boot(kernel: Path, *options: str, stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess:
-    command = [*PYKVM, "boot", "--kernel", str(kernel), "--append", "hello 3", *options]
+def boot(
+    kernel: Path, *options: str, words: str = "hello 3", stderr: int = subprocess.PIPE
+) -> subprocess.CompletedProcess:
+    command = [*PYKVM, "boot", "--kernel", str(kernel), "--append", words, *options]
     return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -108,3 +112,28 @@ def test_statistics_that_cannot_be_printed_are_an_error(bare_kernel, disks):
     finally:
         os.close(full)
     assert done.returncode == 125
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(("error", "policy"), [("ENOSPC", ""), ("EIO", ",werror=stop")])
+def test_a_guest_that_nobody_could_let_go_on_is_not_stopped(
+    bare_kernel, disks, tmp_path, error, policy
+):
+    faults, initrd, stats = (tmp_path / name for name in ("faults.toml", "script", "stats"))
+    faults.write_text(f'[[fault]]\noperation = "write"\nerrno = "{error}"\n')
+    script = Script()
+    driver = BlockDriver(script)
+    driver.start()
+    driver.submit([BlockRequest.write(0, b"x" * 512)])
+    script.exit(0)
+    initrd.write_bytes(script.encode())
+    options = ("--initrd", str(initrd), "--stats", str(stats))
+    disk = f"{disks[0]},faults={faults}{policy}"
+    done = boot(bare_kernel, *options, "--disk", disk, words="script")
+    assert done.returncode == 125
+    assert done.stderr.startswith(
+        b"pykvm: virtio0 (" + os.fsencode(disks[0]) + b"): a write of 512"
+    )
+    assert f"({error}); the run ends here: ".encode() in done.stderr
+    # The end is an orderly one.
+    assert json.loads(stats.read_text())["disks"][0]["device"] == "virtio0"
