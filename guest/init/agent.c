@@ -5,6 +5,8 @@
  *
  *     EXEC_PART* EXEC  ->  (STDOUT | STDERR)* EXIT     and meanwhile STDIN*, STDIN_EOF, SIGNAL*
  *
+ * At any time RESIZE, with rows and columns as u16, tells the size of the host's terminal.
+ *
  * Where the host emulates kernel code, a system call costs as much as a million user-mode
  * instructions. So a frame is read and written whole, and no call is made that could be avoided:
  * in particular pipes stay blocking, because poll() says when at least PIPE_BUF bytes fit.
@@ -25,6 +27,7 @@
 enum {
     HELLO = 0x01, STDOUT = 0x02, STDERR = 0x03, EXIT = 0x04, ERROR = 0x05,
     EXEC = 0x81, EXEC_PART = 0x82, STDIN = 0x83, STDIN_EOF = 0x84, SIGNAL = 0x85, POWEROFF = 0x86,
+    RESIZE = 0x87,
 };
 
 enum {
@@ -228,6 +231,12 @@ static void take_frame(uint8_t kind, const uint8_t *data, size_t length)
             send_error("a SIGNAL frame needs one byte, a signal number", NULL);
         else if (child)
             kill(-child, data[0]);
+        break;
+    case RESIZE:
+        if (length != 4)
+            send_error("a RESIZE frame needs four bytes, rows and columns", NULL);
+        else
+            window_changed(data[0] | (unsigned)data[1] << 8, data[2] | (unsigned)data[3] << 8);
         break;
     case POWEROFF:
         power_off(length == 1 ? data[0] : 0);

@@ -6,8 +6,12 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-/* Descriptors that the main loop polls: signals, the channel, and a command's three pipes. */
-enum { POLL_SIGNALS, POLL_CHANNEL, POLL_STDOUT, POLL_STDERR, POLL_STDIN, POLL_COUNT };
+/* Descriptors that the main loop polls: signals, the channel, a command's three pipes, and for a
+ * script the console and the shell's input. */
+enum {
+    POLL_SIGNALS, POLL_CHANNEL, POLL_STDOUT, POLL_STDERR, POLL_STDIN, POLL_CONSOLE, POLL_SCRIPT,
+    POLL_COUNT,
+};
 
 /* The status of a program that could not be run, as shells have it. */
 enum { EXEC_FAILED = 127 };
@@ -23,8 +27,17 @@ void agent_poll_setup(struct pollfd fds[POLL_COUNT]);
 void agent_poll_done(const struct pollfd fds[POLL_COUNT]);
 void agent_child_ended(pid_t pid, int wait_status);
 
+/* script.c: passes a script from the console `fd`, in raw mode, to the pipe whose other end it
+ * returns; -1 with errno set if there can be none. */
+int script_start(int fd);
+void script_poll_setup(struct pollfd fds[POLL_COUNT]);
+void script_poll_done(const struct pollfd fds[POLL_COUNT]);
+
 /* tools.c: becomes the tool `name`, after unpacking it. Returns an exit status if it cannot. */
 int run_tool(const char *name, char **argv);
+
+/* The host's terminal has another size now: so has the console, and its programs are told. */
+void window_changed(unsigned rows, unsigned columns);
 
 /* The end of the machine: flushes, unmounts, and reports `status` to the host. */
 void power_off(int status) __attribute__((noreturn));

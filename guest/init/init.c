@@ -44,7 +44,7 @@ static const char *environment[] = {
 enum { ENVIRONMENT_TERM = 4 };
 
 static sigset_t signals;
-static pid_t shell;
+static pid_t shell = -1;
 static enum console console;
 
 int write_all(int fd, const void *data, size_t length)
@@ -86,10 +86,7 @@ pid_t spawn(const char *const argv[], const char *terminal, const int fds[3])
 
         setsid();
         if (terminal) {
-            /* A session's first terminal controls it, and when the session's leader ends, Linux
-             * throws away what the terminal has not sent yet: not for a script, which needs no
-             * control. */
-            line = open(terminal, console == CONSOLE_PIPE ? O_RDWR | O_NOCTTY : O_RDWR);
+            line = open(terminal, O_RDWR);
             if (line < 0)
                 failure = errno;
         }
@@ -244,19 +241,32 @@ static void start_agent(void)
 
 static void start_pipe_shell(void)
 {
-    /* Named as a script, because busybox's shell takes a terminal on its standard input for a
-     * person. Reading lines, it takes no more than its own, and leaves the rest to its commands. */
-    static const char *const argv[] = {"/bin/sh", CONSOLE, NULL};
+    static const char *const argv[] = {"/bin/sh", NULL};
     const int ready = TIOCM_OUT1;
-    struct termios line = raw_line();
+    const struct termios line = raw_line();
+    /* Not as the session's terminal: when a session's leader ends, Linux throws away what its
+     * terminal has not sent yet. */
+    int output = open(CONSOLE, O_WRONLY | O_NOCTTY | O_CLOEXEC);
+    int input = script_start(STDIN_FILENO);
+    const int theirs[3] = {input, output, output};
 
-    /* Lines, so that ^D ends the input; no echo, no signals, and output exactly as written. */
-    line.c_lflag = ICANON;
+    if (input < 0 || output < 0)
+        return;
+    /* No echo, no signals, and output exactly as written. */
     ioctl(STDIN_FILENO, TCSETS, &line);
     /* The host holds the input back until now: earlier, it would be echoed, and ^C or ^Z in it
      * would not be data. */
     ioctl(STDIN_FILENO, TIOCMBIS, &ready);
-    shell = spawn(argv, CONSOLE, NULL);
+    shell = spawn(argv, NULL, theirs);
+    close(input);
+    close(output);
+}
+
+void window_changed(unsigned rows, unsigned columns)
+{
+    const struct winsize window = {.ws_row = (unsigned short)rows, .ws_col = (unsigned short)columns};
+
+    ioctl(STDIN_FILENO, TIOCSWINSZ, &window);
 }
 
 static void start_shell(char *size)
@@ -343,9 +353,11 @@ static void run(void)
     for (;;) {
         fds[POLL_SIGNALS] = (struct pollfd){.fd = signal_fd, .events = POLLIN};
         agent_poll_setup(fds);
+        script_poll_setup(fds);
         if (poll(fds, POLL_COUNT, -1) < 0)
             continue;
         agent_poll_done(fds);
+        script_poll_done(fds);
         if (fds[POLL_SIGNALS].revents)
             take_signal(signal_fd);
         if (fds[POLL_CHANNEL].revents & (POLLHUP | POLLNVAL) && getpid() != 1)
@@ -369,9 +381,9 @@ static void boot(void)
     length = fd < 0 ? 0 : read(fd, line, sizeof line - 1);
     line[length > 0 ? length : 0] = 0;
     close(fd);
+    start_console(line);
     if (begins(option(line, "pykvm.agent"), "1"))
         start_agent();
-    start_console(line);
 }
 
 /* The signal that asks process 1 for what a command is called; 0 for all other names. */

@@ -125,7 +125,7 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
         stack.enter_context(signals_go_to(lambda number: machine.finish(Outcome.signalled(number))))
         for notice in machine.notices:
             say(shown(notice))
-        session, recorder = _session(stack, machine, options, log)
+        session, recorder = _session(stack, machine, config, options, log)
         # Nothing else stops a guest.
         may_stop = machine.disks or session.has_keys or listener
         reporter = _reporter(machine, session, options) if may_stop else None
@@ -246,13 +246,23 @@ def _say_timings(timings: Timings, machine: Machine, confinement: "Confinement |
 
 
 def _session(
-    stack: ExitStack, machine: Machine, options: Options, log: ConsoleLog | None
+    stack: ExitStack,
+    machine: Machine,
+    config: MachineConfig,
+    options: Options,
+    log: ConsoleLog | None,
 ) -> tuple[Session, ConsoleRecorder]:
     """Connect ``machine`` with what ``options`` ask for."""
     session: Session
     sinks = [log.write] if log else []
     if options.command is None:
-        session = console = ConsoleSession(stack, machine, json=options.json)
+        session = console = ConsoleSession(
+            stack,
+            machine,
+            bundled=options.guest is not None,
+            size=config.console_size,
+            json=options.json,
+        )
         sinks.append(console.show)
     else:
         session = _command_session(stack, machine, options)
@@ -349,7 +359,8 @@ def _configuration(options: Options) -> MachineConfig:
         disks=_disks(options.disk) if options.disk else (),
         console=console,
         console_size=(size.lines, size.columns) if size and size.lines else None,
-        agent=options.command is not None,
+        # A shell's terminal needs it for its size.
+        agent=console is not ConsoleMode.PIPE,
         trace=_trace(options.trace) if options.trace is not None else None,
     )
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from pykvm.cli.say import STDERR, STDIN, STDOUT, say
+from pykvm.cli.session import waiting_line
 from pykvm.cli.streams import InputPump, OutputWriter, output_failure
 from pykvm.errors import UsageError
 from pykvm.machine.events import Event, Resume
@@ -53,6 +54,7 @@ class CommandSession:
         machine.channel = self._client.received
         channel.on_room = self._client.room
         self._client.execute(os.fsencode(command))
+        self._waiting = waiting_line()
         self._ready = False
         self._ended: Outcome | None = None
         self._timer: threading.Timer | None = None
@@ -61,11 +63,13 @@ class CommandSession:
 
     def release(self) -> None:
         """See Session."""
+        self._end_waiting()
         self._out.release()
         self._err.release()
 
     def say(self, text: str) -> None:
         """See Session."""
+        self._end_waiting()
         say(text)
 
     def run(self, timeout: float | None) -> Outcome:
@@ -73,6 +77,8 @@ class CommandSession:
         # Which starts a thread, and none may run before the process is confined.
         self._stack.callback(self._machine.listen(self._note))
         self._after(AGENT_SECONDS, self._no_agent)
+        if self._waiting:
+            self._waiting.start()
         try:
             outcome = self._run(timeout)
         finally:
@@ -117,6 +123,7 @@ class CommandSession:
     def ready(self) -> None:
         """The agent runs."""
         self._ready = True
+        self._end_waiting()
         self._cancel()
         self._machine.timings.mark("agent ready")
 
@@ -148,10 +155,14 @@ class CommandSession:
             what = f"the command's {name} is more than the {CAPTURE_BYTES >> 20} MiB"
             self._machine.finish(Outcome.error(f"{what} that --json takes"))
 
+    def _end_waiting(self) -> None:
+        if self._waiting:
+            self._waiting.end()
+
     # From a timer's thread.
 
     def _no_agent(self) -> None:
-        say(
+        self.say(
             f"no agent has answered in the guest for {AGENT_SECONDS:g} seconds; "
             "if it has none, end this with Ctrl-C (next time, --timeout S does so)"
         )

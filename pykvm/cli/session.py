@@ -14,6 +14,8 @@ from pykvm.typed import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from pykvm.cli.keys import Key
     from pykvm.cli.terminal import RawTerminal
+    from pykvm.cli.waiting import WaitingLine
+    from pykvm.cli.window import WindowSize
 
 
 class Session(Protocol):
@@ -37,7 +39,18 @@ class Session(Protocol):
 class ConsoleSession:
     """A Session: a shell, or whatever the guest has on its console."""
 
-    def __init__(self, stack: ExitStack, machine: Machine, *, json: bool) -> None:
+    def __init__(
+        self,
+        stack: ExitStack,
+        machine: Machine,
+        *,
+        bundled: bool,
+        size: tuple[int, int] | None,
+        json: bool,
+    ) -> None:
+        """``bundled``: the guest follows guest/README.md; ``size`` is that of its terminal."""
+        self._bundled = bundled
+        self._waiting = waiting_line()
         self.output: dict[str, bytes] = {}
         self._machine = machine
         writer = OutputWriter(STDERR if json else STDOUT, self._output_failed)
@@ -45,17 +58,24 @@ class ConsoleSession:
         self.has_keys = os.isatty(STDIN)
         self._terminal = _terminal() if self.has_keys else None
         self._actions = _actions(machine) if self.has_keys else {}
+        self._window = _window(machine, size) if self.has_keys and bundled else None
 
     def show(self, data: bytes) -> None:
         """The guest prints ``data``."""
+        if self._waiting:
+            self._waiting.end()
         self._writer.write(data)
 
     def release(self) -> None:
         """See Session."""
+        if self._waiting:
+            self._waiting.end()
         self._writer.release()
 
     def say(self, text: str) -> None:
         """See Session."""
+        if self._waiting:
+            self._waiting.end()
         say(text, raw=self._terminal is not None and self._terminal.raw and os.isatty(STDERR))
 
     def run(self, timeout: float | None) -> Outcome:
@@ -63,15 +83,26 @@ class ConsoleSession:
         with ExitStack() as stack:
             pump = self._input(stack)
             self._machine.board.console.on_room = pump.wake
-            with pump:
-                return self._machine.run(timeout)
+            stack.enter_context(pump)
+            if self._window:
+                stack.enter_context(self._window.watched(pump.wake))
+            if self._waiting:
+                self._waiting.start()
+            return self._machine.run(timeout)
 
     def _input(self, stack: ExitStack) -> InputPump:
         feed = self._machine.board.console.feed
         terminal = self._terminal
         if terminal and stack.enter_context(terminal).is_terminal:
-            return InputPump(STDIN, feed, self._terminal_gone, on_key=self._key, terminal=terminal)
-        script = ScriptInput(feed)
+            return InputPump(
+                STDIN,
+                feed,
+                self._terminal_gone,
+                on_key=self._key,
+                terminal=terminal,
+                woken=self._window.look if self._window else lambda: None,
+            )
+        script = ScriptInput(feed, exact=self._bundled)
         return InputPump(STDIN, script.feed, script.end)
 
     def _key(self, key: "Key") -> None:
@@ -95,6 +126,23 @@ def _terminal() -> "RawTerminal":
     from pykvm.cli.terminal import RawTerminal
 
     return RawTerminal(STDIN)
+
+
+def _window(machine: Machine, size: tuple[int, int] | None) -> "WindowSize":
+    from pykvm.cli.window import WindowSize
+
+    window = WindowSize(STDIN, size, machine.board.channel.feed)
+    machine.channel = window.received
+    return window
+
+
+def waiting_line() -> "WaitingLine | None":
+    """A line that tells that the guest boots, if there is a terminal for it."""
+    if not os.isatty(STDERR):
+        return None
+    from pykvm.cli.waiting import WaitingLine
+
+    return WaitingLine()
 
 
 def _actions(machine: Machine) -> "dict[Key, Callable[[], None]]":

@@ -25,16 +25,22 @@ _JOIN_SECONDS = 2.0
 class ScriptInput:
     """Input that is no terminal, as the guest's console gets it: the end arrives as Ctrl-D.
 
+    With ``exact``, the guest reads a script as the bundled one does: Ctrl-V
+    makes the byte after it an ordinary one, so that every byte arrives.
+    Other guests get the bytes as if they were typed. On their terminals
     Ctrl-D ends the input only at the start of a line, so a missing newline
     is added before it.
     """
 
-    def __init__(self, feed: Callable[[bytes], bool]) -> None:
+    def __init__(self, feed: Callable[[bytes], bool], *, exact: bool) -> None:
         self._feed = feed
+        self._exact = exact
         self._at_line_start = True
 
     def feed(self, data: bytes) -> bool:
         """Pass ``data`` on; see ``feed`` of the UART."""
+        if self._exact:
+            return self._feed(data.replace(b"\x16", b"\x16\x16").replace(b"\x04", b"\x16\x04"))
         self._at_line_start = data.endswith((b"\n", b"\r"))
         return self._feed(data)
 
@@ -57,6 +63,7 @@ class InputPump:
     that Ctrl-a x works while the guest takes no input; beyond 1 MiB of that,
     what is typed is dropped. ``ended()`` means here that the terminal is gone.
     ``terminal`` is taken back when this process returns to its foreground.
+    ``woken()`` is called in the pump's thread after each :meth:`wake`.
     """
 
     def __init__(
@@ -67,12 +74,14 @@ class InputPump:
         *,
         on_key: "Callable[[Key], None] | None" = None,
         terminal: "RawTerminal | None" = None,
+        woken: Callable[[], None] = lambda: None,
     ) -> None:
         self._fd = fd
         self._feed = feed
         self._ended = ended
         self._on_key = on_key
         self._terminal = terminal
+        self._woken = woken
         if on_key:
             # Start-up time is a feature: imported for terminals only.
             from pykvm.cli.keys import EscapeParser
@@ -138,6 +147,7 @@ class InputPump:
             os.eventfd_read(self._eventfd)
             self._blocked = False
             self._ahead = 0
+            self._woken()
         return bool(ready)
 
     def _read(self) -> bool:

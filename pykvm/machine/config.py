@@ -23,7 +23,8 @@ class ConsoleMode(Enum):
     SHELL = "shell"
     """An interactive shell."""
     PIPE = "pipe"
-    """A shell that reads a script: no prompt, no echo, Ctrl-D is the end of file."""
+    """A shell that reads a script: no prompt, no echo. Ctrl-D (4) is the end of the script, and
+    Ctrl-V (22) makes the byte after it, such as one of these two, a part of it."""
     NONE = "none"
     """Nothing: the guest is driven through its agent."""
 

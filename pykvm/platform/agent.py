@@ -10,11 +10,15 @@ A frame is a header of 4 bytes (kind, 0, length as little-endian u16) and
     0x04 EXIT       i32 status           0x84 STDIN_EOF  nothing
     0x05 ERROR      UTF-8 text           0x85 SIGNAL     u8 number
                                          0x86 POWEROFF   u8 status
+                                         0x87 RESIZE     u16 rows, u16 columns
 
 The conversation, as :class:`AgentClient` has it::
 
     WAITING --HELLO--> READY --EXEC--> RUNNING --EXIT--> ENDED
        any state --ERROR, or a frame that breaks the rules--> ENDED
+
+RESIZE tells the size of the terminal behind the guest's console, at any time
+after HELLO. A run on a terminal needs nothing else of the agent.
 
 The guest is hostile: whatever it sends leads to a callback, never to an
 exception.
@@ -52,6 +56,7 @@ class Kind(IntEnum):
     STDIN_EOF = 0x84
     SIGNAL = 0x85
     POWEROFF = 0x86
+    RESIZE = 0x87
 
 
 @record

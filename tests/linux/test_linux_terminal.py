@@ -1,5 +1,8 @@
 """The shell of the Linux guest on a terminal, as ``make boot`` gives it."""
 
+import signal
+import termios
+
 import pytest
 from patience import linux_patience
 from run_on_terminal import Terminal
@@ -33,6 +36,27 @@ def test_a_session_at_the_shell(terminal):
     # Unlike a script's, the status of what was typed last is nobody's business.
     terminal.type(b"exit 3\r")
     assert terminal.finish(linux_patience()) == 0
+
+
+def test_programs_that_have_the_whole_screen(terminal):
+    """They see its size, also when that changes, and keys that need no Enter."""
+    terminal.expect(PROMPT, linux_patience())
+    termios.tcsetwinsize(terminal.slave, (50, 132))
+    # The test's terminal is not the run's controlling one, which would have told it.
+    terminal.process.send_signal(signal.SIGWINCH)
+    terminal.type(b"until stty size | grep 132; do sleep 1; done\r")
+    terminal.expect(b"50 132\r\n", linux_patience())
+    terminal.expect(PROMPT, linux_patience())
+    terminal.type(b"top\r")
+    terminal.expect(b"COMMAND", linux_patience())
+    terminal.type(b"q")
+    terminal.expect(PROMPT, linux_patience())
+    terminal.type(b"seq 1000 | less\r")
+    terminal.expect(b"\n\x1b[K49\r", linux_patience())
+    terminal.type(b"q")
+    terminal.expect(PROMPT, linux_patience())
+    terminal.type(b"exit\r")
+    assert terminal.finish() == 0
 
 
 def test_quit(terminal):

@@ -168,11 +168,20 @@ def test_a_terminal_that_goes_away_ends_the_input(guest, terminal):
     ],
 )
 def test_the_end_of_a_script_arrives_as_ctrl_d_on_its_own_line(guest, pieces, fed):
-    script = ScriptInput(guest.feed)
+    script = ScriptInput(guest.feed, exact=False)
     for piece in pieces:
         assert script.feed(piece)
     script.end()
     assert guest.got == fed
+
+
+def test_bytes_that_mean_something_to_the_bundled_guest_are_marked_as_data(guest):
+    script = ScriptInput(guest.feed, exact=True)
+    for piece in (b"a\x04", b"\x16b\0\x03\r\x16", b"\x04 no newline"):
+        assert script.feed(piece)
+    assert guest.got == b"a\x16\x04\x16\x16b\0\x03\r\x16\x16\x16\x04 no newline"
+    script.end()
+    assert guest.got.endswith(b" no newline\x04")
 
 
 # -- output ------------------------------------------------------------------
