@@ -10,6 +10,7 @@ from patience import PATIENCE
 from pykvm import io_uring
 from pykvm.devices.virtio_blk import Engine, EngineFactory, Image, SyncEngine
 from pykvm.devices.virtio_blk.faults import FaultPlan
+from pykvm.devices.virtio_blk.io_uring import IoUringEngine
 from pykvm.devices.virtio_blk.operation import Operation
 from pykvm.devices.virtio_blk.threads import ThreadsEngine
 from pykvm.memory.guest import GuestMemory
@@ -18,22 +19,14 @@ from pykvm.memory.ram import Ram
 PATIENCE_MS = int(1000 * PATIENCE)
 
 
-def _io_uring(image: Image, ram: Ram) -> Engine:
-    from pykvm.devices.virtio_blk.io_uring import IoUringEngine
-
-    return IoUringEngine(image, ram)
-
-
 def _small_ring(image: Image, ram: Ram) -> Engine:
-    from pykvm.devices.virtio_blk.io_uring import IoUringEngine
-
     return IoUringEngine(image, ram, entries=4)
 
 
 _PLAIN: dict[str, EngineFactory] = {
     "sync": SyncEngine,
     "threads": ThreadsEngine,
-    "io_uring": _io_uring,
+    "io_uring": IoUringEngine,
     "small ring": _small_ring,
 }
 _needs_ring = pytest.mark.skipif(bool(io_uring.problem()), reason=io_uring.problem() or "-")
