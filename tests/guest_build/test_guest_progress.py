@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from patience import patience
 from recipe import progress
 from recipe.problem import BuildError
 from recipe.progress import run, step, together
@@ -28,7 +29,7 @@ def test_a_long_step_tells_how_many_files_are_left(
 
 
 def test_tasks_run_side_by_side():
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=patience())
     together(both.wait, both.wait)
 
 
