@@ -73,7 +73,9 @@ class DirectIo:
                     raise
                 self._block *= 2
             else:
-                image.alignment = max(self._block, image.alignment)
+                if self._block > image.alignment:
+                    with image.edge_lock:  # of two that learn at once the larger one counts
+                        image.alignment = max(self._block, image.alignment)
                 return moved
 
     def _move_in(self, operation: Operation) -> int:

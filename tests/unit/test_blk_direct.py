@@ -320,6 +320,33 @@ def test_a_refused_transfer_tells_of_larger_blocks(
     assert path.read_bytes() == disk
 
 
+def test_what_another_thread_learns_meanwhile_is_not_forgotten(
+    path: Path, content: bytes, memory: GuestMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with strict_image(path, 512) as (image, host):
+        seen = [512, 512]
+
+        class Learning(Image):
+            """Whose alignment somebody raises as soon as it was looked at."""
+
+            @property  # type: ignore[override]
+            def alignment(self) -> int:
+                return seen.pop() if moved and len(seen) > 1 else seen[-1]
+
+            @alignment.setter
+            def alignment(self, alignment: int) -> None:
+                seen[:] = [alignment]
+
+        moved: list[str] = []
+        monkeypatch.setattr(image, "__class__", Learning)
+        host.hook = moved.append
+        io = DirectIo(image, memory.ram)
+        seen[:] = [4096, 512]
+        moved.clear()
+        assert io.move(operation(IN, 0, [(0, 512)])) == 512
+        assert image.alignment == 4096
+
+
 def test_what_no_block_size_mends_stays_refused(
     path: Path, content: bytes, memory: GuestMemory
 ) -> None:
