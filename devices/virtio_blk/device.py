@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 DEFAULTS: Final = DiskOptions()
 NOTHING_HELD: Final = nullcontext()
+LOOK_SECONDS: Final = 0.1
+"""How often whoever waits for what executes looks whether the run is over."""
 
 
 class VirtioBlk:
@@ -77,6 +79,7 @@ class VirtioBlk:
         on_failure: Callable[[BaseException], None] | None = None,
         on_shortage: Callable[[str], None] = lambda lack: None,
         on_held: Callable[[], None] = lambda: None,
+        over: Callable[[], bool] = lambda: False,
         trace: "DiskTrace | None" = None,
     ) -> None:
         """The disk is read-only if ``image`` is. ``trace`` is told of each step.
@@ -93,6 +96,8 @@ class VirtioBlk:
         In these or the driver's thread, ``on_shortage`` with what the host has
         not enough of, when that has made the device need a reset; in the
         driver's, ``on_held`` when it starts the device while that is held.
+        ``over()``: the run has ended, and the driver's thread waits for nothing
+        that executes any more.
         """
         self.image = image
         self.queue_stats = tuple(Stats() for _ in range(options.num_queues))
@@ -108,6 +113,7 @@ class VirtioBlk:
         self._on_failure = on_failure or _report
         self._on_shortage = on_shortage
         self._on_held = on_held
+        self._over = over
         self._trace = trace
         self._features = 0
         self._activation: Activation | None = None
@@ -171,15 +177,20 @@ class VirtioBlk:
 
     def _write_through(self) -> None:
         """Between the requests of before, which the sync is for, and others, which are durable."""
-        threads = self._threads
-        if threads is not None:
-            threads.pause(who=Halt.CACHE)
+        self._quieten(Halt.CACHE)
         try:
             if not self.image.sync():
                 self._set_writeback(False)
         finally:
-            if threads is not None:
-                threads.resume(Halt.CACHE)
+            if self._threads is not None:
+                self._threads.resume(Halt.CACHE)
+
+    def _quieten(self, who: Halt) -> None:
+        """Have nothing executing, as long as the run is not over. In the driver's thread."""
+        threads = self._threads
+        while threads is not None and not threads.pause(LOOK_SECONDS, who):
+            if self._over():
+                return
 
     def negotiated(self, features: int) -> bool:
         """See VirtioDevice. Every subset of what is offered will do.
@@ -262,8 +273,7 @@ class VirtioBlk:
     def hold(self) -> None:
         """See VirtioDevice."""
         self._held = True
-        if self._threads is not None:
-            self._threads.pause(who=Halt.TRANSPORT)
+        self._quieten(Halt.TRANSPORT)
 
     def release(self) -> None:
         """See VirtioDevice."""
@@ -332,8 +342,9 @@ class VirtioBlk:
         when that is done; this does not wait for it.
         """
         with self._lock:  # not between a look whether the disk may shrink and the halt for that
-            if self._threads is not None:
-                self._threads.resume()
+            threads = self._threads  # which a reset may take away meanwhile
+            if threads is not None:
+                threads.resume()
 
     def resize(self, size: int) -> None:
         """Let the disk have ``size`` bytes from now on, and tell its driver. UsageError.
@@ -376,8 +387,9 @@ class VirtioBlk:
     def _end_shrinking(self) -> None:
         with self._lock:
             self._shrinking = False
-            if self._threads is not None:
-                self._threads.resume(Halt.RESIZE)
+            threads = self._threads
+            if threads is not None:
+                threads.resume(Halt.RESIZE)
 
     @property
     def limits(self) -> RateLimits:

@@ -201,6 +201,7 @@ class Machine:
                 on_failure=self._failed,
                 on_shortage=lambda lack: self._announcer.announce(HostShortage(name, lack)),
                 on_held=lambda: self._announcer.announce(DiskHeld(name)),
+                over=self._end.__bool__,
                 trace=disk_trace(self.trace, name, image),
             )
             self.board.pci.add(VirtioPci(device, self.ram, platform))

@@ -3,11 +3,13 @@
 import errno
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 from blk_bench import Bench, EngineScript, Faults, Maker, fill, sector_of, stopping_benches
 from patience import ends, goes_on, in_thread
 
+from pykvm.devices.virtio_blk.config import FIELDS
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_OK
 from pykvm.errors import UsageError
 
@@ -115,6 +117,23 @@ def test_a_held_disk_cannot_shrink(make: Maker) -> None:
         bench.device.resize(512)
     bench.device.pause()
     bench.device.resize(512)
+
+
+@pytest.mark.parametrize("wait", ["hold", "write through"])
+def test_the_end_of_the_run_waits_for_nothing_that_executes(make: Maker, wait: str) -> None:
+    over = Event()
+    bench = make(script := EngineScript(slow=True), over=over.is_set)
+    bench.write(0, fill("a"))
+    bench.kick()
+    script.wait_for(1)
+    writeback = FIELDS["writeback"][0]
+    waiting = in_thread(
+        bench.device.hold if wait == "hold" else lambda: bench.device.write_config(writeback, 1, 0)
+    )
+    assert goes_on(waiting)
+    over.set()
+    assert ends(waiting)
+    script.release()
 
 
 def stays_silent(bench: Bench) -> bool:

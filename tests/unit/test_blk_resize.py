@@ -3,19 +3,22 @@
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
+from linecache import getline
 from pathlib import Path
 from struct import pack, unpack_from
-from threading import Event
+from threading import Event, Thread
+from types import FrameType
 
 import pytest
 from blk_bench import SECTORS, Bench, EngineScript, Faults, Maker, fill, sector_of, stopping_benches
 from blk_device import IN, IOERR, OK, OUT, block_device
 from blk_device import Disk as StartedDisk
 from blk_host import loop_device, require_direct
-from patience import ends, goes_on, in_thread, patience
+from patience import ends, goes_on, in_thread, patience, until
 
-from pykvm.devices.virtio_blk import CacheMode, Image, RateLimits, VirtioBlk
+from pykvm.devices.virtio_blk import CacheMode, Image, RateLimits, VirtioBlk, device
 from pykvm.devices.virtio_blk.config import FIELDS
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_DISCARD
 from pykvm.devices.virtio_blk.image import MAX_SIZE
@@ -320,6 +323,31 @@ def test_a_queue_that_starts_meanwhile_is_served_afterwards(make: Maker) -> None
     assert bench.script.log == []
     resize.finish()
     assert [bench.wait(head)[0] for head in (inside, beyond)] == [OK, IOERR]
+
+
+@pytest.mark.parametrize("ends_what", ["resume", "_end_shrinking"])
+def test_a_disk_is_reset_while_somebody_lets_it_go_on(make: Maker, ends_what: str) -> None:
+    bench = make(EngineScript())
+    bench.device.pause()
+    resets: list[Thread] = []
+
+    def reset(frame: FrameType, event: str, argument: object) -> object:
+        code = frame.f_code
+        if code.co_name != ends_what or code.co_filename != device.__file__:
+            return None
+        if event == "line" and ".resume(" in getline(code.co_filename, frame.f_lineno):
+            resets.append(in_thread(bench.transport.reset))
+            until(lambda: bench.device._threads is None)
+        return reset
+
+    traced = sys.gettrace()
+    sys.settrace(reset)
+    try:
+        bench.device.resize(SMALLER)
+        bench.device.resume()
+    finally:
+        sys.settrace(traced)
+    assert [ends(thread) for thread in resets] == [True]
 
 
 def test_a_disk_cannot_shrink_while_a_queue_is_being_stopped(make: Maker) -> None:
