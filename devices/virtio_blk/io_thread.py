@@ -29,7 +29,7 @@ from pykvm.devices.virtio_blk.polling import AdaptivePolling
 from pykvm.devices.virtio_blk.rounds import Rounds
 from pykvm.devices.virtio_blk.service import QueueService
 from pykvm.errors import HostError, reason_of
-from pykvm.threads import cpu_list, run_on, show_thread_name
+from pykvm.threads import cpu_list, run_on, show_thread_name, start
 
 MOST_SECONDS = 3600.0
 """The longest sleep with an end: epoll takes no more than 24 days, and a rate limit may say so."""
@@ -111,10 +111,7 @@ class IoThread:
     def start(self) -> None:
         """Serve, at first without waiting for a kick. Once. HostError if there is no thread."""
         assert self._thread.ident is None, "started twice"
-        try:
-            self._thread.start()
-        except RuntimeError as error:
-            raise HostError(f"no thread for a disk: {error}") from None
+        start(self._thread, "a disk")
 
     def halt(self) -> None:
         """Take nothing more off the rings, and start nothing. From any thread. Idempotent.

@@ -170,7 +170,7 @@ def test_no_thread(path: Path, started: int) -> None:
             bench.transport.start()
         assert held() == before
         assert len(bench.transport.broken) == 1
-        assert bench.lacks == ["no thread for a disk: can't start new thread"]
+        assert bench.lacks == ["the host has no thread for a disk"]
         bench.transport.reset()
         bench.transport.start()
         bench.works()
