@@ -77,11 +77,12 @@ class CommandSession:
         # Which starts a thread, and none may run before the process is confined.
         self._stack.callback(self._machine.listen(self._note))
         self._after(AGENT_SECONDS, self._no_agent)
-        if self._waiting:
-            self._waiting.start()
         try:
+            if self._waiting:
+                self._waiting.start()
             outcome = self._run(timeout)
         finally:
+            self._end_waiting()
             self._cancel()
             if self._captured is not None:
                 self.output.update({name: bytes(data) for name, data in self._captured.items()})

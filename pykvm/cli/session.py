@@ -87,6 +87,7 @@ class ConsoleSession:
             if self._window:
                 stack.enter_context(self._window.watched(pump.wake))
             if self._waiting:
+                stack.callback(self._waiting.end)
                 self._waiting.start()
             return self._machine.run(timeout)
 

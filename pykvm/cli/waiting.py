@@ -1,11 +1,13 @@
 """One line on the user's terminal while a guest boots and says nothing. Imported for those only."""
 
+import os
 import select
 import threading
 import time
 from contextlib import suppress
 
-from pykvm.cli.say import STDERR, put
+from pykvm.cli.say import STDERR
+from pykvm.threads import start
 
 PATIENCE_SECONDS = 1.0
 """A guest that speaks earlier needs no line. Then the line counts seconds."""
@@ -26,17 +28,19 @@ class WaitingLine:
 
     def start(self) -> None:
         """The guest runs from now on."""
-        threading.Thread(target=self._run, name="waiting line", daemon=True).start()
+        thread = threading.Thread(target=self._run, name="waiting line", daemon=True)
+        start(thread, "the line that tells of the boot")
 
     def end(self) -> None:
-        """The guest speaks, or somebody else does: the line goes. May be repeated."""
+        """The guest speaks, or somebody else does: the line is gone on return. May be repeated."""
         if self._ended.is_set():
             return
         with self._lock:
-            self._ended.set()
             if self._shown:
                 _show(_ERASE)
                 self._shown = False
+            # Last: who sees it does not wait for the lock, and what it prints must not be erased.
+            self._ended.set()
 
     def _run(self) -> None:
         started = time.monotonic()
@@ -48,9 +52,13 @@ class WaitingLine:
 
 
 def _show(text: str) -> bool:
-    """Write ``text`` unless that would wait; whether it was written."""
+    """Write what of ``text`` can be written without waiting; whether that is any of it."""
+    shown = False
     with suppress(OSError):
-        if select.select([], [STDERR], [], 0)[1]:
-            put(STDERR, text)
-            return True
-    return False
+        # A terminal that takes something may not take all of it, and a write of that would wait.
+        for byte in text.encode():
+            if not select.select([], [STDERR], [], 0)[1]:
+                break
+            os.write(STDERR, bytes((byte,)))
+            shown = True
+    return shown

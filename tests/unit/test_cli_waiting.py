@@ -2,13 +2,15 @@
 
 import os
 import pty
+import threading
 from contextlib import suppress
 
 import pytest
-from patience import until
+from patience import ends, in_thread, until
 
 from pykvm.cli import waiting
 from pykvm.cli.waiting import WaitingLine
+from pykvm.errors import HostError
 
 
 @pytest.fixture
@@ -56,3 +58,33 @@ def test_a_terminal_that_takes_nothing_keeps_nobody_waiting(terminal):
     while waiting._show("x" * 4096):
         pass  # until the terminal's buffer is full, as after Ctrl-S
     line.end()
+
+
+def test_what_is_said_beside_the_end_of_the_line_is_not_erased(terminal, monkeypatch):
+    """A vCPU's thread prints while the thread of events ends the line."""
+    line = WaitingLine()
+    line._shown = True
+    done = []
+    show = waiting._show
+
+    def erase(text: str) -> bool:
+        other = in_thread(lambda: (line.end(), done.append("the guest's words")))
+        other.join(0.1)  # it is to wait for this, and there is no way to see that it does
+        threads.append(other)
+        done.append("erased")
+        return show(text)
+
+    threads = []
+    monkeypatch.setattr(waiting, "_show", erase)
+    line.end()
+    assert all(map(ends, threads))
+    assert done == ["erased", "the guest's words"]
+
+
+def test_a_host_without_a_thread_for_it_is_told_of(terminal, monkeypatch):
+    def none_left(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    with pytest.raises(HostError, match="no thread for the line that tells of the boot"):
+        WaitingLine().start()
