@@ -43,10 +43,11 @@ class Output:
             os.ftruncate(self.fd, 0)
 
     def close(self) -> None:
-        """Close it; remove it if it was made for a run that never began."""
+        """Close it; remove it if it was made for a run that never began, and nobody wrote to it."""
         if self._created and not self._begun:
             with suppress(OSError):
-                if os.path.samestat(os.lstat(self._path), os.fstat(self.fd)):
+                status = os.fstat(self.fd)
+                if status.st_size == 0 and os.path.samestat(os.lstat(self._path), status):
                     os.unlink(self._path)
         os.close(self.fd)
 

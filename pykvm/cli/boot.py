@@ -129,9 +129,9 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
         # Nothing else stops a guest.
         may_stop = machine.disks or session.has_keys or listener
         reporter = _reporter(machine, session, options) if may_stop else None
-        _begin(outputs, machine)
         confinement = _confine(options, own_process)
         timings.mark("confined")
+        _begin(outputs, machine)
         if reporter:
             stack.callback(machine.listen(reporter))
         if listener:

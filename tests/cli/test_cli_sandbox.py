@@ -200,9 +200,12 @@ def test_the_kernel_says_that_every_thread_is_confined(bare_kernel, tmp_path):
     assert next(line.split()[4:6] for line in limits.splitlines() if "core" in line) == ["0", "0"]
 
 
-def test_a_process_of_others_is_not_confined(bare_kernel, capfd):
+def test_a_process_of_others_is_not_confined(bare_kernel, capfd, tmp_path):
+    old = tmp_path / "old"
+    old.write_text("of the last run")
     kernel = ["boot", "--kernel", str(bare_kernel), "--append", "hello 0"]
     assert main([*kernel, "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["sandbox"] is None
-    assert main([*kernel, "--sandbox=on"]) == 2
+    assert main([*kernel, "--sandbox=on", "--stats", str(old)]) == 2
     assert "process of pykvm's own" in capfd.readouterr().err
+    assert old.read_text() == "of the last run"

@@ -79,6 +79,15 @@ def test_a_run_that_fails_early_changes_nothing(tmp_path: Path, image: Path) -> 
     assert not (tmp_path / "new").exists()
 
 
+def test_what_another_program_wrote_meanwhile_stays(tmp_path: Path) -> None:
+    """Two runs with one name: the first to fail must not take the other's file away."""
+    new = tmp_path / "new"
+    with Outputs([]) as outputs:
+        outputs.open(new, "--stats")
+        new.write_text("of another run")
+    assert new.read_text() == "of another run"
+
+
 def test_a_file_that_somebody_has_locked_is_in_use(image: Path) -> None:
     """A disk of another VM holds shared locks of some bytes that need not exist."""
     with image.open("rb") as held:
