@@ -20,7 +20,7 @@ SECONDS ?= 600
 INSTALL_DEPS := $(shell [ "$$(id -u)" = 0 ] && echo --install-deps)
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 boot: guest  ## Set up, build the guest if needed, and boot it to a shell (ARGS= adds options)
 	@$(PYTHON) speed/build.py --if-compiled

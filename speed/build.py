@@ -207,7 +207,7 @@ def build() -> list[Path]:
     if stale := made.stale():
         print(
             f"compiling {len(stale)} of {len(HOT)} modules of the hot path,"
-            " ten seconds of processor time each at most …",
+            " about ten seconds of processor time each …",
             file=sys.stderr,
         )
         made.compile_all(stale)

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from pykvm.errors import HostError
+from pykvm.threads import start
 
 
 class Alarm:
@@ -31,7 +31,9 @@ class Alarm:
                 return
             self._when = when
             if self._thread is None:
-                self._thread = self._start()
+                thread = threading.Thread(target=self._run, name="uart-pace", daemon=True)
+                start(thread, "the pace of the guest's console")
+                self._thread = thread
             self._changed.notify()
 
     def close(self) -> None:
@@ -41,17 +43,6 @@ class Alarm:
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
-
-    def _start(self) -> threading.Thread:
-        thread = threading.Thread(target=self._run, name="uart-pace", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:
-            raise HostError(
-                "the host has no thread for the pace of the guest's console",
-                "raise the limit of processes and threads (ulimit -u)",
-            ) from None
-        return thread
 
     def _run(self) -> None:
         while self._wait():

@@ -37,6 +37,6 @@ def test_a_host_without_a_thread_is_told_of(monkeypatch):
     alarm = Alarm(lambda: None)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", none_left)
-        with pytest.raises(HostError, match="no thread"):
+        with pytest.raises(HostError, match=r"no thread for the pace.*ulimit"):
             alarm.set(time.monotonic())
     alarm.close()
