@@ -319,7 +319,7 @@ def test_escape_keys(terminal):
     os.write(terminal.master, b"\x01h")
     terminal.expect(b"end the run")
     os.write(terminal.master, b"\x01x")
-    terminal.expect(b"\r\npykvm: ended by Ctrl-a x\r\n", 20)
+    terminal.expect(b"\r\npykvm: ended by Ctrl-a x\r\n")
     assert terminal.finish() == 0
 
 

@@ -44,7 +44,7 @@ class SlowEngine:
 
     def wait_for(self, count: int) -> None:
         with self.lock:
-            assert self.lock.wait_for(lambda: len(self.waiting) >= count, 5)
+            assert self.lock.wait_for(lambda: len(self.waiting) >= count, patience())
 
     def let_go(self, index: int = -1) -> None:
         """Finish the operation at ``index`` of those waiting."""

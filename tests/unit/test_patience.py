@@ -12,6 +12,8 @@ import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 WAITS = {"acquire", "communicate", "join", "paused", "settimeout", "wait"}
+WAITS_FOR = {"expect", "wait_for"}
+"""What is awaited comes first, and then the limit."""
 SHORT = 2.0
 """Seconds. A test that has its limit run out does not wait longer."""
 
@@ -34,6 +36,8 @@ def limits(tree: ast.Module) -> Iterator[tuple[int, float]]:
                     yield node.lineno, number(keyword.value)
             if isinstance(node.func, ast.Attribute) and node.func.attr in WAITS:
                 yield node.lineno, number(node.args[0] if len(node.args) == 1 else None)
+            if isinstance(node.func, ast.Attribute) and node.func.attr in WAITS_FOR:
+                yield node.lineno, number(node.args[1] if len(node.args) == 2 else None)
         if isinstance(node, ast.Call | ast.List | ast.Tuple):
             parts = node.args if isinstance(node, ast.Call) else node.elts
             for option, value in pairwise(parts):
@@ -52,7 +56,14 @@ def test_no_limit_is_a_number_of_seconds():
 
 
 @pytest.mark.parametrize(
-    "code", ["run(timeout=60)", "thread.join(5)", "boot('--timeout', '60')", "['--timeout', '7']"]
+    "code",
+    [
+        "run(timeout=60)",
+        "thread.join(5)",
+        "terminal.expect(b'$', 20)",
+        "boot('--timeout', '60')",
+        "['--timeout', '7']",
+    ],
 )
 def test_a_limit_is_found(code: str):
     assert max(seconds for _, seconds in limits(ast.parse(code))) > SHORT
