@@ -135,15 +135,15 @@ class Announcer:
         When that returns, ``listener`` has been told all that was announced
         before, and is not called any more (unless it called the function). A
         listener may be given several times: each has a function of its own
-        that ends it.
+        that ends it. HostError, and ``listener`` hears nothing, if there is no thread.
         """
         registration = _Registration(listener)
         with self._lock:
-            self._registered += (registration,)
             if self._thread is None and not self._closed:
                 thread = threading.Thread(target=self._run, name="events", daemon=True)
                 start(thread, "telling of events")
                 self._thread = thread
+            self._registered += (registration,)
 
         def forget() -> None:
             self.flush()

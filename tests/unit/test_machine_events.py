@@ -7,6 +7,7 @@ import pytest
 from patience import PATIENCE, ends, goes_on, in_thread
 
 from pykvm.devices.virtio_blk import ErrorAction, IoError
+from pykvm.errors import HostError
 from pykvm.machine.events import (
     MAX_BACKLOG,
     Announcer,
@@ -190,3 +191,16 @@ def test_printed_events_say_what_happened() -> None:
     assert repr(event) == f"BlockIoError({fields})"
     assert repr(Stop()).startswith("Stop(time_ns=")
     assert "POWER_OFF" in repr(Shutdown(Outcome.power_off(3)))
+
+
+def test_without_a_thread_nobody_is_heard_to_listen(announcer, monkeypatch):
+    """A disk's error that stops the guest would wait for somebody who never hears of it."""
+
+    def none_left(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        with pytest.raises(HostError, match="no thread for telling of events"):
+            announcer.listen(lambda event: None)
+    assert not announcer.heard
