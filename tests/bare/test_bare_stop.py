@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from bare_owner import Owner, machine_of
-from patience import PATIENCE
+from patience import PATIENCE, until
 
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
@@ -18,6 +18,8 @@ from pykvm.testing.bare.block import UNTOUCHED, Batch
 
 pytestmark = pytest.mark.kvm
 
+BDF = 2 << 3
+COMMAND, MEMORY = 0x04, 2
 SECTORS = 256
 OK = 0
 
@@ -152,4 +154,21 @@ def test_an_end_that_meets_a_stop(disk: DiskConfig, delay_us: int):
         with Owner(machine, seed=3):
             assert machine.wait(PATIENCE).status == 7
         assert statuses(machine, batch) == [UNTOUCHED]
+    assert disk.path.read_bytes() == bytes(SECTORS * 512)
+
+
+def test_an_end_while_the_disk_is_to_let_memory_alone(disk: DiskConfig):
+    """A vCPU that turns bus mastering off waits for what executes; who ends the run does not."""
+    script = Script()
+    driver = BlockDriver(script)
+    driver.start()
+    # The quick one shows that the device has seen the other.
+    driver.submit([BlockRequest.write(1, fill(1)), BlockRequest.read(64, 512)], expect=1)
+    script.pci_config(BDF, COMMAND, 2, MEMORY)
+    slow = FaultPlan([Fault(operation="write", delay_ms=3_600_000)])
+    with machine_of(script, replace(disk, faults=slow)) as machine:
+        machine.start()
+        until(lambda: machine.disks[0].device._held and machine.disks[0].device._services)
+        machine.finish(Outcome.timeout(0))
+        assert machine.wait(PATIENCE).kind is OutcomeKind.TIMEOUT
     assert disk.path.read_bytes() == bytes(SECTORS * 512)
