@@ -6,7 +6,7 @@ from typing import Final
 
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_ID_BYTES
 from pykvm.devices.virtio_blk.rates import NO_LIMITS, RateLimits
-from pykvm.errors import UsageError
+from pykvm.errors import UsageError, shown
 from pykvm.forms import Form, adapt, cpus, flag, member, refused, size, text, whole
 from pykvm.records import keyword_record, record
 
@@ -356,6 +356,6 @@ def _check(name: str, value: int, allowed: range) -> None:
 def _check_serial(serial: str) -> None:
     if not serial.isascii() or not (serial.isprintable() and len(serial) <= VIRTIO_BLK_ID_BYTES):
         raise UsageError(
-            f"the serial {serial!r} cannot be a disk's",
+            f"the serial '{shown(serial)}' cannot be a disk's",
             f"use at most {VIRTIO_BLK_ID_BYTES} printable ASCII characters",
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pykvm.errors import UsageError
+from pykvm.errors import UsageError, reason_of
 
 MIB = 1 << 20
 SIZE_MIN = MIB
@@ -73,7 +73,7 @@ def size_of(path: Path) -> int:
             os.close(handle)
     except OSError as error:
         raise UsageError(
-            f"'{path}' cannot be read: {error.strerror}", "check the path of --disk"
+            f"'{path}' cannot be read: {reason_of(error)}", "check the path of --disk"
         ) from None
     if size < SIZE_MIN:
         raise UsageError(f"'{path}' is smaller than 1 MiB", "give --disk a larger one")

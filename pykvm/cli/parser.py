@@ -1,6 +1,7 @@
 """How a command's options are parsed, and what its mistakes look like."""
 
 import argparse
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
@@ -32,7 +33,8 @@ class Parser(argparse.ArgumentParser):
         hint = f"'{self.prog} --help' lists what there is"
         if message.endswith("expected one argument"):
             hint = "a value that begins with '-' is written after '=': --OPTION=VALUE"
-        raise UsageError(message, hint)
+        # argparse quotes values as Python does: a byte that is no UTF-8 is half a surrogate pair.
+        raise UsageError(re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", message), hint)
 
     def print_help(self, file: object = None) -> None:
         """Print it where a failure to do so is noticed."""

@@ -71,7 +71,7 @@ def bundle_files(guest: str) -> list[Path]:
     """The files of the bundle that ``guest`` names, of all its flavours, as far as can be told."""
     folder = BUNDLES / guest if guest in _names() else Path(guest)
     manifest = folder / "bundle.json"
-    found = [manifest]
+    found = [manifest, folder / "NOTICE"]
     try:
         for entry in json.loads(manifest.read_text(encoding="utf-8"))["flavours"].values():
             found += [folder / str(entry[key]) for key in ("kernel", "initrd") if entry.get(key)]

@@ -233,7 +233,7 @@ def test_a_signal_ends_it_and_leaves_nothing(folder: Path, number: signal.Signal
         (["--start", "--against", "fio"], "--start knows no 'fio'"),
         (["--options", "merge=maybe"], "merge cannot be 'maybe'"),
         (["--against", "pykvm,mrge=off"], "--disk has no option 'mrge'"),
-        (["--disk", "/no/such/disk"], "'/no/such/disk' cannot be read: No such file"),
+        (["--disk", "/no/such/disk"], "'/no/such/disk' cannot be read: no such file"),
         (["--disk", "/dev/null"], "'/dev/null' is smaller than 1 MiB"),
         (["--chart", "/"], "--chart /: is a directory"),
         (["--size", "100K"], "--size is less than 1 MiB"),
@@ -252,4 +252,4 @@ def test_mistakes(capfd, arguments: list[str], words: str):
 def test_a_pipe_is_no_disk_and_is_not_waited_for(capfd, tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     assert main(["bench", "--workload", "randread", "--disk", str(tmp_path / "pipe")]) == 2
-    assert "cannot be read: Illegal seek" in capfd.readouterr().err
+    assert "cannot be read: illegal seek" in capfd.readouterr().err

@@ -19,7 +19,7 @@ def bundle(tmp_path: Path) -> Path:
     """A guest's folder, with two flavours."""
     folder = tmp_path / "bundle"
     folder.mkdir()
-    names = ("vmlinux", "initrd", "vmlinux-e", "initrd-e")
+    names = ("NOTICE", "vmlinux", "initrd", "vmlinux-e", "initrd-e")
     for name in names:
         (folder / name).write_text(name)
     flavours = {
@@ -42,7 +42,9 @@ def spared(capfd: pytest.CaptureFixture[str], path: Path, arguments: list[str]) 
 
 
 @pytest.mark.parametrize("option", OUTPUTS)
-@pytest.mark.parametrize("name", ["bundle.json", "vmlinux", "initrd", "vmlinux-e", "initrd-e"])
+@pytest.mark.parametrize(
+    "name", ["bundle.json", "NOTICE", "vmlinux", "initrd", "vmlinux-e", "initrd-e"]
+)
 def test_a_bundle_is_spared_in_all_its_flavours(capfd, bundle: Path, option: str, name: str):
     spared(capfd, bundle / name, ["boot", str(bundle), option, str(bundle / name)])
 
