@@ -87,7 +87,7 @@ def test_a_wheel_carries_the_guest_and_the_licences(wheel):
 
 
 @COMPILES
-def test_a_wheel_brings_the_hot_path_compiled(wheel):
+def test_a_wheel_has_the_hot_path_compiled(wheel):
     """Where there is a compiler; each module once, beside its source."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
