@@ -4,6 +4,7 @@ import base64
 import json  # noqa: F401 - json_text wants it when nothing can be imported any more
 from typing import Any
 
+from pykvm.cli.process import signals_go_to
 from pykvm.cli.say import STDERR, emit, put
 from pykvm.devices.virtio_blk.stats import classic_line
 from pykvm.errors import PykvmError, reason_of
@@ -23,11 +24,12 @@ class Report:
         self._file = file
 
     def write(self, machine: Machine) -> None:
-        """Write the object of ``--stats FILE``; PykvmError if that fails."""
+        """Write the object of ``--stats FILE``; PykvmError if that fails, or a signal ends it."""
         if self._file is None:
             return
         try:
-            put(self._file.fd, json_text(machine.statistics(), indent=2) + "\n")
+            with signals_go_to(_cut_short):
+                put(self._file.fd, json_text(machine.statistics(), indent=2) + "\n")
         except OSError as error:
             where = f"--stats {self._stats}"
             raise PykvmError(f"{where}: {reason_of(error)}", "give another file") from None
@@ -52,6 +54,14 @@ class Report:
         """``--json``: the object about the run, to standard output; PykvmError if that fails."""
         if self._as_json:
             emit(json_text(_run_report(machine, outcome, output, sandbox)) + "\n")
+
+
+def _cut_short(number: int) -> None:
+    """Signal ``number`` ends the writing of statistics, for which a pipe's reader may not care."""
+    ended = Outcome.signalled(number)
+    error = PykvmError(f"the statistics are not complete: {ended.reason}")
+    error.exit_status = ended.status
+    raise error
 
 
 def _json_text(data: bytes) -> dict[str, str]:

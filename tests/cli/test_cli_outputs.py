@@ -1,7 +1,10 @@
 """What commands write costs no other file, whatever the command and whatever it is given."""
 
+import fcntl
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +127,29 @@ def test_the_console_s_log_and_the_console_go_to_two_files(tmp_path: Path, bare_
     assert "/dev/stdout and the console are the same file" in done.stderr
     done = shell("boot --console-log /dev/stderr 2>>r.log", tmp_path, bare_kernel)
     assert (done.stdout, log.read_text()) == ("hello from CPL3\n", "before\nhello from CPL3\n")
+
+
+@pytest.mark.kvm
+def test_a_signal_ends_a_run_whose_statistics_nobody_reads(tmp_path: Path, bare_kernel: Path):
+    fifo, image = tmp_path / "fifo", tmp_path / "d.img"
+    os.mkfifo(fifo)
+    image.write_bytes(bytes(512))
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    command = [sys.executable, "-m", "pykvm", "boot", "--kernel", bare_kernel]
+    command += ["--append", "hello 0", "--stats", fifo]
+    for _ in range(4):  # more to tell of than the pipe takes
+        command += ["--disk", f"{image},readonly=on"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
+        assert select.select([reader], [], [], patience())[0]
+        run.terminate()
+        try:
+            _, err = run.communicate(timeout=patience())
+        finally:
+            run.kill()
+            os.close(reader)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert err == b"pykvm: the statistics are not complete: ended by SIGTERM\n"
 
 
 @pytest.mark.kvm
