@@ -94,7 +94,7 @@ static void take_input(void)
             literal_next = 0;
         }
     }
-    if (n == 0)
+    if (n == 0 || (n < 0 && errno != EINTR && errno != EAGAIN))
         ended = 1;
     if (ended && held_end == 0)
         finish();

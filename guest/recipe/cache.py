@@ -25,7 +25,9 @@ def folder() -> Path:
         # Relative ones are nobody's: so says the XDG Base Directory Specification.
         home = os.environ.get("XDG_CACHE_HOME", "")
         if not os.path.isabs(home):
-            home = os.path.join(os.path.expanduser("~"), ".cache")
+            # An empty HOME is none, though expanduser takes it for the root folder.
+            user = os.path.expanduser("~") if os.environ.get("HOME") != "" else ""
+            home = os.path.join(user, ".cache")
         if not os.path.isabs(home):
             raise BuildError("this user has no home: set PYKVM_CACHE to a folder for what is built")
         base = str(Path(home) / "pykvm")

@@ -130,6 +130,14 @@ def test_without_a_home_nothing_is_kept_in_a_folder_that_nobody_named(
         cache.folder()
 
 
+def test_an_empty_home_is_not_the_root_folder(monkeypatch: pytest.MonkeyPatch):
+    for name in ("PYKVM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "")
+    with pytest.raises(BuildError, match="PYKVM_CACHE"):
+        cache.folder()
+
+
 def test_a_failing_command_shows_its_last_lines_and_its_log(tmp_path: Path):
     log = tmp_path / "log"
     with pytest.raises(BuildError) as caught:

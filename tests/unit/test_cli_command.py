@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
-from patience import patience
+from patience import patience, until
 
 from pykvm.cli import command
 from pykvm.cli.command import CommandSession
@@ -188,13 +188,17 @@ def test_a_guest_that_still_writes_is_waited_for(run, monkeypatch, capfd):
 
 def test_a_missing_agent_is_noticed(run, monkeypatch, capfd):
     monkeypatch.setattr(command, "AGENT_SECONDS", 0.05)
+    said = []
+
+    def noticed():
+        said.append(capfd.readouterr().err)
+        return "no agent has answered" in "".join(said)
 
     def guest(machine):
-        time.sleep(0.2)
+        until(noticed)
         machine.finish(Outcome.timeout(1))
 
     assert run(guest).outcome.status == 124
-    assert "no agent has answered" in capfd.readouterr().err
 
 
 def test_an_agent_that_answers_is_not_missed(run, monkeypatch, capfd):
