@@ -1,7 +1,9 @@
 """What a host has or has not: block devices, O_DIRECT."""
 
+import fcntl
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from patience import patience
+
+BLKROSET = 0x125D
 
 
 @contextmanager
@@ -25,9 +29,17 @@ def loop_device(backing: Path, block: int = 512, readonly: bool = False) -> Iter
         pytest.skip(f"no loop device here: {made.stderr.strip()}")
     device = made.stdout.strip()
     try:
+        if not readonly:
+            _let_be_written(device)
         yield device
     finally:
         subprocess.run([losetup, "--detach", device], check=True, timeout=patience())
+
+
+def _let_be_written(device: str) -> None:
+    """Whoever had the loop device before may have made it read-only; that outlives its file."""
+    with open(device, "rb") as file:
+        fcntl.ioctl(file, BLKROSET, struct.pack("i", 0))
 
 
 @contextmanager
