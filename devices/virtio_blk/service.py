@@ -13,7 +13,7 @@ device, be it a thread or a test.
 import select
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pykvm.devices.virtio_blk.constants import (
     OPERATION_NAMES,
@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.trace import QueueTrace
     from pykvm.devices.virtio_blk.zeroes import ZeroDetector
 
+MOST_READS: Final = 16
+"""Quick reads that an immediate engine gets at once: one at a time costs half as much again."""
+QUICK_NS: Final = 100_000
+"""They are quick if all together took less."""
+
 
 class QueueService:
     """One queue at work. One thread at a time calls it.
@@ -53,6 +58,7 @@ class QueueService:
     _stopping: bool
     _halting: bool
     _singly: bool
+    _reads_at_once: int
     _bytes: Bytes
     _parser: RequestParser
     _planner: Planner
@@ -88,6 +94,7 @@ class QueueService:
         self._stopping = False
         self._halting = False
         self._singly = engine.immediate
+        self._reads_at_once = 1
         self._bytes = ram.bytes
         self._parser = parser
         self._planner = planner
@@ -249,14 +256,26 @@ class QueueService:
         return not (self._stopping or self._schedule.halted)
 
     def _execute_singly(self, operations: list[Operation]) -> None:
-        """Have each executed and answered before the next; what a halt comes before is kept."""
-        for operation in operations:
-            if not self._may_start():
-                return
-            started = [operation]
+        """Have each executed and answered before the next; what a halt comes before is kept.
+
+        Reads that are quick go together, and a halt waits for these few.
+        """
+        operation: Operation
+        first, count = 0, len(operations)
+        while first < count and self._may_start():
+            behind = first
+            for operation in operations[first : first + self._reads_at_once]:
+                if operation.kind != VIRTIO_BLK_T_IN:
+                    break
+                behind += 1
+            started = operations[first : max(behind, first + 1)]
+            began = time.monotonic_ns()
             self._schedule.start(started)
             self.engine.submit(started)
             self._finish(self.engine.completions())
+            quick = time.monotonic_ns() - began < QUICK_NS
+            self._reads_at_once = min(2 * self._reads_at_once, MOST_READS) if quick else 1
+            first += len(started)
 
     def _finish(self, done: Sequence[Operation]) -> None:
         """Answer what ``done`` were the last operations for."""

@@ -13,6 +13,7 @@ from patience import ends, goes_on, in_thread, patience, until
 from pykvm.devices.virtio_blk import ErrorPolicy, IoError, MergePolicy, SyncEngine
 from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
 from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.service import MOST_READS
 
 FULL = errno.ENOSPC
 
@@ -84,3 +85,27 @@ def test_what_is_behind_an_error_that_stops_does_not_start(path: Path, faults: b
         disk.device.resume()
         assert [disk.wait(head)[0] for head in heads[2:]] == [OK] * 3
         assert path.read_bytes()[:2560] == fill("n") * 5
+
+
+def test_a_write_never_goes_with_others_and_few_reads_do(path: Path) -> None:
+    """However quick the disk is, a halt after a write's error comes before what is behind it."""
+    path.write_bytes(fill("o") * SECTORS)
+    given: list[list[int]] = []
+
+    class Noting(SyncEngine):
+        def submit(self, operations: Sequence[Operation]) -> None:
+            given.append([operation.kind for operation in operations])
+            super().submit(operations)
+
+    with disks(path) as make:
+        disk = make(engine=Noting, merge=MergePolicy.OFF)
+        for _ in range(4):
+            heads = [disk.send(IN, sector, size=512) for sector in range(20)]
+            heads.append(disk.send(OUT, 30, fill("n")))
+            heads += [disk.send(IN, sector, size=512) for sector in range(20)]
+            disk.transport.submit()
+            assert [disk.wait(head)[0] for head in heads] == [OK] * 41
+    assert sum(map(len, given)) == 4 * 41
+    assert given.count([1]) == 4
+    assert all(1 not in kinds for kinds in given if kinds != [1])
+    assert max(map(len, given)) <= MOST_READS
