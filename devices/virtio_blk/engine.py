@@ -46,8 +46,8 @@ class Engine(Protocol):
     def immediate(self) -> bool:
         """:meth:`submit` executes one operation after another, and is over when all are.
 
-        Such an engine is given one at a time, so that no second one starts once
-        the first has failed in a way that stops the guest, or the guest is being stopped.
+        Such an engine is given one at a time, or a few reads, so that nothing starts
+        once a write has failed in a way that stops the guest, and a stop waits for little.
         """
         ...
 

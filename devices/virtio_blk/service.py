@@ -256,9 +256,9 @@ class QueueService:
         return not (self._stopping or self._schedule.halted)
 
     def _execute_singly(self, operations: list[Operation]) -> None:
-        """Have each executed and answered before the next; what a halt comes before is kept.
+        """Have each executed and answered before the next; keep those that a halt precedes.
 
-        Reads that are quick go together, and a halt waits for these few.
+        Up to MOST_READS reads in a row go together while reads are quick.
         """
         operation: Operation
         first, count = 0, len(operations)

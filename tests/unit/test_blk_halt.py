@@ -1,4 +1,4 @@
-"""A halt takes effect before the next operation, where one is executed after another."""
+"""Where operations run one after another, a halt comes before the next, or after few reads."""
 
 import errno
 from collections.abc import Sequence
