@@ -3,6 +3,7 @@
 from pykvm.bench.fio import FioTool, fio_tools
 from pykvm.bench.pykvm_tool import PykvmTool
 from pykvm.bench.qemu import QemuTool, qemu_tools
+from pykvm.bench.qemu_cpu import DEFAULT_MEMORY, MEMORIES
 from pykvm.bench.tool import Tool
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
@@ -14,7 +15,7 @@ NAMES = ("qemu", "fio", "pykvm")
 def tools_against(text: str, cache: CacheMode) -> list[Tool]:
     """The configurations of the tool in ``NAME[,KEY=VALUE…]`` that suit ``cache``; UsageError.
 
-    ``qemu`` takes ``machine=``, ``aio=`` and ``poll-max-ns=``, ``fio`` takes
+    ``qemu`` takes ``machine=``, ``memory=``, ``aio=`` and ``poll-max-ns=``, ``fio`` takes
     ``ioengine=``, and ``pykvm`` the keys of ``--disk``, for a comparison of options.
     """
     name, _, rest = text.partition(",")
@@ -23,11 +24,14 @@ def tools_against(text: str, cache: CacheMode) -> list[Tool]:
     options = _options(name, rest)
     if name == "qemu":
         machine = options.pop("machine", "pc")
+        memory = options.pop("memory", DEFAULT_MEMORY)
+        if memory not in MEMORIES:
+            raise UsageError(f"memory cannot be '{memory}'", f"use {' or '.join(MEMORIES)}")
         aio, poll = options.pop("aio", ""), options.pop("poll-max-ns", "")
-        _refuse(name, options, "machine=, aio= and poll-max-ns=")
+        _refuse(name, options, "machine=, memory=, aio= and poll-max-ns=")
         if not aio and not poll:
-            return [*qemu_tools(cache, machine)]
-        return [QemuTool(aio or "threads", _number(poll), machine)]
+            return [*qemu_tools(cache, machine, memory)]
+        return [QemuTool(aio or "threads", _number(poll), machine, memory)]
     if name == "fio":
         engine = options.pop("ioengine", "")
         _refuse(name, options, "ioengine=")

@@ -55,28 +55,16 @@ class ProcessView:
         for task in (self._folder / "task").iterdir():
             os.sched_setaffinity(int(task.name), vcpus if task in self._vcpus else others)
 
-    def memory(self, except_for: str) -> int:
-        """Proportional set size in bytes without the mappings whose name has ``except_for``."""
+    def memory(self, start: int, end: int) -> int:
+        """Proportional set size in bytes without the mappings that overlap ``start`` to ``end``."""
         total = 0
         counts = False
         for line in (self._folder / "smaps").read_text(errors="replace").splitlines():
             name, _, rest = line.partition(":")
             if "-" in name.split(" ")[0]:
                 # The first line of a mapping: addresses, rights, …, and a name.
-                counts = except_for not in line
+                first, _, last = line.split(" ", 1)[0].partition("-")
+                counts = int(last, 16) <= start or end <= int(first, 16)
             elif name == "Pss" and counts:
                 total += int(rest.split()[0]) << 10
         return total
-
-    def open_memory(self, name: str) -> int:
-        """A descriptor of our own, to read and write, of the process's memfd ``name``.
-
-        LookupError if it has none.
-        """
-        for entry in (self._folder / "fd").iterdir():
-            try:
-                if os.readlink(entry).startswith(f"/memfd:{name}"):
-                    return os.open(entry, os.O_RDWR | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-        raise LookupError(f"process {self.pid} has no memfd '{name}'")

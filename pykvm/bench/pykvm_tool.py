@@ -20,7 +20,7 @@ class PykvmTool:
     def __init__(self, options: str = "") -> None:
         self.label = options
         self._options = options
-        self._runner = VmRunner(self._command, Kind("pykvm-ram", "pykvm-vcpu", status=0))
+        self._runner = VmRunner(self._command, Kind("pykvm-vcpu", status=0))
 
     def version(self) -> str:
         """See Tool."""

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from pykvm.bench.qemu_cpu import cpu_model, qemu_command
+from pykvm.bench.qemu_cpu import DEFAULT_MEMORY, cpu_model, qemu_command, qemu_note
 from pykvm.bench.sample import Run
 from pykvm.bench.tool import Job, Progress
 from pykvm.bench.vm import VmRunner
@@ -18,21 +18,27 @@ POLL_RAISED_NS = 1_000_000
 
 
 class QemuTool:
-    """See Tool. ``poll_max_ns`` 0 is QEMU's default."""
+    """See Tool. ``poll_max_ns`` 0 is QEMU's default, ``memory`` one of MEMORIES."""
 
     name = "qemu"
 
-    def __init__(self, aio: str, poll_max_ns: int = 0, machine: str = "pc") -> None:
+    def __init__(
+        self,
+        aio: str,
+        poll_max_ns: int = 0,
+        machine: str = "pc",
+        memory: str = DEFAULT_MEMORY,
+    ) -> None:
         """UsageError if QEMU is not installed."""
         self.label = f"aio={aio}" + (f",poll-max-ns={poll_max_ns}" if poll_max_ns else "")
+        self.label += f",memory={memory}" if memory != DEFAULT_MEMORY else ""
         self._program = qemu_program()
         self._aio = aio
         self._poll = poll_max_ns
         self._machine = machine
+        self._memory = memory
         # isa-debug-exit turns status 0 into 1.
-        self._runner = VmRunner(
-            self._command, Kind("memory-backend-memfd", "CPU ", status=1, places=False)
-        )
+        self._runner = VmRunner(self._command, Kind("CPU ", status=1, places=False))
 
     def version(self) -> str:
         """See Tool."""
@@ -42,7 +48,7 @@ class QemuTool:
     def note(self, job: Job) -> str:
         """See Tool; HostError if QEMU cannot run a guest here."""
         model = cpu_model(self._program, self._machine, job.kernel)
-        return f"-cpu {model}" + ("" if model == "host" else ", for '-cpu host' fails here")
+        return qemu_note(model, self._memory)
 
     def command(self, job: Job) -> list[str]:
         """See Tool."""
@@ -56,8 +62,16 @@ class QemuTool:
         file = str(disk).replace(",", ",,")
         poll = f",poll-max-ns={self._poll}" if self._poll else ""
         model = cpu_model(self._program, self._machine, job.kernel)
+        base = qemu_command(
+            program=self._program,
+            machine=self._machine,
+            kernel=job.kernel,
+            words="script",
+            cpu=model,
+            memory=self._memory,
+        )
         return [
-            *qemu_command(self._program, self._machine, job.kernel, "script", model),
+            *base,
             *("-initrd", str(script), "-smp", str(job.vcpus)),
             *("-name", "bench,debug-threads=on", "-object", f"iothread,id=io{poll}"),
             "-drive",
@@ -75,10 +89,12 @@ def qemu_program() -> str:
     return found
 
 
-def qemu_tools(cache: CacheMode, machine: str = "pc") -> list[QemuTool]:
+def qemu_tools(
+    cache: CacheMode, machine: str = "pc", memory: str = DEFAULT_MEMORY
+) -> list[QemuTool]:
     """QEMU in every aio mode that ``cache`` allows, polling as by default and longer."""
     modes = ["threads", "io_uring"]
     if cache.direct:
         # Linux AIO blocks unless the page cache is bypassed; QEMU refuses it.
         modes.insert(1, "native")
-    return [QemuTool(aio, poll, machine) for aio in modes for poll in (0, POLL_RAISED_NS)]
+    return [QemuTool(aio, poll, machine, memory) for aio in modes for poll in (0, POLL_RAISED_NS)]

@@ -4,6 +4,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from pykvm.bench.child import last_words, running
@@ -15,6 +16,10 @@ CPU_MODELS: Final = ("host", "host,arch-capabilities=off", "max", "qemu64")
 
 Without arch-capabilities there is no MSR 0x10a, which KVM may refuse although it
 offers the bit."""
+DEFAULT_MEMORY: Final = "default"
+MEMORIES: Final = MappingProxyType({DEFAULT_MEMORY: "", "memfd": "memory-backend-memfd,share=on"})
+"""The object that gives a guest its RAM, by what ``memory=`` calls it; "" is none, so that RAM
+is what QEMU makes by itself: anonymous memory, for which it asks for huge pages."""
 MODE: Final = "hello 0"
 WORDS: Final = b"hello from CPL3"
 """What the bare guest prints in this mode, a few hundred instructions after its entry."""
@@ -26,7 +31,10 @@ def cpu_model(program: str, machine: str, kernel: Path) -> str:
     """The first of CPU_MODELS with which the bare guest runs in QEMU's ``machine``; HostError."""
     reasons = []
     for model in CPU_MODELS:
-        words = _failure(qemu_command(program, machine, kernel, MODE, model))
+        command = qemu_command(
+            program=program, machine=machine, kernel=kernel, words=MODE, cpu=model
+        )
+        words = _failure(command)
         if words is None:
             return model
         reasons.append(f"-cpu {model}{words}")
@@ -38,16 +46,29 @@ def cpu_model(program: str, machine: str, kernel: Path) -> str:
     )
 
 
-def qemu_command(program: str, machine: str, kernel: Path, words: str, cpu: str) -> list[str]:
-    """A command line that boots the bare guest without a disk; ``words`` are for the guest."""
+def qemu_command(
+    *, program: str, machine: str, kernel: Path, words: str, cpu: str, memory: str = DEFAULT_MEMORY
+) -> list[str]:
+    """A command line that boots the bare guest without a disk; ``words`` are for the guest.
+
+    ``memory`` is one of MEMORIES.
+    """
+    backend = MEMORIES[memory]
     return [
         *(program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-accel", "kvm", "-cpu", cpu, "-m", f"{MEMORY_MIB}M"),
-        *("-machine", f"{machine},memory-backend=ram"),
-        *("-object", f"memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on"),
+        *("-machine", machine + (",memory-backend=ram" if backend else "")),
+        *(("-object", f"{backend},id=ram,size={MEMORY_MIB}M") if backend else ()),
         *("-kernel", str(kernel), "-append", words, "-serial", "stdio"),
         *("-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"),
     ]
+
+
+def qemu_note(cpu: str, memory: str = DEFAULT_MEMORY) -> str:
+    """How QEMU was run, for a reader of its figures."""
+    why = "" if cpu == CPU_MODELS[0] else ", for '-cpu host' fails here"
+    kind = "default memory (anonymous)" if memory == DEFAULT_MEMORY else f"{memory} memory"
+    return f"-cpu {cpu}{why}, {kind}"
 
 
 def _failure(command: list[str]) -> str | None:

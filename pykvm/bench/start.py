@@ -14,7 +14,7 @@ from typing import Final
 from pykvm.bench.child import last_words, running
 from pykvm.bench.pykvm_tool import boot_command, form
 from pykvm.bench.qemu import qemu_program
-from pykvm.bench.qemu_cpu import MODE, PATIENCE_SECONDS, WORDS, cpu_model, qemu_command
+from pykvm.bench.qemu_cpu import MODE, PATIENCE_SECONDS, WORDS, cpu_model, qemu_command, qemu_note
 from pykvm.bench.table import align
 from pykvm.errors import PykvmError
 
@@ -40,8 +40,10 @@ def starts(kernel: Path, with_qemu: bool) -> list[Start]:
         program = qemu_program()
         for machine in MACHINES:
             model = cpu_model(program, machine, kernel)
-            command = qemu_command(program, machine, kernel, MODE, model)
-            found.append(Start(f"qemu {machine}", f"-cpu {model}", command))
+            command = qemu_command(
+                program=program, machine=machine, kernel=kernel, words=MODE, cpu=model
+            )
+            found.append(Start(f"qemu {machine}", qemu_note(model), command))
     return found
 
 

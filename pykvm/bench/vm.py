@@ -7,6 +7,7 @@ from operator import add
 from pathlib import Path
 
 from pykvm.bench.compare import middle
+from pykvm.bench.guest_ram import Code
 from pykvm.bench.process import CpuTime
 from pykvm.bench.sample import Run, Sample
 from pykvm.bench.script import LoadScript
@@ -46,11 +47,12 @@ class VmRunner:
         )
         path = job.folder / "script"
         path.write_bytes(script.initrd)
+        code = Code.of(job.kernel)
         patience = job.seconds + PATIENCE_SECONDS
         with ExitStack() as stack:
             vms = [
                 stack.enter_context(
-                    watched(self._command(job, disk, path), self._kind, script, patience)
+                    watched(self._command(job, disk, path), self._kind, code, script, patience)
                 )
                 for disk in job.disks[: job.vms]
             ]

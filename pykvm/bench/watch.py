@@ -13,10 +13,12 @@ from shlex import join
 from typing import IO
 
 from pykvm.bench.child import last_words, running
+from pykvm.bench.guest_ram import Code, GuestRam
 from pykvm.bench.process import CpuTime, ProcessView
 from pykvm.bench.script import MARK, OPEN, LoadScript
 from pykvm.bench.tool import Placement
 from pykvm.errors import PykvmError
+from pykvm.testing.bare.layout import MEMORY_NEEDED
 from pykvm.testing.bare.results import LoadResult
 
 ENDED = "it ended before the load did"
@@ -26,14 +28,12 @@ ENDED = "it ended before the load did"
 class Kind:
     """How to look into a VM's process.
 
-    ``memfd`` is the name of the guest's RAM among its descriptors, ``vcpu``
-    how the names of vCPU threads begin, and ``status`` what it exits with
+    ``vcpu`` is how the names of vCPU threads begin, and ``status`` what it exits with
     when the guest has done its work. ``places``: it puts its threads where the
     job has them by itself. The guest's first serial port is its
     standard output.
     """
 
-    memfd: str
     vcpu: str
     status: int
     places: bool = True
@@ -41,11 +41,14 @@ class Kind:
 
 @contextmanager
 def watched(
-    command: Sequence[str], kind: Kind, script: LoadScript, patience: float
+    command: Sequence[str], kind: Kind, code: Code, script: LoadScript, patience: float
 ) -> Iterator["Vm"]:
-    """The VM that ``command`` starts on ``script``; it is gone at the end of the block."""
+    """The VM that ``command`` starts on ``script``; it is gone at the end of the block.
+
+    ``code`` is its kernel's, and it has MEMORY_NEEDED bytes of RAM.
+    """
     with tempfile.TemporaryFile() as errors, running(command, errors) as child:
-        vm = Vm(child, command, errors, kind, script, patience)
+        vm = Vm(child, command, errors, kind, code, script, patience)
         try:
             yield vm
         finally:
@@ -65,6 +68,7 @@ class Vm:
         command: Sequence[str],
         errors: IO[bytes],
         kind: Kind,
+        code: Code,
         script: LoadScript,
         patience: float,
     ) -> None:
@@ -73,12 +77,13 @@ class Vm:
         self._command = command
         self._errors = errors
         self._kind = kind
+        self._code = code
         self._script = script
         self._patience = patience
         self._pending = b""
         self._marks: list[int] = []
         self._view: ProcessView | None = None
-        self._ram = -1
+        self._ram: GuestRam | None = None
         self.start = 0.0
 
     def follow(self, mark: int) -> None:
@@ -89,9 +94,11 @@ class Vm:
             self.start = time.monotonic() - self._began
             try:
                 self._view = ProcessView(self._child.pid, self._kind.vcpu)
-                self._ram = self._view.open_memory(self._kind.memfd)
-            except (OSError, LookupError):
+                self._ram = GuestRam(self._child.pid, MEMORY_NEEDED, self._code)
+            except OSError:
                 raise self._failed(ENDED) from None
+            except LookupError:
+                raise self._failed("its guest's RAM cannot be found") from None
 
     def place(self, placement: Placement) -> None:
         """Put its threads where ``placement`` has them."""
@@ -103,7 +110,11 @@ class Vm:
 
     def open_gate(self, mark: int) -> None:
         """Let the guest go on from ``mark``."""
-        os.pwrite(self._ram, OPEN, self._script.gates[mark + 1])
+        assert self._ram is not None, "the first mark comes first"
+        try:
+            self._ram.write(self._script.gates[mark + 1], OPEN)
+        except OSError:
+            raise self._failed(ENDED) from None
 
     def cpu_time(self) -> CpuTime:
         """What the process has used."""
@@ -116,26 +127,35 @@ class Vm:
     def memory(self) -> int | None:
         """As in Run; None if it cannot be known."""
         assert self._view is not None, "the first mark comes first"
+        assert self._ram is not None, "the first mark comes first"
         with suppress(OSError):
-            return self._view.memory(except_for=self._kind.memfd)
+            return self._view.memory(self._ram.start, self._ram.end)
         return None
 
     def finish(self) -> list[LoadResult]:
-        """Let the guest go on from its last mark, and give what the loads left when it is gone."""
+        """What the loads left, when the guest has gone on from its last mark and is gone."""
+        loads = self._results()
         self.open_gate(self._script.marks)
         status = self._status()
         if status != self._kind.status:
             raise self._failed(f"it ended with status {status}")
+        return loads
+
+    def _results(self) -> list[LoadResult]:
+        """At the last mark: guest RAM is gone when the process is."""
+        assert self._ram is not None, "the first mark comes first"
         try:
-            return self._script.results(lambda address, n: os.pread(self._ram, n, address))
+            return self._script.results(self._ram.read)
+        except OSError:
+            raise self._failed(ENDED) from None
         except PykvmError as error:
             raise self._failed(error.message, error.hint) from None
 
     def close(self) -> None:
         """Give up guest RAM."""
-        if self._ram >= 0:
-            os.close(self._ram)
-            self._ram = -1
+        if self._ram is not None:
+            self._ram.close()
+            self._ram = None
 
     def _next_mark(self) -> int:
         """The number of the next mark in the VM's output."""

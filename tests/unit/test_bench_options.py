@@ -132,6 +132,8 @@ def test_one_configuration():
         return [(tool.name, tool.label) for tool in tools_against(text, CacheMode.WRITEBACK)]
 
     assert labels("qemu,aio=io_uring,poll-max-ns=5") == [("qemu", "aio=io_uring,poll-max-ns=5")]
+    assert labels("qemu,aio=threads,memory=memfd") == [("qemu", "aio=threads,memory=memfd")]
+    assert [label for _, label in labels("qemu,memory=memfd")][-1].endswith(",memory=memfd")
     assert labels("fio,ioengine=sync") == [("fio", "ioengine=sync")]
     assert labels("pykvm,merge=off,seg-max=4") == [("pykvm", "merge=off,seg-max=4")]
 
@@ -143,6 +145,7 @@ def test_one_configuration():
         ("qmu", "did you mean qemu"),
         ("xen", "use qemu, fio, pykvm"),
         ("qemu,aoi=threads", "no option 'aoi'"),
+        ("qemu,memory=disk", "memory cannot be 'disk'; use default or memfd"),
         ("qemu,aio", "write KEY=VALUE"),
         ("qemu,poll-max-ns=long", "number of nanoseconds"),
         ("fio,x=1", "use ioengine="),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.bench.qemu_cpu import CPU_MODELS, cpu_model
+from pykvm.bench.qemu_cpu import CPU_MODELS, cpu_model, qemu_command, qemu_note
 from pykvm.errors import HostError
 
 KERNEL = Path("kernel")
@@ -44,3 +44,25 @@ def test_no_model_that_starts(qemu: Path):
     assert "cannot compare with QEMU, because its machine pc runs no guest" in caught.value.message
     assert MESSAGE in caught.value.message
     assert caught.value.exit_status == 77
+
+
+def command(**more: str) -> list[str]:
+    return qemu_command(
+        program="qemu", machine="q35", kernel=KERNEL, words="script", cpu="host", **more
+    )
+
+
+def test_qemu_makes_its_memory_by_itself():
+    words = command()
+    assert words[words.index("-machine") + 1] == "q35"
+    assert "memory-backend" not in " ".join(words)
+    assert qemu_note("host") == "-cpu host, default memory (anonymous)"
+    assert qemu_note("max") == "-cpu max, for '-cpu host' fails here, default memory (anonymous)"
+
+
+def test_qemu_with_shared_memory():
+    words = command(memory="memfd")
+    assert words[words.index("-machine") + 1] == "q35,memory-backend=ram"
+    backend = words[words.index("-object") + 1]
+    assert backend.startswith("memory-backend-memfd,share=on,id=ram,size=")
+    assert qemu_note("host", "memfd") == "-cpu host, memfd memory"

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from bench_kernel import CODE, write_kernel
 
 from pykvm.bench.fio import FioTool, sample_of
 from pykvm.bench.tool import Job
@@ -13,6 +14,7 @@ from pykvm.bench.watch import Kind
 from pykvm.bench.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import PykvmError
+from pykvm.testing.bare.layout import MEMORY_NEEDED
 
 READ = {
     "iops": 12345.6,
@@ -23,7 +25,7 @@ READ = {
         "percentile": {"50.000000": 50000, "99.000000": 99000, "99.900000": 99900},
     },
 }
-KIND = Kind("ram", "vcpu", status=0)
+KIND = Kind("vcpu", status=0)
 REPORT = {"read": READ, "write": {}, "usr_cpu": 10.0, "sys_cpu": 40.0}
 
 
@@ -37,7 +39,7 @@ def job(tmp_path: Path) -> Job:
         cache=CacheMode.WRITEBACK,
         seconds=1,
         requests=0,
-        kernel=tmp_path / "kernel",
+        kernel=write_kernel(tmp_path / "kernel"),
         tsc_khz=1_000_000,
         folder=tmp_path,
     )
@@ -63,9 +65,9 @@ def test_a_vm_that_ends_early_is_quoted(job: Job):
         run_vm(job, "echo hello; echo 'one thing' >&2; echo 'no disk' >&2; exit 3")
 
 
-def test_a_vm_that_leaves_no_memory_behind(job: Job):
-    with pytest.raises(PykvmError, match="ended before the load did"):
-        run_vm(job, "echo mark -1")
+def test_a_vm_whose_memory_does_not_hold_the_guest(job: Job):
+    with pytest.raises(PykvmError, match="RAM cannot be found"):
+        run_vm(job, "echo mark -1; exec sleep 100")
 
 
 def test_a_vm_that_cannot_be_started(job: Job):
@@ -78,11 +80,12 @@ def test_a_vm_does_not_outlive_its_run(job: Job, tmp_path: Path):
     def interrupt(number: int) -> None:
         raise KeyboardInterrupt
 
-    # It says that it has begun, as the guest does, from a process with a memfd.
+    # It says that it has begun, as the guest does, from a process with guest RAM.
     source = (
-        "import os, time\n"
+        "import mmap, os, time\n"
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
-        "os.memfd_create('ram')\n"
+        f"ram = mmap.mmap(-1, {MEMORY_NEEDED})\n"
+        f"ram[{CODE.address}:{CODE.address + len(CODE.data)}] = {CODE.data!r}\n"
         "print('mark -1', flush=True)\n"
         "time.sleep(100)\n"
     )
