@@ -13,7 +13,7 @@
 #define RESULTS_BASE 0x200000    /* one area per vCPU */
 #define RESULTS_SIZE 0x80000
 #define ARENA_BASE 0x400000      /* rings and buffers, laid out by the host's script */
-#define ARENA_SIZE 0x800000
+#define ARENA_SIZE 0xa00000
 #define MEMORY_END (ARENA_BASE + ARENA_SIZE)
 
 /* Fixed, so that the descriptor tables are constants and cost no instruction at run time. */

@@ -15,15 +15,20 @@ DEPTHS_LARGE: Final = (8,)
 """And for other blocks."""
 DEPTH_MAX: Final = 128
 BLOCK: Final = 4096
-IN_FLIGHT_MAX: Final = 4 << 20
-"""Bytes, so that the guest has room for them."""
+BLOCK_MAX: Final = 1 << 20
+IN_FLIGHT_MAX: Final = 8 << 20
+"""Bytes, so that the guest's arena has room for them."""
 SEGMENTS_MAX: Final = 126
 """What the bare guest's queues of 128 can take beside header and status."""
 QUEUES_MAX: Final = 4
 """The bare guest knows no more."""
 VMS_MAX: Final = 16
 EXITS: Final = "exits"
-DEFAULTS: Final = ("randread", "randwrite", "seqread", "seqwrite", "seqread-128k", "seqwrite-128k")
+_SHIFTS: Final = MappingProxyType({"": 0, "k": 10, "m": 20})
+DEFAULTS: Final = (
+    *("randread", "randwrite", "seqread", "seqwrite"),
+    *("seqread-128k", "seqwrite-128k", "seqread-1m", "seqwrite-1m"),
+)
 _KINDS: Final = MappingProxyType(
     # (random, write)
     {
@@ -69,10 +74,17 @@ class Workload:
         return bool(self.depth) and self.segments == self.queues == self.vms == 1
 
     @property
+    def in_flight(self) -> int:
+        """Bytes at once, in each VM."""
+        return self.block * self.depth * self.queues
+
+    @property
     def family(self) -> str:
         """The workload without its depth, such as ``randread 4 KiB, 2 queues``."""
         size = self.block
         block = f"{size >> 10} KiB" if size % 1024 == 0 else f"{size} B"
+        if size % (1 << 20) == 0:
+            block = f"{size >> 20} MiB"
         counts = (("segments", self.segments), ("queues", self.queues), ("VMs", self.vms))
         more = [f"{count} {what}" for what, count in counts if count > 1]
         return ", ".join([f"{self.kind} {block}" if self.depth else self.kind, *more])
@@ -88,9 +100,12 @@ class Shapes:
     vms: Sequence[int] = (1,)
 
 
-def parse_workloads(names: Sequence[str], shapes: Shapes = Shapes()) -> list[Workload]:
+def parse_workloads(
+    names: Sequence[str], shapes: Shapes = Shapes(), skip_large: bool = False
+) -> list[Workload]:
     """Every workload of ``names`` in each of ``shapes``.
 
+    Those with more than IN_FLIGHT_MAX in flight are an error, or left out with ``skip_large``.
     Those that the same VMs can carry out are together. A name is ``randread``,
     ``randwrite``, ``seqread`` or ``seqwrite``, and for blocks of another size
     than 4 KiB the size: ``seqread-128k``; or it is EXITS. UsageError.
@@ -104,6 +119,8 @@ def parse_workloads(names: Sequence[str], shapes: Shapes = Shapes()) -> list[Wor
         depths = shapes.depths or (DEPTHS if block == BLOCK else DEPTHS_LARGE)
         for segments, depth in product(shapes.segments, depths):
             workload = Workload(kind, block, depth, segments, queues, vms)
+            if skip_large and workload.in_flight > IN_FLIGHT_MAX:
+                continue
             _check(name, workload)
             found[workload] = None
     return list(found)
@@ -112,7 +129,7 @@ def parse_workloads(names: Sequence[str], shapes: Shapes = Shapes()) -> list[Wor
 def _check(name: str, workload: Workload) -> None:
     if not 1 <= workload.depth <= DEPTH_MAX:
         raise UsageError(f"the depth cannot be {workload.depth}", f"use 1 to {DEPTH_MAX}")
-    if workload.block * workload.depth * workload.queues > IN_FLIGHT_MAX:
+    if workload.in_flight > IN_FLIGHT_MAX:
         raise UsageError(
             f"'{name}' at depth {workload.depth} has more than {IN_FLIGHT_MAX >> 20} MiB in flight",
             "use smaller blocks, a lower depth or fewer queues",
@@ -120,19 +137,19 @@ def _check(name: str, workload: Workload) -> None:
 
 
 def _parse_name(name: str) -> tuple[str, int]:
-    match = re.fullmatch(r"([a-z]+)(?:-([0-9]{1,5})(k?))?", name)
+    match = re.fullmatch(r"([a-z]+)(?:-([0-9]{1,5})([km]?))?", name)
     if not match or match[1] not in _KINDS or match[1] == EXITS:
         raise UsageError(
             f"there is no workload '{name}'", f"use {', '.join(_KINDS)} or {name_hint()}"
         )
-    block = int(match[2]) << (10 if match[3] else 0) if match[2] else BLOCK
-    if not block or block % 512 or block > 1 << 20:
+    block = int(match[2]) << _SHIFTS[match[3]] if match[2] else BLOCK
+    if not block or block % 512 or block > BLOCK_MAX:
         raise UsageError(
-            f"the blocks of '{name}' cannot be", "use a multiple of 512 bytes up to 1024k"
+            f"the blocks of '{name}' cannot be", "use a multiple of 512 bytes up to 1m"
         )
     return match[1], block
 
 
 def name_hint() -> str:
     """A name with a block size, for messages."""
-    return DEFAULTS[-1]
+    return "seqread-128k"

@@ -68,8 +68,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         action="append",
         default=[],
-        help="randread, randwrite, seqread, seqwrite, or with a block size: seqread-128k; "
-        "or exits; may be repeated",
+        help="randread, randwrite, seqread, seqwrite, or with a block size: seqread-128k, "
+        "seqread-1m; or exits; may be repeated",
     )
     several = "N[,N...]"
     add("--depth", metavar=several, help="requests in flight (1,8,32,128)")
@@ -236,7 +236,7 @@ def parse_shapes(options: argparse.Namespace) -> list[Workload]:
         queues=parse_numbers(options.queues, "--queues", QUEUES_MAX),
         vms=parse_numbers(options.vms, "--vms", VMS_MAX),
     )
-    return parse_workloads(names, shapes)
+    return parse_workloads(names, shapes, skip_large=not options.workload)
 
 
 def parse_numbers(text: str, what: str, most: int = NUMBER_MAX) -> list[int]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pykvm.bench.choose import tools_against
+from pykvm.bench.script import LoadScript
 from pykvm.bench.tool import Job
 from pykvm.bench.workload import DEFAULTS, DEPTHS, Shapes, Workload, parse_workloads
 from pykvm.cli.bench import check_room, check_wait, parse_cache, parse_number, parse_numbers
@@ -24,9 +25,37 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_default_is_every_pattern_at_every_depth():
     found = parse_workloads(DEFAULTS)
-    assert len(found) == 4 * len(DEPTHS) + 2
+    assert len(found) == 4 * len(DEPTHS) + 4
     assert found[0] == Workload("randread", 4096, 1)
-    assert found[-1] == Workload("seqwrite", 128 << 10, 8)
+    assert found[-3:] == [
+        Workload("seqwrite", 128 << 10, 8),
+        Workload("seqread", 1 << 20, 8),
+        Workload("seqwrite", 1 << 20, 8),
+    ]
+
+
+def test_of_the_default_those_that_the_guest_has_no_room_for_are_left_out():
+    found = parse_workloads(DEFAULTS, Shapes([8, 128], queues=[1, 4]), skip_large=True)
+    assert [(w.block, w.depth, w.queues) for w in found if w.block > 4096] == [
+        *((128 << 10, 8, 1), (128 << 10, 8, 1), (1 << 20, 8, 1), (1 << 20, 8, 1)),
+        *((128 << 10, 8, 4), (128 << 10, 8, 4)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "shapes"),
+    [
+        (DEFAULTS, Shapes()),
+        (["randread-512"], Shapes([128], [126], [4])),
+        (["seqread-16k"], Shapes([128], [126], [4])),
+        (["seqread-1m"], Shapes([2], [126], [4])),
+    ],
+)
+def test_the_guest_has_room_for_what_is_in_flight(names: list[str], shapes: Shapes):
+    workloads = parse_workloads(names, shapes)
+    cpus = max(shapes.queues)
+    script = LoadScript(workloads, span=1 << 20, seconds=1, tsc_khz=10**6, cpus=cpus)
+    assert script.marks == len(workloads)
 
 
 def test_names_and_depths():
@@ -39,6 +68,8 @@ def test_names_and_depths():
     ]
     assert [(w.random, w.write) for w in found[1:3]] == [(False, True), (True, False)]
     assert [w.family for w in found[:3:2]] == ["seqwrite 512 B", "randread 4 KiB"]
+    assert parse_workloads(["seqread-1m"]) == parse_workloads(["seqread-1024k"])
+    assert parse_workloads(["seqread-1m"])[0].family == "seqread 1 MiB"
     assert parse_workloads(["randread", "randread-4k"]) == parse_workloads(["randread"])
 
 
@@ -46,13 +77,15 @@ def test_names_and_depths():
     ("name", "depth", "words"),
     [
         ("read", 1, "no workload 'read'"),
-        ("randread-4m", 1, "no workload"),
+        ("randread-4g", 1, "no workload"),
         ("randread-700", 1, "multiple of 512"),
         ("randread-0k", 1, "multiple of 512"),
         ("randread-2048k", 1, "multiple of 512"),
+        ("randread-2m", 1, "up to 1m"),
         ("randread", 129, "depth cannot be 129"),
         ("randread", 0, "depth cannot be 0"),
-        ("randread-128k", 64, "more than 4 MiB in flight"),
+        ("randread-128k", 65, "more than 8 MiB in flight"),
+        ("seqread-1m", 9, "more than 8 MiB in flight"),
     ],
 )
 def test_impossible_workloads(name: str, depth: int, words: str):
@@ -101,8 +134,8 @@ def test_each_queue_has_room():
     check_room(large[:1], 2 << 20)
     with pytest.raises(UsageError, match="2 MiB is too small for blocks of 1024 KiB in 3 queues"):
         check_room(large, 2 << 20)
-    with pytest.raises(UsageError, match="more than 4 MiB in flight"):
-        parse_workloads(["seqread-1024k"], Shapes([2], queues=[3]))
+    with pytest.raises(UsageError, match="more than 8 MiB in flight"):
+        parse_workloads(["seqread-1024k"], Shapes([3], queues=[3]))
 
 
 def test_a_guest_that_halts():

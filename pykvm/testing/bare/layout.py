@@ -12,7 +12,7 @@ from typing import Any
 RESULTS_BASE = 0x200000
 RESULTS_SIZE = 0x80000
 ARENA_BASE = 0x400000
-ARENA_SIZE = 0x800000
+ARENA_SIZE = 0xA00000
 CPUS_MAX = 4
 VECTOR_IRQ_FIRST = 0x40
 VECTOR_IRQ_END = 0x60
@@ -25,7 +25,7 @@ LATENCY_BUCKETS = 32 * LATENCY_STEPS
 SCRIPT_MAGIC = int.from_bytes(b"BARESCR1", "little")
 RESULTS_MAGIC = int.from_bytes(b"BARERES1", "little")
 
-MEMORY_NEEDED = 16 << 20
+MEMORY_NEEDED = 18 << 20
 """Bytes of guest RAM that suffice for any script of up to 4 MiB."""
 
 
