@@ -17,8 +17,15 @@ COLUMNS = 3
 
 
 def chart_of(rows: Sequence[Row], note: str = "") -> str:
-    """For each workload requests per second, and median latency below; ``note`` is about ours."""
-    families = list(dict.fromkeys(row.workload.family for row in rows))
+    """For each workload requests per second, and median latency below; ``note`` is about ours.
+
+    If there are several cache modes, each has its own.
+    """
+    several = len({row.cache for row in rows}) > 1
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        title = row.workload.family + (f", cache {row.cache}" if several else "")
+        families.setdefault(title, []).append(row)
     names = ["pykvm", *dict.fromkeys(v.tool for row in rows for v in row.others)]
     columns = min(len(families), COLUMNS)
     width = LEFT + columns * (PLOT_WIDTH + GAP_X)
@@ -29,9 +36,8 @@ def chart_of(rows: Sequence[Row], note: str = "") -> str:
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
         *_legend([f"pykvm ({note})" if note else "pykvm", *names[1:]]),
     ]
-    for number, family in enumerate(families):
+    for number, (family, mine) in enumerate(families.items()):
         band, column = divmod(number, columns)
-        mine = [row for row in rows if row.workload.family == family]
         x = LEFT + column * (PLOT_WIDTH + GAP_X)
         y = HEAD + band * BAND_HEIGHT + TITLE_HEIGHT
         title = f'<text x="{x}" y="{y - 12}" font-size="13" font-weight="bold">'

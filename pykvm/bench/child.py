@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from typing import IO
 
 from pykvm.errors import PykvmError
+from pykvm.libc import prctl
+
+_PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
@@ -15,8 +18,10 @@ def running(command: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Po
     """``command`` as a process that is gone at the end of the block; PykvmError if it cannot be.
 
     Its standard output is a pipe, standard error goes to ``errors``, and it
-    does not get the terminal's Ctrl-C: that is ours.
+    does not get the terminal's Ctrl-C: that is ours. If this process is
+    killed, so is the child.
     """
+    us = os.getpid()
     # A signal whose handler raises, after the fork and before we know of the child,
     # would leave the child behind.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -31,7 +36,7 @@ def running(command: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Po
             # Else Python compiles all of pykvm again at each start: no installed program does.
             env={k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"},
             # It would be unsafe in a program with threads, of which we have none.
-            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),  # noqa: PLW1509
+            preexec_fn=lambda: _begin(us, before),  # noqa: PLW1509
         )
     except OSError as error:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -44,6 +49,15 @@ def running(command: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Po
         child.wait()
         assert child.stdout is not None
         child.stdout.close()
+
+
+def _begin(parent: int, signals: set[int | signal.Signals]) -> None:
+    """In the child, before the program: die with ``parent``, and get ``signals`` no more."""
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        # It was gone before it could be told of.
+        os.kill(os.getpid(), signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, signals)
 
 
 def last_words(errors: IO[bytes]) -> str:

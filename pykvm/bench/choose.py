@@ -1,8 +1,10 @@
 """The tools that ``--against`` names."""
 
+from collections.abc import Sequence
+
 from pykvm.bench.fio import FioTool, fio_tools
 from pykvm.bench.pykvm_tool import PykvmTool
-from pykvm.bench.qemu import QemuTool, qemu_tools
+from pykvm.bench.qemu import DIRECT_ONLY, QemuTool, qemu_tools
 from pykvm.bench.qemu_cpu import DEFAULT_MEMORY, MEMORIES
 from pykvm.bench.tool import Tool
 from pykvm.devices.virtio_blk import CacheMode
@@ -12,8 +14,26 @@ from pykvm.suggest import closest
 NAMES = ("qemu", "fio", "pykvm")
 
 
+def tools_of_modes(
+    texts: Sequence[str], caches: Sequence[CacheMode]
+) -> dict[CacheMode, list[Tool]]:
+    """What :func:`tools_against` gives for each cache mode, of all ``texts`` together; UsageError
+    also if there is one that has no configuration in any of ``caches``."""
+    found: dict[CacheMode, list[Tool]] = {cache: [] for cache in caches}
+    for text in texts:
+        tools = {cache: tools_against(text, cache) for cache in caches}
+        if not any(tools.values()):
+            raise UsageError(
+                f"--against {text} goes with O_DIRECT only", "add --cache none or directsync"
+            )
+        for cache, some in tools.items():
+            found[cache] += some
+    return found
+
+
 def tools_against(text: str, cache: CacheMode) -> list[Tool]:
-    """The configurations of the tool in ``NAME[,KEY=VALUE…]`` that suit ``cache``; UsageError.
+    """The configurations of the tool in ``NAME[,KEY=VALUE…]`` that suit ``cache``, perhaps none;
+    UsageError.
 
     ``qemu`` takes ``machine=``, ``memory=``, ``aio=`` and ``poll-max-ns=``, ``fio`` takes
     ``ioengine=``, and ``pykvm`` the keys of ``--disk``, for a comparison of options.
@@ -31,6 +51,8 @@ def tools_against(text: str, cache: CacheMode) -> list[Tool]:
         _refuse(name, options, "machine=, memory=, aio= and poll-max-ns=")
         if not aio and not poll:
             return [*qemu_tools(cache, machine, memory)]
+        if aio == DIRECT_ONLY and not cache.direct:
+            return []
         return [QemuTool(aio or "threads", _number(poll), machine, memory)]
     if name == "fio":
         engine = options.pop("ioengine", "")

@@ -41,11 +41,12 @@ class Versus:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One workload: ``ours``, and each other tool that has figures for it."""
+    """One workload in one ``cache`` mode: ``ours``, and each other tool that has figures for it."""
 
     workload: Workload
     ours: Figures
     others: tuple[Versus, ...] = ()
+    cache: str = ""
 
 
 Group = Mapping[str, Sequence[Run]]
@@ -69,7 +70,10 @@ def figures(label: str, samples: Sequence[Sample]) -> Figures:
 
 
 def rows(
-    workloads: Sequence[Workload], ours: Sequence[Run], others: Mapping[str, Group]
+    workloads: Sequence[Workload],
+    ours: Sequence[Run],
+    others: Mapping[str, Group],
+    cache: str = "",
 ) -> list[Row]:
     """A row for each workload; ``others`` are the other tools by name.
 
@@ -81,7 +85,7 @@ def rows(
         mine = _samples(ours, number)
         versus = (_versus(tool, mine, group, number) for tool, group in others.items())
         known = tuple(one for one in versus if one is not None)
-        found.append(Row(workload, figures("", mine), known))
+        found.append(Row(workload, figures("", mine), known, cache))
     return found
 
 

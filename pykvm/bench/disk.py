@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pykvm.errors import UsageError, reason_of
+from pykvm.devices.virtio_blk import CacheMode
+from pykvm.errors import PykvmError, UsageError, reason_of
 
 MIB = 1 << 20
 SIZE_MIN = MIB
@@ -78,6 +79,26 @@ def size_of(path: Path) -> int:
     if size < SIZE_MIN:
         raise UsageError(f"'{path}' is smaller than 1 MiB", "give --disk a larger one")
     return size
+
+
+def settle(path: Path, cache: CacheMode) -> None:
+    """Let ``path`` have nothing left to be written, and the page cache hold all of it, or
+    nothing if ``cache`` bypasses that. Else a measurement pays for what the one before left.
+
+    PykvmError if the host cannot.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fdatasync(handle)
+            if cache.direct:
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
+        if not cache.direct:
+            read_all(path)
+    except OSError as error:
+        raise PykvmError(f"'{path}' cannot be read again: {reason_of(error)}") from None
 
 
 def read_all(path: Path) -> None:

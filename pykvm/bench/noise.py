@@ -3,6 +3,7 @@
 import os
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,10 +16,12 @@ _STEAL = 7
 @dataclass(frozen=True, slots=True)
 class Noise:
     """In CPUs, on average: what ``others`` used than this process and its children, interrupts
-    included, and what the host's own hypervisor withheld (``stolen``)."""
+    included, what the host's own hypervisor withheld (``stolen``), and what busy loops of
+    ours used (``busy``)."""
 
     others: float
     stolen: float
+    busy: float = 0.0
 
     def __str__(self) -> str:
         stolen = f", and {self.stolen:.2f} were stolen" if self.stolen >= 0.01 else ""
@@ -26,27 +29,33 @@ class Noise:
 
 
 class NoiseMeter:
-    """Measures from its making on."""
+    """Measures from its making on.
 
-    def __init__(self) -> None:
-        self._began = Usage.now()
+    ``busy`` gives the seconds of processor time that busy loops of ours have used.
+    """
+
+    def __init__(self, busy: Callable[[], float]) -> None:
+        self._busy = busy
+        self._began = Usage.now(busy())
 
     def read(self) -> Noise:
-        """Until now, when all children have ended."""
-        return noise_between(self._began, Usage.now())
+        """Until now, when all children but the busy loops have ended."""
+        return noise_between(self._began, Usage.now(self._busy()))
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Seconds so far: of the ``clock``, of processor time by all, by us, and stolen."""
+    """Seconds so far: of the ``clock``, of processor time by all, by us, stolen, and by
+    ``loops``, which are ours and still there."""
 
     clock: float
     busy: float
     own: float
     stolen: float
+    loops: float = 0.0
 
     @classmethod
-    def now(cls) -> Self:
+    def now(cls, loops: float = 0.0) -> Self:
         ticks = parse_stat(Path("/proc/stat").read_text())
         per_second = os.sysconf("SC_CLK_TCK")
         used = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -55,15 +64,18 @@ class Usage:
             busy=sum(ticks[i] for i in _BUSY) / per_second,
             own=sum(usage.ru_utime + usage.ru_stime for usage in used),
             stolen=ticks[_STEAL] / per_second,
+            loops=loops,
         )
 
 
 def noise_between(before: Usage, now: Usage) -> Noise:
     """What was not ours."""
     elapsed = max(now.clock - before.clock, 1e-3)
-    others = (now.busy - before.busy) - (now.own - before.own)
-    # The two are counted in different steps.
-    return Noise(max(others / elapsed, 0.0), (now.stolen - before.stolen) / elapsed)
+    loops = now.loops - before.loops
+    others = (now.busy - before.busy) - (now.own - before.own) - loops
+    # They are counted in different steps.
+    stolen = now.stolen - before.stolen
+    return Noise(max(others / elapsed, 0.0), stolen / elapsed, loops / elapsed)
 
 
 def parse_stat(text: str) -> list[int]:

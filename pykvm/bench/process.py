@@ -27,6 +27,12 @@ class CpuTime:
         return CpuTime(self.whole - other.whole, self.vcpus - other.vcpus)
 
 
+def cpu_seconds(pid: int) -> float:
+    """Of processor time that a process has used, to the nanosecond; OSError if it is gone."""
+    # The kernel's number for the CPU-time clock of a process (clock_getcpuclockid(3)).
+    return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
+
+
 class ProcessView:
     """A process seen from outside; ``vcpu`` is how the names of its vCPU threads begin.
 
@@ -42,13 +48,11 @@ class ProcessView:
             for task in (self._folder / "task").iterdir()
             if (task / "comm").read_text().startswith(vcpu)
         ]
-        # The kernel's number for the CPU-time clock of a process (clock_getcpuclockid(3)).
-        self._clock = (~pid << 3) | _CPUCLOCK_SCHED
 
     def cpu_time(self) -> CpuTime:
         """To the nanosecond, threads that have ended included; OSError if the process has."""
         vcpus = sum(int((task / "schedstat").read_text().split()[0]) for task in self._vcpus)
-        return CpuTime(time.clock_gettime(self._clock), vcpus * _NANO)
+        return CpuTime(cpu_seconds(self.pid), vcpus * _NANO)
 
     def place(self, vcpus: Collection[int], others: Collection[int]) -> None:
         """Let vCPU threads run on these CPUs only, and the others on those; OSError."""

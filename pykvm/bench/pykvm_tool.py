@@ -38,16 +38,22 @@ class PykvmTool:
         """See Tool."""
         return self._runner.run(job, seed, progress)
 
-    def _command(self, job: Job, disk: Path, script: Path) -> list[str]:
+    def disk_keys(self, job: Job, disk: Path) -> str:
+        """What ``--disk`` gets for ``disk``."""
         keys = str(disk).replace(",", ",,") + f",cache={job.cache.value}"
         if job.queues > 1:
             keys += f",num-queues={job.queues}"
         if self._options:
             keys += f",{self._options}"
+        if job.placement:
+            keys += f",cpu-affinity={job.placement.disk}"
+        return keys
+
+    def _command(self, job: Job, disk: Path, script: Path) -> list[str]:
+        keys = self.disk_keys(job, disk)
         affinity = []
         if job.placement:
             affinity = ["--cpu-affinity", cpu_list(job.placement.vcpus)]
-            keys += f",cpu-affinity={job.placement.disk}"
         return [
             *boot_command(job.kernel, "script"),
             *("--initrd", str(script), "--cpus", str(job.vcpus), "--disk", keys, *affinity),

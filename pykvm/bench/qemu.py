@@ -16,6 +16,9 @@ PROGRAM = "qemu-system-x86_64"
 POLL_RAISED_NS = 1_000_000
 """``poll-max-ns`` where it is raised, from QEMU's 32768."""
 
+DIRECT_ONLY = "native"
+"""Linux AIO blocks unless the page cache is bypassed; QEMU refuses it then."""
+
 
 class QemuTool:
     """See Tool. ``poll_max_ns`` 0 is QEMU's default, ``memory`` one of MEMORIES."""
@@ -95,6 +98,5 @@ def qemu_tools(
     """QEMU in every aio mode that ``cache`` allows, polling as by default and longer."""
     modes = ["threads", "io_uring"]
     if cache.direct:
-        # Linux AIO blocks unless the page cache is bypassed; QEMU refuses it.
-        modes.insert(1, "native")
+        modes.insert(1, DIRECT_ONLY)
     return [QemuTool(aio, poll, machine, memory) for aio in modes for poll in (0, POLL_RAISED_NS)]

@@ -12,36 +12,39 @@ from pykvm import __version__
 from pykvm.bench.compare import Figures, Row, middle
 from pykvm.bench.pykvm_tool import form
 from pykvm.bench.sample import Run
-from pykvm.bench.session import Measurement
+from pykvm.bench.session import Measurement, Session
 from pykvm.bench.tool import Tool
 from pykvm.names import names_fields
 
 SHAPE = ("block", "depth", "segments", "queues", "vms")
 
 
-def as_object(measurement: Measurement) -> dict[str, Any]:
+def as_object(session: Session) -> dict[str, Any]:
     """Everything: host, settings, medians and every single run."""
-    job = measurement.job
+    first = session.parts[0]
+    job = first.job
     return {
         "version": __version__,
         "form": form(),
-        "host": _host() | {"noise": asdict(measurement.noise)},
+        "host": _host() | {"noise": asdict(session.noise)},
         "settings": {
             **names_fields("disks", job.disks),
             "size": job.size,
-            "cache": job.cache.value,
+            "cache": [part.job.cache.value for part in session.parts],
             "seconds": job.seconds,
             "requests": job.requests,
             "cpus": job.cpus,
             "wait": job.wait.name.lower(),
             "exits": job.exits,
             "pin": job.placement.disk if job.placement else None,
-            "runs": len(measurement.runs[0]),
+            "runs": len(first.runs[0]),
+            "busy": session.busy,
         },
-        "rows": [_row(row) for row in measurement.rows()],
+        "rows": [_row(row) for row in session.rows()],
         "tools": [
-            _tool(measurement, tool, runs)
-            for tool, runs in zip(measurement.tools, measurement.runs, strict=True)
+            _tool(part, tool, runs)
+            for part in session.parts
+            for tool, runs in zip(part.tools, part.runs, strict=True)
         ],
     }
 
@@ -49,6 +52,7 @@ def as_object(measurement: Measurement) -> dict[str, Any]:
 def _row(row: Row) -> dict[str, Any]:
     return {
         "workload": row.workload.kind,
+        "cache": row.cache,
         **{name: getattr(row.workload, name) for name in SHAPE},
         "pykvm": _figures(row.ours),
         "others": {
@@ -70,6 +74,7 @@ def _tool(measurement: Measurement, tool: Tool, runs: Sequence[Run]) -> dict[str
     return {
         "name": tool.name,
         "configuration": tool.label,
+        "cache": measurement.job.cache.value,
         "version": tool.version(),
         "note": tool.note(measurement.job),
         "command": tool.command(measurement.job),

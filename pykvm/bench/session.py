@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from pykvm.bench.busy import BusyLoops
 from pykvm.bench.compare import Row, rows
+from pykvm.bench.disk import settle
 from pykvm.bench.noise import Noise, NoiseMeter
 from pykvm.bench.sample import Run
 from pykvm.bench.tool import Job, Tool
@@ -15,15 +17,17 @@ Report = Callable[[str], None]
 
 @dataclass(slots=True)
 class Measurement:
-    """What came out: for each tool its runs, in the order of ``tools``; ours is the first.
+    """A job in one cache mode, and the tools that carry it out, ours first.
 
-    ``noise`` is what else the host did meanwhile.
+    ``runs`` has the runs of each tool, in the order of ``tools``.
     """
 
     job: Job
     tools: Sequence[Tool]
-    noise: Noise
     runs: list[list[Run]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.runs = self.runs or [[] for _ in self.tools]
 
     def rows(self) -> list[Row]:
         """A row for each workload."""
@@ -31,28 +35,56 @@ class Measurement:
         for tool, runs in list(zip(self.tools, self.runs, strict=True))[1:]:
             name = f"another {tool.name}" if tool.name == self.tools[0].name else tool.name
             others.setdefault(name, {})[tool.label] = runs
-        return rows(self.job.workloads, self.runs[0], others)
+        return rows(self.job.workloads, self.runs[0], others, self.job.cache.value)
 
 
-def measure(job: Job, tools: Sequence[Tool], runs: int, report: Report) -> Measurement:
-    """Run ``job`` under each of ``tools``, one after the other, ``runs`` times over.
+@dataclass(slots=True)
+class Session:
+    """All measurements, one for each cache mode, and what else the host did meanwhile: others,
+    and ``busy`` loops of ours."""
+
+    parts: Sequence[Measurement]
+    noise: Noise
+    busy: int = 0
+
+    def rows(self) -> list[Row]:
+        """Of all."""
+        return [row for part in self.parts for row in part.rows()]
+
+
+def measure(parts: Sequence[Measurement], runs: int, busy: BusyLoops, report: Report) -> Session:
+    """Run the job of each of ``parts`` under each of its tools, one after the other, ``runs``
+    times over.
 
     What the host does meanwhile then meets all alike. A first round warms
-    caches up and does not count, unless there is to be one run only.
+    caches up and does not count, unless there is to be one run only. Where
+    there are several parts, each begins with the page cache as it wants it.
     """
-    meter = NoiseMeter()
-    found: list[list[Run]] = [[] for _ in tools]
+    meter = NoiseMeter(busy.cpu_time)
     warm_up = 1 if runs > 1 else 0
     for number in range(runs + warm_up):
         which = f"run {number - warm_up + 1} of {runs}" if number >= warm_up else "warm-up"
-        parts: list[list[Run]] = [[] for _ in tools]
-        for part in job.parts():
-            for tool, done in zip(tools, parts, strict=True):
-                done.append(_run(part, tool, number + 1, which, report))
-        if number >= warm_up:
-            for runs_of_tool, done in zip(found, parts, strict=True):
-                runs_of_tool.append(_together(done))
-    return Measurement(job, tools, meter.read(), found)
+        for part in parts:
+            what = which
+            if len(parts) > 1:
+                what += f", cache {part.job.cache.value}"
+                report(f"{what}: the page cache")
+                for disk in part.job.disks:
+                    settle(disk, part.job.cache)
+            found = _round(part, number + 1, what, report)
+            if number >= warm_up:
+                for runs_of_tool, run in zip(part.runs, found, strict=True):
+                    runs_of_tool.append(run)
+    return Session(parts, meter.read(), len(busy))
+
+
+def _round(measurement: Measurement, seed: int, which: str, report: Report) -> list[Run]:
+    """One run of each tool."""
+    found: list[list[Run]] = [[] for _ in measurement.tools]
+    for part in measurement.job.parts():
+        for tool, done in zip(measurement.tools, found, strict=True):
+            done.append(_run(part, tool, seed, which, report))
+    return [_together(done) for done in found]
 
 
 def _run(part: Job, tool: Tool, seed: int, which: str, report: Report) -> Run:

@@ -1,10 +1,46 @@
-"""What a measurement came to, as text. Pure."""
+"""What a measurement came to, as text."""
 
 from collections.abc import Sequence
 
-from pykvm.bench.compare import Row
+from pykvm.bench.compare import Row, middle
+from pykvm.bench.session import Measurement, Session
 
 _WHAT = ("workload", "depth")
+
+
+def as_text(session: Session) -> str:
+    """All that people see; each cache mode under a head if there are several."""
+    several = len(session.parts) > 1
+    blocks = []
+    for part in session.parts:
+        if several:
+            blocks.append(f"cache {part.job.cache.value}")
+        blocks.append(tables(part.rows()))
+        blocks.append("\n".join(_costs(part)))
+    noise = str(session.noise)
+    if session.busy:
+        noise = f"{beside(session.busy)}, with {session.noise.busy:.2f} CPUs; {noise}"
+    if several:
+        blocks.append(noise)
+    else:
+        blocks[-1] += f"\n{noise}"
+    return "\n\n".join(blocks) + "\n"
+
+
+def beside(busy: int) -> str:
+    """That there were ``busy`` busy loops of ours."""
+    return f"beside {busy} busy loop{'' if busy == 1 else 's'}"
+
+
+def _costs(part: Measurement) -> list[str]:
+    """A line for each tool about which there is something to say."""
+    lines = []
+    for tool, runs in zip(part.tools, part.runs, strict=True):
+        start = middle(run.start for run in runs)
+        memory = middle(run.memory for run in runs)
+        cost = cost_of(f"{tool.name} {tool.label}".strip(), start, memory)
+        lines.append(", ".join(words for words in (cost, tool.note(part.job)) if words))
+    return [line for line in lines if line]
 
 
 def tables(rows: Sequence[Row]) -> str:

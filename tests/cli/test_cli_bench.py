@@ -76,7 +76,8 @@ def test_json_and_chart(folder: Path, tmp_path: Path):
     assert row["others"]["another pykvm"]["configuration"] == "merge=off"
     assert row["others"]["another pykvm"]["ratio"]["median"] > 0
     assert [tool["configuration"] for tool in found["tools"]] == ["", "merge=off"]
-    assert set(found["host"]["noise"]) == {"others", "stolen"}
+    assert set(found["host"]["noise"]) == {"others", "stolen", "busy"}
+    assert (found["settings"]["cache"], found["settings"]["busy"]) == (["writeback"], 0)
     (run,) = found["tools"][0]["runs"]
     (sample,) = run["samples"]
     assert sample["cpu_whole"] > sample["cpu"] > 0
@@ -103,6 +104,18 @@ def test_against_qemu(folder: Path):
     assert theirs["cpu"] > 0
     assert "QEMU" in found["tools"][1]["version"]
     assert found["tools"][1]["note"].startswith("-cpu ")
+    assert found["tools"][1]["note"].endswith("default memory (anonymous)")
+
+
+@pytest.mark.kvm
+def test_both_cache_modes_beside_a_busy_loop(folder: Path):
+    load = ["--workload", "randread", "--workload", "seqwrite-1m", "--requests", "50"]
+    done = bench(folder, *load, "--cache", "writeback,none", "--busy", "1", "--size", "8M")
+    assert done.returncode == 0, done.stderr
+    blocks = done.stdout.split("\n\n")
+    assert [blocks[0], blocks[3]] == ["cache writeback", "cache none"]
+    assert all("seqwrite 1 MiB" in block for block in (blocks[1], blocks[4]))
+    assert blocks[6].startswith("beside 1 busy loop, with ")
 
 
 @pytest.mark.kvm
@@ -118,6 +131,27 @@ def test_a_qemu_that_cannot_run_here(folder: Path, tmp_path: Path, more: list[st
     assert "cannot compare with QEMU, because" in done.stderr
     assert "saying 'failed to set MSR 0x10a'" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        (b"QFI\xfb\0\0\0\3", ["--workload", "randread"], "begins like a qcow2 image"),
+        (b"", ["--workload", "randread", "--options", "cpu-affinity=1000"], "run on CPU 1000"),
+    ],
+)
+def test_a_disk_that_boot_would_refuse(
+    folder: Path, tmp_path: Path, content: bytes, options: list[str], words: str
+):
+    """It is refused in the same words, before anything is measured."""
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(content.ljust(1 << 20, b"\0"))
+    command = [sys.executable, "-m", "pykvm", "bench", "--disk", str(disk), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert "a run of" not in done.stderr
 
 
 @pytest.mark.kvm
@@ -195,6 +229,7 @@ def vm_of(pid: int) -> Path | None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_and_leaves_nothing(folder: Path, number: signal.Signals):
     command = [*SMALL, "--requests", "0", "--seconds", "100", "--workload", "randread"]
+    command += ["--busy", "1"]
     child = subprocess.Popen(
         [sys.executable, "-m", "pykvm", *command],
         env=os.environ | {"TMPDIR": str(folder)},
@@ -203,6 +238,8 @@ def test_a_signal_ends_it_and_leaves_nothing(folder: Path, number: signal.Signal
     try:
         while (vm := vm_of(child.pid)) is None:
             assert child.poll() is None
+        children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+        assert len(children) == 2
         child.send_signal(number)
         assert child.wait(patience()) == 128 + number
     finally:
@@ -212,7 +249,8 @@ def test_a_signal_ends_it_and_leaves_nothing(folder: Path, number: signal.Signal
     with child.stderr:
         assert b"Traceback" not in child.stderr.read()
     assert list(folder.iterdir()) == []
-    assert not vm.exists()
+    assert str(vm.name) in children
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
 
 
 @pytest.mark.kvm
@@ -227,6 +265,8 @@ def test_a_signal_ends_it_and_leaves_nothing(folder: Path, number: signal.Signal
         (["--queues", "1,5"], "--queues cannot be more than 4"),
         (["--segments", "0"], "--segments cannot be '0'"),
         (["--cpus", "5"], "--cpus cannot be more than 4"),
+        (["--busy", "65"], "--busy cannot be more than 64"),
+        (["--cache", "none,none"], "--cache has 'none' twice"),
         (["--vms", "2", "--disk", "README.md"], "--vms needs a disk for each"),
         (["--exits", "--wait", "interrupt"], "exits go with --wait poll only"),
         (["--queues", "2", "--wait", "interrupt"], "--queues goes with --wait poll only"),

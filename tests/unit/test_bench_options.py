@@ -4,11 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.bench.choose import tools_against
+from pykvm.bench.choose import tools_against, tools_of_modes
 from pykvm.bench.script import LoadScript
 from pykvm.bench.tool import Job
 from pykvm.bench.workload import DEFAULTS, DEPTHS, Shapes, Workload, parse_workloads
-from pykvm.cli.bench import check_room, check_wait, parse_cache, parse_number, parse_numbers
+from pykvm.cli.bench_options import (
+    check_room,
+    check_wait,
+    parse_busy,
+    parse_caches,
+    parse_number,
+    parse_numbers,
+)
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
 
@@ -97,14 +104,22 @@ def test_values():
     assert parse_numbers("1,32", "--depth") == [1, 32]
     with pytest.raises(UsageError, match="--depth cannot be ''"):
         parse_numbers("", "--depth")
-    assert parse_cache("none") is CacheMode.NONE
+    assert parse_caches("none") == [CacheMode.NONE]
+    assert parse_caches("writeback,none") == [CacheMode.WRITEBACK, CacheMode.NONE]
+    assert (parse_busy("0"), parse_busy("64")) == (0, 64)
+    with pytest.raises(UsageError, match="--busy cannot be more than 64"):
+        parse_busy("65")
     for wrong in ("", "x", "-1", "1.5", "²", "9999999999"):
         with pytest.raises(UsageError):
             parse_number(wrong, "--runs", 1)
     with pytest.raises(UsageError, match="--queues cannot be more than 4"):
         parse_numbers("1,5", "--queues", 4)
     with pytest.raises(UsageError, match="--cache cannot be 'maybe'; use writeback"):
-        parse_cache("maybe")
+        parse_caches("maybe")
+    with pytest.raises(UsageError, match="--cache cannot be ''"):
+        parse_caches("none,")
+    with pytest.raises(UsageError, match="--cache has 'none' twice"):
+        parse_caches("none,writeback,none")
 
 
 def test_shapes_multiply_and_those_of_one_machine_are_together():
@@ -157,6 +172,21 @@ def test_qemu_in_every_mode_that_the_cache_allows():
     assert len(direct) == 6
     assert not any("native" in label for label in cached)
     assert direct[2:4] == ["aio=native", "aio=native,poll-max-ns=1000000"]
+
+
+@pytest.mark.usefixtures("programs")
+def test_each_cache_mode_has_the_tools_that_suit_it():
+    modes = [CacheMode.WRITEBACK, CacheMode.NONE]
+    found = tools_of_modes(["qemu,aio=native", "fio"], modes)
+    assert [tool.label for tool in found[CacheMode.WRITEBACK]] == [
+        *("ioengine=psync", "ioengine=io_uring")
+    ]
+    assert [tool.label for tool in found[CacheMode.NONE]] == [
+        *("aio=native", "ioengine=psync", "ioengine=io_uring", "ioengine=libaio")
+    ]
+    assert tools_of_modes([], modes) == {mode: [] for mode in modes}
+    with pytest.raises(UsageError, match="aio=native goes with O_DIRECT only; add --cache none"):
+        tools_of_modes(["qemu,aio=native"], modes[:1])
 
 
 @pytest.mark.usefixtures("programs")

@@ -1,0 +1,43 @@
+"""Busy loops that run beside a measurement, so that anyone can repeat that of a busy host."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+from pykvm.bench.child import running
+from pykvm.bench.process import cpu_seconds
+from pykvm.errors import PykvmError
+
+BUSY_MAX: Final = 64
+_LOOP: Final = (sys.executable, "-I", "-S", "-c", "while True: pass")
+
+
+class BusyLoops:
+    """See :func:`busy_loops`."""
+
+    def __init__(self, children: Sequence["subprocess.Popen[bytes]"]) -> None:
+        self._children = children
+
+    def __len__(self) -> int:
+        return len(self._children)
+
+    def cpu_time(self) -> float:
+        """Seconds of processor time that they have used; PykvmError if one has ended."""
+        if any(child.poll() is not None for child in self._children):
+            raise PykvmError("somebody has ended a busy loop of --busy", "measure again")
+        return sum(cpu_seconds(child.pid) for child in self._children)
+
+
+@contextmanager
+def busy_loops(count: int) -> Iterator[BusyLoops]:
+    """``count`` processes that compute for ever, at this one's priority and on its CPUs.
+
+    They are gone at the end of the block, and if this process ends without coming to that.
+    """
+    with ExitStack() as stack:
+        errors = stack.enter_context(tempfile.TemporaryFile())
+        children = [stack.enter_context(running(_LOOP, errors)) for _ in range(count)]
+        yield BusyLoops(children)

@@ -1,0 +1,146 @@
+"""In what order the tools of a measurement run, and what people see of several cache modes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from pykvm.bench.busy import BusyLoops
+from pykvm.bench.chart import chart_of
+from pykvm.bench.noise import Noise
+from pykvm.bench.report import as_object
+from pykvm.bench.sample import Run, Sample
+from pykvm.bench.session import Measurement, Session, measure
+from pykvm.bench.table import as_text
+from pykvm.bench.tool import Job, Progress
+from pykvm.bench.workload import Shapes, parse_workloads
+from pykvm.devices.virtio_blk import CacheMode
+from pykvm.errors import PykvmError
+
+SVG = "{http://www.w3.org/2000/svg}"
+WORKLOADS = parse_workloads(["randread"], Shapes([1, 8]))
+
+
+class Recorder:
+    """A tool that notes its runs in ``log``, and whose figures are always the same."""
+
+    def __init__(self, name: str, log: list[tuple[str, str, int]]) -> None:
+        self.name = name
+        self.label = ""
+        self._log = log
+
+    def version(self) -> str:
+        """See Tool."""
+        return "1"
+
+    def note(self, job: Job) -> str:
+        """See Tool."""
+        return f"note on {job.cache.value}"
+
+    def command(self, job: Job) -> list[str]:
+        """See Tool."""
+        return [self.name, job.cache.value]
+
+    def run(self, job: Job, seed: int, progress: Progress) -> Run:
+        """See Tool."""
+        self._log.append((job.cache.value, self.name, seed))
+        progress(0)
+        return Run((Sample(1000, 1, 2, 3, 4), Sample(2000, 1, 2, 3, 4)), start=0.5)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"content")
+    return path
+
+
+def session_of(
+    disk: Path, caches: Sequence[CacheMode], runs: int = 1
+) -> tuple[Session, list[tuple[str, str, int]], list[str]]:
+    """What two tools come to, the order of their runs, and what was reported."""
+    log: list[tuple[str, str, int]] = []
+    said: list[str] = []
+    tools = [Recorder("pykvm", log), Recorder("qemu", log)]
+    parts = [
+        Measurement(Job(WORKLOADS, [disk], 7, cache, 1, 0, disk, 1, disk.parent), tools)
+        for cache in caches
+    ]
+    return measure(parts, runs, BusyLoops([]), said.append), log, said
+
+
+def test_cache_modes_take_turns_in_each_run(disk: Path):
+    session, log, said = session_of(disk, [CacheMode.WRITEBACK, CacheMode.NONE], runs=2)
+    assert log == [
+        (cache, tool, seed)
+        for seed in (1, 2, 3)
+        for cache in ("writeback", "none")
+        for tool in ("pykvm", "qemu")
+    ]
+    assert [len(runs) for part in session.parts for runs in part.runs] == [2, 2, 2, 2]
+    assert [(row.cache, row.workload.depth) for row in session.rows()] == [
+        *(("writeback", 1), ("writeback", 8), ("none", 1), ("none", 8))
+    ]
+    assert "run 2 of 2, cache none, qemu: randread 4 KiB, depth 1" in said
+    assert disk.read_bytes() == b"content"
+
+
+def test_one_mode_is_not_named(disk: Path):
+    session, _, said = session_of(disk, [CacheMode.NONE])
+    assert not any("cache" in words for words in said)
+    text = as_text(session)
+    assert text.startswith("workload ")
+    own, theirs, last = text.split("\n\n")
+    assert own.count("\n") == theirs.count("\n") == 2
+    assert [line.split()[0] for line in last.splitlines()] == ["pykvm:", "qemu:", "meanwhile"]
+
+
+def test_several_modes_have_tables_of_their_own(disk: Path):
+    session, _, _ = session_of(disk, [CacheMode.WRITEBACK, CacheMode.NONE])
+    first, *rest = as_text(session).split("\n\n")
+    assert first == "cache writeback"
+    assert rest[3] == "cache none"
+    assert len(rest) == 8
+    assert rest[2].endswith("note on writeback")
+    assert rest[6].endswith("note on none")
+    assert rest[7].startswith("meanwhile others used")
+
+
+def test_a_drawing_of_several_modes(disk: Path):
+    session, _, _ = session_of(disk, [CacheMode.WRITEBACK, CacheMode.NONE])
+    root = ElementTree.fromstring(chart_of(session.rows()))
+    # Two modes, two diagrams each, two tools, and in each line both depths.
+    lines = [line.get("points", "") for line in root.iter(f"{SVG}polyline")]
+    assert [len(line.split()) for line in lines] == [2] * 8
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    assert "randread 4 KiB, cache writeback" in texts
+    assert "randread 4 KiB, cache none" in texts
+
+
+def test_json_of_several_modes(disk: Path):
+    session, _, _ = session_of(disk, [CacheMode.WRITEBACK, CacheMode.NONE])
+    found = as_object(session)
+    assert found["settings"]["cache"] == ["writeback", "none"]
+    assert found["settings"]["busy"] == 0
+    assert [row["cache"] for row in found["rows"]] == ["writeback", "writeback", "none", "none"]
+    assert [(tool["cache"], tool["name"], tool["command"]) for tool in found["tools"]] == [
+        (cache, name, [name, cache])
+        for cache in ("writeback", "none")
+        for name in ("pykvm", "qemu")
+    ]
+
+
+def test_busy_loops_are_told_of(disk: Path):
+    session, _, _ = session_of(disk, [CacheMode.NONE])
+    session.noise, session.busy = Noise(0.25, 0, 0.5), 1
+    last = as_text(session).splitlines()[-1]
+    assert last.startswith("beside 1 busy loop, with 0.50 CPUs; meanwhile others used 0.25 of ")
+    session.busy = 2
+    assert "beside 2 busy loops, with" in as_text(session)
+
+
+def test_a_disk_that_went_away(disk: Path):
+    disk.unlink()
+    with pytest.raises(PykvmError, match="cannot be read again: no such file"):
+        session_of(disk, [CacheMode.WRITEBACK, CacheMode.NONE])
