@@ -11,7 +11,7 @@ from pykvm.cli.paths import parse_path, path_text
 from pykvm.cli.process import keep_time_to_tidy_up, signals_go_to
 from pykvm.cli.say import STDERR, STDIN, STDOUT, emit, say
 from pykvm.cli.session import ConsoleSession, Session
-from pykvm.cli.values import parse_count, parse_cpus, parse_seconds, parse_size
+from pykvm.cli.values import parse_count, parse_cpus, parse_memory, parse_seconds
 from pykvm.errors import PykvmError, UsageError, reason_of, shown
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.machine import Machine
@@ -50,7 +50,11 @@ OPTIONS: Final = (
     Option(("--kernel",), "vmlinux, bzImage or ELF with a PVH note", "FILE", parse=path_text),
     Option(("--initrd",), "initial RAM disk", "FILE", parse=path_text),
     Option(("--append",), "add to the command line", "STR", repeated=True),
-    Option(("-m", "--memory"), "guest memory, like 64M (the default)", "SIZE"),
+    Option(
+        ("-m", "--memory"),
+        "guest memory, like 64M (the default); shared=on: in a memfd, thp=off: in 4 KiB pages",
+        "SIZE[,KEY=VALUE...]",
+    ),
     Option(("--cpus",), "virtual CPUs (1)", "N", "1"),
     Option(("--cpu-affinity",), "the host's CPUs that they run on, like 0,2-3 (any)", "CPUS"),
     Option(
@@ -240,6 +244,7 @@ def _confine(options: Options, own_process: bool) -> "Confinement | None":
 
 def _say_timings(timings: Timings, machine: Machine, confinement: "Confinement | None") -> None:
     say(timings.table())
+    say(f"guest memory: {machine.memory.kind}")
     for disk in machine.disks:
         say(f"{disk.name}: its I/O is done by {disk.engine}")
     say(f"sandbox: {confinement or 'off'}")
@@ -351,7 +356,7 @@ def _configuration(options: Options) -> MachineConfig:
         kernel=options.kernel,
         initrd=options.initrd,
         append=" ".join(options.append),
-        memory=parse_size(options.memory) if options.memory is not None else 0,
+        **({} if options.memory is None else parse_memory(options.memory)),
         cpus=parse_count(options.cpus),
         cpu_affinity=frozenset()
         if options.cpu_affinity is None

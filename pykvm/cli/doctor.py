@@ -25,6 +25,7 @@ from pykvm.machine.config import DEFAULT_MEMORY, MIB
 from pykvm.machine.create import NEEDED
 from pykvm.machine.guest import EMULATED, NATIVE
 from pykvm.memory import GuestMemory
+from pykvm.memory.large_pages import SETTING
 from pykvm.names import json_text
 from pykvm.virtio import split
 
@@ -223,11 +224,17 @@ def _examine_cpus(report: Report, kvm: Kvm) -> None:
 
 def _examine_memory(report: Report) -> None:
     try:
-        GuestMemory(DEFAULT_MEMORY).close()
+        memory = GuestMemory(DEFAULT_MEMORY)
     except PykvmError as error:
         report.fail("guest memory", error.message, str(error))
+        return
+    memory.close()
+    text = f"{DEFAULT_MEMORY // MIB} MiB can be mapped: {memory.kind}"
+    if memory.large_pages:
+        report.add("guest memory", text)
     else:
-        report.add("guest memory", f"{DEFAULT_MEMORY // MIB} MiB can be mapped")
+        more = f"; {SETTING} has neither always nor madvise, so large direct I/O is slower"
+        report.add("guest memory", text + more, Mark.NOTE)
 
 
 def _examine_io_uring(report: Report) -> None:

@@ -85,6 +85,11 @@ def _run_report(
         "reason": outcome.reason,
         "kernel": machine.description,
         "assists": machine.traits.needs_assists,
+        "memory": {
+            "size": machine.memory.size,
+            "shared": machine.memory.fd >= 0,
+            "large_pages": machine.memory.large_pages,
+        },
         "sandbox": sandbox,
         "timings": {name: round(at, 4) for name, at in machine.timings.marks.items()},
         **{name: _json_text(data) for name, data in output.items()},

@@ -3,6 +3,10 @@
 from pykvm.errors import UsageError
 from pykvm.forms import MOST_DIGITS, is_number, parse_bytes
 from pykvm.threads import MAX_CPUS
+from pykvm.typed import Any, Final
+
+_MEMORY_KEYS: Final = {"shared": "shared_memory", "thp": "thp"}
+"""The keys of --memory, and the fields that they are of."""
 
 
 def parse_size(text: str) -> int:
@@ -13,6 +17,20 @@ def parse_size(text: str) -> int:
     if size == 0:
         raise UsageError("a size of 0 is of no use", "write it like 64M or 1G")
     return size
+
+
+def parse_memory(text: str) -> "dict[str, Any]":
+    """Fields of MachineConfig meant by ``SIZE[,shared=on|off][,thp=on|off]``; UsageError."""
+    size, *keys = text.split(",")
+    found: dict[str, Any] = {"memory": parse_size(size)}
+    for key in keys:
+        name, equals, value = key.partition("=")
+        if name not in _MEMORY_KEYS or not equals:
+            raise UsageError(f"--memory has no '{key}'", "use SIZE, shared=on|off and thp=on|off")
+        if value not in ("on", "off"):
+            raise UsageError(f"{name}={value} is neither on nor off", f"write {name}=on or =off")
+        found[_MEMORY_KEYS[name]] = value == "on"
+    return found
 
 
 def parse_seconds(text: str) -> float:

@@ -38,7 +38,9 @@ class MachineConfig:
     Without ``guest``, ``kernel`` is needed. ``initrd`` is a path or the bytes
     themselves. ``append`` goes at the end of the guest's command line.
     ``memory`` is in bytes, or a size such as ``"128M"``; 0 means what the bundle
-    says, or 64 MiB. Of ``disks`` and ``trace`` a path alone will do.
+    says, or 64 MiB. ``shared_memory`` puts it into a memfd, which another process
+    can map; ``thp`` asks the host for pages of 2 MiB
+    (:class:`~pykvm.memory.guest.GuestMemory`). Of ``disks`` and ``trace`` a path alone will do.
     ``cpu_affinity``: the host's CPUs that vCPUs run on, any if it is empty.
     ``console``, ``console_size`` (rows and columns of the terminal behind it)
     and ``agent`` (whether to run commands through it) are wishes that only
@@ -50,6 +52,8 @@ class MachineConfig:
     initrd: "Path | str | bytes | None" = None
     append: str = ""
     memory: int = 0
+    shared_memory: bool = False
+    thp: bool = True
     cpus: int = 1
     cpu_affinity: frozenset[int] = frozenset()
     disks: "Sequence[DiskConfig]" = ()
@@ -95,6 +99,8 @@ _FORMS: "Final[dict[str, forms.Form]]" = {
     "initrd": forms.file_or_bytes,
     "append": forms.text,
     "memory": forms.size,
+    "shared_memory": forms.flag,
+    "thp": forms.flag,
     "cpus": forms.whole,
     "cpu_affinity": forms.cpus,
     "disks": _disks,

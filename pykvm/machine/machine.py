@@ -128,7 +128,9 @@ class Machine:
         if guest.notice:
             self.notices.append(guest.notice)
         check_limits(kvm, config)
-        memory = GuestMemory(guest.memory)
+        self.memory = memory = GuestMemory(
+            guest.memory, shared=config.shared_memory, thp=config.thp
+        )
         stack.callback(memory.close)
         self.ram: Ram = memory.ram
         vm = stack.enter_context(create_vm(kvm, memory))

@@ -1,4 +1,4 @@
-"""Guest memory: the pure view that rings are parsed on, and the memfd behind it."""
+"""Guest memory: the pure view that rings are parsed on, and the mapping behind it."""
 
 from pykvm.memory.guest import GuestMemory
 from pykvm.memory.ram import GuestAddressError, Ram, Region

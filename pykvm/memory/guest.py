@@ -1,8 +1,7 @@
-"""The memory a VM runs in: a memfd, mapped shared, with a hole below 4 GiB.
+"""The memory a VM runs in: anonymous or a memfd, with a hole below 4 GiB.
 
-A memfd rather than anonymous memory, so that another process can map the
-same RAM later. The hole keeps guest-physical addresses from 3 GiB to 4 GiB
-free for MMIO (PCI BARs, I/O APIC, local APIC), as on every PC.
+The hole keeps guest-physical addresses from 3 GiB to 4 GiB free for MMIO (PCI
+BARs, I/O APIC, local APIC), as on every PC.
 """
 
 import mmap
@@ -11,6 +10,7 @@ from contextlib import suppress
 
 from pykvm.errors import UsageError
 from pykvm.limits import advice
+from pykvm.memory.large_pages import LARGE_PAGE, has_large_pages
 from pykvm.memory.ram import Ram, Region
 
 MIB = 1 << 20
@@ -25,6 +25,8 @@ MIN_SIZE = 1 * MIB
 MAX_SIZE = 256 * GIB
 """With the hole, less than the 39 bits of physical address that desktop processors have."""
 
+_MAP_NORESERVE = 0x4000  # Python names it from 3.13 on
+
 
 def layout(size: int) -> list[Region]:
     """The regions of ``size`` bytes of RAM: one below the hole, the rest above it."""
@@ -36,27 +38,36 @@ def layout(size: int) -> list[Region]:
 
 
 class GuestMemory:
-    """Owns the memfd and the mapping of one VM's RAM.
+    """Owns the mapping of one VM's RAM.
 
-    ``ram`` is the view that everything else works on, ``fd`` the memfd, and
-    ``address`` the host-virtual address of the mapping's first byte, for
-    KVM_SET_USER_MEMORY_REGION.
+    ``ram`` is the view that everything else works on, and ``address`` the
+    host-virtual address of its first byte, for KVM_SET_USER_MEMORY_REGION.
+    ``fd`` is the memfd behind shared memory, which another process can map,
+    and -1 for anonymous memory. ``large_pages``: the host backs it with pages
+    of 2 MiB where it can. RAM takes no memory of the host before the guest or
+    a device touches it.
+
+    Anonymous memory is the default because most hosts give large pages to
+    that only (:mod:`pykvm.memory.large_pages`). A child process that is forked
+    does not have it: otherwise both would copy each page at the first write.
     """
 
-    def __init__(self, size: int) -> None:
-        """Map ``size`` bytes (a multiple of 4096); UsageError if that cannot be."""
+    def __init__(self, size: int, *, shared: bool = False, thp: bool = True) -> None:
+        """Map ``size`` bytes (a multiple of 4096); UsageError if that cannot be.
+
+        ``shared``: in a memfd. ``thp``: ask the host for large pages.
+        """
         if size % mmap.PAGESIZE or not MIN_SIZE <= size <= MAX_SIZE:
             raise UsageError(
                 f"a guest cannot have {size} bytes of memory",
                 f"give -m a multiple of 4096 from {MIN_SIZE >> 20} MiB to {MAX_SIZE >> 30} GiB",
             )
         self.size = size
-        self.fd = os.memfd_create("pykvm-ram", os.MFD_CLOEXEC)
+        self.fd = -1
         try:
-            os.ftruncate(self.fd, size)
-            self._map = mmap.mmap(self.fd, size, mmap.MAP_SHARED)
+            self._map = self._map_shared() if shared else self._map_anonymous()
         except (OSError, ValueError, OverflowError) as error:
-            os.close(self.fd)
+            self._close_fd()
             reason, hint = str(error), "give the guest less with -m"
             if isinstance(error, OSError):
                 reason = os.strerror(error.errno or 0).lower()
@@ -64,14 +75,27 @@ class GuestMemory:
             raise UsageError(
                 f"the host cannot map {size >> 20} MiB of guest memory: {reason}", hint
             ) from None
-        self.ram = Ram(memoryview(self._map), layout(size))
-        with memoryview(self._map) as view:
-            self.address = address_of(view)
+        self.large_pages = thp and has_large_pages(shared)
+        if self.large_pages:
+            with suppress(OSError):  # prctl(PR_SET_THP_DISABLE) needs no kernel option
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+        with memoryview(self._map) as whole:
+            start = 0 if shared else -address_of(whole) % LARGE_PAGE
+            self.address = address_of(whole) + start
+            self.ram = Ram(whole[start : start + size], layout(size))
 
     @property
     def regions(self) -> tuple[Region, ...]:
         """Where RAM lies in guest-physical space and in the mapping."""
         return self.ram.regions
+
+    @property
+    def kind(self) -> str:
+        """How RAM is backed, a few words."""
+        return (
+            f"{'anonymous memory' if self.fd < 0 else 'a memfd'}, "
+            f"{'large pages where possible' if self.large_pages else '4 KiB pages'}"
+        )
 
     def close(self) -> None:
         """Unmap and free the memory, or leave that to the last view of it that somebody keeps.
@@ -81,7 +105,24 @@ class GuestMemory:
         with suppress(BufferError):
             self.ram.release()
             self._map.close()
-        os.close(self.fd)
+        self._close_fd()
+
+    def _map_anonymous(self) -> mmap.mmap:
+        # Large pages need guest-physical and host-virtual addresses that are alike in their
+        # lower 21 bits, so there is room to begin at a multiple of 2 MiB.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        made = mmap.mmap(-1, self.size + LARGE_PAGE, flags)
+        made.madvise(mmap.MADV_DONTFORK)
+        return made
+
+    def _map_shared(self) -> mmap.mmap:
+        self.fd = os.memfd_create("pykvm-ram", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, self.size)
+        return mmap.mmap(self.fd, self.size, mmap.MAP_SHARED)
+
+    def _close_fd(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 def address_of(view: memoryview) -> int:

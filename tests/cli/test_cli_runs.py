@@ -252,6 +252,19 @@ def test_json(bare_kernel, tmp_path):
     assert b"hello" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("keys", "shared", "kind"),
+    [("", False, "anonymous"), (",shared=on", True, "a memfd"), (",thp=off", False, "4 KiB pages")],
+)
+def test_how_memory_is_backed_is_told(bare_kernel, keys, shared, kind):
+    done = boot(bare_kernel, "hello 3", "--json", "--timings", "-m", f"16M{keys}")
+    memory = json.loads(done.stdout)["memory"]
+    assert (memory["size"], memory["shared"]) == (16 << 20, shared)
+    told = next(line for line in done.stderr.splitlines() if b"guest memory:" in line)
+    assert kind.encode() in told
+    assert memory["large_pages"] == (b"large pages" in told)
+
+
 def test_json_of_a_failure_is_complete(bare_kernel, tmp_path, capfd, monkeypatch):
     """Also a run that pykvm gives up leaves its report and statistics; the error is said once."""
     stats = tmp_path / "stats"

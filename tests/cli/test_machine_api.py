@@ -349,6 +349,13 @@ def test_memory_sizes(config, size):
         assert machine.run(timeout=PATIENCE).status == 3
 
 
+@pytest.mark.parametrize("fields", [{"shared_memory": True}, {"thp": False}, {"thp": "off"}])
+def test_memory_backed_otherwise(config, fields):
+    with Machine(config(**fields)) as machine:
+        assert (machine.memory.fd >= 0) == ("shared_memory" in fields)
+        assert machine.run(timeout=PATIENCE).status == 3
+
+
 def test_memory_above_the_hole():
     """The guest maps and uses what lies from 4 GiB on."""
     pdpt = 0x10_1000 + 4 * 8  # guest/bare/start.S: the entry for the fifth GiB

@@ -2,6 +2,7 @@
 
 import os
 from array import array
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from pykvm.errors import UsageError
 from pykvm.memory import GuestAddressError, GuestMemory, Ram, Region
 from pykvm.memory.guest import GIB, HOLE_END, HOLE_START, MAX_SIZE, MIB, layout
+from pykvm.memory.large_pages import LARGE_PAGE, SETTING, has_large_pages
 
 # Two regions with a hole, scaled down: buffer 0-0x1000 and 0x1000-0x1800.
 SMALL = (Region(0, 0x1000, 0), Region(0x4000, 0x800, 0x1000))
@@ -140,8 +142,80 @@ def test_layout_at_the_edge_of_the_hole() -> None:
     assert layout(3 * GIB + 4096)[1] == Region(4 * GIB, 4096, 3 * GIB)
 
 
-def test_guest_memory_is_a_memfd_that_another_mapping_sees() -> None:
-    memory = GuestMemory(2 * MIB)
+@pytest.mark.parametrize("thp", [False, True])
+def test_guest_memory_begins_where_a_large_page_can(thp: bool) -> None:
+    memory = GuestMemory(5 * MIB, thp=thp)
+    try:
+        assert memory.fd == -1
+        assert memory.address % LARGE_PAGE == 0
+        assert memory.size == 5 * MIB == memory.regions[0].size
+        memory.ram.write(5 * MIB - 4, b"last")
+        assert memory.ram.read(5 * MIB - 4, 4) == b"last"
+        assert memory.large_pages == (thp and has_large_pages())
+        assert memory.kind.startswith("anonymous memory")
+    finally:
+        memory.close()
+
+
+@pytest.mark.skipif(not has_large_pages(), reason="the host has no large pages for this")
+@pytest.mark.parametrize(("thp", "expected"), [(True, True), (False, False)])
+def test_the_host_is_asked_for_large_pages_unless_the_user_does_not_want_them(
+    thp: bool, expected: bool
+) -> None:
+    if not thp and "[always]" in Path(SETTING).read_text():
+        pytest.skip("the host gives large pages without being asked")
+    memory = GuestMemory(4 * MIB, thp=thp)
+    try:
+        assert ("hg" in mapping_flags(memory.address)) == expected
+    finally:
+        memory.close()
+
+
+def test_a_forked_child_does_not_have_guest_memory() -> None:
+    """Or each page would be copied at the first write, and be another one than the disk's."""
+    memory = GuestMemory(4 * MIB)
+    try:
+        assert "dc" in mapping_flags(memory.address)
+    finally:
+        memory.close()
+
+
+def test_guest_memory_takes_nothing_before_it_is_touched() -> None:
+    memory = GuestMemory(64 * MIB)
+    try:
+        assert resident(memory.address) == 0
+        memory.ram.bytes[0] = 1
+        assert 4096 <= resident(memory.address) <= LARGE_PAGE
+    finally:
+        memory.close()
+
+
+def mapping(address: int) -> dict[str, str]:
+    """What /proc/self/smaps says of the mapping that ``address`` is in."""
+    found: dict[str, str] = {}
+    inside = False
+    for line in Path("/proc/self/smaps").read_text(errors="replace").splitlines():
+        name, _, rest = line.partition(":")
+        if "-" in name.split(" ")[0]:
+            start, end = (int(word, 16) for word in line.split(" ")[0].split("-"))
+            inside = start <= address < end
+        elif inside:
+            found[name] = rest.strip()
+    return found
+
+
+def mapping_flags(address: int) -> list[str]:
+    """Its VmFlags (proc_pid_smaps(5))."""
+    return mapping(address)["VmFlags"].split()
+
+
+def resident(address: int) -> int:
+    """Bytes of it that the host has given."""
+    return int(mapping(address)["Rss"].split()[0]) << 10
+
+
+def test_shared_guest_memory_is_a_memfd_that_another_mapping_sees() -> None:
+    memory = GuestMemory(2 * MIB, shared=True)
     try:
         memory.ram.write(0x1234, b"hello")
         assert os.pread(memory.fd, 5, 0x1234) == b"hello"
@@ -150,6 +224,7 @@ def test_guest_memory_is_a_memfd_that_another_mapping_sees() -> None:
         assert memory.address % 4096 == 0
         assert memory.size == 2 * MIB == memory.regions[0].size
         assert not os.get_inheritable(memory.fd)
+        assert memory.kind.startswith("a memfd")
     finally:
         memory.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -160,7 +235,7 @@ def test_guest_memory_above_the_hole_is_there() -> None:
     memory = GuestMemory(3 * GIB + MIB)
     try:
         memory.ram.write(HOLE_END + MIB - 4, b"last")
-        assert os.pread(memory.fd, 4, 3 * GIB + MIB - 4) == b"last"
+        assert memory.ram.read(HOLE_END + MIB - 4, 4) == b"last"
         with pytest.raises(GuestAddressError):
             memory.ram.read(HOLE_END - 1, 1)
         with pytest.raises(GuestAddressError):

@@ -1,0 +1,29 @@
+"""Which memory this host backs with pages of 2 MiB (transparent huge pages).
+
+One large page instead of 512 small ones: a request of the guest's that goes to
+the disk with O_DIRECT is one segment for the host's disk, and KVM's own page
+tables are smaller. Linux has a setting for anonymous memory and another for
+shared memory, which distributions leave at ``never``
+(Documentation/admin-guide/mm/transhuge.rst).
+"""
+
+from pykvm.typed import Final
+
+LARGE_PAGE: Final = 2 << 20
+"""Bytes; also what the addresses of a mapping have to be multiples of."""
+
+SETTING: Final = "/sys/kernel/mm/transparent_hugepage/enabled"
+"""The setting for anonymous memory."""
+SETTING_SHARED: Final = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+_ASKED_FOR: Final = (b"[always]", b"[madvise]")
+_ASKED_FOR_SHARED: Final = (b"[always]", b"[within_size]", b"[advise]", b"[force]")
+
+
+def has_large_pages(shared: bool = False) -> bool:
+    """Does the host give large pages to anonymous or ``shared`` memory that asks for them?"""
+    try:
+        with open(SETTING_SHARED if shared else SETTING, "rb") as file:
+            setting = file.read()
+    except OSError:
+        return False
+    return any(word in setting for word in (_ASKED_FOR_SHARED if shared else _ASKED_FOR))
