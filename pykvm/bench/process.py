@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+MIB = 1 << 20
 _NANO = 1e-9
+_HUGETLB = ("Shared_Hugetlb", "Private_Hugetlb")
+"""What is not in Rss."""
+_LARGE = ("AnonHugePages", "ShmemPmdMapped", "FilePmdMapped", *_HUGETLB)
 _CPUCLOCK_SCHED = 2
 
 
@@ -25,6 +29,32 @@ class CpuTime:
     def __sub__(self, other: Self) -> "CpuTime":
         """What was used in between."""
         return CpuTime(self.whole - other.whole, self.vcpus - other.vcpus)
+
+
+@dataclass(frozen=True, slots=True)
+class Ram:
+    """The RAM of a VM as its host sees it.
+
+    ``kind`` is "anonymous", "memfd" or "file"; of its bytes ``resident`` have
+    been touched, and of these ``large`` are in large pages.
+    """
+
+    kind: str
+    resident: int
+    large: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind} RAM, {self.large / MIB:.1f} of {self.resident / MIB:.1f} MiB large pages"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of a process with a VM: ``beyond`` is its proportional set size in bytes without ``ram``."""
+
+    beyond: int
+    ram: Ram
 
 
 def cpu_seconds(pid: int) -> float:
@@ -59,16 +89,32 @@ class ProcessView:
         for task in (self._folder / "task").iterdir():
             os.sched_setaffinity(int(task.name), vcpus if task in self._vcpus else others)
 
-    def memory(self, start: int, end: int) -> int:
-        """Proportional set size in bytes without the mappings that overlap ``start`` to ``end``."""
-        total = 0
-        counts = False
-        for line in (self._folder / "smaps").read_text(errors="replace").splitlines():
-            name, _, rest = line.partition(":")
-            if "-" in name.split(" ")[0]:
-                # The first line of a mapping: addresses, rights, …, and a name.
-                first, _, last = line.split(" ", 1)[0].partition("-")
-                counts = int(last, 16) <= start or end <= int(first, 16)
-            elif name == "Pss" and counts:
-                total += int(rest.split()[0]) << 10
-        return total
+    def memory(self, start: int, end: int) -> Memory:
+        """What it has; RAM is at addresses ``start`` to ``end``. OSError if it has ended."""
+        return parse_smaps((self._folder / "smaps").read_text(errors="replace"), start, end)
+
+
+def parse_smaps(text: str, start: int, end: int) -> Memory:
+    """What /proc/PID/smaps says of a process whose RAM is at addresses ``start`` to ``end``."""
+    beyond = resident = large = 0
+    kind, is_ram = "anonymous", False
+    for line in text.splitlines():
+        name, _, rest = line.partition(":")
+        if "-" in name.split(" ")[0]:
+            # The first line of a mapping: addresses, rights, offset, device, inode and a name.
+            addresses, *_, file = [*line.split(None, 5), "", ""][:6]
+            first, _, last = addresses.partition("-")
+            is_ram = int(first, 16) < end and start < int(last, 16)
+            if is_ram and file.startswith("/"):
+                kind = "memfd" if file.startswith("/memfd:") else "file"
+        elif name == "Pss" and not is_ram:
+            beyond += _bytes(rest)
+        elif is_ram and name in ("Rss", *_HUGETLB):
+            resident += _bytes(rest)
+        if is_ram and name in _LARGE:
+            large += _bytes(rest)
+    return Memory(beyond, Ram(kind, resident, large))
+
+
+def _bytes(kilobytes: str) -> int:
+    return int(kilobytes.split(maxsplit=1)[0]) << 10

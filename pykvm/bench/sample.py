@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
+from pykvm.bench.process import Ram
 from pykvm.bench.workload import Workload
 from pykvm.testing.bare.latency import Latencies
 from pykvm.testing.bare.results import LoadResult
@@ -77,9 +78,10 @@ class Run:
     ``start`` is seconds from the start of the process to the guest's first
     words, ``memory`` the process's bytes beyond guest RAM after the last
     workload; None if not known. Of several VMs it is the slowest start, and
-    the memory of one on average.
+    the memory of one on average. ``ram`` is that of the first VM then.
     """
 
     samples: tuple[Sample | None, ...]
     start: float | None = None
     memory: float | None = None
+    ram: Ram | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pykvm.bench.compare import Row, middle
+from pykvm.bench.process import Ram
 from pykvm.bench.session import Measurement, Session
 
 _WHAT = ("workload", "depth")
@@ -38,7 +39,8 @@ def _costs(part: Measurement) -> list[str]:
     for tool, runs in zip(part.tools, part.runs, strict=True):
         start = middle(run.start for run in runs)
         memory = middle(run.memory for run in runs)
-        cost = cost_of(f"{tool.name} {tool.label}".strip(), start, memory)
+        ram = next((run.ram for run in reversed(runs) if run.ram), None)
+        cost = cost_of(f"{tool.name} {tool.label}".strip(), start, memory, ram)
         lines.append(", ".join(words for words in (cost, tool.note(part.job)) if words))
     return [line for line in lines if line]
 
@@ -113,13 +115,16 @@ def _per_thousand(value: float | None) -> str:
     return number(None if value is None else 1000 * value)
 
 
-def cost_of(name: str, start: float | None, memory: float | None) -> str:
-    """A line about one configuration of a tool: its start-up time and memory, where known."""
+def cost_of(name: str, start: float | None, memory: float | None, ram: Ram | None = None) -> str:
+    """A line about one configuration of a tool: its start-up time, its memory and its VM's RAM,
+    where known."""
     parts = []
     if start is not None:
         parts.append(f"first guest instructions after {start:.2f} s")
     if memory is not None:
         parts.append(f"{memory / (1 << 20):.1f} MiB beyond guest RAM")
+    if ram is not None:
+        parts.append(str(ram))
     return f"{name}: {', '.join(parts)}" if parts else ""
 
 

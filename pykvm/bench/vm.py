@@ -58,7 +58,7 @@ class VmRunner:
             ]
             placement = None if self._kind.places else job.placement
             used = _follow(vms, script, progress, placement)
-            memory = middle(vm.memory() for vm in vms)
+            memory = [found for vm in vms if (found := vm.memory())]
             loads = [vm.finish() for vm in vms]
         samples = []
         for parts, before, after in zip(zip(*loads, strict=True), used, used[1:], strict=False):
@@ -66,7 +66,12 @@ class VmRunner:
             samples.append(
                 Sample.of_guest(load, job.tsc_khz, spent.whole - spent.vcpus, spent.whole)
             )
-        return Run(tuple(samples), max(vm.start for vm in vms), memory)
+        return Run(
+            tuple(samples),
+            max(vm.start for vm in vms),
+            middle(found.beyond for found in memory),
+            memory[0].ram if memory else None,
+        )
 
 
 def _follow(

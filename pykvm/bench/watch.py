@@ -14,7 +14,7 @@ from typing import IO
 
 from pykvm.bench.child import last_words, running
 from pykvm.bench.guest_ram import Code, GuestRam
-from pykvm.bench.process import CpuTime, ProcessView
+from pykvm.bench.process import CpuTime, Memory, ProcessView
 from pykvm.bench.script import MARK, OPEN, LoadScript
 from pykvm.bench.tool import Placement
 from pykvm.errors import PykvmError
@@ -124,8 +124,8 @@ class Vm:
         except OSError:
             raise self._failed(ENDED) from None
 
-    def memory(self) -> int | None:
-        """As in Run; None if it cannot be known."""
+    def memory(self) -> Memory | None:
+        """What the process has; None if it cannot be known."""
         assert self._view is not None, "the first mark comes first"
         assert self._ram is not None, "the first mark comes first"
         with suppress(OSError):

@@ -85,6 +85,7 @@ def test_json_and_chart(folder: Path, tmp_path: Path):
     assert 0 < sample["p50"] <= sample["p99"] <= sample["longest"]
     assert run["start"] > 0
     assert run["memory"] > 1 << 20
+    assert run["ram"]["resident"] >= 1 << 16
     assert found["form"] == form()
     ElementTree.parse(chart)
     assert f"pykvm (hot path {form()})" in chart.read_text()

@@ -14,7 +14,7 @@ from bench_kernel import CODE, write_kernel
 
 from pykvm.bench import guest_ram
 from pykvm.bench.guest_ram import ALIGNMENT, Code, GuestRam, candidates
-from pykvm.bench.process import ProcessView
+from pykvm.bench.process import Memory, ProcessView, Ram, parse_smaps
 from pykvm.errors import HostError, PykvmError
 from pykvm.memory.guest import address_of
 
@@ -111,10 +111,44 @@ def test_memory_without_guest_ram():
     with anonymous(16 * MIB) as (ram, address):
         ram[:] = b"\1" * len(ram)
         view = ProcessView(os.getpid(), "none")
-        with_it, without = view.memory(0, 0), view.memory(address + MIB, address + 2 * MIB)
+        found = view.memory(address + MIB, address + 2 * MIB)
+        with_it, without = view.memory(0, 0).beyond, found.beyond
         # Looking takes some memory, too.
         assert 14 * MIB < with_it - without < 18 * MIB
         assert without > MIB
+        assert found.ram.kind == "anonymous"
+        assert 16 * MIB <= found.ram.resident < 20 * MIB
+        assert 0 <= found.ram.large <= found.ram.resident
+
+
+def smaps(*mappings: str) -> str:
+    """Mappings of two pages and one huge page, under these first lines."""
+    return "".join(
+        f"{line}\nRss: 2056 kB\nPss: 2056 kB\nAnonHugePages: 2048 kB\nShared_Hugetlb: 0 kB\n"
+        "VmFlags: rd wr\n"
+        for line in mappings
+    )
+
+
+def test_ram_in_several_mappings():
+    other = "00200000-00401000 rw-p 00000000 00:00 0"
+    parts = [
+        "00401000-00601000 rw-p 00000000 00:00 0 ",
+        "00601000-00801000 rw-p 00000000 00:00 0 [anon:ram]",
+    ]
+    assert parse_smaps(smaps(other, *parts), 0x402000, 0x801000) == Memory(
+        2056 << 10, Ram("anonymous", 4112 << 10, 4096 << 10)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("/memfd:pykvm-ram (deleted)", "memfd"), ("/dev/hugepages/a b", "file")]
+)
+def test_ram_in_files(name: str, kind: str):
+    text = smaps(f"00401000-00601000 rw-s 00000000 00:01 17   {name}")
+    ram = parse_smaps(text.replace("Hugetlb: 0", "Hugetlb: 2048"), 0x401000, 0x601000).ram
+    assert ram == Ram(kind, 4104 << 10, 4096 << 10)
+    assert str(ram) == f"{kind} RAM, 4.0 of 4.0 MiB large pages"
 
 
 VM = """
