@@ -80,6 +80,10 @@ def test_they_die_with_a_process_that_is_killed():
         assert all(map(running, loops))
         owner.kill()
     deadline = time.monotonic() + patience()
-    while any(map(running, loops)):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    try:
+        while any(map(running, loops)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        for pid in filter(running, loops):
+            os.kill(int(pid), signal.SIGKILL)
