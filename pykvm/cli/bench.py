@@ -10,13 +10,13 @@ from pathlib import Path
 
 from pykvm.bench.busy import BusyLoops, busy_loops
 from pykvm.bench.choose import tools_of_modes
-from pykvm.bench.disk import MIB, SIZE_MIN, read_all, size_of, temporary_disk
+from pykvm.bench.disk import read_all
 from pykvm.bench.pykvm_tool import PykvmTool
 from pykvm.bench.report import as_object
 from pykvm.bench.session import Measurement, guest_tsc_khz, measure
 from pykvm.bench.table import as_text, beside
 from pykvm.bench.tool import Job, Placement, Tool
-from pykvm.bench.workload import Workload
+from pykvm.cli.bench_disks import check_disk_options, check_tools, disk_of, disks_of
 from pykvm.cli.bench_options import (
     WAITS,
     check_room,
@@ -27,17 +27,15 @@ from pykvm.cli.bench_options import (
     parse_shapes,
     parser,
 )
-from pykvm.cli.disk_keys import parse_disk
 from pykvm.cli.process import signals_go_to
 from pykvm.cli.say import STDERR, STDOUT, emit, put, say
-from pykvm.cli.values import parse_seconds, parse_size
+from pykvm.cli.values import parse_seconds
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import PykvmError, UsageError, reason_of
-from pykvm.machine.disks import DiskConfig
 from pykvm.names import json_text
 from pykvm.outputs import Output, Outputs
 from pykvm.testing.bare import build_bare_guest
-from pykvm.testing.bare.layout import CPUS_MAX, MEMORY_NEEDED
+from pykvm.testing.bare.layout import CPUS_MAX
 
 BUSY = 0.25
 """Load per CPU above which a host is not quiet."""
@@ -102,7 +100,7 @@ def run_bench(arguments: Sequence[str]) -> int:
     tools: dict[CacheMode, list[Tool]] = {
         cache: [ours, *others] for cache, others in tools_of_modes(options.against, caches).items()
     }
-    _check_disk_options(tools, workloads)
+    check_disk_options(tools, workloads)
     progress = Progress()
     try:
         with ExitStack() as stack:
@@ -110,7 +108,7 @@ def run_bench(arguments: Sequence[str]) -> int:
             stack.callback(progress.clear)
             chart = _open_chart(stack, options, tools[caches[0]])
             kernel, tsc_khz = build_bare_guest(), guest_tsc_khz()
-            disks, size = _disks(stack, options, workloads, progress)
+            disks, size = disks_of(stack, options, workloads, progress)
             check_room(workloads, size)
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pykvm-bench-"))
             jobs = [
@@ -126,7 +124,7 @@ def run_bench(arguments: Sequence[str]) -> int:
             ]
             parts = [Measurement(job, tools[job.cache]) for job in jobs]
             for part in parts:
-                _check(part)
+                check_tools(part)
             if disks == [options.disk] and not all(cache.direct for cache in caches):
                 progress(f"reading {options.disk}")
                 read_all(options.disk)
@@ -173,70 +171,6 @@ def _run_start(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_disk_options(tools: dict[CacheMode, list[Tool]], workloads: Sequence[Workload]) -> None:
-    """UsageError now for what a run of pykvm would refuse later."""
-    queues = max(workload.queues for workload in workloads)
-    more = f",num-queues={queues}" if queues > 1 else ""
-    for cache, of_mode in tools.items():
-        for tool in of_mode:
-            if isinstance(tool, PykvmTool):
-                _disk_of(tool, f",cache={cache.value}{more}")
-
-
-def _disk_of(tool: PykvmTool, more: str = "") -> DiskConfig:
-    if tool.label.startswith(","):
-        raise UsageError(f"'{tool.label}' begins with a comma", "write KEY=VALUE,...")
-    return parse_disk(f"disk{more}" + (f",{tool.label}" if tool.label else ""))
-
-
-def _check(measurement: Measurement) -> None:
-    """Have told now, before minutes are spent, what cannot run here: HostError, or what
-    ``pykvm boot`` would say of the disk."""
-    job = max(measurement.job.parts(), key=lambda part: part.queues)
-    for tool in measurement.tools:
-        tool.note(job)
-        if isinstance(tool, PykvmTool):
-            from pykvm.machine import Machine, MachineConfig
-
-            config = MachineConfig(
-                kernel=job.kernel,
-                append="script",
-                memory=MEMORY_NEEDED,
-                cpus=job.vcpus,
-                disks=[parse_disk(tool.disk_keys(job, job.disks[0]))],
-            )
-            with Machine(config):
-                pass
-
-
-def _disks(
-    stack: ExitStack,
-    options: argparse.Namespace,
-    workloads: Sequence[Workload],
-    progress: Progress,
-) -> tuple[list[Path], int]:
-    """The disks to measure, one for each VM, and the size of each in bytes."""
-    path: Path | None = options.disk
-    count = max(workload.vms for workload in workloads)
-    if path is None or path.is_dir():
-        size = parse_size("256M" if options.size is None else options.size) // 4096 * 4096
-        if size < SIZE_MIN:
-            raise UsageError("--size is less than 1 MiB", "write it like 256M")
-        progress(f"making disks of {size // MIB} MiB")
-        return [stack.enter_context(temporary_disk(path, size)) for _ in range(count)], size
-    if count > 1:
-        raise UsageError("--vms needs a disk for each", "leave --disk out, or give it a folder")
-    if options.size is not None:
-        raise UsageError("--size is for temporary files", "leave it out, or give --disk a folder")
-    size = size_of(path)
-    if any(workload.write for workload in workloads) and not options.overwrite:
-        raise UsageError(
-            f"writes would destroy what '{path}' holds",
-            "give --overwrite if they may, or only workloads that read",
-        )
-    return [path], size
-
-
 def _open_chart(
     stack: ExitStack, options: argparse.Namespace, tools: Sequence[Tool]
 ) -> Output | None:
@@ -244,7 +178,7 @@ def _open_chart(
     inputs = [options.disk] if options.disk else []
     for tool in tools:
         if isinstance(tool, PykvmTool):
-            faults = _disk_of(tool).faults
+            faults = disk_of(tool).faults
             inputs += [faults.path] if faults else []
     outputs = stack.enter_context(Outputs(inputs))
     outputs.check_streams()

@@ -1,0 +1,85 @@
+"""The disks that ``pykvm bench`` measures: made or found, and tried before minutes are spent."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from pykvm.bench.disk import MIB, SIZE_MIN, size_of, temporary_disk
+from pykvm.bench.pykvm_tool import PykvmTool
+from pykvm.bench.session import Measurement
+from pykvm.bench.tool import Tool
+from pykvm.bench.workload import Workload
+from pykvm.cli.disk_keys import parse_disk
+from pykvm.cli.values import parse_size
+from pykvm.devices.virtio_blk import CacheMode
+from pykvm.errors import UsageError
+from pykvm.machine.disks import DiskConfig
+from pykvm.testing.bare.layout import MEMORY_NEEDED
+
+
+def disks_of(
+    stack: ExitStack,
+    options: argparse.Namespace,
+    workloads: Sequence[Workload],
+    progress: Callable[[str], None],
+) -> tuple[list[Path], int]:
+    """The disks to measure, one for each VM, and the size of each in bytes."""
+    path: Path | None = options.disk
+    count = max(workload.vms for workload in workloads)
+    if path is None or path.is_dir():
+        size = parse_size("256M" if options.size is None else options.size) // 4096 * 4096
+        if size < SIZE_MIN:
+            raise UsageError("--size is less than 1 MiB", "write it like 256M")
+        progress(f"making disks of {size // MIB} MiB")
+        return [stack.enter_context(temporary_disk(path, size)) for _ in range(count)], size
+    if count > 1:
+        raise UsageError("--vms needs a disk for each", "leave --disk out, or give it a folder")
+    if options.size is not None:
+        raise UsageError("--size is for temporary files", "leave it out, or give --disk a folder")
+    size = size_of(path)
+    if any(workload.write for workload in workloads) and not options.overwrite:
+        raise UsageError(
+            f"writes would destroy what '{path}' holds",
+            "give --overwrite if they may, or only workloads that read",
+        )
+    return [path], size
+
+
+def check_disk_options(
+    tools: Mapping[CacheMode, Sequence[Tool]], workloads: Sequence[Workload]
+) -> None:
+    """UsageError now for what a run of pykvm would refuse later."""
+    queues = max(workload.queues for workload in workloads)
+    more = f",num-queues={queues}" if queues > 1 else ""
+    for cache, of_mode in tools.items():
+        for tool in of_mode:
+            if isinstance(tool, PykvmTool):
+                disk_of(tool, f",cache={cache.value}{more}")
+
+
+def disk_of(tool: PykvmTool, more: str = "") -> DiskConfig:
+    """What ``tool`` makes of a disk, with ``more`` keys; UsageError."""
+    if tool.label.startswith(","):
+        raise UsageError(f"'{tool.label}' begins with a comma", "write KEY=VALUE,...")
+    return parse_disk(f"disk{more}" + (f",{tool.label}" if tool.label else ""))
+
+
+def check_tools(measurement: Measurement) -> None:
+    """Have told now, before minutes are spent, what cannot run here: HostError, or what
+    ``pykvm boot`` would say of the disk."""
+    job = max(measurement.job.parts(), key=lambda part: part.queues)
+    for tool in measurement.tools:
+        tool.note(job)
+        if isinstance(tool, PykvmTool):
+            from pykvm.machine import Machine, MachineConfig
+
+            config = MachineConfig(
+                kernel=job.kernel,
+                append="script",
+                memory=MEMORY_NEEDED,
+                cpus=job.vcpus,
+                disks=[parse_disk(tool.disk_keys(job, job.disks[0]))],
+            )
+            with Machine(config):
+                pass
