@@ -40,8 +40,8 @@ def _costs(part: Measurement) -> list[str]:
         start = middle(run.start for run in runs)
         memory = middle(run.memory for run in runs)
         ram = next((run.ram for run in reversed(runs) if run.ram), None)
-        cost = cost_of(f"{tool.name} {tool.label}".strip(), start, memory, ram)
-        lines.append(", ".join(words for words in (cost, tool.note(part.job)) if words))
+        name = f"{tool.name} {tool.label}".strip()
+        lines.append(cost_of(name, start, memory, ram, tool.note(part.job)))
     return [line for line in lines if line]
 
 
@@ -115,16 +115,21 @@ def _per_thousand(value: float | None) -> str:
     return number(None if value is None else 1000 * value)
 
 
-def cost_of(name: str, start: float | None, memory: float | None, ram: Ram | None = None) -> str:
-    """A line about one configuration of a tool: its start-up time, its memory and its VM's RAM,
-    where known."""
+def cost_of(
+    name: str,
+    start: float | None,
+    memory: float | None,
+    ram: Ram | None = None,
+    note: str = "",
+) -> str:
+    """A line about one configuration of a tool: its start-up time, its memory, its VM's RAM and a
+    note, where there are any."""
     parts = []
     if start is not None:
         parts.append(f"first guest instructions after {start:.2f} s")
     if memory is not None:
         parts.append(f"{memory / (1 << 20):.1f} MiB beyond guest RAM")
-    if ram is not None:
-        parts.append(str(ram))
+    parts += [words for words in (str(ram or ""), note) if words]
     return f"{name}: {', '.join(parts)}" if parts else ""
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pykvm.axes import linear_axis, log_axis, short
 from pykvm.bench.chart import chart_of
 from pykvm.bench.compare import rows
+from pykvm.bench.process import Ram
 from pykvm.bench.sample import Run
 from pykvm.bench.table import align, cost_of, number, tables, whole
 from pykvm.bench.workload import EXITS, Shapes, Workload, parse_workloads
@@ -105,6 +106,10 @@ def test_numbers_are_short():
         "x: first guest instructions after 0.20 s, 20.0 MiB beyond guest RAM"
     )
     assert cost_of("x", None, None) == ""
+    assert cost_of("x", None, None, note="as it is") == "x: as it is"
+    assert cost_of("x", None, 0, Ram("memfd", 3 << 20, 2 << 20)) == (
+        "x: 0.0 MiB beyond guest RAM, memfd RAM, 2.0 of 3.0 MiB large pages"
+    )
 
 
 def test_the_drawing_has_a_line_for_each_tool_and_diagram():

@@ -106,7 +106,14 @@ def test_fio_is_read():
 def test_fio_runs_each_workload(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     report = json.dumps({"jobs": [REPORT | {"write": READ}]})
     log = tmp_path / "log"
-    program(tmp_path, "fio", f"echo \"$@\" >>{log}\necho a warning\necho '{report}'")
+    tunables = tmp_path / "tunables"
+    lines = (
+        f'echo "$@" >>{log}',
+        f"echo GLIBC_TUNABLES=$GLIBC_TUNABLES >{tunables}",
+        "echo a warning",
+        f"echo '{report}'",
+    )
+    program(tmp_path, "fio", "\n".join(lines))
     monkeypatch.setenv("PATH", str(tmp_path))
     run = FioTool("io_uring").run(job, 7, lambda number: None)
     assert [sample and sample.iops for sample in run.samples] == [12345.6, 12345.6]
@@ -114,6 +121,7 @@ def test_fio_runs_each_workload(job: Job, tmp_path: Path, monkeypatch: pytest.Mo
     for words in ("--rw=randread", "--bs=4096", "--iodepth=4", "--randseed=7", "--direct=0"):
         assert words in first
     assert "--rw=write" in second
+    assert tunables.read_text().strip() == FioTool("io_uring").command(job)[1]
     synchronous = FioTool("psync").run(job, 7, lambda number: None)
     assert synchronous.samples == (None, None)
 
