@@ -23,10 +23,15 @@ from pathlib import Path
 from struct import Struct, unpack_from
 from typing import Final
 
+from pykvm import interpreted as cython
 from pykvm.errors import HostError
 from pykvm.libc import ffi, libc, system_call
 from pykvm.native import U64, Words16, Words32, Words64
 from pykvm.watch import Watch
+
+if cython.compiled:
+    from cython.cimports.c_calls import syscall
+    from cython.cimports.libc import errno as c_errno
 
 IORING_OP_FSYNC: Final = 3
 IORING_OP_POLL_ADD: Final = 6
@@ -174,8 +179,17 @@ class Ring:
 
     def enter(self, to_submit: int, flags: int) -> int:
         """The system call: how many submissions it took, or a negative errno."""
-        taken: int = libc.syscall(_NR_IO_URING_ENTER, self.fd, to_submit, 0, flags, 0, 0)
-        return taken if taken >= 0 else -ffi.errno
+        taken: int
+        error: int
+        if cython.compiled:
+            number, fd = _NR_IO_URING_ENTER, self.fd
+            with cython.nogil:
+                taken = syscall(number, fd, to_submit, 0, flags, 0, 0)
+                error = c_errno.errno
+        else:
+            taken = libc.syscall(_NR_IO_URING_ENTER, self.fd, to_submit, 0, flags, 0, 0)
+            error = ffi.errno
+        return taken if taken >= 0 else -error
 
     def take_back(self) -> list[int]:
         """Make nothing pending; the tags of what was."""

@@ -48,6 +48,9 @@ HOT = (
 STAND_IN = "from pykvm import interpreted as cython"
 """The line by which a module imports what stands in for Cython when it is interpreted."""
 
+C_CALLS = Path(__file__).with_name("c_calls.pxd")
+"""What ``from cython.cimports.c_calls import …`` finds."""
+
 DEBIAN_PACKAGES = ("gcc", "libc6-dev", "python3-dev")
 
 # Python's own rules, at little cost: an index is checked, an overflow and an attribute of
@@ -97,7 +100,9 @@ class Build:
             name: source_of(name).read_text().replace(STAND_IN, "import cython") for name in HOT
         }
         declared = {name: module.declarations(modules) for name, module in modules.items()}
-        tools = [sys.version, version("cython"), repr(DIRECTIVES), repr(FLAGS)]
+        c_calls = C_CALLS.read_text()
+        write(folder / C_CALLS.name, c_calls)
+        tools = [sys.version, version("cython"), repr(DIRECTIVES), repr(FLAGS), c_calls]
         for name in HOT:
             seen = [declared[other] for other in sorted(needed(name, modules))]
             parts = [*tools, sources[name], *seen]

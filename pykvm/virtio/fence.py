@@ -28,14 +28,19 @@ it in the middle of a publish.
 
 from collections.abc import Callable
 
+from pykvm.virtio.queue import FENCED, no_fence
+
 
 def full_fence() -> Callable[[], None]:
     """A callable that orders all earlier stores before all later loads of its thread.
 
     Each call of this function makes a fence with a word of its own, so that
     fences of different threads never share a cache line's ownership. Loads the
-    C library on first use, hence no import at the top.
+    C library on first use, hence no import at the top. Compiled queues have the
+    processor's own instruction (MFENCE, or one with LOCK) and need none of these.
     """
+    if FENCED:
+        return no_fence
     import ctypes
     from functools import partial
 

@@ -53,6 +53,7 @@ what ``fence`` is for, see :mod:`pykvm.virtio.fence`.
 from collections import deque
 from collections.abc import Callable
 
+from pykvm import interpreted as cython
 from pykvm.memory.ram import Ram
 from pykvm.native import U64, Bytes, Words16, Words32, Words64
 from pykvm.virtio.chain import MAX_CHAIN_BYTES, DescriptorChain
@@ -63,6 +64,12 @@ from pykvm.virtio.constants import (
     VIRTQ_DESC_SIZE,
 )
 from pykvm.watch import Watch
+
+if cython.compiled:
+    from cython.cimports.c_calls import full_fence
+
+FENCED: bool = cython.compiled
+"""Have queues a fence of their own, beside the one that they are given?"""
 
 EMPTY = -1
 """pop(): nothing more in this drain."""
@@ -91,7 +98,7 @@ class Virtqueue:
     in_flight: int
     chains: tuple[DescriptorChain, ...]
     _ram: Ram
-    _fence: Callable[[], None]
+    _fence: Callable[[], None] | None
     _table_limit: U64
     _indirect: bool
     _event_idx: bool
@@ -121,7 +128,7 @@ class Virtqueue:
         self.in_flight = 0
         self.chains = tuple(DescriptorChain(head) for head in range(size))
         self._ram = ram
-        self._fence = fence
+        self._fence = None if fence is no_fence else fence
         self._indirect = bool(features & VIRTIO_F_INDIRECT_DESC)
         self._event_idx = bool(features & VIRTIO_F_EVENT_IDX)
         self._in_order = bool(features & VIRTIO_F_IN_ORDER)
@@ -204,6 +211,13 @@ class Virtqueue:
         raise NotImplementedError
 
     # -- for the formats ---------------------------------------------------
+
+    def _order_stores(self) -> None:
+        """Let all stores until now be seen before what is loaded from now on."""
+        if cython.compiled:
+            full_fence()
+        if self._fence is not None:
+            self._fence()
 
     def _use(self, head: int, length: int, wrote: bool) -> None:
         """Write the used element of ``head``, which is no longer in flight."""

@@ -50,9 +50,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         (source / name).write_bytes((CHECKOUT / name).read_bytes())
     for folder in ("pykvm", "devices", "speed"):
-        for file in (CHECKOUT / folder).rglob("*.py"):
+        for file in (CHECKOUT / folder).rglob("*.p[yx]*"):
             path = file.relative_to(CHECKOUT)
-            if path.parts[1] not in ("bundles", "devices"):
+            if path.suffix in (".py", ".pxd") and path.parts[1] not in ("bundles", "devices"):
                 target = source / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())

@@ -4,7 +4,11 @@ import ctypes
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from pykvm.virtio import queue
 from pykvm.virtio.fence import full_fence
 
 # LOCK CMPXCHG / XADD / BTS / INC-like with a memory operand, or XCHG with memory (LOCK implied).
@@ -32,6 +36,7 @@ def test_the_scan_does_not_accept_plain_code() -> None:
     assert not XCHG_MEMORY.search(plain)
 
 
+@pytest.mark.skipif(queue.FENCED, reason="the hot path is compiled")
 def test_the_fence_reaches_the_function_and_can_be_repeated() -> None:
     fence = full_fence()
     word = fence.args[0]._obj  # type: ignore[attr-defined]
@@ -42,6 +47,14 @@ def test_the_fence_reaches_the_function_and_can_be_repeated() -> None:
         changed |= word[0] != value
         fence()  # locked now: a trylock that fails is a fence as well
     assert changed
+
+
+@pytest.mark.skipif(not queue.FENCED, reason="the hot path is interpreted")
+def test_a_compiled_queue_has_an_instruction_for_it() -> None:
+    """MFENCE, or what compilers take instead: LOCK OR of nothing to the top of the stack."""
+    assert full_fence() is queue.no_fence
+    code = Path(queue.__file__).read_bytes()
+    assert re.search(rb"\x0f\xae\xf0|\xf0\x48?\x83\x0c\x24\x00", code)
 
 
 def test_importing_the_ring_loads_no_foreign_function_library() -> None:
