@@ -41,6 +41,9 @@ MOST_READS: Final = 16
 """Quick reads that an immediate engine gets at once: one at a time costs half as much again."""
 QUICK_NS: Final = 100_000
 """They are quick if all together took less."""
+HELD_NS: Final = 20_000
+"""Results of a batch that is executed one by one are given to the driver when this much time has
+passed since the last were: it can go on with them meanwhile."""
 
 
 class QueueService:
@@ -262,6 +265,7 @@ class QueueService:
         """
         operation: Operation
         first, count = 0, len(operations)
+        published = time.monotonic_ns()
         while first < count and self._may_start():
             behind = first
             for operation in operations[first : first + self._reads_at_once]:
@@ -273,8 +277,12 @@ class QueueService:
             self._schedule.start(started)
             self.engine.submit(started)
             self._finish(self.engine.completions())
-            quick = time.monotonic_ns() - began < QUICK_NS
+            now = time.monotonic_ns()
+            quick = now - began < QUICK_NS
             self._reads_at_once = min(2 * self._reads_at_once, MOST_READS) if quick else 1
+            if now - published >= HELD_NS:
+                self._publish()
+                published = now
             first += len(started)
 
     def _finish(self, done: Sequence[Operation]) -> None:

@@ -1,6 +1,7 @@
 """Where operations run one after another, a halt comes before the next, or after few reads."""
 
 import errno
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
@@ -13,7 +14,7 @@ from patience import ends, goes_on, in_thread, patience, until
 from pykvm.devices.virtio_blk import ErrorPolicy, IoError, MergePolicy, SyncEngine
 from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
 from pykvm.devices.virtio_blk.operation import Operation
-from pykvm.devices.virtio_blk.service import MOST_READS
+from pykvm.devices.virtio_blk.service import HELD_NS, MOST_READS
 
 FULL = errno.ENOSPC
 
@@ -109,3 +110,25 @@ def test_a_write_never_goes_with_others_and_few_reads_do(path: Path) -> None:
     assert given.count([1]) == 4
     assert all(1 not in kinds for kinds in given if kinds != [1])
     assert max(map(len, given)) <= MOST_READS
+
+
+def test_a_long_batch_does_not_hold_its_first_results_back(path: Path) -> None:
+    """The driver gets each while the next is executed, if that takes some time."""
+    path.write_bytes(fill("o") * SECTORS)
+    seen: list[list[int]] = []
+
+    class Slow(SyncEngine):
+        def submit(self, operations: Sequence[Operation]) -> None:
+            super().submit(operations)
+            end = time.monotonic_ns() + HELD_NS
+            while time.monotonic_ns() < end:
+                pass
+            seen.append([head for head, _ in disk.transport.collect()])
+
+    with disks(path) as make:
+        disk = make(engine=Slow, merge=MergePolicy.OFF)
+        heads = [disk.send(OUT, sector, fill("n")) for sector in range(5)]
+        disk.transport.submit()
+        until(lambda: len(seen) == 5)
+        assert seen == [[], *([head] for head in heads[:4])]
+        assert disk.wait(heads[4])[0] == OK
