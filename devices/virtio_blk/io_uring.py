@@ -23,8 +23,9 @@ disk that can do it writes through its cache, without a flush of all of it.
 Discards and zeroes are IORING_OP_FALLOCATE.
 
 Guest RAM and the file are not registered with the ring. Registered memory is
-pinned, so the host would have to find all of the guest's RAM at once; and
-either saves about 0.1 µs of the 2 µs that the kernel takes for an operation.
+pinned, so the host would have to find all of the guest's RAM at once. The
+kernel spends 2 % of this thread's time to find pages and the file for random
+reads at depth 128, and the thread waits for the disk 45 % of the time.
 """
 
 import errno
@@ -92,6 +93,7 @@ class IoUringEngine:
     _executing: list[Operation | None]
     _free: list[int]
     _done: list[Operation]
+    _others: int
     _watching: bool
     _stopped: bool
     _iovecs: Words64
@@ -125,6 +127,7 @@ class IoUringEngine:
         self._executing = [None] * entries
         self._free = list(range(entries - 1, _WATCH, -1))
         self._done = []
+        self._others = 0  # how many operations the threads have
         self._watching = False
         self._stopped = False
         iovecs = array("Q", bytes(16 * IOVECS))
@@ -142,13 +145,13 @@ class IoUringEngine:
             else:
                 others.append(operation)
         if others:
-            self._threads.submit(others)
+            self._delegate(others)
         self._start()
 
     def completions(self) -> Sequence[Operation]:
         """See :class:`Engine`."""
         # Kept here until nothing can raise any more.
-        done, ring, threads = self._done, self._ring, self._threads
+        done, ring = self._done, self._ring
         operation: Operation
         count = ring.completed()
         now = time.monotonic_ns() if count else 0
@@ -163,15 +166,17 @@ class IoUringEngine:
             if result >= 0:
                 operation.moved = operation.length if ranged else result
             elif self._elsewhere(-result, ranged):
-                threads.submit((operation,))
+                self._delegate((operation,))
                 continue
             else:
                 operation.error = -result
             operation.finished_ns = now
             done.append(operation)
-        others = not threads.idle
+        others = self._others
         if others and not self._watching:
-            done += threads.completions()
+            finished = self._threads.completions()
+            self._others -= len(finished)
+            done += finished
             self._learn()
         if others or self._waiting or ring.pending:
             self._start()
@@ -196,6 +201,11 @@ class IoUringEngine:
         # Mappings can be closed once nobody looks at them.
         self._memory = NO_BYTES
         self._ring.close()
+
+    def _delegate(self, operations: Sequence[Operation]) -> None:
+        """Let threads execute ``operations``."""
+        self._others += len(operations)
+        self._threads.submit(operations)
 
     def _under_way(self) -> int:
         """How many operations the ring has."""
@@ -246,18 +256,18 @@ class IoUringEngine:
 
     def _start(self) -> None:
         """Start what is waiting, as far as there is room, and let the ring watch the threads."""
-        ring, waiting, threads = self._ring, self._waiting, self._threads
+        ring, waiting = self._ring, self._waiting
         if self._stopped and waiting:
-            threads.submit(waiting)  # which cancels it
+            self._delegate(waiting)  # which cancels it
             waiting.clear()
         while waiting and self._free:
             if self._prepare(waiting[0]):
                 waiting.popleft()
             elif not self._enter():
                 break
-        if not threads.idle and not self._watching:
+        if self._others and not self._watching:
             self._watching = True
-            ring.prepare(IORING_OP_POLL_ADD, threads.notifier, 0, 0, 0, select.POLLIN, _WATCH)
+            ring.prepare(IORING_OP_POLL_ADD, self._threads.notifier, 0, 0, 0, select.POLLIN, _WATCH)
         while ring.pending and not self._enter():
             if self._under_way() + self._watching > ring.pending:
                 return  # there will be a completion, and then another attempt
@@ -274,7 +284,7 @@ class IoUringEngine:
         elif kind >= VIRTIO_BLK_T_DISCARD:
             length = self._mode(operation)
             if not length:  # as has become known meanwhile
-                self._threads.submit((operation,))
+                self._delegate((operation,))
                 return True
             opcode, address = IORING_OP_FALLOCATE, operation.length
         elif count == 1:

@@ -94,6 +94,12 @@ def order(operations: Sequence[Operation], unfinished: Unfinished) -> list[Opera
     ``operations`` are those of one drain. They become ``unfinished``, which
     holds those of earlier drains of the same queue.
     """
+    if len(operations) == 1 and operations[0].kind != VIRTIO_BLK_T_FLUSH:
+        only: Operation = operations[0]
+        only.waits = 0
+        only.followers.clear()
+        unfinished.recent[only] = None
+        return [only]
     writes = flushes = False
     apart = True
     end = 0

@@ -115,7 +115,7 @@ class Planner:
             self._free.append(operation)
 
     def _take(self) -> Operation:
-        made = self._free.pop() if self._free else Operation()
+        made: Operation = self._free.pop() if self._free else Operation()
         made.error = made.moved = made.left = 0
         return made
 
