@@ -25,6 +25,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
 
+from pykvm.devices.virtio_blk.contention import Contention
 from pykvm.devices.virtio_blk.polling import AdaptivePolling
 from pykvm.devices.virtio_blk.rounds import Rounds
 from pykvm.devices.virtio_blk.service import QueueService
@@ -79,7 +80,10 @@ class IoThread:
         self._cpus = cpus
         self._for_driver = AdaptivePolling(poll_max_ns)
         self._for_engine = AdaptivePolling(min(PATIENCE * poll_max_ns, MOST_PATIENT_NS))
+        self._polls = poll_max_ns > 0
+        self._contention = Contention()
         self._rounds = Rounds()
+        self._called = True  # somebody wants something
         self._changed = False  # rate limits, perhaps; for the thread itself
         # Served when there is time: kicked, or more was waiting than some rounds take.
         self._waiting: set[QueueService] = set()
@@ -213,6 +217,7 @@ class IoThread:
             service.ask(halt)
 
     def _wake(self) -> None:
+        self._called = True
         if not self._ended:  # and perhaps closed
             os.eventfd_write(self._control, 1)
 
@@ -243,14 +248,17 @@ class IoThread:
 
     def _serve(self) -> None:
         by_kick, by_notifier, waiting = self._by_kick, self._by_notifier, self._waiting
+        may_serve = False
         while True:
-            may_serve = self._obey()
+            if self._called or not may_serve:
+                may_serve = self._obey()
+            polls = self._may_poll()
             for fd, _ in self._events(sleep=not (waiting and may_serve)):
                 if fd in by_kick:
                     waiting.add(by_kick[fd])
                 elif fd in by_notifier:
                     by_notifier[fd].complete()
-                    if self._for_engine.now_ns:
+                    if polls and self._for_engine.now_ns:
                         # A driver answers results with more requests: watched for, not awaited.
                         waiting.add(by_notifier[fd])
                 else:
@@ -262,12 +270,20 @@ class IoThread:
                 self._do_errands()
                 continue
             self._complete_due()
-            if waiting:
+            if waiting and polls:
                 self._rounds.serve(waiting, self._for_driver.now_ns, self._for_engine.now_ns)
+            elif waiting:
+                self._rounds.serve(waiting, 0, 0)
             for service in by_kick.values():
                 if service.queue.error:
                     self._on_broken(service.queue.error)
                     return
+
+    def _may_poll(self) -> bool:
+        """Are there CPUs enough for a thread that polls?"""
+        if not self._polls:
+            return False
+        return not self._contention.look(time.monotonic_ns(), self._rounds.lost_ns)
 
     def _do_errands(self) -> None:
         for errand in list(self._errands):
@@ -305,11 +321,15 @@ class IoThread:
     def _events(self, sleep: bool) -> list[tuple[int, int]]:
         if not sleep:
             return self._epoll.poll(0)
-        idle = all(service.idle for service in self._by_kick.values())
-        awaited = self._for_driver if idle else self._for_engine
+        awaited = self._for_driver
+        wake = 0
+        for service in self._by_kick.values():
+            if not service.idle:
+                awaited = self._for_engine
+            if (due := service.wake_ns) and (not wake or due < wake):
+                wake = due
         began = time.monotonic_ns()
-        wakes = [service.wake_ns for service in self._by_kick.values() if service.wake_ns]
-        timeout = min(max(0, min(wakes) - began) / 1e9, MOST_SECONDS) if wakes else None
+        timeout = min(max(0, wake - began) / 1e9, MOST_SECONDS) if wake else None
         events = self._epoll.poll(timeout)
         awaited.slept(time.monotonic_ns() - began)
         return events
@@ -324,6 +344,7 @@ class IoThread:
 
     def _obey(self) -> bool:
         """Halt or resume the services as wanted; whether the rings may be looked at."""
+        self._called = False  # before the looking
         services = self._by_kick.values()
         while True:
             with self._state:

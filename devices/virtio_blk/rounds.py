@@ -17,13 +17,16 @@ class Rounds:
 
     Between rounds it watches the rings and engines of all, so that a driver
     which adds a request soon need not notify, and a result is seen at once.
+    ``lost_ns``: how long, in all, the host let others run meanwhile.
     """
 
     services: list[QueueService]
+    lost_ns: int
     _watch: Watch
 
     def __init__(self) -> None:
         self.services = []
+        self.lost_ns = 0
         self._watch = Watch(0)
 
     def admit(self, service: QueueService) -> None:
@@ -40,8 +43,8 @@ class Rounds:
 
         That is ``driver_ns``, or ``engine_ns`` while operations execute. In
         ``waiting`` are then those of which a driver that never stops has more.
-        Returns early when a queue is beyond use (``queue.error``), or a service
-        halted.
+        Returns early when a queue is beyond use (``queue.error``), a service
+        halted, or time was lost.
         """
         service: QueueService
         awake: set[QueueService] = set()
@@ -76,7 +79,11 @@ class Rounds:
                 return False
             if not service.idle:
                 nanoseconds = engine_ns
-        if not watch.changes(nanoseconds):
+        changed = watch.changes(nanoseconds)
+        if watch.lost_ns:
+            self.lost_ns += watch.lost_ns  # for the thread to think about; nothing gets lost
+            return False
+        if not changed:
             return False
         for service in self.services:
             if service.look():

@@ -1,0 +1,127 @@
+"""Stepping back from polling where there are not enough CPUs, and coming back to it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from patience import patience
+
+from pykvm.devices.virtio_blk.contention import (
+    ATTEMPT_NS,
+    FIRST_REST_NS,
+    LAST_REST_NS,
+    LOST_NS,
+    WINDOW_NS,
+    Contention,
+)
+from pykvm.virtio.queue import FENCED as COMPILED
+from pykvm.watch import Watch
+
+START = 1_000_000_000_000
+
+
+class Thread:
+    """Looks every ``step`` nanoseconds and loses a part of that, as a polling thread would."""
+
+    def __init__(self) -> None:
+        self.contention = Contention()
+        self.now = START
+        self.lost = 0
+
+    def poll(self, nanoseconds: int, share: float = 0.0, step: int = 100_000) -> int:
+        """Go on for so long, losing ``share`` of the time while polling; how long it polled."""
+        polled = 0
+        for _ in range(nanoseconds // step):
+            if not self.contention.look(self.now, self.lost):
+                polled += step
+                self.lost += int(step * share)
+            self.now += step
+        return polled
+
+
+def test_a_thread_that_loses_nothing_polls_on() -> None:
+    thread = Thread()
+    assert thread.poll(10 * WINDOW_NS) == 10 * WINDOW_NS
+
+
+def test_a_thirtieth_lost_is_no_reason() -> None:
+    thread = Thread()
+    assert thread.poll(100 * WINDOW_NS, share=0.033) == 100 * WINDOW_NS
+
+
+def test_one_slice_of_another_program_ends_polling_at_once() -> None:
+    thread = Thread()
+    thread.poll(WINDOW_NS)
+    thread.lost += LOST_NS
+    thread.now += LOST_NS
+    assert thread.poll(FIRST_REST_NS) == 0
+    assert thread.poll(FIRST_REST_NS) == FIRST_REST_NS
+
+
+def test_a_rest_begins_short_again_after_an_attempt_that_went_well() -> None:
+    thread = Thread()
+    for _ in range(20):
+        thread.poll(WINDOW_NS, share=0.5)
+    assert thread.poll(LAST_REST_NS, share=0.5) < LAST_REST_NS / 20
+    thread.poll(LAST_REST_NS)  # until the next attempt, which finds nothing
+    thread.poll(2 * ATTEMPT_NS)
+    thread.lost += LOST_NS
+    assert thread.poll(2 * FIRST_REST_NS) >= FIRST_REST_NS
+
+
+def test_attempts_on_a_host_that_stays_busy_cost_little() -> None:
+    thread = Thread()
+    thread.poll(LAST_REST_NS, share=0.3)
+    seconds = 20 * 1_000_000_000
+    assert thread.poll(seconds, share=0.3) < seconds / 100
+
+
+@given(st.lists(st.tuples(st.integers(0, 2_000_000_000), st.integers(0, 5_000_000))))
+def test_polling_is_tried_again_however_time_passes(steps: list[tuple[int, int]]) -> None:
+    contention = Contention()
+    now, lost = START, 0
+    for passed, gone in steps:
+        now += passed
+        lost += gone
+        contention.look(now, lost)
+    assert not contention.look(now + LAST_REST_NS, lost)
+
+
+@pytest.fixture
+def crowded_cpu() -> Iterator[None]:
+    """This thread shares one CPU with a busy loop."""
+    usual = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(usual)})
+    loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        loop.kill()
+        loop.wait()
+        os.sched_setaffinity(0, usual)
+
+
+@pytest.mark.skipif(not COMPILED, reason="the interpreted form does not spin")
+def test_time_that_another_program_has_the_cpu_is_lost(crowded_cpu: None) -> None:
+    words = memoryview(bytearray(2)).cast("H")
+    watch = Watch(1)
+    lost = 0
+    end = time.monotonic() + patience()
+    while lost < LOST_NS and time.monotonic() < end:
+        watch.add(words, 0, 0)
+        assert not watch.changes(1_000_000)
+        lost += watch.lost_ns
+    assert lost >= LOST_NS
+
+
+def test_a_look_loses_nothing() -> None:
+    words = memoryview(bytearray(2)).cast("H")
+    watch = Watch(1)
+    watch.add(words, 0, 1)
+    assert watch.changes(1_000_000_000)
+    assert watch.lost_ns < 1_000_000_000
