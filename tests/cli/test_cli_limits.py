@@ -36,7 +36,7 @@ def run(limit: str, *arguments: str | Path, prefix: list[str] | None = None) -> 
     ("limit", "more", "status", "hint"),
     [
         ("--as=1000000000", ["-m", "4G"], 2, "raise the limit of memory (ulimit -v)"),
-        ("--fsize=0", [], 2, "raise the limit of the size of files (ulimit -f)"),
+        ("--fsize=0", ["-m", "64M,shared=on"], 2, "raise the limit of the size of files"),
     ],
 )
 def test_a_limit_is_named(bare_kernel: Path, limit: str, more: list[str], status: int, hint: str):
