@@ -38,9 +38,11 @@ def running(command: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Po
             # It would be unsafe in a program with threads, of which we have none.
             preexec_fn=lambda: _begin(us, before),  # noqa: PLW1509
         )
-    except OSError as error:
+    except BaseException as error:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        raise PykvmError(f"{command[0]} cannot be run: {error.strerror}") from None
+        if isinstance(error, OSError):
+            raise PykvmError(f"{command[0]} cannot be run: {error.strerror}") from None
+        raise
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield child

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pykvm.bench.fio import FioTool, fio_tools
 from pykvm.bench.pykvm_tool import PykvmTool
 from pykvm.bench.qemu import DIRECT_ONLY, QemuTool, qemu_tools
-from pykvm.bench.qemu_cpu import DEFAULT_MEMORY, MEMORIES
+from pykvm.bench.qemu_cpu import DEFAULT_MACHINE, DEFAULT_MEMORY, MEMORIES
 from pykvm.bench.tool import Tool
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
@@ -28,6 +28,10 @@ def tools_of_modes(
             )
         for cache, some in tools.items():
             found[cache] += some
+            names = [f"{tool.name} {tool.label}".strip() for tool in found[cache]]
+            twice = next((name for name in names if names.count(name) > 1), "")
+            if twice:
+                raise UsageError(f"--against asks for '{twice}' twice", "ask for it once")
     return found
 
 
@@ -43,7 +47,7 @@ def tools_against(text: str, cache: CacheMode) -> list[Tool]:
         return [PykvmTool(rest)]
     options = _options(name, rest)
     if name == "qemu":
-        machine = options.pop("machine", "pc")
+        machine = options.pop("machine", DEFAULT_MACHINE)
         memory = options.pop("memory", DEFAULT_MEMORY)
         if memory not in MEMORIES:
             raise UsageError(f"memory cannot be '{memory}'", f"use {' or '.join(MEMORIES)}")
@@ -53,7 +57,7 @@ def tools_against(text: str, cache: CacheMode) -> list[Tool]:
             return [*qemu_tools(cache, machine, memory)]
         if aio == DIRECT_ONLY and not cache.direct:
             return []
-        return [QemuTool(aio or "threads", _number(poll), machine, memory)]
+        return [QemuTool(aio or "threads", _number(poll) if poll else None, machine, memory)]
     if name == "fio":
         engine = options.pop("ioengine", "")
         _refuse(name, options, "ioengine=")
@@ -79,8 +83,6 @@ def _refuse(name: str, options: dict[str, str], known: str) -> None:
 
 
 def _number(text: str) -> int:
-    if not text:
-        return 0
     if not text.isdecimal() or len(text) > 12:
         raise UsageError(f"'{text}' is not a number of nanoseconds", "write it like 1000000")
     return int(text)

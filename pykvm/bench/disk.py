@@ -81,11 +81,12 @@ def size_of(path: Path) -> int:
     return size
 
 
-def settle(path: Path, cache: CacheMode) -> None:
-    """Let ``path`` have nothing left to be written, and the page cache hold all of it, or
-    nothing if ``cache`` bypasses that. Else a measurement pays for what the one before left.
+def settle(path: Path, size: int, cache: CacheMode) -> None:
+    """Write back what is dirty of ``path``, and let the page cache hold all of it, or nothing if
+    ``cache`` bypasses that. Else a measurement pays for what the one before left.
 
-    PykvmError if the host cannot.
+    If ``size``, its bytes, is more than half of the free memory, it is not read: the page cache
+    would not hold it. PykvmError if the host cannot.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -95,14 +96,23 @@ def settle(path: Path, cache: CacheMode) -> None:
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)
-        if not cache.direct:
-            read_all(path)
+        if not cache.direct and size <= _available_memory() // 2:
+            _read_all(path)
     except OSError as error:
         raise PykvmError(f"'{path}' cannot be read again: {reason_of(error)}") from None
 
 
-def read_all(path: Path) -> None:
-    """Have the page cache hold what it can of the file, so that nobody pays for the first read."""
+def _available_memory() -> int:
+    """Bytes that the page cache can have (MemAvailable of /proc/meminfo)."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) << 10
+    return 0
+
+
+def _read_all(path: Path) -> None:
+    """Have the page cache hold all of the file, so that nobody pays for the first read."""
     with path.open("rb", buffering=0) as file:
         while file.read(8 * MIB):
             pass

@@ -54,21 +54,24 @@ class FioTool:
 
     def note(self, job: Job) -> str:
         """See Tool."""
-        return "buffers in large pages where the host has them"
+        return "malloc asked for large pages (glibc 2.35 and later)"
 
     def command(self, job: Job) -> list[str]:
-        """See Tool: the one for the first workload."""
-        return self._command(job, job.workloads[0], 1)
+        """See Tool: for the first workload that fio can carry out; empty if there is none."""
+        usable = [workload for workload in job.workloads if self._can(workload)]
+        return self._command(job, usable[0], 1) if usable else []
 
     def run(self, job: Job, seed: int, progress: Progress) -> Run:
         """See Tool."""
         samples: list[Sample | None] = []
         for number, workload in enumerate(job.workloads):
             progress(number)
-            # Synchronous calls have a depth of 1 whatever is asked for.
-            usable = workload.alone and (self._engine != "psync" or workload.depth == 1)
-            samples.append(self._measure(job, workload, seed) if usable else None)
+            samples.append(self._measure(job, workload, seed) if self._can(workload) else None)
         return Run(tuple(samples))
+
+    def _can(self, workload: Workload) -> bool:
+        # Synchronous calls have a depth of 1 whatever is asked for.
+        return workload.alone and (self._engine != "psync" or workload.depth == 1)
 
     def _measure(self, job: Job, workload: Workload, seed: int) -> Sample:
         command = self._command(job, workload, seed)
@@ -90,7 +93,9 @@ class FioTool:
     def _command(self, job: Job, workload: Workload, seed: int) -> list[str]:
         limit = ["--time_based", f"--runtime={int(job.seconds * 1e6)}us"]
         if job.requests:
-            limit = [f"--number_ios={job.requests}"]
+            # Without io_size fio ends where the file does.
+            size = job.requests * workload.block
+            limit = [f"--number_ios={job.requests}", f"--io_size={size}"]
         sync = [] if job.cache.writeback else ["--sync=dsync"]
         # A colon would be the end of the name.
         file = str(job.disks[0]).replace(":", "\\:")
@@ -102,6 +107,8 @@ class FioTool:
             *(f"--iodepth={workload.depth}", f"--size={job.size}", *limit, "--thread"),
             *([f"--cpus_allowed={job.placement.disk}"] if job.placement else []),
             *("--norandommap", f"--randseed={seed}", "--invalidate=0", "--fallocate=none", *sync),
+            # Latency from the submission on, as the guest measures it.
+            *("--lat_percentiles=1", "--clat_percentiles=0"),
             *("--percentile_list=50:99:99.9", "--output-format=json"),
         ]
 
@@ -109,7 +116,7 @@ class FioTool:
 def sample_of(report: dict[str, Any], workload: Workload) -> Sample:
     """A sample from what fio's JSON says about its one job."""
     side = report["write" if workload.write else "read"]
-    times = side["clat_ns"]
+    times = side["lat_ns"]
     ranks = times["percentile"]
     seconds = side["runtime"] / 1e3
     cpu = (report["usr_cpu"] + report["sys_cpu"]) / 100 * seconds * 1e6 / max(side["total_ios"], 1)

@@ -138,4 +138,6 @@ def _forbidden() -> HostError:
     if scope == "3":
         hint = "boot the host with it set to 1: it cannot be lowered later"
         return HostError(f"{message}: kernel.yama.ptrace_scope is 3", hint)
-    return HostError(message, "allow ptrace in this container, or run bench outside of it")
+    return HostError(
+        message, "let this user trace its own processes (a container's or SELinux' rules)"
+    )

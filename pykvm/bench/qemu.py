@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from pykvm.bench.qemu_cpu import DEFAULT_MEMORY, cpu_model, qemu_command, qemu_note
+from pykvm.bench.qemu_cpu import DEFAULT_MACHINE, DEFAULT_MEMORY, cpu_model, qemu_command, qemu_note
 from pykvm.bench.sample import Run
 from pykvm.bench.tool import Job, Progress
 from pykvm.bench.vm import VmRunner
@@ -21,19 +21,20 @@ DIRECT_ONLY = "native"
 
 
 class QemuTool:
-    """See Tool. ``poll_max_ns`` 0 is QEMU's default, ``memory`` one of MEMORIES."""
+    """See Tool. ``poll_max_ns`` None is QEMU's default, ``memory`` one of MEMORIES."""
 
     name = "qemu"
 
     def __init__(
         self,
         aio: str,
-        poll_max_ns: int = 0,
-        machine: str = "pc",
+        poll_max_ns: int | None = None,
+        machine: str = DEFAULT_MACHINE,
         memory: str = DEFAULT_MEMORY,
     ) -> None:
         """UsageError if QEMU is not installed."""
-        self.label = f"aio={aio}" + (f",poll-max-ns={poll_max_ns}" if poll_max_ns else "")
+        self.label = f"aio={aio}" + ("" if poll_max_ns is None else f",poll-max-ns={poll_max_ns}")
+        self.label += f",machine={machine}" if machine != DEFAULT_MACHINE else ""
         self.label += f",memory={memory}" if memory != DEFAULT_MEMORY else ""
         self._program = qemu_program()
         self._aio = aio
@@ -63,7 +64,7 @@ class QemuTool:
 
     def _command(self, job: Job, disk: Path, script: Path) -> list[str]:
         file = str(disk).replace(",", ",,")
-        poll = f",poll-max-ns={self._poll}" if self._poll else ""
+        poll = "" if self._poll is None else f",poll-max-ns={self._poll}"
         model = cpu_model(self._program, self._machine, job.kernel)
         base = qemu_command(
             program=self._program,
@@ -93,10 +94,11 @@ def qemu_program() -> str:
 
 
 def qemu_tools(
-    cache: CacheMode, machine: str = "pc", memory: str = DEFAULT_MEMORY
+    cache: CacheMode, machine: str = DEFAULT_MACHINE, memory: str = DEFAULT_MEMORY
 ) -> list[QemuTool]:
     """QEMU in every aio mode that ``cache`` allows, polling as by default and longer."""
     modes = ["threads", "io_uring"]
     if cache.direct:
         modes.insert(1, DIRECT_ONLY)
-    return [QemuTool(aio, poll, machine, memory) for aio in modes for poll in (0, POLL_RAISED_NS)]
+    polls = (None, POLL_RAISED_NS)
+    return [QemuTool(aio, poll, machine, memory) for aio in modes for poll in polls]

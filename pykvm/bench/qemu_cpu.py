@@ -16,6 +16,7 @@ CPU_MODELS: Final = ("host", "host,arch-capabilities=off", "max", "qemu64")
 
 Without arch-capabilities there is no MSR 0x10a, which KVM may refuse although it
 offers the bit."""
+DEFAULT_MACHINE: Final = "pc"
 DEFAULT_MEMORY: Final = "default"
 MEMORIES: Final = MappingProxyType({DEFAULT_MEMORY: "", "memfd": "memory-backend-memfd,share=on"})
 """The object that gives a guest its RAM, by what ``memory=`` calls it; "" is none, so that RAM

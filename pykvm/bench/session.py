@@ -57,8 +57,9 @@ def measure(parts: Sequence[Measurement], runs: int, busy: BusyLoops, report: Re
     times over.
 
     What the host does meanwhile then meets all alike. A first round warms
-    caches up and does not count, unless there is to be one run only. Where
-    there are several parts, each begins with the page cache as it wants it.
+    caches up and does not count, unless there is to be one run only. Each tool
+    begins with the page cache as the mode wants it, and with nothing that the
+    tool before it has left to be written.
     """
     meter = NoiseMeter(busy.cpu_time)
     warm_up = 1 if runs > 1 else 0
@@ -68,10 +69,8 @@ def measure(parts: Sequence[Measurement], runs: int, busy: BusyLoops, report: Re
             what = which
             if len(parts) > 1:
                 what += f", cache {part.job.cache.value}"
-                report(f"{what}: the page cache")
-                for disk in part.job.disks:
-                    settle(disk, part.job.cache)
             found = _round(part, number + 1, what, report)
+            busy.cpu_time()  # raises now if somebody has ended a loop, not after all rounds
             if number >= warm_up:
                 for runs_of_tool, run in zip(part.runs, found, strict=True):
                     runs_of_tool.append(run)
@@ -89,6 +88,9 @@ def _round(measurement: Measurement, seed: int, which: str, report: Report) -> l
 
 def _run(part: Job, tool: Tool, seed: int, which: str, report: Report) -> Run:
     what = f"{which}, {tool.name} {tool.label}".strip()
+    report(f"{what}: preparing the page cache")
+    for disk in part.disks:
+        settle(disk, part.size, part.cache)
 
     def progress(index: int) -> None:
         workload = part.workloads[index]

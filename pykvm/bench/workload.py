@@ -119,6 +119,7 @@ def parse_workloads(
         depths = shapes.depths or (DEPTHS if block == BLOCK else DEPTHS_LARGE)
         for segments, depth in product(shapes.segments, depths):
             workload = Workload(kind, block, depth, segments, queues, vms)
+            _check_depth(depth)
             if skip_large and workload.in_flight > IN_FLIGHT_MAX:
                 continue
             _check(name, workload)
@@ -126,9 +127,12 @@ def parse_workloads(
     return list(found)
 
 
+def _check_depth(depth: int) -> None:
+    if not 1 <= depth <= DEPTH_MAX:
+        raise UsageError(f"the depth cannot be {depth}", f"use 1 to {DEPTH_MAX}")
+
+
 def _check(name: str, workload: Workload) -> None:
-    if not 1 <= workload.depth <= DEPTH_MAX:
-        raise UsageError(f"the depth cannot be {workload.depth}", f"use 1 to {DEPTH_MAX}")
     if workload.in_flight > IN_FLIGHT_MAX:
         raise UsageError(
             f"'{name}' at depth {workload.depth} has more than {IN_FLIGHT_MAX >> 20} MiB in flight",

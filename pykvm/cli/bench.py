@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pykvm.bench.busy import BusyLoops, busy_loops
 from pykvm.bench.choose import tools_of_modes
-from pykvm.bench.disk import read_all
 from pykvm.bench.pykvm_tool import PykvmTool
 from pykvm.bench.report import as_object
 from pykvm.bench.session import Measurement, guest_tsc_khz, measure
@@ -37,6 +36,11 @@ from pykvm.outputs import Output, Outputs
 from pykvm.testing.bare import build_bare_guest
 from pykvm.testing.bare.layout import CPUS_MAX
 
+_NOT_OF_A_START = (
+    *("disk", "size", "overwrite", "workload", "depth", "segments", "queues", "vms", "seconds"),
+    *("requests", "cache", "engine", "options", "cpus", "wait", "pin", "exits", "chart"),
+)
+"""The options that say something of a disk's measurement."""
 BUSY = 0.25
 """Load per CPU above which a host is not quiet."""
 
@@ -89,6 +93,8 @@ def run_bench(arguments: Sequence[str]) -> int:
     seconds = parse_seconds(options.seconds)
     if seconds > 600:
         raise UsageError("--seconds is more than 600", "measure more --runs instead")
+    if seconds < 0.001:
+        raise UsageError("--seconds is less than 0.001", "give it longer, such as 0.5")
     cpus = parse_number(options.cpus, "--cpus", 1, CPUS_MAX)
     busy = parse_busy(options.busy)
     check_wait(workloads, options.wait, options.exits)
@@ -125,9 +131,7 @@ def run_bench(arguments: Sequence[str]) -> int:
             parts = [Measurement(job, tools[job.cache]) for job in jobs]
             for part in parts:
                 check_tools(part)
-            if disks == [options.disk] and not all(cache.direct for cache in caches):
-                progress(f"reading {options.disk}")
-                read_all(options.disk)
+            progress.clear()
             loops = _begin(stack, busy)
             session = measure(parts, runs, loops, progress)
             if chart is not None:
@@ -152,6 +156,14 @@ def _run_start(options: argparse.Namespace) -> int:
     unknown = [tool for tool in options.against if tool != "qemu"]
     if unknown:
         raise UsageError(f"--start knows no '{unknown[0]}'", "use --against qemu")
+    ignored = [
+        name for name in _NOT_OF_A_START if getattr(options, name) != parser().get_default(name)
+    ]
+    if ignored:
+        raise UsageError(
+            f"--start does not go with --{ignored[0].replace('_', '-')}",
+            "it goes with --against qemu, --runs, --busy and --json",
+        )
     runs, busy = parse_number(options.runs, "--runs", 1), parse_busy(options.busy)
     progress = Progress()
     try:
@@ -159,6 +171,7 @@ def _run_start(options: argparse.Namespace) -> int:
             stack.enter_context(signals_go_to(_Stop()))
             stack.callback(progress.clear)
             found = start.starts(build_bare_guest(), bool(options.against))
+            progress.clear()
             loops = _begin(stack, busy)
             start.time_starts(found, runs, progress)
             loops.cpu_time()  # they have been there all the time

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
@@ -237,8 +238,11 @@ def test_a_signal_ends_it_and_leaves_nothing(folder: Path, number: signal.Signal
         stderr=subprocess.PIPE,
     )
     try:
+        end = time.monotonic() + patience()
         while (vm := vm_of(child.pid)) is None:
             assert child.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.01)
         children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
         assert len(children) == 2
         child.send_signal(number)
@@ -262,6 +266,12 @@ def test_a_signal_ends_it_and_leaves_nothing(folder: Path, number: signal.Signal
         (["--depth", "1,,2"], "--depth cannot be ''"),
         (["--runs", "0"], "--runs cannot be '0'"),
         (["--seconds", "601"], "--seconds is more than 600"),
+        (["--seconds", "1e-7"], "--seconds is less than 0.001"),
+        (["--depth", "2049"], "the depth cannot be 2049"),
+        (["--depth", "1,3000"], "the depth cannot be 3000"),
+        (["--start", "--chart", "x.svg"], "--start does not go with --chart"),
+        (["--start", "--cache", "none"], "--start does not go with --cache"),
+        (["--against", "pykvm,merge=off"] * 2, "asks for 'pykvm merge=off' twice"),
         (["--against", "xen"], "--against does not know 'xen'"),
         (["--queues", "1,5"], "--queues cannot be more than 4"),
         (["--segments", "0"], "--segments cannot be '0'"),

@@ -75,10 +75,12 @@ def test_one_that_somebody_ends():
 def test_they_die_with_a_process_that_is_killed():
     with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
-        loops = owner.stdout.readline().decode().split()
-        assert len(loops) == 2
-        assert all(map(running, loops))
-        owner.kill()
+        try:
+            loops = owner.stdout.readline().decode().split()
+            assert len(loops) == 2
+            assert all(map(running, loops))
+        finally:
+            owner.kill()
     deadline = time.monotonic() + patience()
     try:
         while any(map(running, loops)):

@@ -190,6 +190,29 @@ def test_each_cache_mode_has_the_tools_that_suit_it():
 
 
 @pytest.mark.usefixtures("programs")
+def test_poll_max_ns_of_0_is_no_polling_and_none_is_qemus_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr("pykvm.bench.qemu.qemu_program", lambda: "qemu")
+    (usual,) = tools_against("qemu,aio=threads", CacheMode.NONE)
+    (never,) = tools_against("qemu,aio=threads,poll-max-ns=0", CacheMode.NONE)
+    assert (usual.label, never.label) == ("aio=threads", "aio=threads,poll-max-ns=0")
+
+
+def test_machines_of_qemu_have_labels(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pykvm.bench.qemu.qemu_program", lambda: "qemu")
+    (one,) = tools_against("qemu,aio=threads,machine=q35", CacheMode.NONE)
+    assert one.label == "aio=threads,machine=q35"
+
+
+def test_fio_has_no_command_for_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    (fio,) = tools_against("fio,ioengine=io_uring", CacheMode.NONE)
+    workloads = parse_workloads(["exits"])
+    job = Job(workloads, [tmp_path], 1 << 20, CacheMode.NONE, 1, 0, tmp_path, 1, tmp_path)
+    assert fio.command(job) == []
+
+
 def test_one_configuration():
     def labels(text: str) -> list[tuple[str, str]]:
         return [(tool.name, tool.label) for tool in tools_against(text, CacheMode.WRITEBACK)]

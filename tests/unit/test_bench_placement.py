@@ -55,7 +55,7 @@ def test_pykvm_and_fio_put_their_threads_by_themselves(job: Job) -> None:
     ours = PykvmTool("merge=off").command(placed)
     assert ours[ours.index("--cpu-affinity") + 1] == "0-1,3"
     assert ours[ours.index("--disk") + 1].endswith(",merge=off,cpu-affinity=2")
-    assert "--cpus_allowed=2" in FioTool("psync").command(placed)
+    assert "--cpus_allowed=2" in FioTool("io_uring").command(placed)
     assert QemuTool("threads").command(placed) == QemuTool("threads").command(job)
 
 

@@ -1,5 +1,6 @@
 """In what order the tools of a measurement run, and what people see of several cache modes."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -8,6 +9,7 @@ import pytest
 
 from pykvm.bench.busy import BusyLoops
 from pykvm.bench.chart import chart_of
+from pykvm.bench.disk import settle
 from pykvm.bench.noise import Noise
 from pykvm.bench.report import as_object
 from pykvm.bench.sample import Run, Sample
@@ -88,7 +90,7 @@ def test_cache_modes_take_turns_in_each_run(disk: Path):
 
 def test_one_mode_is_not_named(disk: Path):
     session, _, said = session_of(disk, [CacheMode.NONE])
-    assert not any("cache" in words for words in said)
+    assert not any("cache none" in words for words in said)
     text = as_text(session)
     assert text.startswith("workload ")
     own, theirs, last = text.split("\n\n")
@@ -144,3 +146,34 @@ def test_a_disk_that_went_away(disk: Path):
     disk.unlink()
     with pytest.raises(PykvmError, match="cannot be read again: no such file"):
         session_of(disk, [CacheMode.WRITEBACK, CacheMode.NONE])
+
+
+def test_each_tool_begins_with_nothing_left_to_be_written(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Else the tool after a writer pays for what that has left."""
+    said: list[str] = []
+    sync = os.fdatasync
+
+    def fdatasync(handle: int) -> None:
+        said.append("sync")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    _, _, progress = session_of(disk, [CacheMode.WRITEBACK, CacheMode.NONE])
+    starts = [words for words in progress if words.endswith(": start")]
+    assert len(said) == len(starts) > 2
+
+
+@pytest.mark.parametrize("cache", [CacheMode.NONE, CacheMode.WRITEBACK])
+def test_the_page_cache_is_filled_or_dropped(
+    disk: Path, monkeypatch: pytest.MonkeyPatch, cache: CacheMode
+):
+    calls: list[object] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: calls.append(arguments[1:]))
+    monkeypatch.setattr("pykvm.bench.disk._read_all", calls.append)
+    settle(disk, disk.stat().st_size, cache)
+    assert calls == ([(0, 0, os.POSIX_FADV_DONTNEED)] if cache.direct else [disk])
+    calls.clear()
+    settle(disk, 1 << 60, CacheMode.WRITEBACK)  # no page cache holds this
+    assert not calls
