@@ -16,15 +16,15 @@ if cython.compiled:
 
 
 _GAP_NS: Final = 100_000
-"""A thread that does not run for so long has lost its CPU: interrupts, and the kernel's threads
-that go with them, take less."""
+"""A thread that does not run for this long has lost its CPU. Interrupts, and the kernel's threads
+that go with them, take it for less."""
 
 
 class Watch:
     """Words of 16 bits and what they were; given anew for each :meth:`changes`, which forgets them.
 
     Until then their memory stays where it is. ``lost_ns``: how long others had
-    the CPU during the last :meth:`changes`, in gaps of 0.1 ms or more.
+    the CPU during the last :meth:`changes`, in gaps of 0.1 ms or more; 0 where that does not spin.
     """
 
     count: int

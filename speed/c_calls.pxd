@@ -1,7 +1,8 @@
 # C functions that hot modules call when they are compiled, for which Cython has no declarations.
 
 cdef extern from "<unistd.h>" nogil:
-    long syscall(long number, ...)
+    # Six words, as the kernel takes them; the C library's declaration leaves their types open.
+    long syscall(long number, long a, long b, long c, long d, long e, long f)
 
 cdef extern from * nogil:
     """

@@ -10,14 +10,14 @@ It sleeps instead for some time, and then tries again.
 from typing import Final
 
 WINDOW_NS: Final = 10_000_000
-"""How far back lost time counts."""
+"""Lost time is added up over at least this time, and until the next look after it."""
 LOST_NS: Final = 1_000_000
 """This much lost time in a window, and a twentieth of it, is contention. The kernel's own threads
 take some µs at a time."""
 FIRST_REST_NS: Final = 20_000_000
-"""How long a thread does not poll after contention was found …"""
+"""How long a thread does not poll when contention is found. Each attempt that fails doubles it."""
 LAST_REST_NS: Final = 640_000_000
-"""… and at most, for each attempt that fails doubles it."""
+"""The longest such time."""
 ATTEMPT_NS: Final = 100_000_000
 """An attempt to poll that goes well for this long has not failed."""
 
@@ -28,13 +28,16 @@ class Contention:
     def __init__(self) -> None:
         self.found = False
         self._began = 0  # of the window
-        self._lost = 0  # until then
+        self._lost = 0  # before the window
         self._resumed = 0  # when the last attempt began
         self._until = 0  # while found: no attempt before
         self._rest = FIRST_REST_NS
 
     def look(self, now_ns: int, lost_ns: int) -> bool:
-        """``found``, at ``now_ns``, if in all ``lost_ns`` of polling were lost to others by now."""
+        """``found`` as of ``now_ns``. Call it often.
+
+        ``lost_ns``: how long the thread has lost its CPU while polling, in all.
+        """
         if self.found:
             if now_ns >= self._until:
                 self.found = False

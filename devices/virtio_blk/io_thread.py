@@ -83,7 +83,7 @@ class IoThread:
         self._polls = poll_max_ns > 0
         self._contention = Contention()
         self._rounds = Rounds()
-        self._called = True  # somebody wants something
+        self._called = True  # a halt, a resume, an errand or the end is wanted, perhaps
         self._changed = False  # rate limits, perhaps; for the thread itself
         # Served when there is time: kicked, or more was waiting than some rounds take.
         self._waiting: set[QueueService] = set()
@@ -122,7 +122,8 @@ class IoThread:
 
         A service that is about to halt by itself has it called before anybody
         else hears of the reason: a :meth:`resume` from then on is an answer to
-        it, and must not be lost.
+        it, and must not be lost. The thread does not notice by itself that a
+        service has halted.
         """
         with self._state:
             self._ask(True)
@@ -253,7 +254,7 @@ class IoThread:
             if self._called or not may_serve:
                 may_serve = self._obey()
             polls = self._may_poll()
-            for fd, _ in self._events(sleep=not (waiting and may_serve)):
+            for fd, _ in self._events(polls, sleep=not (waiting and may_serve)):
                 if fd in by_kick:
                     waiting.add(by_kick[fd])
                 elif fd in by_notifier:
@@ -280,7 +281,7 @@ class IoThread:
                     return
 
     def _may_poll(self) -> bool:
-        """Are there CPUs enough for a thread that polls?"""
+        """Is it to poll, and are there CPUs enough for that?"""
         if not self._polls:
             return False
         return not self._contention.look(time.monotonic_ns(), self._rounds.lost_ns)
@@ -318,7 +319,7 @@ class IoThread:
             self._epoll.unregister(service.engine.notifier)
         self._waiting.discard(service)
 
-    def _events(self, sleep: bool) -> list[tuple[int, int]]:
+    def _events(self, polls: bool, sleep: bool) -> list[tuple[int, int]]:
         if not sleep:
             return self._epoll.poll(0)
         awaited = self._for_driver
@@ -331,7 +332,8 @@ class IoThread:
         began = time.monotonic_ns()
         timeout = min(max(0, wake - began) / 1e9, MOST_SECONDS) if wake else None
         events = self._epoll.poll(timeout)
-        awaited.slept(time.monotonic_ns() - began)
+        if polls:
+            awaited.slept(time.monotonic_ns() - began)
         return events
 
     def _complete_due(self) -> None:
@@ -344,7 +346,7 @@ class IoThread:
 
     def _obey(self) -> bool:
         """Halt or resume the services as wanted; whether the rings may be looked at."""
-        self._called = False  # before the looking
+        self._called = False  # first: what is wanted from now on sets it again
         services = self._by_kick.values()
         while True:
             with self._state:

@@ -23,9 +23,8 @@ disk that can do it writes through its cache, without a flush of all of it.
 Discards and zeroes are IORING_OP_FALLOCATE.
 
 Guest RAM and the file are not registered with the ring. Registered memory is
-pinned, so the host would have to find all of the guest's RAM at once. The
-kernel spends 2 % of this thread's time to find pages and the file for random
-reads at depth 128, and the thread waits for the disk 45 % of the time.
+pinned, so the host would have to find all of the guest's RAM at once, and it
+would save little (docs/decisions/0009-io-uring-by-hand.md).
 """
 
 import errno

@@ -17,7 +17,7 @@ class Rounds:
 
     Between rounds it watches the rings and engines of all, so that a driver
     which adds a request soon need not notify, and a result is seen at once.
-    ``lost_ns``: how long, in all, the host let others run meanwhile.
+    ``lost_ns``: for how long, in all, the host ran others instead while this thread watched.
     """
 
     services: list[QueueService]
@@ -81,7 +81,9 @@ class Rounds:
                 nanoseconds = engine_ns
         changed = watch.changes(nanoseconds)
         if watch.lost_ns:
-            self.lost_ns += watch.lost_ns  # for the thread to think about; nothing gets lost
+            # The thread decides whether to go on polling. Whatever has changed, it finds out by
+            # rest() and by the engine's notifier.
+            self.lost_ns += watch.lost_ns
             return False
         if not changed:
             return False

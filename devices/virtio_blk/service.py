@@ -42,8 +42,8 @@ MOST_READS: Final = 16
 QUICK_NS: Final = 100_000
 """They are quick if all together took less."""
 HELD_NS: Final = 20_000
-"""Results of a batch that is executed one by one are given to the driver when this much time has
-passed since the last were: it can go on with them meanwhile."""
+"""While a batch is executed one by one, the driver gets its first results after this much time, and
+more each time that it has passed again. So the driver works while the device does."""
 
 
 class QueueService:

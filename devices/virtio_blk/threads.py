@@ -46,11 +46,6 @@ class ThreadsEngine:
         self._done: list[Operation] = []
         self._failure: BaseException | None = None
 
-    @property
-    def idle(self) -> bool:
-        """Every operation has been returned by :meth:`completions`."""
-        return not self._executing
-
     def submit(self, operations: Sequence[Operation]) -> None:
         """See :class:`Engine`."""
         self._executing += len(operations)

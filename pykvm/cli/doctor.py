@@ -233,7 +233,7 @@ def _examine_memory(report: Report) -> None:
     if memory.large_pages:
         report.add("guest memory", text)
     else:
-        more = f"; {SETTING} has neither always nor madvise, so large direct I/O is slower"
+        more = f"; large direct I/O is slower than with 'madvise' in {SETTING}"
         report.add("guest memory", text + more, Mark.NOTE)
 
 

@@ -25,10 +25,15 @@ def parse_memory(text: str) -> "dict[str, Any]":
     found: dict[str, Any] = {"memory": parse_size(size)}
     for key in keys:
         name, equals, value = key.partition("=")
-        if name not in _MEMORY_KEYS or not equals:
-            raise UsageError(f"--memory has no '{key}'", "use SIZE, shared=on|off and thp=on|off")
+        if name not in _MEMORY_KEYS:
+            raise UsageError(f"--memory has no option '{name}'", "use shared= or thp=")
+        hint = f"write {name}=on or {name}=off"
+        if not equals:
+            raise UsageError(f"--memory option '{name}' needs a value", hint)
+        if _MEMORY_KEYS[name] in found:
+            raise UsageError(f"--memory option '{name}' is given twice", "give it once")
         if value not in ("on", "off"):
-            raise UsageError(f"{name}={value} is neither on nor off", f"write {name}=on or =off")
+            raise UsageError(f"{name}={value} is neither on nor off", hint)
         found[_MEMORY_KEYS[name]] = value == "on"
     return found
 

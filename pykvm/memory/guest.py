@@ -4,6 +4,7 @@ The hole keeps guest-physical addresses from 3 GiB to 4 GiB free for MMIO (PCI
 BARs, I/O APIC, local APIC), as on every PC.
 """
 
+import errno
 import mmap
 import os
 from contextlib import suppress
@@ -26,6 +27,7 @@ MAX_SIZE = 256 * GIB
 """With the hole, less than the 39 bits of physical address that desktop processors have."""
 
 _MAP_NORESERVE = 0x4000  # Python names it from 3.13 on
+_MADV_WIPEONFORK = 18  # Linux 4.14
 
 
 def layout(size: int) -> list[Region]:
@@ -48,8 +50,8 @@ class GuestMemory:
     a device touches it.
 
     Anonymous memory is the default because most hosts give large pages to
-    that only (:mod:`pykvm.memory.large_pages`). A child process that is forked
-    does not have it: otherwise both would copy each page at the first write.
+    that only (:mod:`pykvm.memory.large_pages`). A forked child has empty pages
+    there: otherwise both processes would copy each page at the first write.
     """
 
     def __init__(self, size: int, *, shared: bool = False, thp: bool = True) -> None:
@@ -71,18 +73,21 @@ class GuestMemory:
             reason, hint = str(error), "give the guest less with -m"
             if isinstance(error, OSError):
                 reason = os.strerror(error.errno or 0).lower()
+                if error.errno == errno.ENOMEM and not shared:
+                    hint += ", or where vm.overcommit_memory is 2 use -m …,shared=on"
                 hint = advice(error.errno or 0, hint)
             raise UsageError(
                 f"the host cannot map {size >> 20} MiB of guest memory: {reason}", hint
             ) from None
         self.large_pages = thp and has_large_pages(shared)
-        if self.large_pages:
-            with suppress(OSError):  # prctl(PR_SET_THP_DISABLE) needs no kernel option
-                self._map.madvise(mmap.MADV_HUGEPAGE)
         with memoryview(self._map) as whole:
+            # Linux itself puts a memfd where large pages fit, if it may have any.
             start = 0 if shared else -address_of(whole) % LARGE_PAGE
             self.address = address_of(whole) + start
             self.ram = Ram(whole[start : start + size], layout(size))
+        advice_given = mmap.MADV_HUGEPAGE if thp else mmap.MADV_NOHUGEPAGE
+        with suppress(OSError):  # a kernel without large pages
+            self._map.madvise(advice_given, start, size)
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -112,7 +117,7 @@ class GuestMemory:
         # lower 21 bits, so there is room to begin at a multiple of 2 MiB.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         made = mmap.mmap(-1, self.size + LARGE_PAGE, flags)
-        made.madvise(mmap.MADV_DONTFORK)
+        made.madvise(_MADV_WIPEONFORK)
         return made
 
     def _map_shared(self) -> mmap.mmap:

@@ -3,7 +3,8 @@
 One large page instead of 512 small ones: a request of the guest's that goes to
 the disk with O_DIRECT is one segment for the host's disk, and KVM's own page
 tables are smaller. Linux has a setting for anonymous memory and another for
-shared memory, which distributions leave at ``never``
+shared memory, which distributions leave at ``never``. Linux 6.8 and later can
+overrule both for each size of page, in folders beside them, which few do
 (Documentation/admin-guide/mm/transhuge.rst).
 """
 

@@ -43,7 +43,7 @@ from pykvm.pci.config import Intx, PciFunction
 from pykvm.pci.msix import MsixTable
 from pykvm.pci.platform import Platform
 from pykvm.virtio.device import VirtioDevice
-from pykvm.virtio.fence import full_fence
+from pykvm.virtio.fence import queue_fence
 from pykvm.virtio.registers import TransportState
 
 VIRTIO_PCI_VENDOR = 0x1AF4
@@ -93,7 +93,7 @@ class VirtioPci(PciFunction):
         self._platform = platform
         self._lock = Lock()
         self._kicks: list[int] = []
-        self.state = TransportState(device, ram, self._kicks, self, fence=full_fence())
+        self.state = TransportState(device, ram, self._kicks, self, fence=queue_fence())
         self._vectors = Vectors(count + 1, count)
         self._common = CommonConfig(self.state, self._vectors, self._was_reset)
         self._doorbells: dict[int, int] = {}  # where each is bound, by its queue

@@ -20,7 +20,7 @@ from pykvm.testing.mock_driver import MockDriver
 from pykvm.testing.mock_packed import PackedDriver
 from pykvm.virtio.constants import VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1
 from pykvm.virtio.device import Activation, VirtioDevice
-from pykvm.virtio.fence import full_fence
+from pykvm.virtio.fence import queue_fence
 
 DEFAULT_RAM = 4 << 20
 PATIENCE_SECONDS = 60.0
@@ -79,14 +79,14 @@ class MockTransport:
             features=self.features,
             base=region.start + 0x1000 + index * share,
             heap=share - 30 * size - 256,
-            fence=full_fence(),
+            fence=queue_fence(),
         )
 
     def start(self) -> None:
         """What happens at DRIVER_OK: the device is activated with fresh queues."""
         assert not self.active, "started twice"
         assert self.device.negotiated(self.features), "the device refuses these features"
-        fence = full_fence()
+        fence = queue_fence()
         missing = range(self.device.queue_count(self.features), len(self.drivers))
         queues = [
             None if index in (*self._disabled, *missing) else driver.device_queue(index, fence)
@@ -181,7 +181,7 @@ class MockTransport:
 
     def start_queue(self, queue: int = 0) -> None:
         """What enabling the queue does then."""
-        fresh = self.drivers[queue].device_queue(queue, full_fence())
+        fresh = self.drivers[queue].device_queue(queue, queue_fence())
         self.device.start_queue(queue, fresh)
 
     def reset(self) -> None:

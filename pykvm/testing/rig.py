@@ -57,7 +57,7 @@ from pykvm.virtio.constants import (
     VIRTIO_CONFIG_S_FEATURES_OK,
     VIRTIO_F_RING_PACKED,
 )
-from pykvm.virtio.fence import full_fence
+from pykvm.virtio.fence import queue_fence
 
 SECTORS = 64
 LOW, HIGH = 0x8000, 0x6000
@@ -199,7 +199,7 @@ class Rig:
             features=features,
             base=0x1000 + index * share,
             heap=share - 0x200,
-            fence=full_fence(),
+            fence=queue_fence(),
         )
         for offset, size, value in (
             (0x16, 2, index),

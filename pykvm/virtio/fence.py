@@ -28,7 +28,7 @@ it in the middle of a publish.
 
 from collections.abc import Callable
 
-from pykvm.virtio.queue import FENCED, no_fence
+from pykvm.virtio.queue import COMPILED, no_fence
 
 
 def full_fence() -> Callable[[], None]:
@@ -36,11 +36,8 @@ def full_fence() -> Callable[[], None]:
 
     Each call of this function makes a fence with a word of its own, so that
     fences of different threads never share a cache line's ownership. Loads the
-    C library on first use, hence no import at the top. Compiled queues have the
-    processor's own instruction (MFENCE, or one with LOCK) and need none of these.
+    C library on first use, hence no import at the top.
     """
-    if FENCED:
-        return no_fence
     import ctypes
     from functools import partial
 
@@ -48,3 +45,8 @@ def full_fence() -> Callable[[], None]:
     # 64 bytes: a cache line, so that no neighbour of the word is written by others.
     word = (ctypes.c_int * 16)()
     return partial(trylock, ctypes.byref(word))
+
+
+def queue_fence() -> Callable[[], None]:
+    """The fence to give a virtqueue: a compiled one has the processor's own instruction already."""
+    return no_fence if COMPILED else full_fence()

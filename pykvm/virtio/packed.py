@@ -174,7 +174,7 @@ class PackedQueue(Virtqueue):
         self._held = -1
         count = self._unpublished
         self._unpublished = 0
-        self._order_stores()
+        self._full_fence()
         wanted = self._u32[self._driver]
         flags = wanted >> 16 & 3
         if flags != RING_EVENT_FLAGS_DESC or not self._event_idx:
@@ -198,7 +198,7 @@ class PackedQueue(Virtqueue):
             self._u32[self._device] = RING_EVENT_FLAGS_DESC << 16 | _where(self._at, self._turn)
         else:
             self._u32[self._device] = RING_EVENT_FLAGS_ENABLE << 16
-        self._order_stores()
+        self._full_fence()
         return self.available()
 
     def available(self) -> bool:

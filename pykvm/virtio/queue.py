@@ -68,8 +68,8 @@ from pykvm.watch import Watch
 if cython.compiled:
     from cython.cimports.c_calls import full_fence
 
-FENCED: bool = cython.compiled
-"""Have queues a fence of their own, beside the one that they are given?"""
+COMPILED: bool = cython.compiled
+"""Is this the compiled form (speed/README.md)? Its queues have a fence of their own."""
 
 EMPTY = -1
 """pop(): nothing more in this drain."""
@@ -212,8 +212,8 @@ class Virtqueue:
 
     # -- for the formats ---------------------------------------------------
 
-    def _order_stores(self) -> None:
-        """Let all stores until now be seen before what is loaded from now on."""
+    def _full_fence(self) -> None:
+        """Order all stores until now before all loads from now on."""
         if cython.compiled:
             full_fence()
         if self._fence is not None:

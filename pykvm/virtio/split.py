@@ -145,7 +145,7 @@ class SplitQueue(Virtqueue):
             return False
         self._u16[self._used_idx] = new
         self._published = new
-        self._order_stores()
+        self._full_fence()
         if self._event_idx:
             event = self._u16[self._used_event]
             return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
@@ -165,7 +165,7 @@ class SplitQueue(Virtqueue):
             self._u16[self._avail_event] = self.last_avail
         else:
             self._u16[self._used_flags] = 0
-        self._order_stores()
+        self._full_fence()
         return not self.error and self._u16[self._avail_idx] != self.last_avail
 
     def available(self) -> bool:

@@ -1,6 +1,8 @@
 """Guest RAM: nothing outside it can be reached, whatever address a guest gives."""
 
 import os
+import subprocess
+import sys
 from array import array
 from pathlib import Path
 
@@ -157,35 +159,78 @@ def test_guest_memory_begins_where_a_large_page_can(thp: bool) -> None:
         memory.close()
 
 
-@pytest.mark.skipif(not has_large_pages(), reason="the host has no large pages for this")
-@pytest.mark.parametrize(("thp", "expected"), [(True, True), (False, False)])
-def test_the_host_is_asked_for_large_pages_unless_the_user_does_not_want_them(
-    thp: bool, expected: bool
+needs_smaps = pytest.mark.skipif(
+    not Path("/proc/self/smaps").exists(), reason="the kernel tells nothing of mappings"
+)
+
+
+@needs_smaps
+@pytest.mark.skipif(not Path(SETTING).exists(), reason="the kernel has no large pages")
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("thp", "flag"), [(True, "hg"), (False, "nh")])
+def test_the_host_is_asked_for_large_pages_or_for_none(shared: bool, thp: bool, flag: str) -> None:
+    memory = GuestMemory(5 * MIB, shared=shared, thp=thp)
+    try:
+        assert flag in mapping(memory.address)["VmFlags"].split()
+    finally:
+        memory.close()
+
+
+@pytest.mark.parametrize(
+    ("setting", "shared", "expected"),
+    [
+        ("always [madvise] never", False, True),
+        ("[always] madvise never", False, True),
+        ("always madvise [never]", False, False),
+        ("always within_size advise [never] deny force", True, False),
+        ("always within_size [advise] never deny force", True, True),
+        ("always within_size advise never [deny] force", True, False),
+        (None, False, False),
+    ],
+)
+def test_whether_a_host_has_large_pages(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str | None,
+    shared: bool,
+    expected: bool,
 ) -> None:
-    if not thp and "[always]" in Path(SETTING).read_text():
-        pytest.skip("the host gives large pages without being asked")
-    memory = GuestMemory(4 * MIB, thp=thp)
-    try:
-        assert ("hg" in mapping_flags(memory.address)) == expected
-    finally:
-        memory.close()
+    path = tmp_path / "setting"
+    if setting is not None:
+        path.write_text(setting + "\n")
+    name = "SETTING_SHARED" if shared else "SETTING"
+    monkeypatch.setattr(f"pykvm.memory.large_pages.{name}", str(path))
+    assert has_large_pages(shared) == expected
 
 
-def test_a_forked_child_does_not_have_guest_memory() -> None:
-    """Or each page would be copied at the first write, and be another one than the disk's."""
-    memory = GuestMemory(4 * MIB)
-    try:
-        assert "dc" in mapping_flags(memory.address)
-    finally:
-        memory.close()
+FORK = """
+import os
+from pykvm.memory import GuestMemory
+memory = GuestMemory(4 << 20)
+memory.ram.write(0, b"mine")
+child = os.fork()
+if not child:
+    assert memory.ram.read(0, 4) == bytes(4)
+    memory.close()
+    raise SystemExit
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert memory.ram.read(0, 4) == b"mine"
+"""
 
 
+def test_a_forked_child_has_empty_guest_memory_and_may_close_it() -> None:
+    """Otherwise each page would be copied at the first write, and differ from the disk's."""
+    subprocess.run([sys.executable, "-c", FORK], check=True)
+
+
+@needs_smaps
 def test_guest_memory_takes_nothing_before_it_is_touched() -> None:
     memory = GuestMemory(64 * MIB)
     try:
-        assert resident(memory.address) == 0
+        before = resident(memory.address)
         memory.ram.bytes[0] = 1
-        assert 4096 <= resident(memory.address) <= LARGE_PAGE
+        assert before < resident(memory.address) <= before + LARGE_PAGE
+        assert before < 64 * MIB
     finally:
         memory.close()
 
@@ -202,11 +247,6 @@ def mapping(address: int) -> dict[str, str]:
         elif inside:
             found[name] = rest.strip()
     return found
-
-
-def mapping_flags(address: int) -> list[str]:
-    """Its VmFlags (proc_pid_smaps(5))."""
-    return mapping(address)["VmFlags"].split()
 
 
 def resident(address: int) -> int:
