@@ -18,8 +18,9 @@ FIRST_REST_NS: Final = 20_000_000
 """How long a thread does not poll when contention is found. Each attempt that fails doubles it."""
 LAST_REST_NS: Final = 640_000_000
 """The longest such time."""
-ATTEMPT_NS: Final = 100_000_000
-"""An attempt to poll that goes well for this long has not failed."""
+ATTEMPT_NS: Final = 500_000_000
+"""An attempt to poll that goes well for this long has not failed. A thread that also sleeps keeps
+its CPU for some tenths of a second."""
 
 
 class Contention:
