@@ -18,6 +18,7 @@ from pykvm.bench.pykvm_tool import form
 from pykvm.cli.main import main
 
 SMALL = ["bench", "--size", "2M", "--requests", "200", "--runs", "1", "--depth", "4"]
+START = ["bench", "--runs", "1"]
 MEASURABLE = "10000"
 """Requests that take many ticks of a clock of processor time, which may stand still in between."""
 
@@ -26,8 +27,9 @@ def bench(
     folder: Path, *arguments: str, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run it with ``folder`` for its temporary files, of which nothing may be left."""
+    begin = START if "--start" in arguments else SMALL
     done = subprocess.run(
-        [sys.executable, "-m", "pykvm", *SMALL, *arguments],
+        [sys.executable, "-m", "pykvm", *begin, *arguments],
         capture_output=True,
         text=True,
         check=False,
