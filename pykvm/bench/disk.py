@@ -8,8 +8,12 @@ from pathlib import Path
 
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import PykvmError, UsageError, reason_of
+from pykvm.libc import system_call
 
 MIB = 1 << 20
+_NR_STATFS = 137
+_STATFS_SIZE = 120  # its first word is the filesystem's type
+_IN_MEMORY = (0x01021994, 0x858458F6)  # TMPFS_MAGIC and RAMFS_MAGIC of <linux/magic.h>
 SIZE_MIN = MIB
 
 
@@ -79,6 +83,22 @@ def size_of(path: Path) -> int:
     if size < SIZE_MIN:
         raise UsageError(f"'{path}' is smaller than 1 MiB", "give --disk a larger one")
     return size
+
+
+def check_on_disk(path: Path) -> None:
+    """UsageError for a file in memory: there is no disk below it, whatever O_DIRECT says there.
+
+    tmpfs takes O_DIRECT from Linux 6.6 on. A block device is what it is.
+    """
+    if not path.is_file():
+        return
+    answer = bytearray(_STATFS_SIZE)
+    system_call(_NR_STATFS, os.fsencode(path) + b"\0", answer)
+    if int.from_bytes(answer[:4], "little") in _IN_MEMORY:
+        raise UsageError(
+            f"'{path}' is in memory (tmpfs), and O_DIRECT there measures no disk",
+            "give --disk a folder on a disk, or --cache without O_DIRECT",
+        )
 
 
 def settle(path: Path, size: int, cache: CacheMode) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from pykvm.bench.disk import MIB, SIZE_MIN, size_of, temporary_disk
+from pykvm.bench.disk import MIB, SIZE_MIN, check_on_disk, size_of, temporary_disk
 from pykvm.bench.pykvm_tool import PykvmTool
 from pykvm.bench.session import Measurement
 from pykvm.bench.tool import Tool
@@ -68,6 +68,8 @@ def disk_of(tool: PykvmTool, more: str = "") -> DiskConfig:
 def check_tools(measurement: Measurement) -> None:
     """Have told now, before minutes are spent, what cannot run here: HostError, or what
     ``pykvm boot`` would say of the disk."""
+    if measurement.job.cache.direct:
+        check_on_disk(measurement.job.disks[0])
     job = max(measurement.job.parts(), key=lambda part: part.queues)
     for tool in measurement.tools:
         tool.note(job)

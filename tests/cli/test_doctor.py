@@ -1,6 +1,7 @@
 """The doctor: what it prints for people, for programs and for the Makefile."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -97,3 +98,15 @@ def test_lines_are_aligned_and_plain_unless_asked():
 def test_wrong_options_are_usage_errors(argv):
     with pytest.raises(UsageError):
         run_doctor(argv)
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(("setting", "mark"), [("[never]", "note"), ("[madvise]", "ok")])
+def test_a_host_without_large_pages_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, mark: str
+):
+    (tmp_path / "enabled").write_text(setting)
+    monkeypatch.setattr("pykvm.memory.large_pages.SETTING", str(tmp_path / "enabled"))
+    (line,) = (f for f in examine().findings if f.subject == "guest memory")
+    assert line.mark.value == mark
+    assert ("4 KiB pages" in line.text) == (mark == "note")

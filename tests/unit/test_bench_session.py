@@ -1,6 +1,7 @@
 """In what order the tools of a measurement run, and what people see of several cache modes."""
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,7 +10,7 @@ import pytest
 
 from pykvm.bench.busy import BusyLoops
 from pykvm.bench.chart import chart_of
-from pykvm.bench.disk import settle
+from pykvm.bench.disk import check_on_disk, settle
 from pykvm.bench.noise import Noise
 from pykvm.bench.report import as_object
 from pykvm.bench.sample import Run, Sample
@@ -18,7 +19,7 @@ from pykvm.bench.table import as_text
 from pykvm.bench.tool import Job, Progress
 from pykvm.bench.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode
-from pykvm.errors import PykvmError
+from pykvm.errors import PykvmError, UsageError
 
 SVG = "{http://www.w3.org/2000/svg}"
 WORKLOADS = parse_workloads(["randread"], Shapes([1, 8]))
@@ -177,3 +178,30 @@ def test_the_page_cache_is_filled_or_dropped(
     calls.clear()
     settle(disk, 1 << 60, CacheMode.WRITEBACK)  # no page cache holds this
     assert not calls
+
+
+def test_a_file_in_memory_is_no_disk():
+    path = Path("/dev/shm")
+    if not path.is_dir() or "tmpfs /dev/shm " not in Path("/proc/mounts").read_text():
+        pytest.skip("/dev/shm is no tmpfs here")
+    with tempfile.NamedTemporaryFile(dir=path) as file, pytest.raises(UsageError, match="tmpfs"):
+        check_on_disk(Path(file.name))
+
+
+def test_devices_and_other_filesystems_are_disks(tmp_path: Path):
+    check_on_disk(Path("/dev/null"))
+    path = tmp_path / "file"
+    path.touch()
+    if any(line.split()[2] == "tmpfs" for line in mounts_of(path)):
+        pytest.skip("temporary files are in memory here")
+    check_on_disk(path)
+
+
+def mounts_of(path: Path) -> list[str]:
+    """The lines of /proc/mounts for the folders above ``path``, that of the nearest one only."""
+    lines = Path("/proc/mounts").read_text().splitlines()
+    for folder in path.parents:
+        found = [line for line in lines if line.split()[1] == str(folder)]
+        if found:
+            return found[-1:]
+    return []

@@ -138,3 +138,15 @@ def test_a_command_for_which_the_hot_path_is_interpreted(
 def test_what_is_interpreted_stays_so_if_that_is_asked_for(build: ModuleType):
     assert build.main(["--if-compiled"]) == 0
     assert build.compiled == []
+
+
+def test_all_is_compiled_again_when_the_declarations_of_c_functions_change(
+    build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    declarations = tmp_path / "c_calls.pxd"
+    declarations.write_text("# nothing")
+    monkeypatch.setattr(build, "C_CALLS", declarations)
+    assert compiled_by(build) == ["base", "other", "user"]
+    declarations.write_text("# something")
+    assert compiled_by(build) == ["base", "other", "user"]
+    assert compiled_by(build) == []
