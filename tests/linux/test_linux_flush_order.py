@@ -154,10 +154,11 @@ class Disk:
 
     def assert_durable(self, place: list[int]) -> None:
         """Between each write to ``place`` and its completion it was synced."""
-        for write in self.writes_to(place):
+        writes = self.writes_to(place)
+        for write in writes:
             assert is_sync(self.after(write)[0]), write
-        # The guest waited for it before it sent the next, or went on.
-        assert is_interrupt(self.after(write)[1])
+        # The driver may find later results while it handles the interrupt for the first.
+        assert any(map(is_interrupt, self.after(writes[0])))
 
     def assert_flushed(self, place: list[int], before: Call) -> None:
         """All of ``place`` is written before it is synced, and synced before the guest goes on."""
