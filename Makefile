@@ -105,5 +105,5 @@ $(READY): pyproject.toml
 
 clean:  ## Remove everything that make made here (the guest cache stays)
 	rm -rf $(VENV) build dist pykvm/bundles .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -f pykvm/*.so pykvm/virtio/*.so devices/*/*.so
+	find pykvm devices -name "*.so" -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

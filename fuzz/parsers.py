@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
 
-from pykvm.devices.virtio_blk.fault_file import parse_faults
+from pykvm.devices.virtio_blk.layers.fault_file import parse_faults
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
 from pykvm.monitor.protocol import Command, Conversation

@@ -1,6 +1,6 @@
 """A guest's driver that does whatever drivers may."""
 
-from pykvm.devices.virtio_blk.config import FIELDS
+from pykvm.devices.virtio_blk.config_space import FIELDS
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_F_CONFIG_WCE
 from pykvm.virtio.constants import VIRTIO_F_RING_RESET
 from soak.memory import check_quiet

@@ -5,7 +5,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pykvm.devices.virtio_blk.allocation import Allocation
+from pykvm.devices.virtio_blk.image.allocation import Allocation
 from soak.scenario import LARGE_FILE
 
 

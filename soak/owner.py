@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from random import Random
 
 from pykvm.devices.virtio_blk import ErrorAction, IoError, RateLimits, VirtioBlk
-from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
+from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.errors import UsageError
 from pykvm.testing.mock_transport import MockTransport
 from soak.memory import check_quiet

@@ -5,7 +5,7 @@ from collections import Counter
 from random import Random
 
 from pykvm.devices.virtio_blk import VirtioBlk
-from pykvm.devices.virtio_blk.config import FIELDS
+from pykvm.devices.virtio_blk.config_space import FIELDS
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_BLK_SIZE,
 )

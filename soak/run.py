@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from pykvm.devices.virtio_blk import VirtioBlk
-from pykvm.devices.virtio_blk.faults import FaultPlan
+from pykvm.devices.virtio_blk.layers.faults import FaultPlan
 from pykvm.machine.disks import DiskConfig, open_image
 from pykvm.memory.ram import Ram, Region
 from pykvm.testing.mock_transport import MockTransport

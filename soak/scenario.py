@@ -23,7 +23,15 @@ SWITCH_INTERVALS: Final = (1e-6, 1e-6, 1e-5, 1e-4, 0.005)
 """Seconds after which Python lets another thread run; the last one is its default."""
 CACHES: Final = (*CacheMode, CacheMode.WRITEBACK, CacheMode.NONE, CacheMode.UNSAFE)
 SHAKEN: Final = (
-    *("threads", "threads", "io_thread", "io_threads", "device", "service", "schedule"),
+    *(
+        "engines.thread_pool",
+        "engines.thread_pool",
+        "serving.io_thread",
+        "serving.io_thread_group",
+        "device",
+        "serving.queue_service",
+        "core.scheduler",
+    ),
     *("engine", "faults", "overlay", "throttle", "image"),
 )
 STEP: Final = 8
@@ -130,7 +138,7 @@ def choose(seed: int, host: Host, steps: int) -> Scenario:
     interval = dice.choice(SWITCH_INTERVALS)
     shaken = dice.choice(SHAKEN) if dice.random() < 0.4 else ""
     if shaken and disk["engine"] is not EngineKind.SYNC and dice.random() < 0.5:
-        shaken = "threads"
+        shaken = "engines.thread_pool"
     holes = dice.random() < 0.8
     return Scenario(seed, disk, sectors, steps, transfer, ragged, cut, holes, interval, shaken)
 

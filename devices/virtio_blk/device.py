@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
-from pykvm.devices.virtio_blk.config import FIELDS, ConfigSpace
+from pykvm.devices.virtio_blk.config_space import FIELDS, ConfigSpace
 from pykvm.devices.virtio_blk.constants import (
     OPERATION_NAMES,
     SECTOR_SIZE,
@@ -15,10 +15,15 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_T_IN,
 )
-from pykvm.devices.virtio_blk.engine import EngineFactory, SyncEngine
+from pykvm.devices.virtio_blk.core.ordering import extent
+from pykvm.devices.virtio_blk.core.planner import Limits, Planner
+from pykvm.devices.virtio_blk.core.request import Request, RequestParser
+from pykvm.devices.virtio_blk.core.throttle import Throttle
+from pykvm.devices.virtio_blk.core.zero_detection import ZeroDetector
+from pykvm.devices.virtio_blk.engines.base import EngineFactory, SyncEngine
 from pykvm.devices.virtio_blk.features import Blocks, accepted, describe, offered
-from pykvm.devices.virtio_blk.image import Image
-from pykvm.devices.virtio_blk.io_threads import Halt, IoThreads
+from pykvm.devices.virtio_blk.image.file import Image
+from pykvm.devices.virtio_blk.observe.stats import Stats
 from pykvm.devices.virtio_blk.options import (
     NO_SPACE,
     DetectZeroes,
@@ -26,14 +31,9 @@ from pykvm.devices.virtio_blk.options import (
     ErrorAction,
     IoError,
 )
-from pykvm.devices.virtio_blk.order import extent
-from pykvm.devices.virtio_blk.plan import Limits, Planner
 from pykvm.devices.virtio_blk.rates import RateLimits
-from pykvm.devices.virtio_blk.request import Request, RequestParser
-from pykvm.devices.virtio_blk.service import QueueService
-from pykvm.devices.virtio_blk.stats import Stats
-from pykvm.devices.virtio_blk.throttle import Throttle
-from pykvm.devices.virtio_blk.zeroes import ZeroDetector
+from pykvm.devices.virtio_blk.serving.io_thread_group import Halt, IoThreads
+from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.errors import HostError, UsageError, shortage
 from pykvm.memory.ram import Ram
 from pykvm.virtio.constants import VIRTIO_ID_BLOCK
@@ -41,7 +41,7 @@ from pykvm.virtio.device import Activation
 from pykvm.virtio.queue import Virtqueue
 
 if TYPE_CHECKING:
-    from pykvm.devices.virtio_blk.trace import DiskTrace
+    from pykvm.devices.virtio_blk.observe.tracing import DiskTrace
 
 DEFAULTS: Final = DiskOptions()
 NOTHING_HELD: Final = nullcontext()

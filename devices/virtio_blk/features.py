@@ -3,7 +3,7 @@
 from struct import pack
 from typing import Final
 
-from pykvm.devices.virtio_blk.config import ConfigSpace
+from pykvm.devices.virtio_blk.config_space import ConfigSpace
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SIZE,
     VIRTIO_BLK_F_BLK_SIZE,
@@ -19,10 +19,10 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_TOPOLOGY,
     VIRTIO_BLK_F_WRITE_ZEROES,
 )
-from pykvm.devices.virtio_blk.host_limits import HostBlocks
+from pykvm.devices.virtio_blk.core.ranges import MAX_RANGES, MAX_SECTORS
+from pykvm.devices.virtio_blk.core.request import Accepted
+from pykvm.devices.virtio_blk.image.host_limits import HostBlocks
 from pykvm.devices.virtio_blk.options import DiscardMode, DiskOptions
-from pykvm.devices.virtio_blk.ranges import MAX_RANGES, MAX_SECTORS
-from pykvm.devices.virtio_blk.request import Accepted
 from pykvm.errors import UsageError
 from pykvm.records import record
 from pykvm.virtio.constants import (

@@ -39,7 +39,7 @@ from pykvm.machine.disks import DiskConfig
 from pykvm.records import record, replace
 
 if TYPE_CHECKING:
-    from pykvm.devices.virtio_blk.faults import FaultPlan
+    from pykvm.devices.virtio_blk.layers.faults import FaultPlan
 
 
 def parse_disk(text: str) -> DiskConfig:
@@ -182,7 +182,7 @@ def _faults(name: str, text: str) -> "FaultPlan":
     if not text:
         raise UsageError(f"--disk option '{name}' needs a file", f"write {name}=FILE.toml")
     # Few runs want faults: not at the top.
-    from pykvm.devices.virtio_blk.faults import FaultPlan
+    from pykvm.devices.virtio_blk.layers.faults import FaultPlan
 
     return FaultPlan.load(text)
 

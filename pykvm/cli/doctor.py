@@ -262,7 +262,7 @@ def _examine_sandbox(report: Report) -> None:
 def _examine_form(report: Report) -> None:
     """Is the hot path compiled (speed/README.md), and from what its sources say now?"""
     package = Path(str(split.__file__)).parent.parent
-    compiled = [found for folder in HOT_FOLDERS for found in (package / folder).glob("*.so")]
+    compiled = [found for folder in HOT_FOLDERS for found in (package / folder).rglob("*.so")]
     stale = [found.name.split(".")[0] for found in compiled if _is_stale(found)]
     report.form = "compiled" if compiled else "interpreted"
     if stale:

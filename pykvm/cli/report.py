@@ -6,7 +6,7 @@ from typing import Any
 
 from pykvm.cli.process import signals_go_to
 from pykvm.cli.say import STDERR, emit, put
-from pykvm.devices.virtio_blk.stats import classic_line
+from pykvm.devices.virtio_blk.observe.stats import classic_line
 from pykvm.errors import PykvmError, reason_of
 from pykvm.machine.machine import Machine
 from pykvm.names import json_text

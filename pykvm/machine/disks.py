@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pykvm.devices.virtio_blk import EngineFactory, Image, RateLimits, VirtioBlk
-    from pykvm.devices.virtio_blk.faults import FaultPlan
+    from pykvm.devices.virtio_blk.layers.faults import FaultPlan
 
 
 @record
@@ -60,7 +60,7 @@ def _engine(name: str, value: object) -> "EngineKind | EngineFactory":
 
 
 def _faults(name: str, value: object) -> "FaultPlan":
-    from pykvm.devices.virtio_blk.faults import FaultPlan
+    from pykvm.devices.virtio_blk.layers.faults import FaultPlan
 
     if isinstance(value, FaultPlan):
         return value
@@ -96,13 +96,13 @@ def open_image(config: DiskConfig) -> "tuple[Image, EngineFactory, str]":
         engine, reason = choose(image, config.engine)
         # Few runs want any of these: not at the top.
         if image.padding:
-            from pykvm.devices.virtio_blk.padding import padded
+            from pykvm.devices.virtio_blk.layers.padding import padded
 
             engine = padded(engine)
         if config.snapshot and not config.readonly:
-            from pykvm.devices.virtio_blk.overlay import Snapshot
+            from pykvm.devices.virtio_blk.layers.overlay import OverlayImage
 
-            image = snapshot = Snapshot(image)
+            image = snapshot = OverlayImage(image)
             engine = snapshot.wrap(engine)
         if config.faults:
             engine = config.faults.wrap(engine)

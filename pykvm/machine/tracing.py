@@ -6,7 +6,7 @@ from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk import Image
-    from pykvm.devices.virtio_blk.trace import DiskTrace
+    from pykvm.devices.virtio_blk.observe.tracing import DiskTrace
     from pykvm.machine.config import MachineConfig
     from pykvm.trace.file import TraceFile
 
@@ -25,7 +25,7 @@ def disk_trace(file: "TraceFile | None", name: str, image: "Image") -> "DiskTrac
     """What tells ``file`` about the disk ``name`` on ``image``; it is told of the disk now."""
     if file is None:
         return None
-    from pykvm.devices.virtio_blk.trace import DiskTrace
+    from pykvm.devices.virtio_blk.observe.tracing import DiskTrace
 
     made = DiskTrace(file, name)
     made.begun(image.path, image.capacity, image.readonly)

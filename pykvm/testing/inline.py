@@ -9,12 +9,12 @@ import os
 from collections.abc import Callable, Collection, Sequence
 
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_OUT
-from pykvm.devices.virtio_blk.engine import Engine, SyncEngine
-from pykvm.devices.virtio_blk.image import Image
-from pykvm.devices.virtio_blk.io_threads import Halt, IoThreads
-from pykvm.devices.virtio_blk.operation import Operation
-from pykvm.devices.virtio_blk.service import QueueService
-from pykvm.devices.virtio_blk.transfer import IOV_MAX
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.engines.base import Engine, SyncEngine
+from pykvm.devices.virtio_blk.engines.transfer import IOV_MAX
+from pykvm.devices.virtio_blk.image.file import Image
+from pykvm.devices.virtio_blk.serving.io_thread_group import Halt, IoThreads
+from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.memory.ram import Ram
 from pykvm.watch import Watch
 

@@ -19,7 +19,7 @@ from pykvm.devices.virtio_blk.constants import (
     OPERATION_NAMES,
     SECTOR_SIZE,
 )
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.memory.ram import Ram
 from pykvm.watch import Watch
 

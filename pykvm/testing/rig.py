@@ -37,12 +37,12 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
+from pykvm.devices.virtio_blk.core.ranges import MAX_RANGES
 from pykvm.devices.virtio_blk.device import VirtioBlk
-from pykvm.devices.virtio_blk.engine import Engine
-from pykvm.devices.virtio_blk.image import Image
+from pykvm.devices.virtio_blk.engines.base import Engine
+from pykvm.devices.virtio_blk.image.file import Image
 from pykvm.devices.virtio_blk.options import DiskOptions
-from pykvm.devices.virtio_blk.ranges import MAX_RANGES
-from pykvm.devices.virtio_blk.service import QueueService
+from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.memory.ram import Ram, Region
 from pykvm.pci.host import CONFIG_PORT, CONFIG_PORTS, PciHost
 from pykvm.pci.virtio_pci import NOTIFY, NOTIFY_MULTIPLIER, VirtioPci

@@ -8,7 +8,7 @@ import pytest
 
 from pykvm import io_uring
 from pykvm.devices.virtio_blk import CacheMode, EngineKind, ErrorPolicy
-from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
+from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.errors import UsageError
 from pykvm.machine import DiskConfig
 from pykvm.testing.bare import BlockDriver, BlockRequest, Script

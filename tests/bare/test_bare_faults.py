@@ -9,7 +9,7 @@ import pytest
 from patience import patience
 
 from pykvm.devices.virtio_blk import Engine, EngineFactory, ErrorPolicy, Image, SyncEngine
-from pykvm.devices.virtio_blk.faults import Access, Effect, Fault, FaultPlan
+from pykvm.devices.virtio_blk.layers.faults import Access, Effect, Fault, FaultPlan
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.machine.events import BlockIoError, Event, Resume, Shutdown, Stop
 from pykvm.memory import Ram

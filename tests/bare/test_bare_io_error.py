@@ -10,7 +10,7 @@ from bare_events import Log, guest, no_threads_left
 from patience import PATIENCE
 
 from pykvm.devices.virtio_blk import ErrorAction, ErrorPolicy
-from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
+from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.machine import DiskConfig, IoStatus, Machine, RunState
 from pykvm.machine.events import BlockIoError, Resume, Shutdown, Stop
 from pykvm.platform.outcome import OutcomeKind

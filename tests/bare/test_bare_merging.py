@@ -9,7 +9,7 @@ import pytest
 from patience import patience
 
 from pykvm.devices.virtio_blk import MergePolicy, SyncEngine
-from pykvm.devices.virtio_blk.stats import COUNTERS
+from pykvm.devices.virtio_blk.observe.stats import COUNTERS
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.testing.bare import BlockDriver, BlockRequest, Script
 from pykvm.testing.bare.build import build_bare_guest

@@ -8,7 +8,7 @@ from bare_owner import Owner, machine_of
 from patience import PATIENCE, until
 
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
-from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
+from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.machine import DiskConfig, Machine
 from pykvm.machine.events import Event, Stop
 from pykvm.platform.outcome import Outcome, OutcomeKind

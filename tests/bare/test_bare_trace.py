@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
-from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
+from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.machine import DiskConfig
 from pykvm.testing.bare import BlockDriver, BlockRequest, Script
 from pykvm.testing.bare.run import BareRun, run_script

@@ -10,7 +10,7 @@ from patience import patience
 from pykvm.bench.script import MARK, OPEN, LoadScript
 from pykvm.bench.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode, Image, SyncEngine
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.memory import Ram
 from pykvm.testing.bare import build_bare_guest

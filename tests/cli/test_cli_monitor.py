@@ -12,8 +12,8 @@ from qemu.qmp import ExecuteError
 from run_on_terminal import Terminal
 
 from pykvm import __version__
-from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
-from pykvm.devices.virtio_blk.stats import COUNTERS
+from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
+from pykvm.devices.virtio_blk.observe.stats import COUNTERS
 from pykvm.machine import DiskConfig, RunState
 from pykvm.platform.outcome import OutcomeKind
 from pykvm.testing.bare import BlockDriver, BlockRequest, Script

@@ -12,7 +12,7 @@ from monitor_clients import Raw, served, with_disk
 from patience import PATIENCE, until
 
 from pykvm.devices.virtio_blk import ErrorAction, IoError
-from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
+from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.machine import DiskConfig, MachineConfig
 from pykvm.machine.events import MAX_BACKLOG, BlockIoError, Event
 from pykvm.monitor import server

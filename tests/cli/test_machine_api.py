@@ -244,7 +244,7 @@ def test_on_end_frees_a_sink_that_blocks(config):
         "create_vm",
         "KvmPlatform",
         "Board",
-        "pykvm.devices.virtio_blk.image.Image",
+        "pykvm.devices.virtio_blk.image.file.Image",
         "pykvm.devices.virtio_blk.device.VirtioBlk",
         "pykvm.pci.virtio_pci.VirtioPci",
         "load_kernel",

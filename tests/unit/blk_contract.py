@@ -12,11 +12,11 @@ from blk_requests import FLUSH, IN, OUT
 from blk_script import LONGEST, SECTOR, SECTORS, Item, Script
 
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.core.planner import Planner
+from pykvm.devices.virtio_blk.core.request import Request
+from pykvm.devices.virtio_blk.core.scheduler import Schedule
 from pykvm.devices.virtio_blk.options import ErrorAction, MergePolicy
-from pykvm.devices.virtio_blk.plan import Planner
-from pykvm.devices.virtio_blk.request import Request
-from pykvm.devices.virtio_blk.schedule import Schedule
 from pykvm.native import longs
 
 STOP = ErrorAction.STOP

@@ -9,10 +9,10 @@ from patience import PATIENCE
 
 from pykvm import io_uring
 from pykvm.devices.virtio_blk import Engine, EngineFactory, Image, SyncEngine
-from pykvm.devices.virtio_blk.faults import FaultPlan
-from pykvm.devices.virtio_blk.io_uring import IoUringEngine
-from pykvm.devices.virtio_blk.operation import Operation
-from pykvm.devices.virtio_blk.threads import ThreadsEngine
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.engines.thread_pool import ThreadsEngine
+from pykvm.devices.virtio_blk.engines.uring import IoUringEngine
+from pykvm.devices.virtio_blk.layers.faults import FaultPlan
 from pykvm.memory.guest import GuestMemory
 from pykvm.memory.ram import Ram
 

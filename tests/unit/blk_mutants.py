@@ -33,12 +33,12 @@ from blk_planner_mutants import (
 from blk_requests import FLUSH, IN
 
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_OK
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.core.ordering import Unfinished, order
+from pykvm.devices.virtio_blk.core.planner import Planner
+from pykvm.devices.virtio_blk.core.request import Request
+from pykvm.devices.virtio_blk.core.scheduler import Schedule
 from pykvm.devices.virtio_blk.options import MergePolicy
-from pykvm.devices.virtio_blk.order import Unfinished, order
-from pykvm.devices.virtio_blk.plan import Planner
-from pykvm.devices.virtio_blk.request import Request
-from pykvm.devices.virtio_blk.schedule import Schedule
 
 
 @dataclass(frozen=True)

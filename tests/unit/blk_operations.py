@@ -12,7 +12,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.memory.ram import Ram
 from pykvm.watch import Watch
 

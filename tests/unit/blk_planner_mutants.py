@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 from blk_requests import FLUSH, IN
 
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.core.planner import Limits, Planner
+from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.options import MergePolicy
-from pykvm.devices.virtio_blk.plan import Limits, Planner
-from pykvm.devices.virtio_blk.request import Request
 from pykvm.native import longs
 
 

@@ -7,10 +7,10 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.core.planner import Limits, Planner
+from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.options import MergePolicy
-from pykvm.devices.virtio_blk.plan import Limits, Planner
-from pykvm.devices.virtio_blk.request import Request
 from pykvm.native import longs
 
 AREA = 1 << 20

@@ -7,8 +7,8 @@ from itertools import chain
 from blk_requests import FLUSH, IN, OUT
 from hypothesis import strategies as st
 
+from pykvm.devices.virtio_blk.core.planner import Limits
 from pykvm.devices.virtio_blk.options import ErrorAction, MergePolicy
-from pykvm.devices.virtio_blk.plan import Limits
 
 SECTOR = 512
 SECTORS = 16

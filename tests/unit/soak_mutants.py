@@ -13,17 +13,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pykvm.devices.virtio_blk import order
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_FLUSH
+from pykvm.devices.virtio_blk.core import ordering
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.core.request import Request
+from pykvm.devices.virtio_blk.core.scheduler import Schedule
 from pykvm.devices.virtio_blk.device import VirtioBlk
-from pykvm.devices.virtio_blk.io_thread import IoThread
-from pykvm.devices.virtio_blk.operation import Operation
-from pykvm.devices.virtio_blk.overlay import Snapshot
-from pykvm.devices.virtio_blk.request import Request
-from pykvm.devices.virtio_blk.schedule import Schedule
-from pykvm.devices.virtio_blk.service import QueueService
-from pykvm.devices.virtio_blk.stats import Stats
-from pykvm.devices.virtio_blk.threads import ThreadsEngine
+from pykvm.devices.virtio_blk.engines.thread_pool import ThreadsEngine
+from pykvm.devices.virtio_blk.layers.overlay import OverlayImage
+from pykvm.devices.virtio_blk.observe.stats import Stats
+from pykvm.devices.virtio_blk.serving.io_thread import IoThread
+from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.virtio.packed import PackedQueue
 from pykvm.virtio.queue import Virtqueue
 from pykvm.virtio.split import SplitQueue
@@ -61,17 +61,17 @@ def byte_behind_the_status_is_written() -> None:
 
 
 def overlapping_requests_do_not_wait() -> None:
-    order._order_overlaps = lambda operations: None
+    ordering._order_overlaps = lambda operations: None
 
 
 def flushes_do_not_wait() -> None:
-    follow = order._follow
+    follow = ordering._follow
 
     def wrong(operation: Operation, predecessor: Operation) -> None:
         if operation.kind != VIRTIO_BLK_T_FLUSH:
             follow(operation, predecessor)
 
-    order._follow = wrong
+    ordering._follow = wrong
 
 
 def write_through_does_not_sync() -> None:
@@ -169,8 +169,8 @@ def errors_are_not_reported() -> None:
 
 
 def overlay_forgets_the_last_sector() -> None:
-    add = Snapshot.add
-    Snapshot.add = lambda self, at, length: add(self, at, length - 512)
+    add = OverlayImage.add
+    OverlayImage.add = lambda self, at, length: add(self, at, length - 512)
 
 
 def requests_are_used_out_of_order() -> None:

@@ -10,11 +10,11 @@ from blk_edges import nodes, size
 from blk_ranges import ZEROES
 from blk_requests import FLUSH, request_of
 
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.core.planner import SPARE, Limits, Planner
+from pykvm.devices.virtio_blk.core.request import Request
+from pykvm.devices.virtio_blk.core.scheduler import Schedule
 from pykvm.devices.virtio_blk.options import ErrorAction, MergePolicy
-from pykvm.devices.virtio_blk.plan import SPARE, Limits, Planner
-from pykvm.devices.virtio_blk.request import Request
-from pykvm.devices.virtio_blk.schedule import Schedule
 from pykvm.memory.ram import Ram
 from pykvm.native import longs
 from pykvm.testing.inline import InlineThreads

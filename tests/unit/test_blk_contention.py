@@ -17,7 +17,7 @@ from patience import patience
 
 from pykvm import io_uring
 from pykvm.devices.virtio_blk import DiskOptions, EngineKind, Image, VirtioBlk, choose
-from pykvm.devices.virtio_blk.contention import (
+from pykvm.devices.virtio_blk.serving.contention import (
     ATTEMPT_NS,
     FIRST_REST_NS,
     LAST_REST_NS,
@@ -159,8 +159,8 @@ def test_no_request_is_forgotten_when_polling_stops_and_begins(
     if watch is SometimesLost:
         if COMPILED:
             pytest.skip("compiled modules know their own classes only")
-        monkeypatch.setattr("pykvm.devices.virtio_blk.rounds.Watch", watch)
-    monkeypatch.setattr("pykvm.devices.virtio_blk.io_thread.Contention", SometimesScarce)
+        monkeypatch.setattr("pykvm.devices.virtio_blk.serving.poll_loop.Watch", watch)
+    monkeypatch.setattr("pykvm.devices.virtio_blk.serving.io_thread.Contention", SometimesScarce)
     path = tmp_path / "disk"
     path.write_bytes(bytes(4096))
     image = Image(path)

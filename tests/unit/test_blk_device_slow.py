@@ -12,7 +12,7 @@ from blk_device import FLUSH, IN, OK, OUT, Disk, Maker
 from patience import ends, goes_on, in_thread, patience
 
 from pykvm.devices.virtio_blk import Image, SyncEngine
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.memory.ram import Ram
 from pykvm.watch import Watch
 

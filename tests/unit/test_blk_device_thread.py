@@ -10,8 +10,9 @@ import pytest
 from blk_device import IN, OK, Disk, Maker, device_threads, disks
 from patience import PATIENCE, ends, in_thread, until
 
-from pykvm.devices.virtio_blk import DiskOptions, Image, SyncEngine, VirtioBlk, io_thread
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk import DiskOptions, Image, SyncEngine, VirtioBlk
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.serving import io_thread
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
 from pykvm.testing.mock_transport import MockTransport

@@ -19,10 +19,11 @@ from blk_operations import operation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.devices.virtio_blk import CacheMode, Image, SyncEngine, direct
+from pykvm.devices.virtio_blk import CacheMode, Image, SyncEngine
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
-from pykvm.devices.virtio_blk.direct import DirectIo
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.engines import direct
+from pykvm.devices.virtio_blk.engines.direct import DirectIo
 from pykvm.memory.guest import GuestMemory, address_of
 from pykvm.memory.ram import Ram
 

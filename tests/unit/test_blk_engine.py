@@ -17,9 +17,9 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
-from pykvm.devices.virtio_blk.engine import SyncEngine
-from pykvm.devices.virtio_blk.image import Image
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.engines.base import SyncEngine
+from pykvm.devices.virtio_blk.image.file import Image
 from pykvm.memory.ram import Ram
 
 SIZE = 1 << 20

@@ -10,7 +10,7 @@ from blk_host import require_direct
 
 from pykvm import io_uring
 from pykvm.devices.virtio_blk import CacheMode, EngineKind, Image, SyncEngine, choose
-from pykvm.devices.virtio_blk.threads import ThreadsEngine
+from pykvm.devices.virtio_blk.engines.thread_pool import ThreadsEngine
 from pykvm.errors import HostError, UsageError
 from pykvm.memory.ram import Ram
 
@@ -44,7 +44,7 @@ def test_a_cached_file_has_the_simplest(tmp_path: Path, cache: CacheMode) -> Non
 @pytest.mark.parametrize("cache", DIRECT)
 @pytest.mark.skipif(bool(io_uring.problem()), reason="no io_uring here")
 def test_a_direct_one_has_io_uring(tmp_path: Path, cache: CacheMode) -> None:
-    from pykvm.devices.virtio_blk.io_uring import IoUringEngine
+    from pykvm.devices.virtio_blk.engines.uring import IoUringEngine
 
     with image(tmp_path, cache) as opened:
         made, reason = choose(opened, EngineKind.AUTO)

@@ -1,6 +1,6 @@
 """What every engine does; test_blk_engine.py has what the synchronous one does besides.
 
-The contract (``devices/virtio_blk/engine.py``): each operation is executed
+The contract (``devices/virtio_blk/engines/base.py``): each operation is executed
 once and comes back once, with its own ``error`` and ``moved``; the notifier is
 readable while completions wait; what was not started when the engine was
 stopped is cancelled; after ``close`` nothing is left, in memory or of
@@ -25,13 +25,14 @@ from blk_ranges import ZEROES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image, host_limits
+from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.image import host_limits
 from pykvm.memory.ram import Ram
 from pykvm.native import longs
 

@@ -29,7 +29,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
-from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
+from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.memory.guest import GuestMemory
 from pykvm.testing.mock_driver import Buffer
 from pykvm.testing.mock_transport import MockTransport

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from patience import patience
 
 from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image
-from pykvm.devices.virtio_blk.allocation import Allocation
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.image.allocation import Allocation
 from pykvm.memory.ram import Ram
 
 SIZE = 4 << 20

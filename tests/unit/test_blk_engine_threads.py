@@ -13,8 +13,9 @@ from blk_engines import wait
 from blk_operations import flush, read, readable
 from patience import patience
 
-from pykvm.devices.virtio_blk import Image, threads
-from pykvm.devices.virtio_blk.threads import ThreadsEngine
+from pykvm.devices.virtio_blk import Image
+from pykvm.devices.virtio_blk.engines import thread_pool
+from pykvm.devices.virtio_blk.engines.thread_pool import ThreadsEngine
 from pykvm.memory.ram import Ram
 
 
@@ -53,7 +54,7 @@ def in_lockstep(frame: FrameType, event: str, argument: object) -> Any:
 
     They run the engine's code nearly side by side, one bytecode instruction at a time.
     """
-    if frame.f_code.co_filename != threads.__file__:
+    if frame.f_code.co_filename != thread_pool.__file__:
         return None
     frame.f_trace_opcodes = True
     time.sleep(0.0001)

@@ -15,12 +15,13 @@ from blk_operations import flush, operation, over, read, readable, write
 from blk_ranges import DISCARD, ZEROES
 
 from pykvm import io_uring
-from pykvm.devices.virtio_blk import CacheMode, Image, threads
-from pykvm.devices.virtio_blk.allocation import Allocation
+from pykvm.devices.virtio_blk import CacheMode, Image
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
-from pykvm.devices.virtio_blk.engine import SyncEngine
-from pykvm.devices.virtio_blk.io_uring import IoUringEngine
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.engines import thread_pool
+from pykvm.devices.virtio_blk.engines.base import SyncEngine
+from pykvm.devices.virtio_blk.engines.uring import IoUringEngine
+from pykvm.devices.virtio_blk.image.allocation import Allocation
 from pykvm.io_uring import (
     IORING_FSYNC_DATASYNC,
     IORING_OP_FALLOCATE,
@@ -326,7 +327,7 @@ def test_what_the_ring_did_not_wait_for_is_executed_by_a_thread(
         if kernel.asked[-1][0] == IORING_OP_POLL_ADD:
             watched.set()
 
-    monkeypatch.setattr(threads, "SyncEngine", Slow)
+    monkeypatch.setattr(thread_pool, "SyncEngine", Slow)
     engine, kernel = make()
     kernel.instead = instead
     kernel.results = iter([-error])

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN
-from pykvm.devices.virtio_blk.fault_file import parse_faults
-from pykvm.devices.virtio_blk.fault_rules import (
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.layers.fault_file import parse_faults
+from pykvm.devices.virtio_blk.layers.fault_rules import (
     MAX_SECTOR,
     Access,
     Effect,
@@ -19,8 +20,7 @@ from pykvm.devices.virtio_blk.fault_rules import (
     FaultRules,
     sector_range,
 )
-from pykvm.devices.virtio_blk.faults import FaultPlan
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.layers.faults import FaultPlan
 from pykvm.errors import UsageError
 
 READ, WRITE, FLUSH = Access("read", 8, 8), Access("write", 8, 8), Access("flush", 0, 0)

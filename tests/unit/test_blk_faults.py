@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from pykvm.devices.virtio_blk import Engine, Image, SyncEngine
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
-from pykvm.devices.virtio_blk.faults import Access, Effect, Fault, FaultPlan
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.layers.faults import Access, Effect, Fault, FaultPlan
 from pykvm.memory.ram import Ram
 
 HOUR_MS = 3_600_000

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from pykvm.devices.virtio_blk import DiscardMode, DiskOptions, Image
 from pykvm.devices.virtio_blk import constants as blk
-from pykvm.devices.virtio_blk.config import ConfigSpace
+from pykvm.devices.virtio_blk.config_space import ConfigSpace
 from pykvm.devices.virtio_blk.features import Blocks, describe, offered
-from pykvm.devices.virtio_blk.host_limits import HostBlocks
+from pykvm.devices.virtio_blk.image.host_limits import HostBlocks
 from pykvm.errors import UsageError
 
 FILE = HostBlocks(512, 0, 0, 0, 0, 4096)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.devices.virtio_blk import CacheMode, Image, ImageFormat
-from pykvm.devices.virtio_blk.formats import format_of
+from pykvm.devices.virtio_blk.image.formats import format_of
 
 FORMATS = {
     b"QFI\xfb\0\0\0\1": "qcow",

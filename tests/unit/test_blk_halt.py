@@ -12,9 +12,9 @@ from blk_device import IN, OK, OUT, disks
 from patience import ends, goes_on, in_thread, patience, until
 
 from pykvm.devices.virtio_blk import ErrorPolicy, IoError, MergePolicy, SyncEngine
-from pykvm.devices.virtio_blk.faults import Fault, FaultPlan
-from pykvm.devices.virtio_blk.operation import Operation
-from pykvm.devices.virtio_blk.service import HELD_NS, MOST_READS
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
+from pykvm.devices.virtio_blk.serving.queue_service import HELD_NS, MOST_READS
 
 FULL = errno.ENOSPC
 

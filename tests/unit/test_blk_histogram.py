@@ -12,8 +12,8 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
-from pykvm.devices.virtio_blk.histogram import LAST, POWERS, Histogram, bounds
-from pykvm.devices.virtio_blk.stats import Stats
+from pykvm.devices.virtio_blk.observe.histogram import LAST, POWERS, Histogram, bounds
+from pykvm.devices.virtio_blk.observe.stats import Stats
 
 TIMES = st.integers(0, 60).flatmap(lambda bits: st.integers(0, 1 << bits))
 

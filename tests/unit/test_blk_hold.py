@@ -9,7 +9,7 @@ import pytest
 from blk_bench import Bench, EngineScript, Faults, Maker, fill, sector_of, stopping_benches
 from patience import ends, goes_on, in_thread
 
-from pykvm.devices.virtio_blk.config import FIELDS
+from pykvm.devices.virtio_blk.config_space import FIELDS
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_OK
 from pykvm.errors import UsageError
 

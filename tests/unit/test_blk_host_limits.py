@@ -11,7 +11,8 @@ from blk_host import filesystem, loop_device, overlay_of, require_direct
 from blk_image import refusal
 
 import pykvm.libc
-from pykvm.devices.virtio_blk import CacheMode, Image, host_limits
+from pykvm.devices.virtio_blk import CacheMode, Image
+from pykvm.devices.virtio_blk.image import host_limits
 
 DIRECT = [CacheMode.NONE, CacheMode.DIRECTSYNC]
 

@@ -17,7 +17,7 @@ from blk_image import refusal
 from patience import patience
 
 from pykvm.devices.virtio_blk import CacheMode, Image
-from pykvm.devices.virtio_blk.faults import FaultPlan
+from pykvm.devices.virtio_blk.layers.faults import FaultPlan
 from pykvm.errors import UsageError
 
 

@@ -6,9 +6,9 @@ import pytest
 from blk_edges import size, waits_for
 from blk_requests import FLUSH, IN, OUT, heads, planned
 
+from pykvm.devices.virtio_blk.core.ordering import MANY, Unfinished, order
+from pykvm.devices.virtio_blk.core.planner import Limits
 from pykvm.devices.virtio_blk.options import MergePolicy
-from pykvm.devices.virtio_blk.order import MANY, Unfinished, order
-from pykvm.devices.virtio_blk.plan import Limits
 
 
 def ordered(

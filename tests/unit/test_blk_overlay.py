@@ -17,9 +17,10 @@ from blk_ranges import DISCARD, ZEROES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image, SyncEngine, temporary
-from pykvm.devices.virtio_blk.overlay import MOST_PARTS, Snapshot
-from pykvm.devices.virtio_blk.threads import ThreadsEngine
+from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image, SyncEngine
+from pykvm.devices.virtio_blk.engines.thread_pool import ThreadsEngine
+from pykvm.devices.virtio_blk.layers import temporary
+from pykvm.devices.virtio_blk.layers.overlay import MOST_PARTS, OverlayImage
 from pykvm.errors import UsageError
 from pykvm.machine import DiskConfig
 from pykvm.machine.disks import open_image
@@ -69,10 +70,10 @@ def limit_files(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
 @contextmanager
 def made(
     factory: EngineFactory, path: Path, cache: CacheMode = CacheMode.WRITEBACK
-) -> Iterator[tuple[Engine, Ram, Snapshot]]:
+) -> Iterator[tuple[Engine, Ram, OverlayImage]]:
     """An engine on a snapshot of the image at ``path``, which is as it was afterwards."""
     before = path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_blocks
-    image = Snapshot(Image(path, True, cache))
+    image = OverlayImage(Image(path, True, cache))
     with engine_on(image, image.wrap(factory), RAM) as (engine, ram):
         yield engine, ram, image
     assert (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_blocks) == before
@@ -223,7 +224,7 @@ def test_a_limit_of_the_process_is_one_of_the_filesystems(tmp_path: Path) -> Non
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, limits[1]))
-        image = Snapshot(Image(path, readonly=True))
+        image = OverlayImage(Image(path, readonly=True))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     sizes = [os.fstat(each.fd).st_size for each in (image, *image._more)]

@@ -14,8 +14,8 @@ from blk_operations import operation
 
 from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
-from pykvm.devices.virtio_blk.operation import Operation
-from pykvm.devices.virtio_blk.padding import padded
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.layers.padding import padded
 from pykvm.machine.disks import DiskConfig, open_image
 from pykvm.memory.ram import Ram
 

@@ -20,7 +20,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_S_OK,
     VIRTIO_BLK_T_GET_ID,
 )
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
 
 OK, IOERR = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR
 FULL = errno.ENOSPC

@@ -5,9 +5,9 @@ from itertools import chain
 import pytest
 from blk_requests import FLUSH, IN, OUT, heads, planned, request_of, requests_of
 
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.core.planner import Limits, Planner
 from pykvm.devices.virtio_blk.options import MergePolicy
-from pykvm.devices.virtio_blk.plan import Limits, Planner
 
 SEQUENTIAL, SORTED = MergePolicy.SEQUENTIAL, MergePolicy.SORTED
 SORTED_BATCH, OFF = MergePolicy.SORTED_BATCH, MergePolicy.OFF

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pykvm import io_uring
 from pykvm.devices.virtio_blk import DiskOptions, EngineKind, Image, VirtioBlk, choose
-from pykvm.devices.virtio_blk.polling import FIRST_NS, AdaptivePolling
+from pykvm.devices.virtio_blk.serving.poll_time import FIRST_NS, AdaptivePolling
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
 from pykvm.testing.mock_driver import MockDriver

@@ -17,8 +17,8 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
 )
-from pykvm.devices.virtio_blk.io_threads import IoThreads
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.serving.io_thread_group import IoThreads
 from pykvm.errors import UsageError
 from pykvm.testing.mock_transport import MockTransport
 

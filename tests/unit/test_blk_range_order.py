@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_OK
-from pykvm.devices.virtio_blk.faults import Access, Fault, FaultPlan
-from pykvm.devices.virtio_blk.operation import Operation
-from pykvm.devices.virtio_blk.order import Unfinished, order
-from pykvm.devices.virtio_blk.plan import Limits, Planner
-from pykvm.devices.virtio_blk.request import Request
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.core.ordering import Unfinished, order
+from pykvm.devices.virtio_blk.core.planner import Limits, Planner
+from pykvm.devices.virtio_blk.core.request import Request
+from pykvm.devices.virtio_blk.layers.faults import Access, Fault, FaultPlan
 from pykvm.native import longs
 
 OK = VIRTIO_BLK_S_OK

@@ -15,7 +15,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
-from pykvm.devices.virtio_blk.request import TYPE_UNREADABLE, Request, RequestParser
+from pykvm.devices.virtio_blk.core.request import TYPE_UNREADABLE, Request, RequestParser
 from pykvm.memory.ram import Ram, Region
 from pykvm.testing.mock_driver import Buffer, MockDriver
 from pykvm.virtio.constants import VIRTIO_F_INDIRECT_DESC

@@ -19,9 +19,9 @@ from blk_host import loop_device, require_direct
 from patience import ends, goes_on, in_thread, patience, until
 
 from pykvm.devices.virtio_blk import CacheMode, Image, RateLimits, VirtioBlk, device
-from pykvm.devices.virtio_blk.config import FIELDS
+from pykvm.devices.virtio_blk.config_space import FIELDS
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_DISCARD
-from pykvm.devices.virtio_blk.image import MAX_SIZE
+from pykvm.devices.virtio_blk.image.file import MAX_SIZE
 from pykvm.errors import UsageError
 from pykvm.machine import DiskConfig
 from pykvm.machine.disks import open_image

@@ -28,11 +28,11 @@ from pykvm.devices.virtio_blk import (
     Image,
     SyncEngine,
     VirtioBlk,
-    io_thread,
 )
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_WRITE_ZEROES
-from pykvm.devices.virtio_blk.overlay import Snapshot
-from pykvm.devices.virtio_blk.threads import ThreadsEngine
+from pykvm.devices.virtio_blk.engines.thread_pool import ThreadsEngine
+from pykvm.devices.virtio_blk.layers.overlay import OverlayImage
+from pykvm.devices.virtio_blk.serving import io_thread
 from pykvm.errors import HostError, shortage
 from pykvm.memory.guest import GuestMemory
 from pykvm.memory.ram import Ram
@@ -205,7 +205,7 @@ def test_so_few_descriptors(path: Path, factory: EngineFactory, snapshot: bool) 
     """Wherever they run out: nothing is left behind, and with enough of them the disk works."""
     image = Image(path, readonly=snapshot)
     if snapshot:
-        image = over = Snapshot(image)
+        image = over = OverlayImage(image)
         factory = over.wrap(factory)
     device = block_device(image, engine=factory, num_queues=2, iothreads=2)
     with MockTransport(device) as transport:
@@ -238,7 +238,7 @@ def test_an_exception_keeps_nothing_open(
     """However long it lives, as with the frames of its traceback on some versions of Python."""
     image = Image(path, readonly=snapshot)
     if snapshot:
-        image = over = Snapshot(image)
+        image = over = OverlayImage(image)
         factory = over.wrap(factory)
     memory = GuestMemory(1 << 20)
     before = held()

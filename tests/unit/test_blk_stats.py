@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from blk_bench import SECTORS, Bench, EngineScript, Faults, Maker, Short, benches, fill
 
-from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy, Stats, image, stats
+from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy, Stats
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
@@ -20,7 +20,9 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
-from pykvm.devices.virtio_blk.stats import classic_line
+from pykvm.devices.virtio_blk.image import file
+from pykvm.devices.virtio_blk.observe import stats
+from pykvm.devices.virtio_blk.observe.stats import classic_line
 
 OK, IOERR, UNSUPP = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP
 EIO = errno.EIO
@@ -115,7 +117,7 @@ def test_a_request_that_is_split_is_one(
     counts: dict[str, int],
 ) -> None:
     """Larger than what the host moves at once; and one that fails in two places failed once."""
-    monkeypatch.setattr(image, "max_transfer", lambda fd: 1024)
+    monkeypatch.setattr(file, "max_transfer", lambda fd: 1024)
     bench = make(EngineScript(Faults(fails)))
     assert statuses(bench, [bench.write(0, fill("s") * 8)]) == [status]
     assert len(bench.script.take_log()) == 4

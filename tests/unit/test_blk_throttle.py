@@ -19,10 +19,10 @@ from patience import ends as ended
 from patience import goes_on, in_thread, patience
 
 from pykvm.devices.virtio_blk import ErrorAction, Image, MergePolicy, RateLimits, VirtioBlk
+from pykvm.devices.virtio_blk.core.planner import Limits, Planner
+from pykvm.devices.virtio_blk.core.scheduler import Schedule
+from pykvm.devices.virtio_blk.core.throttle import Throttle
 from pykvm.devices.virtio_blk.options import DiskOptions
-from pykvm.devices.virtio_blk.plan import Limits, Planner
-from pykvm.devices.virtio_blk.schedule import Schedule
-from pykvm.devices.virtio_blk.throttle import Throttle
 from pykvm.testing.mock_transport import MockTransport
 
 SLOW = RateLimits(iops_wr=1, iops_wr_max=2)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from blk_bench import SECTORS, Bench, EngineScript, Faults, Maker, Short, benches, fill
 
-from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy, image
+from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_GET_ID
-from pykvm.devices.virtio_blk.trace import DiskTrace
+from pykvm.devices.virtio_blk.image import file
+from pykvm.devices.virtio_blk.observe.tracing import DiskTrace
 from pykvm.trace.events import EVENTS, matching
 
 EIO = errno.EIO
@@ -136,7 +137,7 @@ def test_second_attempts(make: Maker, seen: Recorder) -> None:
 def test_the_pieces_of_a_large_request_are_no_second_attempts(
     make: Maker, seen: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image, "max_transfer", lambda fd: 512)
+    monkeypatch.setattr(file, "max_transfer", lambda fd: 512)
     bench = traced(make, seen, EngineScript())
     answer(bench, bench.write(0, fill("s") * 40))
     assert [fields["sector"] for fields in seen.fields("submit")] == list(range(40))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.devices.virtio_blk import DetectZeroes, DiscardMode, DiskOptions, ErrorPolicy
-from pykvm.devices.virtio_blk.zeroes import PIECE, ZeroDetector
+from pykvm.devices.virtio_blk.core.zero_detection import PIECE, ZeroDetector
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
 

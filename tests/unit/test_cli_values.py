@@ -21,7 +21,7 @@ from pykvm.devices.virtio_blk import (
     MergePolicy,
     RateLimits,
 )
-from pykvm.devices.virtio_blk.faults import Fault
+from pykvm.devices.virtio_blk.layers.faults import Fault
 from pykvm.errors import UsageError
 from pykvm.machine.disks import DiskConfig
 

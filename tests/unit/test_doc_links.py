@@ -57,7 +57,7 @@ def test_every_key_of_a_disk_is_in_its_table() -> None:
 
 @pytest.mark.parametrize("folder", ["pykvm", "devices/virtio_blk"])
 def test_every_part_is_in_the_architecture(folder: str) -> None:
-    """Packages and modules of pykvm, and the files of the block device."""
+    """Packages and modules of pykvm, and the rooms of the block device."""
     text = (ROOT / "docs/architecture.md").read_text()
     parts = {
         path.name + ("/" if path.is_dir() else "")

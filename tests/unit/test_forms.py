@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pykvm.devices.virtio_blk import CacheMode, DiskOptions, EngineKind, RateLimits, SyncEngine
 from pykvm.devices.virtio_blk import options as blk_options
-from pykvm.devices.virtio_blk.faults import Effect, Fault, FaultPlan
+from pykvm.devices.virtio_blk.layers.faults import Effect, Fault, FaultPlan
 from pykvm.devices.virtio_blk.options import DiscardMode, ErrorPolicy, MergePolicy
 from pykvm.errors import UsageError
 from pykvm.forms import shown

@@ -15,7 +15,7 @@ import pytest
 from patience import patience
 
 from pykvm.devices.virtio_blk import Image, Locking
-from pykvm.devices.virtio_blk.overlay import Snapshot
+from pykvm.devices.virtio_blk.layers.overlay import OverlayImage
 from pykvm.errors import UsageError
 
 QEMU = shutil.which("qemu-system-x86_64")
@@ -154,7 +154,7 @@ class TestNoLocks:
         monkeypatch.setenv("TMPDIR", str(path.parent))
         with closing(Image(path, readonly=True)) as base:
             fail(monkeypatch, fcntl.F_OFD_SETLK, errno.ENOLCK)
-            assert Snapshot(base).notices == []
+            assert OverlayImage(base).notices == []
 
     def test_without_locking_nobody_is_kept_out(self, path: Path, images: ExitStack) -> None:
         held(images, path)

@@ -28,7 +28,7 @@ from pykvm.devices.virtio_blk import (
     MergePolicy,
     SyncEngine,
 )
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.memory.ram import Ram
 from pykvm.watch import Watch
 

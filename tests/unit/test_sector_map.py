@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.devices.virtio_blk.sector_map import CHUNK, SectorMap
+from pykvm.devices.virtio_blk.layers.sector_map import CHUNK, SectorMap
 
 SECTORS = 3 * CHUNK + 5
 # Near the borders of chunks is where mistakes would be.

@@ -9,8 +9,8 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
-from pykvm.devices.virtio_blk.operation import Operation
-from pykvm.devices.virtio_blk.request import Request
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.memory.ram import Ram
 from pykvm.testing.recording import EngineEvent, EngineLog
 

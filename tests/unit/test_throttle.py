@@ -20,9 +20,9 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.core.throttle import GRACE_NS, Throttle
 from pykvm.devices.virtio_blk.rates import RateLimits
-from pykvm.devices.virtio_blk.throttle import GRACE_NS, Throttle
 from pykvm.errors import UsageError
 
 IN, OUT = VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT

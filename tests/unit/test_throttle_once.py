@@ -16,13 +16,13 @@ from blk_requests import FLUSH, IN, OUT, request_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.devices.virtio_blk.operation import Operation
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.core.planner import Limits, Planner
+from pykvm.devices.virtio_blk.core.request import Request
+from pykvm.devices.virtio_blk.core.scheduler import Schedule
+from pykvm.devices.virtio_blk.core.throttle import Throttle
 from pykvm.devices.virtio_blk.options import ErrorAction, MergePolicy
-from pykvm.devices.virtio_blk.plan import Limits, Planner
 from pykvm.devices.virtio_blk.rates import RateLimits
-from pykvm.devices.virtio_blk.request import Request
-from pykvm.devices.virtio_blk.schedule import Schedule
-from pykvm.devices.virtio_blk.throttle import Throttle
 from pykvm.native import longs
 
 SECOND = 1_000_000_000

@@ -1,0 +1,1 @@
+"""The file or block device behind a disk: opened, measured, locked, synced."""

@@ -1,0 +1,1 @@
+"""Engines that wrap other engines: faults on purpose, writes kept apart, padding."""

@@ -1,0 +1,257 @@
+"""Which operations shall fail, come back short or take long: rules, and their state. Pure.
+
+Every operation that a disk gives to its engine is shown to the rules, in their
+order. A rule *matches* an operation by kind and sectors. Of its matches, it
+*strikes* those that ``nth``, ``count`` and ``probability`` leave. The first
+rule that strikes decides, and later ones do not see the operation.
+
+An operation is not a request. Requests that were merged are one operation, so
+one match; when that fails or comes back short, each of them comes again as an
+operation, and so as a match, of its own.
+
+The same operations in the same order meet the same faults: each rule that
+needs chance has its own random numbers, made from the seed and from how many
+rules were added before it.
+"""
+
+import errno as errnos
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, TypeGuard
+
+from pykvm.devices.virtio_blk.constants import OPERATION_NAMES, SECTOR_SHIFT
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.errors import UsageError
+from pykvm.forms import refused
+from pykvm.suggest import closest
+
+OPERATIONS = ("any", *OPERATION_NAMES.values())
+MAX_SECTOR = (1 << 55) - 1
+MAX_COUNT = (1 << 63) - 1
+MAX_DELAY_MS = 3_600_000
+
+_ERRNOS = {name: number for name, number in vars(errnos).items() if name.startswith("E")}
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """An operation as rules see it: a name such as ``"read"``, and its sectors.
+
+    A flush has no sectors. One that begins or ends within a sector touches it.
+    """
+
+    operation: str
+    sector: int
+    sectors: int
+
+    @classmethod
+    def of(cls, operation: Operation) -> "Access":
+        """What ``operation`` is about to do."""
+        first = operation.offset >> SECTOR_SHIFT
+        end = operation.offset + operation.length + (1 << SECTOR_SHIFT) - 1 >> SECTOR_SHIFT
+        name = OPERATION_NAMES[operation.kind]
+        return cls(name, first, end - first) if operation.length else cls(name, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What happens to an operation; one thing or several.
+
+    ``delay_ms``: it starts that many milliseconds later. ``short``: at most
+    that many bytes are read, written, discarded or made zeros. ``errno``, a
+    name such as ``"EIO"`` or a number: it fails, after the ``short`` bytes if
+    these are given, else without doing anything. UsageError if a value makes no
+    sense.
+    """
+
+    errno: str | int = 0
+    short: int | None = None
+    delay_ms: float = 0
+
+    def __post_init__(self) -> None:
+        _check_errno(self.errno)
+        if self.short is not None:
+            _check_whole("short", self.short, 0, MAX_COUNT)
+        _check_number("delay_ms", self.delay_ms, MAX_DELAY_MS)
+
+    @property
+    def error(self) -> int:
+        """``errno`` as a number, 0 for none."""
+        return _ERRNOS[self.errno] if isinstance(self.errno, str) else self.errno
+
+
+Call = Callable[[Access], Effect | None]
+"""Decides about an operation that its rule strikes; None: the next rule is asked.
+
+It runs in the disk's I/O thread, and so holds up the disk; what it raises ends the run.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A rule. UsageError if a value makes no sense.
+
+    Which operations it matches: ``operation``, one of OPERATIONS, and
+    ``sectors``, of which one at least must be touched: a number, ``(first,
+    last)``, or a string: ``"7"``, ``"0-7"``, or ``"8-"`` for all from there.
+    With ``sectors`` or ``short`` no flush is matched.
+
+    Which of the matches it strikes: from the ``nth`` (1: the first) on, at most
+    ``count`` in all (None: any number), each with ``probability``.
+
+    What happens to those: ``errno``, ``short``, ``delay_ms`` (see
+    :class:`Effect`), or what ``call`` answers.
+    """
+
+    operation: str = "any"
+    sectors: int | str | Sequence[int] | None = None
+    nth: int = 1
+    count: int | None = None
+    probability: float = 1
+    errno: str | int = 0
+    short: int | None = None
+    delay_ms: float = 0
+    call: Call | None = None
+
+    def __post_init__(self) -> None:
+        if self.operation not in OPERATIONS:
+            raise refused("operation", self.operation, f"use {', '.join(OPERATIONS)}")
+        _check_whole("nth", self.nth, 1, MAX_COUNT)
+        if self.count is not None:
+            _check_whole("count", self.count, 1, MAX_COUNT)
+        _check_number("probability", self.probability, 1)
+        sector_range(self.sectors)
+        if self.operation == "flush" and (self.sectors is not None or self.short is not None):
+            raise UsageError("a flush has no sectors and no length", "leave out sectors and short")
+        has_effect = self.effect != Effect()
+        if self.call is not None and not callable(self.call):
+            raise refused("call", self.call, "give a function")
+        if self.call is None and not has_effect:
+            raise UsageError("nothing happens", "give errno, short or delay_ms")
+        if self.call is not None and has_effect:
+            raise UsageError("a call and an effect exclude each other", "let the call answer it")
+
+    @property
+    def effect(self) -> Effect:
+        """What happens to an operation that it strikes, unless there is a ``call``."""
+        return Effect(self.errno, self.short, self.delay_ms)
+
+
+class FaultRule:
+    """A fault at work: ``matches`` and ``strikes`` so far."""
+
+    def __init__(self, fault: Fault, random: Random) -> None:
+        self.fault = fault
+        self.matches = 0
+        self.strikes = 0
+        self._effect = fault.effect
+        self._first, self._last = sector_range(fault.sectors)
+        self._data_only = fault.sectors is not None or fault.short is not None
+        self._random = random
+
+    def effect(self, access: Access) -> Effect | None:
+        """What the rule does to ``access``; counts it."""
+        fault = self.fault
+        if not self._matches(access):
+            return None
+        self.matches += 1
+        if self.matches < fault.nth or (fault.count is not None and self.strikes >= fault.count):
+            return None
+        # At 1 without a draw, so that such rules can be told from chance at a glance.
+        if fault.probability < 1 and self._random.random() >= fault.probability:
+            return None
+        effect = fault.call(access) if fault.call else self._effect
+        if effect is not None:
+            self.strikes += 1
+        return effect
+
+    def _matches(self, access: Access) -> bool:
+        if self.fault.operation not in ("any", access.operation):
+            return False
+        if not access.sectors:
+            return not self._data_only
+        return access.sector <= self._last and self._first < access.sector + access.sectors
+
+
+class FaultRules:
+    """Rules in their order, and their state. Not thread-safe."""
+
+    def __init__(self, faults: Iterable[Fault] = (), seed: int = 0) -> None:
+        _check_whole("seed", seed, -MAX_COUNT, MAX_COUNT)
+        self.rules: list[FaultRule] = []
+        self._seed = seed
+        self._added = 0
+        if isinstance(faults, Fault) or not isinstance(faults, Iterable):
+            raise refused("faults", faults, "give a list of Faults")
+        for fault in faults:
+            self.add(fault)
+
+    def add(self, fault: Fault) -> FaultRule:
+        """Add ``fault`` after all others. UsageError if it is none."""
+        if not isinstance(fault, Fault):
+            raise refused("a fault", fault, "give a Fault")
+        # A string: random hashes it the same way in every process and version.
+        rule = FaultRule(fault, Random(f"{self._seed}/{self._added}"))
+        self._added += 1
+        self.rules.append(rule)
+        return rule
+
+    def effect(self, access: Access) -> Effect | None:
+        """What happens to ``access``, or None: nothing special."""
+        # A copy: a call may change the rules.
+        for rule in tuple(self.rules):
+            effect = rule.effect(access)
+            if effect is not None:
+                return effect
+        return None
+
+
+def sector_range(sectors: object) -> tuple[int, int]:
+    """The first and last sector that ``sectors`` of a Fault means."""
+    if sectors is None:
+        return 0, MAX_SECTOR
+    first: Any = sectors
+    last: Any = sectors
+    if isinstance(sectors, str):
+        match = re.fullmatch(r"([0-9]{1,20})(?:(-)([0-9]{1,20})?)?", sectors)
+        if not match:
+            raise _sectors_error(sectors)
+        first = int(match[1])
+        last = int(match[3]) if match[3] else MAX_SECTOR if match[2] else first
+    elif isinstance(sectors, list | tuple) and len(sectors) == 2:
+        first, last = sectors
+    if not (_is_whole(first) and _is_whole(last) and 0 <= first <= last <= MAX_SECTOR):
+        raise _sectors_error(sectors)
+    return first, last
+
+
+def _sectors_error(sectors: object) -> UsageError:
+    hint = 'use a number, [first, last], "0-7", or "8-" for all from there'
+    return refused("sectors", sectors, hint)
+
+
+def _check_errno(value: object) -> None:
+    if isinstance(value, str):
+        if value not in _ERRNOS:
+            close = closest(value, _ERRNOS)
+            hint = f"did you mean '{close}'?" if close else "use a name such as EIO"
+            raise refused("errno", value, hint)
+    elif not _is_whole(value) or value not in (0, *errnos.errorcode):
+        raise refused("errno", value, "use a name such as EIO")
+
+
+def _check_whole(name: str, value: object, least: int, most: int) -> None:
+    if not _is_whole(value) or not least <= value <= most:
+        raise refused(name, value, f"use a whole number from {least}")
+
+
+def _check_number(name: str, value: object, most: float) -> None:
+    """Neither a truth value nor NaN passes."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise refused(name, value, f"use a number from 0 to {most}")
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,265 @@
+"""Disks that fail on purpose: an engine that wraps any other, and the plan that it follows::
+
+    plan = FaultPlan([Fault(operation="read", sectors=100, errno="EIO")])
+    disk = DiskConfig(path, faults=plan)
+    … start the machine …
+    rule = plan.add(Fault(operation="write", errno="ENOSPC"))
+    … look at rule.strikes …
+    plan.remove(rule)
+
+Imported by those who want faults only: other runs start sooner without.
+"""
+
+import errno
+import heapq
+import os
+import select
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Self
+
+from pykvm import forms
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory, SyncEngine
+from pykvm.devices.virtio_blk.image.file import Image
+from pykvm.devices.virtio_blk.layers.fault_file import parse_faults
+from pykvm.devices.virtio_blk.layers.fault_rules import Access, Effect, Fault, FaultRule, FaultRules
+from pykvm.devices.virtio_blk.timer import Timer
+from pykvm.errors import UsageError
+from pykvm.memory.ram import Ram
+from pykvm.watch import Watch
+
+__all__ = ["Access", "Effect", "Fault", "FaultEngine", "FaultPlan", "FaultRule"]
+
+_NS_PER_MS = 1_000_000
+
+
+class FaultPlan:
+    """What shall go wrong with one disk; may be changed while it runs, from any thread.
+
+    The rules and their counts outlive the engines that follow the plan, so a
+    reset of the device does not begin them anew. A plan for several disks would
+    count the operations of all. ``path`` is the file that it was loaded from, or "".
+    """
+
+    def __init__(self, faults: Iterable[Fault] = (), seed: int = 0) -> None:
+        """``seed``, a whole number: the same operations meet the same faults."""
+        self.path = ""
+        self._rules = FaultRules(faults, seed)
+        # A call may change the plan that it is part of.
+        self._lock = threading.RLock()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The plan in a TOML file (docs/howto/inject-faults.md). UsageError, naming the file."""
+        try:
+            text = forms.path("path", path).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = str(error)  # the path has a NUL byte
+            if isinstance(error, OSError):
+                reason = os.strerror(error.errno or 0).lower()
+            elif isinstance(error, UnicodeDecodeError):
+                reason = "it is not UTF-8"
+            hint = "give a TOML file of rules for faults"
+            raise UsageError(f"the fault file '{path}' cannot be read: {reason}", hint) from None
+        plan = cls()
+        plan.path = str(path)
+        try:
+            plan._rules = parse_faults(text)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error.message}", error.hint) from None
+        return plan
+
+    @property
+    def rules(self) -> tuple[FaultRule, ...]:
+        """The rules in their order."""
+        with self._lock:
+            return tuple(self._rules.rules)
+
+    def add(self, fault: Fault) -> FaultRule:
+        """Add a rule after all others; operations that are executing do not see it."""
+        with self._lock:
+            return self._rules.add(fault)
+
+    def remove(self, rule: FaultRule) -> None:
+        """Remove a rule; what it has delayed stays delayed. Harmless if it is not there."""
+        with self._lock, suppress(ValueError):
+            self._rules.rules.remove(rule)
+
+    def clear(self) -> None:
+        """Remove all rules."""
+        with self._lock:
+            self._rules.rules.clear()
+
+    def effect(self, operation: Operation) -> Effect | None:
+        """What shall happen to ``operation``; None: nothing special."""
+        with self._lock:
+            return self._rules.effect(Access.of(operation)) if self._rules.rules else None
+
+    def wrap(self, engine: EngineFactory = SyncEngine) -> EngineFactory:
+        """Engines that follow this plan, and are otherwise those of ``engine``."""
+
+        def make(image: Image, ram: Ram) -> Engine:
+            inner = engine(image, ram)
+            try:
+                return FaultEngine(inner, self)
+            except BaseException:
+                inner.close()
+                raise
+
+        return make
+
+
+class FaultEngine:
+    """An engine that has another one execute what ``plan`` leaves of the operations.
+
+    A delayed operation starts when its delay is over, and waits for nobody
+    else: the I/O thread goes on, and looks again when ``notifier`` says so.
+    """
+
+    def __init__(self, inner: Engine, plan: FaultPlan) -> None:
+        """``inner`` belongs to the new engine."""
+        self._inner = inner
+        self._plan = plan
+        self._stopped = False
+        self._done: list[Operation] = []
+        # What the inner engine executes on behalf of another operation, and the error of that.
+        self._parts: dict[Operation, tuple[Operation, int]] = {}
+        self._delayed: list[tuple[int, int, Operation, Effect]] = []
+        self._number = 0
+        with ExitStack() as stack:
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            stack.callback(os.close, self._wake)
+            self._timer = Timer()
+            stack.callback(self._timer.close)
+            # Readable while one of its descriptors is.
+            self._epoll = select.epoll()
+            stack.callback(self._epoll.close)
+            for fd in (self._wake, self._timer.fd, inner.notifier):
+                if fd >= 0:
+                    self._epoll.register(fd, select.EPOLLIN)
+            self._owned = stack.pop_all()
+
+    @property
+    def notifier(self) -> int:
+        """See :class:`Engine`."""
+        return self._epoll.fileno()
+
+    @property
+    def immediate(self) -> bool:
+        """See :class:`Engine`. Only what is delayed is executed later."""
+        return self._inner.immediate
+
+    def submit(self, operations: Sequence[Operation]) -> None:
+        """See :class:`Engine`."""
+        try:
+            effects = [self._plan.effect(operation) for operation in operations]
+        except BaseException:
+            self._cancel(operations)  # a call's bug must not keep a reset waiting
+            raise
+        started = []
+        for operation, effect in zip(operations, effects, strict=True):
+            if effect is None or self._stopped:  # the inner engine knows how to be stopped
+                started.append(operation)
+            elif effect.delay_ms:
+                self._delay(operation, effect)
+            else:
+                started += self._apply(operation, effect)
+        if started:
+            self._submit(started)
+        if self._done or (started and self._inner.notifier < 0):
+            os.eventfd_write(self._wake, 1)
+
+    def completions(self) -> Sequence[Operation]:
+        """See :class:`Engine`."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        if self._delayed:
+            self._start_delayed()
+        done, self._done = self._done, []
+        for operation in self._inner.completions():
+            part = self._parts.pop(operation, None)
+            done.append(_whole(operation, *part) if part else operation)
+        return done
+
+    def watch(self, watch: Watch) -> bool:
+        """See :class:`Engine`. What is delayed cannot be seen."""
+        return False
+
+    def stop(self) -> None:
+        """See :class:`Engine`."""
+        self._stopped = True
+        self._inner.stop()
+        os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """See :class:`Engine`."""
+        left = [*self._done, *self._delayed, *self._parts]
+        assert not left, "completions were left behind"
+        self._owned.close()
+        self._inner.close()
+
+    def _apply(self, operation: Operation, effect: Effect) -> list[Operation]:
+        """What the inner engine is to execute for ``operation``: itself, a part of it, nothing."""
+        error, short = effect.error, effect.short
+        if not error and (short is None or short >= operation.length):
+            return [operation]
+        length = min(short or 0, operation.length)
+        if not length:
+            self._finish(operation, error)
+            return []
+        part = Operation()
+        part.clip(operation, 0, length)
+        self._parts[part] = operation, error
+        return [part]
+
+    def _submit(self, operations: Sequence[Operation]) -> None:
+        try:
+            self._inner.submit(operations)
+        except BaseException:
+            if self._inner.notifier < 0:
+                # It had to be done with them by now: nobody else will say that they are over.
+                self._cancel([self._parts.pop(op, (op, 0))[0] for op in operations])
+            raise
+
+    def _delay(self, operation: Operation, effect: Effect) -> None:
+        moment = time.monotonic_ns() + int(effect.delay_ms * _NS_PER_MS)
+        # The number keeps operations of the same moment in their order.
+        heapq.heappush(self._delayed, (moment, self._number, operation, effect))
+        self._number += 1
+        self._timer.set(self._delayed[0][0])
+
+    def _start_delayed(self) -> None:
+        """Start those whose time has come; once stopped, cancel all."""
+        delayed = self._delayed
+        if self._stopped:
+            self._cancel([operation for _, _, operation, _ in delayed])
+            delayed.clear()
+        now = time.monotonic_ns()
+        started = []
+        while delayed and delayed[0][0] <= now:
+            _, _, operation, effect = heapq.heappop(delayed)
+            started += self._apply(operation, effect)
+        self._timer.set(delayed[0][0] if delayed else 0)
+        if started:
+            self._submit(started)
+
+    def _cancel(self, operations: Iterable[Operation]) -> None:
+        for operation in operations:
+            self._finish(operation, errno.ECANCELED)
+
+    def _finish(self, operation: Operation, error: int) -> None:
+        operation.error = error
+        operation.finished_ns = time.monotonic_ns()
+        self._done.append(operation)
+
+
+def _whole(part: Operation, operation: Operation, error: int) -> Operation:
+    """``operation``, of which ``part`` was executed, with its results."""
+    operation.error = part.error or error
+    operation.moved = part.moved
+    operation.finished_ns = part.finished_ns
+    return operation

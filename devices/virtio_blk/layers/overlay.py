@@ -1,0 +1,285 @@
+"""``snapshot=on``: a disk that can be written while its file stays as it is.
+
+Writes go to a temporary file that has no name and is as large as the image,
+but sparse; a map knows which sectors it holds. A read is cut where it passes
+from one file to the other::
+
+    image      │ A │ B │ C │ D │ E │        read of all five
+    temporary          │ x │ y │            A B from the image, x y from the
+    map          0   0   1   1   0          temporary file, E from the image
+
+A driver writes whole sectors, and the map knows sectors, so nothing is ever
+copied from one file to the other, and writes side by side need not take turns.
+Where a file cannot be as large as the disk there are several, one behind the
+other, and what passes from one to the next is cut there too.
+A sector enters the map when the write that holds it is done: until then reads
+find what was there before, as they may.
+
+Imported by those who want it only: other runs start sooner without.
+"""
+
+import errno
+import os
+import select
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, Final, NamedTuple
+
+from pykvm.devices.virtio_blk.constants import (
+    SECTOR_SHIFT,
+    SECTOR_SIZE,
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_IN,
+)
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory
+from pykvm.devices.virtio_blk.image.file import Image
+from pykvm.devices.virtio_blk.layers.sector_map import SectorMap
+from pykvm.devices.virtio_blk.layers.temporary import folder, temporary_files
+from pykvm.devices.virtio_blk.options import CacheMode, ImageFormat, Locking
+from pykvm.errors import UsageError, reason_of
+from pykvm.memory.ram import Ram
+from pykvm.watch import Watch
+
+MOST_PARTS: Final = 64
+"""A read in more parts comes back short: a guest decides how many there are."""
+
+
+_BELOW: Final = -1
+"""The image, in place of a temporary file's number."""
+
+
+class OverlayImage(Image):
+    """The temporary image over ``base``, which belongs to it from now on.
+
+    Its descriptor is a temporary file's, so only the engines of
+    :meth:`wrap` know all its bytes. Nothing is ever put on stable storage:
+    ``cache`` is UNSAFE.
+    """
+
+    def __init__(self, base: Image) -> None:
+        """UsageError if there is no place for the temporary file."""
+        place = folder()
+        self._more: list[Image] = []
+        with ExitStack() as opened, ExitStack() as undo:
+            try:
+                files, self._piece = temporary_files(opened, place, base.size)
+            except OSError as error:
+                raise UsageError(
+                    f"no temporary file for {base.path} can be made in {place}: {reason_of(error)}",
+                    "set TMPDIR to a folder with room for what the guest writes"
+                    if error.errno != errno.EFBIG
+                    else "set TMPDIR to a folder on a filesystem with larger files, such as XFS",
+                ) from None
+            super().__init__(_path(files[0]), **_TEMPORARY)
+            undo.callback(super().close)
+            for file in files[1:]:
+                self._more.append(Image(_path(file), **_TEMPORARY))
+                undo.callback(self._more[-1].close)
+            undo.pop_all()
+        self.size = base.size
+        self.path = base.path
+        self.room = place
+        self.notices = base.notices
+        self.max_transfer = min(self.max_transfer, base.max_transfer)
+        self.blocks = base.blocks
+        self._base = base
+        self._written = SectorMap(base.capacity)
+        self._lock = threading.Lock()
+
+    def resize(self, size: int, block: int = SECTOR_SIZE) -> None:
+        """See Image; the image below keeps its size.
+
+        What the disk has lost once is zeros when it grows again.
+        """
+        super().resize(size, block)
+        self._written.end = min(self._written.end, self.capacity)
+
+    def close(self) -> None:
+        """See Image; the temporary files are gone."""
+        super().close()
+        for image in self._more:
+            image.close()
+        self._base.close()
+
+    def add(self, offset: int, length: int) -> None:
+        """So many bytes from byte ``offset`` on are in the temporary file now. From any thread.
+
+        What begins inside a sector goes on where another write came short in it.
+        """
+        with self._lock:
+            self._written.add(offset >> SECTOR_SHIFT, offset + length >> SECTOR_SHIFT)
+
+    def parts(self, operation: Operation) -> list["Part"]:
+        """Where the bytes of ``operation`` are or go, or the first of them if that is long."""
+        found: list[Part] = []
+        offset, end = operation.offset, operation.offset + operation.length
+        reads = operation.kind == VIRTIO_BLK_T_IN
+        last = end + (1 << SECTOR_SHIFT) - 1 >> SECTOR_SHIFT
+        while offset < end and len(found) < MOST_PARTS:
+            above, until = True, end
+            if reads:
+                first = offset >> SECTOR_SHIFT
+                above, sectors = self._written.run(first, last)
+                until = min(first + sectors << SECTOR_SHIFT, end)
+            file, place = divmod(offset, self._piece) if above else (_BELOW, offset)
+            if above:
+                until = min(until, offset - place + self._piece)
+            found.append(Part(file, place, until - offset))
+            offset = until
+        return found
+
+    def wrap(self, engine: EngineFactory) -> EngineFactory:
+        """Engines for this image, each made of several of ``engine``: one for each file."""
+
+        def make(image: Image, ram: Ram) -> Engine:
+            with ExitStack() as undo:
+                engines: list[Engine] = []
+                for file in (self._base, self, *self._more):
+                    engines.append(engine(file, ram))
+                    undo.callback(engines[-1].close)
+                made = OverlayEngine(engines[0], engines[1:], self)
+                undo.pop_all()
+                return made
+
+        return make
+
+    def _truncate(self, size: int) -> None:
+        if size > self._piece * (1 + len(self._more)):
+            raise OSError(errno.EFBIG, "more files would be needed")
+        for index, image in enumerate((self, *self._more)):
+            os.ftruncate(image.fd, min(max(size - index * self._piece, 0), self._piece))
+
+
+class Part(NamedTuple):
+    """``length`` bytes of an operation, at byte ``place`` of ``file``, temporary or _BELOW."""
+
+    file: int
+    place: int
+    length: int
+
+
+_TEMPORARY: Final[dict[str, Any]] = {
+    "cache": CacheMode.UNSAFE,
+    "format": ImageFormat.RAW,
+    "locking": Locking.OFF,
+}
+
+
+def _path(descriptor: int) -> str:
+    return f"/proc/self/fd/{descriptor}"
+
+
+class OverlayEngine:
+    """Has one engine read the image, and others of its kind do all else."""
+
+    def __init__(self, below: Engine, above: Sequence[Engine], image: OverlayImage) -> None:
+        """``below`` reads the image, ``above`` are for its temporary files. All are its own now."""
+        self._engines = (*above, below)  # which is at _BELOW
+        self._image = image
+        self._joints: dict[Operation, _Joint] = {}
+        self._epoll: select.epoll | None = None
+        kinds = {engine.notifier < 0 for engine in self._engines}
+        assert len(kinds) == 1, "engines of one kind"
+        if below.notifier >= 0:
+            # Readable while one of its descriptors is.
+            self._epoll = select.epoll()
+            try:
+                for engine in self._engines:
+                    self._epoll.register(engine.notifier, select.EPOLLIN)
+            except BaseException:
+                self._epoll.close()
+                raise
+
+    @property
+    def notifier(self) -> int:
+        """See :class:`Engine`."""
+        return -1 if self._epoll is None else self._epoll.fileno()
+
+    @property
+    def immediate(self) -> bool:
+        """See :class:`Engine`."""
+        return all(engine.immediate for engine in self._engines)
+
+    def submit(self, operations: Sequence[Operation]) -> None:
+        """See :class:`Engine`."""
+        batches: list[list[Operation]] = [[] for _ in self._engines]
+        for operation in operations:
+            if operation.kind == VIRTIO_BLK_T_FLUSH or not operation.length:
+                batches[0].append(operation)
+                continue
+            parts = self._image.parts(operation)
+            if len(parts) == 1 and parts[0].place == operation.offset:
+                batches[parts[0].file].append(operation)
+                continue
+            joint = _Joint(operation, parts)
+            for part, (file, _, _) in zip(joint.parts, parts, strict=True):
+                self._joints[part] = joint
+                batches[file].append(part)
+        with ExitStack() as rest:  # after a bug: a reset must not wait for what nobody was given
+            for engine, batch in zip(self._engines, batches, strict=True):
+                if batch:
+                    rest.callback(engine.submit, batch)
+
+    def completions(self) -> Sequence[Operation]:
+        """See :class:`Engine`."""
+        done: list[Operation] = []
+        for engine in self._engines:
+            for operation in engine.completions():
+                joint = self._joints.pop(operation, None)
+                if joint is None:
+                    done.append(operation)
+                elif joint.complete():
+                    done.append(joint.operation)
+        for operation in done:
+            if operation.kind not in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_FLUSH) and not operation.error:
+                self._image.add(operation.offset, operation.moved)
+        return done
+
+    def watch(self, watch: Watch) -> bool:
+        """See :class:`Engine`. One of several engines would not do."""
+        return False
+
+    def stop(self) -> None:
+        """See :class:`Engine`."""
+        for engine in self._engines:
+            engine.stop()
+
+    def close(self) -> None:
+        """See :class:`Engine`."""
+        assert not self._joints, "completions were left behind"
+        if self._epoll is not None:
+            self._epoll.close()
+        for engine in self._engines:
+            engine.close()
+
+
+class _Joint:
+    """An operation, and its ``parts`` one after another, up to its end or not."""
+
+    def __init__(self, operation: Operation, parts: Sequence[Part]) -> None:
+        self.operation = operation
+        self.parts: list[Operation] = []
+        self._pending = len(parts)
+        start = 0
+        for _, place, length in parts:
+            part = Operation()
+            part.clip(operation, start, length)
+            part.offset = place
+            self.parts.append(part)
+            start += length
+
+    def complete(self) -> bool:
+        """One more part is done; whether all are, and the results are the operation's."""
+        self._pending -= 1
+        if self._pending:
+            return False
+        whole = self.operation
+        whole.finished_ns = max(part.finished_ns for part in self.parts)
+        for part in self.parts:
+            whole.error = part.error
+            whole.moved += part.moved
+            if part.error or part.moved < part.length:
+                break
+        return True

@@ -1,0 +1,344 @@
+"""Serves one queue: takes requests off the ring, has them executed, answers them.
+
+::
+
+    ring → parser → schedule → engine → schedule → ring
+                 ↘ refused, GET_ID ────────────↗
+
+No thread lives here: whoever calls :meth:`QueueService.drain` after a kick and
+:meth:`QueueService.complete` after a notification of the engine runs the
+device, be it a thread or a test.
+"""
+
+import select
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from pykvm.devices.virtio_blk.constants import (
+    OPERATION_NAMES,
+    VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_T_IN,
+)
+from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.core.planner import Planner
+from pykvm.devices.virtio_blk.core.request import Request, RequestParser
+from pykvm.devices.virtio_blk.core.scheduler import Decide, Schedule
+from pykvm.devices.virtio_blk.engines.base import Engine
+from pykvm.devices.virtio_blk.observe.stats import Stats
+from pykvm.memory.ram import Ram
+from pykvm.native import Bytes
+from pykvm.virtio.chain import ROOM_KEPT, DescriptorChain
+from pykvm.virtio.queue import Virtqueue
+from pykvm.watch import Watch
+
+if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk.core.throttle import Throttle
+    from pykvm.devices.virtio_blk.core.zero_detection import ZeroDetector
+    from pykvm.devices.virtio_blk.observe.tracing import QueueTrace
+
+MOST_READS: Final = 16
+"""Quick reads that an immediate engine gets at once: one at a time costs half as much again."""
+QUICK_NS: Final = 100_000
+"""They are quick if all together took less."""
+HELD_NS: Final = 20_000
+"""While a batch is executed one by one, the driver gets its first results after this much time, and
+more each time that it has passed again. So the driver works while the device does."""
+
+
+class QueueService:
+    """One queue at work. One thread at a time calls it.
+
+    ``kick`` is the queue's eventfd and ``engine`` what executes its
+    operations; both belong to somebody else. A halted service, be it by
+    ``decide`` or by :meth:`halt`, leaves the ring alone and starts nothing;
+    it still answers what is executing, until :attr:`idle`.
+    """
+
+    queue: Virtqueue
+    kick: int
+    engine: Engine
+    _stopping: bool
+    _halting: bool
+    _singly: bool
+    _reads_at_once: int
+    _bytes: Bytes
+    _parser: RequestParser
+    _planner: Planner
+    _stats: Stats
+    _durable: Callable[[], bool]
+    _interrupt: Callable[[int], None]
+    _requests: tuple[Request, ...]
+    _schedule: Schedule
+    _trace: "QueueTrace | None"
+
+    def __init__(
+        self,
+        queue: Virtqueue,
+        kick: int,
+        ram: Ram,
+        parser: RequestParser,
+        planner: Planner,
+        engine: Engine,
+        stats: Stats,
+        durable: Callable[[], bool],
+        decide: Decide,
+        interrupt: Callable[[int], None],
+        trace: "QueueTrace | None" = None,
+        detector: "ZeroDetector | None" = None,
+    ) -> None:
+        """``durable()``: is a write done only when it is on stable storage? Asked once a drain.
+
+        ``trace`` is told of each step. ``detector`` looks for writes of zeros.
+        """
+        self.queue = queue
+        self.kick = kick
+        self.engine = engine
+        self._stopping = False
+        self._halting = False
+        self._singly = engine.immediate
+        self._reads_at_once = 1
+        self._bytes = ram.bytes
+        self._parser = parser
+        self._planner = planner
+        self._stats = stats
+        self._durable = durable
+        self._interrupt = interrupt
+        self._requests = tuple(Request(head) for head in range(queue.size))
+        self._schedule = Schedule(planner, decide, trace, detector)
+        self._trace = trace
+
+    @property
+    def halted(self) -> bool:
+        """Nothing is taken off the ring, and nothing starts."""
+        return self._schedule.halted
+
+    @property
+    def idle(self) -> bool:
+        """The engine executes nothing."""
+        return not self._schedule.executing
+
+    @property
+    def throttle(self) -> "Throttle | None":
+        """The rate limits; may be set at any time, and :meth:`complete` then be called."""
+        return self._schedule.throttle
+
+    @throttle.setter
+    def throttle(self, throttle: "Throttle | None") -> None:
+        self._schedule.throttle = throttle
+
+    @property
+    def wake_ns(self) -> int:
+        """When to call :meth:`complete` for the rate limits' sake (time.monotonic_ns), or 0."""
+        return self._schedule.wake_ns
+
+    def drain(self) -> bool:
+        """:meth:`serve`, then :meth:`rest`. True: call again, more is waiting."""
+        return self.serve() and self.rest()
+
+    def serve(self) -> bool:
+        """Serve what is available, at most the queue's size, without being notified from now on.
+
+        False if it is halted or stopping, when the ring is to be left alone.
+        When ``queue.error`` is set afterwards, the ring is beyond use.
+        """
+        if self._schedule.halted:
+            return False
+        queue = self.queue
+        queue.disable_notifications()
+        queue.begin_drain()
+        now = time.monotonic_ns()
+        request: Request
+        chain: DescriptorChain
+        accepted: list[Request] = []
+        while True:
+            head = queue.pop()
+            if head < 0:
+                break
+            request = self._requests[head]
+            chain = queue.chains[head]
+            if self._parser.parse(chain, request):
+                request.started_ns = now
+                accepted.append(request)
+            else:
+                self._refuse(request, now)
+                if chain.room > ROOM_KEPT:
+                    self._shrink(request)
+        if accepted:
+            self._planner.durable = self._durable()
+            operation: Operation
+            for operation in self._schedule.add(accepted):
+                if len(operation.members) > 1:
+                    self._stats.merged(operation.kind, len(operation.members) - 1)
+            self._execute()
+        self._publish()
+        return not (self._schedule.halted or self._stopping)
+
+    def rest(self) -> bool:
+        """Ask the driver to notify from now on. True: more is waiting already."""
+        return self.queue.enable_notifications()
+
+    def watch(self, watch: Watch) -> bool:
+        """Give ``watch`` what changes when the driver adds requests or the engine is done.
+
+        False if the engine is at work and only its notifier tells when it is done.
+        """
+        self.queue.watch(watch)
+        return not self._schedule.executing or self.engine.watch(watch)
+
+    def look(self) -> bool:
+        """Answer what the engine has done by now. True: more is waiting."""
+        if self._schedule.executing:
+            self.complete()
+        return self.queue.available()
+
+    def complete(self) -> None:
+        """Answer what the engine has done, and start what may start by now."""
+        self._execute()
+        self._publish()
+
+    def ask(self, halt: bool) -> None:
+        """A :meth:`halt` is to come, or is not after all. Any thread.
+
+        What is executing may be a batch of which an engine does one operation
+        after another: the next one does not start.
+        """
+        self._halting = halt
+
+    def halt(self) -> None:
+        """From now on start nothing, and keep what is not executing."""
+        self._schedule.halt()
+
+    def resume(self) -> None:
+        """Undo :meth:`halt` once :attr:`idle`: what was kept starts again, before the ring's."""
+        request: Request
+        self._planner.durable = self._durable()
+        now = time.monotonic_ns()
+        for request in self._schedule.resume(self._parser.capacity):
+            self._answer(request, now)
+        self._execute()
+        self._publish()
+
+    def stop(self) -> None:
+        """From now on start nothing and let every result go nowhere. Any thread."""
+        self._stopping = True
+        self.engine.stop()
+
+    def quiesce(self) -> None:
+        """Stop, wait until the engine executes nothing, and forget the rest. For reset."""
+        self.stop()
+        notified = select.poll()
+        if self.engine.notifier >= 0:
+            notified.register(self.engine.notifier, select.POLLIN)
+        self._execute()
+        # Without a notifier nothing executes by now, even if a bug cut a submission short.
+        while not self.idle and self.engine.notifier >= 0:
+            notified.poll()
+            self._execute()
+        self._schedule.drop()
+
+    def _execute(self) -> None:
+        """Start what may start and answer what is done, until there is neither."""
+        schedule, engine = self._schedule, self.engine
+        while True:
+            if self._may_start():
+                ready = schedule.take(not self._singly)
+                if ready and self._singly:
+                    self._execute_singly(ready)
+                    continue
+                if ready:
+                    engine.submit(ready)
+            done = engine.completions()
+            if not done:
+                return
+            self._finish(done)
+
+    def _may_start(self) -> bool:
+        if self._halting:
+            self._schedule.halt()
+        return not (self._stopping or self._schedule.halted)
+
+    def _execute_singly(self, operations: list[Operation]) -> None:
+        """Have each executed and answered before the next; keep those that a halt precedes.
+
+        Up to MOST_READS reads in a row go together while reads are quick.
+        """
+        operation: Operation
+        first, count = 0, len(operations)
+        published = time.monotonic_ns()
+        while first < count and self._may_start():
+            behind = first
+            for operation in operations[first : first + self._reads_at_once]:
+                if operation.kind != VIRTIO_BLK_T_IN:
+                    break
+                behind += 1
+            started = operations[first : max(behind, first + 1)]
+            began = time.monotonic_ns()
+            self._schedule.start(started)
+            self.engine.submit(started)
+            self._finish(self.engine.completions())
+            now = time.monotonic_ns()
+            quick = now - began < QUICK_NS
+            self._reads_at_once = min(2 * self._reads_at_once, MOST_READS) if quick else 1
+            if now - published >= HELD_NS:
+                self._publish()
+                published = now
+            first += len(started)
+
+    def _finish(self, done: Sequence[Operation]) -> None:
+        """Answer what ``done`` were the last operations for."""
+        operation: Operation
+        request: Request
+        schedule = self._schedule
+        stopping = self._stopping  # after that: what was cancelled is never answered
+        left = iter(done)
+        try:
+            for operation in left:
+                if stopping:
+                    schedule.abandon(operation)
+                    continue
+                finished = operation.finished_ns
+                for request in schedule.finish(operation):
+                    self._answer(request, finished)
+        finally:
+            for operation in left:  # after a bug: a reset must not wait for the others
+                schedule.abandon(operation)
+
+    def _publish(self) -> None:
+        if not self._stopping and self.queue.publish():
+            self._interrupt(self.queue.index)
+
+    def _answer(self, request: Request, finished_ns: int) -> None:
+        """Complete a request that was executed."""
+        kind, length = request.type, request.length
+        if request.error:
+            # Of a read nobody knows what was written, also if the driver is told that it succeeded.
+            request.used_length = 0 if kind == VIRTIO_BLK_T_IN else 1
+            self._stats.failed(kind)
+        else:
+            request.used_length = length + 1 if kind == VIRTIO_BLK_T_IN else 1
+            self._stats.done(kind, length, finished_ns - request.started_ns, finished_ns)
+        self._bytes[request.status_offset] = request.status
+        self.queue.push(request.head, request.used_length, True)
+        if request._room > ROOM_KEPT:
+            self._shrink(request)
+
+    def _refuse(self, request: Request, now_ns: int) -> None:
+        """Complete a request that the parser answered."""
+        if self._trace is not None:
+            self._trace.refused(request, now_ns)
+        if request.status != VIRTIO_BLK_S_OK:
+            self._stats.invalid(request.type)
+        elif request.type in OPERATION_NAMES:
+            self._stats.done(request.type, request.length, 0, now_ns)
+        wrote = request.status_offset >= 0
+        if wrote:
+            self._bytes[request.status_offset] = request.status
+        self.queue.push(request.head, request.used_length, wrote)
+
+    def _shrink(self, request: Request) -> None:
+        """Keep no memory for the many segments of a request that was given back."""
+        chain: DescriptorChain
+        request.forget()
+        chain = self.queue.chains[request.head]
+        chain.shrink()
