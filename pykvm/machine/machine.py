@@ -67,9 +67,11 @@ class Machine:
     What they raise ends the run like any other bug, and a sink that blocks
     holds up the guest and nothing else. ``on_end`` is called, perhaps more
     than once, when the run is over and vCPU threads are about to be joined:
-    a sink that blocks is then to give up. ``ram`` is the guest's memory,
-    ``disks`` are its disks in the order of the configuration, ``notices``
-    are sentences that a user should see, and ``trace`` is the file that was asked for.
+    a sink that blocks is then to give up.
+
+    ``config`` is the configuration, ``ram`` the guest's memory, ``disks`` are
+    its disks in the order of the configuration, ``notices`` are sentences that
+    a user should see, and ``trace`` is the file that was asked for.
 
     An I/O error for which a disk's policy stops the guest ends the run with
     ERROR if nobody listens (:meth:`listen`), who could let it go on.
@@ -87,6 +89,7 @@ class Machine:
     ) -> None:
         if not isinstance(config, MachineConfig):
             raise refused("config", config, "give a MachineConfig")
+        self.config = config
         self.timings = timings or Timings()
         self.console_output = bytearray()
         self.console: Callable[[bytes], None] = console or self._keep
@@ -290,6 +293,11 @@ class Machine:
         if self._end:
             return RunState.after(self._end.outcome)
         return self._control.state if self._started else RunState.PRELAUNCH
+
+    @property
+    def resumes(self) -> int:
+        """How often the guest has gone on after a stop."""
+        return self._control.resumes
 
     def pause(self, timeout: float = PAUSE_SECONDS) -> None:
         """Stop the guest: on return no vCPU runs, and no disk executes anything.

@@ -114,6 +114,7 @@ class RunControl:
     ) -> None:
         """``on_failure`` is called with an exception that ended the control thread, a bug."""
         self.state = RunState.RUNNING
+        self.resumes = 0
         self._vcpus = vcpus
         self._disks = disks
         self._announce = announce
@@ -176,6 +177,7 @@ class RunControl:
                     # Whoever was told of the error waits for the stop that follows.
                     self._announce(Stop())
                 self._failed = False
+                self.resumes += 1
                 self.state = RunState.RUNNING
                 self._announce(Resume())
                 for disk in self._disks:

@@ -1,5 +1,6 @@
 """Machine as a Python API: its life, and what it leaves behind however that goes."""
 
+import json
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ from patience import PATIENCE, until
 from pykvm.errors import PykvmError, UsageError
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.machine import machine as module
+from pykvm.machine.command import run_command
 from pykvm.platform.outcome import Outcome, OutcomeKind
 from pykvm.testing.bare import BlockDriver, BlockRequest, Script, filling
 from pykvm.testing.bare.run import run_script
@@ -47,6 +49,19 @@ def disk(tmp_path) -> DiskConfig:
     path = tmp_path / "d.img"
     path.write_bytes(bytes(4096))
     return DiskConfig(path)
+
+
+@pytest.fixture
+def mute(bare_kernel, tmp_path):
+    """A function that makes the configuration of a bundle whose guest has no agent, in a mode."""
+
+    def make(words: str) -> MachineConfig:
+        flavour = {"kernel": str(bare_kernel), "append": words}
+        bundle = {"format": 1, "name": "mute", "memory_mib": 16, "flavours": {"native": flavour}}
+        (tmp_path / "bundle.json").write_text(json.dumps(bundle))
+        return MachineConfig(guest=tmp_path, agent=True)
+
+    return make
 
 
 # -- a life ------------------------------------------------------------------
@@ -178,6 +193,50 @@ def test_paused(config):
             time.sleep(0.05)
             assert exits() == before
         until(lambda: exits() > before, "an exit after the pause")
+
+
+# -- commands ------------------------------------------------------------------
+
+
+def test_a_guest_without_an_agent_takes_no_command(config):
+    with (
+        Machine(config(agent=True)) as machine,
+        pytest.raises(UsageError, match="takes no commands; configure it with guest='guest'"),
+    ):
+        run_command(machine, "true")
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "words"),
+    [
+        (5, {}, "command cannot be 5; give a string"),
+        ("cat", {"stdin": "text"}, "stdin cannot be 'text'; give bytes"),
+        ("a\0b", {}, "NUL"),
+        ("x" * 131072, {}, "longer than 128 KiB"),
+    ],
+)
+def test_what_is_no_command(mute, command, more, words):
+    with Machine(mute("spin")) as machine, pytest.raises(UsageError, match=words):
+        run_command(machine, command, **more)
+
+
+def test_a_command_needs_a_machine_of_its_own(mute):
+    with Machine(mute("echo")) as machine:
+        machine.start()
+        with pytest.raises(UsageError, match="has been started; make a new one"):
+            run_command(machine, "true")
+    with pytest.raises(UsageError, match="machine cannot be 'guest'"):
+        run_command("guest", "true")
+
+
+def test_a_command_that_never_gets_to_run(mute):
+    with Machine(mute("spin")) as machine:
+        result = run_command(machine, "true", timeout=0.05)
+    assert (result.outcome.kind, result.status) == (OutcomeKind.TIMEOUT, 124)
+    with Machine(mute("exit 0")) as machine:
+        result = run_command(machine, "true", timeout=PATIENCE)
+    assert (result.outcome.kind, result.stdout, result.stderr) == (OutcomeKind.ERROR, b"", b"")
+    assert "powered off before it could run the command" in result.outcome.reason
 
 
 # -- sinks ---------------------------------------------------------------------

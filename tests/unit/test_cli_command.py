@@ -10,8 +10,8 @@ from patience import patience, until
 
 from pykvm.cli import command
 from pykvm.cli.command import CommandSession
+from pykvm.machine import command as command_run
 from pykvm.machine.end import EndOfRun
-from pykvm.machine.events import Resume
 from pykvm.machine.run_state import RunState
 from pykvm.platform.agent import Kind, encode
 from pykvm.platform.outcome import Outcome, OutcomeKind
@@ -36,7 +36,7 @@ class FakeMachine:
         self.board = SimpleNamespace(channel=SimpleNamespace(feed=self._feed, on_room=None))
         self.timings = SimpleNamespace(mark=lambda name: None)
         self.status = RunState.RUNNING
-        self.listener = None
+        self.resumes = 0
 
     def _feed(self, data):
         self.sent += data
@@ -55,10 +55,6 @@ class FakeMachine:
         # Time passes whatever the guest does.
         disk = {"rd_operations": self.disk_requests, "idle_time_ns": time.monotonic_ns()}
         return {"disks": [disk], "exits": {}}
-
-    def listen(self, listener):
-        self.listener = listener
-        return lambda: None
 
 
 @pytest.fixture
@@ -166,14 +162,14 @@ def test_an_agent_that_makes_no_sense(run):
 
 
 def test_a_guest_that_does_not_power_off_is_ended(run, monkeypatch, capfd):
-    monkeypatch.setattr(command, "POWER_OFF_SECONDS", 0.05)
+    monkeypatch.setattr(command_run, "POWER_OFF_SECONDS", 0.05)
     done = run(lambda machine: machine.channel(HELLO + exit_frame(3)))
     assert done.outcome == Outcome.power_off(3)
     assert "does not power off" in capfd.readouterr().err
 
 
 def test_a_guest_that_still_writes_is_waited_for(run, monkeypatch, capfd):
-    monkeypatch.setattr(command, "POWER_OFF_SECONDS", 0.02)
+    monkeypatch.setattr(command_run, "POWER_OFF_SECONDS", 0.02)
 
     def guest(machine):
         machine.busy = True
@@ -215,7 +211,7 @@ def test_an_agent_that_answers_is_not_missed(run, monkeypatch, capfd):
 
 def test_json_keeps_only_so_much_output(run, monkeypatch):
     """A command that prints for ever must not fill the host's memory."""
-    monkeypatch.setattr(command, "CAPTURE_BYTES", 8)
+    monkeypatch.setattr(command_run, "CAPTURE_BYTES", 8)
     much = encode(Kind.STDOUT, b"123456789")
     done = run(lambda machine: machine.channel(HELLO + much))
     assert done.outcome.status == 125
@@ -224,7 +220,7 @@ def test_json_keeps_only_so_much_output(run, monkeypatch):
 
 @pytest.mark.parametrize("state", [RunState.PAUSED, RunState.IO_ERROR])
 def test_a_guest_that_is_stopped_is_not_ended(run, monkeypatch, capfd, state):
-    monkeypatch.setattr(command, "POWER_OFF_SECONDS", 0.02)
+    monkeypatch.setattr(command_run, "POWER_OFF_SECONDS", 0.02)
 
     def guest(machine):
         machine.status = state
@@ -238,12 +234,12 @@ def test_a_guest_that_is_stopped_is_not_ended(run, monkeypatch, capfd, state):
 
 def test_a_guest_that_was_stopped_has_its_time_from_when_it_goes_on(run, monkeypatch, capfd):
     """Stopped and gone on between two looks."""
-    monkeypatch.setattr(command, "POWER_OFF_SECONDS", 1)
+    monkeypatch.setattr(command_run, "POWER_OFF_SECONDS", 1)
 
     def guest(machine):
         machine.channel(HELLO + exit_frame(3))
         for _ in range(60):  # many between two looks, however busy the host is
-            machine.listener(Resume())
+            machine.resumes += 1
             time.sleep(0.02)
         powers_off(machine, 3)
 

@@ -117,6 +117,7 @@ def test_vcpus_stop_before_disks_and_go_on_after_them(rig):
     rig.log.clear()
     rig.control.resume()
     assert rig.control.state is RunState.RUNNING
+    assert rig.control.resumes == 1
     assert rig.log == [Resume, "disk resume", "go", "go"]
 
 

@@ -1,0 +1,201 @@
+"""One command in the bundled guest, through its agent, from the machine's start to its end."""
+
+import os
+import threading
+from collections.abc import Callable
+
+from pykvm.errors import UsageError
+from pykvm.forms import refused
+from pykvm.machine.machine import Machine
+from pykvm.machine.run_state import RunState
+from pykvm.platform.agent import AgentClient
+from pykvm.platform.outcome import Outcome, OutcomeKind
+from pykvm.records import record
+from pykvm.threads import start
+from pykvm.typed import Any, Final
+
+CAPTURE_BYTES = 64 << 20
+"""How much of each stream is kept: a guest that prints for ever must not fill the host's memory."""
+POWER_OFF_SECONDS = 10.0
+"""Once the command has ended, how long the guest may do without any disk request before it
+powers off: it writes back what is cached and unmounts. While it is stopped does not count."""
+_WAYS: Final = {
+    OutcomeKind.POWER_OFF: "powered off",
+    OutcomeKind.RESET: "was reset",
+    OutcomeKind.HALTED: "halted",
+}
+
+Sink = Callable[[bytes], None]
+
+
+@record
+class CommandResult:
+    """A command that has run in a guest: its output, and how the run of the machine ended.
+
+    If the command ended, ``outcome`` is POWER_OFF with the command's exit status, or with
+    128 + N if signal N ended it. Any other kind says what came first: a panic, the timeout,
+    an I/O error. ``stdout`` and ``stderr`` are the bytes that the command wrote until then.
+    """
+
+    outcome: Outcome
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def status(self) -> int:
+        """``outcome.status``: 0 if the command succeeded, and else as ``pykvm boot --exec``."""
+        return self.outcome.status
+
+
+def run_command(
+    machine: Machine, command: str | bytes, *, stdin: bytes = b"", timeout: float | None = None
+) -> CommandResult:
+    """Start ``machine``, run ``command`` in its guest by ``/bin/sh -c``, and wait for the end.
+
+    The configuration of ``machine`` needs ``agent=True`` and a ``guest`` that has pykvm's
+    agent, as the bundled one does. The command gets the bytes of ``stdin`` as its standard
+    input. When it has ended, the guest writes back the data that it has cached, unmounts its
+    filesystems and powers off: a machine runs one command. After ``timeout`` seconds, the boot
+    included, the run ends with TIMEOUT; None waits for ever.
+
+    Neither a command that fails nor a guest that crashes raises an exception: look at the
+    result. UsageError if the machine has no agent or has been started, and if the command is
+    longer than 128 KiB or holds a NUL byte.
+    """
+    if not isinstance(machine, Machine):
+        raise refused("machine", machine, "give a Machine")
+    if not isinstance(command, str | bytes):
+        raise refused("command", command, "give a string")
+    if not isinstance(stdin, bytes):
+        raise refused("stdin", stdin, "give bytes")
+    if machine.config.guest is None or not machine.config.agent:
+        raise UsageError(
+            "the guest of this machine takes no commands",
+            "configure it with guest='guest' and agent=True",
+        )
+    if machine.status is not RunState.PRELAUNCH:
+        raise UsageError("this machine has been started", "make a new one for each command")
+    run = CommandRun(machine, os.fsencode(command))
+    run.client.stdin(stdin)
+    run.client.stdin_eof()
+    outcome = run.run(timeout)
+    return CommandResult(outcome, bytes(run.captured["stdout"]), bytes(run.captured["stderr"]))
+
+
+class CommandRun:
+    """Runs one command and has the guest power off; the AgentEvents of its ``client``.
+
+    The command's output goes to ``stdout`` and ``stderr``, in a vCPU's thread, and the guest
+    waits while they block; without them it is kept in ``captured``, by these names. ``ready``
+    is called when the agent has answered, and ``say`` with what a user should know of the end.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        command: bytes,
+        *,
+        stdout: Sink | None = None,
+        stderr: Sink | None = None,
+        ready: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """UsageError if nobody could run ``command``: see AgentClient.execute."""
+        self.captured = {"stdout": bytearray(), "stderr": bytearray()}
+        self._machine = machine
+        self._stdout = stdout or self._capture("stdout")
+        self._stderr = stderr or self._capture("stderr")
+        self._tell_ready = ready
+        self._say = say
+        self._ready = False
+        self._ended: Outcome | None = None
+        self._over = threading.Event()
+        self._watcher: threading.Thread | None = None
+        channel = machine.board.channel
+        self.client = AgentClient(channel.feed, self)
+        self.client.execute(command)
+        machine.channel = self.client.received
+        channel.on_room = self.client.room
+
+    def run(self, timeout: float | None) -> Outcome:
+        """Run the machine to its end, at most ``timeout`` seconds; how it ended.
+
+        The command's status counts, however the guest went down after it. While the command
+        runs, the guest's own end counts: it may be what the command was for, as ``reboot`` is.
+        A guest that ended before it could run the command has failed.
+        """
+        try:
+            outcome = self._machine.run(timeout)
+        finally:
+            self._over.set()
+            if self._watcher is not None:
+                self._watcher.join()
+        if self._ended and outcome.kind in _WAYS:
+            return self._ended
+        if not self._ready and outcome.status == 0 and outcome.kind in _WAYS:
+            way = _WAYS[outcome.kind]
+            return Outcome.error(f"the guest {way} before it could run the command")
+        if outcome.kind in (OutcomeKind.RESET, OutcomeKind.HALTED):
+            self._say(f"the guest {_WAYS[outcome.kind]} before the command ended")
+        return outcome
+
+    # AgentEvents, from a vCPU's thread.
+
+    def ready(self) -> None:
+        """The agent runs."""
+        self._ready = True
+        self._machine.timings.mark("agent ready")
+        self._tell_ready()
+
+    def stdout(self, data: bytes) -> None:
+        """The command's standard output."""
+        self._stdout(data)
+
+    def stderr(self, data: bytes) -> None:
+        """The command's standard error."""
+        self._stderr(data)
+
+    def exited(self, status: int) -> None:
+        """The command ended; have the guest unmount and power off, but not wait for ever."""
+        self._machine.timings.mark("command ended")
+        self._ended = outcome = Outcome.power_off(status)
+        watcher = threading.Thread(target=self._watch, args=(outcome,), name="power-off")
+        watcher.daemon = True
+        start(watcher, "waiting for the guest to power off")
+        self._watcher = watcher
+        self.client.power_off(outcome.status)
+
+    def failed(self, reason: str) -> None:
+        """The command did not start, or the agent does not make sense."""
+        self._machine.finish(Outcome.error(f"the guest's agent failed: {reason}"))
+
+    def _capture(self, name: str) -> Sink:
+        kept = self.captured[name]
+
+        def take(data: bytes) -> None:
+            if len(kept) + len(data) <= CAPTURE_BYTES:
+                kept.extend(data)
+                return
+            limit = f"the {CAPTURE_BYTES >> 20} MiB that are kept of it"
+            self._machine.finish(Outcome.error(f"the command's {name} is more than {limit}"))
+
+        return take
+
+    # In a thread of its own, once the command has ended.
+
+    def _watch(self, outcome: Outcome) -> None:
+        """End the run if the guest stays on and asks its disks for nothing."""
+        before = self._activity()
+        while not self._over.wait(POWER_OFF_SECONDS):
+            now = self._activity()
+            stopped = self._machine.status in (RunState.PAUSED, RunState.IO_ERROR)
+            if before == now and not stopped:
+                self._say("the guest does not power off; its filesystems may not be unmounted")
+                self._machine.finish(outcome)
+                return
+            before = now
+
+    def _activity(self) -> Any:
+        """Something that changes with each disk request, and when the guest goes on."""
+        disks = self._machine.statistics()["disks"]
+        return self._machine.resumes, [{**disk, "idle_time_ns": 0} for disk in disks]
