@@ -9,7 +9,7 @@ write is dropped, as on real hardware.
 from bisect import bisect_right
 from threading import Lock
 
-from pykvm.typed import Protocol
+from pykvm.lean.typing_names import Protocol
 
 
 class BusDevice(Protocol):

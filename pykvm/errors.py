@@ -9,7 +9,7 @@ bug is an assertion.
 import errno
 from types import MappingProxyType
 
-from pykvm.typed import Final
+from pykvm.lean.typing_names import Final
 
 _SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN)
 

@@ -1,6 +1,6 @@
 """What people write into the fields of a configuration, and what becomes of it.
 
-A record (:mod:`pykvm.records`) has a form for each of its fields. A form takes
+A record (:mod:`pykvm.lean.records`) has a form for each of its fields. A form takes
 the field's name and the value given, and gives a value of the field's own kind:
 bytes for ``"64M"``, ``CacheMode.NONE`` for ``"none"``. UsageError, with the name
 and what is wanted, for anything else.
@@ -12,7 +12,7 @@ from enum import Enum
 from types import MappingProxyType
 
 from pykvm.errors import UsageError
-from pykvm.typed import TYPE_CHECKING, Any, Final
+from pykvm.lean.typing_names import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ import os
 from binascii import b2a_base64
 from collections.abc import Iterable
 
-from pykvm.typed import Any
+from pykvm.lean.typing_names import Any
 
 
 def name_fields(key: str, path: os.PathLike[str] | str) -> dict[str, str]:

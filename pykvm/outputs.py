@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from pykvm.errors import UsageError, reason_of
-from pykvm.typed import Final, Self
+from pykvm.lean.typing_names import Final, Self
 
 _HINT: Final = "give a file that can be written"
 _OTHER: Final = "give another file"

@@ -4,7 +4,6 @@ from random import Random
 from tempfile import NamedTemporaryFile
 from typing import Any, Final, NamedTuple
 
-from pykvm import io_uring
 from pykvm.devices.virtio_blk import (
     CacheMode,
     DetectZeroes,
@@ -16,6 +15,7 @@ from pykvm.devices.virtio_blk import (
 )
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH
 from pykvm.errors import UsageError
+from pykvm.host import io_uring
 from pykvm.virtio.constants import VIRTIO_F_VERSION_1
 from soak.model import SECTOR
 

@@ -23,8 +23,8 @@ from declarations import Module
 
 ROOT = Path(__file__).resolve().parent.parent
 HOT = (
-    "pykvm.watch",
-    "pykvm.io_uring",
+    "pykvm.hot.word_watch",
+    "pykvm.host.io_uring",
     "pykvm.virtio.chain",
     "pykvm.virtio.queue",
     "pykvm.virtio.split",
@@ -45,7 +45,7 @@ HOT = (
 )
 """What a request passes on its way, whatever it asks for; bases before what is made of them."""
 
-STAND_IN = "from pykvm import interpreted as cython"
+STAND_IN = "from pykvm.hot import cython_stub as cython"
 """The line by which a module imports what stands in for Cython when it is interpreted."""
 
 C_CALLS = Path(__file__).with_name("c_calls.pxd")

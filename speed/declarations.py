@@ -8,7 +8,7 @@ told already: this turns the second into the first. What it goes by:
 in the source                   for the compiler
 ==============================  =======================================
 ``int``, ``bool``, ``float``    ``long long``, ``bint``, ``double``
-the names of pykvm.native       unsigned words, and typed memoryviews
+the names of pykvm.hot.words    unsigned words, and typed memoryviews
 ``list[…]``, ``dict[…]``, …     the builtin type
 a class of a hot module         that class, as C structure, also as base
 an imported ``CONSTANT``        a word with its value; also ``_OWN``

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from pykvm.cli.sandbox import confine, landlock, seccomp
 from pykvm.errors import HostError
-from pykvm.io_uring import Ring
-from pykvm.libc import address, system_call
+from pykvm.host.io_uring import Ring
+from pykvm.host.libc import address, system_call
 
 Attempts = dict[str, Callable[[], object]]
 

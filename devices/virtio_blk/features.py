@@ -24,7 +24,7 @@ from pykvm.devices.virtio_blk.core.request import Accepted
 from pykvm.devices.virtio_blk.image.host_limits import HostBlocks
 from pykvm.devices.virtio_blk.options import DiscardMode, DiskOptions
 from pykvm.errors import UsageError
-from pykvm.records import record
+from pykvm.lean.records import record
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_IN_ORDER,

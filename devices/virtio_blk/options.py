@@ -8,7 +8,7 @@ from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_ID_BYTES
 from pykvm.devices.virtio_blk.rates import NO_LIMITS, RateLimits
 from pykvm.errors import UsageError, shown
 from pykvm.forms import Form, adapt, cpus, flag, member, refused, size, text, whole
-from pykvm.records import keyword_record, record
+from pykvm.lean.records import keyword_record, record
 
 QUEUE_SIZE: Final = range(4, 1025)
 """``queue-size``: descriptors, a power of 2."""

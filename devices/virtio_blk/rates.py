@@ -4,7 +4,7 @@ from typing import Final
 
 from pykvm.errors import UsageError
 from pykvm.forms import adapt, size, whole
-from pykvm.records import keyword_record
+from pykvm.lean.records import keyword_record
 
 RATE: Final = range(10**15 + 1)
 """Requests or bytes in a second; 0 for no limit."""

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from html import escape
 
-from pykvm.axes import linear_axis, log_axis, short
 from pykvm.bench.compare import Figures, Row
 from pykvm.errors import shown
+from pykvm.svg.axes import linear_axis, log_axis, short
 
 COLOURS = ("#1f6feb", "#d1495b", "#6a737d", "#2a9d8f")
 """pykvm's first."""

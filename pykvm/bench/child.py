@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from pykvm.errors import PykvmError
-from pykvm.libc import prctl
+from pykvm.host.libc import prctl
 
 _PR_SET_PDEATHSIG = 1
 

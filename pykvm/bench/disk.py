@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import PykvmError, UsageError, reason_of
-from pykvm.libc import system_call
+from pykvm.host.libc import system_call
 
 MIB = 1 << 20
 _NR_STATFS = 137

@@ -8,7 +8,7 @@ from pykvm.bench.sample import Run
 from pykvm.bench.tool import Job, Progress
 from pykvm.bench.vm import MEMORY_MIB, VmRunner
 from pykvm.bench.watch import Kind
-from pykvm.threads import cpu_list
+from pykvm.host.threads import cpu_list
 from pykvm.virtio import split
 
 

@@ -10,9 +10,9 @@ from pykvm.bench.sample import Run
 from pykvm.bench.workload import Workload
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
+from pykvm.host.threads import cpu_list, usable_cpus
 from pykvm.testing.bare import WaitMode
 from pykvm.testing.bare.layout import CPUS_MAX
-from pykvm.threads import cpu_list, usable_cpus
 
 Progress = Callable[[int], None]
 """Called with the number of the workload that begins."""

@@ -13,11 +13,11 @@ from pykvm.cli.say import STDERR, STDIN, STDOUT, emit, say
 from pykvm.cli.session import ConsoleSession, Session
 from pykvm.cli.values import parse_count, parse_cpus, parse_memory, parse_seconds
 from pykvm.errors import PykvmError, UsageError, reason_of, shown
+from pykvm.lean.typing_names import TYPE_CHECKING, Final
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.machine import Machine
 from pykvm.machine.timings import Timings
 from pykvm.platform.outcome import Outcome, OutcomeKind
-from pykvm.typed import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -35,8 +35,8 @@ from pykvm.devices.virtio_blk.options import (
 from pykvm.devices.virtio_blk.rates import RATE, RATES
 from pykvm.errors import UsageError
 from pykvm.forms import parse_bytes
+from pykvm.lean.records import record, replace
 from pykvm.machine.disks import DiskConfig
-from pykvm.records import record, replace
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.layers.faults import FaultPlan

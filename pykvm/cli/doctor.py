@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from pykvm import __version__, io_uring
+from pykvm import __version__
 from pykvm.cli.parser import Parser
 from pykvm.cli.paths import path_text
 from pykvm.cli.say import STDOUT, emit
 from pykvm.errors import HostError, PykvmError, shown
+from pykvm.host import io_uring
 from pykvm.kvm import constants as c
 from pykvm.kvm.probe import probe
 from pykvm.kvm.system import Kvm
@@ -63,7 +64,7 @@ class Finding:
     text: str
 
 
-HOT_FOLDERS = ("virtio", "devices/virtio_blk")
+HOT_FOLDERS = ("hot", "host", "virtio", "devices/virtio_blk")
 INSTALL_SECONDS = 10
 
 

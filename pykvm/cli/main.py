@@ -11,7 +11,7 @@ from importlib import import_module
 from pykvm import __version__
 from pykvm.cli.say import emit, say
 from pykvm.errors import PykvmError, UsageError, shown
-from pykvm.limits import FILES, SIZES, advice, thread_advice
+from pykvm.host.limits import FILES, SIZES, advice, thread_advice
 
 _EXHAUSTED = {
     errno.EMFILE: FILES,

@@ -12,8 +12,8 @@ which the same table is the parser: the result cannot be another one, and
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 
-from pykvm.records import record
-from pykvm.typed import TYPE_CHECKING, Any
+from pykvm.lean.records import record
+from pykvm.lean.typing_names import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser

@@ -1,6 +1,6 @@
 """Paths on the command line: types of argparse, which names the option of a wrong one."""
 
-from pykvm.typed import TYPE_CHECKING
+from pykvm.lean.typing_names import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

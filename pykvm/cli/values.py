@@ -2,8 +2,8 @@
 
 from pykvm.errors import UsageError
 from pykvm.forms import MOST_DIGITS, is_number, parse_bytes
-from pykvm.threads import MAX_CPUS
-from pykvm.typed import Any, Final
+from pykvm.host.threads import MAX_CPUS
+from pykvm.lean.typing_names import Any, Final
 
 _MEMORY_KEYS: Final = {"shared": "shared_memory", "thp": "thp"}
 """The keys of --memory, and the fields that they are of."""

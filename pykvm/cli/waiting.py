@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 
 from pykvm.cli.say import STDERR
-from pykvm.threads import start
+from pykvm.host.threads import start
 
 PATIENCE_SECONDS = 1.0
 """A guest that speaks earlier needs no line. Then the line counts seconds."""

@@ -37,8 +37,8 @@ from pykvm.kvm.paging import GuestView
 from pykvm.kvm.traits import HostTraits
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.kvm.vm import Vm
+from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.memory.ram import GuestAddressError, Ram
-from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.kvm.structs import Regs, Segment

@@ -8,7 +8,7 @@ _IOW and its like do, so a wrong structure shows as a wrong number in
 from types import MappingProxyType
 
 from pykvm.kvm.native import ffi
-from pykvm.typed import Final
+from pykvm.lean.typing_names import Final
 
 _KVMIO: Final = 0xAE
 _WRITE: Final = 1

@@ -1,7 +1,7 @@
 """CPUID leaves as values."""
 
-from pykvm.records import record
-from pykvm.typed import Any
+from pykvm.lean.records import record
+from pykvm.lean.typing_names import Any
 
 
 @record

@@ -4,7 +4,7 @@ import os
 
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.native import ffi, libc
-from pykvm.typed import Any, Self
+from pykvm.lean.typing_names import Any, Self
 
 
 class Descriptor:

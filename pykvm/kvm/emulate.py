@@ -11,8 +11,8 @@ from collections.abc import Callable
 from enum import Enum, auto
 from types import MappingProxyType
 
-from pykvm.records import record
-from pykvm.typed import Final, Protocol
+from pykvm.lean.records import record
+from pykvm.lean.typing_names import Final, Protocol
 
 BP_VECTOR: Final = 3
 UD_VECTOR: Final = 6

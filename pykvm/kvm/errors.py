@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterable
 
 from pykvm.errors import HostError, PykvmError
+from pykvm.host.limits import FILES, THREADS, advice
 from pykvm.kvm.constants import cap_name
-from pykvm.limits import FILES, THREADS, advice
 
 _OPEN_ADVICE = {
     errno.ENOENT: (

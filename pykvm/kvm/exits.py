@@ -27,7 +27,7 @@ from pykvm.kvm.constants import (
 )
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.run_page import MMIO_DATA, RunPage
-from pykvm.records import record
+from pykvm.lean.records import record
 
 
 @record

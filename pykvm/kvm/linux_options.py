@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from pykvm.kvm.cpuid import CpuidEntry
-from pykvm.records import replace
-from pykvm.typed import Final
+from pykvm.lean.records import replace
+from pykvm.lean.typing_names import Final
 
 _KVM_CPUID_FEATURES: Final = 0x4000_0001
 # KVM_FEATURE_PV_UNHALT, _PV_SEND_IPI, _PV_SCHED_YIELD and _HC_MAP_GPA_RANGE.

@@ -5,7 +5,7 @@ Typed as Any because the fields of C structures are unknown to mypy;
 """
 
 from pykvm.kvm import _abi
-from pykvm.typed import Any
+from pykvm.lean.typing_names import Any
 
 ffi: Any = _abi.ffi
 libc: Any = ffi.dlopen(None)

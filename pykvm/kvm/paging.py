@@ -7,8 +7,8 @@ dirty bits are not set. Source: Intel SDM volume 3, §4.5.
 """
 
 from pykvm.kvm.emulate import GP_VECTOR, PF_VECTOR, Fault, GuestFault
+from pykvm.lean.typing_names import Protocol
 from pykvm.memory.ram import GuestAddressError, Ram
-from pykvm.typed import Protocol
 
 NOT_PRESENT = -1
 """No page is mapped at the address."""

@@ -21,8 +21,8 @@ from pykvm.kvm.runner import VcpuThread
 from pykvm.kvm.system import Kvm
 from pykvm.kvm.traits import HostTraits
 from pykvm.kvm.vcpu import Vcpu
+from pykvm.lean.records import replace
 from pykvm.memory import GuestMemory, Ram
-from pykvm.records import replace
 
 if TYPE_CHECKING:
     from pykvm.kvm.structs import Segment

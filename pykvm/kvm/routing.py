@@ -10,8 +10,8 @@ from pykvm.kvm.constants import (
     KVM_IRQCHIP_PIC_SLAVE,
 )
 from pykvm.kvm.errors import KvmError
-from pykvm.records import record
-from pykvm.typed import Protocol
+from pykvm.lean.records import record
+from pykvm.lean.typing_names import Protocol
 
 FIRST_MSI_GSI = KVM_IOAPIC_NUM_PINS
 

@@ -3,7 +3,7 @@
 import mmap
 
 from pykvm.kvm.native import ffi
-from pykvm.typed import Any
+from pykvm.lean.typing_names import Any
 
 MMIO_DATA = ffi.offsetof("struct kvm_run", "mmio", "data")
 """Offset of kvm_run.mmio.data: 8 bytes."""

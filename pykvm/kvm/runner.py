@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
+from pykvm.host.threads import run_on, show_thread_name, start
 from pykvm.kvm.exits import Exit, Interrupted
 from pykvm.kvm.vcpu import Vcpu
-from pykvm.threads import run_on, show_thread_name, start
 
 Handler = Callable[[Exit], object | None]
 """Handles one exit in the vCPU's thread. None: go on. Anything else ends the

@@ -8,7 +8,7 @@ from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.descriptor import Descriptor
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.native import ffi
-from pykvm.typed import TYPE_CHECKING, Any
+from pykvm.lean.typing_names import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.kvm.structs import Regs, Sregs, VcpuEvents

@@ -16,7 +16,7 @@ from pykvm.kvm.descriptor import Descriptor
 from pykvm.kvm.errors import KvmError, KvmUnavailable
 from pykvm.kvm.native import ffi
 from pykvm.kvm.vm import Vm
-from pykvm.typed import Self
+from pykvm.lean.typing_names import Self
 
 _MAX_CPUID_ENTRIES = 256
 

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pykvm.cache import cache_folder
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.system import Kvm
-from pykvm.records import record
-from pykvm.typed import Final
+from pykvm.lean.records import record
+from pykvm.lean.typing_names import Final
 
 SLOW_MIPS: Final = 30.0
 """Below this, CPL 0 is emulated: emulation was seen to manage 4, any processor has hundreds."""

@@ -10,7 +10,7 @@ from pykvm.kvm.exits import INTERRUPTED, Exit, decode
 from pykvm.kvm.native import ffi, libc
 from pykvm.kvm.run_page import RunPage
 from pykvm.kvm.state import VcpuState
-from pykvm.typed import TYPE_CHECKING, Any
+from pykvm.lean.typing_names import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.kvm.structs import Regs, Sregs, VcpuEvents

@@ -7,10 +7,10 @@
 Nothing is global: any number of machines may live in one process.
 """
 
+from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.machine import Machine
 from pykvm.machine.run_state import RunState
-from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.machine.disks import Disk, DiskConfig, IoStatus

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pykvm.errors import UsageError, reason_of
-from pykvm.records import record
+from pykvm.lean.records import record
 
 FORMAT = 1
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from enum import Enum
 
 from pykvm import forms
-from pykvm.records import record
-from pykvm.typed import TYPE_CHECKING, Final
+from pykvm.lean.records import record
+from pykvm.lean.typing_names import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.vcpu import Vcpu
-from pykvm.records import replace
+from pykvm.lean.records import replace
 from pykvm.x86.cpu import DescriptorTable, EntryState, Segment
 
 _HTT = 1 << 28

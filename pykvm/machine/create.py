@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from types import MappingProxyType
 
 from pykvm.errors import UsageError
+from pykvm.host.threads import cpu_list, usable_cpus
 from pykvm.kvm import constants as c
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.system import Kvm
 from pykvm.kvm.vm import Vm
+from pykvm.lean.records import replace
+from pykvm.lean.typing_names import Final
 from pykvm.machine.config import MachineConfig
 from pykvm.memory import GuestMemory, Region
 from pykvm.memory.guest import HOLE_END
 from pykvm.pci.host import MAX_DEVICES
-from pykvm.records import replace
-from pykvm.threads import cpu_list, usable_cpus
-from pykvm.typed import Final
 from pykvm.x86.mptable import MAX_CPUS
 
 KVM_IDENTITY_MAP = 0xFFFB_C000

@@ -14,8 +14,8 @@ from pykvm.devices.virtio_blk import (
 from pykvm.devices.virtio_blk.options import limits_of
 from pykvm.forms import Form, adapt, flag, member, path, refused
 from pykvm.forms import size as bytes_of
+from pykvm.lean.records import record
 from pykvm.names import name_fields
-from pykvm.records import record
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from pykvm.host.threads import start
+from pykvm.lean.typing_names import TYPE_CHECKING, Final
 from pykvm.platform.outcome import Outcome
-from pykvm.threads import start
-from pykvm.typed import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk import IoError

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from pykvm.errors import UsageError
+from pykvm.lean.records import record
+from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.machine.config import DEFAULT_MEMORY, ConsoleMode, MachineConfig
-from pykvm.records import record
-from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,6 +14,7 @@ from pykvm.kvm.system import Kvm
 from pykvm.kvm.traits import HostTraits, host_traits
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.kvm.vm import Vm
+from pykvm.lean.typing_names import TYPE_CHECKING, Any, Self
 from pykvm.machine.board import Board
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.cpu import apply_entry
@@ -36,7 +37,6 @@ from pykvm.machine.timings import Timings
 from pykvm.machine.tracing import disk_trace, open_trace
 from pykvm.memory import GuestMemory, Ram
 from pykvm.platform.outcome import Outcome, OutcomeKind
-from pykvm.typed import TYPE_CHECKING, Any, Self
 from pykvm.x86.loader import load_kernel
 
 if TYPE_CHECKING:

@@ -30,10 +30,10 @@ from enum import Enum
 from queue import Empty, SimpleQueue
 from time import monotonic
 
+from pykvm.host.threads import start
+from pykvm.lean.typing_names import Final, Protocol
 from pykvm.machine.events import Event, Resume, Stop
 from pykvm.platform.outcome import Outcome, OutcomeKind
-from pykvm.threads import start
-from pykvm.typed import Final, Protocol
 
 LOOK_SECONDS: Final = 0.05
 """How often somebody looks whether a vCPU that is busy has become idle, or whether the run has

@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 
-from pykvm.typed import TYPE_CHECKING
+from pykvm.lean.typing_names import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk import Image

@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 
 from pykvm.errors import UsageError
-from pykvm.limits import advice
+from pykvm.host.limits import advice
 from pykvm.memory.large_pages import LARGE_PAGE, has_large_pages
 from pykvm.memory.ram import Ram, Region
 

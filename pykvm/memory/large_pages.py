@@ -8,7 +8,7 @@ overrule both for each size of page, in folders beside them, which few do
 (Documentation/admin-guide/mm/transhuge.rst).
 """
 
-from pykvm.typed import Final
+from pykvm.lean.typing_names import Final
 
 LARGE_PAGE: Final = 2 << 20
 """Bytes; also what the addresses of a mapping have to be multiples of."""

@@ -8,7 +8,7 @@ pass, and it answers -1 for anything that does not lie within one region.
 
 from collections.abc import Sequence
 
-from pykvm.records import record
+from pykvm.lean.records import record
 
 
 class GuestAddressError(LookupError):

@@ -4,7 +4,7 @@ The PCI code knows nothing of KVM: the machine implements these protocols
 with irqfds, GSI routes and ioeventfds, and tests implement them with lists.
 """
 
-from pykvm.typed import Protocol
+from pykvm.lean.typing_names import Protocol
 
 
 class MsiVector(Protocol):

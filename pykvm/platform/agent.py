@@ -31,8 +31,8 @@ from enum import Enum, IntEnum, auto
 from typing import Protocol
 
 from pykvm.errors import UsageError
+from pykvm.lean.records import record
 from pykvm.platform.outcome import printable
-from pykvm.records import record
 
 PROTOCOL_VERSION = 1
 MAX_PAYLOAD = 4096

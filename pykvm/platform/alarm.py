@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from pykvm.threads import start
+from pykvm.host.threads import start
 
 
 class Alarm:

@@ -23,7 +23,7 @@ on the console, which :class:`ConsoleWatch` keeps; it counts only then.
 import signal
 from enum import Enum, auto
 
-from pykvm.records import record
+from pykvm.lean.records import record
 
 PANIC_TEXT = b"Kernel panic - not syncing"
 """What Linux prints first when it panics (kernel/panic.c)."""

@@ -15,8 +15,8 @@ from pykvm.devices.virtio_blk.engines.transfer import IOV_MAX
 from pykvm.devices.virtio_blk.image.file import Image
 from pykvm.devices.virtio_blk.serving.io_thread_group import Halt, IoThreads
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
+from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
-from pykvm.watch import Watch
 
 
 class InlineThreads(IoThreads):

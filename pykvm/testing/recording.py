@@ -20,8 +20,8 @@ from pykvm.devices.virtio_blk.constants import (
     SECTOR_SIZE,
 )
 from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
-from pykvm.watch import Watch
 
 
 @dataclass(frozen=True, slots=True)

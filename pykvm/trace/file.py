@@ -16,8 +16,8 @@ from typing import Self
 
 from pykvm import __version__
 from pykvm.errors import reason_of
+from pykvm.host.threads import show_thread_name
 from pykvm.outputs import Outputs
-from pykvm.threads import show_thread_name
 from pykvm.trace.events import BEGIN, DEVICE, END, FRAME, Fields, matching
 from pykvm.trace.formats import Chrome, Format, JsonLines
 from pykvm.trace.options import TraceFormat, TraceOptions

@@ -4,8 +4,8 @@ from enum import Enum
 from pathlib import Path
 
 from pykvm.forms import Form, adapt, member, path, text
-from pykvm.records import record
-from pykvm.typed import Final
+from pykvm.lean.records import record
+from pykvm.lean.typing_names import Final
 
 
 class TraceFormat(Enum):

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Final, NamedTuple
 
-from pykvm.axes import Axis, linear_axis, short
 from pykvm.errors import UsageError
+from pykvm.svg.axes import Axis, linear_axis, short
 from pykvm.trace import events
 from pykvm.trace.reader import Event, printable
 

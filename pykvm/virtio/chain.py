@@ -6,7 +6,7 @@ each gets stand at the head of that file and of those of the two formats.
 
 from typing import Final
 
-from pykvm.native import Longs, zeros
+from pykvm.hot.words import Longs, zeros
 
 CHAIN_OK = 0
 CHAIN_BAD_ORDER = 1

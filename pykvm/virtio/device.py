@@ -28,8 +28,8 @@ Who calls what, and from where::
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from pykvm.lean.records import record
 from pykvm.memory.ram import Ram
-from pykvm.records import record
 from pykvm.virtio.queue import Virtqueue
 
 

@@ -25,8 +25,9 @@ structure (§2.8.10) is another: read once, and written at once.
 
 from collections.abc import Callable
 
+from pykvm.hot.word_watch import Watch
+from pykvm.hot.words import LOW_32, U64, Longs, Words64, longs
 from pykvm.memory.ram import Ram
-from pykvm.native import LOW_32, U64, Longs, Words64, longs
 from pykvm.virtio.chain import CHAIN_BAD_INDIRECT, DescriptorChain
 from pykvm.virtio.constants import (
     RING_EVENT_FLAGS_DESC,
@@ -42,7 +43,6 @@ from pykvm.virtio.constants import (
 )
 from pykvm.virtio.geometry import packed_ring_error
 from pykvm.virtio.queue import BROKEN, EMPTY, Virtqueue, no_fence, unaligned_table
-from pykvm.watch import Watch
 
 WRAP = 1 << 15
 """Where a wrap counter is beside a position, in event suppression and in saved states."""

@@ -53,9 +53,10 @@ what ``fence`` is for, see :mod:`pykvm.virtio.fence`.
 from collections import deque
 from collections.abc import Callable
 
-from pykvm import interpreted as cython
+from pykvm.hot import cython_stub as cython
+from pykvm.hot.word_watch import Watch
+from pykvm.hot.words import U64, Bytes, Words16, Words32, Words64
 from pykvm.memory.ram import Ram
-from pykvm.native import U64, Bytes, Words16, Words32, Words64
 from pykvm.virtio.chain import MAX_CHAIN_BYTES, DescriptorChain
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
@@ -63,7 +64,6 @@ from pykvm.virtio.constants import (
     VIRTIO_F_INDIRECT_DESC,
     VIRTQ_DESC_SIZE,
 )
-from pykvm.watch import Watch
 
 if cython.compiled:
     from cython.cimports.c_calls import full_fence

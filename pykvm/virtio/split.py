@@ -16,8 +16,9 @@ an indirect table in an indirect table               CHAIN_BAD_INDIRECT    ends 
 
 from collections.abc import Callable
 
+from pykvm.hot.word_watch import Watch
+from pykvm.hot.words import LOW_32, U64, Words64
 from pykvm.memory.ram import Ram
-from pykvm.native import LOW_32, U64, Words64
 from pykvm.virtio.chain import (
     CHAIN_BAD_INDIRECT,
     CHAIN_BAD_NEXT,
@@ -37,7 +38,6 @@ from pykvm.virtio.constants import (
 )
 from pykvm.virtio.geometry import ring_error
 from pykvm.virtio.queue import BROKEN, EMPTY, Virtqueue, no_fence, unaligned_table
-from pykvm.watch import Watch
 
 
 class SplitQueue(Virtqueue):

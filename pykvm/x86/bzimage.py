@@ -7,7 +7,7 @@ Header"). Nothing of the image's own code runs: see :mod:`pykvm.x86.payload`.
 import struct
 
 from pykvm.errors import UsageError
-from pykvm.records import record
+from pykvm.lean.records import record
 from pykvm.x86.source import Source
 
 SETUP_HEADER = 0x1F1

@@ -8,8 +8,8 @@ import struct
 from array import array
 from collections.abc import Mapping
 
+from pykvm.lean.records import record
 from pykvm.memory import Ram
-from pykvm.records import record
 from pykvm.x86 import layout
 
 CR0_PE = 1 << 0

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 
 from pykvm.errors import UsageError
-from pykvm.records import record
+from pykvm.lean.records import record
 from pykvm.x86.source import Source
 
 ELFCLASS32, ELFCLASS64 = 1, 2

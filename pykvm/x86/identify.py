@@ -4,7 +4,7 @@ Only for messages: a file that is what it should be never comes here.
 """
 
 from pykvm.errors import UsageError
-from pykvm.records import record
+from pykvm.lean.records import record
 from pykvm.x86.payload import compression, peek
 from pykvm.x86.source import Source
 

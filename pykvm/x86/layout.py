@@ -7,8 +7,8 @@ and has copied everything it needs before it uses them.
 
 from collections.abc import Iterable
 
+from pykvm.lean.records import record
 from pykvm.memory import Region
-from pykvm.records import record
 
 MIB = 1 << 20
 PAGE = 4096

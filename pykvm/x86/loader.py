@@ -18,9 +18,9 @@ import os
 from collections.abc import Callable
 
 from pykvm.errors import UsageError
+from pykvm.lean.records import record
 from pykvm.memory import Ram
 from pykvm.memory.guest import HOLE_START
-from pykvm.records import record
 from pykvm.x86 import bootparams, layout, mptable, pvh
 from pykvm.x86.bzimage import BzImage, is_bzimage, parse_bzimage
 from pykvm.x86.cpu import EntryState, long_mode_entry, pvh_entry

@@ -8,7 +8,7 @@ import os
 import stat
 
 from pykvm.errors import UsageError, reason_of
-from pykvm.typed import Self
+from pykvm.lean.typing_names import Self
 
 MAX_PIPE = 1 << 30
 """Bytes read from a pipe at most."""

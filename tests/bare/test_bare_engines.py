@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pykvm import io_uring
 from pykvm.devices.virtio_blk import CacheMode, EngineKind, ErrorPolicy
 from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.errors import UsageError
+from pykvm.host import io_uring
 from pykvm.machine import DiskConfig
 from pykvm.testing.bare import BlockDriver, BlockRequest, Script
 from pykvm.testing.bare.run import run_script

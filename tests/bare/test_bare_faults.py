@@ -10,10 +10,10 @@ from patience import patience
 
 from pykvm.devices.virtio_blk import Engine, EngineFactory, ErrorPolicy, Image, SyncEngine
 from pykvm.devices.virtio_blk.layers.faults import Access, Effect, Fault, FaultPlan
+from pykvm.lean.records import replace
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.machine.events import BlockIoError, Event, Resume, Shutdown, Stop
 from pykvm.memory import Ram
-from pykvm.records import replace
 from pykvm.testing.bare import BlockDriver, BlockRequest, Script
 from pykvm.testing.bare.build import build_bare_guest
 from pykvm.testing.bare.layout import MEMORY_NEEDED

@@ -11,10 +11,10 @@ from patience import PATIENCE
 
 from pykvm.devices.virtio_blk import ErrorAction, ErrorPolicy
 from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
+from pykvm.lean.records import replace
 from pykvm.machine import DiskConfig, IoStatus, Machine, RunState
 from pykvm.machine.events import BlockIoError, Resume, Shutdown, Stop
 from pykvm.platform.outcome import OutcomeKind
-from pykvm.records import replace
 from pykvm.testing.bare import BlockDriver, BlockRequest, Results, Script
 
 pytestmark = pytest.mark.kvm

@@ -12,13 +12,13 @@ from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_F_MQ, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.errors import UsageError
+from pykvm.host.threads import usable_cpus
+from pykvm.lean.records import replace
 from pykvm.machine import DiskConfig, Machine, MachineConfig
-from pykvm.records import replace
 from pykvm.testing.bare import BlockDriver, BlockRequest, Results, Script, WaitMode
 from pykvm.testing.bare.block import DEFAULT_FEATURES
 from pykvm.testing.bare.build import build_bare_guest
 from pykvm.testing.bare.run import run_script
-from pykvm.threads import usable_cpus
 
 pytestmark = pytest.mark.kvm
 

@@ -9,10 +9,10 @@ from patience import PATIENCE, until
 
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
+from pykvm.lean.records import replace
 from pykvm.machine import DiskConfig, Machine
 from pykvm.machine.events import Event, Stop
 from pykvm.platform.outcome import Outcome, OutcomeKind
-from pykvm.records import replace
 from pykvm.testing.bare import BlockDriver, BlockRequest, Results, Script
 from pykvm.testing.bare.block import UNTOUCHED, Batch
 

@@ -20,8 +20,8 @@ from patience import PATIENCE
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
+from pykvm.lean.records import replace
 from pykvm.machine import DiskConfig
-from pykvm.records import replace
 from pykvm.testing.bare import (
     BlockDriver,
     BlockRequest,

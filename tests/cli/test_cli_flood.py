@@ -11,9 +11,9 @@ from monitor_clients import Raw, served, with_disk
 from patience import PATIENCE, until
 from run_on_terminal import Terminal
 
+from pykvm.lean.records import replace
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.platform.outcome import OutcomeKind
-from pykvm.records import replace
 from pykvm.testing.bare import BlockDriver, Script
 
 pytestmark = pytest.mark.kvm

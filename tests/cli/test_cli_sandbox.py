@@ -13,7 +13,7 @@ from sandbox_attempts import prepare
 from pykvm.cli.main import main
 from pykvm.cli.sandbox import landlock, seccomp
 from pykvm.errors import HostError
-from pykvm.io_uring import problem as io_uring_problem
+from pykvm.host.io_uring import problem as io_uring_problem
 from pykvm.testing.bare import BlockDriver, BlockRequest, Script
 
 
@@ -64,7 +64,7 @@ def confine(*arguments, confine=boot._confine):
     held = confine(*arguments)
     known = set(sys.modules)
     atexit.register(lambda: os.write(2, f"later: {sorted(set(sys.modules) - known)}".encode()))
-    os.write(2, b"rings, " if "pykvm.io_uring" in known else b"no rings, ")
+    os.write(2, b"rings, " if "pykvm.host.io_uring" in known else b"no rings, ")
     return held
 boot._confine = confine
 """

@@ -12,7 +12,7 @@ from pykvm.kvm.exits import Exit, InternalError, IoExit, Shutdown
 from pykvm.kvm.probe import _code, _steps, probe
 from pykvm.kvm.system import Kvm
 from pykvm.kvm.traits import HostTraits
-from pykvm.records import replace
+from pykvm.lean.records import replace
 
 OUT: Any = IoExit(True, 0x80, 1, 1, b"\0", None, 0)  # type: ignore[arg-type]
 REFUSED = InternalError(1, b"\x9b\xe6\x80", ())

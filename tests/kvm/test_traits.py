@@ -10,7 +10,7 @@ from pykvm.kvm import traits
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.system import Kvm
 from pykvm.kvm.traits import HostTraits, host_traits, traits_file
-from pykvm.records import replace
+from pykvm.lean.records import replace
 
 pytestmark = pytest.mark.kvm
 

@@ -33,9 +33,9 @@ from pykvm.devices.virtio_blk.constants import (
 )
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.options import IoError
+from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
 from pykvm.testing.mock_transport import MockTransport
-from pykvm.watch import Watch
 
 SECTORS = 256
 

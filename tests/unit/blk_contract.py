@@ -17,7 +17,7 @@ from pykvm.devices.virtio_blk.core.planner import Planner
 from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.core.scheduler import Schedule
 from pykvm.devices.virtio_blk.options import ErrorAction, MergePolicy
-from pykvm.native import longs
+from pykvm.hot.words import longs
 
 STOP = ErrorAction.STOP
 REQUESTS = 32

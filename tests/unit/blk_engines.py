@@ -7,12 +7,12 @@ import pytest
 from blk_operations import readable
 from patience import PATIENCE
 
-from pykvm import io_uring
 from pykvm.devices.virtio_blk import Engine, EngineFactory, Image, SyncEngine
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.engines.thread_pool import ThreadsEngine
 from pykvm.devices.virtio_blk.engines.uring import IoUringEngine
 from pykvm.devices.virtio_blk.layers.faults import FaultPlan
+from pykvm.host import io_uring
 from pykvm.memory.guest import GuestMemory
 from pykvm.memory.ram import Ram
 

@@ -13,8 +13,8 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
-from pykvm.watch import Watch
 
 
 def operation(kind: int, offset: int = 0, segments: Sequence[tuple[int, int]] = ()) -> Operation:

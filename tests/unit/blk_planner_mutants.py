@@ -8,7 +8,7 @@ from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.core.planner import Limits, Planner
 from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.options import MergePolicy
-from pykvm.native import longs
+from pykvm.hot.words import longs
 
 
 def runs_where(

@@ -9,13 +9,13 @@ from hypothesis import example as with_example
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.axes import linear_axis, log_axis, short
 from pykvm.bench.chart import chart_of
 from pykvm.bench.compare import rows
 from pykvm.bench.process import Ram
 from pykvm.bench.sample import Run
 from pykvm.bench.table import align, cost_of, number, tables, whole
 from pykvm.bench.workload import EXITS, Shapes, Workload, parse_workloads
+from pykvm.svg.axes import linear_axis, log_axis, short
 
 SVG = "{http://www.w3.org/2000/svg}"
 values = st.lists(st.floats(1e-2, 1e8), min_size=1, max_size=30)

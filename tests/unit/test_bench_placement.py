@@ -18,11 +18,11 @@ from pykvm.bench.tool import Job, Placement
 from pykvm.bench.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
-from pykvm.threads import usable_cpus
+from pykvm.host.threads import usable_cpus
 
 THREADS = """
 import threading, time
-from pykvm.threads import show_thread_name
+from pykvm.host.threads import show_thread_name
 
 def live(name):
     show_thread_name(name)

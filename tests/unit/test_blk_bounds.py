@@ -15,8 +15,8 @@ from pykvm.devices.virtio_blk.core.planner import SPARE, Limits, Planner
 from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.core.scheduler import Schedule
 from pykvm.devices.virtio_blk.options import ErrorAction, MergePolicy
+from pykvm.hot.words import longs
 from pykvm.memory.ram import Ram
-from pykvm.native import longs
 from pykvm.testing.inline import InlineThreads
 from pykvm.testing.mock_driver import Buffer
 from pykvm.virtio.chain import ROOM_KEPT

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from patience import patience
 
-from pykvm import io_uring
 from pykvm.devices.virtio_blk import DiskOptions, EngineKind, Image, VirtioBlk, choose
 from pykvm.devices.virtio_blk.serving.contention import (
     ATTEMPT_NS,
@@ -25,9 +24,10 @@ from pykvm.devices.virtio_blk.serving.contention import (
     WINDOW_NS,
     Contention,
 )
+from pykvm.host import io_uring
+from pykvm.hot.word_watch import Watch
 from pykvm.testing.mock_transport import MockTransport
 from pykvm.virtio.queue import COMPILED
-from pykvm.watch import Watch
 
 START = 1_000_000_000_000
 

@@ -13,8 +13,8 @@ from patience import ends, goes_on, in_thread, patience
 
 from pykvm.devices.virtio_blk import Image, SyncEngine
 from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
-from pykvm.watch import Watch
 
 
 class SlowEngine:

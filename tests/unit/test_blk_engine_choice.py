@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from blk_host import require_direct
 
-from pykvm import io_uring
 from pykvm.devices.virtio_blk import CacheMode, EngineKind, Image, SyncEngine, choose
 from pykvm.devices.virtio_blk.engines.thread_pool import ThreadsEngine
 from pykvm.errors import HostError, UsageError
+from pykvm.host import io_uring
 from pykvm.memory.ram import Ram
 
 CACHED = [mode for mode in CacheMode if not mode.direct]

@@ -33,8 +33,8 @@ from pykvm.devices.virtio_blk.constants import (
 )
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.image import host_limits
+from pykvm.hot.words import longs
 from pykvm.memory.ram import Ram
-from pykvm.native import longs
 
 IN, OUT, FLUSH = VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_FLUSH
 SIZE = 1 << 20

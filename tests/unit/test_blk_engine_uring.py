@@ -14,7 +14,6 @@ from blk_host import require_direct
 from blk_operations import flush, operation, over, read, readable, write
 from blk_ranges import DISCARD, ZEROES
 
-from pykvm import io_uring
 from pykvm.devices.virtio_blk import CacheMode, Image
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.core.operation import Operation
@@ -22,7 +21,8 @@ from pykvm.devices.virtio_blk.engines import thread_pool
 from pykvm.devices.virtio_blk.engines.base import SyncEngine
 from pykvm.devices.virtio_blk.engines.uring import IoUringEngine
 from pykvm.devices.virtio_blk.image.allocation import Allocation
-from pykvm.io_uring import (
+from pykvm.host import io_uring
+from pykvm.host.io_uring import (
     IORING_FSYNC_DATASYNC,
     IORING_OP_FALLOCATE,
     IORING_OP_FSYNC,

@@ -10,7 +10,7 @@ import pytest
 from blk_host import filesystem, loop_device, overlay_of, require_direct
 from blk_image import refusal
 
-import pykvm.libc
+import pykvm.host.libc
 from pykvm.devices.virtio_blk import CacheMode, Image
 from pykvm.devices.virtio_blk.image import host_limits
 
@@ -193,4 +193,4 @@ def state(
         struct.pack_into("I", answer, 0xB4, reading)
         return 0
 
-    monkeypatch.setattr(pykvm.libc, "system_call", system_call)
+    monkeypatch.setattr(pykvm.host.libc, "system_call", system_call)

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm import io_uring
 from pykvm.devices.virtio_blk import DiskOptions, EngineKind, Image, VirtioBlk, choose
 from pykvm.devices.virtio_blk.serving.poll_time import FIRST_NS, AdaptivePolling
 from pykvm.errors import UsageError
+from pykvm.host import io_uring
+from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
 from pykvm.testing.mock_driver import MockDriver
 from pykvm.testing.mock_packed import PackedDriver
 from pykvm.testing.mock_transport import MockTransport
-from pykvm.watch import Watch
 
 SECOND = 1_000_000_000
 

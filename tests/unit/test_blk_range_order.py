@@ -20,7 +20,7 @@ from pykvm.devices.virtio_blk.core.ordering import Unfinished, order
 from pykvm.devices.virtio_blk.core.planner import Limits, Planner
 from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.layers.faults import Access, Fault, FaultPlan
-from pykvm.native import longs
+from pykvm.hot.words import longs
 
 OK = VIRTIO_BLK_S_OK
 EVERY_POLICY = pytest.mark.parametrize("policy", list(MergePolicy))

@@ -10,7 +10,7 @@ TESTS = forms.TESTS
 
 def test_every_compiled_module_is_known():
     names = {path.name for path in forms.compiled_modules()}
-    assert {"split.py", "request.py", "planner.py", "io_uring.py", "watch.py"} <= names
+    assert {"split.py", "request.py", "planner.py", "io_uring.py", "word_watch.py"} <= names
     assert all(path.is_file() for path in forms.compiled_modules())
 
 

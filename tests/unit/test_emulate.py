@@ -23,7 +23,7 @@ from pykvm.kvm.emulate import (
     emulate,
     no_operation_length,
 )
-from pykvm.records import replace
+from pykvm.lean.records import replace
 
 MASK64 = (1 << 64) - 1
 RIP = 0xFFFF_FFFF_8100_0000

@@ -14,10 +14,10 @@ from pykvm.devices.virtio_blk.layers.faults import Effect, Fault, FaultPlan
 from pykvm.devices.virtio_blk.options import DiscardMode, ErrorPolicy, MergePolicy
 from pykvm.errors import UsageError
 from pykvm.forms import shown
+from pykvm.lean.records import replace
 from pykvm.machine import ConsoleMode, DiskConfig, MachineConfig
 from pykvm.machine import config as machine_config
 from pykvm.machine import disks as machine_disks
-from pykvm.records import replace
 from pykvm.trace import TraceFormat, TraceOptions
 
 MIB = 1 << 20

@@ -29,8 +29,8 @@ from pykvm.devices.virtio_blk import (
     SyncEngine,
 )
 from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
-from pykvm.watch import Watch
 
 
 class SeededFaults:

@@ -4,8 +4,8 @@ import pytest
 from blk_engines import PATIENCE_MS
 from blk_operations import readable
 
-from pykvm import io_uring
-from pykvm.io_uring import Ring
+from pykvm.host import io_uring
+from pykvm.host.io_uring import Ring
 
 NOP = 0
 PROBLEM = io_uring.problem()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.libc import _abi, abi_build, keep_library, system_call
+from pykvm.host.libc import _abi, abi_build, keep_library, system_call
 
 NR_GETPID = 39
 NR_WRITE = 1

@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from pykvm.errors import HostError
-from pykvm.limits import advice, thread_advice
-from pykvm.threads import start
+from pykvm.host.limits import advice, thread_advice
+from pykvm.host.threads import start
 
 NONE = resource.RLIM_INFINITY
 

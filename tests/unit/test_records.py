@@ -2,7 +2,7 @@
 
 import pytest
 
-from pykvm.records import keyword_record, record, replace
+from pykvm.lean.records import keyword_record, record, replace
 
 
 @record

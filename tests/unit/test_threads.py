@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.cli.values import parse_cpus
-from pykvm.threads import MAX_CPUS, cpu_list, run_on, show_thread_name, usable_cpus
+from pykvm.host.threads import MAX_CPUS, cpu_list, run_on, show_thread_name, usable_cpus
 
 
 def visible_after(name: str) -> str:

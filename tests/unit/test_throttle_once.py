@@ -23,7 +23,7 @@ from pykvm.devices.virtio_blk.core.scheduler import Schedule
 from pykvm.devices.virtio_blk.core.throttle import Throttle
 from pykvm.devices.virtio_blk.options import ErrorAction, MergePolicy
 from pykvm.devices.virtio_blk.rates import RateLimits
-from pykvm.native import longs
+from pykvm.hot.words import longs
 
 SECOND = 1_000_000_000
 MOST = 64

@@ -23,7 +23,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.devices.virtio_blk.core.request import Request
-from pykvm.records import record
+from pykvm.lean.records import record
 
 Runs = list[Sequence[Request]]
 

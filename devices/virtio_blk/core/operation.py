@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN
 from pykvm.devices.virtio_blk.core.request import Request
-from pykvm.native import Longs, longs, zeros
+from pykvm.hot.words import Longs, longs, zeros
 
 _NONE = longs(())
 

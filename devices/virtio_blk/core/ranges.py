@@ -10,7 +10,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_S_UNSUPP,
     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 )
-from pykvm.native import Longs, longs
+from pykvm.hot.words import Longs, longs
 
 MAX_RANGES: Final = 32
 """``max_discard_seg`` and ``max_write_zeroes_seg``: all of a request's are planned at once."""

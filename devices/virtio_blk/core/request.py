@@ -68,8 +68,8 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_WRITE_ZEROES,
 )
 from pykvm.devices.virtio_blk.core.ranges import MAX_RANGES, RANGE_SIZE, read_ranges
+from pykvm.hot.words import U64, Bytes, Longs, Words32, Words64, longs
 from pykvm.memory.ram import Ram
-from pykvm.native import U64, Bytes, Longs, Words32, Words64, longs
 from pykvm.virtio.chain import DescriptorChain
 
 TYPE_UNREADABLE = -1

@@ -41,7 +41,7 @@ from pykvm.devices.virtio_blk.core.ordering import Unfinished, extent, order
 from pykvm.devices.virtio_blk.core.planner import Planner
 from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.options import ErrorAction
-from pykvm.native import U64
+from pykvm.hot.words import U64
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.core.observer import Observer

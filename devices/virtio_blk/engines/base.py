@@ -18,9 +18,9 @@ from pykvm.devices.virtio_blk.engines.direct import DirectIo
 from pykvm.devices.virtio_blk.engines.discard import RangeIo
 from pykvm.devices.virtio_blk.engines.transfer import transfer
 from pykvm.devices.virtio_blk.image.file import Image
+from pykvm.hot.word_watch import Watch
+from pykvm.hot.words import NO_BYTES, Bytes
 from pykvm.memory.ram import Ram
-from pykvm.native import NO_BYTES, Bytes
-from pykvm.watch import Watch
 
 
 class Engine(Protocol):

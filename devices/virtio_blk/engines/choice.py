@@ -32,7 +32,7 @@ def choose(image: Image, wanted: EngineKind | EngineFactory) -> EngineChoice:
     if not image.cache.direct:
         return EngineChoice(SyncEngine, f"sync, for {cache} uses the host's page cache")
     direct = f"{cache} goes past the host's page cache"
-    from pykvm import io_uring
+    from pykvm.host import io_uring
 
     if problem := io_uring.problem():
         return EngineChoice(_threads(), f"threads, for {direct}, and {problem}")
@@ -44,7 +44,7 @@ def _factory(kind: EngineKind) -> EngineFactory:
         return SyncEngine
     if kind is EngineKind.THREADS:
         return _threads()
-    from pykvm import io_uring
+    from pykvm.host import io_uring
 
     if problem := io_uring.problem():
         raise UsageError(problem, "give the disk engine=auto or engine=threads")

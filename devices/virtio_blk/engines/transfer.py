@@ -8,8 +8,8 @@ released meanwhile, as the standard library does.
 import errno
 import os
 
-from pykvm import interpreted as cython
-from pykvm.native import Bytes, Longs
+from pykvm.hot import cython_stub as cython
+from pykvm.hot.words import Bytes, Longs
 
 if cython.compiled:
     from cython.cimports.libc import errno as c_errno

@@ -46,7 +46,7 @@ from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.engines.thread_pool import ThreadsEngine
 from pykvm.devices.virtio_blk.image.allocation import REFUSALS
 from pykvm.devices.virtio_blk.image.file import Image
-from pykvm.io_uring import (
+from pykvm.host.io_uring import (
     IORING_FSYNC_DATASYNC,
     IORING_OP_FALLOCATE,
     IORING_OP_FSYNC,
@@ -58,10 +58,10 @@ from pykvm.io_uring import (
     RWF_DSYNC,
     Ring,
 )
+from pykvm.hot.word_watch import Watch
+from pykvm.hot.words import NO_BYTES, U64, Bytes, Words64
 from pykvm.memory.guest import address_of
 from pykvm.memory.ram import Ram
-from pykvm.native import NO_BYTES, U64, Bytes, Words64
-from pykvm.watch import Watch
 
 ENTRIES: Final = 256
 """Operations in the ring at once; others wait. No more are needed for any disk's full speed."""

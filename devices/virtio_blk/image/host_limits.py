@@ -126,7 +126,7 @@ def _told_alignment(fd: int) -> DirectAlignment | None:
     too, but not straight. So that is what the disk goes by.
     """
     # For cache modes with O_DIRECT only: not at the top.
-    from pykvm.libc import system_call
+    from pykvm.host.libc import system_call
 
     answer = bytearray(_STATX_SIZE)
     try:

@@ -27,10 +27,10 @@ from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory, SyncEng
 from pykvm.devices.virtio_blk.image.file import Image
 from pykvm.devices.virtio_blk.layers.fault_file import parse_faults
 from pykvm.devices.virtio_blk.layers.fault_rules import Access, Effect, Fault, FaultRule, FaultRules
-from pykvm.devices.virtio_blk.timer import Timer
 from pykvm.errors import UsageError
+from pykvm.host.timerfd import Timer
+from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
-from pykvm.watch import Watch
 
 __all__ = ["Access", "Effect", "Fault", "FaultEngine", "FaultPlan", "FaultRule"]
 

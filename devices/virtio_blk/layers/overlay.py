@@ -39,8 +39,8 @@ from pykvm.devices.virtio_blk.layers.sector_map import SectorMap
 from pykvm.devices.virtio_blk.layers.temporary import folder, temporary_files
 from pykvm.devices.virtio_blk.options import CacheMode, ImageFormat, Locking
 from pykvm.errors import UsageError, reason_of
+from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
-from pykvm.watch import Watch
 
 MOST_PARTS: Final = 64
 """A read in more parts comes back short: a guest decides how many there are."""

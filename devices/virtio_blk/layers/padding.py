@@ -9,8 +9,8 @@ from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory
 from pykvm.devices.virtio_blk.image.file import Image
+from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
-from pykvm.watch import Watch
 
 
 def padded(engine: EngineFactory) -> EngineFactory:

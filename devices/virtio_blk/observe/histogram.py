@@ -8,7 +8,7 @@ microsecond), and above (a minute) another.
 from itertools import pairwise
 from typing import Final
 
-from pykvm.native import Longs, longs
+from pykvm.hot.words import Longs, longs
 
 PARTS: Final = 8
 """Buckets from one power of 2 to the next."""

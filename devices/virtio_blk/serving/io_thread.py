@@ -30,7 +30,7 @@ from pykvm.devices.virtio_blk.serving.poll_loop import Rounds
 from pykvm.devices.virtio_blk.serving.poll_time import AdaptivePolling
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.errors import HostError, reason_of
-from pykvm.threads import cpu_list, run_on, show_thread_name, start
+from pykvm.host.threads import cpu_list, run_on, show_thread_name, start
 
 MOST_SECONDS = 3600.0
 """The longest sleep with an end: epoll takes no more than 24 days, and a rate limit may say so."""

@@ -3,7 +3,7 @@
 from typing import Final
 
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
-from pykvm.watch import Watch
+from pykvm.hot.word_watch import Watch
 
 ROUNDS: Final = 64
 """How often one queue is served between two looks at anything else, and several together: some

@@ -26,11 +26,11 @@ from pykvm.devices.virtio_blk.core.request import Request, RequestParser
 from pykvm.devices.virtio_blk.core.scheduler import Decide, Schedule
 from pykvm.devices.virtio_blk.engines.base import Engine
 from pykvm.devices.virtio_blk.observe.stats import Stats
+from pykvm.hot.word_watch import Watch
+from pykvm.hot.words import Bytes
 from pykvm.memory.ram import Ram
-from pykvm.native import Bytes
 from pykvm.virtio.chain import ROOM_KEPT, DescriptorChain
 from pykvm.virtio.queue import Virtqueue
-from pykvm.watch import Watch
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.core.throttle import Throttle

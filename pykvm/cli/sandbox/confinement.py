@@ -10,8 +10,8 @@ from contextlib import suppress
 from pykvm.cli.sandbox import landlock, seccomp
 from pykvm.cli.sandbox.rules import allowed
 from pykvm.errors import HostError, PykvmError
-from pykvm.libc import keep_library, prctl
-from pykvm.typed import TYPE_CHECKING
+from pykvm.host.libc import keep_library, prctl
+from pykvm.lean.typing_names import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,7 @@ def confine(*, socket: "Path | None" = None, insist: bool = False) -> Confinemen
         os.getpid(),
         monitor=socket is not None,
         # Imported for disks that may have a ring, and for no others.
-        rings="pykvm.io_uring" in sys.modules,
+        rings="pykvm.host.io_uring" in sys.modules,
     )
     steps: dict[str, Callable[[], None]] = {
         "limits": _limit_resources,

@@ -14,8 +14,8 @@ import os
 from struct import Struct
 
 from pykvm.errors import HostError
-from pykvm.libc import system_call
-from pykvm.typed import TYPE_CHECKING, Final
+from pykvm.host.libc import system_call
+from pykvm.lean.typing_names import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pathlib import Path

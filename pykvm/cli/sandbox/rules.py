@@ -8,8 +8,8 @@ bits only: nobody promises anything about the upper ones.
 
 from collections.abc import Iterator
 
-from pykvm.records import record
-from pykvm.typed import Final
+from pykvm.lean.records import record
+from pykvm.lean.typing_names import Final
 
 _INT: Final = 0xFFFF_FFFF
 _POINTER: Final = (1 << 64) - 1

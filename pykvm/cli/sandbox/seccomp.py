@@ -12,8 +12,8 @@ from contextlib import suppress
 
 from pykvm.cli.sandbox.rules import ABSENT, Rule
 from pykvm.errors import HostError
-from pykvm.libc import ffi, keep_library, system_call
-from pykvm.typed import Any, Final
+from pykvm.host.libc import ffi, keep_library, system_call
+from pykvm.lean.typing_names import Any, Final
 
 LIBRARY: Final = "libseccomp.so.2"
 _NR_SECCOMP: Final = 317

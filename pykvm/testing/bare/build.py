@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pykvm.cache import cache_folder
 from pykvm.errors import UsageError, reason_of
-from pykvm.limits import THREADS
+from pykvm.host.limits import THREADS
 
 SOURCES = Path(__file__).resolve().parents[3] / "guest" / "bare"
 """The sources in a checkout; a wheel has none."""

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pykvm.lean.records import replace
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.platform.outcome import Outcome
-from pykvm.records import replace
 from pykvm.testing.bare.build import build_bare_guest
 from pykvm.testing.bare.layout import MEMORY_NEEDED
 from pykvm.testing.bare.results import Results

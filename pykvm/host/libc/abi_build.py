@@ -1,6 +1,6 @@
 """The C functions that pykvm calls, and the generator of ``_abi.py``.
 
-``python -P pykvm/libc/abi_build.py`` writes ``_abi.py``, which is committed, as
+``python -P pykvm/host/libc/abi_build.py`` writes ``_abi.py``, which is committed, as
 ``pykvm/kvm/abi_build.py`` does for KVM's structures; ``tests/unit/test_libc.py``
 writes it again and compares.
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cffi import FFI
 
-MODULE = "pykvm.libc._abi"
+MODULE = "pykvm.host.libc._abi"
 
 LIBC = """
 long syscall(long number, long a, long b, long c, long d, long e, long f);

@@ -23,11 +23,11 @@ from pathlib import Path
 from struct import Struct, unpack_from
 from typing import Final
 
-from pykvm import interpreted as cython
 from pykvm.errors import HostError
-from pykvm.libc import ffi, libc, system_call
-from pykvm.native import U64, Words16, Words32, Words64
-from pykvm.watch import Watch
+from pykvm.host.libc import ffi, libc, system_call
+from pykvm.hot import cython_stub as cython
+from pykvm.hot.word_watch import Watch
+from pykvm.hot.words import U64, Words16, Words32, Words64
 
 if cython.compiled:
     from cython.cimports.c_calls import syscall

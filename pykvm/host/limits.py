@@ -2,7 +2,7 @@
 
 import errno
 
-from pykvm.typed import Final
+from pykvm.lean.typing_names import Final
 
 THREADS: Final = "raise the limit of processes and threads (ulimit -u, or pids.max of the cgroup)"
 FILES: Final = "raise the limit of open files (ulimit -n)"

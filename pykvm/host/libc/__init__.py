@@ -5,8 +5,8 @@ Calls release the GIL. Typed as Any because C is unknown to mypy.
 
 import os
 
-from pykvm.libc import _abi
-from pykvm.typed import Any, Final
+from pykvm.host.libc import _abi
+from pykvm.lean.typing_names import Any, Final
 
 ffi: Any = _abi.ffi
 libc: Any = ffi.dlopen(None)

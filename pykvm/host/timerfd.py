@@ -4,7 +4,7 @@ import os
 from struct import Struct
 from typing import Final
 
-from pykvm.libc import system_call
+from pykvm.host.libc import system_call
 
 _NR_TIMERFD_CREATE: Final = 283
 _NR_TIMERFD_SETTIME: Final = 286

@@ -7,7 +7,7 @@ mean nothing more than ``int`` and ``memoryview``.
 from array import array
 from collections.abc import Iterable
 
-from pykvm.typed import TypeAlias
+from pykvm.lean.typing_names import TypeAlias
 
 U64: TypeAlias = int
 """0 to 2^64 - 1, where ``int`` is a signed 64-bit word."""

@@ -8,8 +8,8 @@ that form does not spin at all.
 from array import array
 from typing import Final
 
-from pykvm import interpreted as cython
-from pykvm.native import U64, Words16, Words64
+from pykvm.hot import cython_stub as cython
+from pykvm.hot.words import U64, Words16, Words64
 
 if cython.compiled:
     from cython.cimports.posix import time as clock

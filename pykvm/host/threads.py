@@ -7,9 +7,9 @@ from contextlib import suppress
 from itertools import groupby
 
 from pykvm.errors import HostError
-from pykvm.libc import prctl
-from pykvm.limits import thread_advice
-from pykvm.typed import Final
+from pykvm.host.libc import prctl
+from pykvm.host.limits import thread_advice
+from pykvm.lean.typing_names import Final
 
 MAX_CPUS: Final = 8192
 """More than this Linux does not have (CONFIG_NR_CPUS)."""

@@ -8,7 +8,7 @@ classes share the same functions. Type checkers see dataclasses (PEP 681).
 
 from collections.abc import Callable
 
-from pykvm.typed import Any, NoReturn, TypeVar, dataclass_transform
+from pykvm.lean.typing_names import Any, NoReturn, TypeVar, dataclass_transform
 
 _T = TypeVar("_T")
 

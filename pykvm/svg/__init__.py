@@ -1,0 +1,1 @@
+"""What the drawings of ``bench`` and ``trace`` have in common."""
