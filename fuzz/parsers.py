@@ -4,11 +4,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
 
+from pykvm.agent.protocol import FrameDecoder
 from pykvm.devices.virtio_blk.layers.fault_file import parse_faults
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
 from pykvm.monitor.protocol import Command, Conversation
-from pykvm.platform.agent import FrameDecoder
 from pykvm.trace.plot import plot
 from pykvm.trace.reader import Reader
 from pykvm.trace.summary import report, summarize

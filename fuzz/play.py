@@ -18,9 +18,9 @@ from pykvm.devices.virtio_blk.options import DiskOptions, ErrorPolicy, MergePoli
 from pykvm.errors import UsageError
 from pykvm.memory.ram import GuestAddressError
 from pykvm.pci.virtio_pci import DEVICE, NOTIFY
-from pykvm.testing.mock_driver import MockDriver
-from pykvm.testing.mock_packed import PackedDriver
-from pykvm.testing.rig import HIGH, HIGH_START, LOW, QUEUE_SIZE, SECTORS, Rig
+from pykvm.testing.hostile_rig import HIGH, HIGH_START, LOW, QUEUE_SIZE, SECTORS, Rig
+from pykvm.testing.packed_driver import PackedDriver
+from pykvm.testing.split_driver import SplitDriver
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_IN_ORDER,
@@ -150,7 +150,7 @@ class Player:
     def offer(self, queue: int, head: int, index: int) -> None:
         """Put anything into the next slot of the available ring, and ``index`` bytes ahead."""
         driver = self._driver(queue)
-        if isinstance(driver, MockDriver):
+        if isinstance(driver, SplitDriver):
             driver.offer(head)
             driver.avail_index += index
         elif isinstance(driver, PackedDriver):
@@ -165,12 +165,12 @@ class Player:
         driver = self._driver(queue)
         for index, (place, count, flags) in enumerate(chain):
             more = VIRTQ_DESC_F_NEXT if index + 1 < len(chain) else 0
-            split = isinstance(driver, MockDriver)
+            split = isinstance(driver, SplitDriver)
             last = (flags | more, index + 1) if split else (0, flags)
             fields = pack("<QIHH", place, count, *last)
             self.rig.ram.write(HIGH_START + index * VIRTQ_DESC_SIZE, fields)
         self.rig.ram.write(header, pack("<IIQ", out & 1, 0, 0))
-        if isinstance(driver, MockDriver):
+        if isinstance(driver, SplitDriver):
             driver.write_descriptor(0, HIGH_START, size, VIRTQ_DESC_F_INDIRECT, 0)
             driver.offer(0)
         elif isinstance(driver, PackedDriver):
@@ -224,8 +224,8 @@ class Player:
     def mmio(self, place: int, size: int, value: int) -> None:
         """Access what is decoded in the PCI window, doorbells included."""
         at, width = 0xE000_0000 + place, SIZES[size & 3]
-        self.rig.platform.store(at, width, value & (1 << 8 * width) - 1)
-        assert self.rig.platform.load(at, width) < 1 << 8 * width
+        self.rig.pci_services.store(at, width, value & (1 << 8 * width) - 1)
+        assert self.rig.pci_services.load(at, width) < 1 << 8 * width
 
     def msix(self, offset: int, size: int, value: int) -> None:
         """Access the MSI-X table and its pending bits."""
@@ -256,7 +256,7 @@ class Player:
         """The host cannot carry out the next operations."""
         self.rig.errors.extend([ERRORS[which % len(ERRORS)]] * (count & 7))
 
-    def _driver(self, queue: int) -> MockDriver | PackedDriver | None:
+    def _driver(self, queue: int) -> SplitDriver | PackedDriver | None:
         drivers = self.rig.drivers
         return drivers[queue % len(drivers)] if drivers else None
 
@@ -371,6 +371,6 @@ def _arguments(form: str, data: memoryview) -> tuple[Sequence[Any], memoryview]:
 
 @contextmanager
 def _mock() -> Iterator[None]:
-    """The mock driver's own mistakes are none of the device's."""
+    """The test driver's own mistakes are none of the device's."""
     with suppress(AssertionError, LookupError, MemoryError):
         yield

@@ -10,7 +10,7 @@ registers:
 - bounded work and memory for each look at the rings;
 - after a reset, an honest driver finds a device that works.
 
-:class:`pykvm.testing.rig.Rig` checks it. For parsers of other people's files
+:class:`pykvm.testing.hostile_rig.Rig` checks it. For parsers of other people's files
 and messages: they return, or say what is wrong as a UsageError, within memory
 that the input's length bounds.
 """

@@ -69,6 +69,12 @@ def _escape(char: str) -> str:
     return f"\\u{number:04x}" if 0x80 <= number < 0x100 else ascii(char)[1:-1]
 
 
+def printable(text: bytes) -> str:
+    """What a guest said, fit for a terminal that is not the guest's."""
+    decoded = text.decode("utf-8", "replace").strip()
+    return "".join(char if char.isprintable() else "?" for char in decoded)
+
+
 def reason_of(error: OSError) -> str:
     """Why the system refused, as part of a sentence."""
     return (error.strerror or "").lower() + _LIMITS.get(error.errno or 0, "")

@@ -5,14 +5,14 @@ import threading
 import traceback
 
 from pykvm.devices.virtio_blk import VirtioBlk
-from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.fake_transport import FakeTransport
 from soak.driver import Driver
 
 MOST = 12
 """Requests shown of one queue."""
 
 
-def dump(transport: MockTransport, device: VirtioBlk, driver: Driver) -> str:
+def dump(transport: FakeTransport, device: VirtioBlk, driver: Driver) -> str:
     """Every thread's stack, every queue's place, and what is in flight."""
     lines = [f"broken: {transport.broken}; failure: {device.failure!r}; limits: {device.limits}"]
     lines.append(f"features {transport.features:#x}, {len(transport.interrupts)} interrupts")

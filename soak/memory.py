@@ -6,7 +6,7 @@ from random import Random
 from typing import Final
 
 from pykvm.memory.ram import Ram
-from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.fake_transport import FakeTransport
 from pykvm.testing.ring_driver import Buffer
 
 GUARD: Final = bytes.fromhex("c75a1ee92d054b83")
@@ -121,7 +121,7 @@ class Slots:
             slot.check()
 
 
-def check_quiet(transport: MockTransport) -> None:
+def check_quiet(transport: FakeTransport) -> None:
     """AssertionError if anything happens in guest RAM, though the device is notified."""
     before = bytes(transport.ram.bytes)
     for queue in range(len(transport.kicks)):

@@ -10,7 +10,7 @@ from random import Random
 from pykvm.devices.virtio_blk import ErrorAction, IoError, RateLimits, VirtioBlk
 from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.errors import UsageError
-from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.fake_transport import FakeTransport
 from soak.memory import check_quiet
 from soak.model import SECTOR, Model
 from soak.scenario import MOST_SECTORS, STEP
@@ -57,7 +57,7 @@ class Owner:
             self._choices += [self._grow, self._shrink]
         self._thread = threading.Thread(target=self._run, name="soak owner", daemon=True)
 
-    def start(self, device: VirtioBlk, transport: MockTransport) -> None:
+    def start(self, device: VirtioBlk, transport: FakeTransport) -> None:
         """Be the owner of ``device``, which ``transport`` carries."""
         self._device = device
         self._transport = transport

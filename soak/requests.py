@@ -9,7 +9,7 @@ from pykvm.devices.virtio_blk.config_space import FIELDS
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_BLK_SIZE,
 )
-from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.fake_transport import FakeTransport
 from pykvm.testing.ring_driver import RingDriver
 from pykvm.virtio.constants import VIRTIO_F_IN_ORDER, VIRTIO_F_INDIRECT_DESC
 from soak.ask import Asker
@@ -37,7 +37,7 @@ class Requests:
 
     def __init__(
         self,
-        transport: MockTransport,
+        transport: FakeTransport,
         device: VirtioBlk,
         model: Model,
         judge: Judge,

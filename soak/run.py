@@ -17,7 +17,7 @@ from pykvm.devices.virtio_blk import VirtioBlk
 from pykvm.devices.virtio_blk.layers.faults import FaultPlan
 from pykvm.machine.disks import DiskConfig, open_image
 from pykvm.memory.ram import Ram, Region
-from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.fake_transport import FakeTransport
 from soak.driver import Driver
 from soak.dump import dump
 from soak.host import NoHoles, small_files
@@ -99,7 +99,7 @@ class Run:
             undo.callback(self.inspector.close)
             ram = self._memory(undo, config.num_queues)
             features = negotiate(dice, self.device.features)
-            self.transport = MockTransport(self.device, ram, features=features)
+            self.transport = FakeTransport(self.device, ram, features=features)
             undo.callback(self.transport.close)
             slots = Slots(ram, SLOTS_AT, SMALL, LARGE)
             syncs = Syncs(self.model, image, scenario.disk["engine"])

@@ -5,10 +5,10 @@ import subprocess
 
 import pytest
 
+from pykvm.bare import build_bare_guest
 from pykvm.bench.qemu import PROGRAM
 from pykvm.bench.qemu_cpu import cpu_model
 from pykvm.errors import HostError
-from pykvm.testing.bare import build_bare_guest
 
 
 def skip_where_qemu_runs_no_guest(done: "subprocess.CompletedProcess[str]") -> None:

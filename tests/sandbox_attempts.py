@@ -22,10 +22,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pykvm.cli.sandbox import confine, landlock, seccomp
 from pykvm.errors import HostError
 from pykvm.host.io_uring import Ring
 from pykvm.host.libc import address, system_call
+from pykvm.sandbox import confine, landlock, seccomp
 
 Attempts = dict[str, Callable[[], object]]
 

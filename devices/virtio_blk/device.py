@@ -84,7 +84,7 @@ class VirtioBlk:
     ) -> None:
         """The disk is read-only if ``image`` is. ``trace`` is told of each step.
 
-        ``threads`` is for tests, which may want none (pykvm.testing.inline).
+        ``threads`` is for tests, which may want none (pykvm.testing.inline_threads).
         UsageError if the image cannot be a disk with these ``options``.
 
         Called in the I/O threads, and not to call back: ``on_error`` with each

@@ -1,6 +1,6 @@
 /*
  * Where everything lies in guest-physical memory. The host relies on the
- * areas from RESULTS_BASE on (pykvm/testing/bare/layout.py); the rest is the
+ * areas from RESULTS_BASE on (pykvm/bare/layout.py); the rest is the
  * guest's own business. Included by C, by assembly and by the linker script.
  */
 #ifndef LAYOUT_H

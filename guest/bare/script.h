@@ -1,7 +1,7 @@
 /*
  * The script that a host hands to the bare guest as its initrd, and the
  * records the guest leaves behind. Everything is little-endian and naturally aligned;
- * pykvm/testing/bare/ops.py mirrors it, and tests/bare/test_bare_layout.py
+ * pykvm/bare/script.py mirrors it, and tests/bare/test_bare_layout.py
  * compiles this file to prove that both agree.
  *
  * A script is a script_header and then operations, each an op_header, the

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Self
 
+from pykvm.bare.latency import Latencies
+from pykvm.bare.results import LoadResult
 from pykvm.bench.process import Ram
 from pykvm.bench.workload import Workload
-from pykvm.testing.bare.latency import Latencies
-from pykvm.testing.bare.results import LoadResult
 
 
 @dataclass(frozen=True, slots=True)

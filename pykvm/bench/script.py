@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
+from pykvm.bare import BlockDriver, Results, Script, ScriptError, Step, WaitMode
+from pykvm.bare.block import DEFAULT_FEATURES
+from pykvm.bare.results import LoadResult
+from pykvm.bare.script import load_memory
 from pykvm.bench.workload import BLOCK, EXITS, Workload
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SIZE,
@@ -12,10 +16,6 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.errors import PykvmError
-from pykvm.testing.bare import BlockDriver, Results, Script, ScriptError, Step, WaitMode
-from pykvm.testing.bare.block import DEFAULT_FEATURES
-from pykvm.testing.bare.results import LoadResult
-from pykvm.testing.bare.script import load_memory
 
 MARK = b"mark "
 """The guest prints a line of this and a number: -1 as its first act, i before workload i, and

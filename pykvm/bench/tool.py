@@ -6,13 +6,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
+from pykvm.bare import WaitMode
+from pykvm.bare.layout import CPUS_MAX
 from pykvm.bench.sample import Run
 from pykvm.bench.workload import Workload
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
 from pykvm.host.threads import cpu_list, usable_cpus
-from pykvm.testing.bare import WaitMode
-from pykvm.testing.bare.layout import CPUS_MAX
 
 Progress = Callable[[int], None]
 """Called with the number of the workload that begins."""

@@ -6,6 +6,7 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 
+from pykvm.bare.layout import MEMORY_NEEDED
 from pykvm.bench.compare import middle
 from pykvm.bench.guest_ram import Code
 from pykvm.bench.process import CpuTime
@@ -14,7 +15,6 @@ from pykvm.bench.script import LoadScript
 from pykvm.bench.tool import Job, Placement, Progress
 from pykvm.bench.watch import Kind, Vm, watched
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
-from pykvm.testing.bare.layout import MEMORY_NEEDED
 
 MEMORY_MIB = MEMORY_NEEDED >> 20
 PATIENCE_SECONDS = 70.0

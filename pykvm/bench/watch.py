@@ -12,14 +12,14 @@ from pathlib import Path
 from shlex import join
 from typing import IO
 
+from pykvm.bare.layout import MEMORY_NEEDED
+from pykvm.bare.results import LoadResult
 from pykvm.bench.child import last_words, running
 from pykvm.bench.guest_ram import Code, GuestRam
 from pykvm.bench.process import CpuTime, Memory, ProcessView
 from pykvm.bench.script import MARK, OPEN, LoadScript
 from pykvm.bench.tool import Placement
 from pykvm.errors import PykvmError
-from pykvm.testing.bare.layout import MEMORY_NEEDED
-from pykvm.testing.bare.results import LoadResult
 
 ENDED = "it ended before the load did"
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from pykvm.bare import build_bare_guest
+from pykvm.bare.layout import CPUS_MAX
 from pykvm.bench.busy import BusyLoops, busy_loops
 from pykvm.bench.choose import tools_of_modes
 from pykvm.bench.pykvm_tool import PykvmTool
@@ -33,8 +35,6 @@ from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import PykvmError, UsageError, reason_of
 from pykvm.names import json_text
 from pykvm.outputs import Output, Outputs
-from pykvm.testing.bare import build_bare_guest
-from pykvm.testing.bare.layout import CPUS_MAX
 
 _NOT_OF_A_START = (
     *("disk", "size", "overwrite", "workload", "depth", "segments", "queues", "vms", "seconds"),

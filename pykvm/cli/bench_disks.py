@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from pykvm.bare.layout import MEMORY_NEEDED
 from pykvm.bench.disk import MIB, SIZE_MIN, check_on_disk, size_of, temporary_disk
 from pykvm.bench.pykvm_tool import PykvmTool
 from pykvm.bench.session import Measurement
@@ -15,7 +16,6 @@ from pykvm.cli.values import parse_size
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
 from pykvm.machine.disks import DiskConfig
-from pykvm.testing.bare.layout import MEMORY_NEEDED
 
 
 def disks_of(

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from pykvm.bare import WaitMode
 from pykvm.bench.busy import BUSY_MAX
 from pykvm.bench.disk import MIB
 from pykvm.bench.workload import (
@@ -19,7 +20,6 @@ from pykvm.cli.parser import Parser
 from pykvm.cli.paths import parse_path
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
-from pykvm.testing.bare import WaitMode
 
 NUMBER_MAX = 999_999_999
 WAITS = {"poll": WaitMode.POLL, "interrupt": WaitMode.IDLE}

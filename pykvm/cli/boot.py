@@ -16,8 +16,8 @@ from pykvm.errors import PykvmError, UsageError, reason_of, shown
 from pykvm.lean.typing_names import TYPE_CHECKING, Final
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.machine import Machine
+from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.machine.timings import Timings
-from pykvm.platform.outcome import Outcome, OutcomeKind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from pykvm.cli.command import CommandSession
     from pykvm.cli.parser import Parser
     from pykvm.cli.report import Report
-    from pykvm.cli.sandbox import Confinement
     from pykvm.cli.stops import StopReporter
     from pykvm.machine.disks import DiskConfig
     from pykvm.monitor import MonitorSocket
     from pykvm.outputs import Output
+    from pykvm.sandbox import Confinement
     from pykvm.trace import TraceOptions
 
 _TAIL_HELPS = (
@@ -237,7 +237,7 @@ def _confine(options: Options, own_process: bool) -> "Confinement | None":
     if not own_process or options.sandbox == "off":
         return None
     # Start-up time counts, and libraries that use this module are not confined.
-    from pykvm.cli.sandbox import confine
+    from pykvm.sandbox import confine
 
     return confine(socket=options.monitor, insist=options.sandbox == "on")
 

@@ -4,6 +4,7 @@ import os
 import threading
 from contextlib import ExitStack
 
+from pykvm.agent.protocol import MAX_COMMAND
 from pykvm.cli.say import STDERR, STDIN, STDOUT, say
 from pykvm.cli.session import waiting_line
 from pykvm.cli.streams import InputPump, OutputWriter, output_failure
@@ -11,8 +12,7 @@ from pykvm.errors import UsageError
 from pykvm.host.threads import start
 from pykvm.machine.command import CommandRun
 from pykvm.machine.machine import Machine
-from pykvm.platform.agent import MAX_COMMAND
-from pykvm.platform.outcome import Outcome
+from pykvm.machine.outcome import Outcome
 
 AGENT_SECONDS = 60.0
 """After this long without a word from the agent, the user is told what the run waits for."""

@@ -18,9 +18,9 @@ from pykvm.cli.say import STDOUT, emit
 from pykvm.errors import HostError, PykvmError, shown
 from pykvm.host import io_uring
 from pykvm.kvm import constants as c
+from pykvm.kvm.host_traits import HostTraits
 from pykvm.kvm.probe import probe
 from pykvm.kvm.system import Kvm
-from pykvm.kvm.traits import HostTraits
 from pykvm.machine.bundle import BUNDLED, BUNDLES
 from pykvm.machine.config import DEFAULT_MEMORY, MIB
 from pykvm.machine.create import NEEDED
@@ -248,7 +248,7 @@ def _examine_io_uring(report: Report) -> None:
 
 def _examine_sandbox(report: Report) -> None:
     """The parts of ``boot --sandbox`` that a host may lack."""
-    from pykvm.cli.sandbox import landlock, seccomp
+    from pykvm.sandbox import landlock, seccomp
 
     try:
         report.add("Landlock", f"version {landlock.version()}: files are out of a guest's reach")

@@ -8,7 +8,7 @@ from pykvm.cli.say import say
 from pykvm.cli.streams import OutputWriter
 from pykvm.errors import reason_of, shown
 from pykvm.lean.typing_names import TYPE_CHECKING, Self
-from pykvm.platform.outcome import PANIC_TEXT, Outcome, OutcomeKind
+from pykvm.machine.outcome import PANIC_TEXT, Outcome, OutcomeKind
 
 if TYPE_CHECKING:
     from pykvm.outputs import Output

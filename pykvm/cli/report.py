@@ -9,9 +9,9 @@ from pykvm.cli.say import STDERR, emit, put
 from pykvm.devices.virtio_blk.observe.stats import classic_line
 from pykvm.errors import PykvmError, reason_of
 from pykvm.machine.machine import Machine
+from pykvm.machine.outcome import Outcome
 from pykvm.names import json_text
 from pykvm.outputs import Output
-from pykvm.platform.outcome import Outcome
 
 
 class Report:

@@ -9,7 +9,7 @@ from pykvm.cli.say import STDERR, STDIN, STDOUT, say
 from pykvm.cli.streams import InputPump, OutputWriter, ScriptInput, output_failure
 from pykvm.lean.typing_names import TYPE_CHECKING, Protocol
 from pykvm.machine.machine import Machine
-from pykvm.platform.outcome import Outcome
+from pykvm.machine.outcome import Outcome
 
 if TYPE_CHECKING:
     from pykvm.cli.keys import Key

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from pykvm.host.threads import start
 from pykvm.lean.typing_names import TYPE_CHECKING, Self
-from pykvm.platform.outcome import Outcome
+from pykvm.machine.outcome import Outcome
 
 if TYPE_CHECKING:
     from pykvm.cli.keys import Key

@@ -6,8 +6,8 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from pykvm.agent.protocol import PROTOCOL_VERSION, Kind, encode
 from pykvm.cli.process import Handler
-from pykvm.platform.agent import PROTOCOL_VERSION, Kind, encode
 
 
 class WindowSize:

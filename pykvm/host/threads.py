@@ -23,7 +23,7 @@ def show_thread_name(name: str) -> None:
     Python keeps the names of its threads to itself until 3.14, and a thread
     begins with the visible name of the one that started it.
     """
-    # Not by /proc: a process that has confined itself (pykvm/cli/sandbox) opens nothing any more.
+    # Not by /proc: a process that has confined itself (pykvm/sandbox) opens nothing any more.
     # A name may have a path in it, whose bytes need not be UTF-8.
     prctl(_PR_SET_NAME, os.fsencode(name)[:15] + b"\0")
 

@@ -1,12 +1,12 @@
 """KVM from Python: the VM, its vCPUs, their exits and the threads that run them.
 
 :class:`Kvm` owns /dev/kvm, :class:`Vm` and :class:`Vcpu` one descriptor each;
-all are context managers. :class:`VcpuThread` runs a vCPU, :class:`KvmPlatform`
+all are context managers. :class:`VcpuThread` runs a vCPU, :class:`KvmPciServices`
 is what PCI functions get from KVM (MSI vectors, INTx lines, doorbells).
 """
 
 from pykvm.kvm.errors import KvmError, KvmUnavailable, MissingCapability
-from pykvm.kvm.pci_platform import KvmPlatform
+from pykvm.kvm.pci_services import KvmPciServices
 from pykvm.kvm.routing import GsiRouter
 from pykvm.kvm.runner import VcpuThread
 from pykvm.kvm.system import Kvm
@@ -17,7 +17,7 @@ __all__ = [
     "GsiRouter",
     "Kvm",
     "KvmError",
-    "KvmPlatform",
+    "KvmPciServices",
     "KvmUnavailable",
     "MissingCapability",
     "Vcpu",

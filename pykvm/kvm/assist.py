@@ -32,9 +32,9 @@ from pykvm.kvm.emulate import Fault, Outcome, State, emulate, no_operation_lengt
 from pykvm.kvm.emulate import GuestFault as _GuestFault
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.exits import Debug, Exit, InternalError, MsrWrite
+from pykvm.kvm.host_traits import HostTraits
 from pykvm.kvm.linux_options import linux_options, without_hypercalls
 from pykvm.kvm.paging import GuestView
-from pykvm.kvm.traits import HostTraits
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.kvm.vm import Vm
 from pykvm.lean.typing_names import TYPE_CHECKING

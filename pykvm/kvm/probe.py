@@ -17,9 +17,9 @@ from pykvm.kvm import constants as c
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.exits import Exit, InternalError, IoExit
+from pykvm.kvm.host_traits import HostTraits
 from pykvm.kvm.runner import VcpuThread
 from pykvm.kvm.system import Kvm
-from pykvm.kvm.traits import HostTraits
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.lean.records import replace
 from pykvm.memory import GuestMemory, Ram

@@ -3,15 +3,13 @@
 from collections.abc import Callable
 
 from pykvm.bus import Bus
-from pykvm.pci.host import CONFIG_PORT, CONFIG_PORTS, PciHost
-from pykvm.pci.platform import Platform
-from pykvm.pci.pvpanic import PvPanicPci
-from pykvm.platform.exitport import EXIT_PORT, EXIT_PORTS, ExitPort
-from pykvm.platform.i8042 import I8042
-from pykvm.platform.outcome import ConsoleWatch, Outcome, judge
-from pykvm.platform.pvpanic import PVPANIC_PANICKED, PVPANIC_PORT, PVPANIC_PORTS, Pvpanic
-from pykvm.platform.rtc import CMOS_INDEX, CMOS_PORTS, Cmos
-from pykvm.platform.serial import (
+from pykvm.machine.outcome import ConsoleWatch, Outcome, judge
+from pykvm.pc.exit_port import EXIT_PORT, EXIT_PORTS, ExitPort
+from pykvm.pc.i8042 import I8042
+from pykvm.pc.pvpanic import PVPANIC_PANICKED, PVPANIC_PORT, PVPANIC_PORTS, Pvpanic
+from pykvm.pc.reset_ports import PORT_A, PortA, ResetControl
+from pykvm.pc.rtc import CMOS_INDEX, CMOS_PORTS, Cmos
+from pykvm.pc.serial import (
     COM1,
     COM1_IRQ,
     COM2,
@@ -21,7 +19,9 @@ from pykvm.platform.serial import (
     PORTS,
     Uart16550,
 )
-from pykvm.platform.sysctl import PORT_A, PortA, ResetControl
+from pykvm.pci.host import CONFIG_PORT, CONFIG_PORTS, PciHost
+from pykvm.pci.pvpanic import PvPanicPci
+from pykvm.pci.services import PciServices
 
 Finish = Callable[[Outcome], None]
 SetLine = Callable[[int, bool], None]
@@ -37,7 +37,7 @@ class Board:
 
     def __init__(
         self,
-        platform: Platform,
+        services: PciServices,
         set_line: SetLine,
         memory: tuple[int, int],
         *,

@@ -4,15 +4,15 @@ import os
 import threading
 from collections.abc import Callable
 
+from pykvm.agent.protocol import AgentClient
 from pykvm.errors import UsageError
 from pykvm.forms import refused
 from pykvm.host.threads import start
 from pykvm.lean.records import record
 from pykvm.lean.typing_names import Any, Final
 from pykvm.machine.machine import Machine
+from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.machine.run_state import RunState
-from pykvm.platform.agent import AgentClient
-from pykvm.platform.outcome import Outcome, OutcomeKind
 
 CAPTURE_BYTES = 64 << 20
 """How much of each stream is kept: a guest that prints for ever must not fill the host's memory."""

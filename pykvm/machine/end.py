@@ -3,7 +3,7 @@
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
-from pykvm.platform.outcome import Outcome
+from pykvm.machine.outcome import Outcome
 
 
 class EndOfRun:

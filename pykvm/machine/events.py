@@ -7,7 +7,7 @@ from queue import SimpleQueue
 
 from pykvm.host.threads import start
 from pykvm.lean.typing_names import TYPE_CHECKING, Final
-from pykvm.platform.outcome import Outcome
+from pykvm.machine.outcome import Outcome
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk import IoError

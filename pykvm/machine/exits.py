@@ -21,7 +21,7 @@ from pykvm.kvm.exits import (
     SystemEvent,
 )
 from pykvm.kvm.vcpu import Vcpu
-from pykvm.platform.outcome import Outcome
+from pykvm.machine.outcome import Outcome
 
 Assistant = Callable[[Vcpu, Exit], bool]
 """Deals with an exit that only hosts without hardware virtualization make, or says False."""

@@ -8,10 +8,11 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from pykvm.forms import refused
-from pykvm.kvm.pci_platform import KvmPlatform
+from pykvm.kvm.host_traits import HostTraits
+from pykvm.kvm.pci_services import KvmPciServices
+from pykvm.kvm.probe_cache import host_traits
 from pykvm.kvm.runner import VcpuThread
 from pykvm.kvm.system import Kvm
-from pykvm.kvm.traits import HostTraits, host_traits
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.kvm.vm import Vm
 from pykvm.lean.typing_names import TYPE_CHECKING, Any, Self
@@ -32,11 +33,11 @@ from pykvm.machine.events import (
 from pykvm.machine.exits import ExitHandler
 from pykvm.machine.guest import EMULATED, NATIVE, resolve
 from pykvm.machine.halt import all_halted
+from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.machine.run_state import RunControl, RunState
 from pykvm.machine.timings import Timings
 from pykvm.machine.tracing import disk_trace, open_trace
 from pykvm.memory import GuestMemory, Ram
-from pykvm.platform.outcome import Outcome, OutcomeKind
 from pykvm.x86.loader import load_kernel
 
 if TYPE_CHECKING:
@@ -140,9 +141,9 @@ class Machine:
         assist = self._assist(vm)
         add_chips(vm)
         vcpus = [stack.enter_context(vm.create_vcpu(index)) for index in range(config.cpus)]
-        platform = KvmPlatform(vm)
+        services = KvmPciServices(vm)
         self.board = Board(
-            platform,
+            services,
             vm.irq_line,
             memory_sizes(memory.regions),
             console=self._console_output,
@@ -154,7 +155,7 @@ class Machine:
         self.board.console.on_failure = self.board.channel.on_failure = self._failed
         stack.callback(self.board.close)
         for disk in config.disks:
-            self._add_disk(disk, platform)
+            self._add_disk(disk, services)
         host_options = assist.command_line(vcpus[0].tsc_khz()) if assist else []
         self.timings.mark("machine built")
         loaded = load_kernel(
@@ -188,7 +189,7 @@ class Machine:
         )
         self._threads.append(VcpuThread(vcpu, handler, self._vcpu_ended, cpus))
 
-    def _add_disk(self, disk: "DiskConfig", platform: KvmPlatform) -> None:
+    def _add_disk(self, disk: "DiskConfig", services: KvmPciServices) -> None:
         from pykvm.devices.virtio_blk import VirtioBlk
         from pykvm.machine.disks import Disk, open_image
         from pykvm.pci.virtio_pci import VirtioPci
@@ -209,7 +210,7 @@ class Machine:
                 over=self._end.__bool__,
                 trace=disk_trace(self.trace, name, image),
             )
-            self.board.pci.add(VirtioPci(device, self.ram, platform))
+            self.board.pci.add(VirtioPci(device, self.ram, services))
             undo.pop_all()  # the bus closes it from now on
         self.disks.append(Disk(name, disk, device, reason))
         self.notices += image.notices

@@ -33,7 +33,7 @@ from time import monotonic
 from pykvm.host.threads import start
 from pykvm.lean.typing_names import Final, Protocol
 from pykvm.machine.events import Event, Resume, Stop
-from pykvm.platform.outcome import Outcome, OutcomeKind
+from pykvm.machine.outcome import Outcome, OutcomeKind
 
 LOOK_SECONDS: Final = 0.05
 """How often somebody looks whether a vCPU that is busy has become idle, or whether the run has

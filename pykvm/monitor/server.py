@@ -29,11 +29,11 @@ from typing import Final, Self
 from pykvm.host.threads import start
 from pykvm.machine import Machine
 from pykvm.machine.events import Event, may_be_lost
+from pykvm.machine.outcome import Outcome
 from pykvm.monitor.commands import SLOW, execute
 from pykvm.monitor.listener import MonitorSocket
 from pykvm.monitor.protocol import Command, Conversation, QmpError, encode
 from pykvm.monitor.shapes import event_message, version
-from pykvm.platform.outcome import Outcome
 
 MAX_CLIENTS: Final = 16
 """Others wait until one leaves."""

@@ -17,10 +17,10 @@ from pykvm.machine.events import (
     Shutdown,
     Stop,
 )
+from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.machine.run_state import RunState
 from pykvm.monitor.protocol import Json
 from pykvm.names import name_fields
-from pykvm.platform.outcome import Outcome, OutcomeKind
 
 QUIT: Final = Outcome.quit("ended by quit on the monitor")
 _REASONS: Final = MappingProxyType(

@@ -11,7 +11,7 @@ the configuration space and the placement of BARs.
 from threading import Lock
 
 from pykvm.bus import BusDevice
-from pykvm.pci.platform import InterruptLine, Platform
+from pykvm.pci.services import InterruptLine, PciServices
 
 CONFIG_SIZE = 256
 
@@ -201,10 +201,10 @@ class Intx:
         self.suppressed = False
         """MSI-X is in use, so the line stays low (PCI 3.0 §6.8.3.3). Call update() after."""
 
-    def connect(self, platform: Platform, number: int) -> None:
+    def connect(self, services: PciServices, number: int) -> None:
         """Take the line of device ``number`` and show it in the Interrupt Line register."""
         pin = self._config.bytes[PCI_INTERRUPT_PIN]
-        self._line = platform.interrupt_line(number, pin)
+        self._line = services.interrupt_line(number, pin)
         self._config.bytes[PCI_INTERRUPT_LINE] = self._line.gsi & 0xFF
 
     @property

@@ -1,7 +1,7 @@
 """MSI-X: one function's vector table and pending bits (PCI 3.0 §6.8.2).
 
 The BAR holds the table from offset 0 and the pending bit array in its upper
-half. Each vector is a :class:`~pykvm.pci.platform.MsiVector` of the machine:
+half. Each vector is a :class:`~pykvm.pci.services.MsiVector` of the machine:
 raising an interrupt writes its eventfd and involves neither this file's lock
 nor a vCPU. Here is only what changes rarely: the table, the masks, and what
 waits while masked.
@@ -20,7 +20,7 @@ from threading import Lock
 
 from pykvm.errors import PykvmError, shortage
 from pykvm.pci.config import PciFunction
-from pykvm.pci.platform import MsiVector, Platform
+from pykvm.pci.services import MsiVector, PciServices
 
 PCI_CAP_ID_MSIX = 0x11
 MSIX_CONTROL_ENABLE = 0x8000
@@ -42,7 +42,7 @@ class MsixTable:
 
     def __init__(
         self,
-        platform: Platform,
+        services: PciServices,
         function: PciFunction,
         bar: int,
         count: int,
@@ -68,7 +68,7 @@ class MsixTable:
         self._vectors: list[MsiVector] = []
         try:
             for _ in range(count):
-                self._vectors.append(platform.msi_vector())
+                self._vectors.append(services.msi_vector())
         except BaseException:
             self.close()
             raise

@@ -41,7 +41,7 @@ from pykvm.memory.ram import Ram
 from pykvm.pci.common_cfg import COMMON_SIZE, VIRTIO_MSI_NO_VECTOR, CommonConfig, Vectors
 from pykvm.pci.config import Intx, PciFunction
 from pykvm.pci.msix import MsixTable
-from pykvm.pci.platform import Platform
+from pykvm.pci.services import PciServices
 from pykvm.virtio.device import VirtioDevice
 from pykvm.virtio.fence import queue_fence
 from pykvm.virtio.registers import TransportState
@@ -75,7 +75,7 @@ class VirtioPci(PciFunction):
         self,
         device: VirtioDevice,
         ram: Ram,
-        platform: Platform,
+        services: PciServices,
         *,
         class_code: int = CLASS_STORAGE_OTHER,
     ) -> None:
@@ -90,7 +90,7 @@ class VirtioPci(PciFunction):
         assert len(device.config) <= NOTIFY - DEVICE, "the configuration space has its page"
         count = len(device.queue_sizes)
         self.device = device
-        self._platform = platform
+        self._services = services
         self._lock = Lock()
         self._kicks: list[int] = []
         self.state = TransportState(device, ram, self._kicks, self, fence=queue_fence())
@@ -104,7 +104,7 @@ class VirtioPci(PciFunction):
         self._intx: Intx = self.intx
         size = 1 << (NOTIFY + NOTIFY_MULTIPLIER * count - 1).bit_length()
         self._bar = self.add_bar(0, size, self)
-        self.msix = MsixTable(platform, self, bar=1, count=count + 1, lacks=self._lacks)
+        self.msix = MsixTable(services, self, bar=1, count=count + 1, lacks=self._lacks)
         self._pci_cfg = self._add_capabilities(count)
         try:
             for _ in range(count):
@@ -185,7 +185,7 @@ class VirtioPci(PciFunction):
 
     def attach(self, number: int) -> None:
         """Take the interrupt line of device ``number``."""
-        self._intx.connect(self._platform, number)
+        self._intx.connect(self._services, number)
 
     def read_config(self, offset: int, size: int) -> int:
         """As the base class; reading pci_cfg_data reads the BAR (§4.1.4.9)."""
@@ -241,7 +241,7 @@ class VirtioPci(PciFunction):
         if wanted == self._bound_to:
             return
         for index, address in self._doorbells.items():
-            self._platform.unbind_doorbell(address, 0, self._kicks[index])
+            self._services.unbind_doorbell(address, 0, self._kicks[index])
         self._doorbells.clear()
         self._bound_to = wanted
         if wanted is None:
@@ -249,7 +249,7 @@ class VirtioPci(PciFunction):
         for index, kick in enumerate(self._kicks):
             address = wanted + NOTIFY + NOTIFY_MULTIPLIER * index
             try:
-                self._platform.bind_doorbell(address, 0, kick)
+                self._services.bind_doorbell(address, 0, kick)
             except (PykvmError, OSError) as error:
                 if not shortage(error):
                     raise

@@ -1,6 +1,6 @@
 """The driver's side of a virtqueue but for the format of its ring: memory and chains.
 
-:mod:`pykvm.testing.mock_driver` says what it is for.
+:mod:`pykvm.testing.split_driver` says what it is for.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ class RingDriver:
         fence: Callable[[], None],
         areas: tuple[int, int],
     ) -> None:
-        """``areas`` are the bytes of the driver and the device area; the rest: see MockDriver."""
+        """``areas`` are the bytes of the driver and the device area; the rest: see SplitDriver."""
         self.ram = ram
         self.size = size
         self.features = features
@@ -75,7 +75,7 @@ class RingDriver:
         """
         address = _align(self._next, align)
         if address + length > self.end:
-            raise MemoryError(f"the mock driver's heap has no {length} bytes left")
+            raise MemoryError(f"the test driver's heap has no {length} bytes left")
         self._next = address + length
         return address
 

@@ -3,7 +3,7 @@
 A device knows requests, a transport knows registers, and this file is all
 that they know of each other: the PCI transport can host any device that
 implements :class:`VirtioDevice`, and a device runs on any transport that can
-fill in an :class:`Activation` (the tests use one made of a mock driver and
+fill in an :class:`Activation` (the tests use one made of a test driver and
 eventfds). Nothing here does I/O.
 
 Who calls what, and from where::

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 from patience import until
 
+from pykvm.bare import build_bare_guest
+from pykvm.bare.layout import MEMORY_NEEDED
 from pykvm.machine import Machine, MachineConfig
 from pykvm.machine.events import Event
-from pykvm.testing.bare import build_bare_guest
-from pykvm.testing.bare.layout import MEMORY_NEEDED
 
 
 def guest(words: str, **more: object) -> MachineConfig:

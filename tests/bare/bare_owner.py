@@ -8,10 +8,10 @@ from typing import Any
 
 from patience import patience
 
+from pykvm.bare import Script, build_bare_guest
+from pykvm.bare.layout import MEMORY_NEEDED
 from pykvm.machine import DiskConfig, Machine, MachineConfig, RunState
 from pykvm.machine.events import Event, Stop
-from pykvm.testing.bare import Script, build_bare_guest
-from pykvm.testing.bare.layout import MEMORY_NEEDED
 
 COUNTED = (
     *("rd_operations", "wr_operations", "flush_operations", "rd_bytes", "wr_bytes"),

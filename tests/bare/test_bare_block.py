@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.machine import DiskConfig
-from pykvm.testing.bare import (
+from pykvm.bare import (
     BlockDriver,
     BlockRequest,
     Chain,
@@ -17,7 +16,7 @@ from pykvm.testing.bare import (
     Segment,
     WaitMode,
 )
-from pykvm.testing.bare.block import (
+from pykvm.bare.block import (
     DEFAULT_FEATURES,
     UNTOUCHED,
     VIRTIO_BLK_T_FLUSH,
@@ -26,8 +25,9 @@ from pykvm.testing.bare.block import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_VERSION_1,
 )
-from pykvm.testing.bare.layout import MEMORY_NEEDED
-from pykvm.testing.bare.run import run_script
+from pykvm.bare.layout import MEMORY_NEEDED
+from pykvm.bare.run import run_script
+from pykvm.machine import DiskConfig
 
 pytestmark = pytest.mark.kvm
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pykvm.bare import build, build_bare_guest
 from pykvm.errors import UsageError
 from pykvm.memory import Ram
-from pykvm.testing.bare import build, build_bare_guest
 from pykvm.x86.loader import load_kernel
 
 needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")

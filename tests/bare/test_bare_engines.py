@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from pykvm.bare import BlockDriver, BlockRequest, Script
+from pykvm.bare.run import run_script
 from pykvm.devices.virtio_blk import CacheMode, EngineKind, ErrorPolicy
 from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.errors import UsageError
 from pykvm.host import io_uring
 from pykvm.machine import DiskConfig
-from pykvm.testing.bare import BlockDriver, BlockRequest, Script
-from pykvm.testing.bare.run import run_script
 
 pytestmark = pytest.mark.kvm
 

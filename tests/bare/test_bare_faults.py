@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from patience import patience
 
+from pykvm.bare import BlockDriver, BlockRequest, Script
+from pykvm.bare.build import build_bare_guest
+from pykvm.bare.layout import MEMORY_NEEDED
+from pykvm.bare.results import Results
+from pykvm.bare.run import run_script
+from pykvm.bare.script import host_tsc_khz
 from pykvm.devices.virtio_blk import Engine, EngineFactory, ErrorPolicy, Image, SyncEngine
 from pykvm.devices.virtio_blk.layers.faults import Access, Effect, Fault, FaultPlan
 from pykvm.lean.records import replace
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.machine.events import BlockIoError, Event, Resume, Shutdown, Stop
 from pykvm.memory import Ram
-from pykvm.testing.bare import BlockDriver, BlockRequest, Script
-from pykvm.testing.bare.build import build_bare_guest
-from pykvm.testing.bare.layout import MEMORY_NEEDED
-from pykvm.testing.bare.results import Results
-from pykvm.testing.bare.run import run_script
-from pykvm.testing.bare.script import host_tsc_khz
-from pykvm.testing.recording import EngineLog
+from pykvm.testing.recording_engine import EngineLog
 
 pytestmark = pytest.mark.kvm
 

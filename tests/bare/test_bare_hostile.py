@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from pykvm.bare import BlockDriver, BlockRequest, Region, Script, WaitMode
+from pykvm.bare.block import DEFAULT_FEATURES
+from pykvm.bare.layout import MEMORY_NEEDED
+from pykvm.bare.run import run_script
 from pykvm.machine import DiskConfig
-from pykvm.platform.outcome import OutcomeKind
-from pykvm.testing.bare import BlockDriver, BlockRequest, Region, Script, WaitMode
-from pykvm.testing.bare.block import DEFAULT_FEATURES
-from pykvm.testing.bare.layout import MEMORY_NEEDED
-from pykvm.testing.bare.run import run_script
+from pykvm.machine.outcome import OutcomeKind
 
 pytestmark = pytest.mark.kvm
 

@@ -9,13 +9,13 @@ import pytest
 from bare_events import Log, guest, no_threads_left
 from patience import PATIENCE
 
+from pykvm.bare import BlockDriver, BlockRequest, Results, Script
 from pykvm.devices.virtio_blk import ErrorAction, ErrorPolicy
 from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.lean.records import replace
 from pykvm.machine import DiskConfig, IoStatus, Machine, RunState
 from pykvm.machine.events import BlockIoError, Resume, Shutdown, Stop
-from pykvm.platform.outcome import OutcomeKind
-from pykvm.testing.bare import BlockDriver, BlockRequest, Results, Script
+from pykvm.machine.outcome import OutcomeKind
 
 pytestmark = pytest.mark.kvm
 

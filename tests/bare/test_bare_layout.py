@@ -8,8 +8,8 @@ from enum import IntEnum
 import pytest
 from patience import patience
 
-from pykvm.testing.bare import layout
-from pykvm.testing.bare.build import SOURCES
+from pykvm.bare import layout
+from pykvm.bare.build import SOURCES
 
 ENUMS: dict[type[IntEnum], str] = {
     layout.OpCode: "OP_",

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from pykvm.bare import BlockDriver, Script
+from pykvm.bare.latency import bounds
+from pykvm.bare.run import run_script
+from pykvm.bare.script import filling, host_tsc_khz, load_memory
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from pykvm.machine import DiskConfig
-from pykvm.testing.bare import BlockDriver, Script
-from pykvm.testing.bare.latency import bounds
-from pykvm.testing.bare.run import run_script
-from pykvm.testing.bare.script import filling, host_tsc_khz, load_memory
 
 pytestmark = pytest.mark.kvm
 

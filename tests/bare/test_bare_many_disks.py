@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from pykvm.bare import BlockDriver, BlockRequest, Script
+from pykvm.bare.build import build_bare_guest
+from pykvm.bare.run import run_script
 from pykvm.errors import UsageError
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.machine.create import MAX_DISKS
-from pykvm.testing.bare import BlockDriver, BlockRequest, Script
-from pykvm.testing.bare.build import build_bare_guest
-from pykvm.testing.bare.run import run_script
 
 pytestmark = pytest.mark.kvm
 

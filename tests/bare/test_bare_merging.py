@@ -8,14 +8,14 @@ from random import Random
 import pytest
 from patience import patience
 
+from pykvm.bare import BlockDriver, BlockRequest, Script
+from pykvm.bare.build import build_bare_guest
+from pykvm.bare.layout import MEMORY_NEEDED
+from pykvm.bare.results import Results
 from pykvm.devices.virtio_blk import MergePolicy, SyncEngine
 from pykvm.devices.virtio_blk.observe.stats import COUNTERS
 from pykvm.machine import DiskConfig, Machine, MachineConfig
-from pykvm.testing.bare import BlockDriver, BlockRequest, Script
-from pykvm.testing.bare.build import build_bare_guest
-from pykvm.testing.bare.layout import MEMORY_NEEDED
-from pykvm.testing.bare.results import Results
-from pykvm.testing.recording import EngineLog
+from pykvm.testing.recording_engine import EngineLog
 
 pytestmark = pytest.mark.kvm
 

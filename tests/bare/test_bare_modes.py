@@ -5,10 +5,10 @@ from threading import Event
 import pytest
 from patience import patience
 
+from pykvm.bare import Script, build_bare_guest
+from pykvm.bare.run import run_mode, run_script
 from pykvm.machine import Machine, MachineConfig
-from pykvm.platform.outcome import OutcomeKind
-from pykvm.testing.bare import Script, build_bare_guest
-from pykvm.testing.bare.run import run_mode, run_script
+from pykvm.machine.outcome import OutcomeKind
 
 pytestmark = pytest.mark.kvm
 

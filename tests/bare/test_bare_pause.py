@@ -9,7 +9,7 @@ from patience import PATIENCE, until
 
 from pykvm.machine import Machine, RunState
 from pykvm.machine.events import Event, GuestPanicked, Resume, Shutdown, Stop
-from pykvm.platform.outcome import Outcome, OutcomeKind
+from pykvm.machine.outcome import Outcome, OutcomeKind
 
 pytestmark = pytest.mark.kvm
 

@@ -8,6 +8,10 @@ import pytest
 from bare_owner import Owner, counted, machine_of
 from patience import PATIENCE
 
+from pykvm.bare import BlockDriver, BlockRequest, Results, Script, WaitMode
+from pykvm.bare.block import DEFAULT_FEATURES
+from pykvm.bare.build import build_bare_guest
+from pykvm.bare.run import run_script
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_F_MQ, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
@@ -15,10 +19,6 @@ from pykvm.errors import UsageError
 from pykvm.host.threads import usable_cpus
 from pykvm.lean.records import replace
 from pykvm.machine import DiskConfig, Machine, MachineConfig
-from pykvm.testing.bare import BlockDriver, BlockRequest, Results, Script, WaitMode
-from pykvm.testing.bare.block import DEFAULT_FEATURES
-from pykvm.testing.bare.build import build_bare_guest
-from pykvm.testing.bare.run import run_script
 
 pytestmark = pytest.mark.kvm
 

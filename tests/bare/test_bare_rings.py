@@ -5,8 +5,7 @@ from struct import pack
 
 import pytest
 
-from pykvm.machine import DiskConfig
-from pykvm.testing.bare import (
+from pykvm.bare import (
     BlockDriver,
     BlockRequest,
     NotifyMode,
@@ -14,8 +13,9 @@ from pykvm.testing.bare import (
     Script,
     WaitMode,
 )
-from pykvm.testing.bare.block import DEFAULT_FEATURES, VIRTIO_BLK_T_IN
-from pykvm.testing.bare.run import run_script
+from pykvm.bare.block import DEFAULT_FEATURES, VIRTIO_BLK_T_IN
+from pykvm.bare.run import run_script
+from pykvm.machine import DiskConfig
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_IN_ORDER,

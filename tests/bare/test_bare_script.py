@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.testing.bare import (
+from pykvm.bare import (
     BlockDriver,
     BlockRequest,
     Chain,
@@ -17,7 +17,7 @@ from pykvm.testing.bare import (
     filling,
     layout,
 )
-from pykvm.testing.bare.script import Arena
+from pykvm.bare.script import Arena
 
 
 def operations(data: bytes) -> list[tuple[int, int, bytes]]:

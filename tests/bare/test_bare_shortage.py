@@ -7,11 +7,11 @@ import pytest
 from bare_events import Log, guest, no_threads_left
 from patience import PATIENCE
 
+from pykvm.bare import BlockDriver, BlockRequest, Results, Script
 from pykvm.devices.virtio_blk import Engine, Image, SyncEngine
 from pykvm.machine import DiskConfig, Machine
 from pykvm.machine.events import DiskHeld, HostShortage, Shutdown
 from pykvm.memory.ram import Ram
-from pykvm.testing.bare import BlockDriver, BlockRequest, Results, Script
 
 pytestmark = pytest.mark.kvm
 

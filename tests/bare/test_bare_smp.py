@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pykvm.bare import BlockDriver, BlockRequest, RunState, Script, WaitMode
+from pykvm.bare.run import run_script
 from pykvm.machine import DiskConfig
-from pykvm.testing.bare import BlockDriver, BlockRequest, RunState, Script, WaitMode
-from pykvm.testing.bare.run import run_script
 
 pytestmark = [
     pytest.mark.kvm,

@@ -7,14 +7,14 @@ import pytest
 from bare_owner import Owner, machine_of
 from patience import PATIENCE, until
 
+from pykvm.bare import BlockDriver, BlockRequest, Results, Script
+from pykvm.bare.block import UNTOUCHED, Batch
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.lean.records import replace
 from pykvm.machine import DiskConfig, Machine
 from pykvm.machine.events import Event, Stop
-from pykvm.platform.outcome import Outcome, OutcomeKind
-from pykvm.testing.bare import BlockDriver, BlockRequest, Results, Script
-from pykvm.testing.bare.block import UNTOUCHED, Batch
+from pykvm.machine.outcome import Outcome, OutcomeKind
 
 pytestmark = pytest.mark.kvm
 

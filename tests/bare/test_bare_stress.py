@@ -17,12 +17,7 @@ import pytest
 from bare_owner import COUNTED, Owner, counted, machine_of
 from patience import PATIENCE
 
-from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
-from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
-from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
-from pykvm.lean.records import replace
-from pykvm.machine import DiskConfig
-from pykvm.testing.bare import (
+from pykvm.bare import (
     BlockDriver,
     BlockRequest,
     RecordError,
@@ -30,7 +25,12 @@ from pykvm.testing.bare import (
     Script,
     WaitMode,
 )
-from pykvm.testing.bare.block import Batch
+from pykvm.bare.block import Batch
+from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
+from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
+from pykvm.lean.records import replace
+from pykvm.machine import DiskConfig
 
 pytestmark = pytest.mark.kvm
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from pykvm.bare import BlockDriver, BlockRequest, Script
+from pykvm.bare.run import BareRun, run_script
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.machine import DiskConfig
-from pykvm.testing.bare import BlockDriver, BlockRequest, Script
-from pykvm.testing.bare.run import BareRun, run_script
 from pykvm.trace import TraceFormat, TraceOptions
 
 pytestmark = pytest.mark.kvm

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from pykvm.bare import BlockDriver, BlockRequest, Region, Script
+from pykvm.bare.block import DEFAULT_FEATURES, UNTOUCHED
+from pykvm.bare.results import Step
+from pykvm.bare.run import run_script
+from pykvm.bare.script import Ring
 from pykvm.machine import DiskConfig
-from pykvm.testing.bare import BlockDriver, BlockRequest, Region, Script
-from pykvm.testing.bare.block import DEFAULT_FEATURES, UNTOUCHED
-from pykvm.testing.bare.results import Step
-from pykvm.testing.bare.run import run_script
-from pykvm.testing.bare.script import Ring
 from pykvm.virtio.constants import VIRTIO_F_VERSION_1
 
 pytestmark = pytest.mark.kvm

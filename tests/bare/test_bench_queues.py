@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from qemu_here import require_qemu
 
+from pykvm.bare import build_bare_guest
 from pykvm.bench.pykvm_tool import PykvmTool
 from pykvm.bench.qemu import QemuTool
 from pykvm.bench.sample import Run
@@ -13,7 +14,6 @@ from pykvm.bench.session import guest_tsc_khz
 from pykvm.bench.tool import Job, Tool
 from pykvm.bench.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode
-from pykvm.testing.bare import build_bare_guest
 
 pytestmark = pytest.mark.kvm
 SIZE = 4 << 20

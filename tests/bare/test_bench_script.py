@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from patience import patience
 
+from pykvm.bare import build_bare_guest
+from pykvm.bare.layout import MEMORY_NEEDED
+from pykvm.bare.script import host_tsc_khz
 from pykvm.bench.script import MARK, OPEN, LoadScript
 from pykvm.bench.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode, Image, SyncEngine
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.memory import Ram
-from pykvm.testing.bare import build_bare_guest
-from pykvm.testing.bare.layout import MEMORY_NEEDED
-from pykvm.testing.bare.script import host_tsc_khz
 
 pytestmark = pytest.mark.kvm
 

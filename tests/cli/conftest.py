@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from monitor_clients import served, spinning_guest
 
+from pykvm.bare import build_bare_guest
 from pykvm.machine import Machine, MachineConfig
-from pykvm.testing.bare import build_bare_guest
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ from pathlib import Path
 from patience import PATIENCE
 from qemu.qmp import QMPClient
 
+from pykvm.bare import Script
+from pykvm.bare.layout import MEMORY_NEEDED
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.monitor import Monitor, MonitorSocket
-from pykvm.testing.bare import Script
-from pykvm.testing.bare.layout import MEMORY_NEEDED
 
 
 @contextmanager

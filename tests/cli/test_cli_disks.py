@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from patience import patience
 
-from pykvm.testing.bare import BlockDriver, BlockRequest, Script
+from pykvm.bare import BlockDriver, BlockRequest, Script
 
 PYKVM = [sys.executable, "-m", "pykvm"]
 LINE = (

@@ -11,10 +11,10 @@ from monitor_clients import Raw, served, with_disk
 from patience import PATIENCE, until
 from run_on_terminal import Terminal
 
+from pykvm.bare import BlockDriver, Script
 from pykvm.lean.records import replace
 from pykvm.machine import DiskConfig, Machine, MachineConfig
-from pykvm.platform.outcome import OutcomeKind
-from pykvm.testing.bare import BlockDriver, Script
+from pykvm.machine.outcome import OutcomeKind
 
 pytestmark = pytest.mark.kvm
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.testing.bare import build_bare_guest
+from pykvm.bare import build_bare_guest
 
 pytestmark = pytest.mark.kvm
 

@@ -12,11 +12,11 @@ from qemu.qmp import ExecuteError
 from run_on_terminal import Terminal
 
 from pykvm import __version__
+from pykvm.bare import BlockDriver, BlockRequest, Script
 from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.devices.virtio_blk.observe.stats import COUNTERS
 from pykvm.machine import DiskConfig, RunState
-from pykvm.platform.outcome import OutcomeKind
-from pykvm.testing.bare import BlockDriver, BlockRequest, Script
+from pykvm.machine.outcome import OutcomeKind
 
 pytestmark = pytest.mark.kvm
 

@@ -11,14 +11,14 @@ import pytest
 from monitor_clients import Raw, served, with_disk
 from patience import PATIENCE, until
 
+from pykvm.bare import BlockDriver, BlockRequest, Script
+from pykvm.bare.layout import MEMORY_NEEDED
 from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.machine import DiskConfig, MachineConfig
 from pykvm.machine.events import MAX_BACKLOG, BlockIoError, Event
+from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.monitor import server
-from pykvm.platform.outcome import Outcome, OutcomeKind
-from pykvm.testing.bare import BlockDriver, BlockRequest, Script
-from pykvm.testing.bare.layout import MEMORY_NEEDED
 
 pytestmark = pytest.mark.kvm
 

@@ -4,9 +4,9 @@ import pytest
 from monitor_clients import run_client, served
 from qemu.qmp import ExecuteError
 
+from pykvm.bare.layout import MEMORY_NEEDED
 from pykvm.devices.virtio_blk import DetectZeroes, RateLimits
 from pykvm.machine import DiskConfig, MachineConfig
-from pykvm.testing.bare.layout import MEMORY_NEEDED
 
 pytestmark = pytest.mark.kvm
 

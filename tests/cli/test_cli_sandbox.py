@@ -10,11 +10,11 @@ import sandbox_attempts
 from patience import patience
 from sandbox_attempts import prepare
 
+from pykvm.bare import BlockDriver, BlockRequest, Script
 from pykvm.cli.main import main
-from pykvm.cli.sandbox import landlock, seccomp
 from pykvm.errors import HostError
 from pykvm.host.io_uring import problem as io_uring_problem
-from pykvm.testing.bare import BlockDriver, BlockRequest, Script
+from pykvm.sandbox import landlock, seccomp
 
 
 def sandbox_problem() -> str:
@@ -70,7 +70,7 @@ boot._confine = confine
 """
 
 NO_LANDLOCK = """
-from pykvm.cli.sandbox import landlock
+from pykvm.sandbox import landlock
 from pykvm.errors import HostError
 def restrict(removable):
     raise HostError("Landlock is not available: this kernel has none")

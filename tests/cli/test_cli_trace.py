@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 import pytest
 from patience import patience
 
+from pykvm.bare import BlockDriver, BlockRequest, Script
 from pykvm.cli.main import main
 from pykvm.cli.trace import parse_trace
 from pykvm.errors import UsageError
-from pykvm.testing.bare import BlockDriver, BlockRequest, Script
 from pykvm.trace import TraceFormat, TraceOptions
 
 PYKVM = [sys.executable, "-m", "pykvm"]

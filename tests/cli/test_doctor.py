@@ -8,7 +8,7 @@ import pytest
 from pykvm.cli import doctor
 from pykvm.cli.doctor import Report, as_object, as_text, examine, run_doctor
 from pykvm.errors import UsageError
-from pykvm.kvm.traits import HostTraits
+from pykvm.kvm.host_traits import HostTraits
 
 NOWHERE = ["--device", "/nonexistent/kvm"]
 BROKEN = HostTraits(syscall_works=False, cpl0_mips=1.0)

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from patience import PATIENCE, until
 
+from pykvm.bare import BlockDriver, BlockRequest, Script, filling
+from pykvm.bare.run import run_script
 from pykvm.errors import PykvmError, UsageError
 from pykvm.machine import DiskConfig, Machine, MachineConfig
 from pykvm.machine import machine as module
 from pykvm.machine.command import run_command
-from pykvm.platform.outcome import Outcome, OutcomeKind
-from pykvm.testing.bare import BlockDriver, BlockRequest, Script, filling
-from pykvm.testing.bare.run import run_script
+from pykvm.machine.outcome import Outcome, OutcomeKind
 
 pytestmark = pytest.mark.kvm
 
@@ -301,7 +301,7 @@ def test_on_end_frees_a_sink_that_blocks(config):
         "check_limits",
         "GuestMemory",
         "create_vm",
-        "KvmPlatform",
+        "KvmPciServices",
         "Board",
         "pykvm.devices.virtio_blk.image.file.Image",
         "pykvm.devices.virtio_blk.device.VirtioBlk",

@@ -10,9 +10,9 @@ from struct import pack
 from pykvm.kvm.assist import Assist
 from pykvm.kvm.constants import MSR_LSTAR, MSR_STAR, MSR_SYSCALL_MASK
 from pykvm.kvm.exits import Exit, IoExit
+from pykvm.kvm.host_traits import HostTraits
 from pykvm.kvm.probe import _segment
 from pykvm.kvm.system import Kvm
-from pykvm.kvm.traits import HostTraits
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.memory import GuestMemory
 

@@ -35,9 +35,9 @@ from assisted_guest import (
 from pykvm.kvm.assist import Assist, RefusedInstruction
 from pykvm.kvm.constants import MSR_LSTAR, MSR_SYSCALL_MASK
 from pykvm.kvm.exits import Debug, InternalError, IoExit, Shutdown
+from pykvm.kvm.host_traits import HostTraits
 from pykvm.kvm.probe import probe
 from pykvm.kvm.system import Kvm
-from pykvm.kvm.traits import HostTraits
 
 pytestmark = pytest.mark.kvm
 

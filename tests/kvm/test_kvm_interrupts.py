@@ -9,8 +9,8 @@ from patience import patience
 
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.exits import Interrupted, IoExit
-from pykvm.kvm.pci_platform import KvmPlatform
-from pykvm.pci.platform import InterruptLine, MsiVector, Platform
+from pykvm.kvm.pci_services import KvmPciServices
+from pykvm.pci.services import InterruptLine, MsiVector, PciServices
 from pykvm.x86.mptable import pci_gsi
 
 pytestmark = pytest.mark.kvm
@@ -19,8 +19,8 @@ MSI_ADDRESS = 0xFEE00000
 
 
 @pytest.fixture
-def platform(irqchip_machine):
-    return KvmPlatform(irqchip_machine.vm)
+def services(irqchip_machine):
+    return KvmPciServices(irqchip_machine.vm)
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ def enable_apic(vcpu) -> None:
 
 
 @pytest.fixture
-def vectors(platform):
+def vectors(services):
     """Makes vectors, and closes them."""
     with ExitStack() as stack:
-        yield lambda: stack.enter_context(platform.msi_vector())
+        yield lambda: stack.enter_context(services.msi_vector())
 
 
 def pending(vcpu) -> set[int]:
@@ -74,18 +74,18 @@ def never(vcpu) -> None:
     assert pending(vcpu) == set()
 
 
-def test_platform_has_the_shape_that_pci_wants(platform, vectors):
-    services: Platform = platform
+def test_services_have_the_shape_that_pci_wants(services, vectors):
+    given: PciServices = services
     vector: MsiVector = vectors()
-    line: InterruptLine = services.interrupt_line(2, 1)
+    line: InterruptLine = given.interrupt_line(2, 1)
     assert vector.eventfd > 2
     assert line.gsi == 18
 
 
-def test_interrupt_lines_are_those_of_the_mp_table(platform):
+def test_interrupt_lines_are_those_of_the_mp_table(services):
     for device in range(32):
         for pin in range(1, 5):
-            assert platform.interrupt_line(device, pin).gsi == pci_gsi(device, pin)
+            assert services.interrupt_line(device, pin).gsi == pci_gsi(device, pin)
 
 
 def test_eventfd_raises_the_routed_message(vcpu, vectors):
@@ -128,10 +128,10 @@ def test_delivered_signal_is_not_pending_after_masking(vcpu, vectors):
     never(vcpu)
 
 
-def test_kernel_raises_what_it_finds_when_assigned(irqchip_machine, platform, vcpu):
+def test_kernel_raises_what_it_finds_when_assigned(irqchip_machine, services, vcpu):
     # KvmMsiVector relies on this for a signal that slips in as it connects.
-    gsi = platform.router.allocate()
-    platform.router.route(gsi, MSI_ADDRESS, 0x60)
+    gsi = services.router.allocate()
+    services.router.route(gsi, MSI_ADDRESS, 0x60)
     eventfd = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     try:
         irqchip_machine.vm.irqfd(eventfd, gsi)
@@ -168,13 +168,13 @@ def test_routes_do_not_disturb_each_other(vcpu, vectors):
         thread.join(patience())
 
 
-def test_gsis_are_reused(platform):
-    first, second = platform.msi_vector(), platform.msi_vector()
+def test_gsis_are_reused(services):
+    first, second = services.msi_vector(), services.msi_vector()
     assert (first.gsi, second.gsi) == (24, 25)
     first.route(MSI_ADDRESS, 0x50)
     first.close()
     first.close()
-    third = platform.msi_vector()
+    third = services.msi_vector()
     assert third.gsi == 24
     second.close()
     third.close()
@@ -196,10 +196,10 @@ def test_interrupt_is_delivered_to_a_running_guest(irqchip_machine, vcpu, vector
     assert reason.value == 0x50
 
 
-def test_line_is_shared(irqchip_machine, platform, monkeypatch):
+def test_line_is_shared(irqchip_machine, services, monkeypatch):
     driven = []
-    monkeypatch.setattr(platform._lines[2], "_drive", lambda *args: driven.append(args))
-    one, other = platform.interrupt_line(2, 1), platform.interrupt_line(9, 2)
+    monkeypatch.setattr(services._lines[2], "_drive", lambda *args: driven.append(args))
+    one, other = services.interrupt_line(2, 1), services.interrupt_line(9, 2)
     assert one.gsi == other.gsi == 18
     one.set(True)
     one.set(True)
@@ -210,7 +210,7 @@ def test_line_is_shared(irqchip_machine, platform, monkeypatch):
     assert driven == [(18, True), (18, False)]
 
 
-def test_line_reaches_the_interrupt_controller(irqchip_machine, platform):
+def test_line_reaches_the_interrupt_controller(irqchip_machine, services):
     # The guest programs I/O APIC pin 18: vector 0x52, level-triggered. Then out 0x80, al.
     code = "bb0000c0fe c70334000000 c7431052800000 c70335000000 c7431000000000 e680"
     vcpu = irqchip_machine.long_mode(bytes.fromhex(code))
@@ -218,9 +218,9 @@ def test_line_reaches_the_interrupt_controller(irqchip_machine, platform):
     while isinstance(vcpu.run(), Interrupted):
         pass
     assert pending(vcpu) == set()
-    platform.interrupt_line(3, 1).set(True)
+    services.interrupt_line(3, 1).set(True)
     assert pending(vcpu) == set()
-    platform.interrupt_line(2, 1).set(True)
+    services.interrupt_line(2, 1).set(True)
     eventually(vcpu, {0x52})
 
 
@@ -243,14 +243,14 @@ def test_mmio_doorbell_causes_no_exit(machine, length):
         os.close(eventfd)
 
 
-def test_doorbell_through_the_platform(irqchip_machine, platform):
+def test_doorbell_through_the_services(irqchip_machine, services):
     vcpu = irqchip_machine.long_mode(bytes.fromhex("48c7c300002000 66c7030700 e680"))
     eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     try:
-        platform.bind_doorbell(0x200000, 0, eventfd)
+        services.bind_doorbell(0x200000, 0, eventfd)
         while isinstance(vcpu.run(), Interrupted):
             pass
         assert os.eventfd_read(eventfd) == 1
-        platform.unbind_doorbell(0x200000, 0, eventfd)
+        services.unbind_doorbell(0x200000, 0, eventfd)
     finally:
         os.close(eventfd)

@@ -9,9 +9,9 @@ import pytest
 from pykvm.kvm import probe as probe_module
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.exits import Exit, InternalError, IoExit, Shutdown
+from pykvm.kvm.host_traits import HostTraits
 from pykvm.kvm.probe import _code, _steps, probe
 from pykvm.kvm.system import Kvm
-from pykvm.kvm.traits import HostTraits
 from pykvm.lean.records import replace
 
 OUT: Any = IoExit(True, 0x80, 1, 1, b"\0", None, 0)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A disk on a mock transport whose engine does what a test says, at the moment it says so.
+"""A disk on a fake transport whose engine does what a test says, at the moment it says so.
 
 ::
 
@@ -35,7 +35,7 @@ from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.options import IoError
 from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
-from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.fake_transport import FakeTransport
 
 SECTORS = 256
 
@@ -196,7 +196,7 @@ class Bench:
         self._told = Condition()
         options = {"on_error": self.note, **options}
         self.device = block_device(Image(path, readonly), engine=script.engine, **options)
-        self.transport = MockTransport(self.device)
+        self.transport = FakeTransport(self.device)
         self.transport.start()
 
     def __enter__(self) -> "Bench":

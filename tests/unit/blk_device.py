@@ -1,4 +1,4 @@
-"""A whole disk on a mock transport, and a driver that speaks virtio-blk to it."""
+"""A whole disk on a fake transport, and a driver that speaks virtio-blk to it."""
 
 import random
 import threading
@@ -19,7 +19,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.memory.ram import Ram
-from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.fake_transport import FakeTransport
 from pykvm.virtio.constants import VIRTIO_F_RING_PACKED
 
 SECTORS = 256
@@ -36,7 +36,7 @@ OK, IOERR, UNSUPP = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP
 class Disk:
     """A started device, and a driver that speaks virtio-blk."""
 
-    def __init__(self, transport: MockTransport, device: VirtioBlk) -> None:
+    def __init__(self, transport: FakeTransport, device: VirtioBlk) -> None:
         self.transport = transport
         self.device = device
 
@@ -73,7 +73,7 @@ def used_length(kind: int, status: int, data: bytes) -> int:
 
 
 Maker = Callable[..., Disk]
-"""Makes started disks; keyword arguments of VirtioBlk, MockTransport, Image."""
+"""Makes started disks; keyword arguments of VirtioBlk, FakeTransport, Image."""
 
 
 def disk_file(folder: Path) -> Path:
@@ -105,7 +105,7 @@ def disks(path: Path, packed: bool = False) -> Iterator[Maker]:
         if features is not None and packed:
             features |= VIRTIO_F_RING_PACKED
         device = block_device(Image(path, readonly), **{"packed": packed, **kwargs})
-        transport = MockTransport(device, ram, features=features)
+        transport = FakeTransport(device, ram, features=features)
         made.append(Disk(transport, device))
         if start:
             transport.start()

@@ -1,8 +1,8 @@
 """Both sides of one queue, split or packed, and what a device does with it."""
 
 from pykvm.memory.ram import Ram
-from pykvm.testing.mock_driver import MockDriver
-from pykvm.testing.mock_packed import PackedDriver
+from pykvm.testing.packed_driver import PackedDriver
+from pykvm.testing.split_driver import SplitDriver
 from pykvm.virtio.chain import DescriptorChain
 from pykvm.virtio.constants import (
     VIRTQ_DESC_F_INDIRECT,
@@ -17,15 +17,15 @@ NEXT, WRITE, INDIRECT = VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_DESC_F_INDI
 DATA = 0x8000
 """An address in RAM beyond the rings."""
 
-Driver = MockDriver | PackedDriver
+Driver = SplitDriver | PackedDriver
 Queue = SplitQueue | PackedQueue
 
 
 def split_ring(
     size: int = 8, features: int = 0, start: int = 0, ram: Ram | None = None, base: int = 0x1000
-) -> tuple[MockDriver, SplitQueue]:
+) -> tuple[SplitDriver, SplitQueue]:
     """The rings are at ``base`` of ``ram``, which is 64 KiB from 0 unless given."""
-    driver = MockDriver(
+    driver = SplitDriver(
         ram or Ram.flat(1 << 16), size=size, features=features, base=base, start=start
     )
     return driver, driver.device_queue()

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.errors import UsageError
-from pykvm.platform.agent import (
+from pykvm.agent.protocol import (
     MAX_COMMAND,
     MAX_PAYLOAD,
     AgentClient,
@@ -19,6 +18,7 @@ from pykvm.platform.agent import (
     encode,
     encode_all,
 )
+from pykvm.errors import UsageError
 
 HELLO = encode(Kind.HELLO, b"\x01\x00")
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.testing.bare.latency import Latencies, bounds
-from pykvm.testing.bare.layout import LATENCY_BUCKETS, LATENCY_FIRST
+from pykvm.bare.latency import Latencies, bounds
+from pykvm.bare.layout import LATENCY_BUCKETS, LATENCY_FIRST
 
 latencies = st.lists(st.integers(1 << LATENCY_FIRST, (1 << 40) - 1), min_size=1, max_size=200)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from bench_kernel import CODE, write_kernel
 
+from pykvm.bare.layout import MEMORY_NEEDED
 from pykvm.bench.fio import FioTool, sample_of
 from pykvm.bench.tool import Job
 from pykvm.bench.vm import VmRunner
@@ -14,7 +15,6 @@ from pykvm.bench.watch import Kind
 from pykvm.bench.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import PykvmError
-from pykvm.testing.bare.layout import MEMORY_NEEDED
 
 READ = {
     "iops": 12345.6,

@@ -17,8 +17,8 @@ from pykvm.devices.virtio_blk.core.scheduler import Schedule
 from pykvm.devices.virtio_blk.options import ErrorAction, MergePolicy
 from pykvm.hot.words import longs
 from pykvm.memory.ram import Ram
-from pykvm.testing.inline import InlineThreads
-from pykvm.testing.mock_driver import Buffer
+from pykvm.testing.inline_threads import InlineThreads
+from pykvm.testing.split_driver import Buffer
 from pykvm.virtio.chain import ROOM_KEPT
 
 ENTRIES = 256

@@ -32,7 +32,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_OUT,
 )
-from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.fake_transport import FakeTransport
 from pykvm.virtio.constants import VIRTIO_F_VERSION_1
 from pykvm.virtio.registers import TransportState
 
@@ -76,7 +76,7 @@ class Disk:
         self.errors: list[IoError] = []
         self.failed = threading.Event()
         self.device = VirtioBlk(Image(path, readonly, cache), on_error=self._note)
-        self.transport = MockTransport(self.device, features=features)
+        self.transport = FakeTransport(self.device, features=features)
         self.transport.start()
 
     def _note(self, error: IoError) -> None:

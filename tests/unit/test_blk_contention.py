@@ -26,7 +26,7 @@ from pykvm.devices.virtio_blk.serving.contention import (
 )
 from pykvm.host import io_uring
 from pykvm.hot.word_watch import Watch
-from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.fake_transport import FakeTransport
 from pykvm.virtio.queue import COMPILED
 
 START = 1_000_000_000_000
@@ -166,7 +166,7 @@ def test_no_request_is_forgotten_when_polling_stops_and_begins(
     image = Image(path)
     options = DiskOptions(poll_max_ns=1_000_000, num_queues=2)
     device = VirtioBlk(image, options, engine=choose(image, kind).make)
-    with MockTransport(device) as transport:
+    with FakeTransport(device) as transport:
         transport.start()
         for number in range(600):
             queue = number // 3 % 2

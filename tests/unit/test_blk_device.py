@@ -1,4 +1,4 @@
-"""The whole block device on a mock transport: real thread, real file, eventfds."""
+"""The whole block device on a fake transport: real thread, real file, eventfds."""
 
 import errno
 import os

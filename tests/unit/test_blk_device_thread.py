@@ -15,7 +15,7 @@ from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.serving import io_thread
 from pykvm.errors import UsageError
 from pykvm.memory.ram import Ram
-from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.fake_transport import FakeTransport
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_VERSION_1,
@@ -112,7 +112,7 @@ def test_closing_leaves_nothing_behind(disk_path: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     ram = Ram.flat(1 << 20)
     device = VirtioBlk(Image(disk_path), DiskOptions(queue_size=16))
-    with MockTransport(device, ram) as transport:
+    with FakeTransport(device, ram) as transport:
         transport.start()
         disk = Disk(transport, device)
         assert disk.do(IN, 0, size=512)[0] == OK

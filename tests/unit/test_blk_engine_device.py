@@ -31,9 +31,9 @@ from pykvm.devices.virtio_blk.constants import (
 )
 from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.memory.guest import GuestMemory
-from pykvm.testing.mock_driver import Buffer
-from pykvm.testing.mock_transport import MockTransport
-from pykvm.testing.recording import EngineLog
+from pykvm.testing.fake_transport import FakeTransport
+from pykvm.testing.recording_engine import EngineLog
+from pykvm.testing.split_driver import Buffer
 
 IN, OUT, FLUSH = VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_FLUSH
 OK, IOERR = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR
@@ -52,7 +52,7 @@ class Disk:
         self.memory = GuestMemory(4 << 20)
         self.image = Image(path, cache=cache)
         self.device = block_device(self.image, engine=engine, on_error=self.note, **options)
-        self.transport = MockTransport(self.device, self.memory.ram)
+        self.transport = FakeTransport(self.device, self.memory.ram)
         self.at: dict[int, int] = {}
         self.statuses: dict[int, int] = {}
         self._driver = self.transport.drivers[0]

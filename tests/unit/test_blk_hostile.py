@@ -13,10 +13,10 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
-from pykvm.testing.mock_driver import MockDriver
-from pykvm.testing.mock_packed import PackedDriver
-from pykvm.testing.rig import HIGH_START, LOW, QUEUE_SIZE, Rig
+from pykvm.testing.hostile_rig import HIGH_START, LOW, QUEUE_SIZE, Rig
+from pykvm.testing.packed_driver import PackedDriver
 from pykvm.testing.ring_driver import Buffer
+from pykvm.testing.split_driver import SplitDriver
 from pykvm.virtio.constants import (
     VIRTIO_CONFIG_S_NEEDS_RESET,
     VIRTIO_F_EVENT_IDX,
@@ -26,7 +26,7 @@ from pykvm.virtio.constants import (
     VIRTQ_DESC_F_INDIRECT,
 )
 
-Driver = MockDriver | PackedDriver
+Driver = SplitDriver | PackedDriver
 FEATURES = VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | VIRTIO_F_RING_PACKED
 OK, IOERR = bytes([VIRTIO_BLK_S_OK]), bytes([VIRTIO_BLK_S_IOERR])
 DATA = bytes(range(256)) * 2

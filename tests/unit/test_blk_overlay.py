@@ -25,7 +25,7 @@ from pykvm.errors import UsageError
 from pykvm.machine import DiskConfig
 from pykvm.machine.disks import open_image
 from pykvm.memory.ram import Ram
-from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.fake_transport import FakeTransport
 
 SIZE = 1 << 18
 SECTORS = SIZE >> 9
@@ -271,7 +271,7 @@ def test_what_was_written_outlives_a_reset(factory: EngineFactory, path: Path) -
     image, engine, _ = open_image(DiskConfig(path, snapshot=True, engine=factory))
     device = block_device(image, engine=engine)
     for expected in (before[:512], b"new!" * 128):
-        transport = MockTransport(device)
+        transport = FakeTransport(device)
         transport.start()
         disk = StartedDisk(transport, device)
         assert disk.do(IN, 0, size=1024) == (OK, expected + before[512:1024])

@@ -29,9 +29,9 @@ from virtio_pci_guest import DEVICE, DRIVER_OK, ISR, NOTIFY, READY, Guest
 
 from pykvm.devices.virtio_blk import Image
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_F_MQ
-from pykvm.testing.mock_driver import MockDriver
-from pykvm.testing.mock_packed import PackedDriver
-from pykvm.testing.mock_platform import MockLine, MockPlatform
+from pykvm.testing.fake_pci_services import FakeLine, FakePciServices
+from pykvm.testing.packed_driver import PackedDriver
+from pykvm.testing.split_driver import SplitDriver
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
@@ -45,7 +45,7 @@ CONFIG_VECTOR, QUEUE_VECTOR = 0, 1
 TEXT = b"TEST".ljust(512, b"\0")
 
 
-class Line(MockLine):
+class Line(FakeLine):
     """One whose rise can be waited for."""
 
     def __init__(self, gsi: int) -> None:
@@ -58,10 +58,10 @@ class Line(MockLine):
             self.rose.set()
 
 
-class Platform(MockPlatform):
+class TellingServices(FakePciServices):
     """With lines of that kind."""
 
-    def interrupt_line(self, device: int, pin: int) -> MockLine:
+    def interrupt_line(self, device: int, pin: int) -> FakeLine:
         gsi = super().interrupt_line(device, pin).gsi
         self.lines[gsi] = Line(gsi)
         return self.lines[gsi]
@@ -73,7 +73,7 @@ class Driver:
     def __init__(self, path: Path, packed: bool, msix: bool, **options: Any) -> None:
         self.msix = msix
         self.device = block_device(Image(path), packed=packed, **options)
-        self.guest = Guest(platform=Platform(), device=self.device)
+        self.guest = Guest(services=TellingServices(), device=self.device)
 
     def start(self, without: int = 0) -> None:
         """All that is offered, but for ``without``; then DRIVER_OK."""
@@ -86,7 +86,7 @@ class Driver:
             guest.set(0x10, 2, CONFIG_VECTOR)
             guest.set(0x16, 2, 0)
             guest.set(0x1A, 2, QUEUE_VECTOR)
-        kind = PackedDriver if features & VIRTIO_F_RING_PACKED else MockDriver
+        kind = PackedDriver if features & VIRTIO_F_RING_PACKED else SplitDriver
         self.ring = kind(guest.ram, size=16, features=features, heap=0x4000)
         guest.place(0, self.ring.desc, self.ring.avail, self.ring.used, 16)
         guest.status = READY | DRIVER_OK

@@ -14,9 +14,9 @@ from pykvm.errors import UsageError
 from pykvm.host import io_uring
 from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
-from pykvm.testing.mock_driver import MockDriver
-from pykvm.testing.mock_packed import PackedDriver
-from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.fake_transport import FakeTransport
+from pykvm.testing.packed_driver import PackedDriver
+from pykvm.testing.split_driver import SplitDriver
 
 SECOND = 1_000_000_000
 
@@ -119,7 +119,7 @@ def test_a_ring_is_watched_for_its_completions() -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_queue_knows_what_is_waiting(packed: bool) -> None:
-    driver = (PackedDriver if packed else MockDriver)(Ram.flat(1 << 20), size=8)
+    driver = (PackedDriver if packed else SplitDriver)(Ram.flat(1 << 20), size=8)
     queue = driver.device_queue()
     watch = Watch(1)
 
@@ -155,7 +155,7 @@ def device(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[VirtioBlk
 
 
 def test_a_disk_that_watches_serves_all_and_stops_at_once(device: VirtioBlk) -> None:
-    with MockTransport(device) as transport:
+    with FakeTransport(device) as transport:
         transport.start()
         for number in range(600):
             queue = number // 3 % 2  # both take part in what one thread watches

@@ -20,7 +20,7 @@ from pykvm.devices.virtio_blk.constants import (
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.serving.io_thread_group import IoThreads
 from pykvm.errors import UsageError
-from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.fake_transport import FakeTransport
 
 OK, IOERR = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR
 FULL = errno.ENOSPC
@@ -93,7 +93,7 @@ def test_each_queue_answers_and_interrupts_for_itself(make: Maker) -> None:
 
 def test_what_waits_in_the_rings_is_served_without_a_kick(path: Path) -> None:
     path.write_bytes(fill("o"))
-    with MockTransport(block_device(Image(path), num_queues=2, queue_size=8)) as transport:
+    with FakeTransport(block_device(Image(path), num_queues=2, queue_size=8)) as transport:
         heads = [driver.send([bytes(16)], [512, 1]) for driver in transport.drivers]
         for driver in transport.drivers:
             driver.publish()
@@ -108,7 +108,7 @@ def test_what_waits_in_the_rings_is_served_without_a_kick(path: Path) -> None:
 def test_a_driver_may_use_fewer(path: Path, threads: int, disabled: tuple[int, ...]) -> None:
     path.write_bytes(fill("o"))
     device = block_device(Image(path), num_queues=3, iothreads=threads)
-    with MockTransport(device, disabled=disabled) as transport:
+    with FakeTransport(device, disabled=disabled) as transport:
         transport.start()
         for queue in QUEUES:
             head = transport.drivers[queue].send([bytes(16)], [512, 1])
@@ -127,7 +127,7 @@ def test_a_driver_that_knows_one_queue_uses_the_first(path: Path) -> None:
     path.write_bytes(fill("o"))
     device = block_device(Image(path), num_queues=2, iothreads=2)
     features = device.features & ~VIRTIO_BLK_F_MQ
-    with MockTransport(device, features=features, disabled=[1]) as transport:
+    with FakeTransport(device, features=features, disabled=[1]) as transport:
         transport.start()
         assert transport.wait(transport.drivers[0].send([bytes(16)], [512, 1])) == 513
     device.close()
@@ -147,7 +147,7 @@ def test_threads_run_where_they_are_told_to(path: Path, threads: int) -> None:
     options = {"num_queues": 2, "iothreads": threads, "cpu_affinity": frozenset([last])}
     before = os.sched_getaffinity(0)
     device = block_device(Image(path), engine=Engine, **options)
-    with MockTransport(device) as transport:
+    with FakeTransport(device) as transport:
         transport.start()
         for queue, driver in enumerate(transport.drivers):
             assert transport.wait(driver.send([bytes(16)], [512, 1]), queue) == 513
@@ -343,7 +343,7 @@ def test_a_bug_ends_the_service_of_all(make: Maker) -> None:
 
 def test_resets_leave_no_descriptor(tmp_path: Path) -> None:
     device = block_device(Image(disk_file(tmp_path)), num_queues=8, iothreads=4, queue_size=8)
-    with MockTransport(device) as transport:
+    with FakeTransport(device) as transport:
         before = set(os.listdir("/proc/self/fd"))
         for _ in range(3):
             transport.start()

@@ -39,7 +39,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_GET_LIFETIME,
 )
 from pykvm.devices.virtio_blk.core.ranges import MAX_RANGES, MAX_SECTORS, read_ranges
-from pykvm.testing.mock_driver import Buffer
+from pykvm.testing.split_driver import Buffer
 
 CONTENT = random.Random(1).randbytes(SIZE)
 BOTH = pytest.mark.parametrize("kind", [DISCARD, ZEROES], ids=["discard", "zeroes"])

@@ -17,7 +17,7 @@ from pykvm.devices.virtio_blk.constants import (
 )
 from pykvm.devices.virtio_blk.core.request import TYPE_UNREADABLE, Request, RequestParser
 from pykvm.memory.ram import Ram, Region
-from pykvm.testing.mock_driver import Buffer, MockDriver
+from pykvm.testing.split_driver import Buffer, SplitDriver
 from pykvm.virtio.constants import VIRTIO_F_INDIRECT_DESC
 
 CAPACITY = 100
@@ -34,7 +34,7 @@ class Bench:
 
     def __init__(self, *, readonly: bool = False, size: int = 64, ram: Ram | None = None) -> None:
         self.ram = ram or Ram.flat(1 << 20)
-        self.driver = MockDriver(self.ram, size=size, features=VIRTIO_F_INDIRECT_DESC)
+        self.driver = SplitDriver(self.ram, size=size, features=VIRTIO_F_INDIRECT_DESC)
         self.queue = self.driver.device_queue()
         self.parser = RequestParser(self.ram, CAPACITY, readonly, SERIAL)
 

@@ -25,7 +25,7 @@ from pykvm.devices.virtio_blk.image.file import MAX_SIZE
 from pykvm.errors import UsageError
 from pykvm.machine import DiskConfig
 from pykvm.machine.disks import open_image
-from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.fake_transport import FakeTransport
 
 SIZE = SECTORS * 512
 LARGER = SIZE + 4096
@@ -201,7 +201,7 @@ def test_a_snapshot_changes_its_own_size(path: Path, monkeypatch: pytest.MonkeyP
     path.write_bytes(content)
     image, engine, _ = open_image(DiskConfig(path, snapshot=True))
     device = block_device(image, engine=engine)
-    with MockTransport(device) as transport:
+    with FakeTransport(device) as transport:
         transport.start()
         disk = StartedDisk(transport, device)
         assert disk.do(OUT, 1, fill("y")) == (OK, b"")

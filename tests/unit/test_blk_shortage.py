@@ -36,8 +36,8 @@ from pykvm.devices.virtio_blk.serving import io_thread
 from pykvm.errors import HostError, shortage
 from pykvm.memory.guest import GuestMemory
 from pykvm.memory.ram import Ram
-from pykvm.testing.mock_transport import MockTransport
-from pykvm.testing.rig import Rig
+from pykvm.testing.fake_transport import FakeTransport
+from pykvm.testing.hostile_rig import Rig
 from pykvm.virtio.constants import VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_RING_RESET
 
 QUEUES = range(3)
@@ -78,7 +78,7 @@ class Bench:
             iothreads=threads,
             on_shortage=self.lacks.append,
         )
-        self.transport = MockTransport(self.device)
+        self.transport = FakeTransport(self.device)
 
     def works(self) -> None:
         """Each queue answers."""
@@ -208,7 +208,7 @@ def test_so_few_descriptors(path: Path, factory: EngineFactory, snapshot: bool) 
         image = over = OverlayImage(image)
         factory = over.wrap(factory)
     device = block_device(image, engine=factory, num_queues=2, iothreads=2)
-    with MockTransport(device) as transport:
+    with FakeTransport(device) as transport:
         before = held()
         starts = 0
         for count in range(100):

@@ -23,7 +23,7 @@ from pykvm.devices.virtio_blk.core.planner import Limits, Planner
 from pykvm.devices.virtio_blk.core.scheduler import Schedule
 from pykvm.devices.virtio_blk.core.throttle import Throttle
 from pykvm.devices.virtio_blk.options import DiskOptions
-from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.fake_transport import FakeTransport
 
 SLOW = RateLimits(iops_wr=1, iops_wr_max=2)
 """Two writes, and then a second until the next."""
@@ -166,7 +166,7 @@ def test_queues_share_the_limits(path: Path) -> None:
     device = VirtioBlk(
         Image(path), DiskOptions(limits=limits, num_queues=3, iothreads=3, merge=MergePolicy.OFF)
     )
-    with MockTransport(device) as transport:
+    with FakeTransport(device) as transport:
         transport.start()
         disk = StartedDisk(transport, device)
         heads = {

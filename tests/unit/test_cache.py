@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pykvm.bare import build_bare_guest
 from pykvm.cache import cache_folder
 from pykvm.errors import UsageError
-from pykvm.testing.bare import build_bare_guest
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 from patience import patience, until
 
+from pykvm.agent.protocol import Kind, encode
 from pykvm.cli import command
 from pykvm.cli.command import CommandSession
 from pykvm.machine import command as command_run
 from pykvm.machine.end import EndOfRun
+from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.machine.run_state import RunState
-from pykvm.platform.agent import Kind, encode
-from pykvm.platform.outcome import Outcome, OutcomeKind
 
 HELLO = encode(Kind.HELLO, b"\1\0")
 

@@ -8,7 +8,7 @@ from pykvm.cli.keys import HELP, EscapeParser, Key
 from pykvm.cli.stops import StopReporter
 from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.machine.events import BlockIoError, DiskHeld, HostShortage, Resume, Shutdown, Stop
-from pykvm.platform.outcome import Outcome
+from pykvm.machine.outcome import Outcome
 
 
 def failure(

@@ -16,7 +16,7 @@ from pykvm.cli.keys import Key
 from pykvm.cli.say import put
 from pykvm.cli.streams import InputPump, OutputWriter, ScriptInput, output_failure
 from pykvm.cli.terminal import RawTerminal
-from pykvm.platform.outcome import OutcomeKind
+from pykvm.machine.outcome import OutcomeKind
 
 
 @pytest.fixture

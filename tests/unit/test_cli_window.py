@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
+from pykvm.agent.protocol import Kind, encode
 from pykvm.cli.window import WindowSize
-from pykvm.platform.agent import Kind, encode
 
 HELLO = encode(Kind.HELLO, b"\1\0")
 

@@ -11,7 +11,7 @@ from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.core.request import Request, RequestParser
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.memory.ram import Ram
-from pykvm.testing.rig import GUARD, LOW, QUEUE_SIZE, Rig
+from pykvm.testing.hostile_rig import GUARD, LOW, QUEUE_SIZE, Rig
 from pykvm.virtio.constants import VIRTIO_F_VERSION_1
 from pykvm.virtio.split import SplitQueue
 

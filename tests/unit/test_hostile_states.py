@@ -3,7 +3,7 @@
 The machine is a driver that may do anything at any time. As long as it keeps
 its own rings in order, each of its requests gets the answer that a model of the
 disk gives, however senseless the request or its register accesses are. Once it
-does not, only the invariants of :mod:`pykvm.testing.rig` hold, until it starts
+does not, only the invariants of :mod:`pykvm.testing.hostile_rig` hold, until it starts
 anew.
 """
 
@@ -35,7 +35,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.errors import UsageError
-from pykvm.testing.rig import HIGH_START, LOW, QUEUE_SIZE, SECTORS, Rig
+from pykvm.testing.hostile_rig import HIGH_START, LOW, QUEUE_SIZE, SECTORS, Rig
 from pykvm.testing.ring_driver import Buffer, RingDriver
 from pykvm.virtio.constants import (
     VIRTIO_CONFIG_S_NEEDS_RESET,

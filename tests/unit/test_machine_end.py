@@ -9,7 +9,7 @@ import pytest
 from patience import PATIENCE
 
 from pykvm.machine.end import EndOfRun
-from pykvm.platform.outcome import Outcome
+from pykvm.machine.outcome import Outcome
 
 
 def test_the_first_outcome_counts():

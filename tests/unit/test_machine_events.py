@@ -18,7 +18,7 @@ from pykvm.machine.events import (
     Shutdown,
     Stop,
 )
-from pykvm.platform.outcome import Outcome
+from pykvm.machine.outcome import Outcome
 
 
 @pytest.fixture

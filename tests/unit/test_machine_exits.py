@@ -18,7 +18,7 @@ from pykvm.kvm.exits import (
 )
 from pykvm.kvm.run_page import MMIO_DATA
 from pykvm.machine.exits import ExitHandler, GuestStopped
-from pykvm.platform.outcome import OutcomeKind
+from pykvm.machine.outcome import OutcomeKind
 
 
 class Page:

@@ -1,4 +1,4 @@
-"""The mock driver and transport: what device tests lean on must itself be right."""
+"""The drivers and the transport: what device tests lean on must itself be right."""
 
 import os
 import select
@@ -8,9 +8,9 @@ from threading import Thread
 import pytest
 
 from pykvm.memory.ram import Ram, Region
-from pykvm.testing.mock_driver import Buffer, MockDriver
-from pykvm.testing.mock_packed import PackedDriver
-from pykvm.testing.mock_transport import MockTransport
+from pykvm.testing.fake_transport import FakeTransport
+from pykvm.testing.packed_driver import PackedDriver
+from pykvm.testing.split_driver import Buffer, SplitDriver
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
@@ -104,7 +104,7 @@ def echo(packed: bool) -> Iterator[Echo]:
 
 
 def test_requests_travel_through_threads_eventfds_and_interrupts(echo: Echo) -> None:
-    with MockTransport(echo) as transport:
+    with FakeTransport(echo) as transport:
         transport.start()
         for queue in (0, 1):
             driver = transport.drivers[queue]
@@ -118,7 +118,7 @@ def test_requests_travel_through_threads_eventfds_and_interrupts(echo: Echo) -> 
 
 
 def test_what_lies_in_the_queue_at_activation_needs_no_kick(echo: Echo) -> None:
-    with MockTransport(echo) as transport:
+    with FakeTransport(echo) as transport:
         driver = transport.drivers[0]
         heads = [driver.send([b"early"], [8]) for _ in range(3)]
         driver.publish()
@@ -127,7 +127,7 @@ def test_what_lies_in_the_queue_at_activation_needs_no_kick(echo: Echo) -> None:
 
 
 def test_a_broken_ring_is_reported_and_reset_starts_anew(echo: Echo) -> None:
-    with MockTransport(echo, queue_size=4) as transport:
+    with FakeTransport(echo, queue_size=4) as transport:
         transport.start()
         transport.drivers[0].spoil()
         transport.submit()
@@ -142,27 +142,27 @@ def test_a_broken_ring_is_reported_and_reset_starts_anew(echo: Echo) -> None:
 
 def test_a_lost_interrupt_is_a_timeout(echo: Echo) -> None:
     echo.queue_sizes = (8,)
-    with MockTransport(echo) as transport:
+    with FakeTransport(echo) as transport:
         head = transport.drivers[0].send([b"x"], [1])
         with pytest.raises(TimeoutError):
             transport.wait(head, timeout=0.02)
 
 
 def test_queues_can_be_left_disabled_and_features_declined(echo: Echo) -> None:
-    with MockTransport(echo, features=VIRTIO_F_VERSION_1, disabled=[0]) as transport:
+    with FakeTransport(echo, features=VIRTIO_F_VERSION_1, disabled=[0]) as transport:
         transport.start()
         assert len(echo.threads) == 1
         head = transport.drivers[1].send([b"x"], [4])
         assert transport.wait(head, queue=1) == 1
     with pytest.raises(AssertionError):
-        MockTransport(echo, features=1 << 50)
+        FakeTransport(echo, features=1 << 50)
 
 
 # -- the driver alone --------------------------------------------------------------
 
 
-Kind = type[MockDriver | PackedDriver]
-kinds = pytest.mark.parametrize("kind", [MockDriver, PackedDriver])
+Kind = type[SplitDriver | PackedDriver]
+kinds = pytest.mark.parametrize("kind", [SplitDriver, PackedDriver])
 
 
 @kinds
@@ -212,7 +212,7 @@ def test_rings_that_do_not_fit_are_refused(base: int, kind: Kind) -> None:
 
 def test_rings_can_lie_in_any_region() -> None:
     regions = [Region(0, 4096, 0), Region(1 << 32, 8192, 4096)]
-    driver = MockDriver(Ram(bytearray(12288), regions), base=1 << 32)
+    driver = SplitDriver(Ram(bytearray(12288), regions), base=1 << 32)
     queue = driver.device_queue()
     driver.send([b"high"], [])
     driver.publish()
@@ -229,25 +229,25 @@ def test_a_device_that_invents_used_descriptors_is_caught() -> None:
 
 
 def test_a_device_that_invents_completions_is_caught() -> None:
-    driver = MockDriver(Ram.flat(1 << 16))
+    driver = SplitDriver(Ram.flat(1 << 16))
     driver.ram.write(driver.used + 2, b"\x01\x00")
     with pytest.raises(AssertionError):
         driver.collect()
 
 
-def fresh_flags(driver: MockDriver) -> None:
+def fresh_flags(driver: SplitDriver) -> None:
     driver.ram.write(driver.used, b"\x01\x00")
 
 
-def fresh_event(driver: MockDriver) -> None:
+def fresh_event(driver: SplitDriver) -> None:
     driver.ram.write(driver.used + 4 + 8 * driver.size, b"\x05\x00")
 
 
 @pytest.mark.parametrize(("features", "quiet"), [(0, fresh_flags), (1 << 29, fresh_event)])
 def test_publish_says_whether_the_device_wants_to_know(
-    features: int, quiet: Callable[[MockDriver], None]
+    features: int, quiet: Callable[[SplitDriver], None]
 ) -> None:
-    driver = MockDriver(Ram.flat(1 << 16), features=features)
+    driver = SplitDriver(Ram.flat(1 << 16), features=features)
     assert not driver.publish()
     driver.add([Buffer(0x8000, 1, False)])
     assert driver.publish()

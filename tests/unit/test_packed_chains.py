@@ -6,7 +6,7 @@ import pytest
 from rings import DATA, INDIRECT, NEXT, WRITE, packed_ring, pop_one, segments
 
 from pykvm.memory.ram import Ram
-from pykvm.testing.mock_packed import PackedDriver
+from pykvm.testing.packed_driver import PackedDriver
 from pykvm.testing.ring_driver import Buffer
 from pykvm.virtio.chain import (
     CHAIN_BAD_INDIRECT,

@@ -7,7 +7,7 @@ import pytest
 
 from pykvm.pci.config import PciFunction
 from pykvm.pci.msix import MsixTable
-from pykvm.testing.mock_platform import MockPlatform
+from pykvm.testing.fake_pci_services import FakePciServices
 
 ENABLE, MASKALL = 0x8000, 0x4000
 MASTER = 4
@@ -18,13 +18,13 @@ class Setup:
     """A function with an MSI-X table of three vectors."""
 
     def __init__(self) -> None:
-        self.platform = MockPlatform()
+        self.services = FakePciServices()
         self.function = PciFunction(vendor=1, device=2, class_code=0)
         self.lacks: list[str] = []
         self.msix = MsixTable(
-            self.platform, self.function, bar=1, count=COUNT, lacks=self.lacks.append
+            self.services, self.function, bar=1, count=COUNT, lacks=self.lacks.append
         )
-        self.vectors = self.platform.vectors
+        self.vectors = self.services.vectors
         self.command(MASTER)
 
     def command(self, value: int) -> None:
@@ -164,9 +164,9 @@ def test_reserved_bits_stay_clear_and_the_rest_of_the_bar_is_empty(setup: Setup)
 
 
 def test_a_large_table_gets_a_larger_bar() -> None:
-    platform = MockPlatform()
+    services = FakePciServices()
     function = PciFunction(vendor=1, device=2, class_code=0)
-    msix = MsixTable(platform, function, bar=1, count=129, lacks=print)
+    msix = MsixTable(services, function, bar=1, count=129, lacks=print)
     assert msix.size == 8192
     assert function.config.get(0x48, 4) == 4096 | 1
     msix.close()

@@ -7,7 +7,7 @@ import pytest
 from patience import patience
 
 from pykvm.errors import HostError
-from pykvm.platform.alarm import Alarm
+from pykvm.pc.alarm import Alarm
 
 
 def test_alarm_rings_at_the_latest_time_set_and_closes():

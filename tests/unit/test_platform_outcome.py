@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.platform.outcome import ConsoleWatch, Outcome, OutcomeKind, judge
+from pykvm.machine.outcome import ConsoleWatch, Outcome, OutcomeKind, judge
 
 LINE = b"Kernel panic - not syncing: VFS: Unable to mount root fs"
 TEXT = LINE.decode()

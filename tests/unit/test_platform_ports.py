@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.bus import Bus
-from pykvm.platform.exitport import EXIT_PORT, EXIT_PORTS, ExitPort
-from pykvm.platform.i8042 import I8042
-from pykvm.platform.pvpanic import Pvpanic
-from pykvm.platform.rtc import B_24H, B_BINARY, B_SET, CENTURY, REG_A, REG_B, REG_C, REG_D, Cmos
-from pykvm.platform.sysctl import PortA, ResetControl
+from pykvm.pc.exit_port import EXIT_PORT, EXIT_PORTS, ExitPort
+from pykvm.pc.i8042 import I8042
+from pykvm.pc.pvpanic import Pvpanic
+from pykvm.pc.reset_ports import PortA, ResetControl
+from pykvm.pc.rtc import B_24H, B_BINARY, B_SET, CENTURY, REG_A, REG_B, REG_C, REG_D, Cmos
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from patience import patience
 from uart_driver import Line
 
-from pykvm.platform.serial import (
+from pykvm.pc.serial import (
     BACKLOG_LIMIT,
     DLL,
     DLM,

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pykvm.memory.ram import Ram, Region
-from pykvm.testing.mock_driver import MockDriver
-from pykvm.testing.mock_packed import PackedDriver
+from pykvm.testing.packed_driver import PackedDriver
 from pykvm.testing.ring_driver import Buffer, RingDriver
+from pykvm.testing.split_driver import SplitDriver
 from pykvm.virtio.chain import CHAIN_OK
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
@@ -37,7 +37,7 @@ class World:
     """A driver and a device that take turns, sleep, and wake each other up."""
 
     def __init__(
-        self, data: st.DataObject, kind: type[MockDriver | PackedDriver], **arguments: int
+        self, data: st.DataObject, kind: type[SplitDriver | PackedDriver], **arguments: int
     ) -> None:
         self.data = data
         self.inside = ""
@@ -172,7 +172,7 @@ def run(world: World) -> None:
 def test_everything_arrives_once_and_nobody_oversleeps(
     data: st.DataObject, size: int, features: int, in_order: int, start: int
 ) -> None:
-    run(World(data, MockDriver, size=size, features=features | in_order, start=start))
+    run(World(data, SplitDriver, size=size, features=features | in_order, start=start))
 
 
 @settings(max_examples=100, deadline=None)
@@ -195,8 +195,8 @@ def test_the_same_of_a_packed_queue(
     run(world)
 
 
-@pytest.mark.parametrize("kind", [MockDriver, PackedDriver])
-def test_the_indices_wrap_many_times(kind: type[MockDriver | PackedDriver]) -> None:
+@pytest.mark.parametrize("kind", [SplitDriver, PackedDriver])
+def test_the_indices_wrap_many_times(kind: type[SplitDriver | PackedDriver]) -> None:
     driver: RingDriver = kind(Ram.flat(1 << 16), size=4, features=VIRTIO_F_EVENT_IDX)
     queue = driver.device_queue()
     for lap in range(70_000 // 4):
@@ -209,7 +209,7 @@ def test_the_indices_wrap_many_times(kind: type[MockDriver | PackedDriver]) -> N
         assert not queue.enable_notifications()
         assert driver.collect() == [(head, lap) for head in heads]
         assert not driver.enable_interrupts()
-    assert queue.save()["last_avail"] == 70_000 % 65536 if kind is MockDriver else WRAP
+    assert queue.save()["last_avail"] == 70_000 % 65536 if kind is SplitDriver else WRAP
 
 
 # -- a hostile driver -----------------------------------------------------------

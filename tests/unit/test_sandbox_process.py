@@ -10,8 +10,8 @@ import sandbox_attempts
 from patience import patience
 from sandbox_attempts import prepare
 
-from pykvm.cli.sandbox import landlock, seccomp
 from pykvm.errors import HostError
+from pykvm.sandbox import landlock, seccomp
 
 
 def problem() -> str:
@@ -44,7 +44,7 @@ def attempted(folder: Path, part: str) -> dict[str, dict[str, str]]:
 
 ENDS_WITH_THREADS = """
 import threading, time
-from pykvm.cli.sandbox import confine
+from pykvm.sandbox import confine
 def work():
     while True:
         time.sleep(0.0002)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.cli.sandbox import Confinement, confine, confinement, landlock, seccomp
-from pykvm.cli.sandbox.rules import ABSENT, allowed
 from pykvm.errors import HostError, PykvmError
+from pykvm.sandbox import Confinement, confine, confinement, landlock, seccomp
+from pykvm.sandbox.rules import ABSENT, allowed
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "sandbox.md"
 FORBIDDEN = {

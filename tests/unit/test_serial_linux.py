@@ -3,7 +3,7 @@
 import pytest
 from uart_driver import Line, Linux
 
-from pykvm.platform.serial import (
+from pykvm.pc.serial import (
     LSR,
     LSR_DR,
     MCR,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from rings import pop_one, split_ring
 
-from pykvm.testing.mock_driver import MockDriver
+from pykvm.testing.split_driver import SplitDriver
 from pykvm.virtio.queue import BROKEN, EMPTY
 
 
@@ -65,25 +65,25 @@ def test_publishing_nothing_new_never_interrupts() -> None:
 # -- the ring is unusable ---------------------------------------------------
 
 
-def jump(driver: MockDriver) -> None:
+def jump(driver: SplitDriver) -> None:
     driver.avail_index += driver.size + 1
 
 
-def backwards(driver: MockDriver) -> None:
+def backwards(driver: SplitDriver) -> None:
     driver.avail_index -= 1
 
 
-def bad_head(driver: MockDriver) -> None:
+def bad_head(driver: SplitDriver) -> None:
     driver.offer(driver.size)
 
 
-def huge_head(driver: MockDriver) -> None:
+def huge_head(driver: SplitDriver) -> None:
     driver.offer(0xFFFF)
 
 
 @pytest.mark.parametrize("mischief", [jump, backwards, bad_head, huge_head])
 def test_a_ring_in_an_impossible_state_is_broken_for_good(
-    mischief: Callable[[MockDriver], None],
+    mischief: Callable[[SplitDriver], None],
 ) -> None:
     driver, queue = split_ring()
     mischief(driver)

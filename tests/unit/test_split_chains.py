@@ -6,8 +6,8 @@ import pytest
 from rings import DATA, INDIRECT, NEXT, WRITE, pop_one, segments, split_ring
 
 from pykvm.memory.ram import Ram
-from pykvm.testing.mock_driver import MockDriver
 from pykvm.testing.ring_driver import Buffer
+from pykvm.testing.split_driver import SplitDriver
 from pykvm.virtio.chain import (
     CHAIN_BAD_INDIRECT,
     CHAIN_BAD_NEXT,
@@ -91,8 +91,8 @@ def test_chains_do_not_inherit_from_the_previous_use_of_their_head() -> None:
 # -- malformed --------------------------------------------------------------
 
 
-def direct(*descriptors: tuple[int, int, int, int]) -> Callable[[MockDriver], None]:
-    def write(driver: MockDriver) -> None:
+def direct(*descriptors: tuple[int, int, int, int]) -> Callable[[SplitDriver], None]:
+    def write(driver: SplitDriver) -> None:
         for index, descriptor in enumerate(descriptors):
             driver.write_descriptor(index, *descriptor)
 
@@ -101,8 +101,8 @@ def direct(*descriptors: tuple[int, int, int, int]) -> Callable[[MockDriver], No
 
 def table(
     *descriptors: tuple[int, int, int, int], length: int | None = None, flags: int = 0
-) -> Callable[[MockDriver], None]:
-    def write(driver: MockDriver) -> None:
+) -> Callable[[SplitDriver], None]:
+    def write(driver: SplitDriver) -> None:
         at = driver.alloc(16 * max(len(descriptors), 1))
         for index, (address, size, flag, following) in enumerate(descriptors):
             packed = address.to_bytes(8, "little") + size.to_bytes(4, "little")

@@ -12,7 +12,7 @@ from pykvm.devices.virtio_blk.constants import (
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.memory.ram import Ram
-from pykvm.testing.recording import EngineEvent, EngineLog
+from pykvm.testing.recording_engine import EngineEvent, EngineLog
 
 
 def operation(kind: int, offset: int = 0, length: int = 0, members: int = 1) -> Operation:

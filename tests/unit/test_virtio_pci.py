@@ -25,7 +25,7 @@ from virtio_pci_guest import (
 
 from pykvm.memory.ram import Ram
 from pykvm.pci.virtio_pci import VirtioPci
-from pykvm.testing.mock_platform import MockPlatform
+from pykvm.testing.fake_pci_services import FakePciServices
 from pykvm.virtio.constants import VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1
 
 
@@ -55,9 +55,9 @@ def test_identification(guest: Guest) -> None:
 
 
 def test_a_device_without_configuration_has_no_device_capability() -> None:
-    platform, device = MockPlatform(), FakeDevice()
+    services, device = FakePciServices(), FakeDevice()
     device.config = b""
-    function = VirtioPci(device, Ram.flat(4096), platform)
+    function = VirtioPci(device, Ram.flat(4096), services)
     kinds, at = [], function.config.get(0x34, 1)
     while at:
         kinds.append(function.config.get(at + 3, 1) if function.config.get(at, 1) == 9 else 0)
@@ -144,7 +144,7 @@ def test_reset_brings_everything_back(guest: Guest) -> None:
     guest.status = 0
     assert guest.device.activation is None
     assert guest.status == 0
-    assert not guest.platform.doorbells
+    assert not guest.services.doorbells
     assert guest.get(0x10, 2) == NO_VECTOR
     guest.set(0x16, 2, 0)
     assert guest.get(0x18, 2) == 16
@@ -160,11 +160,11 @@ def test_no_interrupt_survives_a_reset(guest: Guest) -> None:
     guest.set(0x10, 2, 0)
     activation = guest.start()
     activation.config_changed()
-    assert guest.platform.load(guest.msix_base + 2048, 4) == 1  # the pending bit
+    assert guest.services.load(guest.msix_base + 2048, 4) == 1  # the pending bit
     activation.config_changed()
     guest.status = 0
-    assert guest.platform.load(guest.msix_base + 2048, 4) == 0
-    guest.platform.store(guest.msix_base + 12, 4, 0)
+    assert guest.services.load(guest.msix_base + 2048, 4) == 0
+    guest.services.store(guest.msix_base + 12, 4, 0)
     assert guest.vectors[0].delivered() is None
     assert guest.function.msix.enabled  # PCI's own state is none of virtio's business
 
@@ -219,7 +219,7 @@ def test_impossible_rings_need_a_reset(guest: Guest, desc: int, avail: int, used
     assert "queue 0" in guest.function.state.reason
     assert guest.get(0, 1, ISR) == 2  # and the driver is told (§2.1.2)
     assert guest.device.activation is None
-    assert not guest.platform.doorbells
+    assert not guest.services.doorbells
     guest.status = 0
     guest.start()
 

@@ -18,7 +18,7 @@ from virtio_pci_guest import (
 
 from pykvm.memory.ram import Ram
 from pykvm.pci.virtio_pci import VirtioPci
-from pykvm.testing.mock_platform import MockPlatform
+from pykvm.testing.fake_pci_services import FakePciServices
 
 
 @pytest.fixture
@@ -64,11 +64,11 @@ def test_msix_delivers_each_event_to_its_vector_without_line(guest: Guest) -> No
         guest.set(0x1A, 2, 1 + queue)
         assert guest.get(0x1A, 2) == 1 + queue
     activation = guest.start()
-    exits = guest.platform.exits
+    exits = guest.services.exits
     activation.interrupt(0)
     activation.interrupt(1)
     activation.config_changed()
-    assert guest.platform.exits == exits
+    assert guest.services.exits == exits
     assert [vector.delivered() for vector in guest.vectors] == [
         (0xFEE00000, 0x40 + index) for index in range(3)
     ]
@@ -137,7 +137,7 @@ def test_a_device_is_held_while_its_function_is_no_bus_master(guest: Guest) -> N
 
 def test_after_power_on_a_device_is_held() -> None:
     device = FakeDevice()
-    function = VirtioPci(device, Ram.flat(4096), MockPlatform())
+    function = VirtioPci(device, Ram.flat(4096), FakePciServices())
     assert device.held
     function.close()
 
@@ -146,15 +146,15 @@ def test_after_power_on_a_device_is_held() -> None:
 
 
 def test_doorbells_exist_while_active_and_cause_no_exit(guest: Guest) -> None:
-    assert not guest.platform.doorbells
+    assert not guest.services.doorbells
     guest.start()
     base = guest.address(NOTIFY)
-    assert set(guest.platform.doorbells) == {(base, 0), (base + 4, 0)}
+    assert set(guest.services.doorbells) == {(base, 0), (base + 4, 0)}
     guest.set(0x16, 2, 1)
     offset = guest.get(0x1E, 2) * 4
-    exits = guest.platform.exits
-    guest.platform.store(base + offset, 2, 1)
-    assert guest.platform.exits == exits
+    exits = guest.services.exits
+    guest.services.store(base + offset, 2, 1)
+    assert guest.services.exits == exits
     assert guest.kicked(1)
     assert not guest.kicked(0)
 
@@ -162,40 +162,40 @@ def test_doorbells_exist_while_active_and_cause_no_exit(guest: Guest) -> None:
 def test_doorbells_follow_the_bar(guest: Guest) -> None:
     guest.start()
     guest.set_config(0x10, 4, 0xD000_0000)
-    assert {at for at, _ in guest.platform.doorbells} == {0xD000_3000, 0xD000_3004}
+    assert {at for at, _ in guest.services.doorbells} == {0xD000_3000, 0xD000_3004}
     guest.set_config(4, 2, 0)
-    assert not guest.platform.doorbells
+    assert not guest.services.doorbells
     guest.set_config(4, 2, 2)
-    guest.platform.store(0xD000_3000, 2, 0)
+    guest.services.store(0xD000_3000, 2, 0)
     assert guest.kicked(0)
     guest.set_config(0x10, 4, 0xFFFFFFFF)
-    assert not guest.platform.doorbells
+    assert not guest.services.doorbells
     guest.set_config(0x10, 4, 0x1000)  # over RAM
-    assert not guest.platform.doorbells
+    assert not guest.services.doorbells
 
 
 def test_two_functions_that_fight_for_a_place_never_share_a_doorbell(guest: Guest) -> None:
-    other = Guest(guest.host, guest.platform)
+    other = Guest(guest.host, guest.services)
     guest.start()
     other.start()
     home = guest.config(0x10)
     theirs = other.config(0x10)
     guest.set_config(0x10, 4, theirs)  # the lower device number wins
-    assert {at for at, _ in guest.platform.doorbells} == {theirs + 0x3000, theirs + 0x3004}
-    assert guest.platform.doorbells[theirs + 0x3000, 0] == guest.kick(0)
+    assert {at for at, _ in guest.services.doorbells} == {theirs + 0x3000, theirs + 0x3004}
+    assert guest.services.doorbells[theirs + 0x3000, 0] == guest.kick(0)
     guest.set_config(0x10, 4, home)
-    assert len(guest.platform.doorbells) == 4
-    assert guest.platform.doorbells[theirs + 0x3000, 0] == other.kick(0)
+    assert len(guest.services.doorbells) == 4
+    assert guest.services.doorbells[theirs + 0x3000, 0] == other.kick(0)
 
 
 def test_a_notification_that_exits_still_arrives(guest: Guest) -> None:
     guest.start()
     at = guest.address(NOTIFY)
-    guest.platform.mmio.write(at + 4, 4, 1)
+    guest.services.mmio.write(at + 4, 4, 1)
     assert guest.kicked(1)
-    guest.platform.mmio.write(at + 2, 1, 0)
+    guest.services.mmio.write(at + 2, 1, 0)
     assert guest.kicked(0)
-    guest.platform.mmio.write(at + 8, 2, 2)  # no such queue
+    guest.services.mmio.write(at + 8, 2, 2)  # no such queue
     assert not guest.kicked(0)
     assert guest.get(0, 2, NOTIFY) == 0
 

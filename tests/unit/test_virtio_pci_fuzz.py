@@ -80,7 +80,7 @@ def check(guest: Guest) -> None:
     if not status & NEEDS_RESET:
         assert bool(status & DRIVER_OK) == (guest.device.activation is not None)
     at = function.bars[0].address
-    bells = {address for address, _ in guest.platform.doorbells}
+    bells = {address for address, _ in guest.services.doorbells}
     if at is not None and function.state.active:
         assert bells == {at + 0x3000, at + 0x3004}
     elif not status & NEEDS_RESET:
@@ -102,4 +102,4 @@ def test_no_sequence_of_accesses_breaks_the_transport(
     finally:
         guest.host.close()
     assert guest.device.closed
-    assert not guest.platform.doorbells
+    assert not guest.services.doorbells

@@ -12,14 +12,14 @@ from pykvm.memory.ram import Ram
 from pykvm.pci.config import PciFunction
 from pykvm.pci.host import PciHost
 from pykvm.pci.virtio_pci import VirtioPci
-from pykvm.testing.mock_platform import MockPlatform, MockVector
+from pykvm.testing.fake_pci_services import FakePciServices, FakeVector
 from pykvm.virtio.constants import VIRTIO_CONFIG_S_NEEDS_RESET
 
 
-class PoorPlatform(MockPlatform):
+class PoorPlatform(FakePciServices):
     """Has two vectors and no more."""
 
-    def msi_vector(self) -> MockVector:
+    def msi_vector(self) -> FakeVector:
         if len(self.vectors) == 2:
             raise HostError("no vectors left")
         return super().msi_vector()
@@ -45,24 +45,24 @@ def test_without_eventfds_there_is_no_function(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(os, "eventfd", few)
     with pytest.raises(OSError, match="too many"):
-        VirtioPci(FakeDevice(), Ram.flat(4096), MockPlatform())
+        VirtioPci(FakeDevice(), Ram.flat(4096), FakePciServices())
     assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_bus_that_is_full_closes_what_it_refuses() -> None:
-    platform = MockPlatform()
-    host = PciHost(platform.mmio)
+    services = FakePciServices()
+    host = PciHost(services.mmio)
     for _ in range(31):
         host.add(PciFunction(vendor=1, device=2, class_code=0))
     before = os.listdir("/proc/self/fd")
     device = FakeDevice()
     with pytest.raises(UsageError):
-        host.add(VirtioPci(device, Ram.flat(4096), platform))
+        host.add(VirtioPci(device, Ram.flat(4096), services))
     assert device.closed
     assert os.listdir("/proc/self/fd") == before
 
 
-class Crowded(MockPlatform):
+class Crowded(FakePciServices):
     """Takes ``room`` doorbells and no more."""
 
     def __init__(self, room: int) -> None:
@@ -77,15 +77,15 @@ class Crowded(MockPlatform):
 
 @pytest.mark.parametrize("room", [0, 1])
 def test_where_there_is_no_doorbell_a_notification_is_a_write_like_any_other(room: int) -> None:
-    guest = Guest(platform=Crowded(room))
+    guest = Guest(services=Crowded(room))
     for _ in range(2):
         guest.start()
-        assert len(guest.platform.doorbells) == room
+        assert len(guest.services.doorbells) == room
         for queue in range(2):
             guest.set(4 * queue, 2, queue, NOTIFY)
             assert guest.kicked(queue)
         guest.status = 0
-        assert guest.platform.doorbells == {}
+        assert guest.services.doorbells == {}
     guest.host.close()
 
 
@@ -105,7 +105,7 @@ def test_an_interrupt_that_the_host_cannot_route_makes_the_device_need_a_reset(
         assert guest.status & VIRTIO_CONFIG_S_NEEDS_RESET
         assert guest.device.lacked == [says] * (again + 1)
         assert guest.function.state.reason == f"the host cannot serve the device: {says}"
-        assert guest.platform.doorbells == {}
+        assert guest.services.doorbells == {}
         guest.status = 0
         guest.set_config(guest.caps[0x1100][0] + 2, 2, 0)
     guest.host.close()

@@ -14,8 +14,8 @@ from virtio_pci_guest import (
     plugged_in,
 )
 
-from pykvm.testing.mock_driver import MockDriver
-from pykvm.testing.mock_packed import PackedDriver
+from pykvm.testing.packed_driver import PackedDriver
+from pykvm.testing.split_driver import SplitDriver
 from pykvm.virtio.constants import (
     VIRTIO_F_NOTIFICATION_DATA,
     VIRTIO_F_RING_PACKED,
@@ -43,7 +43,7 @@ def start(guest: Guest, features: int) -> None:
 
 
 def place(guest: Guest, queue: int, features: int, size: int = 8) -> None:
-    kind = PackedDriver if features & VIRTIO_F_RING_PACKED else MockDriver
+    kind = PackedDriver if features & VIRTIO_F_RING_PACKED else SplitDriver
     base = 0x1000 + 0x4000 * queue
     driver = kind(guest.ram, size=size, features=features, base=base, heap=0x1000)
     guest.drivers[queue:] = [driver]
@@ -185,9 +185,9 @@ def test_an_impossible_ring_after_a_reset_needs_a_reset_of_the_device(guest: Gue
 @pytest.mark.parametrize("size", [2, 4])
 def test_what_a_notification_says_does_not_matter(guest: Guest, size: int) -> None:
     start(guest, VIRTIO_F_NOTIFICATION_DATA)
-    base, exits = guest.address(NOTIFY), guest.platform.exits
-    guest.platform.store(base + 4, size, 0x8005_0001)
-    assert guest.platform.exits == exits
+    base, exits = guest.address(NOTIFY), guest.services.exits
+    guest.services.store(base + 4, size, 0x8005_0001)
+    assert guest.services.exits == exits
     assert guest.kicked(1)
     assert not guest.kicked(0)
     guest.function.write(0x3004, size, 0x8005_0001)  # through PCI-cfg

@@ -1,7 +1,7 @@
 """A UART with everything around it recorded, and the part of Linux's driver that talks to it."""
 
-from pykvm.platform.alarm import Alarm
-from pykvm.platform.serial import (
+from pykvm.pc.alarm import Alarm
+from pykvm.pc.serial import (
     DLL,
     DLM,
     FCR_ENABLE,

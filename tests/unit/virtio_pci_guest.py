@@ -11,8 +11,8 @@ from pykvm.bus import Bus
 from pykvm.memory.ram import Ram
 from pykvm.pci.host import CONFIG_PORT, CONFIG_PORTS, PciHost
 from pykvm.pci.virtio_pci import VirtioPci
-from pykvm.testing.mock_driver import MockDriver
-from pykvm.testing.mock_platform import MockPlatform
+from pykvm.testing.fake_pci_services import FakePciServices
+from pykvm.testing.split_driver import SplitDriver
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
@@ -126,24 +126,24 @@ class Guest:
     def __init__(
         self,
         host: PciHost | None = None,
-        platform: MockPlatform | None = None,
+        services: FakePciServices | None = None,
         device: VirtioDevice | None = None,
     ) -> None:
-        """A PC with one function; given ``host`` and its ``platform``, one more function.
+        """A PC with one function; given ``host`` and its ``services``, one more function.
 
         ``device`` is what it has, by default a FakeDevice.
         """
-        self.platform = platform or MockPlatform()
+        self.services = services or FakePciServices()
         self.ports = Bus()
-        self.host = host or PciHost(self.platform.mmio)
+        self.host = host or PciHost(self.services.mmio)
         self.ports.add(CONFIG_PORT, CONFIG_PORTS, self.host)
         self.device = device or FakeDevice()
         self.ram = Ram.flat(1 << 16)
-        self.function = VirtioPci(self.device, self.ram, self.platform)
+        self.function = VirtioPci(self.device, self.ram, self.services)
         self.number = self.host.add(self.function)
-        self.line = self.platform.lines[16 + self.number]
-        self.vectors = self.platform.vectors
-        self.drivers: list[MockDriver] = []
+        self.line = self.services.lines[16 + self.number]
+        self.vectors = self.services.vectors
+        self.drivers: list[SplitDriver] = []
         self.caps = self.capabilities()
         self.set_config(4, 2, 6)  # memory and bus master
 
@@ -178,10 +178,10 @@ class Guest:
     # Structures
 
     def get(self, offset: int, size: int, kind: int = COMMON) -> int:
-        return self.platform.load(self.address(kind, offset), size)
+        return self.services.load(self.address(kind, offset), size)
 
     def set(self, offset: int, size: int, value: int, kind: int = COMMON) -> None:
-        self.platform.store(self.address(kind, offset), size, value)
+        self.services.store(self.address(kind, offset), size, value)
 
     @property
     def status(self) -> int:
@@ -214,7 +214,7 @@ class Guest:
     def start(self, queues: int = 2) -> Activation:
         self.negotiate()
         for queue in range(queues):
-            driver = MockDriver(self.ram, size=8, base=0x1000 + 0x4000 * queue, heap=0x1000)
+            driver = SplitDriver(self.ram, size=8, base=0x1000 + 0x4000 * queue, heap=0x1000)
             self.drivers.append(driver)
             self.place(queue, driver.desc, driver.avail, driver.used, 8)
         self.status = READY | DRIVER_OK
@@ -228,9 +228,9 @@ class Guest:
     def use_msix(self, masked: bool = False) -> None:
         base = self.msix_base
         for index in range(3):
-            self.platform.store(base + 16 * index, 4, 0xFEE00000)
-            self.platform.store(base + 16 * index + 8, 4, 0x40 + index)
-            self.platform.store(base + 16 * index + 12, 4, int(masked))
+            self.services.store(base + 16 * index, 4, 0xFEE00000)
+            self.services.store(base + 16 * index + 8, 4, 0x40 + index)
+            self.services.store(base + 16 * index + 12, 4, int(masked))
         self.set_config(self.caps[0x1100][0] + 2, 2, 0x8000)
 
     def kick(self, queue: int) -> int:
@@ -251,4 +251,4 @@ def plugged_in() -> Iterator[Guest]:
     yield guest
     guest.host.close()
     assert guest.device.closed
-    assert not guest.platform.doorbells
+    assert not guest.services.doorbells

@@ -54,7 +54,7 @@ def _factory(kind: EngineKind) -> EngineFactory:
 
 
 # Most runs need neither module: they are not imported at the top. Those that do import them now,
-# for when the guest runs, its process may be confined and unable to (pykvm/cli/sandbox).
+# for when the guest runs, its process may be confined and unable to (pykvm/sandbox).
 
 
 def _threads() -> EngineFactory:

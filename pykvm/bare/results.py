@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from pykvm.testing.bare import layout
-from pykvm.testing.bare.latency import Latencies
-from pykvm.testing.bare.layout import Layout, RecordError, Region, RunState
+from pykvm.bare import layout
+from pykvm.bare.latency import Latencies
+from pykvm.bare.layout import Layout, RecordError, Region, RunState
 
 T = TypeVar("T")
 

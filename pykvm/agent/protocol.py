@@ -30,9 +30,8 @@ from collections.abc import Callable
 from enum import Enum, IntEnum, auto
 from typing import Protocol
 
-from pykvm.errors import UsageError
+from pykvm.errors import UsageError, printable
 from pykvm.lean.records import record
-from pykvm.platform.outcome import printable
 
 PROTOCOL_VERSION = 1
 MAX_PAYLOAD = 4096

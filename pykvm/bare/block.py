@@ -15,6 +15,17 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from struct import pack
 
+from pykvm.bare.layout import NotifyMode, WaitMode
+from pykvm.bare.results import (
+    InitialiseResult,
+    OpenResult,
+    PostResult,
+    QueueResult,
+    Results,
+    Step,
+    WaitResult,
+)
+from pykvm.bare.script import TIMEOUT_US, Chain, Ring, Script, Segment
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_CONFIG_WCE,
     VIRTIO_BLK_F_FLUSH,
@@ -25,17 +36,6 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.pci.common_cfg import VIRTIO_MSI_NO_VECTOR
-from pykvm.testing.bare.layout import NotifyMode, WaitMode
-from pykvm.testing.bare.results import (
-    InitialiseResult,
-    OpenResult,
-    PostResult,
-    QueueResult,
-    Results,
-    Step,
-    WaitResult,
-)
-from pykvm.testing.bare.script import TIMEOUT_US, Chain, Ring, Script, Segment
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,

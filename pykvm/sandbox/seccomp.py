@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 
-from pykvm.cli.sandbox.rules import ABSENT, Rule
 from pykvm.errors import HostError
 from pykvm.host.libc import ffi, keep_library, system_call
 from pykvm.lean.typing_names import Any, Final
+from pykvm.sandbox.rules import ABSENT, Rule
 
 LIBRARY: Final = "libseccomp.so.2"
 _NR_SECCOMP: Final = 317

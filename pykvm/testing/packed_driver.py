@@ -1,4 +1,4 @@
-"""The driver's side of a packed virtqueue, as :mod:`pykvm.testing.mock_driver` has a split one."""
+"""The driver's side of a packed virtqueue, as :mod:`pykvm.testing.split_driver` has a split one."""
 
 from collections.abc import Callable, Sequence
 
@@ -40,7 +40,7 @@ class PackedDriver(RingDriver):
         start: int = WRAP,
         fence: Callable[[], None] = no_fence,
     ) -> None:
-        """As MockDriver. ``start`` is the position at which both sides begin, with its wrap
+        """As SplitDriver. ``start`` is the position at which both sides begin, with its wrap
         counter in bit 15.
         """
         areas = VIRTQ_EVENT_SUPPRESS_SIZE, VIRTQ_EVENT_SUPPRESS_SIZE

@@ -6,7 +6,7 @@ from pykvm.bus import Bus
 from pykvm.x86.mptable import pci_gsi
 
 
-class MockVector:
+class FakeVector:
     """An MSI vector that remembers its message. ``message`` is None while masked."""
 
     def __init__(self) -> None:
@@ -15,12 +15,12 @@ class MockVector:
         self.routes = 0
 
     def route(self, address: int, data: int) -> None:
-        """See :class:`pykvm.pci.platform.MsiVector`."""
+        """See :class:`pykvm.pci.services.MsiVector`."""
         self.message = (address, data)
         self.routes += 1
 
     def mask(self) -> None:
-        """See :class:`pykvm.pci.platform.MsiVector`."""
+        """See :class:`pykvm.pci.services.MsiVector`."""
         self.message = None
 
     def _drain(self) -> int:
@@ -30,7 +30,7 @@ class MockVector:
             return 0
 
     def take_pending(self) -> bool:
-        """See :class:`pykvm.pci.platform.MsiVector`."""
+        """See :class:`pykvm.pci.services.MsiVector`."""
         return self._drain() > 0
 
     def delivered(self) -> tuple[int, int] | None:
@@ -38,11 +38,11 @@ class MockVector:
         return self.message if self.message is not None and self._drain() else None
 
     def close(self) -> None:
-        """See :class:`pykvm.pci.platform.MsiVector`."""
+        """See :class:`pykvm.pci.services.MsiVector`."""
         os.close(self.eventfd)
 
 
-class MockLine:
+class FakeLine:
     """An interrupt line; ``level`` is what it is driven to, ``edges`` counts its rises."""
 
     def __init__(self, gsi: int) -> None:
@@ -56,8 +56,8 @@ class MockLine:
         self.level = level
 
 
-class MockPlatform:
-    """Implements :class:`pykvm.pci.platform.Platform`.
+class FakePciServices:
+    """Implements :class:`pykvm.pci.services.PciServices`.
 
     ``doorbells`` maps (address, length) to the eventfd bound there.
     :meth:`store` is a guest's MMIO write that finds doorbells first and
@@ -66,20 +66,20 @@ class MockPlatform:
 
     def __init__(self) -> None:
         self.mmio = Bus()
-        self.vectors: list[MockVector] = []
-        self.lines: dict[int, MockLine] = {}
+        self.vectors: list[FakeVector] = []
+        self.lines: dict[int, FakeLine] = {}
         self.doorbells: dict[tuple[int, int], int] = {}
         self.exits = 0
 
-    def msi_vector(self) -> MockVector:
+    def msi_vector(self) -> FakeVector:
         """A new vector, kept in ``vectors``."""
-        self.vectors.append(MockVector())
+        self.vectors.append(FakeVector())
         return self.vectors[-1]
 
-    def interrupt_line(self, device: int, pin: int) -> MockLine:
-        """The line that the platform's routing gives (see the machine's MP table)."""
+    def interrupt_line(self, device: int, pin: int) -> FakeLine:
+        """The line that the machine's routing gives (see the machine's MP table)."""
         gsi = pci_gsi(device, pin)
-        return self.lines.setdefault(gsi, MockLine(gsi))
+        return self.lines.setdefault(gsi, FakeLine(gsi))
 
     def bind_doorbell(self, address: int, length: int, eventfd: int) -> None:
         """AssertionError if something is bound there already, as KVM gives EEXIST."""

@@ -5,11 +5,11 @@ operating system: in milliseconds it has done what a test asks of a device,
 also things that no operating system's driver would do.
 """
 
-from pykvm.testing.bare.block import Batch, BlockDriver, BlockOutcome, BlockRequest
-from pykvm.testing.bare.build import build_bare_guest
-from pykvm.testing.bare.layout import NotifyMode, RecordError, Region, RunState, WaitMode
-from pykvm.testing.bare.results import Results, ScriptError, Step
-from pykvm.testing.bare.script import Chain, Ring, Script, Segment, filling
+from pykvm.bare.block import Batch, BlockDriver, BlockOutcome, BlockRequest
+from pykvm.bare.build import build_bare_guest
+from pykvm.bare.layout import NotifyMode, RecordError, Region, RunState, WaitMode
+from pykvm.bare.results import Results, ScriptError, Step
+from pykvm.bare.script import Chain, Ring, Script, Segment, filling
 
 __all__ = [
     "Batch",

@@ -9,11 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from pykvm.pci.common_cfg import VIRTIO_MSI_NO_VECTOR
-from pykvm.platform.serial import COM1
-from pykvm.testing.bare import layout, results
-from pykvm.testing.bare.layout import NotifyMode, OpCode, Region, WaitMode
-from pykvm.testing.bare.results import (
+from pykvm.bare import layout, results
+from pykvm.bare.layout import NotifyMode, OpCode, Region, WaitMode
+from pykvm.bare.results import (
     Decoder,
     InitialiseResult,
     LoadResult,
@@ -26,6 +24,8 @@ from pykvm.testing.bare.results import (
     WaitResult,
     fields_of,
 )
+from pykvm.pc.serial import COM1
+from pykvm.pci.common_cfg import VIRTIO_MSI_NO_VECTOR
 from pykvm.virtio.constants import VIRTIO_ID_BLOCK
 
 T = TypeVar("T")

@@ -5,6 +5,6 @@ what is open and nothing else. Only the command line confines itself: a program
 that uses pykvm as a library has a process of its own to look after.
 """
 
-from pykvm.cli.sandbox.confinement import Confinement, confine
+from pykvm.sandbox.confinement import Confinement, confine
 
 __all__ = ["Confinement", "confine"]

@@ -38,7 +38,7 @@ class InterruptLine(Protocol):
         """Drive the line. From any thread."""
 
 
-class Platform(Protocol):
+class PciServices(Protocol):
     """The services of the machine that PCI functions use."""
 
     def msi_vector(self) -> MsiVector:

@@ -11,7 +11,7 @@ from pykvm.cache import cache_folder
 from pykvm.errors import UsageError, reason_of
 from pykvm.host.limits import THREADS
 
-SOURCES = Path(__file__).resolve().parents[3] / "guest" / "bare"
+SOURCES = Path(__file__).resolve().parents[2] / "guest" / "bare"
 """The sources in a checkout; a wheel has none."""
 NAME = "bare.elf"
 _TIMEOUT_SECONDS = 120.0

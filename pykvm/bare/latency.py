@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from pykvm.testing.bare.layout import LATENCIES, LATENCY_FIRST, LATENCY_STEPS
+from pykvm.bare.layout import LATENCIES, LATENCY_FIRST, LATENCY_STEPS
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from pykvm.cli.sandbox import landlock, seccomp
-from pykvm.cli.sandbox.rules import allowed
 from pykvm.errors import HostError, PykvmError
 from pykvm.host.libc import keep_library, prctl
 from pykvm.lean.typing_names import TYPE_CHECKING
+from pykvm.sandbox import landlock, seccomp
+from pykvm.sandbox.rules import allowed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,9 +1,9 @@
 """The driver's side of a split virtqueue, on any RAM: no guest, no kernel.
 
-:class:`MockDriver` does what a Linux driver does to its rings (virtio 1.2
+:class:`SplitDriver` does what a Linux driver does to its rings (virtio 1.2
 §2.7.13, §2.7.14), and on request what no driver should::
 
-    driver = MockDriver(Ram.flat(1 << 20), size=16, features=VIRTIO_F_EVENT_IDX)
+    driver = SplitDriver(Ram.flat(1 << 20), size=16, features=VIRTIO_F_EVENT_IDX)
     queue = driver.device_queue()              # the other side, for the code under test
     head = driver.send([header], [512, 1])     # device-readable bytes, device-writable lengths
     if driver.publish(): ...                   # the device asked to be notified
@@ -12,9 +12,9 @@
 
 It lays its rings and a heap into RAM from ``base`` on. Everything that it
 writes can also be written by hand (:meth:`~RingDriver.write_descriptor`,
-:meth:`~MockDriver.offer`, :attr:`~MockDriver.avail_index`), so a hostile
-driver is a few lines. :mod:`pykvm.testing.mock_packed` does the same for
-packed virtqueues; :mod:`pykvm.testing.mock_transport` adds eventfds and
+:meth:`~SplitDriver.offer`, :attr:`~SplitDriver.avail_index`), so a hostile
+driver is a few lines. :mod:`pykvm.testing.packed_driver` does the same for
+packed virtqueues; :mod:`pykvm.testing.fake_transport` adds eventfds and
 interrupts to test whole devices.
 """
 
@@ -34,10 +34,10 @@ from pykvm.virtio.constants import (
 from pykvm.virtio.queue import no_fence
 from pykvm.virtio.split import SplitQueue
 
-__all__ = ["Buffer", "MockDriver"]
+__all__ = ["Buffer", "SplitDriver"]
 
 
-class MockDriver(RingDriver):
+class SplitDriver(RingDriver):
     """A driver of a split queue. A head is the number of a chain's first descriptor."""
 
     def __init__(

@@ -1,6 +1,6 @@
 """What PCI functions get from KVM: MSI vectors, INTx lines and doorbells.
 
-Implements the protocols of ``pykvm/pci/platform.py`` by shape, without
+Implements the protocols of ``pykvm/pci/services.py`` by shape, without
 importing them. In steady state none of it causes an exit to Python: an MSI
 is an eventfd write that KVM turns into an interrupt (irqfd), a doorbell is a
 guest write that KVM turns into an eventfd write (ioeventfd).
@@ -26,7 +26,7 @@ INTX_GSIS = 8
 
 
 class KvmMsiVector(Descriptor):
-    """One MSI: owns its eventfd and its GSI. See pci.platform.MsiVector.
+    """One MSI: owns its eventfd and its GSI. See pci.services.MsiVector.
 
     While masked, the eventfd is not connected to KVM, so signals add up in
     it. Connecting it raises what has come in meanwhile, once.
@@ -120,7 +120,7 @@ class _SharedLine:
 
 
 class KvmInterruptLine:
-    """One function's level-triggered interrupt line. See pci.platform.InterruptLine."""
+    """One function's level-triggered interrupt line. See pci.services.InterruptLine."""
 
     def __init__(self, line: _SharedLine) -> None:
         self._line = line
@@ -140,8 +140,8 @@ class KvmInterruptLine:
                 self._line.add(1 if level else -1)
 
 
-class KvmPlatform:
-    """The services of one VM for PCI functions. See pci.platform.Platform.
+class KvmPciServices:
+    """The services of one VM for PCI functions. See pci.services.PciServices.
 
     The VM has its irqchip already; MissingCapability if KVM cannot do without
     exits what this is for. Owns the VM's routing table (``router``).

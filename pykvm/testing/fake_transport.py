@@ -2,7 +2,7 @@
 
 ::
 
-    with MockTransport(device) as transport:
+    with FakeTransport(device) as transport:
         transport.start()
         driver = transport.drivers[0]
         head = driver.send([header], [512, 1])
@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from threading import Condition
 
 from pykvm.memory.ram import Ram
-from pykvm.testing.mock_driver import MockDriver
-from pykvm.testing.mock_packed import PackedDriver
+from pykvm.testing.packed_driver import PackedDriver
+from pykvm.testing.split_driver import SplitDriver
 from pykvm.virtio.constants import VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1
 from pykvm.virtio.device import Activation, VirtioDevice
 from pykvm.virtio.fence import queue_fence
@@ -26,8 +26,8 @@ DEFAULT_RAM = 4 << 20
 PATIENCE_SECONDS = 60.0
 
 
-class MockTransport:
-    """Carries ``device`` between mock drivers, one per queue: ``drivers``.
+class FakeTransport:
+    """Carries ``device`` between test drivers, one per queue: ``drivers``.
 
     They are of the class that VIRTIO_F_RING_PACKED asks for.
     ``interrupts`` lists the queue number of each interrupt, in order;
@@ -69,10 +69,10 @@ class MockTransport:
         self.drivers = [self._lay_out(index, size) for index, size in enumerate(sizes)]
         self.kicks = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in self.drivers]
 
-    def _lay_out(self, index: int, size: int) -> MockDriver | PackedDriver:
+    def _lay_out(self, index: int, size: int) -> SplitDriver | PackedDriver:
         region = self.ram.regions[0]
         share = (region.size - 0x1000) // len(self.device.queue_sizes) & ~0xFFF
-        kind = PackedDriver if self.features & VIRTIO_F_RING_PACKED else MockDriver
+        kind = PackedDriver if self.features & VIRTIO_F_RING_PACKED else SplitDriver
         return kind(
             self.ram,
             size=size,
@@ -201,7 +201,7 @@ class MockTransport:
             os.close(kick)
         self.kicks.clear()
 
-    def __enter__(self) -> "MockTransport":
+    def __enter__(self) -> "FakeTransport":
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -46,10 +46,10 @@ from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.memory.ram import Ram, Region
 from pykvm.pci.host import CONFIG_PORT, CONFIG_PORTS, PciHost
 from pykvm.pci.virtio_pci import NOTIFY, NOTIFY_MULTIPLIER, VirtioPci
-from pykvm.testing.inline import InlineThreads, InspectingEngine
-from pykvm.testing.mock_driver import MockDriver
-from pykvm.testing.mock_packed import PackedDriver
-from pykvm.testing.mock_platform import MockPlatform
+from pykvm.testing.fake_pci_services import FakePciServices
+from pykvm.testing.inline_threads import InlineThreads, InspectingEngine
+from pykvm.testing.packed_driver import PackedDriver
+from pykvm.testing.split_driver import SplitDriver
 from pykvm.virtio.constants import (
     VIRTIO_CONFIG_S_ACKNOWLEDGE,
     VIRTIO_CONFIG_S_DRIVER,
@@ -86,7 +86,7 @@ class Rig:
     """Owns the disk (a memfd of SECTORS sectors), the device, the bus and guest RAM.
 
     ``function`` is the device on PCI, ``number`` its place there, ``ports``
-    and ``platform.mmio`` the buses, ``drivers`` the honest driver's queues
+    and ``pci_services.mmio`` the buses, ``drivers`` the honest driver's queues
     since the last :meth:`start`. Of ``errors``, each operation that is
     executed takes one: an errno, or 0, or the bytes that it moves at most as a
     negative number; those of ``meanwhile`` are called when
@@ -100,11 +100,11 @@ class Rig:
         low, high = len(GUARD), 2 * len(GUARD) + LOW
         self.ram = Ram(self.buffer, [Region(0, LOW, low), Region(HIGH_START, HIGH, high)])
         self._guards = [slice(at, at + len(GUARD)) for at in (0, low + LOW, high + HIGH)]
-        self.platform = MockPlatform()
+        self.pci_services = FakePciServices()
         self.ports = Bus()
-        self.host = PciHost(self.platform.mmio, decode_start=LOW)
+        self.host = PciHost(self.pci_services.mmio, decode_start=LOW)
         self.ports.add(CONFIG_PORT, CONFIG_PORTS, self.host)
-        self.drivers: list[MockDriver | PackedDriver] = []
+        self.drivers: list[SplitDriver | PackedDriver] = []
         self.errors: deque[int] = deque()
         self.meanwhile: list[Callable[[], None]] = []
         self._engines: list[InspectingEngine] = []
@@ -118,7 +118,7 @@ class Rig:
             threads=self._inline,
             on_failure=self._failed,
         )
-        self.function = VirtioPci(self.device, self.ram, self.platform)
+        self.function = VirtioPci(self.device, self.ram, self.pci_services)
         self.number = self.host.add(self.function)
         self._bars = [self.function.bar_register(bar) for bar in self.function.bars]
 
@@ -166,7 +166,7 @@ class Rig:
         """Write 0 to the device status."""
         self.write(_STATUS, 1, 0)
 
-    def start(self, features: int, queues: int | None = None) -> MockDriver | PackedDriver:
+    def start(self, features: int, queues: int | None = None) -> SplitDriver | PackedDriver:
         """Reset, and bring the device to life with new rings; queue 0's driver.
 
         ``features``: what of it is offered is accepted. ``queues`` None: all.
@@ -188,10 +188,10 @@ class Rig:
         self.write(_STATUS, 1, sum(_STEPS))
         return self.drivers[0]
 
-    def place(self, index: int) -> MockDriver | PackedDriver:
+    def place(self, index: int) -> SplitDriver | PackedDriver:
         """A driver for queue ``index``, whose rings the device is told of."""
         features = self.function.state.driver_features
-        kind = PackedDriver if features & VIRTIO_F_RING_PACKED else MockDriver
+        kind = PackedDriver if features & VIRTIO_F_RING_PACKED else SplitDriver
         share = 0x2000
         driver = kind(
             self.ram,
@@ -252,7 +252,7 @@ class Rig:
         assert not (self.services and state.status & 64), "a broken device serves nothing"
         intx = self.function.intx
         assert intx is not None
-        (line,) = self.platform.lines.values()
+        (line,) = self.pci_services.lines.values()
         assert line.level <= intx.pending, "the line is low unless an interrupt is pending"
 
     def works(self, features: int) -> None:
@@ -276,7 +276,7 @@ class Rig:
             assert content.find(GUARD[:16]) < 0, "memory that is not guest RAM was read"
 
     def request(
-        self, driver: MockDriver | PackedDriver, kind: int, sector: int, data: bytes, size: int
+        self, driver: SplitDriver | PackedDriver, kind: int, sector: int, data: bytes, size: int
     ) -> bytes:
         """An honest request on queue 0 of a device that serves it: data read, and status."""
         readable = [pack("<IIQ", kind, 0, sector), *([data] if data else [])]

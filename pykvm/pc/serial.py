@@ -4,7 +4,7 @@ Transmission takes no time: the transmitter is always empty. What the guest
 sends goes to ``sink`` from the vCPU thread that sent it, after the lock is
 released, so a slow sink slows down that vCPU and nothing else.
 
-What the host sends waits in a backlog (see pykvm/platform/receive.py) and
+What the host sends waits in a backlog (see pykvm/pc/serial_input.py) and
 moves to the guest's FIFO under exact hardware flow control: while the guest
 asserts RTS (MCR bit 1), and never in loopback mode. Linux asserts RTS when
 the port is opened and, with CRTSCTS (``console=ttyS0,115200n8r``), drops it
@@ -26,8 +26,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from pykvm.platform.alarm import Alarm
-from pykvm.platform.receive import FIFO_SIZE, ReceiveFifo
+from pykvm.pc.alarm import Alarm
+from pykvm.pc.serial_input import FIFO_SIZE, ReceiveFifo
 
 COM1 = 0x3F8
 COM1_IRQ = 4

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from pykvm.kvm import probe as probing
-from pykvm.kvm import traits
+from pykvm.kvm import probe_cache
 from pykvm.kvm.cpuid import CpuidEntry
+from pykvm.kvm.host_traits import HostTraits
+from pykvm.kvm.probe_cache import host_traits, traits_file
 from pykvm.kvm.system import Kvm
-from pykvm.kvm.traits import HostTraits, host_traits, traits_file
 from pykvm.lean.records import replace
 
 pytestmark = pytest.mark.kvm
@@ -115,7 +116,7 @@ def test_without_a_boot_id_nothing_is_remembered(
     def unreadable(kvm: Kvm) -> str:
         raise PermissionError
 
-    monkeypatch.setattr(traits, "_key", unreadable)
+    monkeypatch.setattr(probe_cache, "_key", unreadable)
     assert [asked(), asked()] == [FOUND] * 2
     assert len(probes) == 2
     assert not Path(traits_file()).exists()

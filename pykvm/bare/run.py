@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pykvm.bare.build import build_bare_guest
+from pykvm.bare.layout import MEMORY_NEEDED
+from pykvm.bare.results import Results
+from pykvm.bare.script import Script
 from pykvm.lean.records import replace
 from pykvm.machine import DiskConfig, Machine, MachineConfig
-from pykvm.platform.outcome import Outcome
-from pykvm.testing.bare.build import build_bare_guest
-from pykvm.testing.bare.layout import MEMORY_NEEDED
-from pykvm.testing.bare.results import Results
-from pykvm.testing.bare.script import Script
+from pykvm.machine.outcome import Outcome
 from pykvm.trace import TraceOptions
 
 

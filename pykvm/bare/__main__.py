@@ -1,16 +1,16 @@
-"""``python -m pykvm.testing.bare build [FILE]``: build the bare guest and print where it is."""
+"""``python -m pykvm.bare build [FILE]``: build the bare guest and print where it is."""
 
 import argparse
 import sys
 from pathlib import Path
 
+from pykvm.bare.build import build_bare_guest
 from pykvm.errors import PykvmError
-from pykvm.testing.bare.build import build_bare_guest
 
 
 def main() -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pykvm.testing.bare")
+    parser = argparse.ArgumentParser(prog="python -m pykvm.bare")
     commands = parser.add_subparsers(required=True)
     build = commands.add_parser("build", help="build the bare-metal test guest")
     build.add_argument("output", nargs="?", type=Path, help="copy it to this file as well")

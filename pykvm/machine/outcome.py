@@ -23,6 +23,7 @@ on the console, which :class:`ConsoleWatch` keeps; it counts only then.
 import signal
 from enum import Enum, auto
 
+from pykvm.errors import printable
 from pykvm.lean.records import record
 
 PANIC_TEXT = b"Kernel panic - not syncing"
@@ -105,12 +106,6 @@ class Outcome:
     def error(cls, reason: str) -> "Outcome":
         """The VMM cannot go on."""
         return cls(OutcomeKind.ERROR, 125, reason)
-
-
-def printable(text: bytes) -> str:
-    """What a guest said, fit for a terminal that is not the guest's."""
-    decoded = text.decode("utf-8", "replace").strip()
-    return "".join(char if char.isprintable() else "?" for char in decoded)
 
 
 _LOOKED_AT_TWICE = frozenset((OutcomeKind.RESET, OutcomeKind.HALTED, OutcomeKind.TRIPLE_FAULT))
