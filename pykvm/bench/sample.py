@@ -5,7 +5,7 @@ from typing import Self
 
 from pykvm.bare.latency import Latencies
 from pykvm.bare.results import LoadResult
-from pykvm.bench.process import Ram
+from pykvm.bench.tools.process import Ram
 from pykvm.bench.workload import Workload
 
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pykvm.bench.busy import BusyLoops
-from pykvm.bench.compare import Row, rows
 from pykvm.bench.disk import settle
 from pykvm.bench.noise import Noise, NoiseMeter
+from pykvm.bench.report.compare import Row, rows
 from pykvm.bench.sample import Run
-from pykvm.bench.tool import Job, Tool
+from pykvm.bench.tools.base import Job, Tool
 from pykvm.kvm.system import Kvm
 
 Report = Callable[[str], None]

@@ -11,11 +11,18 @@ from shlex import join
 from statistics import median
 from typing import Final
 
-from pykvm.bench.child import last_words, running
-from pykvm.bench.pykvm_tool import boot_command, form
-from pykvm.bench.qemu import qemu_program
-from pykvm.bench.qemu_cpu import MODE, PATIENCE_SECONDS, WORDS, cpu_model, qemu_command, qemu_note
-from pykvm.bench.table import align
+from pykvm.bench.report.table import align
+from pykvm.bench.tools.child import last_words, running
+from pykvm.bench.tools.pykvm_tool import boot_command, form
+from pykvm.bench.tools.qemu import qemu_program
+from pykvm.bench.tools.qemu_cpu import (
+    MODE,
+    PATIENCE_SECONDS,
+    WORDS,
+    cpu_model,
+    qemu_command,
+    qemu_note,
+)
 from pykvm.errors import PykvmError
 
 MACHINES: Final = ("microvm", "pc", "q35")

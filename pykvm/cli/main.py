@@ -23,12 +23,12 @@ _EXHAUSTED = {
 
 
 COMMANDS = {
-    "boot": "boot a guest, to a shell or to run a command in it",
-    "bench": "measure a disk, and compare with QEMU or fio",
-    "trace": "summarize or draw what 'boot --trace' wrote",
-    "doctor": "show what this host offers for running guests",
+    "boot": ("boot.run", "boot a guest, to a shell or to run a command in it"),
+    "bench": ("bench.run", "measure a disk, and compare with QEMU or fio"),
+    "trace": ("trace", "summarize or draw what 'boot --trace' wrote"),
+    "doctor": ("doctor", "show what this host offers for running guests"),
 }
-"""Each is in the module of its name: ``run_boot`` and so on."""
+"""Each with the module that has its function, ``run_boot`` and so on, and a line of help."""
 
 
 def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int:
@@ -85,7 +85,8 @@ def _dispatch(arguments: list[str], own_process: bool) -> int:
         return 0
     if command in COMMANDS:
         # Each is imported only when it is run: start-up time is a feature.
-        run = getattr(import_module(f"pykvm.cli.{command}"), f"run_{command}")
+        module, _ = COMMANDS[command]
+        run = getattr(import_module(f"pykvm.cli.{module}"), f"run_{command}")
         if own_process:
             # What has been imported stays: nobody needs to look at it again.
             gc.freeze()
@@ -103,7 +104,7 @@ def _dispatch(arguments: list[str], own_process: bool) -> int:
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  {name:<8} {text}" for name, text in COMMANDS.items())
+    commands = "\n".join(f"  {name:<8} {text}" for name, (_, text) in COMMANDS.items())
     return (
         "usage: pykvm [--debug] COMMAND …      (or: python -m pykvm …)\n\n"
         "A small hypervisor in Python, with a virtio-blk disk.\n\n"

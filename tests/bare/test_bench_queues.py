@@ -7,11 +7,11 @@ import pytest
 from qemu_here import require_qemu
 
 from pykvm.bare import build_bare_guest
-from pykvm.bench.pykvm_tool import PykvmTool
-from pykvm.bench.qemu import QemuTool
 from pykvm.bench.sample import Run
 from pykvm.bench.session import guest_tsc_khz
-from pykvm.bench.tool import Job, Tool
+from pykvm.bench.tools.base import Job, Tool
+from pykvm.bench.tools.pykvm_tool import PykvmTool
+from pykvm.bench.tools.qemu import QemuTool
 from pykvm.bench.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode
 

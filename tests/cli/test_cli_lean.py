@@ -45,7 +45,9 @@ def test_what_belongs_to_disks_bundles_and_reports_is_imported_for_them_only():
     modules = imported()
     for name in ("devices", "monitor", "pci.virtio_pci", "x86.payload", "x86.initrd"):
         assert f"pykvm.{name}" not in modules
-    for name in ("command", "disk_keys", "keys", "parser", "report", "stops", "terminal"):
+    for name in ("exec_session", "escape_keys", "report", "stop_reporter", "terminal"):
+        assert f"pykvm.cli.boot.{name}" not in modules
+    for name in ("disk_keys", "parser"):
         assert f"pykvm.cli.{name}" not in modules
     for name in ("bundle", "disks"):
         assert f"pykvm.machine.{name}" not in modules

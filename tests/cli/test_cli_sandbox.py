@@ -46,7 +46,7 @@ sys.path.insert(0, {tests!r})
 from sandbox_attempts import (
     by_io_uring, by_system_calls, for_the_desperate, on_files, outcomes
 )
-from pykvm.cli.output import ConsoleRecorder
+from pykvm.cli.boot.output import ConsoleRecorder
 folder = Path({folder!r})
 attempts = by_io_uring(folder) | on_files(folder) | by_system_calls() | for_the_desperate()
 def take_over(self, data):
@@ -59,14 +59,14 @@ ConsoleRecorder.__call__ = take_over
 
 WATCH_IMPORTS = """
 import atexit
-from pykvm.cli import boot
-def confine(*arguments, confine=boot._confine):
+from pykvm.cli.boot import run
+def confine(*arguments, confine=run._confine):
     held = confine(*arguments)
     known = set(sys.modules)
     atexit.register(lambda: os.write(2, f"later: {sorted(set(sys.modules) - known)}".encode()))
     os.write(2, b"rings, " if "pykvm.host.io_uring" in known else b"no rings, ")
     return held
-boot._confine = confine
+run._confine = confine
 """
 
 NO_LANDLOCK = """

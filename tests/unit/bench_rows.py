@@ -1,6 +1,6 @@
 """Made-up measurements."""
 
-from pykvm.bench.compare import Row, rows
+from pykvm.bench.report.compare import Row, rows
 from pykvm.bench.sample import Run, Sample
 from pykvm.bench.workload import Shapes, parse_workloads
 

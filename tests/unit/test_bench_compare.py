@@ -9,11 +9,11 @@ from hypothesis import example as with_example
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.bench.chart import chart_of
-from pykvm.bench.compare import rows
-from pykvm.bench.process import Ram
+from pykvm.bench.report.chart import chart_of
+from pykvm.bench.report.compare import rows
+from pykvm.bench.report.table import align, cost_of, number, tables, whole
 from pykvm.bench.sample import Run
-from pykvm.bench.table import align, cost_of, number, tables, whole
+from pykvm.bench.tools.process import Ram
 from pykvm.bench.workload import EXITS, Shapes, Workload, parse_workloads
 from pykvm.svg.axes import linear_axis, log_axis, short
 

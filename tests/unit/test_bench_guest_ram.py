@@ -14,7 +14,7 @@ from bench_kernel import CODE, write_kernel
 
 from pykvm.bench import guest_ram
 from pykvm.bench.guest_ram import ALIGNMENT, Code, GuestRam, candidates
-from pykvm.bench.process import Memory, ProcessView, Ram, parse_smaps
+from pykvm.bench.tools.process import Memory, ProcessView, Ram, parse_smaps
 from pykvm.errors import HostError, PykvmError
 from pykvm.memory.guest import address_of
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.bench import qemu, tool
-from pykvm.bench.fio import FioTool
-from pykvm.bench.process import ProcessView
-from pykvm.bench.pykvm_tool import PykvmTool
-from pykvm.bench.qemu import QemuTool
-from pykvm.bench.tool import Job, Placement
+from pykvm.bench.tools import base, qemu
+from pykvm.bench.tools.base import Job, Placement
+from pykvm.bench.tools.fio import FioTool
+from pykvm.bench.tools.process import ProcessView
+from pykvm.bench.tools.pykvm_tool import PykvmTool
+from pykvm.bench.tools.qemu import QemuTool
 from pykvm.bench.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
@@ -41,7 +41,7 @@ time.sleep(60)
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """On a host with CPUs 0 to 3, whatever this one has."""
-    monkeypatch.setattr(tool, "usable_cpus", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(base, "usable_cpus", lambda: {0, 1, 2, 3})
     monkeypatch.setattr(qemu, "qemu_program", lambda: "qemu")
     monkeypatch.setattr(qemu, "cpu_model", lambda *_: "host")
     monkeypatch.setattr("shutil.which", lambda name: name)
@@ -67,7 +67,7 @@ def test_else_the_host_does(job: Job) -> None:
 
 @pytest.mark.parametrize(("usable", "cpu"), [({0, 1}, 2), ({3}, 3)])
 def test_a_cpu_that_cannot_be(monkeypatch: pytest.MonkeyPatch, usable: set[int], cpu: int) -> None:
-    monkeypatch.setattr(tool, "usable_cpus", lambda: usable)
+    monkeypatch.setattr(base, "usable_cpus", lambda: usable)
     with pytest.raises(UsageError, match="--pin"):
         Placement.around(cpu)
 

@@ -9,14 +9,14 @@ from xml.etree import ElementTree
 import pytest
 
 from pykvm.bench.busy import BusyLoops
-from pykvm.bench.chart import chart_of
 from pykvm.bench.disk import check_on_disk, settle
 from pykvm.bench.noise import Noise
-from pykvm.bench.report import as_object
+from pykvm.bench.report.chart import chart_of
+from pykvm.bench.report.json_object import as_object
+from pykvm.bench.report.table import as_text
 from pykvm.bench.sample import Run, Sample
 from pykvm.bench.session import Measurement, Session, measure
-from pykvm.bench.table import as_text
-from pykvm.bench.tool import Job, Progress
+from pykvm.bench.tools.base import Job, Progress
 from pykvm.bench.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import PykvmError, UsageError

@@ -9,8 +9,8 @@ import pytest
 from patience import patience, until
 
 from pykvm.agent.protocol import Kind, encode
-from pykvm.cli import command
-from pykvm.cli.command import CommandSession
+from pykvm.cli.boot import exec_session
+from pykvm.cli.boot.exec_session import CommandSession
 from pykvm.machine import command as command_run
 from pykvm.machine.end import EndOfRun
 from pykvm.machine.outcome import Outcome, OutcomeKind
@@ -62,7 +62,7 @@ def run(monkeypatch):
     """Run a guest; what came of it. Standard input is empty, output is captured."""
     read, write = os.pipe()
     os.close(write)
-    monkeypatch.setattr(command, "STDIN", read)
+    monkeypatch.setattr(exec_session, "STDIN", read)
 
     def run(guest, text="true"):
         machine = FakeMachine(guest)
@@ -183,7 +183,7 @@ def test_a_guest_that_still_writes_is_waited_for(run, monkeypatch, capfd):
 
 
 def test_a_missing_agent_is_noticed(run, monkeypatch, capfd):
-    monkeypatch.setattr(command, "AGENT_SECONDS", 0.05)
+    monkeypatch.setattr(exec_session, "AGENT_SECONDS", 0.05)
     said = []
 
     def noticed():
@@ -198,7 +198,7 @@ def test_a_missing_agent_is_noticed(run, monkeypatch, capfd):
 
 
 def test_an_agent_that_answers_is_not_missed(run, monkeypatch, capfd):
-    monkeypatch.setattr(command, "AGENT_SECONDS", 1)  # enough for a busy host to answer in
+    monkeypatch.setattr(exec_session, "AGENT_SECONDS", 1)  # enough for a busy host to answer in
 
     def guest(machine):
         machine.channel(HELLO)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.cli.keys import HELP, EscapeParser, Key
+from pykvm.cli.boot.escape_keys import HELP, EscapeParser, Key
 
 
 @pytest.mark.parametrize(

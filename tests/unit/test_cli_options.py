@@ -4,8 +4,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pykvm.cli.boot import OPTIONS, parser
-from pykvm.cli.options import Options, parse_options, parse_plainly
+from pykvm.cli.boot.run import OPTIONS, parser
+from pykvm.cli.quick_options import Options, parse_options, parse_plainly
 from pykvm.errors import UsageError
 
 NAMES = [name for option in OPTIONS for name in option.names if name.startswith("-")]

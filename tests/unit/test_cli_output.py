@@ -2,7 +2,7 @@
 
 import pytest
 
-from pykvm.cli.output import CRASH_LINES, TAIL_LINES, ConsoleRecorder
+from pykvm.cli.boot.output import CRASH_LINES, TAIL_LINES, ConsoleRecorder
 
 BOOT = [f"boot {number}" for number in range(50)]
 PANIC = "Kernel panic - not syncing: sysrq triggered crash"

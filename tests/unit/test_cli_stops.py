@@ -4,8 +4,8 @@ import errno
 
 import pytest
 
-from pykvm.cli.keys import HELP, EscapeParser, Key
-from pykvm.cli.stops import StopReporter
+from pykvm.cli.boot.escape_keys import HELP, EscapeParser, Key
+from pykvm.cli.boot.stop_reporter import StopReporter
 from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.machine.events import BlockIoError, DiskHeld, HostShortage, Resume, Shutdown, Stop
 from pykvm.machine.outcome import Outcome

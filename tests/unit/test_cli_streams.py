@@ -12,10 +12,10 @@ import time
 import pytest
 from patience import PATIENCE, ends, in_thread, until
 
-from pykvm.cli.keys import Key
+from pykvm.cli.boot.escape_keys import Key
+from pykvm.cli.boot.streams import InputPump, OutputWriter, ScriptInput, output_failure
+from pykvm.cli.boot.terminal import RawTerminal
 from pykvm.cli.say import put
-from pykvm.cli.streams import InputPump, OutputWriter, ScriptInput, output_failure
-from pykvm.cli.terminal import RawTerminal
 from pykvm.machine.outcome import OutcomeKind
 
 

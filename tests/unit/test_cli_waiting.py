@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 from patience import ends, in_thread, until
 
-from pykvm.cli import waiting
-from pykvm.cli.waiting import WaitingLine
+from pykvm.cli.boot import waiting_line
+from pykvm.cli.boot.waiting_line import WaitingLine
 from pykvm.errors import HostError
 
 
@@ -18,8 +18,8 @@ def terminal(monkeypatch):
     """What is shown on a terminal that takes standard error's place."""
     master, slave = pty.openpty()
     os.set_blocking(master, False)
-    monkeypatch.setattr(waiting, "STDERR", slave)
-    monkeypatch.setattr(waiting, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(waiting_line, "STDERR", slave)
+    monkeypatch.setattr(waiting_line, "PATIENCE_SECONDS", 0.01)
     yield master
     for fd in (master, slave):
         os.close(fd)
@@ -43,7 +43,7 @@ def test_the_line_counts_and_goes_when_the_guest_speaks(terminal):
 
 
 def test_a_guest_that_speaks_at_once_needs_none(terminal, monkeypatch):
-    monkeypatch.setattr(waiting, "PATIENCE_SECONDS", 60)
+    monkeypatch.setattr(waiting_line, "PATIENCE_SECONDS", 60)
     line = WaitingLine()
     line.start()
     line.end()
@@ -55,7 +55,7 @@ def test_a_terminal_that_takes_nothing_keeps_nobody_waiting(terminal):
     line = WaitingLine()
     line.start()
     until(lambda: read(terminal, seen))
-    while waiting._show("x" * 4096):
+    while waiting_line._show("x" * 4096):
         pass  # until the terminal's buffer is full, as after Ctrl-S
     line.end()
 
@@ -65,7 +65,7 @@ def test_what_is_said_beside_the_end_of_the_line_is_not_erased(terminal, monkeyp
     line = WaitingLine()
     line._shown = True
     done = []
-    show = waiting._show
+    show = waiting_line._show
 
     def erase(text: str) -> bool:
         other = in_thread(lambda: (line.end(), done.append("the guest's words")))
@@ -75,7 +75,7 @@ def test_what_is_said_beside_the_end_of_the_line_is_not_erased(terminal, monkeyp
         return show(text)
 
     threads = []
-    monkeypatch.setattr(waiting, "_show", erase)
+    monkeypatch.setattr(waiting_line, "_show", erase)
     line.end()
     assert all(map(ends, threads))
     assert done == ["erased", "the guest's words"]

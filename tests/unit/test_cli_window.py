@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from pykvm.agent.protocol import Kind, encode
-from pykvm.cli.window import WindowSize
+from pykvm.cli.boot.window_size import WindowSize
 
 HELLO = encode(Kind.HELLO, b"\1\0")
 

@@ -11,7 +11,7 @@ import time
 import pytest
 from patience import PATIENCE, until
 
-from pykvm.cli.terminal import RawTerminal
+from pykvm.cli.boot.terminal import RawTerminal
 
 # What the tests run on a terminal of its own. "shell" is a shell with one job.
 PROGRAM = """
@@ -22,8 +22,8 @@ def say(word):
     os.write(1, word.encode() + b"\\n")
 
 def job():
-    from pykvm.cli.streams import InputPump
-    from pykvm.cli.terminal import RawTerminal
+    from pykvm.cli.boot.streams import InputPump
+    from pykvm.cli.boot.terminal import RawTerminal
     def end(number, frame):
         sys.exit(128 + number)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -5,12 +5,12 @@ import stat
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
-from pykvm.cli.options import Option, Options, add_options, parse_options
-from pykvm.cli.output import ConsoleLog, ConsoleRecorder, say_reason
+from pykvm.cli.boot.console_session import ConsoleSession, Session
+from pykvm.cli.boot.output import ConsoleLog, ConsoleRecorder, say_reason
 from pykvm.cli.paths import parse_path, path_text
 from pykvm.cli.process import keep_time_to_tidy_up, signals_go_to
+from pykvm.cli.quick_options import Option, Options, add_options, parse_options
 from pykvm.cli.say import STDERR, STDIN, STDOUT, emit, say
-from pykvm.cli.session import ConsoleSession, Session
 from pykvm.cli.values import parse_count, parse_cpus, parse_memory, parse_seconds
 from pykvm.errors import PykvmError, UsageError, reason_of, shown
 from pykvm.lean.typing_names import TYPE_CHECKING, Final
@@ -22,10 +22,10 @@ from pykvm.machine.timings import Timings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pykvm.cli.command import CommandSession
+    from pykvm.cli.boot.exec_session import CommandSession
+    from pykvm.cli.boot.report import Report
+    from pykvm.cli.boot.stop_reporter import StopReporter
     from pykvm.cli.parser import Parser
-    from pykvm.cli.report import Report
-    from pykvm.cli.stops import StopReporter
     from pykvm.machine.disks import DiskConfig
     from pykvm.monitor import MonitorSocket
     from pykvm.outputs import Output
@@ -93,7 +93,7 @@ def parser() -> "Parser":
     """The options of ``pykvm boot``, for all that is more than plain."""
     from argparse import RawDescriptionHelpFormatter
 
-    from pykvm.cli.foreign import hint_for
+    from pykvm.cli.boot.foreign import hint_for
     from pykvm.cli.parser import Parser
 
     made = Parser(
@@ -287,7 +287,7 @@ def _session(
 
 
 def _command_session(stack: ExitStack, machine: Machine, options: Options) -> "CommandSession":
-    from pykvm.cli.command import CommandSession
+    from pykvm.cli.boot.exec_session import CommandSession
 
     return CommandSession(stack, machine, options.command, json=options.json)
 
@@ -301,14 +301,14 @@ def _console_log(
 
 
 def _report(outputs: "dict[str, Output]", options: Options) -> "Report":
-    from pykvm.cli.report import Report
+    from pykvm.cli.boot.report import Report
 
     file = outputs.get("--stats")
     return Report(stats=options.stats, file=file, as_json=options.json)
 
 
 def _reporter(machine: Machine, session: Session, options: Options) -> "StopReporter":
-    from pykvm.cli.stops import StopReporter
+    from pykvm.cli.boot.stop_reporter import StopReporter
 
     ways = ["Ctrl-a c"] if session.has_keys else []
     if options.monitor:
@@ -339,7 +339,7 @@ def _configuration(options: Options) -> MachineConfig:
         what = "--initrd needs a kernel" if options.initrd else "there is nothing to boot"
         raise UsageError(what, "try 'pykvm boot guest', or --kernel FILE")
     if options.command is not None:
-        from pykvm.cli.command import check_command
+        from pykvm.cli.boot.exec_session import check_command
 
         check_command(options.command, options.guest)
     size = None

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pykvm import __version__
 from pykvm.bench.sample import Run
-from pykvm.bench.tool import Job, Progress
-from pykvm.bench.vm import MEMORY_MIB, VmRunner
-from pykvm.bench.watch import Kind
+from pykvm.bench.tools.base import Job, Progress
+from pykvm.bench.tools.vm_runner import MEMORY_MIB, VmRunner
+from pykvm.bench.tools.watched_vm import Kind
 from pykvm.host.threads import cpu_list
 from pykvm.virtio import split
 

@@ -4,11 +4,17 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from pykvm.bench.qemu_cpu import DEFAULT_MACHINE, DEFAULT_MEMORY, cpu_model, qemu_command, qemu_note
 from pykvm.bench.sample import Run
-from pykvm.bench.tool import Job, Progress
-from pykvm.bench.vm import VmRunner
-from pykvm.bench.watch import Kind
+from pykvm.bench.tools.base import Job, Progress
+from pykvm.bench.tools.qemu_cpu import (
+    DEFAULT_MACHINE,
+    DEFAULT_MEMORY,
+    cpu_model,
+    qemu_command,
+    qemu_note,
+)
+from pykvm.bench.tools.vm_runner import VmRunner
+from pykvm.bench.tools.watched_vm import Kind
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
 

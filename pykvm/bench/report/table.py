@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from pykvm.bench.compare import Row, middle
-from pykvm.bench.process import Ram
+from pykvm.bench.report.compare import Row, middle
 from pykvm.bench.session import Measurement, Session
+from pykvm.bench.tools.process import Ram
 
 _WHAT = ("workload", "depth")
 

@@ -7,9 +7,9 @@ import tempfile
 from shlex import join
 from typing import Any
 
-from pykvm.bench.child import last_words, running
 from pykvm.bench.sample import Run, Sample
-from pykvm.bench.tool import Job, Progress
+from pykvm.bench.tools.base import Job, Progress
+from pykvm.bench.tools.child import last_words, running
 from pykvm.bench.workload import Workload
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import PykvmError, UsageError

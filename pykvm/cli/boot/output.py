@@ -4,8 +4,8 @@ import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from pykvm.cli.boot.streams import OutputWriter
 from pykvm.cli.say import say
-from pykvm.cli.streams import OutputWriter
 from pykvm.errors import reason_of, shown
 from pykvm.lean.typing_names import TYPE_CHECKING, Self
 from pykvm.machine.outcome import PANIC_TEXT, Outcome, OutcomeKind

@@ -5,17 +5,17 @@ import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from pykvm.cli.boot.streams import InputPump, OutputWriter, ScriptInput, output_failure
 from pykvm.cli.say import STDERR, STDIN, STDOUT, say
-from pykvm.cli.streams import InputPump, OutputWriter, ScriptInput, output_failure
 from pykvm.lean.typing_names import TYPE_CHECKING, Protocol
 from pykvm.machine.machine import Machine
 from pykvm.machine.outcome import Outcome
 
 if TYPE_CHECKING:
-    from pykvm.cli.keys import Key
-    from pykvm.cli.terminal import RawTerminal
-    from pykvm.cli.waiting import WaitingLine
-    from pykvm.cli.window import WindowSize
+    from pykvm.cli.boot.escape_keys import Key
+    from pykvm.cli.boot.terminal import RawTerminal
+    from pykvm.cli.boot.waiting_line import WaitingLine
+    from pykvm.cli.boot.window_size import WindowSize
 
 
 class Session(Protocol):
@@ -124,13 +124,13 @@ class ConsoleSession:
 
 
 def _terminal() -> "RawTerminal":
-    from pykvm.cli.terminal import RawTerminal
+    from pykvm.cli.boot.terminal import RawTerminal
 
     return RawTerminal(STDIN)
 
 
 def _window(machine: Machine, size: tuple[int, int] | None) -> "WindowSize":
-    from pykvm.cli.window import WindowSize
+    from pykvm.cli.boot.window_size import WindowSize
 
     window = WindowSize(STDIN, size, machine.board.channel.feed)
     machine.channel = window.received
@@ -141,13 +141,13 @@ def waiting_line() -> "WaitingLine | None":
     """A line that tells that the guest boots, if there is a terminal for it."""
     if not os.isatty(STDERR):
         return None
-    from pykvm.cli.waiting import WaitingLine
+    from pykvm.cli.boot.waiting_line import WaitingLine
 
     return WaitingLine()
 
 
 def _actions(machine: Machine) -> "dict[Key, Callable[[], None]]":
-    from pykvm.cli.keys import Key
+    from pykvm.cli.boot.escape_keys import Key
 
     return {
         Key.QUIT: lambda: machine.finish(Outcome.quit("ended by Ctrl-a x")),
@@ -157,6 +157,6 @@ def _actions(machine: Machine) -> "dict[Key, Callable[[], None]]":
 
 
 def _help() -> str:
-    from pykvm.cli.keys import HELP
+    from pykvm.cli.boot.escape_keys import HELP
 
     return HELP

@@ -11,14 +11,14 @@ from pathlib import Path
 from pykvm.bare import build_bare_guest
 from pykvm.bare.layout import CPUS_MAX
 from pykvm.bench.busy import BusyLoops, busy_loops
-from pykvm.bench.choose import tools_of_modes
-from pykvm.bench.pykvm_tool import PykvmTool
-from pykvm.bench.report import as_object
+from pykvm.bench.report.json_object import as_object
+from pykvm.bench.report.table import as_text, beside
 from pykvm.bench.session import Measurement, guest_tsc_khz, measure
-from pykvm.bench.table import as_text, beside
-from pykvm.bench.tool import Job, Placement, Tool
-from pykvm.cli.bench_disks import check_disk_options, check_tools, disk_of, disks_of
-from pykvm.cli.bench_options import (
+from pykvm.bench.tools.base import Job, Placement, Tool
+from pykvm.bench.tools.choice import tools_of_modes
+from pykvm.bench.tools.pykvm_tool import PykvmTool
+from pykvm.cli.bench.disks import check_disk_options, check_tools, disk_of, disks_of
+from pykvm.cli.bench.options import (
     WAITS,
     check_room,
     check_wait,
@@ -135,7 +135,7 @@ def run_bench(arguments: Sequence[str]) -> int:
             loops = _begin(stack, busy)
             session = measure(parts, runs, loops, progress)
             if chart is not None:
-                from pykvm.bench.chart import chart_of
+                from pykvm.bench.report.chart import chart_of
 
                 _write_chart(chart, options.chart, chart_of(session.rows(), ours.note(jobs[0])))
     except _Stopped as stopped:

@@ -12,8 +12,8 @@ from pykvm.lean.typing_names import TYPE_CHECKING, Self
 from pykvm.machine.outcome import Outcome
 
 if TYPE_CHECKING:
-    from pykvm.cli.keys import Key
-    from pykvm.cli.terminal import RawTerminal
+    from pykvm.cli.boot.escape_keys import Key
+    from pykvm.cli.boot.terminal import RawTerminal
 
 _CHUNK = 4096
 """Bytes moved at a time; a pipe that poll() calls writable takes PIPE_BUF = 4096 at once."""
@@ -84,7 +84,7 @@ class InputPump:
         self._woken = woken
         if on_key:
             # Start-up time is a feature: imported for terminals only.
-            from pykvm.cli.keys import EscapeParser
+            from pykvm.cli.boot.escape_keys import EscapeParser
 
             self._parser = EscapeParser()
         self._lock = threading.Lock()

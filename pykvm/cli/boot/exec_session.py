@@ -5,9 +5,9 @@ import threading
 from contextlib import ExitStack
 
 from pykvm.agent.protocol import MAX_COMMAND
+from pykvm.cli.boot.console_session import waiting_line
+from pykvm.cli.boot.streams import InputPump, OutputWriter, output_failure
 from pykvm.cli.say import STDERR, STDIN, STDOUT, say
-from pykvm.cli.session import waiting_line
-from pykvm.cli.streams import InputPump, OutputWriter, output_failure
 from pykvm.errors import UsageError
 from pykvm.host.threads import start
 from pykvm.machine.command import CommandRun

@@ -1,0 +1,1 @@
+"""What becomes of measurements: tables, comparisons, drawings, JSON."""

@@ -1,0 +1,1 @@
+"""``pykvm bench``: its options, and the disks that it measures."""
