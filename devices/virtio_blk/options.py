@@ -161,27 +161,30 @@ class ErrorAction(Enum):
     """What was done with a request that failed: an :class:`ErrorPolicy` applied to an errno."""
 
     REPORT = "report"
+    """The guest got VIRTIO_BLK_S_IOERR."""
     IGNORE = "ignore"
+    """The guest got VIRTIO_BLK_S_OK."""
     STOP = "stop"
+    """The request waits until the VM goes on."""
 
 
 @record
 class IoError:
-    """A request that the host could not carry out, announced once for each time it fails.
-
-    ``operation`` is one of OPERATION_NAMES, such as ``"read"``. ``sector`` and
-    ``length`` (bytes) are the request's: where its first range begins, and the
-    length of all. ``errno`` is the host's error. ``lost``: a sync of the image
-    has failed, and with that what the host's page cache held; no flush of this
-    run succeeds any more, whatever is done about the cause.
-    """
+    """A request that the host could not carry out, announced once for each time it fails."""
 
     operation: str
+    """``"read"``, ``"write"``, ``"flush"``, ``"discard"`` or ``"write-zeroes"``."""
     sector: int
+    """The sector of 512 bytes where the request's first range begins."""
     length: int
+    """The bytes of all ranges of the request."""
     errno: int
+    """The host's error."""
     action: ErrorAction
+    """What the policy of the disk did about it."""
     lost: bool = False
+    """A sync of the image failed, so data in the host's page cache may be lost. No flush of this
+    run succeeds any more, whatever is done about the cause."""
 
     @property
     def full(self) -> bool:
@@ -196,68 +199,90 @@ class IoError:
 
 @keyword_record
 class DiskOptions:
-    """What a device makes of its image. UsageError for a value that cannot be.
+    """The options of a disk, except those about its image. UsageError for a value that cannot be.
 
-    Sizes may be strings such as ``"4K"``, and members of an enumeration their
-    values; None is a default, where nothing else is said.
-    ``serial``: at most 20 ASCII characters, what /sys/block/vda/serial shows.
-    ``queue_size``: descriptors, a power of 2 from 4 to 1024. ``num_queues``: 1
-    to 64, dealt out in turn to ``iothreads`` threads, at most as many; these run
-    on the CPUs of the host that ``cpu_affinity`` has, on any if it is empty.
-    ``seg_max`` and ``size_max`` (bytes) tell the driver how many data segments
-    a request may have, 0 for what the queue holds and None to say nothing, and
-    how large each may be, 0 for any size; they are not enforced.
-    ``poll_max_ns``: the longest to watch a ring before sleeping (compiled form
-    only). ``rerror``, and ``werror`` for all but reads, say what becomes of a
-    request that the host cannot carry out.
-
-    ``discard``, ``write_zeroes`` and ``detect_zeroes``: how space is given
-    back. ``logical_block_size`` and ``physical_block_size`` (powers of 2),
-    ``min_io_size``, ``opt_io_size`` and ``discard_granularity`` (multiples of
-    the former) are bytes, 0 for what suits the image. ``cyls``, ``heads`` and
-    ``secs``: a geometry, if there is to be one. ``lifetime``: what GET_LIFETIME
-    answers (pre_eol_info, device_lifetime_est_typ_a and _b), if anything.
-    ``flush``, ``config_wce``, ``blk_size`` and ``topology``: False to offer
-    none of it. The switches from ``packed`` on each offer the ring feature of
-    that name (virtio 1.2 §6), too; the driver chooses. ``limits``: how fast the
-    disk may be, at first.
+    A size is a number of bytes, or a string such as ``"4K"``. A member of an enumeration may be
+    given by its value. None stands for the default, except in ``seg_max``. The driver decides
+    which of the offered features it uses.
     """
 
     serial: str = ""
+    """At most 20 printable ASCII characters: /sys/block/vda/serial in Linux."""
     queue_size: int = 256
+    """Descriptors in each queue: a power of 2 from 4 to 1024."""
     num_queues: int = 1
+    """Queues: 1 to 64."""
     iothreads: int = 1
+    """Threads that serve the queues, at most one for each. Queues are dealt out to them in turn."""
     cpu_affinity: frozenset[int] = frozenset()
+    """The host's CPUs that these threads run on; empty: any."""
     seg_max: int | None = 0
+    """Data segments that the driver should put into a request at most: 1 to 65535; 0: as many as a
+    queue holds; None: the driver is told no limit. The device accepts more."""
     size_max: int = 0
+    """Bytes that the driver should put into a segment at most: 512 to 2^32 - 1; 0: no limit. The
+    device accepts more."""
     merge: MergePolicy = MergePolicy.SEQUENTIAL
+    """Which requests become one operation."""
     merge_max: int = 32
+    """The most requests in one operation: 1 to 1024."""
     poll_max_ns: int = POLL_NS
+    """The longest time to poll a ring before sleeping, in nanoseconds: 0 (never) to 1000000. The
+    interpreted form never polls."""
     rerror: ErrorPolicy = ErrorPolicy.REPORT
+    """What becomes of a read that the host cannot carry out."""
     werror: ErrorPolicy = ErrorPolicy.ENOSPC
+    """What becomes of every other request that the host cannot carry out."""
     discard: DiscardMode = DiscardMode.UNMAP
+    """What becomes of discards."""
     write_zeroes: bool = True
+    """Offer VIRTIO_BLK_F_WRITE_ZEROES."""
     detect_zeroes: DetectZeroes = DetectZeroes.OFF
+    """What becomes of writes whose data are zeros."""
     logical_block_size: int = 0
+    """The guest's unit of access in bytes: a power of 2 from 512 to 4096; 0: what suits the
+    image."""
     physical_block_size: int = 0
+    """The unit to which the guest should align, in bytes: a power of 2 from 512 to 2 MiB; 0: what
+    suits the image."""
     min_io_size: int = 0
+    """The smallest efficient transfer in bytes: whole logical blocks, at most 1 GiB; 0: the host
+    device's."""
     opt_io_size: int = 0
+    """The best transfer in bytes, in the same range; 0: the host device's."""
     discard_granularity: int = 0
+    """The unit of discards in bytes, in the same range; 0: what suits the image."""
     cyls: int = 0
+    """Cylinders of a geometry: 1 to 65535, with ``heads`` and ``secs``; 0: there is no geometry."""
     heads: int = 0
+    """Heads of the geometry: 1 to 255."""
     secs: int = 0
+    """Sectors in each track of the geometry: 1 to 255."""
     lifetime: tuple[int, int, int] | None = None
+    """The answer to GET_LIFETIME: pre_eol_info, device_lifetime_est_typ_a and _b (virtio 1.2
+    §5.2.6); None: VIRTIO_BLK_F_LIFETIME is not offered."""
     flush: bool = True
+    """Offer VIRTIO_BLK_F_FLUSH. Without it, every write is durable when it completes."""
     config_wce: bool = True
+    """Offer VIRTIO_BLK_F_CONFIG_WCE, so that the guest can switch its write cache."""
     blk_size: bool = True
+    """Offer VIRTIO_BLK_F_BLK_SIZE."""
     topology: bool = True
+    """Offer VIRTIO_BLK_F_TOPOLOGY."""
     packed: bool = False
+    """Offer VIRTIO_F_RING_PACKED."""
     indirect_desc: bool = True
+    """Offer VIRTIO_F_INDIRECT_DESC."""
     event_idx: bool = True
+    """Offer VIRTIO_F_EVENT_IDX."""
     in_order: bool = False
+    """Offer VIRTIO_F_IN_ORDER: requests are answered in the order in which they came."""
     queue_reset: bool = True
+    """Offer VIRTIO_F_RING_RESET: the driver may reset one queue."""
     notification_data: bool = False
+    """Offer VIRTIO_F_NOTIFICATION_DATA."""
     limits: RateLimits = NO_LIMITS
+    """How fast the disk may be when it starts."""
 
     def __post_init__(self) -> None:
         adapt(self, _FORMS, keep_none=("seg_max",))

@@ -12,27 +12,39 @@ RATE: Final = range(10**15 + 1)
 
 @keyword_record
 class RateLimits:
-    """Limits of requests (``iops``) and of bytes (``bps``) per second; 0: none. UsageError.
+    """Limits of requests and bytes per second, up to 10^15; 0: no limit. They all hold together.
 
-    For reads (``rd``), for writes (``wr``) and for both together; all that are
-    set hold. Each has a ``max``: how many may go at once after a rest, by
-    default a tenth of a second's. A request of more than ``iops_size`` bytes
-    counts as several, one for each that many bytes; 0: as one.
+    A number of bytes may be a string such as ``"10M"``. UsageError for a value that cannot be,
+    and for one that has no effect, such as ``iops_max`` without ``iops``.
     """
 
     iops: int = 0
+    """Requests per second."""
     iops_rd: int = 0
+    """Reads per second."""
     iops_wr: int = 0
+    """Writes per second."""
     bps: int = 0
+    """Bytes per second."""
     bps_rd: int = 0
+    """Bytes read per second."""
     bps_wr: int = 0
+    """Bytes written per second."""
     iops_max: int = 0
+    """Requests that may start at once after a rest; 0: a tenth of ``iops``. So for the others."""
     iops_rd_max: int = 0
+    """Reads at once."""
     iops_wr_max: int = 0
+    """Writes at once."""
     bps_max: int = 0
+    """Bytes at once."""
     bps_rd_max: int = 0
+    """Bytes read at once."""
     bps_wr_max: int = 0
+    """Bytes written at once."""
     iops_size: int = 0
+    """A request of more bytes than this counts as several in ``iops``, one for each part of this
+    length; 0: every request counts once."""
 
     def __post_init__(self) -> None:
         adapt(self, _FORMS)

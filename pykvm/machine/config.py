@@ -18,49 +18,53 @@ DEFAULT_MEMORY = 64 * MIB
 
 
 class ConsoleMode(Enum):
-    """What the bundled guest runs on its console (guest/README.md has its side of this)."""
+    """The program that the bundled guest runs on its console (guest/README.md)."""
 
     SHELL = "shell"
     """An interactive shell."""
     PIPE = "pipe"
-    """A shell that reads a script: no prompt, no echo. Ctrl-D (4) is the end of the script, and
-    Ctrl-V (22) makes the byte after it, such as one of these two, a part of it."""
+    """A shell that reads a script, without prompt and echo. The byte 4 (Ctrl-D) ends the script.
+    The byte 22 (Ctrl-V) makes the byte after it, such as 4 or 22, a part of the script."""
     NONE = "none"
-    """Nothing: the guest is driven through its agent."""
+    """No program: the guest runs commands through its agent only."""
 
 
 @record
 class MachineConfig:
-    """A virtual machine before it exists. UsageError for a value of the wrong kind.
+    """The parts of a virtual machine; it needs a ``guest`` or a ``kernel``.
 
-    ``guest`` names a bundle (a name that comes with pykvm, or a folder); its
-    kernel and initrd are used unless ``kernel`` and ``initrd`` are given.
-    Without ``guest``, ``kernel`` is needed. ``initrd`` is a path or the bytes
-    themselves. ``append`` goes at the end of the guest's command line.
-    ``memory`` is in bytes, or a size such as ``"128M"``; 0 means what the bundle
-    says, or 64 MiB. ``shared_memory`` puts it into a memfd, which another process
-    can map; ``thp`` asks the host for pages of 2 MiB
-    (:class:`~pykvm.memory.guest.GuestMemory`). Of ``disks`` and ``trace`` a path alone will do.
-    ``cpu_affinity``: the host's CPUs that vCPUs run on, any if it is empty.
-    ``console``, ``console_size`` (rows and columns of the terminal behind it)
-    and ``agent`` (whether to run commands through it) are wishes that only
-    bundles understand. ``trace`` has the disks tell a file what they do.
+    UsageError for a value of the wrong kind. Values that this host cannot have are found when
+    the Machine is made. A member of an enumeration may be given by its value, as ``"none"``.
     """
 
     guest: str | None = None
+    """A bundle: ``"guest"``, which comes with pykvm, or a folder with a bundle.json."""
     kernel: "Path | str | None" = None
+    """The file of a kernel, instead of the bundle's."""
     initrd: "Path | str | bytes | None" = None
+    """The initial RAM disk, instead of the bundle's: a file, or its content."""
     append: str = ""
+    """The end of the kernel's command line, after the options of the bundle and of pykvm."""
     memory: int = 0
+    """Bytes, or a size such as ``"128M"``; 0: the bundle's own, or else 64 MiB."""
     shared_memory: bool = False
+    """Keep the guest's memory in a memfd, which another process can map."""
     thp: bool = True
+    """Ask the host for pages of 2 MiB (transparent huge pages)."""
     cpus: int = 1
+    """The number of virtual CPUs. The bundled guest's kernel may use only the first."""
     cpu_affinity: frozenset[int] = frozenset()
+    """The host's CPUs that virtual CPUs run on; empty: any."""
     disks: "Sequence[DiskConfig]" = ()
+    """At most 30 disks, in the order of /dev/vda, /dev/vdb, …; a path stands for its DiskConfig."""
     console: ConsoleMode = ConsoleMode.SHELL
+    """The program on the guest's console. Bundles only."""
     console_size: tuple[int, int] | None = None
+    """Rows and columns of the terminal behind the console. Bundles only."""
     agent: bool = False
+    """Start the agent, which :func:`~pykvm.machine.command.run_command` needs. Bundles only."""
     trace: "TraceOptions | None" = None
+    """Write every step of the disks to a file; a path stands for its TraceOptions."""
 
     def __post_init__(self) -> None:
         forms.adapt(self, _FORMS)

@@ -26,25 +26,29 @@ if TYPE_CHECKING:
 
 @record
 class DiskConfig(DiskOptions):
-    """One virtio-blk disk backed by the raw image or block device at ``path``.
+    """One virtio-blk disk: its image and its options. UsageError for a value that cannot be.
 
-    ``readonly`` offers VIRTIO_BLK_F_RO and opens the file for reading only;
-    ``snapshot`` only does the latter: writes go to a temporary file. Without a
-    ``format`` an image that looks like another one than raw is refused;
-    ``locking`` says whether others are kept from using it meanwhile.
-    ``engine`` is or makes what executes the disk's operations, and ``faults``
-    says which of these it is not to carry out as it should. The other options
-    are DiskOptions'; docs/reference/disk-options.md tells of all.
+    The fields of :class:`~pykvm.devices.virtio_blk.options.DiskOptions`, such as ``merge`` and
+    ``werror``, are given by name. docs/reference/disk-options.md explains all of them.
     """
 
     path: "Path"
+    """A raw image or a block device. The Machine opens it, and raises UsageError if it cannot."""
     readonly: bool = False
+    """Offer VIRTIO_BLK_F_RO, and open the image for reading only."""
     snapshot: bool = False
+    """Open the image for reading only. Writes go to a temporary file, which is dropped at the
+    end."""
     cache: CacheMode = CacheMode.WRITEBACK
+    """How the image is cached, and when writes are durable."""
     engine: "EngineKind | EngineFactory" = EngineKind.AUTO
+    """What executes the disk's operations: a kind, or a function that makes an Engine."""
     faults: "FaultPlan | None" = None
+    """Operations that fail, come back short or take long; a list of Faults stands for its plan."""
     format: ImageFormat | None = None
+    """RAW allows an image that looks like another format; None refuses it."""
     locking: Locking = Locking.AUTO
+    """Whether the image is locked against other users."""
 
     def __post_init__(self) -> None:
         adapt(self, _FORMS)
@@ -116,8 +120,9 @@ class IoStatus(Enum):
     """What a disk stopped the guest for since the guest last went on, as QEMU's ``io-status``."""
 
     OK = "ok"
-    """For nothing."""
+    """It has not stopped the guest."""
     FAILED = "failed"
+    """An error other than a lack of space."""
     NOSPACE = "nospace"
     """The host had no space left."""
 

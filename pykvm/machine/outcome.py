@@ -1,19 +1,5 @@
 """How a run ended, and which evidence counts.
 
-The ways of ending, each with its exit status:
-
-=============  ======  ==================================================
-POWER_OFF      given   the guest wrote its status to the exit port
-RESET          0       the guest asked for a reset
-HALTED         0       every vCPU is halted with interrupts off, for ever
-PANIC          126     the guest's kernel panicked
-TRIPLE_FAULT   126     a vCPU shut down; no guest asks for a reset this way
-TIMEOUT        124     the time given to the run is over
-SIGNALLED      128+n   pykvm got signal n
-QUIT           0       the user asked to end (Ctrl-a x, the monitor), as in QEMU
-ERROR          125     the VMM cannot go on
-=============  ======  ==================================================
-
 The guest's own word comes first: a status at the exit port wins over all
 else, then pvpanic. Only a reset, a halt or a triple fault is looked at twice:
 after a panic it is a PANIC. Kernels without a pvpanic driver say so by a line
@@ -35,29 +21,38 @@ REBOOT_TEXT = b"reboot: "
 
 
 class OutcomeKind(Enum):
-    """The ways in which a run ends."""
+    """The ways in which a run ends, each with its exit status."""
 
     POWER_OFF = auto()
+    """The guest powered off, with a status of its own, 0 to 255."""
     RESET = auto()
+    """The guest asked for a reset: 0."""
     HALTED = auto()
+    """Every vCPU is halted with interrupts off, for ever: 0."""
     PANIC = auto()
+    """The guest's kernel panicked: 126."""
     TRIPLE_FAULT = auto()
+    """A vCPU shut down, which is no way to ask for a reset here: 126."""
     TIMEOUT = auto()
+    """The time given to the run is over: 124."""
     SIGNALLED = auto()
+    """The process got signal N: 128 + N."""
     QUIT = auto()
+    """The user ended the run (Ctrl-a x, the monitor): 0, as in QEMU."""
     ERROR = auto()
+    """pykvm cannot go on: 125."""
 
 
 @record
 class Outcome:
-    """One end: its kind, the exit status of the command line, and a sentence for the user.
-
-    ``reason`` has no full stop and may be empty where there is nothing to say.
-    """
+    """The end of a run."""
 
     kind: OutcomeKind
+    """The event that ended it."""
     status: int
+    """The exit status of the command line: 0 to 255."""
     reason: str = ""
+    """A sentence for the user, without a full stop. Empty if there is nothing to say."""
 
     @classmethod
     def power_off(cls, status: int) -> "Outcome":

@@ -48,6 +48,7 @@ class RunState(Enum):
     PRELAUNCH = "prelaunch"
     """It has not been started."""
     RUNNING = "running"
+    """The guest runs."""
     PAUSED = "paused"
     """Stopped by the user."""
     IO_ERROR = "io-error"

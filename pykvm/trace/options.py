@@ -19,14 +19,18 @@ class TraceFormat(Enum):
 
 @record
 class TraceOptions:
-    """Write the events whose names match ``events`` to the regular file ``path``.
+    """A trace: a file to which the disks write what they do, step by step.
 
-    ``events`` are patterns as for file names, joined by ``:``.
+    UsageError for a value of the wrong kind. The Machine opens the file and raises UsageError
+    if it cannot. docs/reference/trace.md has the events.
     """
 
     path: Path
+    """A regular file. It is made, or emptied when the guest starts."""
     format: TraceFormat = TraceFormat.JSONL
+    """How the events are written."""
     events: str = "*"
+    """The names of the events to write: patterns as for file names, joined by ``:``."""
 
     def __post_init__(self) -> None:
         adapt(self, _FORMS)

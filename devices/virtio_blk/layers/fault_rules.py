@@ -37,14 +37,14 @@ _ERRNOS = {name: number for name, number in vars(errnos).items() if name.startsw
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """An operation as rules see it: a name such as ``"read"``, and its sectors.
-
-    A flush has no sectors. One that begins or ends within a sector touches it.
-    """
+    """An operation, as rules see it."""
 
     operation: str
+    """A name, such as ``"read"``: see :class:`Fault`."""
     sector: int
+    """The first sector of 512 bytes that the operation touches, if only in part; 0 for a flush."""
     sectors: int
+    """How many sectors it touches; 0 for a flush."""
 
     @classmethod
     def of(cls, operation: Operation) -> "Access":
@@ -57,18 +57,15 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What happens to an operation; one thing or several.
-
-    ``delay_ms``: it starts that many milliseconds later. ``short``: at most
-    that many bytes are read, written, discarded or made zeros. ``errno``, a
-    name such as ``"EIO"`` or a number: it fails, after the ``short`` bytes if
-    these are given, else without doing anything. UsageError if a value makes no
-    sense.
-    """
+    """The effect on an operation. Its parts combine. UsageError if a value makes no sense."""
 
     errno: str | int = 0
+    """The operation fails with this error, a name such as ``"EIO"`` or its number; 0: it does not
+    fail. It transfers ``short`` bytes before it fails, and none if ``short`` is None."""
     short: int | None = None
+    """At most this number of bytes is read, written, discarded or made zeros; None: all."""
     delay_ms: float = 0
+    """The operation starts this number of milliseconds later, at most an hour."""
 
     def __post_init__(self) -> None:
         _check_errno(self.errno)
@@ -91,29 +88,32 @@ It runs in the disk's I/O thread, and so holds up the disk; what it raises ends 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A rule. UsageError if a value makes no sense.
+    """A rule: it matches operations, strikes some of the matches, and has an effect on those.
 
-    Which operations it matches: ``operation``, one of OPERATIONS, and
-    ``sectors``, of which one at least must be touched: a number, ``(first,
-    last)``, or a string: ``"7"``, ``"0-7"``, or ``"8-"`` for all from there.
-    With ``sectors`` or ``short`` no flush is matched.
-
-    Which of the matches it strikes: from the ``nth`` (1: the first) on, at most
-    ``count`` in all (None: any number), each with ``probability``.
-
-    What happens to those: ``errno``, ``short``, ``delay_ms`` (see
-    :class:`Effect`), or what ``call`` answers.
+    UsageError if a value makes no sense, and if the rule has no effect.
     """
 
     operation: str = "any"
+    """The operations that match: ``"read"``, ``"write"``, ``"flush"``, ``"discard"``,
+    ``"write-zeroes"`` or ``"any"``."""
     sectors: int | str | Sequence[int] | None = None
+    """Only operations that touch one of these sectors of 512 bytes match: a number, ``(first,
+    last)``, ``"0-7"``, or ``"8-"`` for all from there; None: all. No flush matches then."""
     nth: int = 1
+    """The first match that it strikes, counted from 1."""
     count: int | None = None
+    """The most matches that it strikes; None: no limit."""
     probability: float = 1
+    """The probability with which it strikes each of these matches, 0 to 1."""
     errno: str | int = 0
+    """See :class:`Effect`."""
     short: int | None = None
+    """See :class:`Effect`. No flush matches then."""
     delay_ms: float = 0
+    """See :class:`Effect`."""
     call: Call | None = None
+    """A function that gets the :class:`Access` and answers the :class:`Effect`, instead of the
+    three fields above. If it answers None, the rule does not strike and the next one is asked."""
 
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS:
