@@ -1,3 +1,120 @@
-"""pykvm: a small hypervisor in Python, with a virtio-blk disk to read, watch and break."""
+"""pykvm: a small hypervisor in Python, with a virtio-blk disk to read, watch and break.
+
+Programs and tests use the names of this package::
+
+    import pykvm
+
+    config = pykvm.MachineConfig(guest="guest", agent=True)
+    with pykvm.Machine(config) as machine:
+        result = pykvm.run_command(machine, "uname -r", timeout=60)
+    print(result.status, result.stdout.decode())
+
+``import pykvm`` imports no other package: each name is imported when it is first used.
+docs/tutorial.md introduces the names, and examples/ has programs that use them.
+"""
+
+from pykvm.lean.lazy import lazy_names
 
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False  # a type checker takes it for True; importing typing takes too long
+
+if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk.layers.fault_rules import Access, Effect, Fault, FaultRule
+    from pykvm.devices.virtio_blk.layers.faults import FaultPlan
+    from pykvm.devices.virtio_blk.options import (
+        CacheMode,
+        DetectZeroes,
+        DiscardMode,
+        EngineKind,
+        ErrorAction,
+        ErrorPolicy,
+        ImageFormat,
+        IoError,
+        Locking,
+        MergePolicy,
+    )
+    from pykvm.devices.virtio_blk.rates import RateLimits
+    from pykvm.errors import HostError, PykvmError, UsageError
+    from pykvm.machine.command import CommandResult, run_command
+    from pykvm.machine.config import ConsoleMode, MachineConfig
+    from pykvm.machine.disks import DiskConfig, IoStatus
+    from pykvm.machine.events import (
+        BlockIoError,
+        DiskHeld,
+        Event,
+        GuestPanicked,
+        HostShortage,
+        Resume,
+        Shutdown,
+        Stop,
+    )
+    from pykvm.machine.machine import Machine
+    from pykvm.machine.outcome import Outcome, OutcomeKind
+    from pykvm.machine.run_state import RunState
+    from pykvm.trace.options import TraceFormat, TraceOptions
+
+__all__ = [
+    "Access",
+    "BlockIoError",
+    "CacheMode",
+    "CommandResult",
+    "ConsoleMode",
+    "DetectZeroes",
+    "DiscardMode",
+    "DiskConfig",
+    "DiskHeld",
+    "Effect",
+    "EngineKind",
+    "ErrorAction",
+    "ErrorPolicy",
+    "Event",
+    "Fault",
+    "FaultPlan",
+    "FaultRule",
+    "GuestPanicked",
+    "HostError",
+    "HostShortage",
+    "ImageFormat",
+    "IoError",
+    "IoStatus",
+    "Locking",
+    "Machine",
+    "MachineConfig",
+    "MergePolicy",
+    "Outcome",
+    "OutcomeKind",
+    "PykvmError",
+    "RateLimits",
+    "Resume",
+    "RunState",
+    "Shutdown",
+    "Stop",
+    "TraceFormat",
+    "TraceOptions",
+    "UsageError",
+    "run_command",
+]
+
+if not TYPE_CHECKING:
+    # Hidden from type checkers, to which any name would exist otherwise.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "pykvm.devices.virtio_blk.layers.fault_rules": "Access Effect Fault FaultRule",
+            "pykvm.devices.virtio_blk.layers.faults": "FaultPlan",
+            "pykvm.devices.virtio_blk.options": "CacheMode DetectZeroes DiscardMode EngineKind "
+            "ErrorAction ErrorPolicy ImageFormat IoError Locking MergePolicy",
+            "pykvm.devices.virtio_blk.rates": "RateLimits",
+            "pykvm.errors": "HostError PykvmError UsageError",
+            "pykvm.machine.command": "CommandResult run_command",
+            "pykvm.machine.config": "ConsoleMode MachineConfig",
+            "pykvm.machine.disks": "DiskConfig IoStatus",
+            "pykvm.machine.events": "BlockIoError DiskHeld Event GuestPanicked HostShortage "
+            "Resume Shutdown Stop",
+            "pykvm.machine.machine": "Machine",
+            "pykvm.machine.outcome": "Outcome OutcomeKind",
+            "pykvm.machine.run_state": "RunState",
+            "pykvm.trace.options": "TraceFormat TraceOptions",
+        },
+    )

@@ -16,7 +16,6 @@ Beside them are what a user can choose (``options``, ``rates``), what the driver
 (``features``, ``config_space``) and the specification's numbers (``constants``).
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from pykvm.devices.virtio_blk.options import (
@@ -33,6 +32,7 @@ from pykvm.devices.virtio_blk.options import (
     MergePolicy,
 )
 from pykvm.devices.virtio_blk.rates import RateLimits
+from pykvm.lean.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.device import VirtioBlk
@@ -64,20 +64,15 @@ __all__ = [
     "choose",
 ]
 
-_IMPORTED_LATER = {
-    "Engine": "engines.base",
-    "EngineChoice": "engines.choice",
-    "EngineFactory": "engines.base",
-    "Image": "image.file",
-    "Stats": "observe.stats",
-    "SyncEngine": "engines.base",
-    "VirtioBlk": "device",
-    "choose": "engines.choice",
-}
-"""What a machine without disks does not need, and where it is."""
-
-
-def __getattr__(name: str) -> object:
-    if name not in _IMPORTED_LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_IMPORTED_LATER[name]}"), name)
+if not TYPE_CHECKING:
+    # A machine without disks does not need them.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            f"{__name__}.device": "VirtioBlk",
+            f"{__name__}.engines.base": "Engine EngineFactory SyncEngine",
+            f"{__name__}.engines.choice": "EngineChoice choose",
+            f"{__name__}.image.file": "Image",
+            f"{__name__}.observe.stats": "Stats",
+        },
+    )

@@ -1,4 +1,4 @@
-"""Stand-ins for parts of the standard library that take long to import.
+"""What keeps a start short: stand-ins for slow parts of the standard library, and lazy names.
 
 Frozen values with named fields are made
 

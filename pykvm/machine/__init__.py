@@ -7,6 +7,7 @@
 Nothing is global: any number of machines may live in one process.
 """
 
+from pykvm.lean.lazy import lazy_names
 from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.machine import Machine
@@ -25,11 +26,6 @@ __all__ = [
     "RunState",
 ]
 
-
-def __getattr__(name: str) -> object:
+if not TYPE_CHECKING:
     # A machine without disks does not need them.
-    if name not in ("Disk", "DiskConfig", "IoStatus"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from pykvm.machine import disks
-
-    return getattr(disks, name)
+    __getattr__, __dir__ = lazy_names(__name__, {"pykvm.machine.disks": "Disk DiskConfig IoStatus"})
