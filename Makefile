@@ -43,7 +43,7 @@ test-quick: form  ## The unit tests, in the form that the hot path has, and no l
 	$(PYTEST) -q tests/unit
 
 test-pythons: $(READY)  ## The unit tests on every other Python from 3.11 on that is here, interpreted
-	$(PYTHON) tests/pythons.py -n $(JOBS) --maxprocesses 8 --dist loadfile tests/unit
+	$(PYTHON) tests/helpers/pythons.py -n $(JOBS) --maxprocesses 8 --dist loadfile tests/unit
 
 # What is tested is what is in the checkout, in whatever form it is.
 form: $(READY)

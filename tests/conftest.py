@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--affected",
         action="store_true",
-        help="only tests that the form of the hot path can affect (tests/forms.py)",
+        help="only tests that the form of the hot path can affect (tests/helpers/forms.py)",
     )
 
 

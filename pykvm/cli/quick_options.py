@@ -6,7 +6,7 @@ So a command whose start counts describes its options in a table. A command
 line in which every word is plainly an option of the table, the value of one or
 the only argument is parsed with that. Whatever is not is left to argparse, for
 which the same table is the parser: the result cannot be another one, and
-``tests/unit/test_cli_options.py`` compares the two.
+``tests/unit/cli/test_cli_quick_options.py`` compares the two.
 """
 
 from collections.abc import Callable, Iterable, Sequence

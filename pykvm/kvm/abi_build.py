@@ -3,7 +3,7 @@
 ``python -P pykvm/kvm/abi_build.py`` (as a file, since the package imports what
 this generates) writes ``_abi.py``: cffi's out-of-line ABI mode, which is plain
 Python and needs no compiler. The generated file is committed because parsing
-these declarations at every start would cost 40 ms. ``tests/kvm/test_abi.py``
+these declarations at every start would cost 40 ms. ``tests/kvm/test_kvm_abi.py``
 regenerates it, and compares every structure, offset and ioctl number with the
 system's header through a C compiler.
 

@@ -2,7 +2,7 @@
 
 ioctl numbers are computed from the sizes of the structures, as the header's
 _IOW and its like do, so a wrong structure shows as a wrong number in
-``tests/kvm/test_abi.py``.
+``tests/kvm/test_kvm_abi.py``.
 """
 
 from types import MappingProxyType

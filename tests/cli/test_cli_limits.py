@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from patience import patience
 
 pytestmark = pytest.mark.kvm
@@ -19,7 +20,7 @@ ORDINARY += [f"--inh-caps={KEPT}", f"--ambient-caps={KEPT}", f"--bounding-set={K
 def run(limit: str, *arguments: str | Path, prefix: list[str] | None = None) -> tuple[int, str]:
     """Status and standard error of ``pykvm arguments`` under ``limit``."""
     command = [*(prefix or []), "prlimit", limit, sys.executable, "-m", "pykvm", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command,
         check=False,
@@ -107,7 +108,7 @@ def test_the_doctor_names_a_limit_of_threads(ordinary: list[str]):
         capture_output=True,
         text=True,
         timeout=patience(),
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 77
     assert "no thread for vCPU 0" in done.stdout

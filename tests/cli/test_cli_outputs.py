@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from patience import patience
 
 from pykvm.cli.main import main
@@ -92,7 +93,7 @@ def shell(script: str, folder: Path, kernel: Path) -> subprocess.CompletedProces
     boot = (
         f"boot() {{ {sys.executable} -m pykvm boot --kernel {kernel} --append 'hello 0' \"$@\";}}"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         ["bash", "-c", f"{boot}; {script}"],
         check=False,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import ROOT
 from patience import linux_patience, patience
 from qemu.qmp import EventListener, QMPClient
 
@@ -80,7 +81,7 @@ def run(folder: Path, tmp_path: Path) -> "Iterator[subprocess.Popen[bytes]]":
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
     yield process
     process.kill()

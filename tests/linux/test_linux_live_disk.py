@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from patience import linux_patience
 from qemu.qmp import QMPClient
 
@@ -57,7 +58,7 @@ def run(images: list[Path], tmp_path: Path) -> "Iterator[subprocess.Popen[bytes]
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"TMPDIR": str(temporary)},
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
     yield process
     process.kill()

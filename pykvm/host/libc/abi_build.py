@@ -1,7 +1,7 @@
 """The C functions that pykvm calls, and the generator of ``_abi.py``.
 
 ``python -P pykvm/host/libc/abi_build.py`` writes ``_abi.py``, which is committed, as
-``pykvm/kvm/abi_build.py`` does for KVM's structures; ``tests/unit/test_libc.py``
+``pykvm/kvm/abi_build.py`` does for KVM's structures; ``tests/unit/host/test_host_libc.py``
 writes it again and compares.
 
 syscall(2) is variadic in C and has six fixed words here: on x86-64 both

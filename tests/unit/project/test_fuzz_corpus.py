@@ -1,11 +1,12 @@
 """The fuzz targets on their corpus, and what must be noticed; atheris is not needed."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fuzz.seeds import CORPUS, SEEDS
+from fuzz.targets import TARGETS
 from pykvm.devices.virtio_blk import DiskOptions, VirtioBlk
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.core.request import Request, RequestParser
@@ -14,12 +15,6 @@ from pykvm.memory.ram import Ram
 from pykvm.testing.hostile_rig import GUARD, LOW, QUEUE_SIZE, Rig
 from pykvm.virtio.constants import VIRTIO_F_VERSION_1
 from pykvm.virtio.split import SplitQueue
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from fuzz.seeds import CORPUS, SEEDS  # noqa: E402
-from fuzz.targets import TARGETS  # noqa: E402
 
 INPUTS = [(target, file) for target in TARGETS for file in sorted((CORPUS / target).iterdir())]
 

@@ -11,16 +11,13 @@ import re
 from functools import cache
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-TESTS = CHECKOUT / "tests"
-FOLDERS = [TESTS, *(folder for folder in TESTS.iterdir() if folder.is_dir())]
-"""Where imports of tests are looked for."""
+from checkout import HELPERS, ROOT, TESTS
 
 
 @cache
 def compiled_modules() -> frozenset[Path]:
     """The sources of the modules that are compiled."""
-    text = (CHECKOUT / "speed/build.py").read_text()
+    text = (ROOT / "speed/build.py").read_text()
     (names,) = (
         ast.literal_eval(node.value)
         for node in ast.parse(text).body
@@ -61,10 +58,10 @@ def imports(path: Path) -> frozenset[Path]:
 def files_of(name: str) -> tuple[Path, ...]:
     """What is read when module ``name`` is imported, without its packages; ours only."""
     if name.partition(".")[0] == "pykvm":
-        places = [CHECKOUT.joinpath(*name.split("."))]
+        places = [ROOT.joinpath(*name.split("."))]
     elif "." in name:
         return ()
     else:
-        places = [folder / name for folder in FOLDERS]
+        places = [HELPERS / name]
     files = (file for place in places for file in (place.with_suffix(".py"), place / "__init__.py"))
     return tuple(file for file in files if file.exists())

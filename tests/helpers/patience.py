@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from threading import Thread
+
+from checkout import ROOT
 
 PYTHON_WORK = [sys.executable, "-c", "import pykvm.cli.main, pykvm.machine"]
 PYTHON_SECONDS = 0.1
@@ -66,7 +67,7 @@ def _time(work: Sequence[str]) -> float:
             capture_output=True,
             check=False,
             timeout=MOST * LINUX_SECONDS,
-            cwd=Path(__file__).parents[1],
+            cwd=ROOT,
         )
     return time.monotonic() - began
 

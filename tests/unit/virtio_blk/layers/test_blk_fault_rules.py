@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -310,7 +311,7 @@ def test_mistakes_in_a_file(text, says):
 
 
 def test_the_examples_of_the_documentation():
-    text = (Path(__file__).parents[2] / "docs/howto/inject-faults.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/howto/inject-faults.md").read_text(encoding="utf-8")
     examples = re.findall(r"```(toml|python)\n(.*?)```", text, re.DOTALL)
     for language, example in examples:
         if language == "toml":

@@ -7,8 +7,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from checkout import ROOT
 
-SPEED = Path(__file__).resolve().parents[2] / "speed"
+SPEED = ROOT / "speed"
 BASE = '''
 class Base:
     """Words."""

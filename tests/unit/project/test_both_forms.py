@@ -17,9 +17,9 @@ def test_every_compiled_module_is_known():
 @pytest.mark.parametrize(
     "name",
     [
-        "unit/test_split.py",  # imports a compiled module
-        "unit/test_blk_hostile.py",  # by way of a helper of the tests
-        "unit/test_blk_pci.py",  # by way of other modules of pykvm
+        "unit/virtio/test_ring_split.py",  # imports a compiled module
+        "unit/virtio_blk/test_blk_hostile.py",  # by way of a helper of the tests
+        "unit/virtio_blk/test_blk_pci.py",  # by way of other modules of pykvm
         "bare/test_bare_block.py",  # starts machines in this process
         "linux/test_linux_faults.py",  # starts pykvm as a program, with a disk
         "cli/test_cli_monitor.py",
@@ -30,7 +30,8 @@ def test_what_passes_through_compiled_modules_runs_in_both_forms(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["kvm/test_kvm_exits.py", "guest_build/test_guest_kconfig.py", "unit/test_x86_elf.py"]
+    "name",
+    ["kvm/test_kvm_exits.py", "guest_build/test_guest_kconfig.py", "unit/x86/test_x86_elf.py"],
 )
 def test_the_rest_runs_once(name: str):
     assert not forms.affected(TESTS / name)
@@ -52,5 +53,4 @@ def test_a_new_file(code: str, expected: bool, tmp_path: Path, monkeypatch: pyte
     file = tmp_path / "test_new.py"
     file.write_text(code)
     monkeypatch.setattr(forms, "TESTS", tmp_path)
-    monkeypatch.setattr(forms, "FOLDERS", [TESTS / "unit"])
     assert forms.affected(file) == expected

@@ -5,10 +5,10 @@ The latter also of hostile-input.md.
 
 import ast
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from checkout import ROOT
 
 from pykvm.cli.disk_keys import parse_disk
 from pykvm.devices.virtio_blk import constants as blk
@@ -16,7 +16,6 @@ from pykvm.devices.virtio_blk.features import offered
 from pykvm.virtio import constants as ring
 from pykvm.virtio.constants import VIRTIO_F_VERSION_1
 
-ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/reference/features.md").read_text()
 RESERVED = {3, 8, *range(18, 24), 25, 26, 30, 31}
 """Bits that mean nothing to a block device; 30 is unused, 31 was QEMU's own."""

@@ -3,15 +3,15 @@
 import errno
 import os
 import re
-from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
 from pykvm.errors import HostError, PykvmError
 from pykvm.sandbox import Confinement, confine, confinement, landlock, seccomp
 from pykvm.sandbox.rules import ABSENT, allowed
 
-REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "sandbox.md"
+REFERENCE = ROOT / "docs" / "reference" / "sandbox.md"
 FORBIDDEN = {
     "open", "openat", "openat2", "creat", "execve", "execveat", "fork", "vfork", "clone3", "socket",
     "connect", "bind", "ptrace", "process_vm_writev", "mount", "unshare", "setns", "bpf", "keyctl",

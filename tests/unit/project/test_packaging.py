@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 SHOW = "import pykvm.devices.virtio_blk as module; print(module.__file__)"
 
 
@@ -24,16 +24,16 @@ def import_from(cwd: Path, path: Path | None) -> Path:
 
 
 def test_from_a_checkout():
-    assert import_from(CHECKOUT, None) == CHECKOUT / "pykvm/devices/virtio_blk/__init__.py"
-    assert (CHECKOUT / "pykvm/devices").is_symlink()
+    assert import_from(ROOT, None) == ROOT / "pykvm/devices/virtio_blk/__init__.py"
+    assert (ROOT / "pykvm/devices").is_symlink()
 
 
 def test_from_an_editable_install(tmp_path):
     url = metadata.distribution("pykvm").read_text("direct_url.json")
     origin = json.loads(url or "{}")
-    if not origin.get("dir_info", {}).get("editable") or origin["url"] != CHECKOUT.as_uri():
+    if not origin.get("dir_info", {}).get("editable") or origin["url"] != ROOT.as_uri():
         pytest.skip("this checkout is not installed in editable mode; 'make test' does so")
-    assert import_from(tmp_path, None) == CHECKOUT / "pykvm/devices/virtio_blk/__init__.py"
+    assert import_from(tmp_path, None) == ROOT / "pykvm/devices/virtio_blk/__init__.py"
 
 
 COMPILES = pytest.mark.timeout(900)
@@ -48,20 +48,20 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
-        (source / name).write_bytes((CHECKOUT / name).read_bytes())
+        (source / name).write_bytes((ROOT / name).read_bytes())
     for folder in ("pykvm", "devices", "speed"):
-        for file in (CHECKOUT / folder).rglob("*.p[yx]*"):
-            path = file.relative_to(CHECKOUT)
+        for file in (ROOT / folder).rglob("*.p[yx]*"):
+            path = file.relative_to(ROOT)
             if path.suffix in (".py", ".pxd") and path.parts[1] not in ("bundles", "devices"):
                 target = source / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())
-    if (CHECKOUT / "build/speed").exists():
-        shutil.copytree(CHECKOUT / "build/speed", source / "build/speed")
+    if (ROOT / "build/speed").exists():
+        shutil.copytree(ROOT / "build/speed", source / "build/speed")
     (source / "pykvm/devices").symlink_to("../devices")
     (source / "pykvm/bundles/guest").mkdir(parents=True)
     (source / "pykvm/bundles/guest/bundle.json").write_text("{}")
-    (source / ".gitignore").write_bytes((CHECKOUT / ".gitignore").read_bytes())
+    (source / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
     subprocess.run([*command, str(source)], capture_output=True, check=True)

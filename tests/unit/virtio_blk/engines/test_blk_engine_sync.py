@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from blk_operations import operation
+from checkout import HELPERS
 from patience import patience
 
 from pykvm.devices.virtio_blk.constants import (
@@ -140,7 +141,7 @@ FULL = """
 import sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from test_blk_engine import fill
+from test_blk_engine_sync import fill
 fill(Path(sys.argv[1]))
 """
 
@@ -162,7 +163,7 @@ def fill(directory: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
 def test_a_full_filesystem(tmp_path: Path) -> None:
     script = 'mount -t tmpfs -o size=128k none "$0" && exec "$@"'
-    folders = [str(folder) for folder in Path(__file__).parents[:2]]
+    folders = [str(Path(__file__).parent), str(HELPERS)]
     command = [sys.executable, "-c", FULL, str(tmp_path), *folders]
     unshare = ["unshare", "--mount", "sh", "-c", script, str(tmp_path)]
     probe = subprocess.run([*unshare, "true"], capture_output=True, check=False, timeout=patience())

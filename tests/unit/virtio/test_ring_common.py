@@ -1,7 +1,7 @@
 """What split and packed queues do alike, device side: chains, notifications and interrupts.
 
-Both against a model: test_ring_model.py. Where they differ: test_split.py, test_packed.py and
-their chains.
+Both against a model: test_ring_model.py. Where they differ: test_ring_split.py,
+test_ring_packed.py and their chains.
 """
 
 from collections.abc import Callable

@@ -5,12 +5,11 @@ import os
 import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import patience
 import pytest
+from checkout import TESTS
 
-TESTS = Path(__file__).resolve().parents[1]
 WAITS = {"acquire", "communicate", "join", "paused", "settimeout", "wait"}
 WAITS_FOR = {"expect", "wait_for"}
 """What is awaited comes first, and then the limit."""

@@ -1,6 +1,6 @@
 """Devices that are wrong in one place each, which random drivers must notice::
 
-    python tests/unit/soak_mutants.py NAME --runs 60
+    python tests/helpers/soak_mutants.py NAME --runs 60
 
 does what ``python -m soak --runs 60`` does, with one of them. Each has a process of its own:
 what is wrong may leave threads behind.

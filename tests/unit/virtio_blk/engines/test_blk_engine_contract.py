@@ -1,4 +1,4 @@
-"""What every engine does; test_blk_engine.py has what the synchronous one does besides.
+"""What every engine does; test_blk_engine_sync.py has what the synchronous one does besides.
 
 The contract (``devices/virtio_blk/engines/base.py``): each operation is executed
 once and comes back once, with its own ``error`` and ``moved``; the notifier is

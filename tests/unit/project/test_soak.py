@@ -2,18 +2,15 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from patience import patience
 from soak_mutants import MUTANTS
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from soak.__main__ import PATIENCE, STEPS  # noqa: E402
-from soak.run import play  # noqa: E402
-from soak.scenario import Host, choose  # noqa: E402
+from soak.__main__ import PATIENCE, STEPS
+from soak.run import play
+from soak.scenario import Host, choose
 
 BLOCKS, BLOCK = 6, 12
 """Scenarios of each run, by their seeds; make soak has others."""
@@ -34,7 +31,7 @@ def test_random_drivers_find_nothing(block: int) -> None:
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_mutant_is_found(mutant: str) -> None:
     run = soak(
-        str(ROOT / "tests/unit/soak_mutants.py"), mutant, "--runs", ENOUGH, "--patience", "1"
+        str(ROOT / "tests/helpers/soak_mutants.py"), mutant, "--runs", ENOUGH, "--patience", "1"
     )
     assert run.returncode == 1, run.stdout
     assert "FOUND SOMETHING" in run.stderr

@@ -1,11 +1,6 @@
 """The model of a disk with many requests under way, which random drivers are checked against."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from soak.model import SECTOR, ZEROS, Access, Change, Model, explains
 

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
 from pykvm.cli.disk_keys import disk_help
 
-ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path
     for part in ("*.md", "docs/**/*.md", "guest/**/*.md", "speed/*.md", "fuzz/*.md")

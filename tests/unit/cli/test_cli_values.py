@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +27,6 @@ from pykvm.errors import UsageError
 from pykvm.machine.disks import DiskConfig
 
 MIB = 1 << 20
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
