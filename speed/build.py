@@ -78,8 +78,8 @@ def extensions_of(name: str, root: Path) -> list[Path]:
 
 
 def compiled_files() -> list[Path]:
-    """The extension modules that lie next to sources."""
-    return [found for name in HOT for found in extensions_of(name, ROOT)]
+    """The extension modules that lie next to sources, also of modules that were renamed since."""
+    return [found for folder in ("pykvm", "devices") for found in (ROOT / folder).rglob("*.so")]
 
 
 class Build:
@@ -221,12 +221,11 @@ def build() -> list[Path]:
         (extension,) = extensions_of(name, made.folder)
         beside = source_of(name).parent / extension.name
         built.append(beside)
-        for old in extensions_of(name, ROOT):
-            if old != beside:
-                old.unlink()
         if not beside.exists() or beside.stat().st_mtime_ns != extension.stat().st_mtime_ns:
             beside.unlink(missing_ok=True)  # a process may have it mapped
             shutil.copy2(extension, beside)
+    for old in set(compiled_files()) - set(map(Path.resolve, built)):
+        old.unlink()
     return built
 
 

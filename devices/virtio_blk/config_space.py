@@ -1,4 +1,4 @@
-"""The configuration space of a block device: struct virtio_blk_config (virtio 1.2 §5.2.4)."""
+"""The configuration space of a block device: struct virtio_blk_config (virtio 1.2 §5.2.4). Pure."""
 
 from struct import pack_into
 

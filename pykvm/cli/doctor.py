@@ -64,7 +64,6 @@ class Finding:
     text: str
 
 
-HOT_FOLDERS = ("hot", "host", "virtio", "devices/virtio_blk")
 INSTALL_SECONDS = 10
 
 
@@ -263,7 +262,8 @@ def _examine_sandbox(report: Report) -> None:
 def _examine_form(report: Report) -> None:
     """Is the hot path compiled (speed/README.md), and from what its sources say now?"""
     package = Path(str(split.__file__)).parent.parent
-    compiled = [found for folder in HOT_FOLDERS for found in (package / folder).rglob("*.so")]
+    # In a checkout devices is a link, which rglob does not follow.
+    compiled = {*package.rglob("*.so"), *(package / "devices").rglob("*.so")}
     stale = [found.name.split(".")[0] for found in compiled if _is_stale(found)]
     report.form = "compiled" if compiled else "interpreted"
     if stale:
