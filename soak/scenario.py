@@ -26,6 +26,7 @@ SHAKEN: Final = (
     *(
         "engines.thread_pool",
         "engines.thread_pool",
+        "serving.event_loop",
         "serving.io_thread",
         "serving.io_thread_group",
         "device",

@@ -42,6 +42,9 @@ HOT = (
     "pykvm.devices.virtio_blk.engines.uring",
     "pykvm.devices.virtio_blk.serving.queue_service",
     "pykvm.devices.virtio_blk.serving.poll_loop",
+    "pykvm.devices.virtio_blk.serving.poll_time",
+    "pykvm.devices.virtio_blk.serving.contention",
+    "pykvm.devices.virtio_blk.serving.event_loop",
 )
 """What a request passes on its way, whatever it asks for; bases before what is made of them."""
 

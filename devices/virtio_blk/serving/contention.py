@@ -26,6 +26,13 @@ its CPU for some tenths of a second."""
 class Contention:
     """Decides whether to poll. ``found``: CPUs are scarce, so do not."""
 
+    found: bool
+    _began: int
+    _lost: int
+    _resumed: int
+    _until: int
+    _rest: int
+
     def __init__(self) -> None:
         self.found = False
         self._began = 0  # of the window

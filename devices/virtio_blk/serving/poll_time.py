@@ -19,6 +19,9 @@ class AdaptivePolling:
     how long to watch now: 0, or from 4 µs to the limit.
     """
 
+    now_ns: int
+    _most_ns: int
+
     def __init__(self, most_ns: int) -> None:
         """``most_ns``: the limit; 0 for no watching."""
         self.now_ns = 0

@@ -149,6 +149,7 @@ class SometimesLost(Watch):
         return found
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("kind", [EngineKind.SYNC, EngineKind.IO_URING, EngineKind.THREADS])
 @pytest.mark.parametrize("watch", [Watch, SometimesLost])
 def test_no_request_is_forgotten_when_polling_stops_and_begins(
@@ -156,11 +157,8 @@ def test_no_request_is_forgotten_when_polling_stops_and_begins(
 ) -> None:
     if kind is EngineKind.IO_URING and (problem := io_uring.problem()):
         pytest.skip(problem)
-    if watch is SometimesLost:
-        if COMPILED:
-            pytest.skip("compiled modules know their own classes only")
-        monkeypatch.setattr("pykvm.devices.virtio_blk.serving.poll_loop.Watch", watch)
-    monkeypatch.setattr("pykvm.devices.virtio_blk.serving.io_thread.Contention", SometimesScarce)
+    monkeypatch.setattr("pykvm.devices.virtio_blk.serving.poll_loop.Watch", watch)
+    monkeypatch.setattr("pykvm.devices.virtio_blk.serving.event_loop.Contention", SometimesScarce)
     path = tmp_path / "disk"
     path.write_bytes(bytes(4096))
     image = Image(path)
