@@ -57,6 +57,8 @@ class Rounds:
                 if service.queue.error:
                     return
             waiting.clear()
+            if not (driver_ns or engine_ns):
+                break  # rest() finds what came meanwhile, and notifiers tell of completions
             if not self._more(waiting, driver_ns, engine_ns):
                 break
         for service in awake:
