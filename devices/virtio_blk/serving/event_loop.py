@@ -14,12 +14,12 @@ from array import array
 from contextlib import ExitStack
 from typing import Final
 
-from pykvm import interpreted as cython
 from pykvm.devices.virtio_blk.serving.contention import Contention
 from pykvm.devices.virtio_blk.serving.poll_loop import Rounds
 from pykvm.devices.virtio_blk.serving.poll_time import AdaptivePolling
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
-from pykvm.native import Words32
+from pykvm.hot import cython_stub as cython
+from pykvm.hot.words import Words32
 
 if cython.compiled:
     from cython.cimports.c_calls import epoll_wait
