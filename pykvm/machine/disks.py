@@ -32,7 +32,7 @@ class DiskConfig(DiskOptions):
     ``werror``, are given by name. docs/reference/disk-options.md explains all of them.
     """
 
-    path: "Path"
+    path: "Path | str"
     """A raw image or a block device. The Machine opens it, and raises UsageError if it cannot."""
     readonly: bool = False
     """Offer VIRTIO_BLK_F_RO, and open the image for reading only."""

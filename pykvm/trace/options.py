@@ -25,7 +25,7 @@ class TraceOptions:
     if it cannot. docs/reference/trace.md has the events.
     """
 
-    path: Path
+    path: Path | str
     """A regular file. It is made, or emptied when the guest starts."""
     format: TraceFormat = TraceFormat.JSONL
     """How the events are written."""
