@@ -1,6 +1,6 @@
 """``--disk``: its keys, what they set, and what people are told of them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -57,8 +57,7 @@ def parse_disk(text: str) -> DiskConfig:
         word = _ALIASES.get(word, word)
         key = _DISK_KEYS.get(word)
         if key is None:
-            hint = _suggest(word, _DISK_KEYS) if word else "a comma in a path is written twice"
-            raise UsageError(f"--disk has no option '{name}'", hint)
+            raise UsageError(f"--disk has no option '{name}'", _hint(word))
         if not equals:
             raise UsageError(f"--disk option '{name}' needs a value", f"write {name}={key.values}")
         field = word.replace("-", "_")
@@ -81,11 +80,13 @@ def disk_help() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _suggest(word: str, known: Iterable[str]) -> str:
-    from pykvm.suggest import closest
+def _hint(unknown: str) -> str:
+    # Needed in failures only.
+    from pykvm.suggest import did_you_mean
 
-    close = closest(word, known)
-    return f"did you mean '{close}'?" if close else "--disk help lists what there is"
+    if not unknown:
+        return "a comma in a path is written twice"
+    return did_you_mean(unknown, _DISK_KEYS, "--disk help lists all options")
 
 
 @record

@@ -94,10 +94,9 @@ def _dispatch(arguments: list[str], own_process: bool) -> int:
         confinable = {"own_process": own_process} if command == "boot" else {}
         status: int = run(arguments[1:], **confinable)
         return status
-    from pykvm.suggest import closest
+    from pykvm.suggest import did_you_mean
 
-    close = closest(command, COMMANDS)
-    hint = f"did you mean '{close}'?" if close else "see 'pykvm --help'"
+    hint = did_you_mean(command, COMMANDS, "see 'pykvm --help'")
     if command == "guest":
         hint = "try 'pykvm boot guest'"
     raise UsageError(f"there is no command '{command}'", hint)

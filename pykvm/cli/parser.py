@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from pykvm.cli.say import emit
 from pykvm.errors import UsageError
-from pykvm.suggest import closest
+from pykvm.suggest import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,8 +53,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             word = unknown[0]
             known = [option for option in self._option_string_actions if option.startswith("--")]
-            close = closest(word.partition("=")[0], known)
-            hint = f"did you mean {close}?" if close else f"see '{self.prog} --help'"
+            hint = did_you_mean(word.partition("=")[0], known, f"see '{self.prog} --help'")
             kind = "option" if word.startswith("-") else "argument"
             raise UsageError(f"unknown {kind} '{word}'", hint)
         return parsed

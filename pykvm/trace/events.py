@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from pykvm.errors import UsageError
-from pykvm.suggest import closest
+from pykvm.suggest import did_you_mean
 
 BEGIN: Final = "trace.begin"
 DISK: Final = "trace.disk"
@@ -86,8 +86,7 @@ def matching(patterns: str) -> frozenset[str]:
     for pattern in patterns.split(":"):
         names = {name for name in EVENTS if fnmatchcase(name, pattern)}
         if not names:
-            close = closest(pattern, EVENTS)
-            hint = f"did you mean '{close}'?" if close else "--trace help lists them all"
+            hint = did_you_mean(pattern, EVENTS, "--trace help lists them all")
             raise UsageError(f"no event of a trace is called '{pattern}'", hint)
         found |= names
     return frozenset(found)

@@ -1,4 +1,4 @@
-"""A suggestion is made where one is meant, and no other: a wrong one is worse than none."""
+"""Suggestions for mistyped words: a wrong suggestion is worse than none."""
 
 import errno
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pykvm.cli.boot.foreign import _HINTS, hint_for
 from pykvm.cli.boot.run import OPTIONS, parser
 from pykvm.errors import UsageError
-from pykvm.suggest import closest
+from pykvm.suggest import closest, did_you_mean
 
 LONG = [name for option in OPTIONS for name in option.names if name.startswith("--")]
 ERRNOS = list(errno.errorcode.values())
@@ -38,12 +38,18 @@ ERRNOS = list(errno.errorcode.values())
         ("word", [], ""),
     ],
 )
-def test_what_is_suggested(word: str, known: list[str], meant: str) -> None:
+def test_only_a_near_word_is_suggested(word: str, known: list[str], meant: str) -> None:
     assert closest(word, known) == meant
 
 
+def test_the_hint_is_a_question_or_the_other_advice() -> None:
+    assert did_you_mean("--dsk", LONG, "see --help") == "did you mean --disk?"
+    assert did_you_mean("EOI", ERRNOS, "see --help") == "did you mean 'EIO'?"
+    assert did_you_mean("EFOO", ERRNOS, "see --help") == "see --help"
+
+
 @given(st.text(), st.lists(st.text(min_size=1), max_size=5))
-def test_a_suggestion_is_one_of_the_words(word: str, known: list[str]) -> None:
+def test_a_suggestion_is_one_of_the_known_words(word: str, known: list[str]) -> None:
     assert closest(word, known) in ["", *known]
     for one in known:
         plain = one.lstrip("-")
@@ -70,21 +76,21 @@ def test_a_suggestion_is_one_of_the_words(word: str, known: list[str]) -> None:
         (["--cmdline", "quiet"], "use --append STR"),
     ],
 )
-def test_options_of_others_are_answered_with_ours(words: list[str], hint: str) -> None:
+def test_options_of_other_programs_are_answered_with_pykvms(words: list[str], hint: str) -> None:
     with pytest.raises(UsageError, match="unknown option") as caught:
         parser().parse_args(["guest", *words])
     assert words[0] in caught.value.message
     assert hint in caught.value.hint
 
 
-def test_no_option_of_ours_is_taken_for_another_s() -> None:
+def test_no_option_of_pykvm_is_taken_for_a_foreign_one() -> None:
     for option in OPTIONS:
         for name in option.names:
             if name.startswith("-") and not option.is_switch and not option.choices:
                 parser().parse_args(["guest", f"{name}=1" if name != "-m" else "-m1"])
 
 
-def test_what_ours_are_said_to_be_is_there() -> None:
+def test_each_option_that_a_hint_names_exists() -> None:
     for hint in _HINTS.values():
         for word in hint.replace(",", " ").split():
             assert not word.startswith("--") or word in (*LONG, "--debug")

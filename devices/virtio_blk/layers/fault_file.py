@@ -20,7 +20,7 @@ from typing import Any
 
 from pykvm.devices.virtio_blk.layers.fault_rules import Fault, FaultRules
 from pykvm.errors import UsageError
-from pykvm.suggest import closest
+from pykvm.suggest import did_you_mean
 
 _KEYS = ("seed", "fault")
 _FAULT_KEYS = tuple(field.name for field in fields(Fault) if field.name != "call")
@@ -56,6 +56,5 @@ def _faults(tables: Iterable[Mapping[str, Any]]) -> Iterable[Fault]:
 def _check_keys(table: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in table:
         if key not in known:
-            close = closest(key, known)
-            hint = f"did you mean '{close}'?" if close else f"the keys are {', '.join(known)}"
+            hint = did_you_mean(key, known, f"the keys are {', '.join(known)}")
             raise UsageError(f"there is no key '{key}'", hint)

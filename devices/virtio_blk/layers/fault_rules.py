@@ -25,7 +25,7 @@ from pykvm.devices.virtio_blk.constants import OPERATION_NAMES, SECTOR_SHIFT
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.errors import UsageError
 from pykvm.forms import refused
-from pykvm.suggest import closest
+from pykvm.suggest import did_you_mean
 
 OPERATIONS = ("any", *OPERATION_NAMES.values())
 MAX_SECTOR = (1 << 55) - 1
@@ -235,9 +235,7 @@ def _sectors_error(sectors: object) -> UsageError:
 def _check_errno(value: object) -> None:
     if isinstance(value, str):
         if value not in _ERRNOS:
-            close = closest(value, _ERRNOS)
-            hint = f"did you mean '{close}'?" if close else "use a name such as EIO"
-            raise refused("errno", value, hint)
+            raise refused("errno", value, did_you_mean(value, _ERRNOS, "use a name such as EIO"))
     elif not _is_whole(value) or value not in (0, *errnos.errorcode):
         raise refused("errno", value, "use a name such as EIO")
 

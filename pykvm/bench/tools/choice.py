@@ -9,7 +9,7 @@ from pykvm.bench.tools.qemu import DIRECT_ONLY, QemuTool, qemu_tools
 from pykvm.bench.tools.qemu_cpu import DEFAULT_MACHINE, DEFAULT_MEMORY, MEMORIES
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
-from pykvm.suggest import closest
+from pykvm.suggest import did_you_mean
 
 NAMES = ("qemu", "fio", "pykvm")
 
@@ -62,8 +62,7 @@ def tools_against(text: str, cache: CacheMode) -> list[Tool]:
         engine = options.pop("ioengine", "")
         _refuse(name, options, "ioengine=")
         return [FioTool(engine)] if engine else [*fio_tools(cache)]
-    close = closest(name, NAMES)
-    hint = f"did you mean {close}?" if close else f"use {', '.join(NAMES)}"
+    hint = did_you_mean(name, NAMES, f"use {', '.join(NAMES)}")
     raise UsageError(f"--against does not know '{name}'", hint)
 
 

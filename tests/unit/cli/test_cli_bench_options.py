@@ -228,7 +228,7 @@ def test_one_configuration():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("qmu", "did you mean qemu"),
+        ("qmu", "did you mean 'qemu'"),
         ("xen", "use qemu, fio, pykvm"),
         ("qemu,aoi=threads", "no option 'aoi'"),
         ("qemu,memory=disk", "memory cannot be 'disk'; use default or memfd"),
