@@ -7,6 +7,7 @@ bug is an assertion.
 """
 
 import errno
+import os
 from types import MappingProxyType
 
 from pykvm.lean.typing_names import Final
@@ -76,8 +77,13 @@ def printable(text: bytes) -> str:
 
 
 def reason_of(error: OSError) -> str:
-    """Why the system refused, as part of a sentence."""
+    """Why a system call failed, as part of a sentence; it names a limit that may be the cause."""
     return (error.strerror or "").lower() + _LIMITS.get(error.errno or 0, "")
+
+
+def error_text(number: int) -> str:
+    """The system's description of the errno ``number``, as part of a sentence."""
+    return os.strerror(number).lower()
 
 
 def shortage(error: Exception) -> str:

@@ -28,7 +28,7 @@ def temporary_disk(folder: Path | None, size: int) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix="pykvm-bench-", suffix=".img", dir=folder)
     except OSError as error:
         raise UsageError(
-            f"no file can be made in '{folder}': {error.strerror}", "give --disk another folder"
+            f"no file can be made in '{folder}': {reason_of(error)}", "give --disk another folder"
         ) from None
     path = Path(name)
     try:
@@ -37,7 +37,7 @@ def temporary_disk(folder: Path | None, size: int) -> Iterator[Path]:
             _fill(handle, size)
         except OSError as error:
             raise UsageError(
-                f"the temporary disk '{path}' cannot be written: {error.strerror}",
+                f"the temporary disk '{path}' cannot be written: {reason_of(error)}",
                 "give --disk another folder, or a smaller --size",
             ) from None
         finally:

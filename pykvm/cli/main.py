@@ -10,7 +10,7 @@ from importlib import import_module
 
 from pykvm import __version__
 from pykvm.cli.say import emit, say
-from pykvm.errors import PykvmError, UsageError, shown
+from pykvm.errors import PykvmError, UsageError, error_text, shown
 from pykvm.host.limits import FILES, SIZES, advice, thread_advice
 
 _EXHAUSTED = {
@@ -66,7 +66,7 @@ def _as_pykvm_error(error: Exception) -> PykvmError:
     if isinstance(error, ImportError) and os.strerror(errno.EMFILE) in str(error):
         number = errno.EMFILE  # so it is told of a shared library
     if number in _EXHAUSTED:
-        return PykvmError(os.strerror(number).lower(), advice(number, _EXHAUSTED[number]))
+        return PykvmError(error_text(number), advice(number, _EXHAUSTED[number]))
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return PykvmError("the host has no more threads", thread_advice())
     return PykvmError(

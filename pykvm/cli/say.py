@@ -8,7 +8,7 @@ import os
 import select
 from contextlib import suppress
 
-from pykvm.errors import PykvmError, shown
+from pykvm.errors import PykvmError, reason_of, shown
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 _LAYOUT = "\n\t"
@@ -36,7 +36,7 @@ def emit(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise PykvmError(f"standard output cannot be written: {error.strerror}") from None
+        raise PykvmError(f"standard output cannot be written: {reason_of(error)}") from None
 
 
 def put(fd: int, text: str) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from struct import Struct, unpack_from
 from typing import Final
 
-from pykvm.errors import HostError
+from pykvm.errors import HostError, error_text
 from pykvm.host.libc import ffi, libc, system_call
 from pykvm.hot import cython_stub as cython
 from pykvm.hot.word_watch import Watch
@@ -275,7 +275,7 @@ def reason(error: int, disabled: str) -> str:
         return "a seccomp filter forbids it, such as a container's"
     if error == errno.ENOMEM:
         return "not enough memory, or too little that may be locked (ulimit -l)"
-    return os.strerror(error).lower()
+    return error_text(error)
 
 
 def _disabled() -> str:

@@ -9,7 +9,7 @@ import mmap
 import os
 from contextlib import suppress
 
-from pykvm.errors import UsageError
+from pykvm.errors import UsageError, error_text
 from pykvm.host.limits import advice
 from pykvm.memory.large_pages import LARGE_PAGE, has_large_pages
 from pykvm.memory.ram import Ram, Region
@@ -72,7 +72,7 @@ class GuestMemory:
             self._close_fd()
             reason, hint = str(error), "give the guest less with -m"
             if isinstance(error, OSError):
-                reason = os.strerror(error.errno or 0).lower()
+                reason = error_text(error.errno or 0)
                 if error.errno == errno.ENOMEM and not shared:
                     hint += ", or where vm.overcommit_memory is 2 use -m …,shared=on"
                 hint = advice(error.errno or 0, hint)

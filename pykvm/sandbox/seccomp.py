@@ -6,11 +6,10 @@ through cffi (docs/decisions/0011-sandbox.md).
 """
 
 import errno
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 
-from pykvm.errors import HostError
+from pykvm.errors import HostError, error_text
 from pykvm.host.libc import ffi, keep_library, system_call
 from pykvm.lean.typing_names import Any, Final
 from pykvm.sandbox.rules import ABSENT, Rule
@@ -107,7 +106,7 @@ def _reason(error: int) -> str:
     if error == errno.ECANCELED:
         # What libseccomp makes of every error of the kernel's.
         return "the kernel refuses the filter"
-    return os.strerror(error).lower()
+    return error_text(error)
 
 
 def _unavailable(reason: str) -> HostError:

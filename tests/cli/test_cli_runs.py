@@ -140,12 +140,12 @@ def test_a_reader_that_had_enough_ends_the_run_quietly(bare_kernel):
     ("redirection", "status", "out", "err"),
     [
         ("<&-", 3, b"hello from CPL3\n", b""),
-        (">&-", 125, b"", b"output cannot be written: Bad file descriptor"),
+        (">&-", 125, b"", b"output cannot be written: bad file descriptor"),
         ("2>&-", 3, b"hello from CPL3\n", b""),
         ("<&- >&- 2>&-", 125, b"", b""),
-        (">/dev/full", 125, b"", b"output cannot be written: No space left on device"),
+        (">/dev/full", 125, b"", b"output cannot be written: no space left on device"),
         ("2>/dev/full", 3, b"hello from CPL3\n", b""),
-        ("--json >/dev/full", 125, b"", b"standard output cannot be written: No space left"),
+        ("--json >/dev/full", 125, b"", b"standard output cannot be written: no space left"),
         ("--json >&-", 125, b"", b"standard output cannot be written"),
         ("--stats /dev/full", 125, b"hello from CPL3\n", b"--stats /dev/full: no space left"),
         (

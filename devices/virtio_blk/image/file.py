@@ -160,7 +160,7 @@ class Image:
             else:
                 self._truncate(size)
         except OSError as error:
-            reason = os.strerror(error.errno or 0).lower()
+            reason = reason_of(error)
             raise UsageError(
                 f"the disk image {self.path} cannot have {size} bytes: {reason}"
             ) from None
@@ -226,7 +226,7 @@ def _open_error(path: str, readonly: bool, error: OSError) -> UsageError:
         hints[errno.EBUSY] = "it is mounted or claimed: free it, or give it readonly=on"
         if error.errno == errno.EACCES and os.access(path, os.R_OK, effective_ids=True):
             hints[errno.EACCES] = f"change its mode, or {other}"
-    reason = os.strerror(error.errno or 0).lower()
+    reason = reason_of(error)
     hint = hints.get(error.errno or 0, "")
     return UsageError(f"the disk image {path} cannot be opened: {reason}", hint)
 

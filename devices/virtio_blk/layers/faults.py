@@ -27,7 +27,7 @@ from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory, SyncEng
 from pykvm.devices.virtio_blk.image.file import Image
 from pykvm.devices.virtio_blk.layers.fault_file import parse_faults
 from pykvm.devices.virtio_blk.layers.fault_rules import Access, Effect, Fault, FaultRule, FaultRules
-from pykvm.errors import UsageError
+from pykvm.errors import UsageError, reason_of
 from pykvm.host.timerfd import Timer
 from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
@@ -60,7 +60,7 @@ class FaultPlan:
         except (OSError, ValueError) as error:
             reason = str(error)  # the path has a NUL byte
             if isinstance(error, OSError):
-                reason = os.strerror(error.errno or 0).lower()
+                reason = reason_of(error)
             elif isinstance(error, UnicodeDecodeError):
                 reason = "it is not UTF-8"
             hint = "give a TOML file of rules for faults"

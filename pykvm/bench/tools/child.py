@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
-from pykvm.errors import PykvmError
+from pykvm.errors import PykvmError, reason_of
 from pykvm.host.libc import prctl
 
 _PR_SET_PDEATHSIG = 1
@@ -41,7 +41,7 @@ def running(command: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Po
     except BaseException as error:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if isinstance(error, OSError):
-            raise PykvmError(f"{command[0]} cannot be run: {error.strerror}") from None
+            raise PykvmError(f"{command[0]} cannot be run: {reason_of(error)}") from None
         raise
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,11 +1,11 @@
 """Tells the user why the guest or its disk has stopped, and how it goes on again."""
 
 import errno
-import os
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from pykvm.errors import error_text
 from pykvm.machine.events import BlockIoError, DiskHeld, Event, HostShortage, Resume, Stop
 
 if TYPE_CHECKING:
@@ -108,4 +108,4 @@ def describe(error: "IoError") -> str:
     if error.operation != "flush":
         what += f" of {error.length} bytes at sector {error.sector}"
     name = errno.errorcode.get(error.errno, str(error.errno))
-    return f"{what} failed: {os.strerror(error.errno).lower()} ({name})"
+    return f"{what} failed: {error_text(error.errno)} ({name})"

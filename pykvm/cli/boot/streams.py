@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 
+from pykvm.errors import reason_of
 from pykvm.host.threads import start
 from pykvm.lean.typing_names import TYPE_CHECKING, Self
 from pykvm.machine.outcome import Outcome
@@ -254,4 +255,4 @@ def output_failure(error: OSError) -> Outcome:
         return Outcome.signalled(signal.SIGPIPE)
     if error.errno == errno.EIO:
         return Outcome.signalled(signal.SIGHUP)
-    return Outcome.error(f"the guest's output cannot be written: {error.strerror}")
+    return Outcome.error(f"the guest's output cannot be written: {reason_of(error)}")

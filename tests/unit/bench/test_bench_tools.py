@@ -72,7 +72,7 @@ def test_a_vm_whose_memory_does_not_hold_the_guest(job: Job):
 
 def test_a_vm_that_cannot_be_started(job: Job):
     runner = VmRunner(lambda job, disk, path: ["/no/such/program"], KIND)
-    with pytest.raises(PykvmError, match="/no/such/program cannot be run: No such file"):
+    with pytest.raises(PykvmError, match="/no/such/program cannot be run: no such file"):
         runner.run(job, 1, lambda number: None)
 
 
