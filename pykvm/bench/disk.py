@@ -9,6 +9,7 @@ from pathlib import Path
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import PykvmError, UsageError, reason_of
 from pykvm.host.libc import system_call
+from pykvm.host.write import write_all
 
 MIB = 1 << 20
 _NR_STATFS = 137
@@ -61,10 +62,9 @@ def _check_room(handle: int, size: int, path: Path) -> None:
 def _fill(handle: int, size: int) -> None:
     left = size
     while left:
-        data = memoryview(os.urandom(min(left, MIB)))
+        data = os.urandom(min(left, MIB))
+        write_all(handle, data)
         left -= len(data)
-        while data:
-            data = data[os.write(handle, data) :]
     os.fsync(handle)
 
 

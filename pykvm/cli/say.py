@@ -4,11 +4,10 @@ What print() could not write stays in a buffer, and the exit status would be
 that of the next attempt, at the end.
 """
 
-import os
-import select
 from contextlib import suppress
 
 from pykvm.errors import PykvmError, reason_of, shown
+from pykvm.host.write import write_all
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 _LAYOUT = "\n\t"
@@ -40,13 +39,5 @@ def emit(text: str) -> None:
 
 
 def put(fd: int, text: str) -> None:
-    """All of ``text`` to ``fd``, also if that does not block; OSError."""
-    data = memoryview(text.encode("utf-8", "backslashreplace"))
-    while data:
-        try:
-            data = data[os.write(fd, data) :]
-        except BlockingIOError:
-            # Whoever shares the stream with us, as a shell's other jobs do, may want it so.
-            poll = select.poll()
-            poll.register(fd, select.POLLOUT)
-            poll.poll()
+    """Write all of ``text`` to ``fd``; OSError."""
+    write_all(fd, text.encode("utf-8", "backslashreplace"))

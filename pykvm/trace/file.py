@@ -6,7 +6,6 @@ the trace would be those of the fight. Only the writing, during which Python
 lets others run, is another thread's.
 """
 
-import os
 import threading
 import time
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from typing import Self
 from pykvm import __version__
 from pykvm.errors import reason_of
 from pykvm.host.threads import show_thread_name
+from pykvm.host.write import write_all
 from pykvm.outputs import Outputs
 from pykvm.trace.events import BEGIN, DEVICE, END, FRAME, Fields, matching
 from pykvm.trace.formats import Chrome, Format, JsonLines
@@ -147,10 +147,8 @@ class TraceFile:
             self._state.notify_all()
         if self.problem:
             return
-        data = memoryview("".join(texts).encode())
         try:
-            while data:
-                data = data[os.write(self._output.fd, data) :]
+            write_all(self._output.fd, "".join(texts).encode())
         except OSError as error:
             self._give_up(reason_of(error))
 
