@@ -52,12 +52,15 @@ class HostError(PykvmError):
     exit_status = 77
 
 
-def shown(text: str, keep: str = "") -> str:
-    """``text`` for people, on one line: what would not be seen as it is, or would do something.
+def shown(text: str, keep: str = "", most: int = 0) -> str:
+    """``text`` as one printable line, which does nothing to a terminal.
 
-    A byte that is no UTF-8 (a name's) becomes ``\\xNN``; a control character becomes an escape
-    of Python's, unless it is one of ``keep``.
+    A byte that is not UTF-8 (as in a file's name) becomes ``\\xNN``. A control character becomes
+    Python's escape for it, unless it is one of ``keep``. ``most``: text after this number of
+    characters is left out; 0 keeps all.
     """
+    if most and len(text) > most:
+        text = text[:most] + "…"
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else _escape(c) for c in text)
@@ -70,10 +73,9 @@ def _escape(char: str) -> str:
     return f"\\u{number:04x}" if 0x80 <= number < 0x100 else ascii(char)[1:-1]
 
 
-def printable(text: bytes) -> str:
-    """What a guest said, fit for a terminal that is not the guest's."""
-    decoded = text.decode("utf-8", "replace").strip()
-    return "".join(char if char.isprintable() else "?" for char in decoded)
+def guest_text(data: bytes) -> str:
+    """A line of text from the guest, as :func:`shown` makes it printable."""
+    return shown(data.decode("utf-8", "replace").strip())
 
 
 def reason_of(error: OSError) -> str:

@@ -48,10 +48,10 @@ def adapt(record: object, forms: Mapping[str, Form], keep_none: Collection[str] 
 
 def refused(name: str, value: object, wanted: str) -> UsageError:
     """The error for a ``value`` that the field ``name`` cannot have."""
-    return UsageError(f"{name} cannot be {shown(value)}", wanted)
+    return UsageError(f"{name} cannot be {value_text(value)}", wanted)
 
 
-def shown(value: object) -> str:
+def value_text(value: object) -> str:
     """``value`` in a message: as in Python, unless that is long."""
     try:
         text = repr(value)

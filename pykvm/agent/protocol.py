@@ -30,7 +30,7 @@ from collections.abc import Callable
 from enum import Enum, IntEnum, auto
 from typing import Protocol
 
-from pykvm.errors import UsageError, printable
+from pykvm.errors import UsageError, guest_text
 from pykvm.lean.records import record
 
 PROTOCOL_VERSION = 1
@@ -279,7 +279,7 @@ class AgentClient:
                 self._state = AgentState.ENDED
                 self._events.exited(int.from_bytes(frame.payload, "little", signed=True))
             case Kind.ERROR:
-                self._fail(printable(frame.payload))
+                self._fail(guest_text(frame.payload))
             case _:
                 self._fail(f"unexpected frame {frame.kind:#04x} of {size} bytes")
 

@@ -9,7 +9,7 @@ on the console, which :class:`ConsoleWatch` keeps; it counts only then.
 import signal
 from enum import Enum, auto
 
-from pykvm.errors import printable
+from pykvm.errors import guest_text
 from pykvm.lean.records import record
 
 PANIC_TEXT = b"Kernel panic - not syncing"
@@ -156,7 +156,7 @@ class ConsoleWatch:
     def panic_line(self) -> str | None:
         """The announcement, from "Kernel panic" to the end of its line; None without one."""
         text = bytes(self._line) if self._in_panic else self._panic
-        return printable(text) if text else None
+        return guest_text(text) if text else None
 
     def _extend(self, piece: bytes) -> None:
         """Take more of the present line. Once it is a panic's, it begins with PANIC_TEXT."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Final, NamedTuple
 
-from pykvm.errors import UsageError
+from pykvm.errors import UsageError, shown
 from pykvm.svg.axes import Axis, linear_axis, short
 from pykvm.trace import events
-from pykvm.trace.reader import Event, printable
+from pykvm.trace.reader import TEXT_MAX, Event
 
 WIDTH, HEIGHT = 1000, 320
 LEFT, TOP, RIGHT, BOTTOM = 80, 70, 20, 50
@@ -115,7 +115,7 @@ def _drawing(panels: dict[str, _Panel], begin: int, end: int) -> str:
     for number, (name, panel) in enumerate(panels.items()):
         top = BAND * number + TOP
         up = _axis(max((mark.last for mark in panel.marks), default=1))
-        title = printable(f"{name} {panel.path}".strip())
+        title = shown(f"{name} {panel.path}".strip(), most=TEXT_MAX)
         parts.append(
             f'<text x="{LEFT}" y="{top - 44}" font-size="14" font-weight="bold">'
             f"{escape(title)}</text>"

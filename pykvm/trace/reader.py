@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pykvm.errors import UsageError, shown
+from pykvm.errors import UsageError
 from pykvm.trace.events import BEGIN, DEVICE, END
 
 VERSION = 1
@@ -18,6 +18,8 @@ VERSION = 1
 LINE_MAX = 1 << 20
 """The most bytes of a line; pykvm writes no such lines."""
 WHOLE_MAX = (1 << 63) - 1
+TEXT_MAX = 200
+"""The most characters of a text from the trace that are shown."""
 _HINT = "give what 'pykvm boot --trace FILE' wrote"
 
 
@@ -115,8 +117,3 @@ def _mistake(line: int, what: str) -> UsageError:
     kind = "this is no trace: " if line == 1 else ""
     hint = _HINT if line == 1 else "the trace is damaged"
     return UsageError(f"{kind}line {line} is no event of pykvm's: {what}", hint)
-
-
-def printable(text: str, most: int = 200) -> str:
-    """``text`` with everything escaped that a terminal or XML might take for more than text."""
-    return shown(text if len(text) <= most else text[:most] + "…")

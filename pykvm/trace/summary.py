@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from pykvm.errors import shown
 from pykvm.trace import events
 from pykvm.trace.events import DEVICE
-from pykvm.trace.reader import Event, Reader, printable
+from pykvm.trace.reader import TEXT_MAX, Event, Reader
 
 NOTABLE: Final = frozenset(
     {
@@ -145,15 +146,15 @@ def report(summary: Summary) -> str:
 
 
 def _disk_lines(disk: DiskSummary) -> list[str]:
-    title = printable(disk.name)
+    title = shown(disk.name, most=TEXT_MAX)
     if disk.path:
-        title += f": {printable(disk.path)}, {_bytes(disk.sectors * 512)}"
+        title += f": {shown(disk.path, most=TEXT_MAX)}, {_bytes(disk.sectors * 512)}"
     rows: list[tuple[str, ...]] = [_HEADINGS]
     for name, kind in sorted(disk.kinds.items()):
         if kind.took_ns:
             times = [_time(ns) for ns in percentiles(kind.took_ns, PERCENTILES)]
             counts = (str(len(kind.took_ns)), _bytes(kind.bytes), str(kind.merged))
-            rows.append((printable(name), *counts, str(kind.failed), *times))
+            rows.append((shown(name, most=TEXT_MAX), *counts, str(kind.failed), *times))
     lines = [title, *_table(rows)] if len(rows) > 1 else [title]
     if disk.operations:
         several = f", {disk.merged} of them for several requests (up to {disk.most})"
@@ -164,19 +165,21 @@ def _disk_lines(disk: DiskSummary) -> list[str]:
         lines.append(f"  {_plural(disk.retries, 'operation')} tried again")
     if disk.answered and disk.taken > disk.answered:
         lines.append(f"  {_plural(disk.taken - disk.answered, 'request')} never answered")
-    lines += [f"  {printable(error)}: {count}" for error, count in disk.errors.most_common(20)]
+    lines += [
+        f"  {shown(error, most=TEXT_MAX)}: {count}" for error, count in disk.errors.most_common(20)
+    ]
     return lines
 
 
 def _notable_line(event: Event, begin_ns: int) -> str:
     name = event.name.removeprefix("virtio_blk.")
     where = event.disk if event.queue == DEVICE else f"{event.disk} queue {event.queue}"
-    fields = " ".join(f"{key}={_shown(value)}" for key, value in event.fields.items())
-    text = printable(f"{where}  {name}  {fields}".rstrip(), 400)
+    fields = " ".join(f"{key}={_value_text(value)}" for key, value in event.fields.items())
+    text = shown(f"{where}  {name}  {fields}".rstrip(), most=2 * TEXT_MAX)
     return f"  {(event.ns - begin_ns) / 1e9:12.6f} s  {text}"
 
 
-def _shown(value: object) -> str:
+def _value_text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -13,7 +13,7 @@ from pykvm.devices.virtio_blk import options as blk_options
 from pykvm.devices.virtio_blk.layers.faults import Effect, Fault, FaultPlan
 from pykvm.devices.virtio_blk.options import DiscardMode, ErrorPolicy, MergePolicy
 from pykvm.errors import UsageError
-from pykvm.forms import shown
+from pykvm.forms import value_text
 from pykvm.lean.records import replace
 from pykvm.machine import ConsoleMode, DiskConfig, MachineConfig
 from pykvm.machine import config as machine_config
@@ -168,5 +168,5 @@ def test_a_changed_copy_is_checked_as_well() -> None:
 
 
 def test_a_long_value_is_shortened_in_messages() -> None:
-    assert len(shown("x" * 1000)) < 100
-    assert shown(10**5000) == "this int"
+    assert len(value_text("x" * 1000)) < 100
+    assert value_text(10**5000) == "this int"

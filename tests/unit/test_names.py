@@ -68,5 +68,10 @@ def test_what_is_not_seen_is_shown_by_its_number(text: str, seen: str) -> None:
     assert shown(text) == seen
 
 
+def test_long_text_is_cut() -> None:
+    assert shown("abcd", most=4) == "abcd"
+    assert shown("abcde\n", most=4) == "abcd…"
+
+
 def test_lines_may_be_kept() -> None:
     assert shown("a\n\tb\r", keep="\n\t") == "a\n\tb\\r"

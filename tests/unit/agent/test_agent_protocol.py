@@ -249,7 +249,7 @@ def test_an_error_of_the_agent_is_passed_on(running):
 
 def test_an_error_of_the_agent_cannot_drive_a_terminal(running):
     running.get(Kind.ERROR, b"\x1b[2Jbye\n")
-    assert running.events == [("failed", "?[2Jbye")]
+    assert running.events == [("failed", r"\x1b[2Jbye")]
 
 
 def test_an_event_may_use_the_client(session):

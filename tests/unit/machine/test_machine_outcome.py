@@ -140,4 +140,4 @@ def test_pieces_make_no_difference(text, cuts):
 def test_a_panic_line_cannot_drive_a_terminal():
     console = ConsoleWatch()
     console.feed(TEXT.encode() + b": \x1b[2J\x07 gone\n")
-    assert console.panic_line == TEXT + ": ?[2J? gone"
+    assert console.panic_line == TEXT + r": \x1b[2J\x07 gone"
