@@ -1,12 +1,14 @@
 """Sector over time, for each disk: what its engine carried out. SVG. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Final, NamedTuple
 
 from pykvm.errors import UsageError, shown
 from pykvm.svg.axes import Axis, linear_axis, short
+from pykvm.svg.drawing import head, legend
 from pykvm.trace import events
 from pykvm.trace.reader import TEXT_MAX, Event
 
@@ -107,11 +109,7 @@ def _drawing(panels: dict[str, _Panel], begin: int, end: int) -> str:
         (pair for pair in (("s", 1e9), ("ms", 1e6)) if end - begin >= pair[1]), ("µs", 1e3)
     )
     across = _axis((end - begin) / scale)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11" fill="#24292f">',
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-    ]
+    parts = head(width, height)
     for number, (name, panel) in enumerate(panels.items()):
         top = BAND * number + TOP
         up = _axis(max((mark.last for mark in panel.marks), default=1))
@@ -120,7 +118,7 @@ def _drawing(panels: dict[str, _Panel], begin: int, end: int) -> str:
             f'<text x="{LEFT}" y="{top - 44}" font-size="14" font-weight="bold">'
             f"{escape(title)}</text>"
         )
-        parts += _legend(top - 22, panel)
+        parts += legend(LEFT, top - 22, _legend_entries(panel))
         parts += _grid(top, across, up, f"time, {unit}")
         places = [
             _Place(
@@ -143,18 +141,12 @@ def _axis(end: float) -> Axis:
     return Axis(lambda value: value / end, ticks)
 
 
-def _legend(y: int, panel: _Panel) -> list[str]:
-    """What there is in ``panel``."""
-    used = {mark.style for mark in panel.marks}
-    parts = []
-    x = LEFT
+def _legend_entries(panel: _Panel) -> Iterator[tuple[str, str, float]]:
+    """The styles of the marks in ``panel``, with the number of marks."""
+    counts = Counter(mark.style for mark in panel.marks)
     for style, (words, colour, width) in STYLES.items():
-        if style in used:
-            count = sum(mark.style == style for mark in panel.marks)
-            parts.append(f'<path d="M{x} {y}h20" stroke="{colour}" stroke-width="{width}"/>')
-            parts.append(f'<text x="{x + 26}" y="{y + 4}">{words} ({count})</text>')
-            x += 46 + 6 * len(f"{words} ({count})")
-    return parts
+        if count := counts[style]:
+            yield f"{words} ({count})", colour, width
 
 
 def _grid(top: int, across: Axis, up: Axis, title: str) -> list[str]:

@@ -6,6 +6,7 @@ from html import escape
 from pykvm.bench.report.compare import Figures, Row
 from pykvm.errors import shown
 from pykvm.svg.axes import linear_axis, log_axis, short
+from pykvm.svg.drawing import head, legend
 
 COLOURS = ("#1f6feb", "#d1495b", "#6a737d", "#2a9d8f")
 """pykvm's first."""
@@ -30,12 +31,9 @@ def chart_of(rows: Sequence[Row], note: str = "") -> str:
     columns = min(len(families), COLUMNS)
     width = LEFT + columns * (PLOT_WIDTH + GAP_X)
     height = HEAD + -(-len(families) // columns) * BAND_HEIGHT
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11" fill="#24292f">',
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        *_legend([f"pykvm ({note})" if note else "pykvm", *names[1:]]),
-    ]
+    labels = [f"pykvm ({note})" if note else "pykvm", *names[1:]]
+    entries = [(shown(label), COLOURS[i % len(COLOURS)], 2.5) for i, label in enumerate(labels)]
+    parts = [*head(width, height), *legend(LEFT, 20, entries, size=13)]
     for number, (family, mine) in enumerate(families.items()):
         band, column = divmod(number, columns)
         x = LEFT + column * (PLOT_WIDTH + GAP_X)
@@ -48,19 +46,6 @@ def chart_of(rows: Sequence[Row], note: str = "") -> str:
             x, below, names, mine, "median latency, µs", lambda f: f.median.p50, log=True
         )
     return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def _legend(names: Sequence[str]) -> list[str]:
-    parts = []
-    x = LEFT
-    for i, name in enumerate(names):
-        colour = COLOURS[i % len(COLOURS)]
-        parts.append(
-            f'<line x1="{x}" y1="20" x2="{x + 24}" y2="20" stroke="{colour}" stroke-width="2.5"/>'
-        )
-        parts.append(f'<text x="{x + 30}" y="24" font-size="13">{escape(shown(name))}</text>')
-        x += 60 + max(70, 7 * len(name))
-    return parts
 
 
 def _plot(
