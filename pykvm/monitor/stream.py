@@ -1,38 +1,42 @@
-"""JSON values out of a stream of bytes, whatever stands between them. Pure.
+"""JSON messages out of a stream of bytes. Pure.
 
-A client need not put anything between two messages, and may spread one over
-lines. So a message ends with the bracket that closes its first one. What is
-no JSON is one :class:`Malformed`, and the next message begins
+Clients put anything or nothing between two messages, and may spread a message
+over several lines. So a message is an object or array, and ends with the
+bracket that closes it. A malformed message gives one :class:`Malformed`, and
+the next message begins
 
-- after that bracket, if the brackets are in pairs;
-- else on the next line. A newline cannot occur in a JSON string, so a line
-  that can no longer become a message is known by the time that it ends.
+- after the closing bracket, if the malformed message has one;
+- else on the next line. A JSON string cannot contain a newline, so the end of
+  a line shows whether the line can still become part of a message.
 """
 
 import json
 import math
 import re
 from dataclasses import dataclass
+from json import JSONDecodeError, JSONDecoder
 from typing import Any, Final, NoReturn
 
 MAX_MESSAGE: Final = 64 << 10
-"""The bytes of a message at most; no command comes near."""
+"""The greatest length of a message, in bytes; no command comes near."""
 
-_MARKS = re.compile(rb'["\[\]{}]')
-_STRING_END = re.compile(rb'(?:[^"\\]|\\.)*"', re.DOTALL)
-_SPACE = b" \t\r\n"
+_SYNTAX: Final = JSONDecoder(parse_int=str, parse_float=str)
+"""Judges neither numbers nor UTF-8: a message that is cut off here may have cut-off ones."""
+_END: Final = re.compile(rb"[\]}\n]")
+_MARK: Final = re.compile(r'"(?:[^"\\]|\\.)*"|["\[\]{}]', re.DOTALL)
+_SPACE: Final = b" \t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A JSON value, an object or an array."""
+    """A JSON object or array."""
 
     value: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """Bytes that are no JSON; ``reason`` is a sentence."""
+    """Bytes that are not JSON; ``reason`` is a sentence."""
 
     reason: str
 
@@ -42,15 +46,14 @@ class JsonStream:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        # How far the brackets of the message at the buffer's start were counted.
-        self._scanned = 0
-        self._depth = 0
-        self._skip_to = b""  # where skipping ends: at any of these bytes
+        self._skip_to = b""  # skipping ends at any of these bytes
 
     def feed(self, data: bytes) -> list[Value | Malformed]:
-        """What ``data`` completes, in order."""
+        """The messages that ``data`` completes, in order."""
         self._buffer += data
-        found = []
+        found: list[Value | Malformed] = []
+        if not _END.search(data) and len(self._buffer) <= MAX_MESSAGE:
+            return found
         while (item := self._next()) is not None:
             found.append(item)
         return found
@@ -65,81 +68,52 @@ class JsonStream:
         if buffer[0] not in b"{[":
             self._skip_to = b"{[\n"
             return Malformed("a message is an object")
-        end = self._scan()
-        if end < 0:
-            return self._unfinished()
-        return self._decode(end)
+        text = buffer.decode("latin-1")  # a character for each byte
+        try:
+            end = _SYNTAX.raw_decode(text)[1]
+        except JSONDecodeError as error:
+            # A mistake at the end of the text is that the rest is missing.
+            return self._malformed(error, _closing(text) if error.pos < len(text) else -1)
+        except RecursionError as error:
+            return self._malformed(error, _closing(text))
+        message = bytes(buffer[:end])
+        del buffer[:end]
+        return _too_long() if end > MAX_MESSAGE else _decode(message)
 
     def _skip(self) -> bool:
-        """Drop what stands before the first of the awaited bytes; False if none is there yet."""
+        """Drop the bytes before the first of ``_skip_to``; False if none of these is there yet."""
         ends = [at for at in map(self._buffer.find, self._skip_to) if at >= 0]
-        self._drop(min(ends, default=len(self._buffer)))
+        del self._buffer[: min(ends, default=len(self._buffer))]
         if ends:
             self._skip_to = b""
         return bool(ends)
 
-    def _scan(self) -> int:
-        """Where the message ends, or -1 if it does not yet."""
-        buffer, at = self._buffer, self._scanned
-        while mark := _MARKS.search(buffer, at):
-            at = mark.start()
-            if mark[0] == b'"':
-                string = _STRING_END.match(buffer, mark.end())
-                if not string:
-                    break
-                at = string.end()
-                continue
-            at += 1
-            self._depth += 1 if mark[0] in b"{[" else -1
-            if not self._depth:
-                return at
-        else:
-            at = len(buffer)
-        self._scanned = at
-        return -1
+    def _malformed(self, error: ValueError | RecursionError, end: int) -> Malformed | None:
+        """Drop a malformed message, which is closed at ``end`` or not at all (-1).
 
-    def _decode(self, end: int) -> Value | Malformed:
-        message = bytes(self._buffer[:end])
-        if len(message) > MAX_MESSAGE:
-            self._drop(end)
-            return _too_long()
-        try:
-            _check_syntax(message)
-        except json.JSONDecodeError as error:
-            line = self._next_line(error.pos)
-            self._drop(line if 0 < line < end else end)
-            return _malformed(error)
-        except RecursionError as error:
-            self._drop(end)
-            return Malformed(_reason(error))
-        self._drop(end)
-        try:
-            return Value(_loads(message.decode("utf-8")))
-        except (ValueError, RecursionError) as error:
-            return Malformed(_reason(error))
-
-    def _unfinished(self) -> Malformed | None:
-        """Whether what is there cannot become a message whatever follows."""
-        if len(self._buffer) > MAX_MESSAGE:
-            self._skip_to = b"\n"
-            return _too_long()
-        if b"\n" not in self._buffer:
+        None if it is not malformed but unfinished.
+        """
+        buffer = self._buffer
+        if max(end, 0) > MAX_MESSAGE or (end < 0 and len(buffer) > MAX_MESSAGE):
+            drop, reason = end, _too_long()
+        elif end < 0 and b"\n" not in buffer:
             return None
-        try:
-            _check_syntax(self._buffer)
-        except json.JSONDecodeError as error:
-            line = self._next_line(error.pos)
-            if not line:
-                return None  # the mistake is that something more is to follow
-            self._drop(line)
-            return _malformed(error)
-        except RecursionError as error:
+        else:
+            drop, reason = end, Malformed(_reason(error))
+            if isinstance(error, JSONDecodeError):
+                line = self._next_line(error.pos)
+                if end < 0 and not line:
+                    return None  # the mistake is that the rest is missing
+                if line and (end < 0 or line < end):
+                    drop = line
+        if drop < 0:
             self._skip_to = b"\n"
-            return Malformed(_reason(error))
-        return None
+        else:
+            del buffer[:drop]
+        return reason
 
     def _next_line(self, mistake: int) -> int:
-        """Where the line begins that may hold the next message, 0 if that is not known yet.
+        """The start of the line that may hold the next message; 0 if that is not known yet.
 
         An object at the start of a line, where none can be, is that message.
         """
@@ -149,39 +123,44 @@ class JsonStream:
             return line
         return self._buffer.find(b"\n", mistake) + 1
 
-    def _drop(self, count: int) -> None:
-        del self._buffer[:count]
-        self._scanned = 0
-        self._depth = 0
+
+def _closing(text: str) -> int:
+    """The index behind the bracket that closes the first one of ``text``; -1 if there is none."""
+    depth = 0
+    for mark in _MARK.finditer(text):
+        if mark[0] == '"':
+            return -1  # a string that does not end
+        if mark[0] in "{[":
+            depth += 1
+        elif mark[0] in "}]":
+            depth -= 1
+            if not depth:
+                return mark.end()
+    return -1
+
+
+def _decode(message: bytes) -> Value | Malformed:
+    """A message of correct syntax, with its numbers and its UTF-8 checked."""
+    try:
+        text = message.decode("utf-8")
+        # Python accepts, and would write back, numbers that JSON does not have.
+        return Value(json.loads(text, parse_constant=_no_constant, parse_float=_finite))
+    except (ValueError, RecursionError) as error:
+        return Malformed(_reason(error))
 
 
 def _too_long() -> Malformed:
     return Malformed(f"the message is longer than {MAX_MESSAGE} bytes")
 
 
-def _malformed(error: json.JSONDecodeError) -> Malformed:
-    return Malformed(f"JSON: {error.msg[:1].lower()}{error.msg[1:]}")
-
-
 def _reason(error: ValueError | RecursionError) -> str:
+    if isinstance(error, JSONDecodeError):
+        return f"JSON: {error.msg[:1].lower()}{error.msg[1:]}"
     if isinstance(error, UnicodeDecodeError):
         return "the message is not UTF-8"
     if isinstance(error, RecursionError):
         return "the message is nested too deeply"
     return f"JSON: {error}"
-
-
-def _check_syntax(text: bytes | bytearray) -> None:
-    """JSONDecodeError, with the position of a byte, or RecursionError.
-
-    Neither numbers nor UTF-8 are judged: where ``text`` ends early, more of them may follow.
-    """
-    json.loads(text.decode("latin-1"), parse_int=str, parse_float=str)
-
-
-def _loads(text: str) -> Any:
-    """Of JSON alone: Python's own takes, and would write back, numbers that are none."""
-    return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
 
 
 def _finite(text: str) -> float:
