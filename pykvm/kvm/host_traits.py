@@ -1,10 +1,10 @@
-"""How this host's KVM treats guests, as the probe finds it (:mod:`pykvm.kvm.probe`)."""
+"""The answer of the probe (:mod:`pykvm.kvm.probe`): how this host's KVM treats guests."""
 
 from pykvm.lean.records import record
 from pykvm.lean.typing_names import Final
 
 SLOW_MIPS: Final = 30.0
-"""Below this, CPL 0 is emulated: emulation was seen to manage 4, any processor has hundreds."""
+"""A lower speed shows that CPL 0 is emulated: emulation reaches 4, any processor hundreds."""
 
 
 @record
@@ -27,7 +27,7 @@ class HostTraits:
 
     @property
     def needs_assists(self) -> bool:
-        """Whether Linux runs only with the help of :class:`pykvm.kvm.assist.Assist`."""
+        """True if Linux runs only with the help of :class:`pykvm.kvm.assist.Assist`."""
         return bool(self.reasons)
 
     @property

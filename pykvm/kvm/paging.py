@@ -1,12 +1,12 @@
 """Guest-virtual memory of a vCPU in 64-bit mode, read through the guest's own page tables.
 
-Pure: works on any :class:`~pykvm.memory.ram.Ram`. Page tables are the
-guest's and therefore hostile: a table outside RAM counts as not present, and
-a walk ends after its four or five levels whatever it finds. Accessed and
-dirty bits are not set. Source: Intel SDM volume 3, §4.5.
+Pure: works on any :class:`~pykvm.memory.ram.Ram`. The guest writes the page
+tables, so they are hostile: a table outside RAM counts as not present, and a
+walk ends after its four or five levels in any case. Accessed and dirty bits
+are not set. Source: Intel SDM volume 3, §4.5.
 """
 
-from pykvm.kvm.emulate import GP_VECTOR, PF_VECTOR, Fault, GuestFault
+from pykvm.kvm.guest_fault import GP_VECTOR, PF_VECTOR, Fault, GuestFault
 from pykvm.lean.typing_names import Protocol
 from pykvm.memory.ram import GuestAddressError, Ram
 

@@ -1,17 +1,17 @@
-"""What this host's KVM really does with a guest, found by running one.
+"""Finds out how this host's KVM treats a guest, by running one.
 
-Capabilities do not tell whether KVM has hardware virtualization beneath it,
-so :func:`probe` runs a few instructions in a scratch VM and looks. The code
-begins at CPL 0 in 64-bit mode, measures if wanted, reads CPUID, runs FWAIT,
-leaves by IRETQ for CPL 3 and comes back by SYSCALL. It can neither loop nor handle an
-exception, so every surprise ends in a triple fault, which is an answer too.
+KVM's capabilities do not tell whether it uses hardware virtualization, so
+:func:`probe` runs a few instructions in a scratch VM. The code begins at CPL 0
+in 64-bit mode, measures its speed if asked to, reads CPUID, runs FWAIT, leaves
+by IRETQ for CPL 3, and comes back by SYSCALL. It neither loops without end nor handles
+exceptions, so every surprise ends in a triple fault, which is an answer too.
 """
 
 from collections.abc import Generator
 from math import inf
 from struct import pack
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from pykvm.kvm import constants as c
 from pykvm.kvm.cpuid import CpuidEntry
@@ -19,20 +19,18 @@ from pykvm.kvm.errors import KvmError
 from pykvm.kvm.exits import Exit, InternalError, IoExit
 from pykvm.kvm.host_traits import HostTraits
 from pykvm.kvm.runner import VcpuThread
+from pykvm.kvm.segments import load_code, load_data, load_tss
 from pykvm.kvm.system import Kvm
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.lean.records import replace
 from pykvm.memory import GuestMemory, Ram
 
-if TYPE_CHECKING:
-    from pykvm.kvm.structs import Segment
-
 FAST_MIPS: Final = 1000.0
-"""The most that is reported: a short measurement tells no more."""
+"""The largest figure that is reported, because a short measurement cannot tell more."""
 
 
 def probe(kvm: Kvm, timeout: float = 5.0, *, measure: bool = False) -> HostTraits:
-    """Try this host out, in a few milliseconds; how fast it is only with ``measure``.
+    """Probe this host, in a few milliseconds; its speed only with ``measure``.
 
     KvmError if KVM cannot run even this, or not within ``timeout`` seconds.
     """
@@ -73,13 +71,13 @@ def _run(vcpu: Vcpu, rounds: int, timeout: float) -> HostTraits:
     if thread.error is not None:
         raise thread.error
     if not isinstance(thread.outcome, HostTraits):
-        raise KvmError("KVM_RUN", 0, f"KVM ran a few instructions for {timeout:g} s without end")
+        raise KvmError("KVM_RUN", 0, f"KVM did not finish a few instructions within {timeout:g} s")
     return thread.outcome
 
 
 def _steps(vcpu: Vcpu, rounds: int) -> Generator[None, Exit, HostTraits]:
-    """Judge one exit after the other; the guest runs on at each ``yield``."""
-    _expect_out((yield))  # warm: the pages are mapped now
+    """Judge the exits in turn; the guest continues at each ``yield``."""
+    _expect_out((yield))  # the pages are mapped now
     mips = (yield from _measure(rounds)) if rounds else None
 
     _expect_out((yield))
@@ -149,7 +147,7 @@ _DESCRIPTORS: Final = (
     0x00AF_FB00_0000_FFFF,
 )
 _LOOPS: Final = 500
-_ROUNDS: Final = 8  # of which the fastest count: where exits are slow, they jitter too
+_ROUNDS: Final = 8  # the fastest counts, because slow exits also jitter
 _CPUID_1_ECX_POPCNT: Final = 1 << 23
 _CR0: Final = 0x8001_0031  # PG, WP, NE, ET, PE
 _CR4: Final = 0x20  # PAE
@@ -170,7 +168,7 @@ def _loop(count: int) -> bytes:
 
 
 def _code(rounds: int) -> tuple[bytes, int]:
-    """The guest's code, and the offset of the SYSCALL in it. Each OUT brings it to us."""
+    """The guest's code, and the offset of the SYSCALL in it. Each OUT is an exit."""
     kernel = _loop(1) + _OUT
     kernel += (_loop(1) + _OUT + _loop(_LOOPS) + _OUT) * rounds
     kernel += _CPUID + _OUT + _FWAIT + _OUT + _IRETQ
@@ -180,7 +178,7 @@ def _code(rounds: int) -> tuple[bytes, int]:
 def _write_guest(ram: Ram, rounds: int) -> None:
     code, syscall = _code(rounds)
     ram.write(_CODE, code)
-    # What IRETQ takes from the stack: rip, cs, rflags, rsp, ss.
+    # IRETQ takes these from the stack: rip, cs, rflags, rsp, ss.
     ram.write(_FRAME, pack("<5Q", _CODE + syscall, _USER_CS, _RFLAGS, _STACK, _USER_SS))
     ram.write(_GDT, pack("<5Q", *_DESCRIPTORS))
     ram.write(_PML4, pack("<Q", _PDPT | _PRESENT_WRITABLE_USER))
@@ -197,12 +195,10 @@ def _set_registers(vcpu: Vcpu, rounds: int) -> None:
         }
     )
     sregs = vcpu.get_sregs()
-    _segment(sregs.cs, _KERNEL_CS, kind=11, long=1)
+    load_code(sregs.cs, _KERNEL_CS)
     for data in (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss):
-        _segment(data, _KERNEL_SS, kind=3, long=0)
-    # VM entry on Intel insists on a busy 64-bit TSS.
-    _segment(sregs.tr, _TR, kind=11, long=0, system=True)
-    sregs.tr.base = _TSS
+        load_data(data, _KERNEL_SS)
+    load_tss(sregs.tr, _TR, _TSS)
     sregs.gdt.base, sregs.gdt.limit = _GDT, 8 * len(_DESCRIPTORS) - 1
     sregs.idt.base, sregs.idt.limit = 0, 0
     sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = _CR0, _PML4, _CR4, _EFER
@@ -210,13 +206,6 @@ def _set_registers(vcpu: Vcpu, rounds: int) -> None:
     regs = vcpu.get_regs()
     regs.rip, regs.rsp, regs.rflags = _CODE, _FRAME, _RFLAGS
     vcpu.set_regs(regs)
-
-
-def _segment(segment: "Segment", selector: int, kind: int, long: int, system: bool = False) -> None:
-    segment.base, segment.selector, segment.type, segment.present = 0, selector, kind, 1
-    segment.limit = 0x67 if system else 0xFFFF_FFFF
-    segment.s, segment.g, segment.dpl, segment.l = not system, not system, 0, long
-    segment.db, segment.unusable = int(not system and not long), 0
 
 
 def _without_popcnt(entry: CpuidEntry) -> CpuidEntry:

@@ -1,19 +1,19 @@
 """A shortcut for system calls: a few instructions in front of the guest's page-fault handler.
 
-Where SYSCALL ends in a page fault (see ``assist.py``), delivering it from
+Where SYSCALL ends in a page fault (see ``syscall_delivery.py``), delivering it from
 outside makes an empty system call take 135 us. Five instructions in the guest
 bring that to 46 us (and getppid of Linux from 198 to 122, a page fault from
 750 to 655). They go into padding behind code of the guest's kernel, and
-IDT[14] is pointed at them; no instruction of the guest's is changed. On
-another host they do no harm: nothing else makes a page fault whose stacked
-rip is LSTAR.
+IDT[14] is pointed at them. No instruction of the guest is changed. On
+ordinary hosts they do no harm, because no page fault there has LSTAR as its
+stacked rip.
 
 Pure: works on a :class:`GuestView`.
 """
 
 from struct import pack
 
-from pykvm.kvm.emulate import GuestFault
+from pykvm.kvm.guest_fault import GuestFault
 from pykvm.kvm.paging import GuestView
 from pykvm.memory.ram import GuestAddressError
 
@@ -38,8 +38,8 @@ SIGNATURE_SIZE = len(_CMP) + 4
 def build(at: int, handler: int, lstar: int, *, return_by_iret: bool = False) -> bytes:
     """The code at ``at`` that takes page faults to ``handler`` and system calls to ``lstar``.
 
-    ``return_by_iret`` sets RF in r11, which has Linux return by IRET. b"" if
-    the addresses are no kernel's: not within 2 GiB of each other and of the top.
+    ``return_by_iret`` sets RF in r11, which makes Linux return by IRET. b"" if
+    the addresses are no kernel's, which are all in the uppermost 2 GiB.
     """
     if {at >> 31, handler >> 31, lstar >> 31} != {0x1_FFFF_FFFF}:
         return b""
@@ -50,7 +50,7 @@ def build(at: int, handler: int, lstar: int, *, return_by_iret: bool = False) ->
 
 
 def is_trampoline(code: bytes, lstar: int) -> bool:
-    """Whether ``code``, the start of a page-fault handler, sorts out system calls by itself."""
+    """True if ``code``, the start of a page-fault handler, is a trampoline to ``lstar``."""
     return code[:SIGNATURE_SIZE] == _CMP + pack("<I", lstar & 0xFFFF_FFFF)
 
 
@@ -62,7 +62,7 @@ def find_room(view: GuestView, near: int) -> int:
             code = view.fetch(page, _PAGE)
         except (GuestFault, GuestAddressError):
             return 0
-        # What begins with the page may go with the code before it.
+        # Padding at the start of the page may belong to the code before it.
         start = code.find(_PADDING, len(code) - len(code.lstrip(_INT3)))
         if start >= 0:
             return page + ((start + 15) & ~15)

@@ -1,4 +1,4 @@
-"""A guest in 64-bit mode whose every step is written by a test, with assists around its vCPU.
+"""A guest in 64-bit mode, of which a test writes each instruction, with assists around its vCPU.
 
 It has a kernel at KERNEL, which only CPL 0 may touch, and user code at USER. It
 reports by OUT from CPL 0.
@@ -11,7 +11,7 @@ from pykvm.kvm.assist import Assist
 from pykvm.kvm.constants import MSR_LSTAR, MSR_STAR, MSR_SYSCALL_MASK
 from pykvm.kvm.exits import Exit, IoExit
 from pykvm.kvm.host_traits import HostTraits
-from pykvm.kvm.probe import _segment
+from pykvm.kvm.segments import load_code, load_data, load_tss
 from pykvm.kvm.system import Kvm
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.memory import GuestMemory
@@ -58,7 +58,7 @@ class Guest:
         self.ram.write(IDT + 16 * vector, gate)
 
     def run(self) -> Exit:
-        """Run to the next exit that is not the assists'."""
+        """Run to the next exit that the assists do not handle."""
         while True:
             reason = self.vcpu.run()
             self.exits.append(reason)
@@ -93,11 +93,10 @@ class Guest:
 
     def _set_registers(self) -> None:
         sregs = self.vcpu.get_sregs()
-        _segment(sregs.cs, 0x08, kind=11, long=1)
+        load_code(sregs.cs, 0x08)
         for data in (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss):
-            _segment(data, 0x10, kind=3, long=0)
-        _segment(sregs.tr, 0x28, kind=11, long=0, system=True)
-        sregs.tr.base = KERNEL + TSS
+            load_data(data, 0x10)
+        load_tss(sregs.tr, 0x28, KERNEL + TSS)
         sregs.gdt.base, sregs.gdt.limit = KERNEL + GDT, 39
         sregs.idt.base, sregs.idt.limit = KERNEL + IDT, 16 * 32 - 1
         sregs.cr0, sregs.cr3, sregs.cr4 = 0x8001_0031, TABLES, 0x220

@@ -1,7 +1,7 @@
-"""Assists on a real vCPU: what the guest sees is what it would see on an ordinary host.
+"""Assists on a real vCPU: the guest sees the same as on an ordinary host.
 
 Every expectation here holds on an ordinary host without any assist as well;
-only what the assists count differs.
+only the counts of the assists differ.
 """
 
 from collections.abc import Iterator
@@ -32,11 +32,12 @@ from assisted_guest import (
     wrmsr,
 )
 
-from pykvm.kvm.assist import Assist, RefusedInstruction
+from pykvm.kvm.assist import Assist
 from pykvm.kvm.constants import MSR_LSTAR, MSR_SYSCALL_MASK
 from pykvm.kvm.exits import Debug, InternalError, IoExit, Shutdown
 from pykvm.kvm.host_traits import HostTraits
 from pykvm.kvm.probe import probe
+from pykvm.kvm.refused import RefusedInstruction
 from pykvm.kvm.system import Kvm
 
 pytestmark = pytest.mark.kvm
@@ -54,7 +55,7 @@ def host() -> HostTraits:
         return probe(kvm)
 
 
-def test_system_calls_come_and_return(guest, host):
+def test_system_calls_reach_the_kernel_and_return(guest, host):
     guest.start_user(*[mov_eax(n) + SYSCALL for n in (1, 2, 3)], mov_eax(9), SYSCALL)
     guest.code(LSTAR, OUT, SYSRETQ)
     for number in (1, 2, 3):
@@ -68,7 +69,7 @@ def test_system_calls_come_and_return(guest, host):
     assert guest.assist.system_calls == (0 if host.syscall_works else 4)
 
 
-def test_sysret_is_carried_out_where_it_is_refused(guest, host):
+def test_sysret_works_where_kvm_refuses_it(guest, host):
     guest.start_user(mov_eax(1), SYSCALL, mov_eax(2), SYSCALL)
     guest.code(LSTAR, OUT, SYSRETQ)
     guest.out()
@@ -92,7 +93,7 @@ def many_calls(guest: Guest, *parts: bytes) -> None:
     guest.code(LSTAR, OUT, SYSRETQ)
 
 
-def test_system_calls_soon_need_no_exit(guest, host):
+def test_a_trampoline_takes_over_system_calls_after_the_first_ones(guest, host):
     many_calls(guest)
     guest.code(BREAKPOINT + 16, PADDING)
     for _ in range(40):
@@ -115,7 +116,7 @@ def test_page_faults_pass_the_trampoline(guest):
 
 
 @pytest.mark.parametrize("why", ["no padding", "trap gate", "mask"])
-def test_without_a_trampoline_system_calls_go_on(guest, host, why):
+def test_system_calls_work_where_no_trampoline_can_be_written(guest, host, why):
     many_calls(guest)
     if why != "no padding":
         guest.code(BREAKPOINT + 16, PADDING)
@@ -172,7 +173,7 @@ def test_system_calls_survive_a_moved_interrupt_handler(guest):
     assert [guest.out(), guest.out()] == [1, 2]
 
 
-def test_state_set_from_outside_is_taken_over(guest):
+def test_prepare_takes_over_msrs_that_were_set_from_outside(guest):
     # As after a snapshot: LSTAR is there without a WRMSR.
     guest.start_user(mov_eax(7), SYSCALL)
     guest.code(START, IRETQ)
@@ -192,14 +193,14 @@ def test_jumping_to_lstar_gains_no_privileged_flags(guest, host):
         assert guest.vcpu.regs.r11 & 0x2_3000 == 0  # VM, IOPL
 
 
-def test_a_bad_lstar_is_the_guests_fault(guest):
+def test_a_write_of_a_bad_lstar_faults_in_the_guest(guest):
     guest.code(START, wrmsr(MSR_LSTAR, 1 << 63), OUT)
     guest.gate(13, BREAKPOINT)
     assert guest.out() == 0
     assert guest.vcpu.regs.rip == KERNEL + BREAKPOINT + len(OUT)
 
 
-def test_debug_exceptions_of_the_guest_stay_its_own(guest):
+def test_debug_exceptions_of_the_guest_reach_the_guest(guest):
     # TF set by IRETQ: #DB after the first instruction at CPL 3.
     guest.gate(1, BREAKPOINT)
     guest.start_user(mov_eax(3), mov_eax(4), rflags=0x302)
@@ -223,12 +224,12 @@ def test_refused_instructions_have_their_effect(guest, code, expected):
     assert guest.out() == expected
 
 
-def test_int3_goes_on_behind_itself(guest):
+def test_the_guest_goes_on_behind_int3(guest):
     guest.code(START, mov_eax(1), b"\xcc", mov_eax(2), OUT)
     assert [guest.out(), guest.out()] == [1, 2]
 
 
-def test_a_fault_of_an_emulated_instruction_is_the_guests(guest):
+def test_a_fault_of_an_emulated_instruction_reaches_the_guest(guest):
     # popcnt (%rax), %rcx
     guest.code(START, mov_eax(UNMAPPED + 0x123), b"\xf3\x48\x0f\xb8\x08")
     assert guest.out() == 0x23
@@ -248,7 +249,7 @@ def test_an_unknown_instruction_is_named(guest, host):
     assert caught.value.exit_status == 125
 
 
-def test_an_interrupt_table_from_nowhere_does_no_harm(guest):
+def test_an_interrupt_table_outside_ram_does_no_harm(guest):
     sregs = guest.vcpu.get_sregs()
     sregs.idt.base = 0xFFFF_9000_0000_0000
     guest.vcpu.set_sregs(sregs)
@@ -258,7 +259,7 @@ def test_an_interrupt_table_from_nowhere_does_no_harm(guest):
     assert isinstance(reason, Shutdown | IoExit)
 
 
-def test_without_broken_system_calls_nothing_is_watched():
+def test_msr_writes_cause_no_exit_where_syscall_works():
     with ExitStack() as stack:
         guest = Guest(stack, HostTraits(instructions_complete=False))
         guest.code(START, wrmsr(MSR_LSTAR, KERNEL + LSTAR), b"\x9b", OUT)

@@ -36,7 +36,7 @@ def test_probe_agrees_with_what_the_processor_offers():
 def test_a_probe_that_hangs_is_ended(monkeypatch):
     endless = b"\xeb\xfe"
     monkeypatch.setattr(probe_module, "_code", lambda rounds: (endless, 0))
-    with Kvm.open() as kvm, pytest.raises(KvmError, match="without end"):
+    with Kvm.open() as kvm, pytest.raises(KvmError, match="did not finish"):
         probe(kvm, timeout=0.1)
 
 

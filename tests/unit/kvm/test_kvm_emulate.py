@@ -1,28 +1,24 @@
 """Every emulated instruction against Python integers; encodings are built here, independently.
 
-Invariant: an instruction that is not ours, or is cut short, changes nothing and gives None.
+Invariant: an instruction that pykvm does not know, or that is cut short, changes nothing and
+gives None.
 """
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.kvm.emulate import (
+from pykvm.kvm.emulate import RFLAGS_AC, RFLAGS_ZF, Outcome, State, emulate
+from pykvm.kvm.guest_fault import (
     BP_VECTOR,
     GP_VECTOR,
     NM_VECTOR,
     PF_VECTOR,
-    RFLAGS_AC,
-    RFLAGS_ZF,
     UD_VECTOR,
     Fault,
     GuestFault,
-    Outcome,
-    State,
-    decode,
-    emulate,
-    no_operation_length,
 )
+from pykvm.kvm.instructions import decode, no_operation_length
 from pykvm.lean.records import replace
 
 MASK64 = (1 << 64) - 1
@@ -35,7 +31,7 @@ registers = st.lists(u64, min_size=16, max_size=16)
 
 
 class Cells:
-    """Memory that answers any address from one cell, and notes what was asked of it."""
+    """Memory that answers any address from one cell, and records each access."""
 
     def __init__(self, data: bytes, fault: Fault | None = None) -> None:
         self.data = data

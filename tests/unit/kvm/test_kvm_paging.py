@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pykvm.kvm.emulate import GP_VECTOR, PF_VECTOR, Fault, GuestFault
+from pykvm.kvm.guest_fault import GP_VECTOR, PF_VECTOR, Fault, GuestFault
 from pykvm.kvm.paging import NOT_PRESENT, NOT_WRITABLE, GuestView, is_canonical, walk
 from pykvm.memory import GuestAddressError, Ram
 
