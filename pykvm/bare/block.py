@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from struct import pack
 
+from pykvm.bare.arena import Chain, Ring, Segment
 from pykvm.bare.layout import NotifyMode, WaitMode
 from pykvm.bare.results import (
     InitialiseResult,
@@ -25,7 +26,7 @@ from pykvm.bare.results import (
     Step,
     WaitResult,
 )
-from pykvm.bare.script import TIMEOUT_US, Chain, Ring, Script, Segment
+from pykvm.bare.script import TIMEOUT_US, Script
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_CONFIG_WCE,
     VIRTIO_BLK_F_FLUSH,

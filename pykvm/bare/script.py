@@ -4,12 +4,10 @@ guest/bare/script.h is the reference for what the operations do.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TypeVar
 
 from pykvm.bare import layout, results
+from pykvm.bare.arena import Arena, Chain, Ring
 from pykvm.bare.layout import NotifyMode, OpCode, Region, WaitMode
 from pykvm.bare.results import (
     Decoder,
@@ -24,70 +22,14 @@ from pykvm.bare.results import (
     WaitResult,
     fields_of,
 )
+from pykvm.bare.tsc import host_tsc_khz
 from pykvm.pc.serial import COM1
 from pykvm.pci.common_cfg import VIRTIO_MSI_NO_VECTOR
 from pykvm.virtio.constants import VIRTIO_ID_BLOCK
 
 T = TypeVar("T")
 TIMEOUT_US = 60_000_000
-"""After which the guest gives up: patience with a slow or busy host."""
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One descriptor of a chain: guest-physical ``address``, ``length`` in bytes."""
-
-    address: int
-    length: int
-    device_writes: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A descriptor chain to post; ``indirect`` is where to build a table, 0 for none."""
-
-    tag: int
-    segments: Sequence[Segment]
-    indirect: int = 0
-
-    def encode(self) -> bytes:
-        """``struct chain`` and its segments."""
-        head = layout.CHAIN.pack(self.indirect, self.tag, len(self.segments))
-        return head + b"".join(
-            layout.SEGMENT.pack(s.address, s.length, 2 * s.device_writes) for s in self.segments
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Ring:
-    """Guest-physical addresses of the three parts of a split virtqueue."""
-
-    descriptors: int
-    available: int
-    used: int
-
-
-class Arena:
-    """Hands out zeroed guest memory that the script may use; nothing is ever given back."""
-
-    def __init__(self) -> None:
-        self._next = layout.ARENA_BASE
-
-    def allocate(self, size: int, align: int = 16) -> int:
-        """The guest-physical address of ``size`` bytes."""
-        address = -(-self._next // align) * align
-        if address + size > layout.ARENA_BASE + layout.ARENA_SIZE:
-            raise ValueError(f"the arena has no {size} bytes left")
-        self._next = address + size
-        return address
-
-    def ring(self, size: int) -> Ring:
-        """Memory for a virtqueue of ``size`` (virtio 1.2 §2.7)."""
-        return Ring(
-            self.allocate(16 * size, 16),
-            self.allocate(6 + 2 * size, 2),
-            self.allocate(6 + 8 * size, 4),
-        )
+"""The guest gives up after this time, which is long enough for a slow or busy host."""
 
 
 class Script:
@@ -367,17 +309,3 @@ def filling(length: int, seed: int, step: int = 1) -> bytes:
     """The bytes that :meth:`Script.fill_memory` stores."""
     words = ((seed + i * step) & (2**64 - 1) for i in range(length // 8))
     return b"".join(word.to_bytes(8, "little") for word in words)
-
-
-@cache
-def host_tsc_khz() -> int:
-    """About the host's TSC frequency, good enough for time-outs; 2 GHz if unknown."""
-    try:
-        for line in (
-            Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-        ):
-            if line.startswith("cpu MHz"):
-                return int(float(line.partition(":")[2]) * 1000)
-    except (OSError, ValueError):
-        pass
-    return 2_000_000

@@ -13,7 +13,7 @@ from pykvm.bare.build import build_bare_guest
 from pykvm.bare.layout import MEMORY_NEEDED
 from pykvm.bare.results import Results
 from pykvm.bare.run import run_script
-from pykvm.bare.script import host_tsc_khz
+from pykvm.bare.tsc import host_tsc_khz
 from pykvm.devices.virtio_blk import Engine, EngineFactory, ErrorPolicy, Image, SyncEngine
 from pykvm.devices.virtio_blk.layers.faults import Access, Effect, Fault, FaultPlan
 from pykvm.lean.records import replace

@@ -7,7 +7,8 @@ import pytest
 from pykvm.bare import BlockDriver, Script
 from pykvm.bare.latency import bounds
 from pykvm.bare.run import run_script
-from pykvm.bare.script import filling, host_tsc_khz, load_memory
+from pykvm.bare.script import filling, load_memory
+from pykvm.bare.tsc import host_tsc_khz
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from pykvm.machine import DiskConfig
 

@@ -17,7 +17,7 @@ from pykvm.bare import (
     filling,
     layout,
 )
-from pykvm.bare.script import Arena
+from pykvm.bare.arena import Arena
 
 
 def operations(data: bytes) -> list[tuple[int, int, bytes]]:

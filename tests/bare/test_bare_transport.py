@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from pykvm.bare import BlockDriver, BlockRequest, Region, Script
+from pykvm.bare.arena import Ring
 from pykvm.bare.block import DEFAULT_FEATURES, UNTOUCHED
 from pykvm.bare.results import Step
 from pykvm.bare.run import run_script
-from pykvm.bare.script import Ring
 from pykvm.machine import DiskConfig
 from pykvm.virtio.constants import VIRTIO_F_VERSION_1
 

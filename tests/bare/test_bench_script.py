@@ -9,7 +9,7 @@ from patience import patience
 
 from pykvm.bare import build_bare_guest
 from pykvm.bare.layout import MEMORY_NEEDED
-from pykvm.bare.script import host_tsc_khz
+from pykvm.bare.tsc import host_tsc_khz
 from pykvm.bench.script import MARK, OPEN, LoadScript
 from pykvm.bench.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode, Image, SyncEngine
