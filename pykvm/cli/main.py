@@ -26,7 +26,7 @@ COMMANDS = {
     "boot": ("boot.run", "boot a guest, to a shell or to run a command in it"),
     "bench": ("bench.run", "measure a disk, and compare with QEMU or fio"),
     "trace": ("trace", "summarize or draw what 'boot --trace' wrote"),
-    "doctor": ("doctor", "show what this host offers for running guests"),
+    "doctor": ("doctor.run", "show what this host offers for running guests"),
 }
 """Each with the module that has its function, ``run_boot`` and so on, and a line of help."""
 

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.cli import doctor
-from pykvm.cli.doctor import Report, as_object, as_text, examine, run_doctor
+from pykvm.cli.doctor.examine import examine
+from pykvm.cli.doctor.report import Report, as_object, as_text
+from pykvm.cli.doctor.run import run_doctor
 from pykvm.errors import UsageError
+from pykvm.kvm import constants
 from pykvm.kvm.host_traits import HostTraits
+from pykvm.kvm.system import Kvm
 
 NOWHERE = ["--device", "/nonexistent/kvm"]
 BROKEN = HostTraits(syscall_works=False, cpl0_mips=1.0)
@@ -39,7 +42,7 @@ def test_flavour_is_unknown_where_nothing_can_be_probed(capfd):
 def test_a_host_that_cannot_be_asked_wants_no_flavour(monkeypatch, tmp_path):
     (tmp_path / "guest").mkdir()
     (tmp_path / "guest" / "bundle.json").write_text('{"flavours": {"emulated": {}}}')
-    monkeypatch.setattr(doctor, "BUNDLES", tmp_path)
+    monkeypatch.setattr("pykvm.cli.doctor.examine.BUNDLES", tmp_path)
     text = as_text(examine(NOWHERE[1]))
     assert "built: emulated; which one this host wants is not known" in text
 
@@ -60,11 +63,11 @@ def test_all_outputs_agree_on_this_host(capfd):
 
 @pytest.mark.kvm
 def test_a_missing_capability_is_named_with_what_fails(monkeypatch):
-    real = doctor.Kvm.check_extension
+    real = Kvm.check_extension
     monkeypatch.setattr(
-        doctor.Kvm,
+        Kvm,
         "check_extension",
-        lambda self, cap: 0 if cap == doctor.c.KVM_CAP_IRQFD else real(self, cap),
+        lambda self, cap: 0 if cap == constants.KVM_CAP_IRQFD else real(self, cap),
     )
     report = examine()
     assert not report.usable

@@ -1,33 +1,21 @@
-"""``pykvm doctor``: what this host offers, what it lacks, and whether guests can run."""
+"""Examines the host: KVM, memory, io_uring, the sandbox, the hot path and the bundled guest."""
 
-import argparse
 import json
-import os
-import platform
 import shutil
-from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
-from pykvm import __version__
-from pykvm.cli.parser import Parser
-from pykvm.cli.paths import path_text
-from pykvm.cli.say import STDOUT, emit
-from pykvm.errors import HostError, PykvmError, shown
+from pykvm.cli.doctor.report import Mark, Report
+from pykvm.errors import HostError, PykvmError
 from pykvm.host import io_uring
 from pykvm.kvm import constants as c
-from pykvm.kvm.host_traits import HostTraits
 from pykvm.kvm.probe import probe
 from pykvm.kvm.system import Kvm
 from pykvm.machine.bundle import BUNDLED, BUNDLES
 from pykvm.machine.config import DEFAULT_MEMORY, MIB
 from pykvm.machine.create import NEEDED
-from pykvm.machine.guest import EMULATED, NATIVE
 from pykvm.memory import GuestMemory
 from pykvm.memory.large_pages import SETTING
-from pykvm.names import json_text
 from pykvm.virtio import split
 
 _NEEDED_BY_ASSISTS = {
@@ -43,111 +31,7 @@ _OPTIONAL = {
     c.KVM_CAP_GET_TSC_KHZ: "telling a guest its TSC frequency",
     c.KVM_CAP_TSC_DEADLINE_TIMER: "the timer that costs a guest least",
 }
-
-
-class Mark(Enum):
-    """How a finding is to be taken."""
-
-    OK = "ok"
-    NOTE = "note"
-    """Works, with a cost or a limit."""
-    BAD = "BAD"
-    """No guest can run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report."""
-
-    subject: str
-    mark: Mark
-    text: str
-
-
-INSTALL_SECONDS = 10
-
-
-@dataclass(slots=True)
-class Report:
-    """Everything found out; what :func:`as_object` makes of it is the JSON interface."""
-
-    findings: list[Finding] = field(default_factory=list)
-    api_version: int | None = None
-    form: str = "interpreted"
-    """Of the hot path: or compiled."""
-    capabilities: dict[str, int] = field(default_factory=dict)
-    traits: HostTraits | None = None
-    problems: list[str] = field(default_factory=list)
-    """Why no guest can run, each with what helps."""
-
-    def add(self, subject: str, text: str, mark: Mark = Mark.OK) -> None:
-        """Note a finding."""
-        self.findings.append(Finding(subject, mark, text))
-
-    def fail(self, subject: str, text: str, problem: str) -> None:
-        """Note a finding with which no guest can run, and why."""
-        self.add(subject, text, Mark.BAD)
-        self.problems.append(problem)
-
-    @property
-    def usable(self) -> bool:
-        """Whether guests can run."""
-        return not self.problems
-
-    @property
-    def flavour(self) -> str | None:
-        """The build of the bundled guest that suits this host; None if KVM could not be asked."""
-        if self.traits is None:
-            return None
-        return EMULATED if self.traits.needs_assists else NATIVE
-
-
-def run_doctor(argv: Sequence[str]) -> int:
-    """``pykvm doctor`` with ``argv``: 0 if this host can run guests, 77 if not."""
-    options = _parser().parse_args(argv)
-    if options.flavour:
-        emit(_flavour(options.device) + "\n")
-        return 0
-    report = examine(options.device)
-    if options.json:
-        emit(json_text(as_object(report), indent=1) + "\n")
-    else:
-        colour = os.isatty(STDOUT) and "NO_COLOR" not in os.environ
-        emit(as_text(report, colour) + "\n")
-    return 0 if report.usable else HostError.exit_status
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="pykvm doctor",
-        description="Show what this host offers for guests.",
-        epilog="Exit status: 0 if guests can run here, 77 if not.",
-        allow_abbrev=False,
-    )
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print one JSON object")
-    output.add_argument(
-        "--flavour",
-        action="store_true",
-        help="print only which build of the bundled guest suits this host: native, emulated, "
-        "or unknown if KVM cannot be asked",
-    )
-    parser.add_argument(
-        "--device",
-        default="/dev/kvm",
-        metavar="PATH",
-        type=path_text,
-        help="the KVM device (default: /dev/kvm)",
-    )
-    return parser
-
-
-def _flavour(device: str) -> str:
-    report = Report()
-    # A host that cannot run guests may still build them for others.
-    with suppress(PykvmError), Kvm.open(device) as kvm:
-        report.traits = probe(kvm)
-    return report.flavour or "unknown"
+_INSTALL_SECONDS = 10
 
 
 def examine(device: str = "/dev/kvm") -> Report:
@@ -281,7 +165,7 @@ def _is_stale(compiled: Path) -> bool:
     if not source.exists():
         return False
     # An installer may write the two in any order.
-    return source.stat().st_mtime > compiled.stat().st_mtime + INSTALL_SECONDS
+    return source.stat().st_mtime > compiled.stat().st_mtime + _INSTALL_SECONDS
 
 
 def _examine_guest(report: Report) -> None:
@@ -308,51 +192,3 @@ def _examine_compiler(report: Report) -> None:
         report.add("C compiler", compiler)
     else:
         report.add("C compiler", "none: only needed to build the bundled guest", Mark.NOTE)
-
-
-def as_object(report: Report) -> dict[str, object]:
-    """The JSON object: stable keys for programs, and the findings as people see them."""
-    traits = report.traits
-    return {
-        "version": __version__,
-        "usable": report.usable,
-        "problems": report.problems,
-        "flavour": report.flavour,
-        "form": report.form,
-        "api_version": report.api_version,
-        "needs_assists": bool(traits and traits.needs_assists),
-        "assists": traits.reasons if traits else [],
-        "traits": vars(traits) if traits else None,
-        "capabilities": report.capabilities,
-        "findings": [
-            {"subject": f.subject, "mark": f.mark.value.lower(), "text": f.text}
-            for f in report.findings
-        ],
-    }
-
-
-_COLOURS = {Mark.OK: "32", Mark.NOTE: "33", Mark.BAD: "31"}
-
-
-def as_text(report: Report, colour: bool = False) -> str:
-    """The report for people: one aligned line per finding, then the verdict."""
-    width = max(len(shown(finding.subject)) for finding in report.findings)
-    system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
-    lines = [f"pykvm {__version__} on {system}", ""]
-    for finding in report.findings:
-        mark = f"{finding.mark.value:<4}"
-        if colour:
-            mark = f"\x1b[{_COLOURS[finding.mark]}m{mark}\x1b[0m"
-        lines.append(f"  {shown(finding.subject):<{width}}  {mark}  {shown(finding.text)}")
-    return "\n".join([*lines, "", *_verdict(report)])
-
-
-def _verdict(report: Report) -> Iterable[str]:
-    if not report.usable:
-        yield "No guest can run here:"
-        yield from (f"  {shown(problem)}" for problem in report.problems)
-    elif report.flavour == EMULATED:
-        yield "Guests run here, with assists: this KVM has no hardware virtualization beneath it."
-        yield "Guest programs run at full speed, guest kernel code some hundred times slower."
-    else:
-        yield "Guests run here at full speed; no assist is needed."

@@ -1,0 +1,1 @@
+"""``pykvm doctor``: it examines the host and reports."""
