@@ -47,6 +47,7 @@ def test_what_belongs_to_disks_bundles_and_reports_is_imported_for_them_only():
         assert f"pykvm.{name}" not in modules
     for name in ("exec_session", "escape_keys", "report", "stop_reporter", "terminal"):
         assert f"pykvm.cli.boot.{name}" not in modules
+    assert "pykvm.cli.boot.output_files" not in modules
     for name in ("disk_keys", "parser"):
         assert f"pykvm.cli.{name}" not in modules
     for name in ("bundle", "disks"):

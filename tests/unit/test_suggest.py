@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.cli.boot.foreign import _HINTS, hint_for
-from pykvm.cli.boot.run import OPTIONS, parser
+from pykvm.cli.boot.options import OPTIONS, parser
 from pykvm.errors import UsageError
 from pykvm.suggest import closest, did_you_mean
 

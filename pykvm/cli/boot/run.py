@@ -1,20 +1,20 @@
-"""``pykvm boot``: options to a machine, the machine to a terminal, its end to an exit status."""
+"""``pykvm boot``: connects a machine to the terminal, and turns its end into an exit status."""
 
 import os
 import stat
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 from pykvm.cli.boot.console_session import ConsoleSession, Session
+from pykvm.cli.boot.options import OPTIONS, configuration, help_asked_for, parser
 from pykvm.cli.boot.output import ConsoleLog, ConsoleRecorder, say_reason
-from pykvm.cli.paths import parse_path, path_text
 from pykvm.cli.process import keep_time_to_tidy_up, signals_go_to
-from pykvm.cli.quick_options import Option, Options, add_options, parse_options
-from pykvm.cli.say import STDERR, STDIN, STDOUT, emit, say
-from pykvm.cli.values import parse_count, parse_cpus, parse_memory, parse_seconds
+from pykvm.cli.quick_options import Options, parse_options
+from pykvm.cli.say import STDERR, STDOUT, emit, say
+from pykvm.cli.values import parse_seconds
 from pykvm.errors import PykvmError, UsageError, reason_of, shown
-from pykvm.lean.typing_names import TYPE_CHECKING, Final
-from pykvm.machine.config import ConsoleMode, MachineConfig
+from pykvm.lean.typing_names import TYPE_CHECKING
+from pykvm.machine.config import MachineConfig
 from pykvm.machine.machine import Machine
 from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.machine.timings import Timings
@@ -25,12 +25,9 @@ if TYPE_CHECKING:
     from pykvm.cli.boot.exec_session import CommandSession
     from pykvm.cli.boot.report import Report
     from pykvm.cli.boot.stop_reporter import StopReporter
-    from pykvm.cli.parser import Parser
-    from pykvm.machine.disks import DiskConfig
     from pykvm.monitor import MonitorSocket
     from pykvm.outputs import Output
     from pykvm.sandbox import Confinement
-    from pykvm.trace import TraceOptions
 
 _TAIL_HELPS = (
     OutcomeKind.PANIC,
@@ -39,73 +36,6 @@ _TAIL_HELPS = (
     OutcomeKind.ERROR,
 )
 """The ends of a run with a hidden console after which its last lines are shown."""
-EPILOG = """\
-On a terminal: Ctrl-a x ends the run, Ctrl-a h shows more keys, Ctrl-a Ctrl-a sends one Ctrl-a.
-Exit status: the guest's own; 2 usage, 77 no KVM, 124 timeout, 125 pykvm failed,
-126 guest panic or triple fault, 128+N ended by signal N."""
-
-
-OPTIONS: Final = (
-    Option(("guest",), "'guest' (bundled) or a folder with bundle.json", "GUEST"),
-    Option(("--kernel",), "vmlinux, bzImage or ELF with a PVH note", "FILE", parse=path_text),
-    Option(("--initrd",), "initial RAM disk", "FILE", parse=path_text),
-    Option(("--append",), "add to the command line", "STR", repeated=True),
-    Option(
-        ("-m", "--memory"),
-        "guest memory, like 64M (the default); shared=on: in a memfd, thp=off: in 4 KiB pages",
-        "SIZE[,KEY=VALUE...]",
-    ),
-    Option(("--cpus",), "virtual CPUs (1)", "N", "1"),
-    Option(("--cpu-affinity",), "the host's CPUs that they run on, like 0,2-3 (any)", "CPUS"),
-    Option(
-        ("--disk",),
-        "virtio-blk disk: raw image or block device; may be repeated; 'help' lists the keys",
-        "PATH[,KEY=VALUE...]",
-        repeated=True,
-    ),
-    Option(("--exec",), "run CMD in the bundled guest and end", "CMD", dest="command"),
-    Option(("--timeout",), "end the guest after S seconds (status 124)", "S"),
-    Option(("--console-log",), "also write the console to FILE", "FILE", parse=path_text),
-    Option(
-        ("--stats",),
-        "write statistics as JSON at the end; '-': print them",
-        "FILE",
-        parse=path_text,
-    ),
-    Option(("--monitor",), "serve QMP on a UNIX socket made at PATH", "PATH", parse=parse_path),
-    Option(
-        ("--trace",),
-        "write what the disks do to FILE; 'help' tells of formats and events",
-        "FILE[,KEY=VALUE...]",
-    ),
-    Option(
-        ("--sandbox",),
-        "confine pykvm while the guest runs: as far as the host can (auto), fully, or not",
-        default="auto",
-        choices=("auto", "on", "off"),
-    ),
-    Option(("--timings",), "say where the time went"),
-    Option(("--json",), "print one JSON object about the run at the end"),
-)
-
-
-def parser() -> "Parser":
-    """The options of ``pykvm boot``, for all that is more than plain."""
-    from argparse import RawDescriptionHelpFormatter
-
-    from pykvm.cli.boot.foreign import hint_for
-    from pykvm.cli.parser import Parser
-
-    made = Parser(
-        prog="pykvm boot",
-        description="Boot a guest, to a shell on this terminal or to run one command.",
-        epilog=EPILOG,
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        hint_for=hint_for,
-    )
-    add_options(made, OPTIONS)
-    return made
 
 
 def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
@@ -113,10 +43,10 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
     timings = Timings()
     timings.mark("pykvm imported")
     options = parse_options(OPTIONS, arguments, parser)
-    if text := _help(options):
+    if text := help_asked_for(options):
         emit(text)
         return 0
-    config = _configuration(options)
+    config = configuration(options)
     timeout = parse_seconds(options.timeout) if options.timeout is not None else None
     failure: PykvmError | None = None
     with ExitStack() as stack:
@@ -167,45 +97,15 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
     return outcome.status
 
 
-def _help(options: Options) -> str:
-    """What is asked for instead of a run, if anything is."""
-    if "help" in options.disk:
-        from pykvm.cli.disk_keys import disk_help
-
-        return disk_help()
-    if options.trace == "help":
-        from pykvm.cli.trace import trace_help
-
-        return trace_help()
-    return ""
-
-
 def _open_outputs(stack: ExitStack, config: MachineConfig, options: Options) -> "dict[str, Output]":
-    """The files that are to be written, by option; UsageError. Not the trace, which is checked."""
-    wanted = {
-        "--console-log": options.console_log,
-        "--stats": None if options.stats == "-" else options.stats,
-    }
-    wanted = {option: path for option, path in wanted.items() if path}
-    if not wanted and not config.trace and not _is_file(STDOUT) and not _is_file(STDERR):
+    """The files that this run writes, by option; UsageError."""
+    if not (
+        options.console_log or options.stats or config.trace or _is_file(STDOUT) or _is_file(STDERR)
+    ):
         return {}
-    # Most runs write no files.
-    from pykvm.machine.inputs import inputs_of
-    from pykvm.outputs import Outputs
+    from pykvm.cli.boot.output_files import open_output_files
 
-    outputs = stack.enter_context(Outputs([STDIN, *inputs_of(config)]))
-    outputs.check_streams()
-    if options.json:
-        outputs.take_stream(STDOUT, "--json")
-    if options.console_log and options.command is None:
-        # Which would get everything twice, letter by letter.
-        console = Outputs([])
-        console.take_stream(STDERR if options.json else STDOUT, "the console")
-        console.check(options.console_log, "--console-log")
-    opened = {option: outputs.open(path, option) for option, path in wanted.items()}
-    if config.trace:
-        outputs.check(config.trace.path, "--trace")
-    return opened
+    return open_output_files(stack, config, options)
 
 
 def _is_file(fd: int) -> bool:
@@ -332,51 +232,3 @@ def _serve(stack: ExitStack, listener: "MonitorSocket", machine: Machine) -> Non
     from pykvm.monitor import Monitor
 
     stack.enter_context(Monitor(listener, machine))
-
-
-def _configuration(options: Options) -> MachineConfig:
-    if options.guest is None and options.kernel is None:
-        what = "--initrd needs a kernel" if options.initrd else "there is nothing to boot"
-        raise UsageError(what, "try 'pykvm boot guest', or --kernel FILE")
-    if options.command is not None:
-        from pykvm.cli.boot.exec_session import check_command
-
-        check_command(options.command, options.guest)
-    size = None
-    if options.command is not None:
-        console = ConsoleMode.NONE
-    elif os.isatty(STDIN):
-        console = ConsoleMode.SHELL
-        with suppress(OSError):
-            size = os.get_terminal_size(STDIN)
-    else:
-        console = ConsoleMode.PIPE
-    return MachineConfig(
-        guest=options.guest,
-        kernel=options.kernel,
-        initrd=options.initrd,
-        append=" ".join(options.append),
-        **({} if options.memory is None else parse_memory(options.memory)),
-        cpus=parse_count(options.cpus),
-        cpu_affinity=frozenset()
-        if options.cpu_affinity is None
-        else parse_cpus(options.cpu_affinity),
-        disks=_disks(options.disk) if options.disk else (),
-        console=console,
-        console_size=(size.lines, size.columns) if size and size.lines else None,
-        # A shell's terminal needs it for its size.
-        agent=console is not ConsoleMode.PIPE,
-        trace=_trace(options.trace) if options.trace is not None else None,
-    )
-
-
-def _disks(texts: Sequence[str]) -> "list[DiskConfig]":
-    from pykvm.cli.disk_keys import parse_disk
-
-    return [parse_disk(text) for text in texts]
-
-
-def _trace(text: str) -> "TraceOptions":
-    from pykvm.cli.trace import parse_trace
-
-    return parse_trace(text)

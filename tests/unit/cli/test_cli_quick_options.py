@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pykvm.cli.boot.run import OPTIONS, parser
+from pykvm.cli.boot.options import OPTIONS, parser
 from pykvm.cli.quick_options import Options, parse_options, parse_plainly
 from pykvm.errors import UsageError
 
