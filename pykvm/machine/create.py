@@ -1,21 +1,30 @@
-"""A new VM with its memory, and what a machine cannot have more of."""
+"""Creates the VM that a configuration describes, within the limits of this host."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from types import MappingProxyType
 
 from pykvm.errors import UsageError
 from pykvm.host.threads import cpu_list, usable_cpus
 from pykvm.kvm import constants as c
 from pykvm.kvm.cpuid import CpuidEntry
+from pykvm.kvm.host_traits import HostTraits
+from pykvm.kvm.probe_cache import host_traits
 from pykvm.kvm.system import Kvm
 from pykvm.kvm.vm import Vm
 from pykvm.lean.records import replace
-from pykvm.lean.typing_names import Final
+from pykvm.lean.typing_names import TYPE_CHECKING, Final
 from pykvm.machine.config import MachineConfig
-from pykvm.memory import GuestMemory, Region
+from pykvm.machine.cpu import apply_entry
+from pykvm.machine.guest import EMULATED, NATIVE, resolve
+from pykvm.memory import GuestMemory, Ram, Region
 from pykvm.memory.guest import HOLE_END
 from pykvm.pci.host import MAX_DEVICES
+from pykvm.x86.loader import load_kernel
 from pykvm.x86.mptable import MAX_CPUS
+
+if TYPE_CHECKING:
+    from pykvm.kvm.assist import Assist
 
 KVM_IDENTITY_MAP = 0xFFFB_C000
 """A page, and then three for the TSS, that VMX needs where no RAM or device is."""
@@ -44,6 +53,67 @@ MAX_DISKS = MAX_DEVICES - 2
 """The host bridge and pvpanic are on the bus too."""
 MAX_QUEUES = 960
 """Of all disks: each takes an ioeventfd, and Linux has 1000 for a VM, its own chips included."""
+
+
+class Hardware:
+    """The VM as KVM knows it: its memory, vCPUs and chips.
+
+    ``traits`` are the host's, ``guest`` is the guest to load, ``memory`` the guest's memory.
+    ``vcpus`` has no registers set before :meth:`load`. ``assist`` is the helper that a host
+    without hardware virtualization needs; other hosts have None, and never import it.
+    """
+
+    def __init__(
+        self, stack: ExitStack, config: MachineConfig, mark: Callable[[str], None]
+    ) -> None:
+        """Create the VM; ``stack`` closes it. ``mark`` notes the time of a step.
+
+        UsageError and HostError tell why ``config`` cannot be had.
+        """
+        kvm = stack.enter_context(Kvm.open())
+        self.traits: HostTraits = host_traits(kvm)
+        mark("host probed")
+        self.guest = resolve(config, EMULATED if self.traits.needs_assists else NATIVE)
+        check_limits(kvm, config)
+        self.memory = GuestMemory(self.guest.memory, shared=config.shared_memory, thp=config.thp)
+        stack.callback(self.memory.close)
+        self.vm = stack.enter_context(create_vm(kvm, self.memory))
+        self.assist = _assist(self.traits, self.vm, self.memory.ram)
+        add_chips(self.vm)
+        self.vcpus = [stack.enter_context(self.vm.create_vcpu(i)) for i in range(config.cpus)]
+        self._kvm = kvm
+
+    def load(self, mark: Callable[[str], None]) -> tuple[str, str]:
+        """Load the guest's kernel, and set each vCPU to its start.
+
+        Returns a description of the kernel, and a notice for the user of this host, or "".
+        """
+        guest, assist = self.guest, self.assist
+        host_options = assist.command_line(self.vcpus[0].tsc_khz()) if assist else []
+        loaded = load_kernel(
+            self.memory.ram,
+            guest.kernel,
+            initrd=guest.initrd,
+            command_line=lambda kind: guest.command_line(kind, host_options),
+            cpus=len(self.vcpus),
+        )
+        mark("kernel loaded")
+        cpuid = guest_cpuid(self._kvm)
+        if assist:
+            cpuid = assist.cpuid(cpuid)
+        for vcpu in self.vcpus:
+            apply_entry(vcpu, cpuid, len(self.vcpus), loaded.entry)
+            if assist:
+                assist.prepare(vcpu)
+        return loaded.description, guest.emulation_notice(loaded.kind) if assist else ""
+
+
+def _assist(traits: HostTraits, vm: Vm, ram: Ram) -> "Assist | None":
+    if not traits.needs_assists:
+        return None
+    from pykvm.kvm.assist import Assist
+
+    return Assist(traits, vm, ram)
 
 
 def check_limits(kvm: Kvm, config: MachineConfig) -> None:

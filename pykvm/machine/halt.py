@@ -1,11 +1,11 @@
-"""Has the guest halted for good?
+"""Finds out that a guest has halted permanently.
 
 A guest without ACPI cannot power off: it halts with interrupts off, and so
 do its other CPUs. With KVM's own interrupt controllers HLT makes no exit, so
-nothing tells us; we have to look.
+no event tells of such a halt, and the main thread polls for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from pykvm.kvm.constants import (
@@ -15,28 +15,55 @@ from pykvm.kvm.constants import (
 )
 from pykvm.kvm.runner import VcpuThread
 from pykvm.kvm.vcpu import Vcpu
+from pykvm.machine.vcpu_group import VcpuGroup
 
 RFLAGS_IF = 1 << 9
 
-LOOK_SECONDS = 0.2
+FIRST_POLL_SECONDS = 0.1
+LAST_POLL_SECONDS = 1.0
+PAUSE_SECONDS = 0.2
 """A vCPU that cannot be paused in this time is busy, and so it is not halted."""
 
 
-def all_halted(threads: Sequence[VcpuThread]) -> bool:
-    """Whether no vCPU can ever execute another instruction.
+class HaltPoll:
+    """Polls the vCPUs for a permanent halt, only while the guest makes no exits.
 
-    Each is halted with interrupts off, or has never been started; and no NMI
-    is pending, which alone would wake one. They are looked at while all are
-    paused: one that runs could wake another and then halt itself. A vCPU
-    whose exit takes long to handle, as when nobody reads the console, is not
-    halted.
+    The first poll comes soon after the last exit. The time between polls then
+    doubles up to LAST_POLL_SECONDS, so that an idle guest costs no measurable
+    CPU time. ``seconds`` is the time until the next poll.
+    """
+
+    def __init__(self, vcpus: VcpuGroup, undisturbed: Callable[[], bool]) -> None:
+        """``undisturbed()``: the guest is neither stopped nor about to stop."""
+        self.seconds = FIRST_POLL_SECONDS
+        self._vcpus = vcpus
+        self._undisturbed = undisturbed
+        self._exits = -1
+
+    def poll(self) -> bool:
+        """True if the guest has halted permanently. To be called each ``seconds``."""
+        before, self._exits = self._exits, self._vcpus.guest_exits()
+        silent = before == self._exits
+        self.seconds = min(2 * self.seconds, LAST_POLL_SECONDS) if silent else FIRST_POLL_SECONDS
+        # A stopped guest may wait for an interrupt that comes after its resume.
+        return silent and self._undisturbed() and all_halted(self._vcpus.threads)
+
+
+def all_halted(threads: Sequence[VcpuThread]) -> bool:
+    """True if no vCPU can ever execute an instruction again.
+
+    Then each vCPU is halted with interrupts off, or was never started, and
+    none has a pending NMI, which would wake it. All vCPUs are paused during
+    the check, because a running one could wake a second one and then halt. A
+    vCPU whose exit takes long to handle, as when nobody reads the console, is
+    not halted.
     """
     try:
         with ExitStack() as paused:
             for thread in threads:
                 if thread.ended:
                     return False
-                paused.enter_context(thread.paused(LOOK_SECONDS))
+                paused.enter_context(thread.paused(PAUSE_SECONDS))
                 if not _halted(thread.vcpu):
                     return False
     except TimeoutError:

@@ -2,24 +2,16 @@
 
 import errno
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 
 from pykvm.forms import refused
-from pykvm.kvm.host_traits import HostTraits
 from pykvm.kvm.pci_services import KvmPciServices
-from pykvm.kvm.probe_cache import host_traits
-from pykvm.kvm.runner import VcpuThread
-from pykvm.kvm.system import Kvm
-from pykvm.kvm.vcpu import Vcpu
-from pykvm.kvm.vm import Vm
 from pykvm.lean.typing_names import TYPE_CHECKING, Any, Self
 from pykvm.machine.board import Board
 from pykvm.machine.config import ConsoleMode, MachineConfig
-from pykvm.machine.cpu import apply_entry
-from pykvm.machine.create import add_chips, check_limits, create_vm, guest_cpuid, memory_sizes
+from pykvm.machine.create import Hardware, memory_sizes
 from pykvm.machine.end import EndOfRun
 from pykvm.machine.events import (
     Announcer,
@@ -31,25 +23,17 @@ from pykvm.machine.events import (
     Shutdown,
 )
 from pykvm.machine.exits import ExitHandler
-from pykvm.machine.guest import EMULATED, NATIVE, resolve
-from pykvm.machine.halt import all_halted
+from pykvm.machine.halt import HaltPoll
 from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.machine.run_state import RunControl, RunState
 from pykvm.machine.timings import Timings
 from pykvm.machine.tracing import disk_trace, open_trace
-from pykvm.memory import GuestMemory, Ram
-from pykvm.x86.loader import load_kernel
+from pykvm.machine.vcpu_group import STOP_SECONDS, VcpuGroup
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk import IoError
-    from pykvm.kvm.assist import Assist
     from pykvm.machine.disks import Disk, DiskConfig
 
-FIRST_LOOK_SECONDS = 0.1
-LAST_LOOK_SECONDS = 1.0
-"""A guest that makes no exits is looked at for having halted for good: soon after it fell
-silent, then ever more rarely, so that an idle guest costs nothing that could be measured."""
-PAUSE_SECONDS = 10.0
 CONSOLE_BYTES = 1 << 20
 
 
@@ -100,11 +84,11 @@ class Machine:
         self.disks: list[Disk] = []
         self._end = EndOfRun()
         self._errors: list[BaseException] = []
-        self._threads: list[VcpuThread] = []
+        self._vcpus = VcpuGroup(self._failed)
         self._started = False
         self._announcer = Announcer(self._failed)
         self._control = RunControl(
-            self._threads,
+            self._vcpus.threads,
             self.disks,
             self._announcer.announce,
             self._end.__bool__,
@@ -125,27 +109,18 @@ class Machine:
 
     def _build(self, stack: ExitStack, config: MachineConfig) -> None:
         self.trace = open_trace(stack, config)
-        kvm = stack.enter_context(Kvm.open())
-        self.traits: HostTraits = host_traits(kvm)
-        self.timings.mark("host probed")
-        guest = resolve(config, EMULATED if self.traits.needs_assists else NATIVE)
+        hardware = Hardware(stack, config, self.timings.mark)
+        guest = hardware.guest
         if guest.notice:
             self.notices.append(guest.notice)
-        check_limits(kvm, config)
-        self.memory = memory = GuestMemory(
-            guest.memory, shared=config.shared_memory, thp=config.thp
-        )
-        stack.callback(memory.close)
-        self.ram: Ram = memory.ram
-        vm = stack.enter_context(create_vm(kvm, memory))
-        assist = self._assist(vm)
-        add_chips(vm)
-        vcpus = [stack.enter_context(vm.create_vcpu(index)) for index in range(config.cpus)]
-        services = KvmPciServices(vm)
+        self.traits = hardware.traits
+        self.memory = hardware.memory
+        self.ram = hardware.memory.ram
+        services = KvmPciServices(hardware.vm)
         self.board = Board(
             services,
-            vm.irq_line,
-            memory_sizes(memory.regions),
+            hardware.vm.irq_line,
+            memory_sizes(hardware.memory.regions),
             console=self._console_output,
             channel=self._channel_output,
             finish=self.finish,
@@ -156,38 +131,21 @@ class Machine:
         stack.callback(self.board.close)
         for disk in config.disks:
             self._add_disk(disk, services)
-        host_options = assist.command_line(vcpus[0].tsc_khz()) if assist else []
         self.timings.mark("machine built")
-        loaded = load_kernel(
-            self.ram,
-            guest.kernel,
-            initrd=guest.initrd,
-            command_line=lambda kind: guest.command_line(kind, host_options),
-            cpus=config.cpus,
-        )
-        self.description = loaded.description
-        if assist and (notice := guest.emulation_notice(loaded.kind)):
+        self.description, notice = hardware.load(self.timings.mark)
+        if notice:
             self.notices.append(notice)
-        self.timings.mark("kernel loaded")
-        cpuid = guest_cpuid(kvm)
-        if assist:
-            cpuid = assist.cpuid(cpuid)
-        for vcpu in vcpus:
-            apply_entry(vcpu, cpuid, config.cpus, loaded.entry)
-            if assist:
-                assist.prepare(vcpu)
-            self._add_thread(vcpu, assist, config.cpu_affinity)
-
-    def _add_thread(self, vcpu: Vcpu, assist: "Assist | None", cpus: frozenset[int]) -> None:
-        handler = ExitHandler(
-            vcpu,
-            self.board.ports,
-            self.board.mmio,
-            self.finish,
-            self._end.__bool__,
-            assist.handle if assist else None,
-        )
-        self._threads.append(VcpuThread(vcpu, handler, self._vcpu_ended, cpus))
+        assistant = hardware.assist.handle if hardware.assist else None
+        for vcpu in hardware.vcpus:
+            handler = ExitHandler(
+                vcpu,
+                self.board.ports,
+                self.board.mmio,
+                self.finish,
+                self._end.__bool__,
+                assistant,
+            )
+            self._vcpus.add(vcpu, handler, config.cpu_affinity)
 
     def _add_disk(self, disk: "DiskConfig", services: KvmPciServices) -> None:
         from pykvm.devices.virtio_blk import VirtioBlk
@@ -223,14 +181,6 @@ class Machine:
     def _channel_output(self, data: bytes) -> None:
         self.channel(data)
 
-    def _assist(self, vm: Vm) -> "Assist | None":
-        """The helper that this host needs, or None: ordinary hosts never import it."""
-        if not self.traits.needs_assists:
-            return None
-        from pykvm.kvm.assist import Assist
-
-        return Assist(self.traits, vm, self.ram)
-
     # -- running --------------------------------------------------------
 
     def start(self) -> None:
@@ -240,8 +190,7 @@ class Machine:
         if self.trace:
             self.trace.begin()
         self._control.start()
-        for thread in self._threads:
-            thread.start()
+        self._vcpus.start()
 
     def run(self, timeout: float | None = None) -> Outcome:
         """:meth:`start`, then :meth:`wait`."""
@@ -255,17 +204,12 @@ class Machine:
         pykvm's own in a vCPU's or a device's thread is raised here.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        exits, pause = -1, FIRST_LOOK_SECONDS
-        while not self._end.wait(_until(deadline, pause)):
+        halt = HaltPoll(self._vcpus, lambda: self._control.undisturbed)
+        while not self._end.wait(_until(deadline, halt.seconds)):
             if deadline is not None and time.monotonic() >= deadline:
                 self.finish(Outcome.timeout(timeout or 0))
                 continue
-            # A guest that makes exits is alive; one that makes none is looked at.
-            before, exits = exits, self._exits()
-            pause = min(2 * pause, LAST_LOOK_SECONDS) if before == exits else FIRST_LOOK_SECONDS
-            # One that was stopped may be waiting for what comes when it goes on.
-            quiet = before == exits and self._control.undisturbed
-            if quiet and all_halted(self._threads):
+            if halt.poll():
                 self.finish(Outcome.halted())
         self._stop_vcpus()
         self.timings.mark("ended")
@@ -300,7 +244,7 @@ class Machine:
         """How often the guest has gone on after a stop."""
         return self._control.resumes
 
-    def pause(self, timeout: float = PAUSE_SECONDS) -> None:
+    def pause(self, timeout: float = STOP_SECONDS) -> None:
         """Stop the guest: on return no vCPU runs, and no disk executes anything.
 
         Harmless if it is stopped or the run is over. A machine that was not
@@ -339,17 +283,13 @@ class Machine:
         """Return when listeners have been told all that has happened; at once if called by one."""
         self._announcer.flush()
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> AbstractContextManager[None]:
         """Within it no vCPU runs; devices go on with what they have been given.
 
         To look at the guest for a moment: no event tells of it, and it nests
         with itself and with :meth:`pause`.
         """
-        with ExitStack() as stack:
-            for thread in self._threads:
-                stack.enter_context(thread.paused(PAUSE_SECONDS))
-            yield
+        return self._vcpus.paused()
 
     def close(self) -> None:
         """Stop the vCPUs, drain and close the devices, free the memory. May be repeated.
@@ -365,11 +305,8 @@ class Machine:
 
     def statistics(self) -> dict[str, Any]:
         """What ``--stats`` writes: ``disks``, and vCPU ``exits`` by cause."""
-        exits: Counter[str] = Counter()
-        for thread in self._threads:
-            exits.update(thread.exit_counts)
         disks = [disk.statistics() for disk in self.disks]
-        return {"disks": disks, "exits": dict(exits)}
+        return {"disks": disks, "exits": dict(self._vcpus.exits())}
 
     # -- inside ---------------------------------------------------------
 
@@ -378,19 +315,6 @@ class Machine:
         self.console_output += data
         if len(self.console_output) > 2 * CONSOLE_BYTES:
             del self.console_output[:-CONSOLE_BYTES]
-
-    def _exits(self) -> int:
-        """How many exits the guest itself caused so far."""
-        return sum(
-            count
-            for thread in self._threads
-            for cause, count in thread.exit_counts.items()
-            if cause != "Interrupted"
-        )
-
-    def _vcpu_ended(self, thread: VcpuThread) -> None:
-        if thread.error is not None:
-            self._failed(thread.error)
 
     def _io_error(self, index: int, error: "IoError") -> None:
         """A disk's thread reports; it must not wait for the stop that it may ask for."""
@@ -412,11 +336,9 @@ class Machine:
         self.finish(Outcome.error(str(error)))
 
     def _stop_vcpus(self) -> None:
-        for thread in self._threads:
-            thread.stop()
+        self._vcpus.stop()
         self.on_end()
-        for thread in self._threads:
-            thread.join(PAUSE_SECONDS)
+        self._vcpus.join()
 
 
 def _until(deadline: float | None, pause: float) -> float:

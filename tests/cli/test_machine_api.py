@@ -15,8 +15,7 @@ from patience import PATIENCE, until
 from pykvm.bare import BlockDriver, BlockRequest, Script, filling
 from pykvm.bare.run import run_script
 from pykvm.errors import PykvmError, UsageError
-from pykvm.machine import DiskConfig, Machine, MachineConfig
-from pykvm.machine import machine as module
+from pykvm.machine import DiskConfig, Machine, MachineConfig, vcpu_group
 from pykvm.machine.command import run_command
 from pykvm.machine.outcome import Outcome, OutcomeKind
 
@@ -262,7 +261,7 @@ def test_a_sink_may_be_replaced_before_the_start(config):
 
 
 def test_nothing_is_freed_under_a_thread_that_is_stuck(config, monkeypatch):
-    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(vcpu_group, "STOP_SECONDS", 0.1)
     stuck, free = threading.Event(), threading.Event()
 
     def sink(data: bytes) -> None:
@@ -296,20 +295,20 @@ def test_on_end_frees_a_sink_that_blocks(config):
 @pytest.mark.parametrize(
     "step",
     [
-        "host_traits",
-        "resolve",
-        "check_limits",
-        "GuestMemory",
-        "create_vm",
-        "KvmPciServices",
-        "Board",
+        "create.host_traits",
+        "create.resolve",
+        "create.check_limits",
+        "create.GuestMemory",
+        "create.create_vm",
+        "create.load_kernel",
+        "create.apply_entry",
+        "machine.KvmPciServices",
+        "machine.Board",
+        "machine.ExitHandler",
+        "vcpu_group.VcpuThread",
         "pykvm.devices.virtio_blk.image.file.Image",
         "pykvm.devices.virtio_blk.device.VirtioBlk",
         "pykvm.pci.virtio_pci.VirtioPci",
-        "load_kernel",
-        "apply_entry",
-        "ExitHandler",
-        "VcpuThread",
     ],
 )
 def test_a_step_that_fails_leaves_nothing_behind(config, disk, monkeypatch, step):
@@ -317,7 +316,7 @@ def test_a_step_that_fails_leaves_nothing_behind(config, disk, monkeypatch, step
         raise ZeroDivisionError(step)
 
     # What only disks need is imported for them.
-    monkeypatch.setattr(step if "." in step else f"{module.__name__}.{step}", fail)
+    monkeypatch.setattr(step if step.startswith("pykvm") else f"pykvm.machine.{step}", fail)
     with pytest.raises(ZeroDivisionError, match=step):
         Machine(config(disks=[disk]))
 

@@ -1,4 +1,4 @@
-"""Telling a guest that has halted for good from one that waits or works."""
+"""A guest that has halted permanently is told from one that waits or works."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -11,7 +11,13 @@ from pykvm.kvm.constants import (
     KVM_MP_STATE_RUNNABLE,
     KVM_MP_STATE_UNINITIALIZED,
 )
-from pykvm.machine.halt import RFLAGS_IF, all_halted
+from pykvm.machine.halt import (
+    FIRST_POLL_SECONDS,
+    LAST_POLL_SECONDS,
+    RFLAGS_IF,
+    HaltPoll,
+    all_halted,
+)
 
 
 class FakeThread:
@@ -77,3 +83,29 @@ def test_all_are_paused_while_the_last_is_looked_at():
     threads[-1].vcpu.get_mp_state = state
     assert all_halted(threads)
     assert seen == [[1, 1, 1]]
+
+
+def poll_of(exits: list[int], undisturbed: bool = True) -> HaltPoll:
+    """A poll of a halted vCPU, before each of whose polls the guest has made ``exits``."""
+    group = SimpleNamespace(threads=[halted()], guest_exits=iter(exits).__next__)
+    return HaltPoll(group, lambda: undisturbed)
+
+
+def test_a_halt_is_found_when_the_guest_makes_no_more_exits():
+    poll = poll_of([5, 6, 6])
+    assert [poll.poll() for _ in range(3)] == [False, False, True]
+
+
+def test_a_stopped_guest_is_not_taken_for_a_halted_one():
+    poll = poll_of([5, 5, 5], undisturbed=False)
+    assert not any(poll.poll() for _ in range(3))
+
+
+def test_polls_of_a_silent_guest_become_rare():
+    poll = poll_of([5] * 9 + [6], undisturbed=False)
+    waits = []
+    for _ in range(10):
+        poll.poll()
+        waits.append(poll.seconds)
+    assert waits[:3] == [FIRST_POLL_SECONDS, 2 * FIRST_POLL_SECONDS, 4 * FIRST_POLL_SECONDS]
+    assert waits[8:] == [LAST_POLL_SECONDS, FIRST_POLL_SECONDS]
