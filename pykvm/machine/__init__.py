@@ -1,4 +1,4 @@
-"""The composition root: one VM, made of all the parts, and how its run ends::
+"""The composition root: puts one VM together, runs it, and judges its end::
 
     with Machine(MachineConfig(kernel=Path("kernel.elf"))) as machine:
         outcome = machine.run(timeout=60)

@@ -28,11 +28,10 @@ SetLine = Callable[[int, bool], None]
 
 
 class Board:
-    """Owns the devices and the two buses that vCPU exits go to.
+    """Owns the fixed devices, and the two buses (``ports``, ``mmio``) for vCPU exits.
 
-    ``console`` is the first UART and ``channel`` the second; what the guest
-    sends goes to the two sinks. ``finish`` is called when the guest ends the
-    run, from the vCPU thread that did so.
+    ``console`` is the first UART, ``channel`` the second, and ``pci`` the bus
+    with the disks.
     """
 
     def __init__(
@@ -48,9 +47,11 @@ class Board:
     ) -> None:
         """Build all devices.
 
-        ``set_line(gsi, level)`` drives an interrupt line. ``memory``: bytes of
-        RAM below (from 0) and above 4 GiB. ``console_waits``: input is held back until
-        a program in the guest sets OUT1, when it has set its terminal up.
+        ``set_line(gsi, level)`` drives an interrupt line. ``memory`` has the
+        bytes of RAM below and above 4 GiB. ``console`` and ``channel`` get the
+        output of the two UARTs. The vCPU's thread in which the guest ends the
+        run calls ``finish``. ``console_waits``: the console holds input back
+        until a program in the guest has set its terminal up, and sets OUT1.
         """
         self.ports = Bus()
         self.mmio = Bus()
@@ -82,13 +83,13 @@ class Board:
         self.pci.add(PvPanicPci(pvpanic))
 
     def close(self) -> None:
-        """Close every device, disks too; nothing runs any more."""
+        """Close every device, disks included. The vCPUs have ended."""
         self.pci.close()
         self.console.close()
         self.channel.close()
 
     def judge(self, event: Outcome) -> Outcome:
-        """How the run ended, given the event that ended it and what the guest said before."""
+        """The outcome of a run that ``event`` ended: see :func:`pykvm.machine.outcome.judge`."""
         return judge(
             event,
             exit_status=self._exit_status,

@@ -1,4 +1,4 @@
-"""Guests by name: a kernel, an initrd and what they need on the command line.
+"""Bundles: guests by name, each with a kernel, an initrd and kernel options.
 
 A bundle is a folder with a ``bundle.json`` (written by guest/build.py)::
 
@@ -20,7 +20,7 @@ from pykvm.lean.records import record
 
 FORMAT = 1
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
-"""Where the bundles that come with pykvm lie: filled by ``make guest``, part of every wheel."""
+"""The folder of pykvm's own bundles. ``make guest`` fills it, and every wheel contains it."""
 BUNDLED = "guest"
 _KINDS = {int: "a whole number", str: "text", dict: "an object"}
 
@@ -29,8 +29,8 @@ _KINDS = {int: "a whole number", str: "text", dict: "an object"}
 class Bundle:
     """One flavour of a guest, ready to boot.
 
-    ``memory`` is in bytes, 0 if the bundle names none. ``cpus`` is how many
-    the kernel can use, 0 if the bundle does not say.
+    ``memory`` is in bytes; 0 if the bundle does not say. ``cpus`` is the number of CPUs that the
+    kernel can use; 0 if the bundle does not say.
     """
 
     name: str
@@ -43,10 +43,10 @@ class Bundle:
 
 
 def find_bundle(guest: str, flavour: str) -> Bundle:
-    """The bundle that ``guest`` names, in ``flavour`` or else in the one that there is.
+    """The bundle ``guest``, in ``flavour`` if it has that, else in a flavour that it has.
 
-    ``guest`` is a name of a bundle that comes with pykvm, and only if there
-    is none, a folder (``./guest`` is always a folder). UsageError otherwise.
+    ``guest`` is the name of one of pykvm's own bundles, or else a folder
+    (``./guest`` is always a folder). UsageError if it is neither.
     """
     if guest in _names():
         return _load(BUNDLES / guest, flavour)
@@ -68,7 +68,7 @@ def find_bundle(guest: str, flavour: str) -> Bundle:
 
 
 def bundle_files(guest: str) -> list[Path]:
-    """The files of the bundle that ``guest`` names, of all its flavours, as far as can be told."""
+    """The files of all flavours of the bundle ``guest``; those that its manifest tells."""
     folder = BUNDLES / guest if guest in _names() else Path(guest)
     manifest = folder / "bundle.json"
     found = [manifest, folder / "NOTICE"]
@@ -76,12 +76,12 @@ def bundle_files(guest: str) -> list[Path]:
         for entry in json.loads(manifest.read_text(encoding="utf-8"))["flavours"].values():
             found += [folder / str(entry[key]) for key in ("kernel", "initrd") if entry.get(key)]
     except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError):
-        pass  # find_bundle says what is wrong with it
+        pass  # find_bundle reports the mistake
     return found
 
 
 def _names() -> list[str]:
-    """The bundles that come with pykvm."""
+    """The names of pykvm's own bundles."""
     try:
         return [entry.name for entry in BUNDLES.iterdir()]
     except OSError:
@@ -108,14 +108,14 @@ def _load(folder: Path, flavour: str) -> Bundle:
         raise UsageError(f"'{manifest}' is not a guest's manifest: {error}", again) from None
     for file in (bundle.kernel, bundle.initrd):
         if file is not None and not file.exists():
-            raise UsageError(f"'{manifest}' names '{file.name}', which is not there", again)
+            raise UsageError(f"'{manifest}' names '{file.name}', which does not exist", again)
     return bundle
 
 
 def _bundle(folder: Path, data: Any, flavour: str) -> Bundle:
     version = _member(data, "it", "format", int)
     if version != FORMAT:
-        raise ValueError(f"its format is {version}, and this pykvm knows {FORMAT}")
+        raise ValueError(f"its format is {version}, and this pykvm reads format {FORMAT}")
     flavours = _member(data, "it", "flavours", dict)
     if not flavours:
         raise ValueError("it has no flavour")
@@ -134,13 +134,16 @@ def _bundle(folder: Path, data: Any, flavour: str) -> Bundle:
 
 
 def _member(table: Any, where: str, key: str, kind: type, default: Any = None) -> Any:
-    """``table[key]``, or ``default`` unless that is None; ValueError, which names ``where``."""
+    """``table[key]`` of type ``kind``, or ``default``; ValueError, which names ``where``.
+
+    The key is required if ``default`` is None.
+    """
     if not isinstance(table, dict):
         raise ValueError(f"{where} is not an object")
     value = table.get(key, default)
     if value is None or (value == "" and default is None):
         raise ValueError(f"{where} has no '{key}'")
-    # True is an int to Python, and none here.
+    # True is an int in Python.
     if (
         not isinstance(value, kind)
         or isinstance(value, bool)

@@ -15,10 +15,11 @@ from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.machine.run_state import RunState
 
 CAPTURE_BYTES = 64 << 20
-"""How much of each stream is kept: a guest that prints for ever must not fill the host's memory."""
+"""The most bytes that are kept of each stream, so that no guest fills the host's memory."""
 POWER_OFF_SECONDS = 10.0
-"""Once the command has ended, how long the guest may do without any disk request before it
-powers off: it writes back what is cached and unmounts. While it is stopped does not count."""
+"""The longest time between two disk requests after the command has ended, while the guest writes
+back its caches and unmounts. A guest that makes no request for this long is ended. The time during
+which the guest is stopped does not count."""
 _WAYS: Final = {
     OutcomeKind.POWER_OFF: "powered off",
     OutcomeKind.RESET: "was reset",
@@ -33,8 +34,9 @@ class CommandResult:
     """A command that has run in a guest: its output, and how the run of the machine ended.
 
     If the command ended, ``outcome`` is POWER_OFF with the command's exit status, or with
-    128 + N if signal N ended it. Any other kind says what came first: a panic, the timeout,
-    an I/O error. ``stdout`` and ``stderr`` are the bytes that the command wrote until then.
+    128 + N if signal N ended it. Any other kind names the event that ended the run first: a
+    panic, the timeout, an I/O error. ``stdout`` and ``stderr`` are the bytes that the command
+    wrote until then.
     """
 
     outcome: Outcome
@@ -43,7 +45,7 @@ class CommandResult:
 
     @property
     def status(self) -> int:
-        """``outcome.status``: 0 if the command succeeded, and else as ``pykvm boot --exec``."""
+        """``outcome.status``, as of ``pykvm boot --exec``: 0 if the command succeeded."""
         return self.outcome.status
 
 
@@ -54,13 +56,13 @@ def run_command(
 
     The configuration of ``machine`` needs ``agent=True`` and a ``guest`` that has pykvm's
     agent, as the bundled one does. The command gets the bytes of ``stdin`` as its standard
-    input. When it has ended, the guest writes back the data that it has cached, unmounts its
+    input. When the command has ended, the guest writes back its caches, unmounts its
     filesystems and powers off: a machine runs one command. After ``timeout`` seconds, the boot
-    included, the run ends with TIMEOUT; None waits for ever.
+    included, the run ends with TIMEOUT; None means no limit.
 
-    Neither a command that fails nor a guest that crashes raises an exception: look at the
-    result. UsageError if the machine has no agent or has been started, and if the command is
-    longer than 128 KiB or holds a NUL byte.
+    A command that fails and a guest that crashes raise no exception: the result tells of them.
+    UsageError if the machine has no agent or has been started, and if the command is longer than
+    128 KiB or holds a NUL byte.
     """
     if not isinstance(machine, Machine):
         raise refused("machine", machine, "give a Machine")
@@ -70,7 +72,7 @@ def run_command(
         raise refused("stdin", stdin, "give bytes")
     if machine.config.guest is None or not machine.config.agent:
         raise UsageError(
-            "the guest of this machine takes no commands",
+            "the guest of this machine has no agent",
             "configure it with guest='guest' and agent=True",
         )
     if machine.status is not RunState.PRELAUNCH:
@@ -83,11 +85,11 @@ def run_command(
 
 
 class CommandRun:
-    """Runs one command and has the guest power off; the AgentEvents of its ``client``.
+    """Runs one command, then makes the guest power off. The AgentEvents of its ``client``.
 
-    The command's output goes to ``stdout`` and ``stderr``, in a vCPU's thread, and the guest
-    waits while they block; without them it is kept in ``captured``, by these names. ``ready``
-    is called when the agent has answered, and ``say`` with what a user should know of the end.
+    ``stdout`` and ``stderr`` get the command's output, in a vCPU's thread; the guest waits while
+    they block. Without them, ``captured`` keeps the output, by the same names. ``ready`` is
+    called when the agent has answered. ``say`` gets sentences for the user about the end.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class CommandRun:
         ready: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """UsageError if nobody could run ``command``: see AgentClient.execute."""
+        """UsageError if no guest could run ``command``: see AgentClient.execute."""
         self.captured = {"stdout": bytearray(), "stderr": bytearray()}
         self._machine = machine
         self._stdout = stdout or self._capture("stdout")
@@ -118,11 +120,11 @@ class CommandRun:
         channel.on_room = self.client.room
 
     def run(self, timeout: float | None) -> Outcome:
-        """Run the machine to its end, at most ``timeout`` seconds; how it ended.
+        """Run the machine to its end, at most ``timeout`` seconds; return the outcome.
 
-        The command's status counts, however the guest went down after it. While the command
-        runs, the guest's own end counts: it may be what the command was for, as ``reboot`` is.
-        A guest that ended before it could run the command has failed.
+        Once the command has ended, its status counts, in whatever way the guest then ends.
+        Before, the guest's own end counts, because the command may cause it, as ``reboot`` does.
+        A guest that ends before it can run the command has failed.
         """
         try:
             outcome = self._machine.run(timeout)
@@ -156,7 +158,7 @@ class CommandRun:
         self._stderr(data)
 
     def exited(self, status: int) -> None:
-        """The command ended; have the guest unmount and power off, but not wait for ever."""
+        """The command ended: tell the guest to power off, and watch that it does."""
         self._machine.timings.mark("command ended")
         self._ended = outcome = Outcome.power_off(status)
         watcher = threading.Thread(target=self._watch, args=(outcome,), name="power-off")
@@ -166,7 +168,7 @@ class CommandRun:
         self.client.power_off(outcome.status)
 
     def failed(self, reason: str) -> None:
-        """The command did not start, or the agent does not make sense."""
+        """The command did not start, or the agent broke the protocol."""
         self._machine.finish(Outcome.error(f"the guest's agent failed: {reason}"))
 
     def _capture(self, name: str) -> Sink:
@@ -176,26 +178,26 @@ class CommandRun:
             if len(kept) + len(data) <= CAPTURE_BYTES:
                 kept.extend(data)
                 return
-            limit = f"the {CAPTURE_BYTES >> 20} MiB that are kept of it"
-            self._machine.finish(Outcome.error(f"the command's {name} is more than {limit}"))
+            limit = f"{CAPTURE_BYTES >> 20} MiB, the most that is kept"
+            self._machine.finish(Outcome.error(f"the command's {name} is longer than {limit}"))
 
         return take
 
-    # In a thread of its own, once the command has ended.
+    # In a separate thread, once the command has ended.
 
     def _watch(self, outcome: Outcome) -> None:
-        """End the run if the guest stays on and asks its disks for nothing."""
+        """End the run if the guest neither powers off nor makes disk requests."""
         before = self._activity()
         while not self._over.wait(POWER_OFF_SECONDS):
             now = self._activity()
             stopped = self._machine.status in (RunState.PAUSED, RunState.IO_ERROR)
             if before == now and not stopped:
-                self._say("the guest does not power off; its filesystems may not be unmounted")
+                self._say("the guest does not power off; its filesystems may still be mounted")
                 self._machine.finish(outcome)
                 return
             before = now
 
     def _activity(self) -> Any:
-        """Something that changes with each disk request, and when the guest goes on."""
+        """A value that changes with each disk request and each resume."""
         disks = self._machine.statistics()["disks"]
         return self._machine.resumes, [{**disk, "idle_time_ns": 0} for disk in disks]

@@ -1,4 +1,4 @@
-"""What a machine is made of: plain values, checked when the machine is built."""
+"""The configuration of a machine: plain values. Building the machine checks them."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -33,8 +33,8 @@ class ConsoleMode(Enum):
 class MachineConfig:
     """The parts of a virtual machine; it needs a ``guest`` or a ``kernel``.
 
-    UsageError for a value of the wrong kind. Values that this host cannot have are found when
-    the Machine is made. A member of an enumeration may be given by its value, as ``"none"``.
+    UsageError for a value of the wrong kind. The Machine refuses values that this host does not
+    support. A member of an enumeration may be given by its value, as ``"none"``.
     """
 
     guest: str | None = None
@@ -79,7 +79,7 @@ def _disks(name: str, value: object) -> "tuple[DiskConfig, ...]":
         raise forms.refused(name, value, "give a list of paths or DiskConfigs")
     if not value:
         return ()
-    # Not at the top: it is for those who want disks.
+    # Only configurations with disks need it.
     from pykvm.machine.disks import DiskConfig
 
     return tuple(one if isinstance(one, DiskConfig) else DiskConfig(one) for one in value)

@@ -17,7 +17,7 @@ def apply_entry(vcpu: Vcpu, cpuid: Sequence[CpuidEntry], cpus: int, entry: Entry
     vcpu.set_cpuid2(cpuid_of(cpuid, vcpu.index, cpus))
     vcpu.set_msrs(entry.msrs)
     if vcpu.index != 0:
-        # The others wait for the INIT and SIPI that the guest sends them.
+        # All other CPUs wait for INIT and SIPI from the guest.
         return
     sregs = vcpu.get_sregs()
     for name, value in vars(entry.sregs).items():
@@ -35,10 +35,10 @@ def apply_entry(vcpu: Vcpu, cpuid: Sequence[CpuidEntry], cpus: int, entry: Entry
 
 
 def cpuid_of(cpuid: Iterable[CpuidEntry], index: int, cpus: int) -> list[CpuidEntry]:
-    """``cpuid``, which KVM made of the host's, as CPU ``index`` of a guest with ``cpus`` sees it.
+    """The CPUID of CPU ``index`` in a guest with ``cpus`` CPUs, from KVM's ``cpuid``.
 
-    All are cores of one package, of one thread each, with APIC ids from 0 up
-    (SDM volume 2A, CPUID; AMD APM volume 3, appendix E).
+    The CPUs are cores of one package, with one thread each and APIC ids from
+    0 up (SDM volume 2A, CPUID; AMD APM volume 3, appendix E).
     """
     entries: list[CpuidEntry] = []
     for leaf in cpuid:
@@ -55,12 +55,12 @@ def _leaf_of(leaf: CpuidEntry, index: int, cpus: int) -> CpuidEntry:
             return replace(
                 leaf,
                 ebx=(leaf.ebx & 0xFFFF) | min(cpus, 255) << 16 | (index & 0xFF) << 24,
-                # KVM leaves this bit to us; without it Linux does not look for kvm-clock.
+                # KVM does not set this bit, and without it Linux does not look for kvm-clock.
                 ecx=leaf.ecx | _HYPERVISOR,
                 edx=leaf.edx | _HTT if cpus > 1 else leaf.edx & ~_HTT,
             )
         case 4:
-            # Cores per package less one in bits 31-26; each cache is one core's.
+            # Bits 31-26 are the cores per package less one. No cores share a cache.
             return replace(leaf, eax=(leaf.eax & 0x3FFF) | min(cpus - 1, 63) << 26)
         case 0x8000_0008 if leaf.ecx:  # 0 is Intel's
             bits = (cpus - 1).bit_length()
@@ -71,7 +71,7 @@ def _leaf_of(leaf: CpuidEntry, index: int, cpus: int) -> CpuidEntry:
 
 
 def _topology(leaf: CpuidEntry, index: int, cpus: int) -> list[CpuidEntry]:
-    """Leaf 0xB or 0x1F: threads, cores, and the end. KVM has only one subleaf of it, empty."""
+    """The subleaves of leaf 0xB or 0x1F: threads, cores, end. KVM gives one empty subleaf."""
     bits = (cpus - 1).bit_length()
     return [
         replace(leaf, index=0, eax=0, ebx=1, ecx=0x100, edx=index),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pykvm.kvm.assist import Assist
 
 KVM_IDENTITY_MAP = 0xFFFB_C000
-"""A page, and then three for the TSS, that VMX needs where no RAM or device is."""
+"""The page that VMX needs, followed by three for the TSS, at addresses without RAM or devices."""
 KVM_TSS = KVM_IDENTITY_MAP + 0x1000
 
 _TSC_DEADLINE = 1 << 24
@@ -50,17 +50,17 @@ NEEDED: Final = MappingProxyType(
 """The capabilities of KVM that every machine needs, and what fails without each."""
 
 MAX_DISKS = MAX_DEVICES - 2
-"""The host bridge and pvpanic are on the bus too."""
+"""The host bridge and pvpanic take two of the bus's devices."""
 MAX_QUEUES = 960
-"""Of all disks: each takes an ioeventfd, and Linux has 1000 for a VM, its own chips included."""
+"""The most queues of all disks together. Each takes an ioeventfd, and Linux allows 1000 for a VM,
+with those of its own chips."""
 
 
 class Hardware:
-    """The VM as KVM knows it: its memory, vCPUs and chips.
+    """The VM as KVM knows it: ``vm``, its ``memory`` and its ``vcpus``.
 
-    ``traits`` are the host's, ``guest`` is the guest to load, ``memory`` the guest's memory.
-    ``vcpus`` has no registers set before :meth:`load`. ``assist`` is the helper that a host
-    without hardware virtualization needs; other hosts have None, and never import it.
+    ``traits`` are the host's. ``guest`` is the guest that :meth:`load` loads. ``assist`` is the
+    helper for hosts without hardware virtualization; on other hosts it is None and not imported.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Hardware:
     ) -> None:
         """Create the VM; ``stack`` closes it. ``mark`` notes the time of a step.
 
-        UsageError and HostError tell why ``config`` cannot be had.
+        UsageError and HostError tell why that is impossible.
         """
         kvm = stack.enter_context(Kvm.open())
         self.traits: HostTraits = host_traits(kvm)
@@ -117,7 +117,7 @@ def _assist(traits: HostTraits, vm: Vm, ram: Ram) -> "Assist | None":
 
 
 def check_limits(kvm: Kvm, config: MachineConfig) -> None:
-    """UsageError if ``config`` wants more CPUs or disks than there can be, or CPUs not for us."""
+    """UsageError if ``config`` exceeds a limit, or names a host's CPU that pykvm cannot use."""
     cpus = min(kvm.check_extension(c.KVM_CAP_MAX_VCPUS), MAX_CPUS)
     if not 1 <= config.cpus <= cpus:
         raise UsageError(
@@ -162,19 +162,19 @@ def create_vm(kvm: Kvm, memory: GuestMemory) -> Vm:
 def add_chips(vm: Vm) -> None:
     """Give ``vm`` KVM's interrupt controllers and timer.
 
-    After its memory and MSR filters: with chips on its buses KVM takes 4 to
-    16 ms for a change of those, until the last reader of the old ones (SRCU) is
-    surely gone. Before its vCPUs, for each gets a local APIC.
+    To be called after memory and MSR filters are set: once a VM has chips,
+    KVM takes 4 to 16 ms for each change of these (an SRCU grace period). To be
+    called before vCPUs are created, because each vCPU then gets a local APIC.
     """
     vm.create_irqchip()
     vm.create_pit2()
 
 
 def guest_cpuid(kvm: Kvm) -> list[CpuidEntry]:
-    """What a guest's CPU can do here: what KVM supports, its own local APIC included.
+    """The CPUID of a guest on this host: all features that KVM supports.
 
-    KVM_GET_SUPPORTED_CPUID leaves out the TSC-deadline timer, which needs
-    KVM's local APIC, as we have it (Documentation/virt/kvm/api.rst).
+    KVM_GET_SUPPORTED_CPUID omits the TSC-deadline timer, because that needs
+    KVM's local APIC. Every machine has one (Documentation/virt/kvm/api.rst).
     """
     deadline = _TSC_DEADLINE if kvm.check_extension(c.KVM_CAP_TSC_DEADLINE_TIMER) else 0
     return [

@@ -1,4 +1,4 @@
-"""The end of a run, which anybody may bring about and the main thread waits for."""
+"""The end of a run: any thread may cause it, and the main thread waits for it."""
 
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -7,12 +7,11 @@ from pykvm.machine.outcome import Outcome
 
 
 class EndOfRun:
-    """Set once, by whoever comes first; true from then on.
+    """The first outcome that is set. Its truth value tells whether the run has ended.
 
-    :meth:`set` may be called from any thread and from a signal handler, also
-    one that interrupts :meth:`wait`: SimpleQueue is made for that, while the
-    lock of a threading.Event might be held by the very code that the handler
-    interrupted.
+    Any thread and any signal handler may call :meth:`set`, even a handler that
+    interrupts :meth:`wait`. SimpleQueue allows that. A threading.Event does
+    not: the interrupted code might hold its lock.
     """
 
     def __init__(self) -> None:
@@ -23,8 +22,8 @@ class EndOfRun:
         return bool(self._outcomes)
 
     def set(self, outcome: Outcome) -> bool:
-        """End the run with ``outcome``, unless another has ended it; whether this one did."""
-        mine = (outcome,)  # an object that nobody else has, unlike the outcome
+        """End the run with ``outcome``; False if it had ended before."""
+        mine = (outcome,)  # unique, while two calls may set the same outcome
         self._outcomes.append(mine)
         self._came.put(None)
         return self._outcomes[0] is mine
@@ -35,7 +34,7 @@ class EndOfRun:
         return self._outcomes[0][0]
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the end, at most ``seconds``; whether it has come. For one thread."""
+        """Wait for the end, at most ``seconds``; True if it has come. For one thread."""
         if not self._outcomes:
             with suppress(Empty):
                 self._came.get(timeout=seconds)

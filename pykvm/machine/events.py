@@ -1,4 +1,4 @@
-"""What happens to a machine that others may want to know, and who tells them."""
+"""The events of a machine, and their delivery to listeners."""
 
 import threading
 import time
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk import IoError
 
 MAX_BACKLOG: Final = 1000
-"""So many events may wait for somebody before those that a guest can cause at will are lost."""
+"""The events that may wait for a listener. Further events are dropped if a guest can cause them
+at will."""
 
 
 class Event:
-    """Something that happened, ``time_ns`` nanoseconds after the Epoch."""
+    """An event of a machine, at ``time_ns`` nanoseconds after the Epoch."""
 
     def __init__(self) -> None:
         self.time_ns = time.time_ns()
@@ -32,7 +33,7 @@ class Stop(Event):
 
 
 class Resume(Event):
-    """The guest goes on."""
+    """The guest has resumed."""
 
 
 class BlockIoError(Event):
@@ -48,9 +49,9 @@ class BlockIoError(Event):
 
 
 class HostShortage(Event):
-    """The host has not enough of something, ``lack``, to serve the disk ``device`` with.
+    """The host lacks a resource, ``lack``, that the disk ``device`` needs.
 
-    It serves nothing until its driver resets it (DEVICE_NEEDS_RESET); the guest goes on.
+    The disk serves no request until its driver resets it (DEVICE_NEEDS_RESET). The guest runs on.
     """
 
     def __init__(self, device: str, lack: str) -> None:
@@ -62,7 +63,7 @@ class HostShortage(Event):
 class DiskHeld(Event):
     """The guest's driver has started the disk ``device``, but has not made it a bus master.
 
-    Its requests wait until the driver does (bit 2 of the PCI command register).
+    Its requests wait until the driver sets the bit (bit 2 of the PCI command register).
     """
 
     def __init__(self, device: str) -> None:
@@ -71,7 +72,7 @@ class DiskHeld(Event):
 
 
 class GuestPanicked(Event):
-    """The guest's kernel panicked; ``reason`` is what it said, or a sentence."""
+    """The guest's kernel panicked; ``reason`` is its message, or a sentence."""
 
     def __init__(self, reason: str) -> None:
         super().__init__()
@@ -90,38 +91,38 @@ Listener = Callable[[Event], None]
 
 
 class _Registration:
-    """One call of :meth:`Announcer.listen`, unlike every other one."""
+    """One call of :meth:`Announcer.listen`; the same listener may be given twice."""
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
 
 
 class Announcer:
-    """Delivers events to listeners, one after another, in a thread of its own.
+    """Delivers events to listeners, one after another, in a separate thread.
 
-    The thread lives from the first :meth:`listen` to :meth:`close`. What a
-    listener raises goes to ``on_failure``.
+    The thread lives from the first :meth:`listen` to :meth:`close`.
+    ``on_failure`` gets the exceptions of listeners.
     """
 
     def __init__(self, on_failure: Callable[[BaseException], None]) -> None:
         self._on_failure = on_failure
         self._events: SimpleQueue[Event | threading.Event | None] = SimpleQueue()
         self._lock = threading.Lock()
-        # Replaced, never changed: announce looks at it without the lock.
+        # Replaced, never changed, because announce reads it without the lock.
         self._registered: tuple[_Registration, ...] = ()
         self._thread: threading.Thread | None = None
         self._closed = False
 
     @property
     def heard(self) -> bool:
-        """Whether anybody listens."""
+        """True if there is a listener."""
         return bool(self._registered)
 
     def announce(self, event: Event) -> None:
-        """Have ``event`` delivered. Never waits: from any thread, and from signal handlers.
+        """Deliver ``event`` soon. Never waits; for any thread and for signal handlers.
 
-        A guest may make its disk fail faster than anybody listens; what it
-        cannot do is fill our memory.
+        A guest may make its disk fail faster than listeners take the events.
+        Then events are dropped (:func:`may_be_lost`), and memory use stays bounded.
         """
         if not self._registered:
             return
@@ -130,12 +131,12 @@ class Announcer:
         self._events.put(event)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Deliver what happens from now on to ``listener`` too; a function that ends this.
+        """Deliver all later events to ``listener``; return a function that removes it.
 
-        When that returns, ``listener`` has been told all that was announced
-        before, and is not called any more (unless it called the function). A
-        listener may be given several times: each has a function of its own
-        that ends it. HostError, and ``listener`` hears nothing, if there is no thread.
+        When that function returns, ``listener`` has got all earlier events and
+        is not called again (unless it called the function). A listener may be
+        added several times; each call returns a separate function. HostError,
+        and nothing is added, if the host has no thread.
         """
         registration = _Registration(listener)
         with self._lock:
@@ -155,7 +156,7 @@ class Announcer:
         return forget
 
     def flush(self) -> None:
-        """Wait until all that was announced is delivered; in a listener, do not wait."""
+        """Wait until all earlier events are delivered; in a listener, do not wait."""
         done = threading.Event()
         with self._lock:
             thread = self._thread
@@ -169,7 +170,7 @@ class Announcer:
             done.wait()
 
     def close(self) -> None:
-        """Deliver what was announced, and end the thread. May be repeated."""
+        """Deliver all earlier events, and end the thread. May be repeated."""
         with self._lock:
             self._closed = True
             thread = self._thread
@@ -182,7 +183,7 @@ class Announcer:
             self._deliver_all()
         finally:
             with self._lock:
-                self._closed = True  # nobody waits for this thread from now on
+                self._closed = True  # from now on, no caller waits for this thread
             while not self._events.empty():
                 item = self._events.get()
                 if isinstance(item, threading.Event):
@@ -206,7 +207,7 @@ class Announcer:
 
 
 def may_be_lost(event: Event, backlog: int) -> bool:
-    """Whether ``event``, with ``backlog`` others before it, is one of too many from a guest."""
+    """True if ``event`` may be dropped, because ``backlog`` events wait and a guest caused it."""
     if backlog < MAX_BACKLOG:
         return False
     if isinstance(event, BlockIoError):

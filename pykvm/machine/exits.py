@@ -1,4 +1,4 @@
-"""What each vCPU exit leads to."""
+"""The answer to each vCPU exit."""
 
 from collections.abc import Callable
 
@@ -24,19 +24,18 @@ from pykvm.kvm.vcpu import Vcpu
 from pykvm.machine.outcome import Outcome
 
 Assistant = Callable[[Vcpu, Exit], bool]
-"""Deals with an exit that only hosts without hardware virtualization make, or says False."""
+"""Handles an exit that only hosts without hardware virtualization make; False for other exits."""
 
 
 class GuestStopped(PykvmError):
-    """The virtual processor cannot go on, for no fault that pykvm can mend."""
+    """A vCPU cannot continue, for a reason that pykvm cannot remove."""
 
 
 class ExitHandler:
     """Takes the exits of one vCPU to the buses; see :data:`pykvm.kvm.runner.Handler`.
 
-    ``finished`` tells whether the run has ended meanwhile: a device that the
-    guest's access reached may have ended it, and then the guest must not
-    execute another instruction.
+    ``finished()`` is True once the run has ended. The access itself may end
+    the run, and then the guest must not execute one more instruction.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class ExitHandler:
         self._assistant = assistant
 
     def __call__(self, exit_: Exit) -> object | None:
-        """Handle ``exit_``; something other than None ends the vCPU's thread."""
+        """Handle ``exit_``; a result other than None ends the vCPU's thread."""
         if isinstance(exit_, MmioExit):
             if exit_.is_write:
                 self._mmio.write(exit_.address, exit_.size, exit_.value)
@@ -92,8 +91,8 @@ class ExitHandler:
             )
         else:
             raise GuestStopped(
-                f"KVM gave back the guest for a reason that pykvm does not know: {exit_}",
-                "report it with the kernel's version",
+                f"KVM stopped the guest for a reason that pykvm does not know: {exit_}",
+                "report it with the version of the host's kernel",
             )
 
     def _system_event(self, event: SystemEvent) -> None:
@@ -110,7 +109,7 @@ class ExitHandler:
     def _refused(self, error: InternalError) -> GuestStopped:
         where = f"rip {self._vcpu.regs.rip:#x}, instruction bytes {error.instruction.hex(' ')}"
         return GuestStopped(
-            f"KVM cannot emulate what the guest does (suberror {error.suberror}; {where})",
-            "'pykvm doctor' shows what this host lacks; a guest kernel without that "
-            "instruction, such as the bundled one, runs",
+            f"KVM cannot emulate an instruction of the guest (suberror {error.suberror}; {where})",
+            "use a kernel without that instruction, such as the bundled guest's; "
+            "'pykvm doctor' shows what this host lacks",
         )

@@ -1,4 +1,4 @@
-"""Which kernel, initrd and command line a configuration means on this host."""
+"""Finds the kernel, initrd and command line of a configuration on this host."""
 
 from collections.abc import Sequence
 
@@ -17,20 +17,20 @@ NATIVE, EMULATED = "native", "emulated"
 LINUX = "linux64"
 
 LINUX_DEFAULTS = "console=ttyS0,115200n8r reboot=k panic=-1"
-"""For a Linux kernel that comes without a bundle: it talks to the console (r: with RTS/CTS),
-resets by the i8042 that pykvm has, and does so at once after a panic."""
+"""Options for a Linux kernel without a bundle: print on the console (r: with RTS/CTS), reset
+through the i8042, and reset at once after a panic."""
 FOREIGN_KERNEL = (
-    "KVM on this host emulates kernel code, instruction by instruction: a kernel that was not made "
-    "for that, such as a distribution's, may print nothing for minutes; the bundled guest's was "
-    "('pykvm boot guest')"
+    "KVM on this host emulates kernel code, instruction by instruction: a kernel that is not built "
+    "for that, such as a distribution's, may print nothing for minutes; the bundled guest is built "
+    "for it ('pykvm boot guest')"
 )
 
 
 @record
 class ResolvedGuest:
-    """A guest to load. ``memory`` in bytes; ``notice`` is a sentence for the user, or "".
+    """A guest to load. ``memory`` is in bytes; ``notice`` is a sentence for the user, or "".
 
-    ``is_bundle``: it has a bundle's options; ``own_kernel``: the kernel is the user's.
+    ``is_bundle``: it has a bundle's options. ``own_kernel``: the user chose the kernel.
     """
 
     kernel: "Path | str"
@@ -45,9 +45,9 @@ class ResolvedGuest:
     def command_line(self, kind: str, host_options: Sequence[str] = ()) -> str:
         """The command line for a kernel of ``kind`` (see x86.loader.LoadedKernel).
 
-        ``host_options`` are what Linux needs on this host. A kernel that is
-        not Linux gets what the bundle and the user say and nothing else.
-        What the user says comes last, and so it counts.
+        ``host_options`` are the options that Linux needs on this host. A
+        kernel other than Linux gets only the bundle's and the user's options.
+        The user's options come last, so they win.
         """
         defaults: Sequence[str] = ()
         append = self.append
@@ -65,21 +65,21 @@ class ResolvedGuest:
 
 
 def _join_clearcpuid(append: str, host_options: Sequence[str]) -> str:
-    """``append`` with the host's list of CPU features to hide after the user's own.
+    """``append``, with the CPU features that the host hides added to the user's clearcpuid.
 
-    Of several such lists Linux reads the last, and not all of one that is long.
+    Linux reads only the last of several such options, and only the beginning of a long one.
     """
     for option in host_options:
         name, _, features = option.partition("=")
         if name == "clearcpuid" and name in append:
-            import re  # which few runs need
+            import re  # few runs need it
 
             append = re.sub(rf"(?<!\S){name}=[^\s,]\S*", rf"\g<0>,{features}", append)
     return append
 
 
 def resolve(config: MachineConfig, flavour: str) -> ResolvedGuest:
-    """The guest that ``config`` means, in ``flavour`` if it is a bundle; UsageError."""
+    """The guest of ``config``, in ``flavour`` if it is a bundle. UsageError if it is not found."""
     bundle = _bundle(config.guest, flavour) if config.guest is not None else None
     kernel = config.kernel or (bundle.kernel if bundle else None)
     if kernel is None:
@@ -100,7 +100,7 @@ def resolve(config: MachineConfig, flavour: str) -> ResolvedGuest:
 
 
 def _bundle(guest: str, flavour: str) -> "Bundle":
-    # Not at the top: a kernel file needs none of it.
+    # Only guests by name need it.
     from pykvm.machine.bundle import find_bundle
 
     return find_bundle(guest, flavour)

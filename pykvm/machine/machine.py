@@ -40,29 +40,29 @@ CONSOLE_BYTES = 1 << 20
 class Machine:
     """Owns a VM: its memory, vCPUs, devices and threads. A context manager.
 
-    Building it opens the files, loads the kernel and starts no thread;
+    Building it opens the files and loads the kernel, and starts no thread.
     :meth:`start` lets the guest run, :meth:`wait` waits for its end, and
     :meth:`close` (or leaving the ``with`` block) stops and frees everything.
-    Any thread may do so, and several machines may run in one process.
+    Any thread may call these, and several machines may run in one process.
 
-    ``console`` and ``channel`` receive what the guest sends over its first
-    and second UART, in the vCPU's thread; they may be set before the start.
-    By default the first is kept in ``console_output``, the last MiB at least,
-    and the second dropped.
-    What they raise ends the run like any other bug, and a sink that blocks
-    holds up the guest and nothing else. ``on_end`` is called, perhaps more
-    than once, when the run is over and vCPU threads are about to be joined:
-    a sink that blocks is then to give up.
+    ``console`` and ``channel`` are sinks: functions that get the bytes which
+    the guest sends over its first and second UART, in the vCPU's thread. They
+    may be set before the start. The default ``console`` appends to
+    ``console_output``, which keeps at least the last MiB; the default
+    ``channel`` drops everything. An exception in a sink ends the run like any
+    other bug. A sink that blocks delays the guest and nothing else.
+    ``on_end`` is called, perhaps more than once, when the run is over, before
+    the vCPU threads are joined: a sink that blocks must return then.
 
-    ``config`` is the configuration, ``ram`` the guest's memory, ``disks`` are
-    its disks in the order of the configuration, ``notices`` are sentences that
-    a user should see, and ``trace`` is the file that was asked for.
+    ``config`` is the configuration, and ``ram`` is the guest's memory.
+    ``disks`` are its disks, in the order of the configuration. ``notices`` are
+    sentences that the user should see. ``trace`` is the trace's file, or None.
 
-    An I/O error for which a disk's policy stops the guest ends the run with
-    ERROR if nobody listens (:meth:`listen`), who could let it go on.
+    If a disk's policy stops the guest for an I/O error, and there is no
+    listener (:meth:`listen`) that could resume it, the run ends with ERROR.
 
-    UsageError and HostError say what is wrong with the configuration and
-    with this host.
+    UsageError and HostError tell why the configuration, or this host, cannot
+    be used.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Machine:
             console=self._console_output,
             channel=self._channel_output,
             finish=self.finish,
-            # Input must not arrive, and be echoed, before the guest has turned echo off.
+            # The guest would echo input that arrives before it turns echo off.
             console_waits=guest.is_bundle and config.console is ConsoleMode.PIPE,
         )
         self.board.console.on_failure = self.board.channel.on_failure = self._failed
@@ -198,10 +198,10 @@ class Machine:
         return self.wait(timeout)
 
     def wait(self, timeout: float | None = None) -> Outcome:
-        """Wait until the run has ended and every vCPU has stopped; how it ended.
+        """Wait until the run has ended and every vCPU has stopped; return the outcome.
 
-        After ``timeout`` seconds it is ended with TIMEOUT. An exception of
-        pykvm's own in a vCPU's or a device's thread is raised here.
+        After ``timeout`` seconds the run ends with TIMEOUT. If a bug in pykvm
+        raised an exception in the thread of a vCPU or device, it is raised here.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         halt = HaltPoll(self._vcpus, lambda: self._control.undisturbed)
@@ -218,7 +218,7 @@ class Machine:
         return self._end.outcome
 
     def finish(self, outcome: Outcome) -> None:
-        """End the run with ``outcome`` unless it has ended: any thread, also signal handlers."""
+        """End the run with ``outcome`` unless it has ended. For any thread and signal handlers."""
         outcome = self.board.judge(outcome)
         if self._end.set(outcome):
             if outcome.kind is OutcomeKind.PANIC:
@@ -227,66 +227,68 @@ class Machine:
 
     @property
     def outcome(self) -> Outcome | None:
-        """How the run ended, or None while it has not."""
+        """The way in which the run ended; None before the end."""
         return self._end.outcome if self._end else None
 
-    # -- stopping and going on ----------------------------------------------
+    # -- pausing and resuming -----------------------------------------------
 
     @property
     def status(self) -> RunState:
-        """What the machine is doing."""
+        """The present state of the machine."""
         if self._end:
             return RunState.after(self._end.outcome)
         return self._control.state if self._started else RunState.PRELAUNCH
 
     @property
     def resumes(self) -> int:
-        """How often the guest has gone on after a stop."""
+        """The number of times that the guest resumed after a stop."""
         return self._control.resumes
 
     def pause(self, timeout: float = STOP_SECONDS) -> None:
         """Stop the guest: on return no vCPU runs, and no disk executes anything.
 
-        Harmless if it is stopped or the run is over. A machine that was not
-        started yet starts stopped. TimeoutError, and the guest runs on, if a
-        vCPU is busy for ``timeout`` seconds, such as with a console sink that
-        blocks. Neither for the threads of vCPUs nor for those of disks.
+        Harmless if the guest is stopped or the run is over. A machine that is
+        paused before its start starts stopped. TimeoutError, and the guest
+        keeps running, if a vCPU is busy for ``timeout`` seconds, such as with
+        a console sink that blocks. The threads of vCPUs and disks must not
+        call this.
         """
         self._control.pause(timeout)
 
     def resume(self) -> None:
-        """Let the guest go on, after :meth:`pause` or an I/O error; else harmless.
+        """Resume the guest after :meth:`pause` or an I/O error; else harmless.
 
-        Disks first try again what they could not do. For the same threads as :meth:`pause`.
+        Disks first retry the requests that failed. For the same threads as :meth:`pause`.
         """
         self._control.resume()
 
     def request_pause(self) -> None:
-        """:meth:`pause`, without waiting, from any thread; it takes effect when it can."""
+        """Ask for :meth:`pause` without waiting for it. For any thread."""
         self._control.request_pause()
 
     def request_resume(self) -> None:
-        """:meth:`resume`, without waiting, from any thread; after earlier requests."""
+        """Ask for :meth:`resume`, after earlier requests, without waiting. For any thread."""
         self._control.request_resume()
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Have ``listener`` called with each event (:mod:`pykvm.machine.events`) from now on.
+        """Call ``listener`` with each event (:mod:`pykvm.machine.events`) from now on.
 
-        Listeners are called one at a time in a thread of their own, in which
-        they may do all that a user of this machine may; while one blocks,
-        later events wait. An exception ends the run like any other bug.
-        The function that is returned ends this, after all that was announced before.
+        One thread calls all listeners, one at a time. In it a listener may
+        call any method of the machine; while it blocks, later events wait. An
+        exception in a listener ends the run like any other bug. The function
+        that is returned removes the listener, after the delivery of all
+        earlier events.
         """
         return self._announcer.listen(listener)
 
     def flush_events(self) -> None:
-        """Return when listeners have been told all that has happened; at once if called by one."""
+        """Wait until all earlier events are delivered. In a listener, return at once."""
         self._announcer.flush()
 
     def paused(self) -> AbstractContextManager[None]:
-        """Within it no vCPU runs; devices go on with what they have been given.
+        """A context in which no vCPU runs. Devices continue to serve their requests.
 
-        To look at the guest for a moment: no event tells of it, and it nests
+        It is for a short look at the guest. It causes no event, and it nests
         with itself and with :meth:`pause`.
         """
         return self._vcpus.paused()
@@ -294,36 +296,37 @@ class Machine:
     def close(self) -> None:
         """Stop the vCPUs, drain and close the devices, free the memory. May be repeated.
 
-        TimeoutError if a vCPU's thread is stuck in a sink; nothing it uses is freed then.
+        TimeoutError if a vCPU's thread is stuck in a sink; then the machine's memory and
+        devices stay.
         """
         self._stop_vcpus()
         self._control.close()
         self._owned.close()
         self._announcer.close()
 
-    # -- looking at it --------------------------------------------------
+    # -- statistics -----------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
-        """What ``--stats`` writes: ``disks``, and vCPU ``exits`` by cause."""
+        """The object that ``--stats`` writes: ``disks``, and ``exits`` of vCPUs by cause."""
         disks = [disk.statistics() for disk in self.disks]
         return {"disks": disks, "exits": dict(self._vcpus.exits())}
 
     # -- inside ---------------------------------------------------------
 
     def _keep(self, data: bytes) -> None:
-        """The console's default sink: a guest that prints for ever fills nothing."""
+        """Take console output as the default sink; memory use is bounded."""
         self.console_output += data
         if len(self.console_output) > 2 * CONSOLE_BYTES:
             del self.console_output[:-CONSOLE_BYTES]
 
     def _io_error(self, index: int, error: "IoError") -> None:
-        """A disk's thread reports; it must not wait for the stop that it may ask for."""
+        """Handle a report of a disk's thread, which must not wait for the stop it asks for."""
         disk = self.disks[index]
         disk.failed(error)
         event = BlockIoError(disk.name, error)
         if error.stops:
             if not self._announcer.heard:
-                # Nobody would learn that the guest waits for a resume.
+                # No listener would learn that the guest waits for a resume.
                 cause = f"{errno.errorcode.get(error.errno, error.errno)}"
                 self.finish(Outcome.error(f"{disk.name}: a {error.operation} failed: {cause}"))
             self._control.io_error(event)
@@ -331,7 +334,7 @@ class Machine:
             self._announcer.announce(event)
 
     def _failed(self, error: BaseException) -> None:
-        """A thread of ours died of ``error``: the run is over, and :meth:`wait` raises it."""
+        """End the run because ``error`` ended a thread of pykvm; :meth:`wait` raises it."""
         self._errors.append(error)
         self.finish(Outcome.error(str(error)))
 
@@ -342,5 +345,5 @@ class Machine:
 
 
 def _until(deadline: float | None, pause: float) -> float:
-    """``pause`` seconds, but not beyond ``deadline``."""
+    """The seconds to wait: ``pause``, but not beyond ``deadline``."""
     return pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic()))

@@ -1,9 +1,12 @@
-"""How a run ended, and which evidence counts.
+"""The outcome of a run, and the evidence that decides it.
 
-The guest's own word comes first: a status at the exit port wins over all
-else, then pvpanic. Only a reset, a halt or a triple fault is looked at twice:
-after a panic it is a PANIC. Kernels without a pvpanic driver say so by a line
-on the console, which :class:`ConsoleWatch` keeps; it counts only then.
+1. A status that the guest wrote to the exit port wins over all other evidence.
+2. A panic that the guest reported through pvpanic comes next.
+3. A reset, a halt or a triple fault counts as PANIC if the guest's kernel
+   panicked before. A kernel without a pvpanic driver announces a panic by a
+   line on the console. :class:`ConsoleWatch` keeps that line, and it counts
+   only in this case.
+4. Else the event that ended the run decides.
 """
 
 import signal
@@ -13,11 +16,11 @@ from pykvm.errors import guest_text
 from pykvm.lean.records import record
 
 PANIC_TEXT = b"Kernel panic - not syncing"
-"""What Linux prints first when it panics (kernel/panic.c)."""
+"""The beginning of the line with which Linux announces a panic (kernel/panic.c)."""
 PANIC_END = b"---[ end "
-"""What stands before the same text at the end of the panic's report."""
+"""The text before PANIC_TEXT at the end of the panic's report."""
 REBOOT_TEXT = b"reboot: "
-"""Starts what Linux prints on an orderly restart, halt or power-off (kernel/reboot.c)."""
+"""The beginning of Linux's line for an orderly restart, halt or power-off (kernel/reboot.c)."""
 
 
 class OutcomeKind(Enum):
@@ -28,19 +31,19 @@ class OutcomeKind(Enum):
     RESET = auto()
     """The guest asked for a reset: 0."""
     HALTED = auto()
-    """Every vCPU is halted with interrupts off, for ever: 0."""
+    """Every vCPU is permanently halted, with interrupts off: 0."""
     PANIC = auto()
     """The guest's kernel panicked: 126."""
     TRIPLE_FAULT = auto()
-    """A vCPU shut down, which is no way to ask for a reset here: 126."""
+    """A vCPU shut down. pykvm does not take that for a request to reset: 126."""
     TIMEOUT = auto()
-    """The time given to the run is over: 124."""
+    """The run took longer than its time limit: 124."""
     SIGNALLED = auto()
     """The process got signal N: 128 + N."""
     QUIT = auto()
     """The user ended the run (Ctrl-a x, the monitor): 0, as in QEMU."""
     ERROR = auto()
-    """pykvm cannot go on: 125."""
+    """pykvm cannot continue: 125."""
 
 
 @record
@@ -52,7 +55,7 @@ class Outcome:
     status: int
     """The exit status of the command line: 0 to 255."""
     reason: str = ""
-    """A sentence for the user, without a full stop. Empty if there is nothing to say."""
+    """A sentence for the user, without a full stop; may be empty."""
 
     @classmethod
     def power_off(cls, status: int) -> "Outcome":
@@ -71,7 +74,7 @@ class Outcome:
 
     @classmethod
     def panic(cls, line: str = "") -> "Outcome":
-        """The guest's kernel panicked; ``line`` is what it printed, if seen."""
+        """The guest's kernel panicked; ``line`` is the line that it printed, if known."""
         return cls(OutcomeKind.PANIC, 126, line or "the guest's kernel panicked")
 
     @classmethod
@@ -86,7 +89,7 @@ class Outcome:
 
     @classmethod
     def signalled(cls, number: int) -> "Outcome":
-        """pykvm got signal ``number``, or, for SIGPIPE, nobody reads its output any more."""
+        """pykvm got signal ``number``; SIGPIPE also if its output has no reader any more."""
         known = number in signal.Signals.__members__.values()
         name = signal.Signals(number).name if known else f"signal {number}"
         why = ": the limit of CPU time (ulimit -t) is reached" if name == "SIGXCPU" else ""
@@ -94,43 +97,43 @@ class Outcome:
 
     @classmethod
     def quit(cls, reason: str = "ended by its user") -> "Outcome":
-        """The user asked to end; ``reason`` says how."""
+        """The user ended the run; ``reason`` says how."""
         return cls(OutcomeKind.QUIT, 0, reason)
 
     @classmethod
     def error(cls, reason: str) -> "Outcome":
-        """The VMM cannot go on."""
+        """pykvm cannot continue."""
         return cls(OutcomeKind.ERROR, 125, reason)
 
 
-_LOOKED_AT_TWICE = frozenset((OutcomeKind.RESET, OutcomeKind.HALTED, OutcomeKind.TRIPLE_FAULT))
+_MAY_BE_PANIC = frozenset((OutcomeKind.RESET, OutcomeKind.HALTED, OutcomeKind.TRIPLE_FAULT))
 
 
 def judge(
     event: Outcome, *, exit_status: int | None, panicked: bool, console_line: str | None
 ) -> Outcome:
-    """How the run ended, given the event that ended it and what was known by then.
+    """The outcome of a run that ``event`` ended, by the rules above.
 
-    ``exit_status`` is what the exit port was written with, if it was;
-    ``panicked`` whether pvpanic reported PVPANIC_PANICKED; ``console_line``
-    is :attr:`ConsoleWatch.panic_line`.
+    ``exit_status`` is the status that the guest wrote to the exit port, or
+    None. ``panicked``: pvpanic reported PVPANIC_PANICKED. ``console_line`` is
+    :attr:`ConsoleWatch.panic_line`.
     """
     if exit_status is not None:
         return Outcome.power_off(exit_status)
     if event.kind is OutcomeKind.PANIC:
         return Outcome.panic(console_line or event.reason)
-    if event.kind in _LOOKED_AT_TWICE and (panicked or console_line):
+    if event.kind in _MAY_BE_PANIC and (panicked or console_line):
         return Outcome.panic(console_line or "")
     return event
 
 
 class ConsoleWatch:
-    """Keeps the line with which Linux announces a panic, out of the console's bytes.
+    """Finds the line with which Linux announces a panic in the console's output.
 
-    Bytes may come in pieces of any size. The memory used is bounded whatever
-    the guest prints. A user may print the same words: when the kernel later
-    announces an orderly restart or halt, it has not panicked, and the line is
-    forgotten.
+    The output may come in pieces of any size. Memory use is bounded, whatever
+    the guest prints. A program in the guest may print the same words. So if
+    the kernel later announces an orderly restart or halt, it has not panicked,
+    and the line is dropped.
     """
 
     _LINE_MAX = 512
@@ -142,7 +145,7 @@ class ConsoleWatch:
         self._panic = b""
 
     def feed(self, data: bytes) -> None:
-        """Look at more of the console's output."""
+        """Take the next piece of the console's output."""
         *ended, rest = data.split(b"\n")
         for piece in ended:
             self._extend(piece)
@@ -154,12 +157,12 @@ class ConsoleWatch:
 
     @property
     def panic_line(self) -> str | None:
-        """The announcement, from "Kernel panic" to the end of its line; None without one."""
+        """The announcement, from "Kernel panic" to the end of its line; None if there is none."""
         text = bytes(self._line) if self._in_panic else self._panic
         return guest_text(text) if text else None
 
     def _extend(self, piece: bytes) -> None:
-        """Take more of the present line. Once it is a panic's, it begins with PANIC_TEXT."""
+        """Add ``piece`` to the current line; a panic's line then begins with PANIC_TEXT."""
         for start in range(0, len(piece), self._STEP):
             if self._in_panic:
                 self._line += piece[start : start + self._LINE_MAX - len(self._line)]
@@ -180,7 +183,7 @@ class ConsoleWatch:
                 return
             del line[: found + len(PANIC_TEXT)]
         self._look_for_reboot(len(line))
-        # What may still become one of the texts has to stay.
+        # The end may be the beginning of one of the texts.
         del line[: -len(PANIC_END + PANIC_TEXT)]
 
     def _look_for_reboot(self, end: int) -> None:

@@ -1,27 +1,27 @@
-"""Stopping the guest and letting it go on.
+"""Stops and resumes the guest.
 
 ::
 
               pause, or an I/O error            every vCPU idle,
-              that is to stop the guest         every disk quiet
+              whose policy says stop            every disk quiet
     RUNNING ──────────────────────────► stopping ──────────────► PAUSED or IO_ERROR
        ▲                                   │                              │
        └──────────────── resume ───────────┴────────── resume ────────────┘
 
-The vCPUs stop first, then the disks: a vCPU could give a quiet disk more to
-do. They go on in the opposite order, so that what a disk kept is tried again
-before what the driver adds.
+The vCPUs stop first, then the disks, because a running vCPU could submit
+requests to a quiet disk. They resume in the opposite order, so that a disk
+retries its failed requests before the driver adds new ones.
 
-An I/O error comes up in the disk's thread, which must not wait for vCPUs: one
-of them may be resetting the disk and waiting for that very thread. So the
-thread leaves an order, and the control thread carries it out. A vCPU may be
-busy for any time, for one when nobody reads the console that it prints to;
-the control thread then looks again and again, and never waits with the lock.
+An I/O error occurs in the disk's thread, which must not wait for vCPUs: a
+vCPU that resets the disk waits for that very thread. So the thread only
+queues an order, and the control thread carries it out. A vCPU may be busy for
+any time, such as when no process reads the console. Meanwhile the control
+thread polls that vCPU, and does not wait while it holds the lock.
 
-Whoever hears of such an error hears of the stop, and a resume from then on is
-an answer to both, whether or not the stop has been made by then. A resume
-before is none: it comes before the disk halts, and not between that and the
-announcement (``telling``).
+A listener that hears of such an error also hears of the stop. A resume after
+the error's announcement answers both, whether or not the stop is complete. A
+resume before the announcement comes before the disk halts: ``telling`` is
+held from the halt to the announcement.
 """
 
 import threading
@@ -36,14 +36,13 @@ from pykvm.machine.events import Event, Resume, Stop
 from pykvm.machine.outcome import Outcome, OutcomeKind
 
 LOOK_SECONDS: Final = 0.05
-"""How often somebody looks whether a vCPU that is busy has become idle, or whether the run has
-ended while a disk is awaited."""
+"""The time between two polls of a busy vCPU, and of the end of the run while a disk stops."""
 KICK_SECONDS: Final = 0.005
-"""What a vCPU that runs the guest takes to stop, and more: who takes longer is busy."""
+"""More time than a vCPU in the guest needs to stop: a vCPU that takes longer is busy."""
 
 
 class RunState(Enum):
-    """What a machine is doing, by QEMU's names."""
+    """The states of a machine, by QEMU's names."""
 
     PRELAUNCH = "prelaunch"
     """It has not been started."""
@@ -58,7 +57,7 @@ class RunState(Enum):
     GUEST_PANICKED = "guest-panicked"
     """The run is over: the guest's kernel panicked."""
     INTERNAL_ERROR = "internal-error"
-    """The run is over: the VMM could not go on."""
+    """The run is over: pykvm could not continue."""
 
     @classmethod
     def after(cls, outcome: Outcome) -> "RunState":
@@ -96,13 +95,11 @@ class _Order(Enum):
 
 
 class RunControl:
-    """Stops all vCPUs and disks of a machine together, and lets them go on together.
+    """Stops and resumes all vCPUs and disks of a machine together.
 
-    :meth:`io_error` and the ``request_`` methods do not wait and may be called
-    from any thread; the others not from the threads of vCPUs and disks.
-    ``over()`` tells whether the run has ended: from then on nothing is stopped
-    or resumed. ``announce`` must not wait. ``telling`` is for the disks: see
-    VirtioBlk.
+    :meth:`io_error` and the ``request_`` methods do not wait, and any thread
+    may call them. The threads of vCPUs and disks must not call the other
+    methods. ``telling`` is for the disks: see VirtioBlk.
     """
 
     def __init__(
@@ -113,7 +110,10 @@ class RunControl:
         over: Callable[[], bool],
         on_failure: Callable[[BaseException], None],
     ) -> None:
-        """``on_failure`` is called with an exception that ended the control thread, a bug."""
+        """``announce`` must not wait. ``over()`` is True once the run has ended: from then on
+        nothing is stopped or resumed. ``on_failure`` gets an exception that ended the control
+        thread, which is a bug.
+        """
         self.state = RunState.RUNNING
         self.resumes = 0
         self._vcpus = vcpus
@@ -124,16 +124,16 @@ class RunControl:
         self._closed = False
         self._orders: SimpleQueue[_Order] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="run control", daemon=True)
-        # Guards what follows, and is held throughout a change of state.
+        # Guards _reason and state, and is held throughout a change of state.
         self._lock = threading.Lock()
-        self._reason: RunState | None = None  # to stop, be it done or not
-        # Guards what follows, and orders errors and resumes for all who hear of them: the thread
+        self._reason: RunState | None = None  # the reason for a stop, complete or not
+        # Guards _failed, and gives all listeners the same order of errors and resumes. The thread
         # of a disk holds it from its halt on.
         self.telling = threading.RLock()
-        self._failed = False  # an error was announced that no resume has taken up
+        self._failed = False  # an error was announced, and no resume has followed
 
     def start(self) -> None:
-        """Start the control thread: before it, the requests wait. Once."""
+        """Start the control thread; earlier requests wait for it. Once."""
         start(self._thread, "stopping the guest")
 
     def close(self) -> None:
@@ -145,15 +145,15 @@ class RunControl:
 
     @property
     def undisturbed(self) -> bool:
-        """Neither stopped nor about to."""
+        """True while the guest is neither stopped nor about to stop."""
         return self._reason is None and not self._failed
 
     def pause(self, timeout: float) -> None:
         """Return when the guest has stopped: no vCPU runs, no disk executes anything.
 
-        TimeoutError, and nothing done, if a vCPU is busy for ``timeout``
-        seconds. How long the disks take is up to the host; the end of the run
-        does not wait for them.
+        TimeoutError, and nothing is stopped, if a vCPU is busy for ``timeout``
+        seconds. The disks may take longer, as the host needs. The end of the
+        run does not wait for them.
         """
         done = False
         with self._lock:
@@ -167,7 +167,7 @@ class RunControl:
             raise TimeoutError(f"a vCPU is busy and did not stop within {timeout:g} s")
 
     def resume(self) -> None:
-        """Let the guest go on, whatever it was stopped for, or is about to."""
+        """Resume the guest, whatever the reason for its stop, complete or not."""
         with self._lock:
             if self._over():
                 return
@@ -175,7 +175,7 @@ class RunControl:
                 if self._reason is None and not self._failed:
                     return
                 if self.state is RunState.RUNNING:
-                    # Whoever was told of the error waits for the stop that follows.
+                    # A listener that got the error waits for the stop that follows.
                     self._announce(Stop())
                 self._failed = False
                 self.resumes += 1
@@ -186,22 +186,22 @@ class RunControl:
             self._release()
 
     def io_error(self, error: Event) -> None:
-        """Announce ``error``, for which a disk has halted, and have the guest stopped."""
+        """Announce ``error``, for which a disk has halted, and order a stop of the guest."""
         with self.telling:
             self._announce(error)
             self._failed = True
         self._orders.put(_Order.IO_ERROR)
 
     def request_pause(self) -> None:
-        """Have the guest paused as soon as every vCPU is idle, after earlier requests."""
+        """Order a pause, after earlier requests, for when every vCPU is idle."""
         self._orders.put(_Order.PAUSE)
 
     def request_resume(self) -> None:
-        """Have :meth:`resume` called, after earlier requests."""
+        """Order a :meth:`resume`, after earlier requests."""
         self._orders.put(_Order.RESUME)
 
     def _stop(self, reason: RunState, seconds: float) -> bool:
-        """Stop, or go on stopping; whether all is stopped, or the run over."""
+        """Begin or continue a stop; True once all is stopped or the run is over."""
         if self.state is not RunState.RUNNING or self._over():
             return True
         if self._reason is None:
@@ -214,7 +214,7 @@ class RunControl:
                 return False
         for disk in self._disks:
             while not disk.pause(LOOK_SECONDS):
-                # The end of the run cancels what the disk executes; a pause does not.
+                # The end of the run cancels the disk's operations, while a pause waits for them.
                 if self._closed or self._over():
                     return True
         if not self._over():
@@ -223,7 +223,7 @@ class RunControl:
         return True
 
     def _release(self) -> None:
-        """Let the vCPUs run, if they have been asked to stop."""
+        """Let the vCPUs run again after a request to stop them."""
         if self._reason is None:
             return
         self._reason = None
@@ -245,7 +245,7 @@ class RunControl:
             return None
 
     def _obey(self, order: _Order | None) -> bool:
-        """Carry out ``order`` and go on with a stop that was begun; whether that is done."""
+        """Carry out ``order`` and continue a stop that has begun; True if none is left to do."""
         if order is _Order.RESUME:
             self.resume()
         with self._lock:

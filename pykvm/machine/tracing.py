@@ -1,4 +1,4 @@
-"""Connects the disks of a machine with the file of a trace. Imported always, wanted rarely."""
+"""Connects the disks of a machine with the file of a trace, in runs that ask for one."""
 
 from contextlib import ExitStack
 

@@ -200,7 +200,10 @@ def test_paused(config):
 def test_a_guest_without_an_agent_takes_no_command(config):
     with (
         Machine(config(agent=True)) as machine,
-        pytest.raises(UsageError, match="takes no commands; configure it with guest='guest'"),
+        pytest.raises(
+            UsageError,
+            match="has no agent; configure it with guest='guest'",
+        ),
     ):
         run_command(machine, "true")
 

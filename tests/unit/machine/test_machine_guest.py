@@ -79,7 +79,7 @@ def test_the_bundled_guest_is_not_built(bundles, tmp_path):
 @pytest.mark.parametrize("missing", ["k-native", "rd"])
 def test_a_file_that_the_manifest_names_is_missing(bundles, missing):
     (make(bundles / "g") / missing).unlink()
-    with pytest.raises(UsageError, match=rf"bundle\.json' names '{missing}', which is not there"):
+    with pytest.raises(UsageError, match=rf"bundle\.json' names '{missing}', which does not exist"):
         find_bundle("g", NATIVE)
 
 
@@ -97,7 +97,7 @@ KERNEL = '"name": "x", "flavours": {"native": {"kernel": "k"}}'
         ("null", "it is not an object"),
         ("{}", "it has no 'format'"),
         ('{"format": true}', "'format' of it is not a whole number"),
-        ('{"format": 2}', "its format is 2, and this pykvm knows 1"),
+        ('{"format": 2}', "its format is 2, and this pykvm reads format 1"),
         ('{"format": 1, "name": "x"}', "it has no 'flavours'"),
         ('{"format": 1, "flavours": {"native": {"kernel": "k"}}}', "it has no 'name'"),
         ('{"format": 1, "name": "x", "flavours": {}}', "it has no flavour"),
