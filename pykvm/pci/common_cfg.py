@@ -1,14 +1,15 @@
 """The common configuration structure of virtio-pci (virtio 1.2 §4.1.4.3).
 
-Only a decoder: it gives each field an offset and a width, and leaves the
-rules to :class:`~pykvm.virtio.registers.TransportState`. An access that is
-not exactly one field, or half of a 64-bit one, reads 0 and writes nothing.
+This is only a decoder: it gives each field an offset and a width. The rules are in
+:class:`~pykvm.virtio.registers.TransportState`. An access that is not exactly one
+field, or one half of a 64-bit field, reads 0 and writes nothing.
 """
 
 from collections.abc import Callable
 from functools import partial
 
-from pykvm.virtio.registers import QueueRegisters, TransportState
+from pykvm.virtio.queue_registers import QueueRegisters
+from pykvm.virtio.registers import TransportState
 
 COMMON_SIZE = 0x3C
 VIRTIO_MSI_NO_VECTOR = 0xFFFF
@@ -18,7 +19,7 @@ Set = Callable[[int], None]
 
 
 class Vectors:
-    """Which MSI-X vector each event uses; VIRTIO_MSI_NO_VECTOR for none (§4.1.5.1.2)."""
+    """The MSI-X vector of each event; VIRTIO_MSI_NO_VECTOR for none (§4.1.5.1.2)."""
 
     def __init__(self, count: int, queues: int) -> None:
         """``count`` vectors exist."""
@@ -27,11 +28,11 @@ class Vectors:
         self.queues = [VIRTIO_MSI_NO_VECTOR] * queues
 
     def usable(self, value: int) -> int:
-        """``value`` if there is such a vector, else VIRTIO_MSI_NO_VECTOR."""
+        """``value`` if that vector exists, else VIRTIO_MSI_NO_VECTOR."""
         return value if value < self._count else VIRTIO_MSI_NO_VECTOR
 
     def clear(self) -> None:
-        """The state after reset."""
+        """Return to the state after a reset."""
         self.config = VIRTIO_MSI_NO_VECTOR
         self.queues[:] = [VIRTIO_MSI_NO_VECTOR] * len(self.queues)
 
@@ -49,24 +50,24 @@ class CommonConfig:
         self._vectors = vectors
         self._was_reset = was_reset
         attribute = partial(partial, getattr, state)
-        none: Set = _ignore
+        read_only: Set = _ignore
         self._fields: dict[tuple[int, int], tuple[Get, Set]] = {
             (0x00, 4): (attribute("device_feature_select"), self._set_device_feature_select),
-            (0x04, 4): (attribute("device_feature"), none),
+            (0x04, 4): (attribute("device_feature"), read_only),
             (0x08, 4): (attribute("driver_feature_select"), self._set_driver_feature_select),
             (0x0C, 4): (attribute("driver_feature"), state.write_driver_feature),
             (0x10, 2): (lambda: vectors.config, self._set_config_vector),
-            (0x12, 2): (lambda: len(state.queues), none),
+            (0x12, 2): (lambda: len(state.queues), read_only),
             (0x14, 1): (attribute("status"), self._set_status),
-            (0x15, 1): (attribute("generation"), none),
+            (0x15, 1): (lambda: state.config.generation, read_only),
             (0x16, 2): (attribute("queue_select"), self._set_queue_select),
             (0x18, 2): (self._queue_size, state.write_queue_size),
             (0x1A, 2): (self._queue_vector, self._set_queue_vector),
             (0x1C, 2): (self._queue_enable, state.write_queue_enable),
-            (0x1E, 2): (self._queue_notify_off, none),
-            # queue_notify_data is there for a feature that is not offered; a queue that is
-            # being reset is so only within the driver's write.
-            (0x38, 2): (_zero, none),
+            (0x1E, 2): (self._queue_notify_off, read_only),
+            # queue_notify_data belongs to a feature that is not offered. queue_reset reads 0,
+            # because the reset is over when the driver's write returns.
+            (0x38, 2): (_zero, read_only),
             (0x3A, 2): (_zero, self._set_queue_reset),
         }
         for offset, name in ((0x20, "desc"), (0x28, "avail"), (0x30, "used")):
@@ -78,12 +79,12 @@ class CommonConfig:
                 )
 
     def read(self, offset: int, size: int) -> int:
-        """The field that lies exactly there, else 0."""
+        """The field at ``offset`` if it has ``size`` bytes, else 0."""
         field = self._fields.get((offset, size))
         return field[0]() if field else 0
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Write the field that lies exactly there, if any."""
+        """Write the field at ``offset`` if it has ``size`` bytes."""
         field = self._fields.get((offset, size))
         if field:
             field[1](value)
@@ -142,9 +143,9 @@ class CommonConfig:
 
 
 def _zero() -> int:
-    """A field that is always 0."""
+    """Read a field that is always 0."""
     return 0
 
 
 def _ignore(value: int) -> None:
-    """The write of a read-only field."""
+    """Ignore a write of a read-only field."""

@@ -164,7 +164,7 @@ class VirtioPci(PciFunction):
                 return self._common.read(offset, size)
             if offset < DEVICE:
                 return self._intx.take() if offset == ISR else 0
-            return self.state.read_config(offset - DEVICE, size) if offset < NOTIFY else 0
+            return self.state.config.read(offset - DEVICE, size) if offset < NOTIFY else 0
 
     def write(self, offset: int, size: int, value: int) -> None:
         """The driver's write to the virtio structures."""
@@ -175,7 +175,7 @@ class VirtioPci(PciFunction):
             elif offset >= NOTIFY:
                 self._notify((offset - NOTIFY) // NOTIFY_MULTIPLIER)
             elif offset >= DEVICE:
-                self.state.write_config(offset - DEVICE, size, value)
+                self.state.config.write(offset - DEVICE, size, value)
 
     def _notify(self, queue: int) -> None:
         if self.state.active and queue < len(self._kicks):

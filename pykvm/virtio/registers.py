@@ -1,11 +1,11 @@
-"""What every virtio transport does with its registers: the device status machine. Pure.
+"""The device status machine behind the registers of every virtio transport. Pure.
 
 A transport decodes its own register layout (PCI structures, MMIO words) and
-calls :class:`TransportState`; the rules of virtio 1.2 §2.1, §2.2 and §3.1 are
-here, once.
+calls :class:`TransportState`, which has the rules of virtio 1.2 §2.1, §2.2 and
+§3.1.
 
-The status register only ever gains bits until 0 is written (§2.1.1). What a
-written bit does, in the order in which the bits of one write are looked at:
+The status register only gains bits until 0 is written (§2.1.1). The bits of one
+write take effect in this order:
 
 ============  ======================  ==============================================
 bit           needs                   effect
@@ -21,9 +21,9 @@ NEEDS_RESET   (the device sets it)    ignored, as are all other bits
 0             nothing                 reset: returns when the device is quiet
 ============  ======================  ==============================================
 
-A bit whose needs are unmet is ignored. So is clearing a bit.
+A bit whose needs are unmet is ignored. Clearing a bit is ignored, too.
 
-What else a driver may write, and until when; later writes are ignored:
+A driver may also write these; later writes are ignored:
 
 ==================================  ==================================================
 feature bits                        until FEATURES_OK; bits not offered are kept, so
@@ -34,24 +34,25 @@ size, addresses of a queue          until it is enabled or DRIVER_OK. A size tha
 enable of a queue                   1 only, until DRIVER_OK. Ring addresses are checked
                                     at DRIVER_OK, when they are used
 reset of a queue (§2.6.1)           1 only, with RING_RESET, if the queue is enabled. It
-                                    returns when the queue is quiet; then size, addresses
-                                    and enable may be written again, whatever the status,
-                                    and a queue that is enabled after DRIVER_OK starts
-queue select                        always; out of range: reads give 0, writes nothing.
-                                    From FEATURES_OK on, queues that the features leave out
-                                    are out of range
+                                    returns when the queue is quiet. Then size, addresses
+                                    and enable may be written again in any status, and a
+                                    queue that is enabled after DRIVER_OK starts at once
+queue select                        always. While it is out of range, reads give 0 and writes
+                                    are ignored. From FEATURES_OK on, queues that the features
+                                    leave out are out of range
 ==================================  ==================================================
 
 Threads: the transport serialises every call that comes from the driver. The
-callbacks of the :class:`Activation` come from the device's threads at any
-time, also while :meth:`TransportState.reset` waits for them, so they touch
-only single attributes and the transport's :class:`Signals`.
+device's threads call the callbacks of the :class:`Activation` at any time,
+also while :meth:`TransportState.reset` waits for these threads. So the callbacks
+touch only single attributes and the transport's :class:`Signals`.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pykvm.memory.ram import Ram
+from pykvm.virtio.config_space import ConfigSpace
 from pykvm.virtio.constants import (
     VIRTIO_CONFIG_S_ACKNOWLEDGE,
     VIRTIO_CONFIG_S_DRIVER,
@@ -59,15 +60,12 @@ from pykvm.virtio.constants import (
     VIRTIO_CONFIG_S_FAILED,
     VIRTIO_CONFIG_S_FEATURES_OK,
     VIRTIO_CONFIG_S_NEEDS_RESET,
-    VIRTIO_F_RING_PACKED,
     VIRTIO_F_RING_RESET,
     VIRTIO_F_VERSION_1,
 )
 from pykvm.virtio.device import Activation, VirtioDevice
-from pykvm.virtio.geometry import packed_ring_error, ring_error
-from pykvm.virtio.packed import PackedQueue
 from pykvm.virtio.queue import Virtqueue, no_fence
-from pykvm.virtio.split import SplitQueue
+from pykvm.virtio.queue_registers import QueueRegisters
 
 _STATUS_RULES = (
     (VIRTIO_CONFIG_S_ACKNOWLEDGE, 0),
@@ -76,11 +74,12 @@ _STATUS_RULES = (
     (VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK),
     (VIRTIO_CONFIG_S_FAILED, 0),
 )
-"""(bit, the bit that must be set before), the table above."""
+"""The table above: (bit, the bit that must be set before it)."""
 
 
 class Signals(Protocol):
-    """How a transport interrupts the driver. Any thread; must not wait for the driver's calls."""
+    """How a transport interrupts the driver. Any thread may call it; it never waits for the
+    driver's calls."""
 
     def queue_interrupt(self, index: int) -> None:
         """Queue ``index`` has used buffers."""
@@ -91,32 +90,13 @@ class Signals(Protocol):
         ...
 
 
-class QueueRegisters:
-    """What the driver wrote about one queue. Addresses are guest-physical and unchecked.
-
-    ``served``: the device has it. ``was_reset``: it had, and may have it again.
-    """
-
-    __slots__ = ("avail", "desc", "enabled", "max_size", "served", "size", "used", "was_reset")
-
-    def __init__(self, max_size: int) -> None:
-        self.max_size = max_size
-        self.clear()
-
-    def clear(self) -> None:
-        """The state after reset of the device."""
-        self.size = self.max_size
-        self.enabled = self.served = self.was_reset = False
-        self.desc = self.avail = self.used = 0
-
-
 class TransportState:
     """The device-independent registers of one virtio device.
 
     ``kicks`` are the transport's eventfds, one per queue, as in
-    :class:`Activation`; ``fence`` goes to the queues. ``reason`` says why
-    FEATURES_OK was withheld or why the device needs a reset, for whoever
-    debugs a driver.
+    :class:`Activation`. The queues get ``fence``. ``reason`` says why
+    FEATURES_OK was withheld or why the device needs a reset, which helps
+    those who debug a driver.
     """
 
     def __init__(
@@ -135,10 +115,9 @@ class TransportState:
         self.driver_feature_select = 0
         self.driver_features = 0
         self.queue_select = 0
-        self._count = len(self.queues)
-        self._generation = 0
-        self._config = device.config
+        self.config = ConfigSpace(device)
         self.reason = ""
+        self._count = len(self.queues)
         self._ram = ram
         self._kicks = kicks
         self._signals = signals
@@ -159,7 +138,7 @@ class TransportState:
         return _window(self.driver_features, self.driver_feature_select)
 
     def write_driver_feature(self, value: int) -> None:
-        """Accept 32 bits of features; until FEATURES_OK."""
+        """The driver accepts 32 feature bits; ignored from FEATURES_OK on."""
         if self._status & VIRTIO_CONFIG_S_FEATURES_OK or self.driver_feature_select > 1:
             return
         shift = 32 * self.driver_feature_select
@@ -179,7 +158,7 @@ class TransportState:
         return bool(self._status & VIRTIO_CONFIG_S_DRIVER_OK) and not self._needs_reset
 
     def write_status(self, value: int) -> None:
-        """The driver's write to the status register (table at the head of this file)."""
+        """The driver writes the status register (table at the head of this file)."""
         if value == 0:
             self.reset()
             return
@@ -197,7 +176,7 @@ class TransportState:
                 self._activate()
 
     def reset(self) -> None:
-        """Back to the state after power-on; returns when the device is quiet."""
+        """Return to the state after power-on, once the device is quiet."""
         self.device.reset()
         self._status = 0
         self._needs_reset = False
@@ -216,46 +195,16 @@ class TransportState:
         elif not self.driver_features & VIRTIO_F_VERSION_1:
             self.reason = "the driver does not accept VIRTIO_F_VERSION_1"
         elif not self.device.negotiated(self.driver_features):
-            self.reason = f"the device cannot work with the features {self.driver_features:#x}"
+            self.reason = f"the device does not accept the feature bits {self.driver_features:#x}"
         else:
             return True
         return False
-
-    # -- configuration space -------------------------------------------------
-
-    @property
-    def generation(self) -> int:
-        """The configuration generation: another one whenever a driver that reads the
-        space in pieces may have got pieces of two states (§4.1.4.3.1).
-        """
-        self._current_config()
-        return self._generation
-
-    def read_config(self, offset: int, size: int) -> int:
-        """Little-endian integer at ``offset`` of the device's space; 0 past its end."""
-        config = self._current_config()
-        end = offset + size
-        return int.from_bytes(config[offset:end], "little") if end <= len(config) else 0
-
-    def write_config(self, offset: int, size: int, value: int) -> None:
-        """The driver's write to the device's space; past its end, nothing."""
-        if offset + size <= len(self._config):
-            self.device.write_config(offset, size, value)
-
-    def _current_config(self) -> bytes:
-        # Looked at when the driver looks: a count kept by who changes the space
-        # would change before or after it, and a driver could read in between.
-        config = self.device.config
-        if config is not self._config:
-            self._config = config
-            self._generation = (self._generation + 1) & 0xFF
-        return config
 
     # -- queues ------------------------------------------------------------
 
     @property
     def queue(self) -> QueueRegisters | None:
-        """The selected queue, None if there is no such queue."""
+        """The selected queue; None if it is out of range."""
         return self.queues[self.queue_select] if self.queue_select < self._count else None
 
     @property
@@ -268,27 +217,23 @@ class TransportState:
         return None if late else queue
 
     def write_queue_size(self, value: int) -> None:
-        """Choose a smaller size for the selected queue; an impossible one is ignored.
-
-        That of a split queue is a power of 2 (§2.7).
-        """
+        """Choose a smaller size for the selected queue; ignore an impossible one."""
         queue = self.writable_queue
-        packed = self.driver_features & VIRTIO_F_RING_PACKED
-        if queue and 0 < value <= queue.max_size and (packed or not value & (value - 1)):
+        if queue and queue.allows_size(value, self.driver_features):
             queue.size = value
 
     def write_queue_enable(self, value: int) -> None:
-        """Enable the selected queue; everything but 1 is ignored (§4.1.4.3.2)."""
+        """Enable the selected queue if ``value`` is 1 (§4.1.4.3.2)."""
         queue = self.writable_queue
         if queue is None or value != 1:
             return
         queue.enabled = True
-        if self.active and (ring := self._ring(self.queue_select, queue)):
-            self.device.start_queue(self.queue_select, ring)
+        if self.active and (started := self._make_queue(self.queue_select, queue)):
+            self.device.start_queue(self.queue_select, started)
             queue.served = True
 
     def write_queue_reset(self, value: int) -> bool:
-        """Reset the selected queue if ``value`` is 1 and it can be; whether it was (§2.6.1)."""
+        """Reset the selected queue if ``value`` is 1; True if the queue could be reset (§2.6.1)."""
         queue = self.queue
         negotiated = self._status & VIRTIO_CONFIG_S_FEATURES_OK and (
             self.driver_features & VIRTIO_F_RING_RESET
@@ -311,8 +256,8 @@ class TransportState:
         for index, registers in enumerate(self.queues):
             if not registers.enabled:
                 queues.append(None)
-            elif ring := self._ring(index, registers):
-                queues.append(ring)
+            elif queue := self._make_queue(index, registers):
+                queues.append(queue)
             else:
                 return
         self.device.activate(
@@ -329,25 +274,20 @@ class TransportState:
         for registers in self.queues:
             registers.served = registers.enabled
 
-    def _ring(self, index: int, q: QueueRegisters) -> Virtqueue | None:
-        """Queue ``index`` at the start of its rings; None if it cannot be, which is then said."""
-        ram, features = self._ram, self.driver_features
-        place = q.size, q.desc, q.avail, q.used
-        packed = features & VIRTIO_F_RING_PACKED
-        if reason := (packed_ring_error if packed else ring_error)(ram, *place):
+    def _make_queue(self, index: int, registers: QueueRegisters) -> Virtqueue | None:
+        """Queue ``index`` at the start of its rings; None, and NEEDS_RESET, if that cannot be."""
+        if reason := registers.ring_error(self._ram, self.driver_features):
             self._broken(f"queue {index}: {reason}")
             return None
-        if packed:
-            return PackedQueue(ram, index, *place, features, self._fence)
-        return SplitQueue(ram, index, *place, features, self._fence)
+        return registers.make_queue(self._ram, index, self.driver_features, self._fence)
 
     def config_changed(self) -> None:
-        """The configuration space changed: interrupt (§2.5). Any thread."""
+        """Interrupt the driver, because the configuration space changed (§2.5). Any thread."""
         if self._status & VIRTIO_CONFIG_S_DRIVER_OK:
             self._signals.config_interrupt()
 
     def lacks(self, lack: str) -> None:
-        """The transport lacks something of the host's (``lack``): nothing works until reset."""
+        """The host lacks a resource for the transport, ``lack``: the device is unusable until reset."""
         self._broken(f"the host cannot serve the device: {lack}")
         self.device.lacks(lack)
 

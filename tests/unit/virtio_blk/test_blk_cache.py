@@ -190,11 +190,11 @@ def test_every_value_is_on_or_off(make: Callable[..., Disk], value: int, read: i
 def test_a_switch_is_another_generation(make: Callable[..., Disk]) -> None:
     disk = make(CacheMode.WRITEBACK)
     registers = TransportState(disk.device, disk.transport.ram, [], None)  # type: ignore[arg-type]
-    first = registers.generation
-    assert registers.generation == first
-    registers.write_config(WRITEBACK_AT, 1, 0)
-    assert registers.generation != first
-    assert registers.read_config(WRITEBACK_AT, 1) == 0
+    first = registers.config.generation
+    assert registers.config.generation == first
+    registers.config.write(WRITEBACK_AT, 1, 0)
+    assert registers.config.generation != first
+    assert registers.config.read(WRITEBACK_AT, 1) == 0
 
 
 @pytest.mark.parametrize("cache", MODES)

@@ -1,0 +1,47 @@
+"""The registers of one virtqueue, and the queue that they describe. Pure."""
+
+from collections.abc import Callable
+
+from pykvm.memory.ram import Ram
+from pykvm.virtio.constants import VIRTIO_F_RING_PACKED
+from pykvm.virtio.geometry import packed_ring_error, ring_error
+from pykvm.virtio.packed import PackedQueue
+from pykvm.virtio.queue import Virtqueue
+from pykvm.virtio.split import SplitQueue
+
+
+class QueueRegisters:
+    """What the driver wrote about one queue. Addresses are guest-physical and unchecked.
+
+    ``served``: the device serves the queue. ``was_reset``: the device served it
+    before a reset of the queue, and may serve it again.
+    """
+
+    __slots__ = ("avail", "desc", "enabled", "max_size", "served", "size", "used", "was_reset")
+
+    def __init__(self, max_size: int) -> None:
+        self.max_size = max_size
+        self.clear()
+
+    def clear(self) -> None:
+        """Return to the state after a reset of the device."""
+        self.size = self.max_size
+        self.enabled = self.served = self.was_reset = False
+        self.desc = self.avail = self.used = 0
+
+    def allows_size(self, size: int, features: int) -> bool:
+        """True if ``size`` is possible with ``features``; a split queue's is a power of 2 (§2.7)."""
+        power_of_2 = not size & (size - 1)
+        return 0 < size <= self.max_size and bool(features & VIRTIO_F_RING_PACKED or power_of_2)
+
+    def ring_error(self, ram: Ram, features: int) -> str:
+        """Why there can be no ring at these addresses, or "" if there can."""
+        check = packed_ring_error if features & VIRTIO_F_RING_PACKED else ring_error
+        return check(ram, self.size, self.desc, self.avail, self.used)
+
+    def make_queue(
+        self, ram: Ram, index: int, features: int, fence: Callable[[], None]
+    ) -> Virtqueue:
+        """Queue ``index`` at the start of its rings. ValueError if :meth:`ring_error` has one."""
+        kind = PackedQueue if features & VIRTIO_F_RING_PACKED else SplitQueue
+        return kind(ram, index, self.size, self.desc, self.avail, self.used, features, fence)
