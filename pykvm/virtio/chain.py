@@ -1,7 +1,7 @@
 """A descriptor chain as a device sees it: parsed, checked and translated. Pure.
 
-:class:`pykvm.virtio.queue.Virtqueue` fills them in; tables of mistakes and what
-each gets stand at the head of that file and of those of the two formats.
+:class:`pykvm.virtio.queue.Virtqueue` fills chains in. The head of that file, and of
+the files of the two formats, has a table of mistakes and the answer to each.
 """
 
 from typing import Final
@@ -28,24 +28,23 @@ CHAIN_ERRORS = (
 MAX_CHAIN_BYTES = 1 << 32
 
 _ROOM: Final = 4
-"""Segments that there is room for at first: those of header, data and status."""
+"""Initial room, in segments: enough for header, data and status."""
 ROOM_KEPT: Final = 256
-"""Room for more segments than this is given back after a request: a driver can fill each entry of
-its queue with a table as long as the device takes, and then do nothing more. Linux needs no more
-unless ``seg_max`` tells it to."""
+"""Room for more segments than this is freed after a request. Otherwise a driver could make each
+entry of its queue occupy the largest possible room for ever. Linux needs more only if
+``seg_max`` is larger."""
 
 
 class DescriptorChain:
-    """One chain, parsed. Owned by its queue, one per head, overwritten by the next pop of it.
+    """One chain, parsed. Its queue owns one for each head, and each pop of the head overwrites it.
 
     ``offsets[i]`` and ``lengths[i]`` describe segment i: first ``readable``
     device-readable segments, then ``writable`` device-writable ones, in chain
-    order; there is ``room`` for so many. An offset is an index into
-    ``ram.bytes``, or -1 for a range that is not guest RAM; lengths are bytes,
-    never 0. Entries past ``readable +
-    writable`` are stale. ``readable_bytes`` and ``writable_bytes`` are the
-    sums of lengths, segments at -1 included. ``error`` is CHAIN_OK or the code
-    of a mistake.
+    order. Both have ``room`` entries; those from ``readable + writable`` on are
+    stale. An offset is an index into ``ram.bytes``, or -1 for a range that is
+    not guest RAM. A length is in bytes, and never 0. ``readable_bytes`` and
+    ``writable_bytes`` are the sums of lengths, including segments at -1.
+    ``error`` is CHAIN_OK or the code of a mistake.
 
     Valid from pop() to push() of the same head.
     """
@@ -74,13 +73,13 @@ class DescriptorChain:
         self.lengths = zeros(_ROOM)
 
     def clear(self, error: int = CHAIN_OK) -> None:
-        """No segments, and ``error``."""
+        """Remove all segments, and set ``error``."""
         self.readable = self.writable = 0
         self.readable_bytes = self.writable_bytes = 0
         self.error = error
 
     def add(self, offset: int, length: int, writable: bool) -> None:
-        """One more segment, of more than 0 bytes."""
+        """Append a segment of ``length`` bytes, more than 0."""
         last = self.readable + self.writable
         if last == self.room:
             self.grow()
@@ -99,7 +98,7 @@ class DescriptorChain:
             self.error = CHAIN_TOO_MANY_BYTES
 
     def grow(self) -> None:
-        """Room for twice as many segments."""
+        """Double the room."""
         room = self.room
         offsets, lengths = self.offsets, self.lengths
         self.room = 2 * room
@@ -109,7 +108,7 @@ class DescriptorChain:
         self.lengths[:room] = lengths
 
     def shrink(self) -> None:
-        """Room for few segments again; those that there are go."""
+        """Remove all segments, and return to the initial room."""
         self.clear()
         self.room = _ROOM
         self.offsets = zeros(_ROOM)

@@ -1,12 +1,12 @@
 """The contract between a virtio device and the transport that carries it.
 
-A device knows requests, a transport knows registers, and this file is all
-that they know of each other: the PCI transport can host any device that
-implements :class:`VirtioDevice`, and a device runs on any transport that can
-fill in an :class:`Activation` (the tests use one made of a test driver and
-eventfds). Nothing here does I/O.
+A device knows requests, a transport knows registers, and they know nothing else of
+each other. The PCI transport can host any device that implements
+:class:`VirtioDevice`. A device runs on any transport that can fill in an
+:class:`Activation`, such as the tests' transport of a test driver and eventfds.
+Nothing here does I/O.
 
-Who calls what, and from where::
+The calls, and the thread that makes each::
 
     transport (a vCPU thread)         device (its own I/O thread)
     -------------------------         ---------------------------
@@ -19,7 +19,7 @@ Who calls what, and from where::
     stop_queue(index)            -->  drains, stops that queue; returns when quiet
     start_queue(index, queue)    -->  starts to serve it again
     hold()                       -->  keeps off guest memory; returns when quiet
-    release()                    -->  goes on
+    release()                    -->  continues
     lacks(lack)                  -->  drains, stops; returns when quiet
     reset()                      -->  drains, stops; returns when quiet
     close()                      -->  the end
@@ -35,7 +35,7 @@ from pykvm.virtio.queue import Virtqueue
 
 @record
 class Activation:
-    """What a transport hands to a device when the driver sets DRIVER_OK.
+    """The values that a transport hands to a device when the driver sets DRIVER_OK.
 
     ``ram`` is the guest's memory and ``features`` the negotiated bits.
     ``queues[i]`` is queue i, ready for use, or None where the driver left it
@@ -44,7 +44,7 @@ class Activation:
 
     ``interrupt(i)`` tells the driver that queue i has used buffers: call it
     only when :meth:`Virtqueue.publish` asks for it. ``config_changed()``
-    tells it that ``config`` is another. ``broken(reason)`` sets
+    tells it that ``config`` changed. ``broken(reason)`` sets
     DEVICE_NEEDS_RESET (virtio 1.2 §2.1.2): the guest's rings can no longer be
     trusted, or the host cannot serve them, and the device serves nothing until
     reset. All three may be called from any thread and never block on the guest.
@@ -69,10 +69,10 @@ class VirtioDevice(Protocol):
 
     @property
     def features(self) -> int:
-        """The device-type and ring feature bits offered.
+        """The device-type and ring feature bits that the device offers.
 
-        The transport adds VIRTIO_F_VERSION_1. Every transport can do what
-        VIRTIO_F_NOTIFICATION_DATA and VIRTIO_F_RING_RESET ask of it.
+        The transport adds VIRTIO_F_VERSION_1. Every transport supports
+        VIRTIO_F_NOTIFICATION_DATA and VIRTIO_F_RING_RESET.
         """
         ...
 
@@ -85,63 +85,63 @@ class VirtioDevice(Protocol):
     def config(self) -> bytes:
         """The device-specific configuration space, of a length that never changes.
 
-        Another object whenever its content is another: so the transport
-        notices every change, and no access sees half of one.
+        A new bytes object whenever the content changes: so the transport notices
+        every change, and no access sees half of one.
         """
         ...
 
     def write_config(self, offset: int, size: int, value: int) -> None:
-        """The driver's write to the configuration space; what cannot be written is ignored."""
+        """The driver writes to the configuration space; writes of read-only fields are ignored."""
         ...
 
     def negotiated(self, features: int) -> bool:
-        """May the driver run with these bits? False withholds FEATURES_OK."""
+        """True if the driver may run with these bits; False withholds FEATURES_OK."""
         ...
 
     def queue_count(self, features: int) -> int:
-        """How many queues there are, from queue 0 on, for a driver that runs with these bits."""
+        """The number of queues, from queue 0 on, for a driver that runs with these bits."""
         ...
 
     def activate(self, activation: Activation) -> None:
-        """Start to serve; whatever lies in the queues already is served without a kick.
+        """Start to serve, beginning with the requests that wait in the queues, without a kick.
 
         ``broken`` may be called before this returns, as in :meth:`start_queue`.
         """
         ...
 
     def stop_queue(self, index: int) -> None:
-        """Reset an active queue (virtio 1.2 §2.6.1), as :meth:`reset` does with the device.
+        """Reset an active queue (virtio 1.2 §2.6.1) as :meth:`reset` resets the device.
 
-        Only if VIRTIO_F_RING_RESET is offered, as :meth:`start_queue`.
+        Called only if VIRTIO_F_RING_RESET is offered, like :meth:`start_queue`.
         Harmless if the device serves nothing until reset.
         """
         ...
 
     def start_queue(self, index: int, queue: Virtqueue) -> None:
-        """Serve ``queue`` as queue ``index``, which was stopped."""
+        """Serve ``queue`` as queue ``index``, which :meth:`stop_queue` stopped."""
         ...
 
     def hold(self) -> None:
         """Neither touch guest memory nor raise a queue's interrupt until :meth:`release`.
 
-        Returns when that is so: what is executing is completed first, what
-        waits is kept. Outlasts resets and activations. Harmless if it holds.
+        Completes the requests that are executing, keeps those that wait, then
+        returns. Holds through resets and activations. Harmless if it holds already.
         """
         ...
 
     def release(self) -> None:
-        """Undo :meth:`hold`; whatever lies in the queues by now is served without a kick."""
+        """Undo :meth:`hold`, and serve the requests that wait in the queues, without a kick."""
         ...
 
     def lacks(self, lack: str) -> None:
-        """The host has not enough of something (``lack``) for the transport: tell the user.
+        """The host lacks a resource, ``lack``, for the transport: tell the user.
 
-        Serve nothing until reset, as the driver sees by DEVICE_NEEDS_RESET.
+        Serve nothing until reset. The driver sees DEVICE_NEEDS_RESET.
         """
         ...
 
     def reset(self) -> None:
-        """Stop serving: drain what is in flight, complete nothing after, then forget the rings.
+        """Stop serving: complete the requests in flight, then forget the rings.
 
         Returns when no thread of the device touches guest memory any more.
         Harmless when not active.
@@ -149,5 +149,6 @@ class VirtioDevice(Protocol):
         ...
 
     def close(self) -> None:
-        """Reset, then release files and threads. Not used again; closing twice is harmless."""
+        """Reset, then release files and threads. The device cannot be used again. Closing twice is
+        harmless."""
         ...

@@ -1,4 +1,4 @@
-"""Can a virtqueue be where its driver says that it is? Pure."""
+"""Checks the addresses and the size of a virtqueue. Pure."""
 
 from collections.abc import Iterable
 
@@ -15,9 +15,9 @@ from pykvm.virtio.constants import (
 
 
 def ring_error(ram: Ram, size: int, desc: int, avail: int, used: int) -> str:
-    """Why a split queue cannot work with this geometry, or "" if it can (§2.7, §2.7.10).
+    """Why a split queue cannot have this geometry; "" if it can (§2.7, §2.7.10).
 
-    ``size`` in descriptors, the rest guest-physical addresses of the three areas.
+    ``size`` is in descriptors. The rest are guest-physical addresses of the three areas.
     """
     if not 0 < size <= VIRTQ_MAX_SIZE or size & (size - 1):
         return f"the queue size {size} is not a power of 2 up to {VIRTQ_MAX_SIZE}"
@@ -32,7 +32,7 @@ def ring_error(ram: Ram, size: int, desc: int, avail: int, used: int) -> str:
 
 
 def packed_ring_error(ram: Ram, size: int, desc: int, driver: int, device: int) -> str:
-    """As :func:`ring_error`, of a packed queue (§2.8.10.1)."""
+    """As :func:`ring_error`, for a packed queue (§2.8.10.1)."""
     if not 0 < size <= VIRTQ_MAX_SIZE:
         return f"the queue size {size} is not from 1 to {VIRTQ_MAX_SIZE}"
     small = VIRTQ_EVENT_SUPPRESS_ALIGN, VIRTQ_EVENT_SUPPRESS_SIZE

@@ -1,26 +1,28 @@
 """The device's side of a packed virtqueue (virtio 1.2 §2.8). Pure.
 
-One ring of descriptors that both sides write. Each side goes round with a wrap
-counter, which starts at 1 and changes with each round; a descriptor's AVAIL and
-USED flags tell whose turn it is: available if AVAIL is the device's counter and
-USED is not, used if both are. Heads are numbers of this module's own: a buffer
-id is the driver's, comes back as it came, and is looked at by nobody.
+Both sides write one ring of descriptors. Each side has a wrap counter, which starts
+at 1 and flips with each round. A descriptor is available if its AVAIL flag equals the
+device's counter and its USED flag does not. It is used if both flags equal it. Heads
+are numbers that this module assigns. A buffer id belongs to the driver: the device
+returns it unread.
 
-What a hostile or broken driver gets beyond what :mod:`pykvm.virtio.queue` says:
+Mistakes of a driver that only this format knows, and the answer to each; for the others
+see :mod:`pykvm.virtio.queue`:
 
 ===================================================  ==================================
-more descriptors available than are the driver's     BROKEN: what comes next is where
-a list that goes on with an unavailable descriptor,  the list ends, and nobody knows
-or does not end before the driver's descriptors do   where that is
+more available descriptors than the driver owns      BROKEN: the next list begins at
+a list that continues with an unavailable            the end of this one, which is
+descriptor, or is longer than the driver's           unknown
+descriptors
 ---------------------------------------------------  ----------------------------------
 INDIRECT in a list of several descriptors            CHAIN_BAD_INDIRECT    no segments
 ---------------------------------------------------  ----------------------------------
-any buffer id; one that is in flight already         nothing: it is the driver's
+any buffer id, even of a buffer in flight            accepted: it is the driver's
 INDIRECT and NEXT within an indirect table           ignored (§2.8.7)
 ===================================================  ==================================
 
-Flags, id and length of a descriptor are one word, and each event suppression
-structure (§2.8.10) is another: read once, and written at once.
+Flags, id and length of a descriptor are one word. Each event suppression structure
+(§2.8.10) is one word, too. A word is read once, and written at once.
 """
 
 from collections.abc import Callable
@@ -45,7 +47,7 @@ from pykvm.virtio.geometry import packed_ring_error
 from pykvm.virtio.queue import BROKEN, EMPTY, Virtqueue, no_fence, unaligned_table
 
 WRAP = 1 << 15
-"""Where a wrap counter is beside a position, in event suppression and in saved states."""
+"""The bit of the wrap counter beside a position, in event suppression and saved states."""
 
 
 class PackedQueue(Virtqueue):
@@ -91,18 +93,19 @@ class PackedQueue(Virtqueue):
         self._desc = ram.translate(desc, VIRTQ_DESC_SIZE * size) // 8
         self._driver = ram.translate(driver, VIRTQ_EVENT_SUPPRESS_SIZE) // 4
         self._device = ram.translate(device, VIRTQ_EVENT_SUPPRESS_SIZE) // 4
-        # Where descriptors are taken, and how the flags of those look that may be; where
-        # used ones are written, and with which flags.
+        # The next descriptor to take, and the flags that make it available; the next used
+        # descriptor to write, and its flags.
         self._at, self._turn = 0, VIRTQ_DESC_F_AVAIL
         self._used_at, self._used_flags = 0, VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED
-        self._free = size  # descriptors that are the driver's
+        self._free = size  # descriptors that the driver owns
         self._left = 0  # heads in this drain
-        # The heads that are not in flight, from place in_flight on. Of those that are: the
-        # buffer id, and the number of descriptors.
+        # From index in_flight on: the heads that are not in flight. For each head in flight:
+        # its buffer id, and its number of descriptors.
         self._heads = longs(range(size))
         self._ids = longs([0] * size)
         self._counts = longs([0] * size)
-        # The first used descriptor since publish(): with it the driver sees all of them.
+        # The first used descriptor since publish(). It is written last, because the driver
+        # reads the ring in order.
         self._held = -1
         self._held_word = 0
         self._unpublished = 0  # descriptors used since publish()
@@ -144,7 +147,7 @@ class PackedQueue(Virtqueue):
             self._order.append(head)
         return head
 
-    # -- giving them back --------------------------------------------------
+    # -- giving heads back -------------------------------------------------
 
     def _use(self, head: int, length: int, wrote: bool) -> None:
         word: U64
@@ -179,8 +182,8 @@ class PackedQueue(Virtqueue):
         flags = wanted >> 16 & 3
         if flags != RING_EVENT_FLAGS_DESC or not self._event_idx:
             return flags != RING_EVENT_FLAGS_DISABLE
-        # In positions of the present round, as §2.7.10 does it with indices. Bit 15 is the
-        # wrap counter, in what the driver wants and in the flags of used descriptors.
+        # As in §2.7.10, with positions of the present round instead of indices. Bit 15 is the
+        # wrap counter, both in the driver's structure and in the flags of used descriptors.
         event = wanted & 0x7FFF
         if (wanted ^ self._used_flags) & VIRTQ_DESC_F_USED:
             event -= self.size
@@ -195,7 +198,7 @@ class PackedQueue(Virtqueue):
     def enable_notifications(self) -> bool:
         """See Virtqueue."""
         if self._event_idx:
-            self._u32[self._device] = RING_EVENT_FLAGS_DESC << 16 | _where(self._at, self._turn)
+            self._u32[self._device] = RING_EVENT_FLAGS_DESC << 16 | _position(self._at, self._turn)
         else:
             self._u32[self._device] = RING_EVENT_FLAGS_ENABLE << 16
         self._full_fence()
@@ -210,7 +213,7 @@ class PackedQueue(Virtqueue):
         if not self.error:
             place = self._flags_at()
             flags = self._u16[place]
-            # What is available by now is to look changed.
+            # A descriptor that is available already must count as changed.
             watch.add(self._u16, place, flags ^ 0xFFFF if self._is_available(flags) else flags)
 
     def _flags_at(self) -> int:
@@ -220,8 +223,8 @@ class PackedQueue(Virtqueue):
 
     def save(self) -> dict[str, int]:
         """See Virtqueue."""
-        assert not self.in_flight, "a queue is saved when it is quiet"
-        last = _where(self._at, self._turn)
+        assert not self.in_flight, "a queue with requests in flight cannot be saved"
+        last = _position(self._at, self._turn)
         return {"last_avail": last, "used": last}
 
     def restore(self, state: dict[str, int]) -> str:
@@ -243,7 +246,7 @@ class PackedQueue(Virtqueue):
     # -- parsing -----------------------------------------------------------
 
     def _is_available(self, flags: int) -> bool:
-        """May a descriptor with these flags be taken now, if it is the next one?"""
+        """True if the next descriptor is available with these flags."""
         return flags & (VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED) == self._turn
 
     def _advance(self) -> None:
@@ -253,9 +256,9 @@ class PackedQueue(Virtqueue):
             self._turn ^= VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED
 
     def _walk(self, chain: DescriptorChain, head: int, word: U64) -> bool:
-        """Take the list of descriptors that begins with the next one; False: the ring is broken.
+        """Take the list that begins with the next descriptor; False if the ring is broken.
 
-        ``word`` is the second word of the first.
+        ``word`` is the second word of that descriptor.
         """
         indirect = False
         count = 1
@@ -273,7 +276,7 @@ class PackedQueue(Virtqueue):
             count += 1
             word = self._u64[self._desc + 2 * self._at + 1]
             if not self._is_available(word >> 48):
-                self._break("a list goes on with a descriptor that is not available")
+                self._break("a list continues with a descriptor that is not available")
                 return False
         self._ids[head], self._counts[head] = word >> 32 & 0xFFFF, count
         if indirect:
@@ -301,6 +304,6 @@ class PackedQueue(Virtqueue):
             chain.add(self._translate(address, length), length, writable)
 
 
-def _where(at: int, turn: int) -> int:
-    """A position and its wrap counter in one number, as drivers are given it."""
+def _position(at: int, turn: int) -> int:
+    """A position and its wrap counter in one number, as in event suppression (§2.8.10)."""
     return at | (turn & VIRTQ_DESC_F_AVAIL) << 8

@@ -1,4 +1,4 @@
-"""The device's side of a virtqueue, whatever its format (virtio 1.2 §2.6). Pure.
+"""The device's side of a virtqueue: the common part of both formats (virtio 1.2 §2.6). Pure.
 
 A device's loop over one queue::
 
@@ -7,19 +7,19 @@ A device's loop over one queue::
         queue.begin_drain()                    # at most size heads from here on
         while (head := queue.pop()) >= 0:
             chain = queue.chains[head]         # parsed, checked, translated
-            ...                                # sooner or later: queue.push(head, length)
-        if queue.publish():                    # the driver sees them, and wants to be told
+            ...                                # now or later: queue.push(head, length)
+        if queue.publish():                    # the driver sees them and wants an interrupt
             interrupt()
         if queue.error:
             broken(queue.error)
             break
-        if not queue.enable_notifications():   # ask the driver to notify, look again
+        if not queue.enable_notifications():   # True: more heads wait already
             break
 
-:mod:`pykvm.virtio.split` and :mod:`pykvm.virtio.packed` are the two formats. Ring
-memory is the guest's and may change under the reader at any time: both read every
-index and every descriptor exactly once, and nothing is written that is read back.
-What a hostile or broken driver can do in either, and what it gets:
+:mod:`pykvm.virtio.split` and :mod:`pykvm.virtio.packed` are the two formats. The
+guest can change ring memory at any time. So both formats read every index and every
+descriptor exactly once, and never read back what they wrote. The mistakes that a
+hostile or broken driver can make in both formats, and the answer to each:
 
 ===================================================  ==================================
 device-readable after device-writable (§2.7.4.2)     CHAIN_BAD_ORDER       all segments
@@ -36,18 +36,18 @@ WRITE on the descriptor of an indirect table         ignored (§2.7.5.3.2, §2.8
 ===================================================  ==================================
 
 A chain with an error has a valid head, so the device must complete it: with a
-status if it still finds where that goes (CHAIN_BAD_ORDER, CHAIN_TOO_MANY_BYTES),
-else with ``push(head, 0)``. The ring itself stays usable.
+status if the status byte can still be found (CHAIN_BAD_ORDER, CHAIN_TOO_MANY_BYTES),
+else with ``push(head, 0)``. The ring stays usable.
 
-Drivers are told to keep a chain within the queue size (§2.7.5.3.1), but a
-block driver's segment limit is its own field and other devices take tables of
-1024 data segments whatever the queue size, so an indirect table may hold
+A driver must keep a chain within the queue size (§2.7.5.3.1). But a block driver's
+segment limit is a separate field, and other implementations of the device take tables
+of 1024 data segments with any queue size. So an indirect table may hold
 ``max(queue size, 1026)`` descriptors.
 
 Memory order: x86 keeps loads in order and stores in order, and an interpreter
-adds no reordering of its own, so "element before index" needs nothing. What
-x86 does not keep is a store before a later load of another address: that is
-what ``fence`` is for, see :mod:`pykvm.virtio.fence`.
+adds no reordering of its own, so "element before index" needs no fence. But x86
+may move a load before an earlier store to a different address. ``fence`` prevents
+that (:mod:`pykvm.virtio.fence`).
 """
 
 from collections import deque
@@ -69,10 +69,10 @@ if cython.compiled:
     from cython.cimports.c_calls import full_fence
 
 COMPILED: bool = cython.compiled
-"""Is this the compiled form (speed/README.md)? Its queues have a fence of their own."""
+"""True in the compiled form (speed/README.md), whose queues have a fence of their own."""
 
 EMPTY = -1
-"""pop(): nothing more in this drain."""
+"""pop(): this drain has no more heads."""
 BROKEN = -2
 """pop(): the ring is unusable until the device is reset; ``error`` says why."""
 
@@ -84,11 +84,13 @@ def no_fence() -> None:
 
 
 class Virtqueue:
-    """What both formats share; the methods that only raise are theirs. One thread at a time.
+    """The common part of both formats, which implement the methods that only raise here.
+
+    One thread at a time uses a queue.
 
     ``chains[head]`` is the parsed chain of a popped head; ``size`` the number
     of descriptors; ``index`` the queue's number; ``error`` "" or why the queue
-    is broken; ``in_flight`` how many heads the driver has not got back.
+    is broken; ``in_flight`` the number of heads that were popped and not pushed.
     """
 
     index: int
@@ -116,9 +118,9 @@ class Virtqueue:
     def __init__(
         self, ram: Ram, index: int, size: int, features: int, fence: Callable[[], None]
     ) -> None:
-        """``features`` are the negotiated bits, ``fence`` orders earlier stores before later loads.
+        """``fence`` orders earlier stores before later loads.
 
-        Of the bits INDIRECT_DESC, EVENT_IDX and IN_ORDER matter here.
+        ``features`` are the negotiated bits. INDIRECT_DESC, EVENT_IDX and IN_ORDER matter here.
         """
         self.index = index
         self.size = size
@@ -132,24 +134,25 @@ class Virtqueue:
         self._indirect = bool(features & VIRTIO_F_INDIRECT_DESC)
         self._event_idx = bool(features & VIRTIO_F_EVENT_IDX)
         self._in_order = bool(features & VIRTIO_F_IN_ORDER)
-        # With IN_ORDER: heads in flight as they were popped, and those that are done too early.
+        # With IN_ORDER: heads in flight, in the order of pop(), and heads that were pushed early.
         self._order = deque()
         self._done = {}
         self._bytes = ram.bytes
         self._u16 = ram.u16
         self._u32 = ram.u32
         self._u64 = ram.u64
-        # The region that most buffers lie in, so that the common translation is two compares.
+        # Most buffers lie in the first region. With its bounds at hand, a translation is two
+        # comparisons.
         first = ram.regions[0]
         self._start, self._end, self._first = first.start, first.end, first.offset
 
     # -- taking requests ---------------------------------------------------
 
     def begin_drain(self) -> int:
-        """How many heads :meth:`pop` will give at most, never more than ``size``; or BROKEN.
+        """Begin a drain: the largest number of heads that :meth:`pop` can give, or BROKEN.
 
-        A driver that refills the ring meanwhile is served by the next drain,
-        so a drain always ends.
+        The number is at most ``size``. If the driver refills the ring meanwhile,
+        the next drain takes the new heads, so each drain ends.
         """
         raise NotImplementedError
 
@@ -157,63 +160,66 @@ class Virtqueue:
         """The next head of this drain, with ``chains[head]`` filled in; or EMPTY; or BROKEN."""
         raise NotImplementedError
 
-    # -- giving them back --------------------------------------------------
+    # -- giving heads back -------------------------------------------------
 
     def push(self, head: int, length: int, wrote: bool = False) -> None:
-        """Give ``head`` back: ``length`` bytes were written to it (§2.7.8, §2.8.4).
+        """Give ``head`` back, with ``length`` bytes written to it (§2.7.8, §2.8.4).
 
-        These are the first ones that a device may write, without a gap; it may
-        have written others (§2.7.8.2). ``wrote``: it wrote some, whatever
-        ``length`` is, which a packed ring tells the driver.
-        The driver sees nothing of it before :meth:`publish`. Any order of
-        heads is allowed, each popped head exactly once; with IN_ORDER the
-        driver gets them in the order of :meth:`pop` all the same (§2.7.9).
+        ``length`` counts from the first device-writable byte to the first gap.
+        The device may have written bytes behind the gap (§2.7.8.2). ``wrote``
+        tells that it wrote any; a packed ring tells the driver.
+        The driver sees the head only after :meth:`publish`. Push each popped
+        head exactly once, in any order; with IN_ORDER the driver gets them in
+        the order of :meth:`pop` nevertheless (§2.7.9).
         """
         chain = self.chains[head]
         assert chain.in_flight, f"head {head} is not in flight"
         if self._in_order:
-            self._in_turn(head, length, wrote)
+            self._use_in_order(head, length, wrote)
         else:
             chain.in_flight = False
             self.in_flight -= 1
             self._use(head, length if length < MAX_CHAIN_BYTES else MAX_CHAIN_BYTES - 1, wrote)
 
     def publish(self) -> bool:
-        """Show the driver what was pushed. True: it wants an interrupt (§2.7.7.2, §2.8.10)."""
+        """Show the driver all pushed heads. True: it wants an interrupt (§2.7.7.2, §2.8.10)."""
         raise NotImplementedError
 
     # -- notifications -----------------------------------------------------
 
     def disable_notifications(self) -> None:
-        """Tell the driver not to notify for now. Only a hint: it may still do so."""
+        """Ask the driver not to notify for now. This is a hint, which it may ignore."""
         raise NotImplementedError
 
     def enable_notifications(self) -> bool:
-        """Ask the driver to notify from now on. True: more is waiting already, so drain again."""
+        """Ask the driver to notify from now on. True: more heads wait already, so drain again."""
         raise NotImplementedError
 
     def available(self) -> bool:
-        """Is more waiting?"""
+        """True if more heads wait."""
         raise NotImplementedError
 
     def watch(self, watch: Watch) -> None:
-        """Give ``watch`` the word that changes when more is waiting, or has changed if it is."""
+        """Give ``watch`` the word that changes when more heads wait.
+
+        If they wait already, the word counts as changed.
+        """
         raise NotImplementedError
 
     # -- state -------------------------------------------------------------
 
     def save(self) -> dict[str, int]:
-        """The queue's place in its rings, for a snapshot. Nothing may be in flight."""
+        """The queue's place in its rings, for a snapshot. No head may be in flight."""
         raise NotImplementedError
 
     def restore(self, state: dict[str, int]) -> str:
-        """Go on where :meth:`save` was: "", or why a state, hostile input, is impossible."""
+        """Return to the place of :meth:`save`: "", or why ``state``, hostile input, is wrong."""
         raise NotImplementedError
 
     # -- for the formats ---------------------------------------------------
 
     def _full_fence(self) -> None:
-        """Order all stores until now before all loads from now on."""
+        """Order all earlier stores before all later loads."""
         if cython.compiled:
             full_fence()
         if self._fence is not None:
@@ -223,8 +229,8 @@ class Virtqueue:
         """Write the used element of ``head``, which is no longer in flight."""
         raise NotImplementedError
 
-    def _in_turn(self, head: int, length: int, wrote: bool) -> None:
-        """Keep ``head`` until all that were popped before it are done too."""
+    def _use_in_order(self, head: int, length: int, wrote: bool) -> None:
+        """Keep ``head`` until all heads that were popped before it are done."""
         assert head not in self._done, f"head {head} is not in flight"
         self._done[head] = (length, wrote)
         while self._order and self._order[0] in self._done:
@@ -239,7 +245,7 @@ class Virtqueue:
         return BROKEN
 
     def _table(self, address: U64, length: U64) -> int:
-        """Where an indirect table is in ``ram.bytes``; -1 if its descriptor is malformed."""
+        """Offset of an indirect table in ``ram.bytes``; -1 if its descriptor is malformed."""
         if not self._indirect:
             return -1
         if not length or length % VIRTQ_DESC_SIZE or length > self._table_limit:

@@ -30,7 +30,7 @@ class QueueRegisters:
         self.desc = self.avail = self.used = 0
 
     def allows_size(self, size: int, features: int) -> bool:
-        """True if ``size`` is possible with ``features``; a split queue's is a power of 2 (§2.7)."""
+        """True if ``size`` is possible with ``features``: split queues need a power of 2 (§2.7)."""
         power_of_2 = not size & (size - 1)
         return 0 < size <= self.max_size and bool(features & VIRTIO_F_RING_PACKED or power_of_2)
 

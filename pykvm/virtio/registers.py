@@ -287,7 +287,7 @@ class TransportState:
             self._signals.config_interrupt()
 
     def lacks(self, lack: str) -> None:
-        """The host lacks a resource for the transport, ``lack``: the device is unusable until reset."""
+        """The host lacks a resource, ``lack``, for the transport: unusable until reset."""
         self._broken(f"the host cannot serve the device: {lack}")
         self.device.lacks(lack)
 

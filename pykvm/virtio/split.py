@@ -1,12 +1,13 @@
 """The device's side of a split virtqueue (virtio 1.2 §2.7). Pure.
 
-What a hostile or broken driver gets beyond what :mod:`pykvm.virtio.queue` says:
+Mistakes of a driver that only this format knows, and the answer to each; for the others
+see :mod:`pykvm.virtio.queue`:
 
 ===================================================  ==================================
-avail.idx runs ahead by more than the queue size,    BROKEN: the ring's state means
-or backwards (the same thing modulo 2^16)            nothing any more. The transport
-a head ≥ the queue size                              sets DEVICE_NEEDS_RESET. Sticky:
-a head that is still in flight                       pop() never returns a head again
+avail.idx runs ahead by more than the queue size,    BROKEN: the ring's state has no
+or backwards (the same thing modulo 2^16)            more meaning. The transport sets
+a head ≥ the queue size                              DEVICE_NEEDS_RESET. From then on
+a head that is still in flight                       pop() returns no head
 ---------------------------------------------------  ----------------------------------
 ``next`` ≥ the queue's or the table's size           CHAIN_BAD_NEXT        no segments:
 a loop; more descriptors than the queue or table     CHAIN_TOO_LONG        where the chain
@@ -43,8 +44,8 @@ from pykvm.virtio.queue import BROKEN, EMPTY, Virtqueue, no_fence, unaligned_tab
 class SplitQueue(Virtqueue):
     """One split virtqueue.
 
-    ``last_avail`` is the available index up to which heads were popped and
-    ``used`` the used index up to which they were given back, both modulo 2^16.
+    Heads were popped up to the available index ``last_avail`` and given back up
+    to the used index ``used``. Both are modulo 2^16.
     """
 
     last_avail: int
@@ -98,7 +99,7 @@ class SplitQueue(Virtqueue):
     # -- taking requests ---------------------------------------------------
 
     def begin_drain(self) -> int:
-        """See Virtqueue; exactly what is available now."""
+        """See Virtqueue; the number is exact."""
         if self.error:
             return BROKEN
         available = self._u16[self._avail_idx]
@@ -130,7 +131,7 @@ class SplitQueue(Virtqueue):
         self._walk(chain, head)
         return head
 
-    # -- giving them back --------------------------------------------------
+    # -- giving heads back -------------------------------------------------
 
     def _use(self, head: int, length: int, wrote: bool) -> None:
         at = self._used_ring + 2 * (self.used & self._mask)
@@ -155,7 +156,7 @@ class SplitQueue(Virtqueue):
 
     def disable_notifications(self) -> None:
         """See Virtqueue."""
-        # With EVENT_IDX an avail_event that was passed asks for nothing (§2.7.10).
+        # With EVENT_IDX, an avail_event in the past asks for no notification (§2.7.10).
         if not self._event_idx:
             self._u16[self._used_flags] = VIRTQ_USED_F_NO_NOTIFY
 
@@ -181,7 +182,7 @@ class SplitQueue(Virtqueue):
 
     def save(self) -> dict[str, int]:
         """See Virtqueue."""
-        assert not self.in_flight, "a queue is saved when it is quiet"
+        assert not self.in_flight, "a queue with requests in flight cannot be saved"
         return {"last_avail": self.last_avail, "used": self.used}
 
     def restore(self, state: dict[str, int]) -> str:
@@ -204,8 +205,8 @@ class SplitQueue(Virtqueue):
     def _walk(  # noqa: PLR0912, PLR0915 - one loop on local variables: see below
         self, chain: DescriptorChain, head: int
     ) -> None:
-        # One loop for the queue's table and an indirect one, without calls: this is most of
-        # what a request costs. Each descriptor is two words, each of them read once.
+        # One loop for the queue's table and an indirect one, without calls, because it takes
+        # most of a request's time. Each descriptor is two words, each of them read once.
         address: U64
         length: U64
         start: U64
