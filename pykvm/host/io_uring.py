@@ -5,12 +5,11 @@
     prepare ──► submission queue ──► enter (one system call) ──► kernel
     reap    ◄── completion queue ◄──────────────────────────────────┘
 
-The queues are memory that the kernel and this process share; each index in it
-is written by one of them. An index is read and written by one aligned access
-of 32 bits (a memoryview cast to "I"), after what it hands over: x86 keeps the
-order of loads, and of stores. A full fence would be needed only where a store
-has to be seen before a later load, which is for kernel threads that poll the
-submission queue; here the kernel looks at it during the system call.
+The kernel and this process share the memory of the queues. Only one of the two writes
+each index. An index is accessed by one aligned access of 32 bits (a memoryview cast
+to "I"), after the entries that it hands over: x86 keeps loads in order, and stores in
+order. A full fence would only be needed for a kernel thread that polls the submission
+queue. Here the kernel reads that queue during the system call.
 
 Structures and numbers are those of <linux/io_uring.h>.
 """
@@ -77,11 +76,12 @@ _SIGN = 1 << 31
 class Ring:
     """One ring. Owns its descriptor and mappings; one thread uses it.
 
-    ``fd`` is readable while something is :meth:`completed`. ``pending``
-    counts what was prepared and not taken by the kernel yet, at most ``entries``.
-    No more than twice as many may be prepared and not taken back as completed,
-    or the kernel has to keep completions elsewhere. ``result`` is that of the
-    last completion taken: as the system call's, errors negative.
+    ``fd`` is readable while there are completions. ``pending`` is the number of
+    prepared submissions that the kernel has not taken yet, at most ``entries``.
+    At most twice ``entries`` submissions may be without a completion that was
+    taken; beyond that the kernel keeps completions outside the queue. ``result``
+    belongs to the completion taken last: the system call's result, or a negative
+    errno.
     """
 
     fd: int
@@ -116,7 +116,7 @@ class Ring:
                 raise _unavailable("Linux before 5.6 lacks parts of it")
             self._find(params, completions)
         except BaseException:
-            # A mapping has a descriptor of its own, which would live as long as the exception.
+            # A mapping holds a descriptor, which would stay open as long as the exception exists.
             for mapping in self._maps:
                 with suppress(BufferError):
                     mapping.close()
@@ -146,7 +146,7 @@ class Ring:
     def prepare(
         self, opcode: int, fd: int, offset: U64, address: U64, length: int, flags: int, tag: int
     ) -> None:
-        """Queue a submission; there must be room. ``tag`` comes back with its result."""
+        """Queue a submission, for which there must be room. Its completion carries ``tag``."""
         sqes = self._sqes
         at = (self._tail & self._sq_mask) * (_SQE_SIZE // 8)
         sqes[at] = opcode | fd << 32
@@ -159,11 +159,11 @@ class Ring:
         self.pending += 1
 
     def submit(self) -> None:
-        """Let the kernel take what is pending, by one system call.
+        """Let the kernel take the pending submissions, by one system call.
 
         ``pending`` is not 0 afterwards if the kernel wants completions to be
-        reaped first, or has no memory at the moment. What was taken no longer
-        needs its iovecs. OSError for what cannot be but for a bug.
+        reaped first, or has no memory at the moment. A submission that was taken
+        no longer needs its iovecs. OSError only for a bug.
         """
         self._words[self._sq_tail_at] = self._tail
         while self.pending:
@@ -178,7 +178,7 @@ class Ring:
                 raise OSError(error, f"io_uring_enter: {os.strerror(error)}")
 
     def enter(self, to_submit: int, flags: int) -> int:
-        """The system call: how many submissions it took, or a negative errno."""
+        """Make the system call; the number of submissions that it took, or a negative errno."""
         taken: int
         error: int
         if cython.compiled:
@@ -192,7 +192,7 @@ class Ring:
         return taken if taken >= 0 else -error
 
     def take_back(self) -> list[int]:
-        """Make nothing pending; the tags of what was."""
+        """Withdraw the pending submissions; their tags."""
         tags = []
         while self.pending:
             self.pending -= 1
@@ -202,14 +202,14 @@ class Ring:
         return tags
 
     def completed(self) -> int:
-        """How many completions there are for :meth:`take`. Never waits."""
+        """The number of completions for :meth:`take`. Never waits."""
         words = self._words
         if words[self._flags_at] & (_IORING_SQ_TASKRUN | _IORING_SQ_CQ_OVERFLOW):
             self.enter(0, _IORING_ENTER_GETEVENTS)  # puts them into the queue
         return (words[self._cq_tail_at] - self._head) & _MASK
 
     def take(self) -> int:
-        """The tag of the next completion, whose result is ``result`` from now on."""
+        """Take the next completion: return its tag, and set ``result``."""
         at = (self._head & self._cq_mask) * (_CQE_SIZE // 8)
         tag = self._cqes[at]
         result = self._cqes[at + 1] & _MASK
@@ -219,16 +219,17 @@ class Ring:
         return tag
 
     def watch(self, watch: Watch) -> None:
-        """Give ``watch`` what changes when there are completions that :meth:`take` has not had."""
+        """Give ``watch`` the words that change when there are completions to take."""
         watch.add(self.shared, self.arrivals_at, self._head & 0xFFFF)
-        # The kernel may have some for who enters it: without these flags, which may be set by now.
+        # The kernel sets these flags when it has completions for the next system call. They are
+        # left out here, so flags that are set already count as a change.
         flags = self._words[self._flags_at] & 0xFFFF
         flags &= ~(_IORING_SQ_TASKRUN | _IORING_SQ_CQ_OVERFLOW)
         watch.add(self.shared, self.summons_at, flags)
 
     def close(self) -> None:
-        """Unmap and close the ring. Nothing may be executing."""
-        nothing = memoryview(bytearray(8))  # mappings are closed when nobody looks at them
+        """Unmap and close the ring. No operation may be executing."""
+        nothing = memoryview(bytearray(8))  # a mapping with a view cannot be closed
         self._words, self.shared = nothing.cast("I"), nothing.cast("H")
         self._sqes = self._cqes = nothing.cast("Q")
         for mapping in self._maps:
@@ -237,7 +238,7 @@ class Ring:
 
 
 def problem() -> str:
-    """Why this host gives us no io_uring, or an empty string."""
+    """Why io_uring is not available on this host; "" if it is."""
     try:
         Ring(1).close()
     except HostError as error:
@@ -246,8 +247,8 @@ def problem() -> str:
 
 
 def _setup(entries: int, params: bytearray) -> int:
-    """The descriptor of a new ring, described in ``params``; HostError."""
-    # Completions are found when this thread looks, not by interrupting it (Linux 5.19).
+    """The descriptor of a new ring, which ``params`` describes afterwards; HostError."""
+    # With these flags (Linux 5.19) the kernel does not interrupt this thread for completions.
     for flags in (_IORING_SETUP_COOP_TASKRUN | _IORING_SETUP_TASKRUN_FLAG, 0):
         params[:] = bytes(_PARAMS_SIZE)
         params[8:12] = flags.to_bytes(4, "little")
@@ -266,7 +267,7 @@ def _map(fd: int, size: int, offset: int) -> mmap.mmap:
 
 
 def reason(error: int, disabled: str) -> str:
-    """What io_uring_setup(2) means by ``error``; ``disabled`` is kernel.io_uring_disabled."""
+    """The meaning of ``error`` from io_uring_setup(2). ``disabled``: kernel.io_uring_disabled."""
     if error == errno.ENOSYS:
         return "this kernel has none, or a seccomp filter hides it"
     if error == errno.EPERM and disabled not in ("", "0"):

@@ -1,4 +1,4 @@
-"""Resource limits of a process (setrlimit(2)): what they make fail, and what helps."""
+"""Advice for failures that resource limits cause (setrlimit(2))."""
 
 import errno
 
@@ -11,14 +11,14 @@ SIZES: Final = "raise the limit of the size of files (ulimit -f)"
 
 
 def memory_advice(otherwise: str) -> str:
-    """What helps where memory cannot be mapped: a limit that is set, or ``otherwise``."""
+    """The hint if memory cannot be mapped: raise the limits that are set, or ``otherwise``."""
     limits = _limits()
     found = [f"ulimit -{letter}" for letter in "vd" if letter in limits]
     return f"raise the limit of memory ({', '.join(found)})" if found else otherwise
 
 
 def thread_advice() -> str:
-    """What helps where no thread can be started."""
+    """The hint if no thread can be started."""
     limits = _limits()
     if not limits:
         return f"{THREADS}, or of memory (ulimit -v, -d); a large 'ulimit -s' makes threads costly"
@@ -28,8 +28,8 @@ def thread_advice() -> str:
 
 
 def _limits() -> dict[str, int]:
-    """Those that are set, by their letters; none if a sandbox does not let this process ask."""
-    # Needed in failures only.
+    """The limits that are set, by their letters; none if a sandbox forbids the question."""
+    # Only failures need it.
     try:
         import resource
 
@@ -41,7 +41,7 @@ def _limits() -> dict[str, int]:
 
 
 def advice(number: int, otherwise: str = "") -> str:
-    """What helps against the error ``number`` (an errno), if a limit may be behind it."""
+    """The hint for the errno ``number`` if a limit can cause it, else ``otherwise``."""
     if number == errno.EMFILE:
         return FILES
     if number == errno.EFBIG:

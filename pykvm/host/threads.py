@@ -1,4 +1,4 @@
-"""What the rest of the system sees of a thread: its name, and the CPUs that it may run on."""
+"""Threads as the host sees them: their names, and the CPUs on which they may run."""
 
 import os
 import threading
@@ -12,7 +12,7 @@ from pykvm.host.limits import thread_advice
 from pykvm.lean.typing_names import Final
 
 MAX_CPUS: Final = 8192
-"""More than this Linux does not have (CONFIG_NR_CPUS)."""
+"""The largest number that Linux supports (CONFIG_NR_CPUS)."""
 
 _PR_SET_NAME = 15
 
@@ -20,16 +20,16 @@ _PR_SET_NAME = 15
 def show_thread_name(name: str) -> None:
     """Let ``ps -L`` and ``top -H`` show the calling thread under ``name``, cut to 15 bytes.
 
-    Python keeps the names of its threads to itself until 3.14, and a thread
-    begins with the visible name of the one that started it.
+    Before Python 3.14 the host does not learn the names of Python's threads. A
+    thread inherits the visible name of the thread that started it.
     """
-    # Not by /proc: a process that has confined itself (pykvm/sandbox) opens nothing any more.
-    # A name may have a path in it, whose bytes need not be UTF-8.
+    # Not by /proc, because a confined process (pykvm/sandbox) cannot open files.
+    # A name may contain a path, whose bytes need not be UTF-8.
     prctl(_PR_SET_NAME, os.fsencode(name)[:15] + b"\0")
 
 
 def start(thread: threading.Thread, purpose: str) -> None:
-    """Start ``thread``; HostError, with what it was to be for, if the host has none."""
+    """Start ``thread``; HostError, which names ``purpose``, if the host has no thread left."""
     try:
         thread.start()
     except RuntimeError:
@@ -38,20 +38,20 @@ def start(thread: threading.Thread, purpose: str) -> None:
 
 
 def run_on(cpus: Collection[int]) -> None:
-    """Let the calling thread, and those that it starts, run on these of the host's CPUs only.
+    """Let the calling thread, and threads that it starts, run only on ``cpus`` of the host.
 
-    Those that are not among :func:`usable_cpus` do not count; OSError if that
-    leaves none. Nothing changes if ``cpus`` is empty.
+    CPUs that are not among :func:`usable_cpus` are ignored; OSError if none
+    remain. If ``cpus`` is empty, nothing changes.
     """
     if cpus:
         os.sched_setaffinity(0, cpus)
 
 
 def usable_cpus() -> set[int]:
-    """The host's CPUs that this process may run on if it wants to: those of its cgroup.
+    """The host's CPUs to which this process can set its affinity: those of its cgroup.
 
-    The present affinity may be narrower, and taskset could widen it. Only the
-    kernel knows, and tells by what it leaves of a wish for all.
+    The present affinity may have fewer. The kernel tells the usable CPUs only as
+    the result of a request for all CPUs, which a separate thread makes.
     """
     found = os.sched_getaffinity(0)
 
@@ -61,13 +61,13 @@ def usable_cpus() -> set[int]:
             found.update(os.sched_getaffinity(0))
 
     thread = threading.Thread(target=ask, daemon=True)
-    start(thread, "looking at the host's CPUs")
+    start(thread, "finding the usable CPUs")
     thread.join()
     return found
 
 
 def cpu_list(cpus: Collection[int]) -> str:
-    """``cpus`` for people, as the kernel writes them: ``0-3,6``."""
+    """``cpus`` as text, in the kernel's notation: ``0-3,6``."""
     parts = []
     for _, run in groupby(enumerate(sorted(cpus)), lambda pair: pair[1] - pair[0]):
         numbers = [number for _, number in run]

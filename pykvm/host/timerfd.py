@@ -1,4 +1,4 @@
-"""A timer whose end a poll can see, among other descriptors."""
+"""A timer whose end makes a descriptor readable."""
 
 import os
 from struct import Struct
@@ -15,9 +15,9 @@ _CLOCK_MONOTONIC = 1
 
 
 class Timer:
-    """Owns a timerfd: ``fd`` is readable from the moment on that :meth:`set` was given.
+    """Owns a timerfd: ``fd`` becomes readable at the moment that :meth:`set` got.
 
-    Python has os.timerfd_create from 3.13 on; until then the kernel is asked directly.
+    os.timerfd_create would need Python 3.13, so this makes the system calls.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Timer:
         self.fd = system_call(_NR_TIMERFD_CREATE, _CLOCK_MONOTONIC, flags)
 
     def set(self, moment_ns: int) -> None:
-        """Let ``fd`` be readable from ``moment_ns`` (time.monotonic_ns) on only; 0: never."""
+        """Make ``fd`` readable from ``moment_ns`` (of time.monotonic_ns) on; 0: never."""
         seconds, rest = divmod(moment_ns, _NS_PER_SECOND)
         value = _ITIMERSPEC.pack(0, 0, seconds, rest)
         system_call(_NR_TIMERFD_SETTIME, self.fd, _TFD_TIMER_ABSTIME, value)

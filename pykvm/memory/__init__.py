@@ -1,4 +1,4 @@
-"""Guest memory: the pure view that rings are parsed on, and the mapping behind it."""
+"""Guest memory: its mapping, and the pure view through which devices parse it."""
 
 from pykvm.memory.guest import GuestMemory
 from pykvm.memory.ram import GuestAddressError, Ram, Region

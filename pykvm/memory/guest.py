@@ -20,11 +20,11 @@ GIB = 1 << 30
 HOLE_START = 3 * GIB
 """First guest-physical address of the MMIO hole."""
 HOLE_END = 4 * GIB
-"""Where RAM goes on above the hole."""
+"""The address at which RAM continues above the hole."""
 
 MIN_SIZE = 1 * MIB
 MAX_SIZE = 256 * GIB
-"""With the hole, less than the 39 bits of physical address that desktop processors have."""
+"""With the hole, this fits into the 39 address bits of desktop processors."""
 
 _MAP_NORESERVE = 0x4000  # Python names it from 3.13 on
 _MADV_WIPEONFORK = 18  # Linux 4.14
@@ -42,20 +42,20 @@ def layout(size: int) -> list[Region]:
 class GuestMemory:
     """Owns the mapping of one VM's RAM.
 
-    ``ram`` is the view that everything else works on, and ``address`` the
-    host-virtual address of its first byte, for KVM_SET_USER_MEMORY_REGION.
-    ``fd`` is the memfd behind shared memory, which another process can map,
-    and -1 for anonymous memory. ``large_pages``: the host backs it with pages
-    of 2 MiB where it can. RAM takes no memory of the host before the guest or
-    a device touches it.
+    ``ram`` is the view for devices and loaders. ``address`` is the host-virtual
+    address of its first byte, for KVM_SET_USER_MEMORY_REGION. ``fd`` is the
+    memfd of shared memory, which a second process can map, and -1 for
+    anonymous memory. ``large_pages``: the host backs RAM with pages of 2 MiB
+    where it can. A page of RAM uses memory of the host once the guest or a
+    device has touched it.
 
-    Anonymous memory is the default because most hosts give large pages to
-    that only (:mod:`pykvm.memory.large_pages`). A forked child has empty pages
-    there: otherwise both processes would copy each page at the first write.
+    Anonymous memory is the default because most hosts give large pages only to
+    it (:mod:`pykvm.memory.large_pages`). A forked child sees zeros there.
+    Otherwise both processes would copy each page at its first write.
     """
 
     def __init__(self, size: int, *, shared: bool = False, thp: bool = True) -> None:
-        """Map ``size`` bytes (a multiple of 4096); UsageError if that cannot be.
+        """Map ``size`` bytes, a multiple of 4096; UsageError if that is impossible.
 
         ``shared``: in a memfd. ``thp``: ask the host for large pages.
         """
@@ -81,7 +81,7 @@ class GuestMemory:
             ) from None
         self.large_pages = thp and has_large_pages(shared)
         with memoryview(self._map) as whole:
-            # Linux itself puts a memfd where large pages fit, if it may have any.
+            # Linux aligns the mapping of a memfd for large pages, if the memfd may have any.
             start = 0 if shared else -address_of(whole) % LARGE_PAGE
             self.address = address_of(whole) + start
             self.ram = Ram(whole[start : start + size], layout(size))
@@ -91,21 +91,21 @@ class GuestMemory:
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """Where RAM lies in guest-physical space and in the mapping."""
+        """The regions of RAM, with their places in guest-physical space and in the mapping."""
         return self.ram.regions
 
     @property
     def kind(self) -> str:
-        """How RAM is backed, a few words."""
+        """The backing of RAM, in a few words."""
         return (
             f"{'anonymous memory' if self.fd < 0 else 'a memfd'}, "
             f"{'large pages where possible' if self.large_pages else '4 KiB pages'}"
         )
 
     def close(self) -> None:
-        """Unmap and free the memory, or leave that to the last view of it that somebody keeps.
+        """Unmap the memory. If a view of it still exists, the memory is freed with that view.
 
-        A traceback may keep one; that is no reason to hide what it tells of.
+        A traceback may keep a view, and an error here would hide the error that it tells of.
         """
         with suppress(BufferError):
             self.ram.release()
@@ -113,8 +113,8 @@ class GuestMemory:
         self._close_fd()
 
     def _map_anonymous(self) -> mmap.mmap:
-        # Large pages need guest-physical and host-virtual addresses that are alike in their
-        # lower 21 bits, so there is room to begin at a multiple of 2 MiB.
+        # Large pages need guest-physical and host-virtual addresses with equal lower 21 bits.
+        # So the mapping is 2 MiB larger, and RAM begins at a multiple of 2 MiB in it.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         made = mmap.mmap(-1, self.size + LARGE_PAGE, flags)
         made.madvise(_MADV_WIPEONFORK)
@@ -131,11 +131,11 @@ class GuestMemory:
 
 
 def address_of(view: memoryview) -> int:
-    """The host-virtual address of the first byte of ``view``, whatever is behind it.
+    """The host-virtual address of the first byte of ``view``.
 
-    Holds for as long as the buffer exists. Keeps no view of it.
+    It is valid as long as the buffer exists. No view of the buffer is kept.
     """
-    # cffi's compiled core rather than `cffi` itself, whose C parser takes 25 ms to import.
+    # The compiled core of cffi, because `cffi` imports a C parser, which takes 25 ms.
     from _cffi_backend import FFI
 
     ffi = FFI()

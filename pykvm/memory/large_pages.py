@@ -1,17 +1,16 @@
-"""Which memory this host backs with pages of 2 MiB (transparent huge pages).
+"""Tells if this host backs memory with pages of 2 MiB (transparent huge pages).
 
-One large page instead of 512 small ones: a request of the guest's that goes to
-the disk with O_DIRECT is one segment for the host's disk, and KVM's own page
-tables are smaller. Linux has a setting for anonymous memory and another for
-shared memory, which distributions leave at ``never``. Linux 6.8 and later can
-overrule both for each size of page, in folders beside them, which few do
-(Documentation/admin-guide/mm/transhuge.rst).
+One large page replaces 512 small ones. So a request with O_DIRECT is one segment for
+the host's disk, and KVM's page tables are smaller. Linux has one setting for
+anonymous memory and one for shared memory, which distributions leave at ``never``.
+Linux 6.8 and later have further settings for each size of page, which few hosts
+change and pykvm ignores (Documentation/admin-guide/mm/transhuge.rst).
 """
 
 from pykvm.lean.typing_names import Final
 
 LARGE_PAGE: Final = 2 << 20
-"""Bytes; also what the addresses of a mapping have to be multiples of."""
+"""In bytes. The addresses of a mapping have to be multiples of it."""
 
 SETTING: Final = "/sys/kernel/mm/transparent_hugepage/enabled"
 """The setting for anonymous memory."""
@@ -21,7 +20,7 @@ _ASKED_FOR_SHARED: Final = (b"[always]", b"[within_size]", b"[advise]", b"[force
 
 
 def has_large_pages(shared: bool = False) -> bool:
-    """Does the host give large pages to anonymous or ``shared`` memory that asks for them?"""
+    """True if the host gives large pages to anonymous, or ``shared``, memory that asks for them."""
     try:
         with open(SETTING_SHARED if shared else SETTING, "rb") as file:
             setting = file.read()

@@ -1,9 +1,9 @@
 """Guest RAM as bytes: address translation and bounds-checked access.
 
-Pure: works on any writable buffer, so the rings and requests that a device
-parses out of a guest's memory can be tested on a bytearray. Guest-physical
-addresses are untrusted: :meth:`Ram.translate` is the one gate that they all
-pass, and it answers -1 for anything that does not lie within one region.
+Pure: works on any writable buffer, so tests run the parsers of rings and requests
+on a bytearray. Guest-physical addresses are untrusted. All of them go through
+:meth:`Ram.translate`, which returns -1 for a range that does not lie within one
+region.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class GuestAddressError(LookupError):
 
 @record
 class Region:
-    """Guest-physical ``[start, start + size)`` lies at ``offset`` of the buffer (bytes)."""
+    """Guest-physical ``[start, start + size)`` is at ``offset`` in the buffer. In bytes."""
 
     start: int
     size: int
@@ -30,12 +30,12 @@ class Region:
 
 
 class Ram:
-    """A buffer that holds guest RAM, seen through guest-physical addresses.
+    """A buffer with guest RAM, accessed by guest-physical addresses.
 
     ``bytes`` is the whole buffer as a memoryview of unsigned bytes, indexed
     by buffer offset; ``u16``, ``u32`` and ``u64`` are the same memory cast to
     native little-endian words (index = offset // width). An aligned access
-    through a cast is one machine access, which is what ring indices need.
+    through a cast is one machine access, as ring indices need.
     """
 
     def __init__(self, buffer: bytearray | memoryview, regions: Sequence[Region]) -> None:
@@ -62,8 +62,8 @@ class Ram:
         """Buffer offset of guest-physical ``[address, address + length)``.
 
         -1 if any byte of the range lies outside RAM, or if ``length`` is
-        negative. A range that crosses from one region into another counts as
-        outside: regions are not neighbours in guest-physical space. A length
+        negative. A range that leaves its region counts as outside, because
+        regions are not neighbours in guest-physical space. A length
         of 0 is inside if ``address`` is within a region or at its end.
         """
         if length < 0:

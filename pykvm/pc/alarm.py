@@ -8,10 +8,10 @@ from pykvm.host.threads import start
 
 
 class Alarm:
-    """Calls ``ring()`` from a thread of its own when the time set has come.
+    """Calls ``ring()`` from a separate thread at a given time.
 
-    One time at a time: :meth:`set` replaces what was set before. The thread
-    starts with the first use.
+    There is one time: :meth:`set` replaces an earlier one. The first :meth:`set`
+    starts the thread.
     """
 
     def __init__(self, ring: Callable[[], None]) -> None:
@@ -24,7 +24,7 @@ class Alarm:
     def set(self, when: float) -> None:
         """Ring at ``when`` on the clock of time.monotonic(); at once if that has passed.
 
-        HostError if there is no thread.
+        HostError if no thread can be started.
         """
         with self._changed:
             if self._closed or self._when == when:
@@ -37,7 +37,7 @@ class Alarm:
             self._changed.notify()
 
     def close(self) -> None:
-        """Ring no more. Returns when the thread has ended; not to be called from ``ring``."""
+        """End the thread, and return once it has ended. ``ring`` must not call this."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -49,7 +49,7 @@ class Alarm:
             self._ring()
 
     def _wait(self) -> bool:
-        """Sleep until it is time to ring, or until the end (False)."""
+        """Sleep until the time has come (True) or the alarm is closed (False)."""
         with self._changed:
             while not self._closed:
                 left = None if self._when is None else self._when - time.monotonic()

@@ -7,15 +7,15 @@ EXIT_PORTS = 1
 
 
 class ExitPort:
-    """One port. ``power_off(status)`` is called from the vCPU thread that wrote, 0 to 255."""
+    """One port. The vCPU thread that writes calls ``power_off(status)``, from 0 to 255."""
 
     def __init__(self, power_off: Callable[[int], None]) -> None:
         self._power_off = power_off
 
     def read(self, offset: int, size: int) -> int:
-        """All ones, as a port that nobody owns."""
+        """All ones, as from a port without a device."""
         return (1 << (8 * size)) - 1
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """The run is over."""
+        """End the run."""
         self._power_off(value & 0xFF)

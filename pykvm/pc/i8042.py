@@ -1,8 +1,8 @@
-"""The keyboard controller (Intel 8042), with no keyboard and no mouse: it is there for resets.
+"""The keyboard controller (Intel 8042), for resets only: it has no keyboard and no mouse.
 
-It answers the controller commands that drivers send while they look for it,
-so that nobody waits for a timeout. A byte for a device gets no answer. There
-is no interrupt: with neither device present, IRQ 1 and 12 have no source.
+It answers the commands by which drivers probe the controller, so that no driver
+waits for a timeout. A byte for the keyboard or the mouse gets no answer. There are
+no interrupts, because without the two devices IRQ 1 and 12 have no source.
 """
 
 import threading
@@ -24,7 +24,7 @@ TEST_AUX, SELF_TEST, TEST_KEYBOARD = 0xA9, 0xAA, 0xAB
 READ_OUTPUT_PORT, WRITE_OUTPUT_PORT = 0xD0, 0xD1
 WRITE_KEYBOARD_OUTPUT, WRITE_AUX_OUTPUT, WRITE_AUX = 0xD2, 0xD3, 0xD4
 PULSE = 0xF0
-"""0xF0 to 0xFF pulse the output lines whose bit is 0; line 0 is the reset, so 0xFE resets."""
+"""0xF0 to 0xFF pulse the output lines whose bits are 0. Line 0 is the reset: 0xFE resets."""
 
 SELF_TEST_PASSED = 0x55
 KEYBOARD_TEST_PASSED = 0x00
@@ -44,10 +44,10 @@ _ANSWERS = MappingProxyType(
 
 
 class I8042:
-    """The controller. ``reset()`` is called from the vCPU thread that asked for a reset.
+    """The controller. The vCPU thread that requests a reset calls ``reset()``.
 
-    ``data`` (port 0x60) and ``command`` (port 0x64) are its two places on the
-    bus; :meth:`attach` puts them there.
+    ``data`` is the device of port 0x60, ``command`` that of port 0x64.
+    :meth:`attach` puts both on the bus.
     """
 
     def __init__(self, reset: Callable[[], None]) -> None:
@@ -61,7 +61,7 @@ class I8042:
         self.command: BusDevice = _Port(self._read_status, self._write_command)
 
     def attach(self, bus: Bus) -> None:
-        """Claim ports 0x60 and 0x64 (0x61 between them is another device's)."""
+        """Claim ports 0x60 and 0x64. Port 0x61 between them belongs to a different device."""
         bus.add(I8042_DATA, 1, self.data)
         bus.add(I8042_COMMAND, 1, self.command)
 
@@ -100,7 +100,7 @@ class I8042:
 
 
 class _Port:
-    """One byte-wide port out of two functions."""
+    """A port of one byte, made of two functions."""
 
     def __init__(self, read: Callable[[], int], write: Callable[[int], None]) -> None:
         self._read = read

@@ -1,11 +1,11 @@
 """Ports by which a PC resets itself.
 
 - 0x92, system control port A: bit 0 resets, bit 1 is the A20 gate.
-- 0xcf9, reset control: bit 2 going from 0 to 1 resets. It lies within PCI
+- 0xcf9, reset control: a change of bit 2 from 0 to 1 resets. The port lies within PCI
   configuration mechanism 1 (0xcf8 to 0xcff), whose owner has to pass byte
   accesses to 0xcf9 on to :class:`ResetControl`.
 
-Port 0x61, system control port B, is answered by KVM's PIT.
+KVM's PIT answers port 0x61, system control port B.
 """
 
 from collections.abc import Callable
@@ -40,11 +40,11 @@ class ResetControl:
         self._value = 0
 
     def read(self, offset: int, size: int) -> int:
-        """The bits as written."""
+        """The bits that were written last."""
         return self._value
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Bit 1 chooses a hard reset, bit 3 a power cycle; here all resets are alike."""
+        """Reset when RST_CPU rises. Hard reset (bit 1) and power cycle (bit 3) count as resets."""
         rising = value & ~self._value & RST_CPU
         self._value = value & 0x0E
         if rising:

@@ -1,8 +1,8 @@
 """CMOS RAM and real-time clock of the PC (Motorola MC146818 data sheet; ports 0x70 and 0x71).
 
-The clock is the host's, in UTC. A guest that sets it shifts its own view;
-the host's clock is never changed. There are no alarms and no interrupt, so
-IRQ 8 stays quiet, and the update-in-progress bit is never set.
+The clock shows the host's time, in UTC. A guest that sets it changes only its own
+view, not the host's clock. There are no alarms and no interrupts, so IRQ 8 is never
+raised, and the update-in-progress bit is never set.
 """
 
 import threading
@@ -29,11 +29,11 @@ _BASE_MEMORY_KIB = 640
 
 
 class Cmos:
-    """The two ports: an index register, then 128 bytes behind it.
+    """The two ports: an index register, and the cell that it selects, of 128.
 
     ``low_memory`` and ``high_memory`` are the bytes of RAM below and above
-    the 4 GiB line; firmware-less guests find them in the usual cells. ``now``
-    is the time in seconds since 1970.
+    4 GiB. The guest finds them in the cells that PC firmware would fill. ``now``
+    returns the time in seconds since 1970.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Cmos:
         self._store_memory_size(low_memory, high_memory)
 
     def read(self, offset: int, size: int) -> int:
-        """Port 0x71 gives the cell that port 0x70 chose; port 0x70 cannot be read."""
+        """Port 0x71 has the selected cell; port 0x70 is write-only."""
         if offset != 1 or size != 1:
             return (1 << (8 * size)) - 1
         with self._lock:
@@ -60,7 +60,7 @@ class Cmos:
             return self._cells[index]
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Choose a cell or store to it; a 2-byte write to port 0x70 does both."""
+        """Select a cell, or store to it. A 2-byte write to port 0x70 does both."""
         with self._lock:
             for index in range(offset, min(offset + size, CMOS_PORTS)):
                 byte = value >> (8 * (index - offset)) & 0xFF
@@ -89,7 +89,7 @@ class Cmos:
             self._take_time()
 
     def _set_clock_cell(self, index: int, value: int) -> None:
-        """While SET holds, the guest fills in a time at leisure; else it counts at once."""
+        """Store to a cell of the clock. The new time holds at once, or when SET is cleared."""
         if self._cells[REG_B] & B_SET:
             self._cells[index] = value
             return
@@ -98,7 +98,7 @@ class Cmos:
         self._take_time()
 
     def _show_time(self) -> None:
-        """Put the present time into the cells, in the format that register B asks for."""
+        """Put the present time into the cells, in the format that register B selects."""
         moment = time.gmtime(self._now() + self._shift)
         cells, encode = self._cells, self._encode
         cells[SECONDS] = encode(moment.tm_sec)
@@ -115,7 +115,7 @@ class Cmos:
         cells[CENTURY] = encode(moment.tm_year // 100)
 
     def _take_time(self) -> None:
-        """Adopt the time that the guest put into the cells; nonsense changes nothing."""
+        """Adopt the time in the cells; an impossible time changes nothing."""
         cells, decode = self._cells, self._decode
         hour = decode(cells[HOURS] & 0x7F)
         if not cells[REG_B] & B_24H:
@@ -142,7 +142,7 @@ class Cmos:
         return (cell >> 4) * 10 + (cell & 0x0F)
 
     def _store_memory_size(self, low: int, high: int) -> None:
-        """The cells that PC firmware fills: KiB below 1 MiB and above, 64 KiB units beyond."""
+        """Fill the cells of PC firmware: base and extended memory in KiB, the rest in 64 KiB."""
         extended = min(max(low - _MIB, 0) // _KIB, 0xFFFF)
         above_16_mib = min(max(low - 16 * _MIB, 0) // (64 * _KIB), 0xFFFF)
         above_4_gib = min(high // (64 * _KIB), 0xFFFFFF)

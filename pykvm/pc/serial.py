@@ -1,25 +1,24 @@
 """A 16550A serial port (National Semiconductor PC16550D data sheet, 1995).
 
-Transmission takes no time: the transmitter is always empty. What the guest
-sends goes to ``sink`` from the vCPU thread that sent it, after the lock is
-released, so a slow sink slows down that vCPU and nothing else.
+Transmission takes no time: the transmitter is always empty. The vCPU thread that
+sends a byte hands it to ``sink`` after releasing the lock, so a slow sink slows down
+only that vCPU.
 
-What the host sends waits in a backlog (see pykvm/pc/serial_input.py) and
-moves to the guest's FIFO under exact hardware flow control: while the guest
-asserts RTS (MCR bit 1), and never in loopback mode. Linux asserts RTS when
-the port is opened and, with CRTSCTS (``console=ttyS0,115200n8r``), drops it
-when its buffers fill up. Three rules keep every byte for whom it is meant:
+Bytes from the host wait in a backlog (pykvm/pc/serial_input.py) and move to the
+guest's FIFO under exact hardware flow control: only while the guest asserts RTS
+(MCR bit 1), and never in loopback mode. Linux asserts RTS when it opens the port.
+With CRTSCTS (``console=ttyS0,115200n8r``) it drops RTS when its buffers fill up. Three rules take every byte to its reader:
 
 - A guest that never wrote MCR, as a simple polling loop, receives as if RTS
   were asserted. Linux writes MCR while it detects the port, before it reads
   any data.
-- Bytes move when the guest looks (reads LSR or IIR), or at any time while the
+- Bytes move when the guest reads LSR or IIR, or at any time while the
   received-data interrupt is enabled. A blind read of RBR after a FIFO reset,
   which Linux does to clear a port that it does not use yet, finds nothing.
-- A FIFO reset loses nothing from the host.
+- A FIFO reset loses no byte from the host.
 
-Modem status is that of a peer that is always ready: CTS, DSR and DCD. The
-interrupt does not depend on OUT2, so that a guest need not know of PCs.
+The modem status shows a peer that is always ready: CTS, DSR and DCD. The interrupt
+does not depend on OUT2, so guests need not know this rule of PCs.
 """
 
 import threading
@@ -34,10 +33,10 @@ COM1_IRQ = 4
 COM2 = 0x2F8
 COM2_IRQ = 3
 PORTS = 8
-"""I/O ports that one UART takes."""
+"""The number of I/O ports of one UART."""
 
 BACKLOG_LIMIT = 64 * 1024
-"""With more bytes than this waiting, :meth:`Uart16550.feed` asks for a break."""
+"""When more bytes wait, :meth:`Uart16550.feed` asks its caller to pause."""
 BACKLOG_RESUME = BACKLOG_LIMIT // 2
 
 # Registers, by offset. Offsets 0 and 1 are the divisor while LCR.DLAB is set.
@@ -62,20 +61,19 @@ MSR_TERI, MSR_CTS, MSR_DSR, MSR_RI, MSR_DCD = 0x04, 0x10, 0x20, 0x40, 0x80
 
 
 class Uart16550:
-    """One serial port, 8 I/O ports wide. Every method may be called from any thread.
+    """One serial port, 8 I/O ports wide. Any thread may call any method.
 
     ``set_irq(level)`` drives the interrupt line; it is called at each change,
     with the port's lock held, so it must not call back. ``sink(data)`` takes
-    what the guest sends and may block. ``ready`` are the MCR bits that must
-    all be set for input to flow: a guest program that wants no input before
-    it has set up its terminal can ask for MCR_RTS | MCR_OUT1 and set OUT1
-    (TIOCM_OUT1) when it is ready.
+    bytes from the guest and may block. Input flows only while all MCR bits in
+    ``ready`` are set. With MCR_RTS | MCR_OUT1, a guest program can set up its
+    terminal first and then set OUT1 (TIOCM_OUT1) to get input.
     """
 
     on_room: Callable[[], None] | None = None
-    """Called, without the lock, when there is room again after :meth:`feed` said no."""
+    """Called, without the lock, when there is room again after :meth:`feed` returned False."""
     on_failure: Callable[[BaseException], None] | None = None
-    """Called with what the pacing thread met, a bug. None: it goes to threading.excepthook."""
+    """Called with an exception of the pacing thread, a bug. None: threading.excepthook gets it."""
 
     def __init__(
         self,
@@ -108,9 +106,9 @@ class Uart16550:
         self._scr = 0
 
     def feed(self, data: bytes) -> bool:
-        """Queue ``data`` for the guest; all of it is accepted.
+        """Queue all of ``data`` for the guest.
 
-        False asks to stop until ``on_room`` is called: more than 64 KiB wait.
+        False: more than 64 KiB wait, so feed no more until ``on_room`` is called.
         """
         with self._lock:
             self._receive.put(data)
@@ -122,15 +120,15 @@ class Uart16550:
 
     @property
     def waiting(self) -> int:
-        """Bytes fed that have not reached the guest's FIFO yet."""
+        """The number of bytes that were fed and have not reached the guest's FIFO."""
         return self._receive.waiting
 
     def close(self) -> None:
-        """End the pacing thread. The port may still be used, but input may stall."""
+        """End the pacing thread. The port can still be used, but its input may stall."""
         self._alarm.close()
 
     def read(self, offset: int, size: int) -> int:
-        """A wider read is one byte cycle per register, as on an 8-bit bus."""
+        """Read registers; a wider access is one byte for each, as on an 8-bit bus."""
         value = 0
         with self._lock:
             for index in range(size):
@@ -142,7 +140,7 @@ class Uart16550:
         return value
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """A wider write is one byte cycle per register, as on an 8-bit bus."""
+        """Write registers; a wider access is one byte for each, as on an 8-bit bus."""
         sent = b""
         with self._lock:
             for index in range(size):
@@ -189,7 +187,7 @@ class Uart16550:
         return LSR_THRE | LSR_TEMT | overrun | (LSR_DR if self._receive else 0)
 
     def _write_register(self, offset: int, value: int) -> bytes:
-        """Store one byte; the answer is what goes out on the line."""
+        """Store one byte; return the bytes that go out on the line."""
         if offset <= DLM and self._lcr & LCR_DLAB:
             shift = 8 * offset
             self._divisor = self._divisor & ~(0xFF << shift) | value << shift
@@ -239,7 +237,7 @@ class Uart16550:
         self._mcr_written = True
         after = self._modem_status()
         changed = before ^ after
-        # A rising ring indicator is not reported, only its trailing edge is.
+        # Only the trailing edge of the ring indicator is reported.
         self._msr_delta |= changed >> 4 & ~MSR_TERI
         if changed & before & MSR_RI:
             self._msr_delta |= MSR_TERI
@@ -273,7 +271,10 @@ class Uart16550:
             self._set_irq(level)
 
     def _fill(self, looking: bool) -> None:
-        """Let bytes through to the FIFO if the rules at the top allow it."""
+        """Move bytes to the FIFO if the rules at the top of this file allow it.
+
+        ``looking``: the guest reads LSR or IIR.
+        """
         interrupts = bool(self._ier & IER_RDI)
         if not self._receive.waiting or not (looking or interrupts):
             return
@@ -291,7 +292,7 @@ class Uart16550:
         return room
 
     def _resume(self) -> None:
-        """The end of a pause, on the alarm's thread."""
+        """Continue after a pause. Runs on the alarm's thread."""
         try:
             with self._lock:
                 self._fill(looking=False)

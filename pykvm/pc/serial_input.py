@@ -1,27 +1,26 @@
-"""The receiving half of a serial port: a backlog on the host, a 16-byte FIFO in the guest's view.
+"""The receiving half of a serial port: a backlog on the host, and the guest's 16-byte FIFO.
 
-No byte is ever lost between the two. Bytes wait in the backlog until the
-guest can take them; a FIFO reset, which Linux does several times while it
-looks for the port and opens it, puts unread bytes back at the head of the
-backlog. Only bytes that the guest sent itself in loopback mode are dropped.
+No byte is lost between the two. Bytes wait in the backlog until the guest can take
+them. Linux resets the FIFO several times while it looks for the port and opens it; a
+reset puts unread bytes back at the head of the backlog. Only bytes that the guest
+sent to itself in loopback mode are dropped.
 
-Pacing. A real line has a speed; this one would deliver the next byte before
-the guest's interrupt handler could return. Linux's handler goes on for as
-long as there are bytes, and what it reads is kept in a buffer of 64 KiB that
-only a kernel thread empties, so an endless burst starves that thread and
-overflows the buffer; RTS is dropped too late to help. So after the guest has
-emptied the FIFO, :meth:`fill` holds back the next load for as long as the
-guest took for the last one: half of the guest's time stays free for what it
-does with the bytes, however fast or slow the guest is.
+Pacing: a real line has a speed, but this one could deliver the next byte before the
+guest's interrupt handler returns. Linux's handler runs as long as there are bytes. It
+puts them into a buffer of 64 KiB that only a kernel thread empties. So an endless
+burst starves that thread and overflows the buffer, and Linux drops RTS too late to
+help. Therefore, after the guest has emptied the FIFO, :meth:`fill` holds back the next
+load for as long as the guest took for the last one. That leaves half of the guest's
+time for processing the bytes, on a fast guest and on a slow one.
 
-This module is pure: the caller locks and knows the time.
+Pure: the caller locks and provides the time.
 """
 
 from collections import deque
 
 FIFO_SIZE = 16
 MAX_PAUSE = 0.02
-"""Seconds. A guest that was stopped for a minute must not wait for another."""
+"""In seconds. After a stop of a minute, the guest must not wait a further minute."""
 
 _LOOPED = 0x100
 """Marks a byte in the FIFO that came from the guest itself."""
@@ -34,18 +33,18 @@ class ReceiveFifo:
         self.capacity = 1
         self._backlog: deque[int] = deque()
         self._fifo: deque[int] = deque()
-        # A load is what went into the FIFO since it was last empty.
+        # A load is the bytes that went into the FIFO since it was last empty.
         self._loaded = 0
         self._loaded_at = 0.0
         self._hold_until = 0.0
 
     def __len__(self) -> int:
-        """Bytes in the FIFO: what the guest can read now."""
+        """The number of bytes in the FIFO, which the guest can read now."""
         return len(self._fifo)
 
     @property
     def waiting(self) -> int:
-        """Bytes in the backlog."""
+        """The number of bytes in the backlog."""
         return len(self._backlog)
 
     def put(self, data: bytes) -> None:
@@ -56,8 +55,8 @@ class ReceiveFifo:
         """Move bytes from the backlog to the FIFO as far as it has room.
 
         ``now`` is in seconds on any monotonic clock. With ``paced``, nothing
-        moves during a pause, and no more than one load between two pauses; the
-        answer is when the pause ends, or None if there is nothing to wait for.
+        moves during a pause, and at most one load between two pauses. Returns the
+        end of the pause, or None if there is none to wait for.
         """
         if not self._backlog:
             return None
@@ -73,7 +72,7 @@ class ReceiveFifo:
         return None
 
     def pop(self, now: float) -> int:
-        """What the receiver buffer register gives: the oldest byte; 0 if there is none."""
+        """Take the oldest byte, for the receiver buffer register; 0 if there is none."""
         if not self._fifo:
             return 0
         byte = self._fifo.popleft()
@@ -89,7 +88,7 @@ class ReceiveFifo:
         return True
 
     def reset(self) -> None:
-        """Empty the FIFO; what came from the host will come again."""
+        """Empty the FIFO. Bytes of the host return to the backlog."""
         unread = [byte for byte in self._fifo if not byte & _LOOPED]
         self._backlog.extendleft(reversed(unread))
         self._fifo.clear()

@@ -1,11 +1,11 @@
 """One PCI function: its configuration space, capabilities and memory BARs (PCI 3.0 §6).
 
-The space is 256 bytes with a mask of the bits that the driver may write;
-everything else follows from that: a BAR's size shows when all ones are
-written, because the low address bits are not writable (§6.2.5.1).
+The space is 256 bytes with a mask of the bits that the driver may write. The
+mask also tells the driver a BAR's size: the low address bits are not writable,
+so they stay 0 when the driver writes all ones (§6.2.5.1).
 
-Threads: :class:`pykvm.pci.host.PciHost` serialises everything that reaches
-the configuration space and the placement of BARs.
+Threads: :class:`pykvm.pci.host.PciHost` serialises all accesses to the
+configuration space and the placement of BARs.
 """
 
 from threading import Lock
@@ -41,8 +41,8 @@ MIN_BAR_SIZE = 16
 class Bar:
     """A 32-bit memory BAR: ``size`` bytes served by ``device``.
 
-    ``address`` is where the host decodes it at present, None while it does
-    not: memory decoding off, or a place where it cannot be.
+    The host decodes it at ``address``. None: the host does not decode it,
+    because memory decoding is off or the address is impossible.
     """
 
     def __init__(self, index: int, size: int, device: BusDevice) -> None:
@@ -53,7 +53,7 @@ class Bar:
 
 
 class ConfigSpace:
-    """256 bytes, some bits of which the driver may write. Little-endian."""
+    """256 bytes and the bits that the driver may write. Little-endian."""
 
     def __init__(self) -> None:
         self.bytes = bytearray(CONFIG_SIZE)
@@ -64,13 +64,13 @@ class ConfigSpace:
         return int.from_bytes(self.bytes[offset : offset + size], "little")
 
     def set(self, offset: int, size: int, value: int, mask: int | None = None) -> None:
-        """Put ``value`` at ``offset``, and ``mask`` as the bits that the driver may write there."""
+        """Put ``value`` at ``offset``. ``mask``: the bits that the driver may write there."""
         self.bytes[offset : offset + size] = value.to_bytes(size, "little")
         if mask is not None:
             self.mask[offset : offset + size] = mask.to_bytes(size, "little")
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """The driver's write: only writable bits change."""
+        """The driver writes: only writable bits change."""
         mask = int.from_bytes(self.mask[offset : offset + size], "little")
         self.set(offset, size, self.get(offset, size) & ~mask | value & mask)
 
@@ -102,7 +102,7 @@ class PciFunction:
         config.set(PCI_INTERRUPT_PIN, 1, interrupt_pin)
         config.set(PCI_INTERRUPT_LINE, 1, 0xFF, 0xFF)
         config.set(PCI_COMMAND, 2, 0, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER)
-        config.set(0x0C, 1, 0, 0xFF)  # cache line size: writable, without meaning here
+        config.set(0x0C, 1, 0, 0xFF)  # cache line size: writable, without effect
         self._capability_end = FIRST_CAPABILITY
         self._last_link = PCI_CAPABILITY_LIST
         self.intx: Intx | None = None
@@ -124,9 +124,9 @@ class PciFunction:
         return bar
 
     def add_capability(self, identifier: int, body: bytes, mask: bytes = b"") -> int:
-        """Append a capability: ``body`` follows the two header bytes; where it begins.
+        """Append a capability, whose ``body`` follows two header bytes; return its offset.
 
-        ``mask`` has the writable bits of ``body``, none where it is shorter.
+        ``mask`` has the writable bits of ``body``. It may be shorter: the rest is read-only.
         """
         at = self._capability_end
         end = at + 2 + len(body)
@@ -154,27 +154,27 @@ class PciFunction:
         return bool(self.config.bytes[PCI_COMMAND] & PCI_COMMAND_MASTER)
 
     def bar_register(self, bar: Bar) -> int:
-        """The address in the BAR's register, decoded or not."""
+        """The address in the BAR's register, even if it is not decoded."""
         return self.config.get(PCI_BASE_ADDRESS_0 + 4 * bar.index, 4) & ~0xF
 
     def set_bar_register(self, bar: Bar, address: int) -> None:
         """Place a BAR, as firmware does before the guest starts."""
         self.config.set(PCI_BASE_ADDRESS_0 + 4 * bar.index, 4, address)
 
-    # -- what the host calls -----------------------------------------------
+    # -- calls from the host -----------------------------------------------
 
     def attach(self, number: int) -> None:
         """The function has become device ``number`` of bus 0."""
 
     def read_config(self, offset: int, size: int) -> int:
-        """The driver's read of 1, 2 or 4 bytes that do not cross a doubleword."""
+        """The driver reads 1, 2 or 4 bytes within a doubleword."""
         value = self.config.get(offset, size)
         if offset <= PCI_STATUS < offset + size and self.intx and self.intx.pending:
             value |= PCI_STATUS_INTERRUPT << 8 * (PCI_STATUS - offset)
         return value
 
     def write_config(self, offset: int, size: int, value: int) -> None:
-        """The driver's write; the host looks at the BARs again after it."""
+        """The driver writes. The host decides afterwards where BARs are decoded."""
         self.config.write(offset, size, value)
         if self.intx and offset <= PCI_COMMAND + 1:
             self.intx.update()
@@ -183,7 +183,7 @@ class PciFunction:
         """The addresses in ``bars`` have changed."""
 
     def close(self) -> None:
-        """Give back what the function holds."""
+        """Release the resources of the function."""
 
 
 class Intx:
@@ -209,7 +209,7 @@ class Intx:
 
     @property
     def pending(self) -> bool:
-        """The Interrupt Status bit: an interrupt waits, whether the line may show it or not."""
+        """The Interrupt Status bit: an interrupt waits, even if the line must not show it."""
         return bool(self._bits) and not self.suppressed
 
     def raise_(self, bits: int) -> None:
@@ -219,14 +219,14 @@ class Intx:
             self._drive()
 
     def take(self) -> int:
-        """The pending bits, which are then none."""
+        """Return the pending bits, and clear them."""
         with self._lock:
             bits, self._bits = self._bits, 0
             self._drive()
             return bits
 
     def update(self) -> None:
-        """The command register or :attr:`suppressed` may have changed."""
+        """Set the line again, after a change of the command register or of :attr:`suppressed`."""
         with self._lock:
             self._drive()
 

@@ -1,19 +1,19 @@
-"""PCI bus 0: configuration mechanism 1, the host bridge, and where BARs are decoded.
+"""PCI bus 0: configuration mechanism 1, the host bridge, and the placement of BARs.
 
 Mechanism 1 (PCI 3.0 §3.2.2.3.2): a 32-bit write to port 0xCF8 latches bus,
-device, function and register; ports 0xCFC-0xCFF then access it. Byte writes
-at 0xCF9 are the PC's reset control, which happens to lie in between.
+device, function and register; ports 0xCFC-0xCFF then access it. A byte written
+to port 0xCF9 goes to the PC's reset control, which lies in between.
 
-Where a BAR is decoded is decided anew after every configuration write that
-may matter. A BAR answers if its function's memory decoding is on and it lies
-wholly in the window that the host forwards to PCI; if it overlaps another BAR,
-the one with the lower device and BAR number wins; if it overlaps something else
-on the MMIO bus, it loses. So a hostile placement only makes the guest's own BAR
-vanish. The window reaches from the end of RAM to the I/O APIC, as on a PC: a
-kernel without ACPI puts a BAR anywhere in it, Linux right above RAM.
+The host places BARs again after every configuration write that may move one. It
+decodes a BAR if its function's memory decoding is on and the BAR lies wholly in
+the window that the host forwards to PCI. Of two BARs that overlap, the one with the
+lower device and BAR number wins. A BAR that overlaps a device outside PCI on the
+MMIO bus loses. So a hostile placement only makes the guest's own BAR vanish. The
+window reaches from the end of RAM to the I/O APIC, as on a PC, because a kernel
+without ACPI may put a BAR anywhere there. Linux puts it right above RAM.
 
-Lock order: the host's lock (configuration space, placement), then a
-function's own, then the bus's. Accesses to a decoded BAR take no host lock.
+Lock order: the host's lock (configuration space, placement), a function's
+lock, the bus's lock. Accesses to a decoded BAR take no host lock.
 """
 
 from collections.abc import Callable
@@ -28,17 +28,17 @@ CONFIG_PORTS = 8
 """Ports 0xCF8 to 0xCFF belong to :class:`PciHost`."""
 
 DECODE_START = 0xC000_0000
-"""Where RAM below 4 GiB ends at the latest: from here on BARs may lie in every machine."""
+"""The highest possible end of RAM below 4 GiB. BARs may lie from here on in every machine."""
 ASSIGN_START = 0xE000_0000
-"""Where the VMM puts BARs."""
+"""The first address at which the VMM puts BARs."""
 DECODE_END = 0xFEC0_0000
-"""The first address that belongs to the I/O APIC and others."""
+"""The end of the window: here begin the I/O APIC and other devices of the PC."""
 
 MAX_DEVICES = 32
 _ENABLE = 0x8000_0000
 _RESET_CONTROL = 1
 _HEADER_END = 0x40
-"""Writes beyond it, to capabilities, place no BAR."""
+"""Writes from here on, to capabilities, do not move a BAR."""
 _PAGE = 4096
 
 
@@ -64,9 +64,9 @@ class PciHost:
     ) -> None:
         """Decode BARs on ``mmio``. ``reset_control`` gets each byte written to port 0xCF9.
 
-        ``decode_start``: where RAM below 4 GiB ends, and BARs may begin.
+        ``decode_start``: the end of RAM below 4 GiB, from which on BARs may lie.
         """
-        assert decode_start <= DECODE_START, "where the VMM puts BARs is no RAM"
+        assert decode_start <= DECODE_START, "RAM reaches into the addresses of BARs"
         self.functions: dict[int, PciFunction] = {0: HostBridge()}
         self._mmio = mmio
         self._reset_control = reset_control
@@ -81,10 +81,10 @@ class PciHost:
     # -- building ----------------------------------------------------------
 
     def add(self, function: PciFunction) -> int:
-        """Plug ``function`` in, place its BARs, enable memory decoding; its device number.
+        """Plug ``function`` in, place its BARs, enable memory decoding; return its device number.
 
         The host owns it from now on. UsageError if the bus or the window is
-        full; the function is closed then.
+        full, which closes the function.
         """
         try:
             return self._add(function)
@@ -107,7 +107,7 @@ class PciHost:
             return number
 
     def _assign(self, function: PciFunction, bar: Bar) -> None:
-        # At least a page each, so that a guest kernel can map one without its neighbour.
+        # At least a page for each, so that a guest kernel can map a BAR without its neighbour.
         align = max(bar.size, _PAGE)
         address = -(-self._next_address // align) * align
         if address + bar.size > DECODE_END:
@@ -127,7 +127,7 @@ class PciHost:
     # -- ports -------------------------------------------------------------
 
     def read(self, offset: int, size: int) -> int:
-        """Port 0xCF8 + ``offset``."""
+        """Read port 0xCF8 + ``offset``."""
         ones = (1 << 8 * size) - 1
         if offset == 0 and size == 4:
             return self._latch
@@ -140,7 +140,7 @@ class PciHost:
             return target[0].read_config(target[1], size) & ones if target else ones
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Port 0xCF8 + ``offset``."""
+        """Write port 0xCF8 + ``offset``."""
         if offset == 0 and size == 4:
             self._latch = value & 0xFFFFFFFC
         elif offset == _RESET_CONTROL and size == 1:
@@ -176,16 +176,17 @@ class PciHost:
                 continue
             try:
                 self._mmio.add(address, bar.size, bar.device)
-            except ValueError:  # something that is not PCI answers there
+            except ValueError:  # a device outside PCI has the address
                 continue
             self._decoded[address] = (number, bar)
         where = {id(bar): address for address, (_, bar) in self._decoded.items()}
-        # Everybody leaves before anybody arrives: a doorbell can be bound only once.
+        # All BARs leave their old places before one takes a new place, because a doorbell can be
+        # bound only once.
         self._tell({key: at for key, at in where.items() if self._told.get(key) == at})
         self._tell(where)
 
     def _tell(self, where: dict[int, int]) -> None:
-        """Give each BAR its address in ``where`` (by identity), and say so to the functions."""
+        """Give each BAR its address in ``where``, by identity, and tell the functions."""
         self._told = where
         for function in self.functions.values():
             changed = False

@@ -3,14 +3,15 @@
 The BAR holds the table from offset 0 and the pending bit array in its upper
 half. Each vector is a :class:`~pykvm.pci.services.MsiVector` of the machine:
 raising an interrupt writes its eventfd and involves neither this file's lock
-nor a vCPU. Here is only what changes rarely: the table, the masks, and what
-waits while masked.
+nor a vCPU. This file has the parts that change rarely: the table, the masks, and
+the interrupts that wait while masked.
 
 A vector delivers while MSI-X is enabled, the function is not masked, the
-vector is not masked and the function may be a bus master: an MSI is a write to
-memory. Whenever that or its message changes, it is routed anew
-or masked; an interrupt raised meanwhile stays in its eventfd, moves to the
-pending bit array when the driver looks there, and is delivered on unmasking.
+vector is not masked and the function may be a bus master, because an MSI is a
+write to memory. Whenever one of these or the message changes, the vector is routed
+again or masked. An interrupt that is raised while the vector is masked stays in its
+eventfd, moves to the pending bit array when the driver reads that, and is delivered
+on unmasking.
 """
 
 import os
@@ -35,9 +36,9 @@ _MASKED_ENTRY = pack("<IIII", 0, 0, 0, MSIX_ENTRY_MASKED)
 class MsixTable:
     """The MSI-X structures of ``function``; a bus device for the BAR that holds them.
 
-    ``enabled`` says that the function uses MSI-X and not INTx. Table and
-    pending bits take accesses of an aligned 4 or 8 bytes (§6.8.2); others
-    read 0 and write nothing. The pending bits are read-only.
+    ``enabled``: the function uses MSI-X instead of INTx. Table and pending
+    bits take aligned accesses of 4 or 8 bytes (§6.8.2); other accesses read 0
+    and write nothing. The pending bits are read-only.
     """
 
     def __init__(
@@ -50,8 +51,8 @@ class MsixTable:
     ) -> None:
         """Add the BAR and the capability for ``count`` vectors, all masked, MSI-X disabled.
 
-        ``lacks`` is called with what the host has not enough of for a vector
-        to be delivered; it stays masked until the driver next changes it.
+        ``lacks`` is called with the resource that the host lacks to deliver a
+        vector. The vector stays masked until the driver next changes it.
         """
         assert 1 <= count <= MAX_VECTORS
         self.count = count
@@ -84,7 +85,7 @@ class MsixTable:
         os.eventfd_write(self._eventfds[index], 1)
 
     def configured(self) -> None:
-        """The driver may have written the capability's Message Control, or the command register."""
+        """Apply a change of the capability's Message Control, or of the command register."""
         control = self._function.config.get(self._capability + 2, 2)
         enabled = bool(control & MSIX_CONTROL_ENABLE)
         masked = bool(control & MSIX_CONTROL_MASKALL) or not self._function.bus_master
@@ -94,12 +95,12 @@ class MsixTable:
             self.enabled, self._function_masked = enabled, masked
             for index in range(self.count):
                 self._update(index)
-            if not enabled:  # what was pending belongs to an interrupt mode that ended
+            if not enabled:  # pending interrupts belong to the mode that ended
                 self._forget()
         self._tell()
 
     def forget(self) -> None:
-        """Drop what waits for being unmasked: the device that raised it was reset."""
+        """Drop interrupts that wait to be unmasked, because the device was reset."""
         with self._lock:
             self._forget()
 
@@ -111,7 +112,7 @@ class MsixTable:
     # -- the BAR -----------------------------------------------------------
 
     def read(self, offset: int, size: int) -> int:
-        """The table or the pending bits."""
+        """Read the table or the pending bits."""
         if size not in (4, 8) or offset % size:
             return 0
         with self._lock:
@@ -120,7 +121,7 @@ class MsixTable:
             return self._pending(8 * (offset - self._pba), 8 * size)
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """The table; the pending bits are read-only."""
+        """Write the table; the pending bits are read-only."""
         if size not in (4, 8) or offset % size or offset >= len(self._table):
             return
         with self._lock:
@@ -173,7 +174,7 @@ class MsixTable:
             self.signal(index)
 
     def close(self) -> None:
-        """Give the vectors back. Nothing may be raised any more."""
+        """Release the vectors. No interrupt may be raised any more."""
         for vector in self._vectors:
             vector.close()
         self._vectors.clear()

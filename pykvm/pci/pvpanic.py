@@ -1,7 +1,7 @@
-"""The PCI form of pvpanic: how a guest kernel says that it panicked.
+"""pvpanic on PCI: a guest kernel reports that it panicked.
 
-Device 1b36:0011, one memory BAR, whose first byte is what the I/O port of the
-ISA form is (QEMU, docs/specs/pvpanic). Linux's pvpanic-pci driver binds to it.
+Device 1b36:0011 has one memory BAR, whose first byte works as the I/O port of the
+ISA variant (QEMU, docs/specs/pvpanic). Linux's pvpanic-pci driver binds to it.
 """
 
 from pykvm.bus import BusDevice
@@ -9,7 +9,7 @@ from pykvm.pci.config import MIN_BAR_SIZE, PciFunction
 
 
 class PvPanicPci(PciFunction):
-    """``port`` answers in the BAR, at offset 0 as at its I/O port."""
+    """Has ``port``, the device of the I/O port, in its BAR at offset 0."""
 
     def __init__(self, port: BusDevice) -> None:
         super().__init__(

@@ -1,7 +1,7 @@
-"""What a PCI function needs from the machine around it.
+"""The services that a PCI function needs from the machine around it.
 
-The PCI code knows nothing of KVM: the machine implements these protocols
-with irqfds, GSI routes and ioeventfds, and tests implement them with lists.
+The PCI code knows nothing of KVM. :mod:`pykvm.kvm.pci_services` implements these
+protocols with irqfds, GSI routes and ioeventfds. Tests implement them with lists.
 """
 
 from pykvm.lean.typing_names import Protocol
@@ -15,16 +15,16 @@ class MsiVector(Protocol):
         """Write 1 to it to raise the interrupt; valid until :meth:`close`."""
 
     def route(self, address: int, data: int) -> None:
-        """The message to send from now on: 64-bit address, 32-bit data."""
+        """Send this message from now on: 64-bit address, 32-bit data."""
 
     def mask(self) -> None:
-        """Deliver nothing until the next :meth:`route`; what arrives stays in the eventfd."""
+        """Deliver nothing until the next :meth:`route`; interrupts stay in the eventfd."""
 
     def take_pending(self) -> bool:
-        """While masked: whether something arrived, which is then forgotten (for the PBA)."""
+        """Only while masked: True if an interrupt waits, which is then forgotten (for the PBA)."""
 
     def close(self) -> None:
-        """Give the vector back."""
+        """Release the vector."""
 
 
 class InterruptLine(Protocol):
@@ -35,7 +35,7 @@ class InterruptLine(Protocol):
         """The line's number, for the Interrupt Line register."""
 
     def set(self, level: bool) -> None:
-        """Drive the line. From any thread."""
+        """Drive the line. Any thread may call it."""
 
 
 class PciServices(Protocol):

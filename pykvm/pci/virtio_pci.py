@@ -10,25 +10,24 @@ BAR 0, 16 KiB unless a device has more than 1024 queues::
 BAR 1 holds the MSI-X table. The PCI-cfg capability (§4.1.4.9) reaches both.
 
 A notification is a doorbell: an ioeventfd at the queue's address, so it causes
-no exit to Python. Its value is not looked at and may have any width: each queue
-has an address of its own, and what VIRTIO_F_NOTIFICATION_DATA (§2.9) adds is in
-the ring anyway. Doorbells are bound while the device is active and BAR 0 is
-decoded, and move with it. A notification that reaches Python nevertheless
-(through PCI-cfg) signals the same eventfd. An interrupt is a write to the
-vector's eventfd, no exit either; without MSI-X it is an ISR bit and INTx. A
-configuration change sets its ISR bit in either case.
+no exit to Python. Its value is ignored and may have any width, because each queue
+has a separate address, and the ring contains the data that
+VIRTIO_F_NOTIFICATION_DATA (§2.9) adds. Doorbells are bound while the device is active
+and BAR 0 is decoded, and move with BAR 0. A notification that reaches Python
+through PCI-cfg signals the same eventfd. An interrupt is a write to the
+vector's eventfd, which causes no exit. Without MSI-X it is an ISR bit and INTx. A
+configuration change sets its ISR bit in both cases.
 
 While the driver does not let the function be a bus master (PCI 3.0 §6.2.2), the
-device is held: it does not look at its rings, and MSIs wait. That is so until
-a driver sets the bit; in which order with DRIVER_OK does not matter.
+device is held: it does not look at its rings, and MSIs wait. The driver may set
+the bit before or after DRIVER_OK.
 
-Common configuration fields take accesses of exactly their width, 64-bit ones
-also as two 32-bit halves (§4.1.3.1). Everything else reads 0 and writes
-nothing.
+A common configuration field takes accesses of exactly its width, and a 64-bit field
+also two 32-bit halves (§4.1.3.1). All other accesses read 0 and write nothing.
 
 Locks: ``_lock`` serialises the driver's accesses and is held while a reset or a hold
-waits for the device. What the device's threads call (:meth:`VirtioPci.queue_interrupt`,
-:meth:`VirtioPci.config_interrupt`) therefore never takes it.
+waits for the device. So the device's threads, which call :meth:`VirtioPci.queue_interrupt`
+and :meth:`VirtioPci.config_interrupt`, never take it.
 """
 
 import os
@@ -87,7 +86,9 @@ class VirtioPci(PciFunction):
             subsystem=(VIRTIO_PCI_VENDOR, VIRTIO_PCI_DEVICE_BASE + device.device_id),
             interrupt_pin=1,
         )
-        assert len(device.config) <= NOTIFY - DEVICE, "the configuration space has its page"
+        assert len(device.config) <= NOTIFY - DEVICE, (
+            "the configuration space is larger than its page"
+        )
         count = len(device.queue_sizes)
         self.device = device
         self._services = services
@@ -96,8 +97,8 @@ class VirtioPci(PciFunction):
         self.state = TransportState(device, ram, self._kicks, self, fence=queue_fence())
         self._vectors = Vectors(count + 1, count)
         self._common = CommonConfig(self.state, self._vectors, self._was_reset)
-        self._doorbells: dict[int, int] = {}  # where each is bound, by its queue
-        self._bound_to: int | None = None  # BAR 0's address for which they are
+        self._doorbells: dict[int, int] = {}  # the address of each, by its queue
+        self._bound_to: int | None = None  # the address of BAR 0 when they were bound
         self._held = True
         device.hold()
         assert self.intx is not None
@@ -110,7 +111,7 @@ class VirtioPci(PciFunction):
             for _ in range(count):
                 self._kicks.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         except BaseException:
-            self._give_back()
+            self._release()
             raise
 
     def _add_capabilities(self, queues: int) -> int:
@@ -136,16 +137,16 @@ class VirtioPci(PciFunction):
     # -- interrupts: any thread, never ``_lock`` ---------------------------
 
     def queue_interrupt(self, index: int) -> None:
-        """Used buffers in queue ``index`` (§4.1.5.3)."""
+        """Interrupt the driver, because queue ``index`` has used buffers (§4.1.5.3)."""
         if self.msix.enabled:
             self._message(self._vectors.queues[index])
         else:
             self._intx.raise_(VIRTIO_PCI_ISR_QUEUE)
 
     def config_interrupt(self) -> None:
-        """A configuration change or DEVICE_NEEDS_RESET (§4.1.5.4).
+        """Interrupt the driver for a configuration change or DEVICE_NEEDS_RESET (§4.1.5.4).
 
-        The ISR status says so with MSI-X too (§4.1.4.5.1): a vector may be shared.
+        With MSI-X, too, it sets the ISR status (§4.1.4.5.1), because a vector may be shared.
         """
         self._intx.raise_(VIRTIO_PCI_ISR_CONFIG)
         if self.msix.enabled:
@@ -158,7 +159,7 @@ class VirtioPci(PciFunction):
     # -- BAR 0 -------------------------------------------------------------
 
     def read(self, offset: int, size: int) -> int:
-        """The driver's read of the virtio structures."""
+        """The driver reads the virtio structures."""
         with self._lock:
             if offset < ISR:
                 return self._common.read(offset, size)
@@ -167,7 +168,7 @@ class VirtioPci(PciFunction):
             return self.state.config.read(offset - DEVICE, size) if offset < NOTIFY else 0
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """The driver's write to the virtio structures."""
+        """The driver writes the virtio structures."""
         with self._lock:
             if offset < ISR:
                 self._common.write(offset, size, value)
@@ -188,17 +189,17 @@ class VirtioPci(PciFunction):
         self._intx.connect(self._services, number)
 
     def read_config(self, offset: int, size: int) -> int:
-        """As the base class; reading pci_cfg_data reads the BAR (§4.1.4.9)."""
-        if offset & ~3 == self._pci_cfg + 16 and (target := self._window()):
+        """As in the base class; reading pci_cfg_data reads the BAR (§4.1.4.9)."""
+        if offset & ~3 == self._pci_cfg + 16 and (target := self._pci_cfg_target()):
             device, at, length = target
             value = device.read(at, length) & (1 << 8 * length) - 1
             self.config.set(self._pci_cfg + 16, length, value)
         return super().read_config(offset, size)
 
     def write_config(self, offset: int, size: int, value: int) -> None:
-        """As the base class; writing pci_cfg_data writes the BAR (§4.1.4.9)."""
+        """As in the base class; writing pci_cfg_data writes the BAR (§4.1.4.9)."""
         super().write_config(offset, size, value)
-        if offset & ~3 == self._pci_cfg + 16 and (target := self._window()):
+        if offset & ~3 == self._pci_cfg + 16 and (target := self._pci_cfg_target()):
             device, at, length = target
             device.write(at, length, self.config.get(self._pci_cfg + 16, length))
         if self._held == self.bus_master:
@@ -221,7 +222,7 @@ class VirtioPci(PciFunction):
             self.state.lacks(lack)
             self._bind_doorbells()
 
-    def _window(self) -> tuple[BusDevice, int, int] | None:
+    def _pci_cfg_target(self) -> tuple[BusDevice, int, int] | None:
         index = self.config.bytes[self._pci_cfg + 4]
         at, length = (self.config.get(self._pci_cfg + where, 4) for where in (8, 12))
         if length not in (1, 2, 4) or at % length:
@@ -232,7 +233,7 @@ class VirtioPci(PciFunction):
         return None
 
     def placed(self) -> None:
-        """BAR 0 may have moved: the doorbells follow."""
+        """Move the doorbells, because BAR 0 may have moved."""
         with self._lock:
             self._bind_doorbells()
 
@@ -253,25 +254,25 @@ class VirtioPci(PciFunction):
             except (PykvmError, OSError) as error:
                 if not shortage(error):
                     raise
-                continue  # notifications come as other writes to the BAR do, by a vCPU exit
+                continue  # notifications of this queue are then vCPU exits
             self._doorbells[index] = address
 
     # -- the end -----------------------------------------------------------
 
     def _was_reset(self) -> None:
-        # After a reset the device sends no notification (§2.4.1), not even an old one.
+        # After a reset the device sends no interrupt (§2.4.1), not even an earlier one.
         self._intx.take()
         self.msix.forget()
 
     def close(self) -> None:
-        """Close the device, then give back doorbells, vectors and eventfds."""
+        """Close the device, then release doorbells, vectors and eventfds."""
         self.device.close()
         with self._lock:
             self._bar.address = None
             self._bind_doorbells()
-        self._give_back()
+        self._release()
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         self.msix.close()
         while self._kicks:
             os.close(self._kicks.pop())

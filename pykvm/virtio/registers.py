@@ -52,7 +52,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pykvm.memory.ram import Ram
-from pykvm.virtio.config_space import ConfigSpace
 from pykvm.virtio.constants import (
     VIRTIO_CONFIG_S_ACKNOWLEDGE,
     VIRTIO_CONFIG_S_DRIVER,
@@ -64,6 +63,7 @@ from pykvm.virtio.constants import (
     VIRTIO_F_VERSION_1,
 )
 from pykvm.virtio.device import Activation, VirtioDevice
+from pykvm.virtio.device_config import DeviceConfig
 from pykvm.virtio.queue import Virtqueue, no_fence
 from pykvm.virtio.queue_registers import QueueRegisters
 
@@ -115,7 +115,7 @@ class TransportState:
         self.driver_feature_select = 0
         self.driver_features = 0
         self.queue_select = 0
-        self.config = ConfigSpace(device)
+        self.config = DeviceConfig(device)
         self.reason = ""
         self._count = len(self.queues)
         self._ram = ram

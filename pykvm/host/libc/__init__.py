@@ -1,6 +1,6 @@
-"""System calls and C functions that Python has no function for, through cffi.
+"""System calls and C functions that Python does not offer, through cffi.
 
-Calls release the GIL. Typed as Any because C is unknown to mypy.
+Calls release the GIL. The types are Any because mypy does not know C.
 """
 
 import os
@@ -16,7 +16,7 @@ _MOST: Final = 6
 
 
 def system_call(number: int, *arguments: int | bytes | bytearray) -> int:
-    """syscall(2) with at most six integers and addresses of bytes; its result, or OSError."""
+    """Call syscall(2) with up to six integers or addresses of bytes; its result, or OSError."""
     words = [word if isinstance(word, int) else address(word) for word in arguments]
     result: int = libc.syscall(number, *words, *(0,) * (_MOST - len(words)))
     if result < 0:
@@ -26,15 +26,15 @@ def system_call(number: int, *arguments: int | bytes | bytearray) -> int:
 
 
 def address(data: bytes | bytearray) -> int:
-    """Where ``data`` is, for as long as it exists and is not resized."""
+    """The address of ``data``, valid as long as ``data`` exists and is not resized."""
     return int(ffi.cast("uintptr_t", ffi.from_buffer(data)))
 
 
 def prctl(option: int, argument: int | bytes) -> None:
-    """prctl(2) with one argument, the others being 0; OSError."""
+    """Call prctl(2) with one argument; the others are 0. OSError."""
     system_call(_NR_PRCTL, option, argument)
 
 
 def keep_library(name: str) -> Any:
-    """The functions of the shared library ``name``, which stays loaded for good; OSError."""
+    """The functions of the shared library ``name``, which is never unloaded; OSError."""
     return ffi.dlopen(name, os.RTLD_NOW | os.RTLD_NODELETE)

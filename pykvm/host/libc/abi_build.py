@@ -1,11 +1,11 @@
 """The C functions that pykvm calls, and the generator of ``_abi.py``.
 
-``python -P pykvm/host/libc/abi_build.py`` writes ``_abi.py``, which is committed, as
-``pykvm/kvm/abi_build.py`` does for KVM's structures; ``tests/unit/host/test_host_libc.py``
-writes it again and compares.
+``python -P pykvm/host/libc/abi_build.py`` writes ``_abi.py``, which is committed.
+``pykvm/kvm/abi_build.py`` does the same for KVM's structures. A test generates the file
+again and compares (``tests/unit/host/test_host_libc.py``).
 
-syscall(2) is variadic in C and has six fixed words here: on x86-64 both
-conventions pass them alike, but for AL, which the function does not look at.
+syscall(2) is variadic in C and has six fixed words here. On x86-64 both conventions
+pass arguments alike, except for AL, which the function ignores.
 """
 
 from pathlib import Path

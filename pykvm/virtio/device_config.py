@@ -3,7 +3,7 @@
 from pykvm.virtio.device import VirtioDevice
 
 
-class ConfigSpace:
+class DeviceConfig:
     """The driver's accesses to the configuration space of ``device`` (virtio 1.2 §2.5)."""
 
     def __init__(self, device: VirtioDevice) -> None:
