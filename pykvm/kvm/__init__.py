@@ -1,8 +1,8 @@
 """KVM from Python: the VM, its vCPUs, their exits and the threads that run them.
 
-:class:`Kvm` owns /dev/kvm, :class:`Vm` and :class:`Vcpu` one descriptor each;
-all are context managers. :class:`VcpuThread` runs a vCPU, :class:`KvmPciServices`
-is what PCI functions get from KVM (MSI vectors, INTx lines, doorbells).
+:class:`Kvm` owns /dev/kvm. :class:`Vm` and :class:`Vcpu` own one descriptor each.
+All three are context managers. :class:`VcpuThread` runs a vCPU.
+:class:`KvmPciServices` gives PCI functions MSI vectors, INTx lines and doorbells.
 """
 
 from pykvm.kvm.errors import KvmError, KvmUnavailable, MissingCapability

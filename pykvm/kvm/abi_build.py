@@ -1,15 +1,15 @@
 """The part of <linux/kvm.h> that pykvm uses, and the generator of ``_abi.py``.
 
-``python -P pykvm/kvm/abi_build.py`` (as a file, since the package imports what
-this generates) writes ``_abi.py``: cffi's out-of-line ABI mode, which is plain
-Python and needs no compiler. The generated file is committed because parsing
-these declarations at every start would cost 40 ms. ``tests/kvm/test_kvm_abi.py``
-regenerates it, and compares every structure, offset and ioctl number with the
-system's header through a C compiler.
+``python -P pykvm/kvm/abi_build.py`` writes ``_abi.py``, in cffi's out-of-line ABI mode,
+which is plain Python and needs no compiler. It is run as a file, because the package
+imports ``_abi.py``. The generated file is committed, because parsing these declarations
+at every start would take 40 ms. ``tests/kvm/test_kvm_abi.py`` generates the file again,
+and compares every structure, offset and ioctl number with the system's header through
+a C compiler.
 
-Structures name only what pykvm reads or writes; unions are padded to their
-full size. Source: <linux/kvm.h> and <asm/kvm.h> of Linux 6.1, whose ABI only
-ever grows.
+Structures name only the fields that pykvm reads or writes. Unions are padded to their
+full size. Source: <linux/kvm.h> and <asm/kvm.h> of Linux 6.1. Later kernels only add
+to this ABI.
 """
 
 from pathlib import Path
@@ -19,9 +19,9 @@ from cffi import FFI
 MODULE = "pykvm.kvm._abi"
 
 # ioctl(2) is variadic in C and is declared here with a fixed third argument.
-# On x86-64 both conventions pass an integer or pointer third argument in rdx;
-# a variadic call differs only in AL (how many vector registers are used),
-# which ioctl never looks at. cffi calls a fixed signature much faster.
+# On x86-64 both conventions pass an integer or pointer third argument in rdx.
+# A variadic call differs only in AL (the number of vector registers used),
+# which ioctl ignores. cffi calls a fixed signature much faster.
 FUNCTIONS = """
 int ioctl(int fd, unsigned long request, void *argument);
 """

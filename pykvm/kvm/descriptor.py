@@ -1,4 +1,4 @@
-"""A file descriptor of KVM's, its one owner, and ioctls on it."""
+"""A file descriptor of KVM, which has one owner, and ioctls on it."""
 
 import os
 
@@ -22,11 +22,11 @@ class Descriptor:
 
     @property
     def closed(self) -> bool:
-        """Whether :meth:`close` has run."""
+        """True once :meth:`close` has run."""
         return self._fd < 0
 
     def close(self) -> None:
-        """Close the descriptor. Again is fine and does nothing."""
+        """Close the descriptor. Closing again does nothing."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
@@ -38,7 +38,7 @@ class Descriptor:
         self.close()
 
     def _ioctl(self, name: str, request: int, argument: Any = 0) -> int:
-        """ioctl with an integer or a cffi pointer; its result, or KvmError."""
+        """Call ioctl with an integer or a cffi pointer; its result, or KvmError."""
         if isinstance(argument, int):
             argument = ffi.cast("void *", argument)
         result: int = libc.ioctl(self.fd, request, argument)

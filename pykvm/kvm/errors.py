@@ -1,8 +1,8 @@
-"""What can go wrong between pykvm and KVM, each with what helps.
+"""The errors between pykvm and KVM, each with a hint.
 
-:class:`KvmUnavailable` and :class:`MissingCapability` mean that this host
-cannot run a VM (exit status 77); :class:`KvmError` that an ioctl failed on a
-host that can (exit status 125).
+:class:`KvmUnavailable` and :class:`MissingCapability` mean that this host cannot run
+a VM (exit status 77). :class:`KvmError` means that an ioctl failed on a host that can
+(exit status 125).
 """
 
 import errno
@@ -28,33 +28,33 @@ _OPEN_ADVICE = {
         "a container needs the device passed to it (--device /dev/kvm)",
     ),
     errno.ENODEV: (
-        "{path} exists but no KVM module stands behind it",
+        "{path} exists, but no KVM module is loaded for it",
         "load kvm_intel or kvm_amd and check that the firmware has virtualization switched on",
     ),
     errno.EBUSY: (
         "KVM is busy",
-        "another hypervisor (VirtualBox, VMware) holds the processor's virtualization; stop it",
+        "stop the hypervisor that holds the processor's virtualization (VirtualBox, VMware)",
     ),
     errno.EISDIR: ("{path} is a directory, not the KVM device", "give the path of a KVM device"),
 }
 _OPEN_ADVICE[errno.ENXIO] = _OPEN_ADVICE[errno.ENODEV]
 
 _IOCTL_ADVICE = {
-    errno.EBUSY: "another hypervisor may hold the processor's virtualization; stop it",
+    errno.EBUSY: "if a different hypervisor holds the processor's virtualization, stop it",
     errno.ENOMEM: "free some memory, or give the guest less with -m",
     errno.EMFILE: FILES,
-    errno.EAGAIN: f"KVM has no thread for its own work: {THREADS}",
+    errno.EAGAIN: f"KVM could not start a thread for its own work: {THREADS}",
     errno.EACCES: "check the permissions of /dev/kvm",
     errno.EPERM: "a security policy (seccomp, SELinux, a container) forbids it",
     errno.EFAULT: "the guest touched memory that the host could not provide",
-    errno.ENOSPC: "the kernel has no more room for such a registration in this VM",
+    errno.ENOSPC: "the kernel has no room for more of these in this VM",
     errno.EEXIST: "the same range or number is registered already",
     errno.ENOTTY: "this kernel's KVM does not know the operation; use a newer kernel",
 }
 
 
 class KvmError(PykvmError):
-    """``operation`` (an ioctl's name) failed with ``errno`` (0: the answer made no sense)."""
+    """``operation`` (an ioctl's name) failed with ``errno``; 0: its result was impossible."""
 
     def __init__(self, operation: str, number: int, message: str = "", hint: str = "") -> None:
         text = message or f"{operation} failed: {os.strerror(number)} ({error_name(number)})"
@@ -72,7 +72,7 @@ class KvmUnavailable(HostError):
 
     @classmethod
     def from_open(cls, path: str, number: int) -> "KvmUnavailable":
-        """What opening ``path`` with ``errno`` ``number`` means, and what helps."""
+        """The error for ``errno`` ``number`` from opening ``path``, with a hint."""
         message, hint = _OPEN_ADVICE.get(
             number, ("cannot open {path}: " + os.strerror(number), "check that KVM is available")
         )

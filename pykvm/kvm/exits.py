@@ -1,10 +1,9 @@
-"""Why KVM_RUN came back, as typed values.
+"""The exits of KVM_RUN as typed values.
 
 :func:`decode` turns the shared kvm_run page into one of the classes below
-(:data:`Exit`). What the guest wrote is copied out, so it stays valid; what
-the guest reads is stored with the exit's setter before the vCPU runs again.
-Until then a read gives the guest zeros. Source: Linux
-Documentation/virt/kvm/api.rst, "The kvm_run structure".
+(:data:`Exit`). Data that the guest writes is copied, so it stays valid. For a
+read, call the exit's setter before the vCPU runs again; otherwise the guest reads
+zeros. Source: Linux Documentation/virt/kvm/api.rst, "The kvm_run structure".
 """
 
 from collections.abc import Callable, Sequence
@@ -34,9 +33,9 @@ from pykvm.lean.records import record
 class IoExit:
     """IN or OUT (also INS and OUTS): ``count`` items of ``size`` bytes at ``port``.
 
-    ``data`` holds what the guest writes, ``size * count`` bytes, and is empty
-    for a read, which is answered with :meth:`set_value`, :meth:`set_values`
-    or :meth:`set_data`.
+    ``data`` has the ``size * count`` bytes that the guest writes. It is empty for
+    a read; answer that with :meth:`set_value`, :meth:`set_values` or
+    :meth:`set_data`.
     """
 
     is_write: bool
@@ -80,8 +79,8 @@ class IoExit:
 class MmioExit:
     """An access of ``size`` bytes (1 to 8) to guest-physical ``address`` outside memory.
 
-    ``data`` holds what the guest writes and is empty for a read, which is
-    answered with :meth:`set_value` or :meth:`set_data`.
+    ``data`` has the bytes that the guest writes. It is empty for a read; answer
+    that with :meth:`set_value` or :meth:`set_data`.
     """
 
     is_write: bool
@@ -92,7 +91,7 @@ class MmioExit:
 
     @property
     def value(self) -> int:
-        """What the guest writes, as an integer."""
+        """The bytes that the guest writes, as an integer."""
         return int.from_bytes(self.data, "little")
 
     def set_value(self, value: int) -> None:
@@ -118,7 +117,7 @@ class Shutdown:
 
 @record
 class SystemEvent:
-    """The guest asked KVM for ``type`` (KVM_SYSTEM_EVENT_*), with ``data`` words."""
+    """The guest requested ``type`` (KVM_SYSTEM_EVENT_*), with ``data`` words."""
 
     type: int
     data: tuple[int, ...]
@@ -126,12 +125,13 @@ class SystemEvent:
 
 @record
 class InternalError:
-    """KVM cannot go on with this vCPU: ``suberror`` is KVM_INTERNAL_ERROR_*.
+    """KVM cannot continue this vCPU. ``suberror`` is KVM_INTERNAL_ERROR_*.
 
-    ``instruction`` holds up to 15 bytes from rip on if KVM refused to emulate
-    one, else b"": older kernels give them always when they can, newer ones
-    for every refusal once KVM_CAP_EXIT_ON_EMULATION_FAILURE is enabled.
-    ``data`` holds the words of the exit, for a message.
+    ``instruction`` has up to 15 bytes from rip on if KVM refused to emulate an
+    instruction and reports its bytes, else b"". Older kernels report them when
+    they can. Newer kernels report them for every refusal once
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE is enabled. ``data`` has the words of the
+    exit, for a message.
     """
 
     suberror: int
@@ -159,19 +159,19 @@ class FailEntry:
 
 @record
 class Interrupted:
-    """A signal or immediate_exit ended KVM_RUN; the guest sees nothing of it."""
+    """A signal or immediate_exit ended KVM_RUN. The guest does not notice."""
 
 
 @record
 class MsrRead:
-    """RDMSR that was filtered or is unknown; ``reason`` is KVM_MSR_EXIT_REASON_*."""
+    """RDMSR of a filtered or unknown MSR; ``reason`` is KVM_MSR_EXIT_REASON_*."""
 
     index: int
     reason: int
     _page: RunPage
 
     def set_value(self, value: int) -> None:
-        """The 64 bits that the guest reads."""
+        """Answer with the 64 bits that the guest reads."""
         self._page.run.msr.data = value
         self._page.run.msr.error = 0
 
@@ -182,7 +182,7 @@ class MsrRead:
 
 @record
 class MsrWrite:
-    """WRMSR that was filtered or is unknown; it counts as done unless :meth:`fault` is called."""
+    """WRMSR of a filtered or unknown MSR. It counts as done unless :meth:`fault` is called."""
 
     index: int
     value: int
@@ -220,7 +220,7 @@ INTERRUPTED = Interrupted()
 
 
 def decode(page: RunPage) -> Exit:
-    """The exit that ``page`` holds; KvmError if what the kernel left there is impossible."""
+    """The exit in ``page``; KvmError if its contents are impossible."""
     reason = page.run.exit_reason
     decoder = _DECODERS.get(reason)
     return decoder(page) if decoder else Unknown(reason)

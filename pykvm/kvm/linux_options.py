@@ -1,4 +1,4 @@
-"""What Linux is told, on its command line and by CPUID, where KVM emulates its kernel code."""
+"""Advice to Linux, on its command line and by CPUID, where KVM emulates its kernel code."""
 
 from collections.abc import Iterable
 
@@ -10,9 +10,9 @@ _KVM_CPUID_FEATURES: Final = 0x4000_0001
 # KVM_FEATURE_PV_UNHALT, _PV_SEND_IPI, _PV_SCHED_YIELD and _HC_MAP_GPA_RANGE.
 _HYPERCALL_FEATURES: Final = 1 << 7 | 1 << 11 | 1 << 13 | 1 << 16
 
-# Features whose instructions the emulator refuses, or that cost more than they give there.
-# CPUID cannot hide them: the guest sees the processor's own bits in leaves 1 and 7. Linux reads
-# at most 127 characters of this list, so what its core uses comes first.
+# Features whose instructions the emulator refuses, or that cost more than they gain there.
+# CPUID cannot hide them, because the guest sees the processor's own bits in leaves 1 and 7.
+# Linux reads at most 127 characters of this list, so the features of its core come first.
 _CLEAR_CPUID: Final = (
     297,  # ERMS, FSRM: `rep movsb` costs 0.4 us a byte. `rep movsq` costs the same for eight
     580,  # of them, so REP_GOOD stays: with unrolled loops a page fault takes 20 % longer.
@@ -20,7 +20,7 @@ _CLEAR_CPUID: Final = (
     295,  # SMEP
     141,  # CX16: CMPXCHG16B in SLUB
     151,  # POPCNT
-    288,  # FSGSBASE: another path for entering the kernel
+    288,  # FSGSBASE: a different path for entering the kernel
     145,  # PCID, INVPCID
     298,
     514,  # UMIP
@@ -46,9 +46,9 @@ def linux_options(tsc_khz: int) -> list[str]:
     """
     options = [
         "clearcpuid=" + ",".join(map(str, _CLEAR_CPUID)),
-        # XSAVE and its like are refused; FXSAVE is not.
+        # The emulator refuses XSAVE and its relatives, but not FXSAVE.
         "noxsave",
-        # VERW is refused, and page-table isolation doubles the cost of each way into the kernel.
+        # The emulator refuses VERW, and page-table isolation doubles the cost of kernel entries.
         "mitigations=off",
         # Changing the protection of the kernel's own pages walks them all: 0.8 s.
         "rodata=off",
@@ -67,8 +67,8 @@ def linux_options(tsc_khz: int) -> list[str]:
 def without_hypercalls(cpuid: Iterable[CpuidEntry]) -> list[CpuidEntry]:
     """``cpuid`` without the KVM features that make Linux use VMCALL.
 
-    The emulator can hang on it: a second CPU never came up. These leaves,
-    unlike 1 and 7, are shown to the guest as we give them.
+    The emulator can hang on VMCALL: a second CPU never came up. The guest sees these
+    leaves as pykvm sets them, unlike leaves 1 and 7.
     """
     return [
         replace(leaf, eax=leaf.eax & ~_HYPERCALL_FEATURES)

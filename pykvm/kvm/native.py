@@ -1,7 +1,7 @@
-"""The C side: structures (``ffi``) and functions of the running process (``libc``).
+"""C structures (``ffi``) and C functions of the running process (``libc``).
 
-Typed as Any because the fields of C structures are unknown to mypy;
-``structs.py`` has types for the ones that others use.
+The types are Any, because mypy does not know the fields of C structures.
+``structs.py`` has types for the structures that other modules use.
 """
 
 from pykvm.kvm import _abi

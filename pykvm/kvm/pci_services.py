@@ -1,9 +1,9 @@
-"""What PCI functions get from KVM: MSI vectors, INTx lines and doorbells.
+"""KVM's services for PCI functions: MSI vectors, INTx lines and doorbells.
 
-Implements the protocols of ``pykvm/pci/services.py`` by shape, without
-importing them. In steady state none of it causes an exit to Python: an MSI
-is an eventfd write that KVM turns into an interrupt (irqfd), a doorbell is a
-guest write that KVM turns into an eventfd write (ioeventfd).
+Implements the protocols of ``pykvm/pci/services.py`` by shape, without importing
+them. In steady state nothing here causes an exit to Python: an MSI is an eventfd
+write that KVM turns into an interrupt (irqfd), and a doorbell is a guest write that
+KVM turns into an eventfd write (ioeventfd).
 """
 
 import os
@@ -28,8 +28,8 @@ INTX_GSIS = 8
 class KvmMsiVector(Descriptor):
     """One MSI: owns its eventfd and its GSI. See pci.services.MsiVector.
 
-    While masked, the eventfd is not connected to KVM, so signals add up in
-    it. Connecting it raises what has come in meanwhile, once.
+    While masked, the eventfd is not connected to KVM, so signals add up in it.
+    Connecting it raises one interrupt for all of them.
     """
 
     def __init__(self, vm: Vm, router: GsiRouter) -> None:
@@ -55,9 +55,8 @@ class KvmMsiVector(Descriptor):
             self._router.route(self.gsi, address, data)
             if not self._masked:
                 return
-            # KVM raises what it finds in an eventfd that it is connected to,
-            # but leaves it there, to be mistaken for a new signal later.
-            # Taking it out first keeps the count honest.
+            # When an eventfd is connected, KVM raises its signals but leaves them in it, where
+            # they would look like new signals later. So they are taken out first.
             pending = self._drain()
             try:
                 self._vm.irqfd(self.fd, self.gsi)
@@ -67,21 +66,21 @@ class KvmMsiVector(Descriptor):
                     os.eventfd_write(self.fd, 1)
 
     def mask(self) -> None:
-        """Deliver nothing until the next :meth:`route`; what arrives stays in the eventfd.
+        """Deliver nothing until the next :meth:`route`; signals stay in the eventfd.
 
-        A signal that comes in meanwhile is either delivered before this
-        returns or kept: KVM unhooks the eventfd under its lock.
+        A signal that arrives during the call is either delivered before it returns
+        or kept, because KVM disconnects the eventfd under its lock.
         """
         with self._lock:
             self._mask()
 
     def take_pending(self) -> bool:
-        """While masked: whether a signal arrived, which is then forgotten."""
+        """Only while masked: True if a signal waits, which is then forgotten."""
         with self._lock:
             return self._masked and self._drain()
 
     def close(self) -> None:
-        """Disconnect the eventfd, close it and give the GSI back."""
+        """Disconnect and close the eventfd, and free the GSI."""
         with self._lock:
             if self.closed:
                 return
@@ -104,7 +103,7 @@ class KvmMsiVector(Descriptor):
 
 
 class _SharedLine:
-    """A GSI that several functions drive: asserted while any of them asserts it."""
+    """A GSI that several functions drive. It is asserted while one of them asserts it."""
 
     def __init__(self, gsi: int, drive: Callable[[int, bool], None]) -> None:
         self.gsi = gsi
@@ -133,7 +132,7 @@ class KvmInterruptLine:
         return self._line.gsi
 
     def set(self, level: bool) -> None:
-        """Drive the line; functions that share it are wired-OR. From any thread."""
+        """Drive the line; functions that share it are wired-OR. Any thread may call it."""
         with self._lock:
             if level != self._level:
                 self._level = level
@@ -143,8 +142,8 @@ class KvmInterruptLine:
 class KvmPciServices:
     """The services of one VM for PCI functions. See pci.services.PciServices.
 
-    The VM has its irqchip already; MissingCapability if KVM cannot do without
-    exits what this is for. Owns the VM's routing table (``router``).
+    The VM needs its irqchip first. MissingCapability if KVM cannot provide the
+    services without exits. Owns the VM's routing table (``router``).
     """
 
     def __init__(self, vm: Vm) -> None:
@@ -169,7 +168,7 @@ class KvmPciServices:
     def interrupt_line(self, device: int, pin: int) -> KvmInterruptLine:
         """The line of INTx ``pin`` (1 = INTA#) of device number ``device`` on bus 0.
 
-        GSI 16 + ((device + pin - 1) mod 8): what the MP table tells the guest.
+        Its GSI is 16 + ((device + pin - 1) mod 8), as the MP table tells the guest.
         """
         return KvmInterruptLine(self._lines[(device + pin - 1) % INTX_GSIS])
 

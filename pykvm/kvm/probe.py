@@ -123,7 +123,7 @@ def _expect_out(reason: Exit) -> None:
             "KVM_RUN",
             0,
             f"KVM cannot run the simplest kernel code: {reason}",
-            "see the host's kernel log; another hypervisor may be in the way",
+            "see the host's kernel log; a different hypervisor may hold the processor",
         )
 
 

@@ -1,10 +1,10 @@
-"""What was found out about this host's KVM by running a guest, remembered until the host restarts.
+"""Keeps the answer of the probe until the host restarts.
 
-The probe takes 6 ms, a tenth of the time to a guest's first instruction where
-KVM emulates. Its answer depends on the running kernel, its KVM module and the
-processor. All three are in the key under which it is kept: the kernel's boot
-id, the inode of the KVM device with the time of its creation, and the
-processor's vendor, model and features as KVM offers them.
+The probe takes 6 ms, which is a tenth of the time to a guest's first instruction
+where KVM emulates kernel code. Its answer depends on the running kernel, its KVM
+module and the processor. The key of the kept answer has all three: the kernel's boot
+id, the inode of the KVM device with the time of its creation, and the processor's
+vendor, model and features as KVM offers them.
 """
 
 import os
@@ -17,16 +17,16 @@ from pykvm.kvm.system import Kvm
 from pykvm.lean.typing_names import Final
 
 _VERSION: Final = "pykvm host traits 1"
-"""Of the file's format and of what the probe looks at: another one, and files are not believed."""
+"""The version of the file's format and of the probe. Files with a different one are ignored."""
 _LEAVES: Final = (0, 1, 7, 0x8000_0001)
-"""Of CPUID: the vendor, the model and the features."""
+"""The CPUID leaves with the vendor, the model and the features."""
 _REMEMBERED: Final = ("syscall_works", "cpuid_masked", "instructions_complete")
 
 
 def host_traits(kvm: Kvm) -> HostTraits:
-    """What the probe finds here, or found since the host was started; KvmError as the probe's.
+    """The answer of the probe, now or since the host was started; KvmError as from the probe.
 
-    ``cpl0_mips`` is None. What cannot be remembered, for whatever reason, is probed each time.
+    ``cpl0_mips`` is None. An answer that cannot be kept is probed again each time.
     """
     path = traits_file()
     try:
@@ -35,7 +35,7 @@ def host_traits(kvm: Kvm) -> HostTraits:
     except OSError:
         key, known = "", None
     if known is None:
-        # Start-up time is a feature: imported only to be used.
+        # Imported only if it is used, because start-up time counts.
         from pykvm.kvm.probe import probe
 
         known = probe(kvm)
@@ -46,7 +46,7 @@ def host_traits(kvm: Kvm) -> HostTraits:
 
 
 def traits_file() -> str:
-    """Where it is kept; "" if nowhere."""
+    """The path of the file with the answer; "" if there is no place for it."""
     folder = cache_folder()
     return os.path.join(folder, "host-traits") if folder else ""
 
@@ -60,13 +60,13 @@ def _key(kvm: Kvm) -> str:
 
 
 def _text(leaf: CpuidEntry) -> str:
-    # In ebx leaf 1 has the number of the CPU that happens to ask.
+    # In leaf 1, ebx has the number of the CPU that executes CPUID.
     ebx = 0 if leaf.function == 1 else leaf.ebx
     return f"{leaf.function:x}.{leaf.index} {leaf.eax:x} {ebx:x} {leaf.ecx:x} {leaf.edx:x}"
 
 
 def _recall(path: str, key: str) -> HostTraits | None:
-    """What is kept under ``key``, if that is what the file has."""
+    """The answer in the file; None if the file has a different key or is damaged."""
     try:
         with open(path, encoding="ascii") as file:
             kept, _, answers = file.read(2 * len(key)).rpartition("\n")
@@ -75,14 +75,13 @@ def _recall(path: str, key: str) -> HostTraits | None:
     if kept != key or len(answers) != len(_REMEMBERED) or not set(answers) <= {"0", "1"}:
         return None
     pairs = zip(_REMEMBERED, answers, strict=True)
-    pairs = zip(_REMEMBERED, answers, strict=True)
     return HostTraits(**{name: answer == "1" for name, answer in pairs})
 
 
 def _remember(path: str, key: str, traits: HostTraits) -> None:
     answers = "".join(str(int(getattr(traits, name))) for name in _REMEMBERED)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    # Whole or not at all, and several processes may do it at once.
+    # Atomic, because several processes may write at once.
     own = f"{path}.{os.getpid()}"
     try:
         with open(own, "w", encoding="ascii") as file:

@@ -1,4 +1,4 @@
-"""Which interrupt each GSI means: the VM's routing table and its owner."""
+"""The routing table of a VM, which gives each GSI its interrupt, and its owner."""
 
 from collections.abc import Sequence
 from threading import Lock
@@ -49,7 +49,7 @@ def default_irqchip_routes() -> list[IrqchipRoute]:
 
 
 class RouteTable(Protocol):
-    """What takes the routes: a Vm."""
+    """The receiver of the routes: a Vm."""
 
     def set_gsi_routing(self, routes: Sequence[Route]) -> None:
         """Replace the whole table."""
@@ -58,12 +58,12 @@ class RouteTable(Protocol):
 class GsiRouter:
     """Owns a VM's routing table and hands out the GSIs for MSIs (24 and up).
 
-    From any thread. A change loads the whole table, which KVM swaps in at
-    once: interrupts on other GSIs are neither lost nor sent twice.
+    Any thread may call it. A change loads the whole table, which KVM replaces
+    atomically: interrupts on other GSIs are neither lost nor sent twice.
     """
 
     def __init__(self, table: RouteTable, limit: int) -> None:
-        """``limit``: how many routes KVM takes (KVM_CAP_IRQ_ROUTING)."""
+        """``limit``: the number of routes that KVM takes (KVM_CAP_IRQ_ROUTING)."""
         self._table = table
         self._limit = limit
         self._lock = Lock()
@@ -72,7 +72,7 @@ class GsiRouter:
         self._used: set[int] = set()
 
     def allocate(self) -> int:
-        """A GSI of one's own, which leads nowhere yet; KvmError if all are taken."""
+        """A free GSI, without a route yet; KvmError if all are taken."""
         with self._lock:
             for gsi in range(FIRST_MSI_GSI, FIRST_MSI_GSI + self._limit - len(self._fixed)):
                 if gsi not in self._used:
@@ -89,12 +89,12 @@ class GsiRouter:
         """Send the message ``data`` to ``address`` whenever ``gsi`` is raised."""
         route = MsiRoute(gsi, address, data)
         with self._lock:
-            assert gsi in self._used, f"GSI {gsi} is nobody's"
+            assert gsi in self._used, f"GSI {gsi} is not allocated"
             if self._messages.get(gsi) != route:
                 self._load({**self._messages, gsi: route})
 
     def free(self, gsi: int) -> None:
-        """Give back a GSI from :meth:`allocate`; it leads nowhere again."""
+        """Free a GSI from :meth:`allocate`, and remove its route."""
         with self._lock:
             if gsi in self._messages:
                 self._load({k: route for k, route in self._messages.items() if k != gsi})

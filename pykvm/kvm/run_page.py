@@ -24,7 +24,7 @@ class RunPage:
         self.bytes = memoryview(self._map)
 
     def close(self) -> None:
-        """Unmap; views of ``run``'s parts must not be used any more."""
+        """Unmap the area. Views of parts of ``run`` must not be used any more."""
         self.run = None
         self.bytes.release()
         ffi.release(self._buffer)

@@ -1,16 +1,15 @@
-"""A thread that runs a vCPU, and that others can stop or pause at once.
+"""A thread that runs a vCPU, and that any thread can stop or pause at once.
 
 Getting a thread out of KVM_RUN takes two things. ``immediate_exit`` in the
 kvm_run area makes the *next* KVM_RUN return; a signal ends the current one.
-Set in this order, there is no moment between the thread's last look at its
-orders and KVM_RUN at which both miss.
+In this order, at least one of them works at every moment between the thread's last
+check of its orders and KVM_RUN.
 
-The signal has no handler. The thread blocks it, KVM_SET_SIGNAL_MASK unblocks
-it inside KVM_RUN only, and there it merely ends KVM_RUN; it stays pending
-until the thread takes it with sigtimedwait. So this works from any thread,
-and a program's own handlers and the main thread never notice. All other
-signals are blocked in the thread, so that the main thread gets them, where
-Python runs their handlers and a blocking call wakes up for them.
+The signal has no handler. The thread blocks it, and KVM_SET_SIGNAL_MASK unblocks it
+only inside KVM_RUN. There it only ends KVM_RUN, and stays pending until the thread
+takes it with sigtimedwait. So any thread can send it, and neither the program's
+handlers nor the main thread notice. The thread blocks all other signals, so that the
+main thread gets them, where Python runs their handlers and blocking calls wake up.
 """
 
 import signal
@@ -24,14 +23,14 @@ from pykvm.kvm.exits import Exit, Interrupted
 from pykvm.kvm.vcpu import Vcpu
 
 Handler = Callable[[Exit], object | None]
-"""Handles one exit in the vCPU's thread. None: go on. Anything else ends the
-thread and becomes its ``outcome``. Never sees Interrupted."""
+"""Handles one exit in the vCPU's thread. None: continue. Any other result ends the
+thread and becomes its ``outcome``. It never gets Interrupted."""
 
 KICK_SIGNAL = signal.SIGRTMIN + 6
 LONG_PAUSE_SECONDS = 1.0
-"""A guest is told of a longer pause (KVM_KVMCLOCK_CTRL). Its lockup detectors count in tens of
-seconds; looks at a vCPU, which are no stops, take milliseconds."""
-# Faults of the process itself must reach it, for faulthandler to report them.
+"""KVM_KVMCLOCK_CTRL tells the guest of longer pauses. Its lockup detectors wait tens of seconds.
+A pause to inspect a vCPU takes only milliseconds."""
+# Faults of the process must reach it, so that faulthandler can report them.
 _FAULTS = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
 )
@@ -39,14 +38,14 @@ _OTHERS = frozenset(signal.valid_signals()) - _FAULTS
 
 
 class VcpuThread:
-    """Runs one vCPU in a thread of its own; does not own the vCPU.
+    """Runs one vCPU in a separate thread. It does not own the vCPU.
 
-    The thread takes exits from KVM_RUN to ``handle`` until that returns
-    something, raises, or :meth:`stop` is called. Then it calls ``on_end``
-    with this object: ``outcome`` is what ``handle`` returned, ``error`` what
-    it (or KVM_RUN) raised. :meth:`pause`, :meth:`resume` and :meth:`stop` are
-    for other threads and take effect at once, after KVM has completed the
-    port or MMIO access of the last exit.
+    The thread takes exits from KVM_RUN to ``handle`` until that returns a value
+    or raises, or :meth:`stop` is called. Then it calls ``on_end`` with this
+    object: ``outcome`` is the result of ``handle``, ``error`` the exception of
+    ``handle`` or KVM_RUN. :meth:`pause`, :meth:`resume` and :meth:`stop` are for
+    other threads. They take effect as soon as KVM has completed the port or
+    MMIO access of the last exit.
 
     A process that ``handle`` starts inherits the blocked signals.
     """
@@ -58,7 +57,7 @@ class VcpuThread:
         on_end: "Callable[[VcpuThread], None] | None" = None,
         cpus: Collection[int] = (),
     ) -> None:
-        """``cpus``: those of the host's that it may run on; none: any."""
+        """``cpus``: the host's CPUs on which the thread may run; empty: all."""
         self.vcpu = vcpu
         self.outcome: object | None = None
         self.error: BaseException | None = None
@@ -69,7 +68,7 @@ class VcpuThread:
         self._thread = threading.Thread(
             target=self._main, name=f"pykvm-vcpu{vcpu.index}", daemon=True
         )
-        # Guards what follows, and wakes both sides.
+        # Guards the fields below, and wakes both sides.
         self._state = threading.Condition()
         self._pauses = 0
         self._stopping = False
@@ -77,7 +76,7 @@ class VcpuThread:
         self._ended = False
 
     def start(self) -> None:
-        """Start running; once only."""
+        """Start the thread. Call it once."""
         self.vcpu.set_signal_mask(_OTHERS - {KICK_SIGNAL})
         start(self._thread, f"vCPU {self.vcpu.index}")
 
@@ -95,16 +94,16 @@ class VcpuThread:
             raise TimeoutError(f"vCPU {self.vcpu.index} did not pause within {timeout} s")
 
     def request_pause(self) -> None:
-        """As :meth:`pause`, without waiting: once ``handle`` returns, the guest runs no further.
+        """As :meth:`pause`, but without waiting. Once ``handle`` returns, the guest does not run.
 
-        From any thread. It needs its :meth:`resume` as well.
+        Any thread may call it. It needs its :meth:`resume`, too.
         """
         with self._state:
             self._pauses += 1
             self._kick()
 
     def wait_paused(self, timeout: float) -> bool:
-        """Whether a pause that was requested holds, after at most ``timeout`` seconds."""
+        """Wait for a requested pause, for ``timeout`` seconds at most; True if it holds."""
         self._check_thread()
         with self._state:
             return self._state.wait_for(lambda: not self._running, timeout)
@@ -118,7 +117,7 @@ class VcpuThread:
 
     @contextmanager
     def paused(self, timeout: float = 5.0) -> Iterator[None]:
-        """Within it, the thread does not touch the vCPU and others may."""
+        """In this context, the thread does not touch the vCPU, and other threads may."""
         self.pause(timeout)
         try:
             yield
@@ -126,14 +125,14 @@ class VcpuThread:
             self.resume()
 
     def stop(self) -> None:
-        """Have the thread end, at once, also while paused. Does not wait; from any thread."""
+        """End the thread at once, also while paused. Does not wait. Any thread may call it."""
         with self._state:
             self._stopping = True
             self._kick()
             self._state.notify_all()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait for the end of the thread, ``on_end`` included; TimeoutError."""
+        """Wait for the end of the thread, including ``on_end``; TimeoutError."""
         if self._thread.ident is None:
             return
         self._thread.join(timeout)
@@ -142,12 +141,12 @@ class VcpuThread:
 
     @property
     def ended(self) -> bool:
-        """Whether the vCPU has been run and will not be run any more."""
+        """True if the thread has ended, so that the vCPU will not run again."""
         return self._ended
 
     @property
     def exit_counts(self) -> dict[str, int]:
-        """How many exits of each kind so far: ``{"IoExit": 7, "Interrupted": 1}``."""
+        """The number of exits of each kind so far: ``{"IoExit": 7, "Interrupted": 1}``."""
         return {kind.__name__: count for kind, count in self._counts.copy().items()}
 
     def _check_thread(self) -> None:
@@ -155,9 +154,9 @@ class VcpuThread:
             raise RuntimeError("a vCPU thread cannot wait for itself to pause")
 
     def _kick(self) -> None:
-        # The lock is held: the thread can neither end nor take back
-        # immediate_exit meanwhile. A parked or unstarted thread looks at its
-        # orders before it runs; one that asks for its own stop needs no signal.
+        # The lock is held, so the thread can neither end nor reset immediate_exit now. An
+        # idle or unstarted thread checks its orders before it runs the vCPU. A thread that
+        # stops itself needs no signal.
         if self._running:
             self.vcpu.set_immediate_exit(True)
             if threading.current_thread() is not self._thread:
@@ -166,7 +165,7 @@ class VcpuThread:
 
     def _main(self) -> None:
         try:
-            # Nobody sends the kick before _attend: until then the thread is idle.
+            # Until _attend this thread counts as idle, so no thread kicks it.
             signal.pthread_sigmask(signal.SIG_SETMASK, _OTHERS)
             show_thread_name(self._thread.name)
             run_on(self._cpus)
@@ -199,7 +198,7 @@ class VcpuThread:
                 return
 
     def _attend(self) -> bool:
-        """Take back the kick and obey: idle while paused, then whether to go on."""
+        """Consume the kick, and wait while paused; True if the vCPU runs on."""
         with self._state:
             self.vcpu.set_immediate_exit(False)
             while signal.sigtimedwait((KICK_SIGNAL,), 0) is not None:

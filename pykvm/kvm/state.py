@@ -1,4 +1,4 @@
-"""A vCPU's state, got and set with one ioctl each."""
+"""The state of a vCPU; an ioctl gets or sets each part."""
 
 import errno
 from collections.abc import Iterable, Mapping
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 class VcpuState(Descriptor):
     """Getters return a fresh C structure (a cffi view); setters take one.
 
-    Every call is an ioctl that waits while another thread is in KVM_RUN of
-    the same vCPU: pause it first. Setting registers before the port or MMIO
-    access of the last exit is completed mixes both up: see
-    :meth:`pykvm.kvm.vcpu.Vcpu.complete_io`.
+    Every call is an ioctl that waits while a thread is in KVM_RUN of the vCPU, so
+    pause that thread first. Complete the port or MMIO access of the last exit
+    (:meth:`pykvm.kvm.vcpu.Vcpu.complete_io`) before setting registers. Otherwise
+    KVM completes it later, and changes the registers again.
     """
 
     def _get(self, type_name: str, name: str, request: int) -> Any:
@@ -43,7 +43,7 @@ class VcpuState(Descriptor):
         return sregs
 
     def set_sregs(self, sregs: "Sregs") -> None:
-        """Load them; KvmError EINVAL if they contradict each other."""
+        """Load the registers; KvmError EINVAL if they contradict each other."""
         self._ioctl("KVM_SET_SREGS", c.KVM_SET_SREGS, sregs)
 
     def get_events(self) -> "VcpuEvents":
@@ -73,7 +73,7 @@ class VcpuState(Descriptor):
         self._ioctl("KVM_SET_LAPIC", c.KVM_SET_LAPIC, state)
 
     def get_mp_state(self) -> int:
-        """KVM_MP_STATE_*: running, halted, waiting for INIT or SIPI."""
+        """KVM_MP_STATE_*: the vCPU runs, is halted, or waits for INIT or SIPI."""
         state = self._get("struct kvm_mp_state", "KVM_GET_MP_STATE", c.KVM_GET_MP_STATE)
         return int(state.mp_state)
 
@@ -103,7 +103,7 @@ class VcpuState(Descriptor):
             raise KvmError("KVM_SET_MSRS", 0, f"KVM refuses the value for MSR {index:#x}")
 
     def set_cpuid2(self, entries: Iterable[CpuidEntry]) -> None:
-        """The CPUID leaves to show, before the vCPU first runs."""
+        """Set the CPUID leaves that the guest sees, before the vCPU first runs."""
         rows = [
             {
                 "function": e.function,
@@ -122,8 +122,8 @@ class VcpuState(Descriptor):
     def set_guest_debug(self, control: int, debugreg: Iterable[int] = ()) -> None:
         """Debug the guest: ``control`` is KVM_GUESTDBG_* bits, ``debugreg`` DR0 to DR7.
 
-        With KVM_GUESTDBG_USE_HW_BP these replace the guest's own; a control of
-        0 ends it. Breakpoints and steps come back as Debug exits.
+        With KVM_GUESTDBG_USE_HW_BP, ``debugreg`` replaces the guest's own
+        registers. 0 ends debugging. Breakpoints and steps are Debug exits.
         """
         debug = ffi.new("struct kvm_guest_debug *")
         debug.control = control
@@ -132,16 +132,15 @@ class VcpuState(Descriptor):
         self._ioctl("KVM_SET_GUEST_DEBUG", c.KVM_SET_GUEST_DEBUG, debug)
 
     def mark_stopped(self) -> None:
-        """Tell a guest with kvm-clock that it did not run for a while, others nothing.
+        """Tell a guest with kvm-clock that it did not run for a while.
 
-        Linux then forgives itself the time in which no CPU did anything, which
-        its lockup detectors would complain of
-        (Documentation/virt/kvm/api.rst, KVM_KVMCLOCK_CTRL).
+        Linux's lockup detectors then ignore that time. A guest without kvm-clock
+        is not told (Documentation/virt/kvm/api.rst, KVM_KVMCLOCK_CTRL).
         """
         try:
             self._ioctl("KVM_KVMCLOCK_CTRL", c.KVM_KVMCLOCK_CTRL)
         except KvmError as error:
-            if error.errno != errno.EINVAL:  # no such clock
+            if error.errno != errno.EINVAL:  # the guest has no kvm-clock
                 raise
 
     def tsc_khz(self) -> int:

@@ -1,8 +1,8 @@
 """The register structures of KVM as types, for readers and for mypy.
 
-The objects behind them are cffi views of C structures: attributes read and
-write the memory that KVM sees, and unsigned fields wrap by raising
-OverflowError rather than silently. Field meanings: <asm/kvm.h>.
+The objects behind them are cffi views of C structures: attributes read and write
+the memory that KVM sees. A value that does not fit into an unsigned field raises
+OverflowError. Field meanings: <asm/kvm.h>.
 """
 
 from typing import Protocol
@@ -34,7 +34,7 @@ class Regs(Protocol):
 class Segment(Protocol):
     """struct kvm_segment: a segment register with its hidden part.
 
-    ``limit`` is in bytes whatever ``g`` says; ``s`` is 0 for system segments;
+    ``limit`` is in bytes for any value of ``g``; ``s`` is 0 for system segments;
     ``l`` marks 64-bit code; ``unusable`` a null selector.
     """
 
@@ -109,7 +109,9 @@ class NmiEvent(Protocol):
 
 
 class VcpuEvents(Protocol):
-    """struct kvm_vcpu_events; ``flags`` (KVM_VCPUEVENT_VALID_*) says what a write takes over."""
+    """struct kvm_vcpu_events; ``flags`` (KVM_VCPUEVENT_VALID_*) selects the parts
+    that a write sets.
+    """
 
     exception: ExceptionEvent
     interrupt: InterruptEvent

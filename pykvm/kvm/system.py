@@ -1,4 +1,4 @@
-"""/dev/kvm: what this host can do, and new VMs."""
+"""/dev/kvm: the capabilities of this host, and new VMs."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ _MAX_CPUID_ENTRIES = 256
 
 
 class Kvm(Descriptor):
-    """Owns /dev/kvm. VMs outlive it: it may be closed once they are created."""
+    """Owns /dev/kvm. VMs outlive it, so it can be closed once they are created."""
 
     def __init__(self, fd: int, path: str = "/dev/kvm") -> None:
         """Take over ``fd``, an open KVM device; KvmUnavailable if it is something else."""
@@ -38,7 +38,7 @@ class Kvm(Descriptor):
 
     @classmethod
     def open(cls, path: str = "/dev/kvm") -> Self:
-        """Open ``path``; KvmUnavailable with the reason and advice if that cannot be."""
+        """Open ``path``; KvmUnavailable with the reason and a hint if that fails."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
@@ -59,7 +59,7 @@ class Kvm(Descriptor):
             )
 
     def check_extension(self, cap: int) -> int:
-        """What KVM_CHECK_EXTENSION says of KVM_CAP_* ``cap``: 0 if it is absent."""
+        """The result of KVM_CHECK_EXTENSION for ``cap`` (KVM_CAP_*); 0 if it is absent."""
         return self._ioctl("KVM_CHECK_EXTENSION", KVM_CHECK_EXTENSION, cap)
 
     def supported_cpuid(self) -> list[CpuidEntry]:
@@ -80,7 +80,7 @@ class Kvm(Descriptor):
             try:
                 fd = self._ioctl("KVM_CREATE_VM", KVM_CREATE_VM)
             except KvmError as error:
-                # The kernel gives up when a signal arrives in the middle.
+                # A signal during the call makes the kernel give up.
                 if error.errno == errno.EINTR:
                     continue
                 if error.errno in {errno.EBUSY, errno.ENODEV}:

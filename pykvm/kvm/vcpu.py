@@ -1,4 +1,4 @@
-"""One vCPU: running it, and its registers between two runs."""
+"""One vCPU: its runs, and its registers between two runs."""
 
 import errno
 from collections.abc import Iterable
@@ -39,19 +39,19 @@ _PARTS = {
 class Vcpu(VcpuState):
     """Owns a vCPU's descriptor and its kvm_run area. One thread uses it at a time.
 
-    ``regs``, ``sregs`` and ``events`` are the registers as of the last exit,
-    fetched at most once per exit and only if asked for. To change them, change
-    their fields and call :meth:`changed` before the next :meth:`run`::
+    ``regs``, ``sregs`` and ``events`` are the registers as of the last exit. The
+    first use after an exit fetches them. To change registers, change their fields
+    and call :meth:`changed` before the next :meth:`run`::
 
         vcpu.regs.rip += 2
         vcpu.changed(KVM_SYNC_X86_REGS)
 
-    With :meth:`sync` they come and go with KVM_RUN itself, without an ioctl.
+    With :meth:`sync`, KVM_RUN delivers and takes them, without further ioctls.
     The views are valid until the next run or :meth:`close`.
     """
 
     def __init__(self, fd: int, index: int, mmap_size: int, sync_caps: int = 0) -> None:
-        """Take over ``fd``; ``sync_caps`` is what KVM_CHECK_EXTENSION says of SYNC_REGS."""
+        """Take over ``fd``; ``sync_caps`` is the result of KVM_CHECK_EXTENSION for SYNC_REGS."""
         super().__init__(fd)
         self.index = index
         self._sync_caps = sync_caps
@@ -65,7 +65,7 @@ class Vcpu(VcpuState):
             raise
 
     def close(self) -> None:
-        """Unmap and close; nothing of this vCPU may be running."""
+        """Unmap and close. The vCPU must not be running."""
         if not self.closed:
             self._page.close()
         super().close()
@@ -76,11 +76,12 @@ class Vcpu(VcpuState):
         return self._page
 
     def run(self) -> Exit:
-        """Run the guest until something is to be done, and say what.
+        """Run the guest until its next exit, and return the exit.
 
-        The GIL is released meanwhile. A signal gives Interrupted; so does a
-        vCPU that waits for INIT or SIPI and has seen one: run it again.
-        KvmError if KVM cannot run it at all, for want of a thread of its own, say.
+        The GIL is released meanwhile. The exit is Interrupted after a signal, and
+        for a vCPU that received the INIT or SIPI for which it waits: run it again.
+        KvmError if KVM cannot run the vCPU, such as when KVM cannot start a thread
+        that it needs.
         """
         if self._dirty:
             self._hand_over_dirty()
@@ -89,8 +90,8 @@ class Vcpu(VcpuState):
         if failed:
             number = ffi.errno
             self._keep_dirty()
-            # Only vCPUs that wait to be started see EAGAIN in passing, and the first never waits.
-            # It gets it when KVM cannot have a thread that it needs, and would get it for ever.
+            # A vCPU that waits to be started may return EAGAIN, and runs later. vCPU 0 never
+            # waits. It returns EAGAIN, every time, if KVM cannot start a thread that it needs.
             if number == errno.EINTR or (number == errno.EAGAIN and self.index):
                 return INTERRUPTED
             raise KvmError("KVM_RUN", number)
@@ -99,9 +100,9 @@ class Vcpu(VcpuState):
     def complete_io(self) -> Exit:
         """Let KVM finish the access of the last exit without running the guest.
 
-        Interrupted once done; registers may be changed after that. An access
-        in several pieces gives the next piece instead, which has to be handled
-        before calling again.
+        Returns Interrupted once it is finished; registers may be changed then. An
+        access of several pieces returns the exit for its next piece: handle that,
+        and call this again.
         """
         run = self._page.run
         run.immediate_exit = 1
@@ -111,14 +112,14 @@ class Vcpu(VcpuState):
             run.immediate_exit = 0
 
     def set_immediate_exit(self, on: bool) -> None:
-        """Whether KVM_RUN returns Interrupted at once. From any thread."""
+        """Make KVM_RUN return Interrupted at once, or not. Any thread may call it."""
         self._page.run.immediate_exit = on
 
     def sync(self, parts: int) -> int:
-        """Have KVM_RUN itself deliver ``parts`` (KVM_SYNC_X86_*) at every exit.
+        """Have KVM_RUN deliver ``parts`` (KVM_SYNC_X86_*) at every exit.
 
-        Worth it where most exits look at them. Gives the parts that this host
-        can; the others keep being fetched with an ioctl when asked for.
+        It pays if most exits use them. Returns the parts that this host can
+        deliver. The first use of other parts still fetches them with an ioctl.
         """
         self._synced = parts & self._sync_caps
         self._page.run.kvm_valid_regs = self._synced
@@ -143,13 +144,13 @@ class Vcpu(VcpuState):
         return events
 
     def changed(self, parts: int) -> None:
-        """``parts`` (KVM_SYNC_X86_*) were changed and are to be loaded at the next run."""
-        assert parts & ~self._loaded == 0, "only what was read can have been changed"
+        """Load ``parts`` (KVM_SYNC_X86_*), which were changed, at the next run."""
+        assert parts & ~self._loaded == 0, "only fetched parts can be changed"
         self._dirty |= parts
 
     def _part(self, part: int) -> Any:
-        # KVM defines this area for sync only; a copy made by ioctl goes to the
-        # same place, so that readers need not care which way it came.
+        # KVM defines this area for sync only. An ioctl copies to the same place, so that
+        # readers find both there.
         area = self._page.run.s.regs
         if not self._loaded & part:
             field, (name, request), _ = _PARTS[part]
@@ -158,8 +159,8 @@ class Vcpu(VcpuState):
         return area
 
     def _ioctl(self, name: str, request: int, argument: Any = 0) -> int:
-        # Every other ioctl sees the registers as changed, and one that sets
-        # something makes what was fetched stale.
+        # Other ioctls must see changed registers, and an ioctl that sets state makes fetched
+        # registers stale.
         self._load_dirty()
         result = super()._ioctl(name, request, argument)
         if request >> 30 == _IOC_WRITE:
@@ -179,8 +180,8 @@ class Vcpu(VcpuState):
         self._load_dirty()
 
     def _keep_dirty(self) -> None:
-        # KVM_RUN comes back early from a vCPU that waits for INIT, without
-        # having taken over what was changed.
+        # KVM_RUN of a vCPU that waits for INIT returns early, without taking over changed
+        # registers.
         assert not self.closed, "a closed vCPU cannot run"
         kept = self._page.run.kvm_dirty_regs & ~self._synced
         self._page.run.kvm_dirty_regs = 0
@@ -188,11 +189,11 @@ class Vcpu(VcpuState):
         self._loaded |= kept
 
     def set_signal_mask(self, blocked: Iterable[int] | None) -> None:
-        """The signals blocked while in KVM_RUN, in place of the thread's own mask.
+        """Block these signals during KVM_RUN, in place of the thread's own mask.
 
-        One that the thread blocks but this does not ends KVM_RUN with
-        Interrupted and stays pending; no handler runs. None: the thread's own
-        mask counts again.
+        A signal that the thread blocks and ``blocked`` does not contain ends
+        KVM_RUN with Interrupted and stays pending; no handler runs. None returns to
+        the thread's own mask.
         """
         mask = ffi.NULL
         if blocked is not None:

@@ -12,10 +12,10 @@ from pykvm.kvm.vcpu import Vcpu
 
 
 class Vm(Descriptor):
-    """Owns a VM's descriptor. Its vCPUs are owned by whoever created them.
+    """Owns a VM's descriptor. The caller of :meth:`create_vcpu` owns the vCPU.
 
-    The kernel keeps the VM alive until the last of both is closed. Every
-    method may be called from any thread, also while vCPUs run.
+    The kernel keeps the VM alive until the VM and all vCPUs are closed. Any
+    thread may call any method, also while vCPUs run.
     """
 
     def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
@@ -23,31 +23,31 @@ class Vm(Descriptor):
         self._vcpu_mmap_size = vcpu_mmap_size
 
     def check_extension(self, cap: int) -> int:
-        """What KVM_CHECK_EXTENSION says of ``cap`` for this VM; 0 if it is absent."""
+        """The result of KVM_CHECK_EXTENSION for ``cap`` and this VM; 0 if it is absent."""
         return self._ioctl("KVM_CHECK_EXTENSION", c.KVM_CHECK_EXTENSION, cap)
 
     def require(self, *caps: int) -> None:
-        """MissingCapability, naming all that are absent, unless KVM has every one of ``caps``."""
+        """MissingCapability, which names all absent ones, unless KVM has all ``caps``."""
         missing = [cap for cap in caps if self.check_extension(cap) <= 0]
         if missing:
             raise MissingCapability(missing)
 
     def create_irqchip(self) -> None:
-        """Two PICs, an I/O APIC, and a local APIC for each vCPU created after this."""
+        """Create two PICs, an I/O APIC, and a local APIC for each vCPU that is created later."""
         self._ioctl("KVM_CREATE_IRQCHIP", c.KVM_CREATE_IRQCHIP)
 
     def create_pit2(self) -> None:
-        """An i8254 timer on GSI 0, with port 0x61 answered too; needs the irqchip."""
+        """Create an i8254 timer on GSI 0, which also answers port 0x61; needs the irqchip."""
         config = ffi.new("struct kvm_pit_config *")
         config.flags = c.KVM_PIT_SPEAKER_DUMMY
         self._ioctl("KVM_CREATE_PIT2", c.KVM_CREATE_PIT2, config)
 
     def set_tss_address(self, address: int) -> None:
-        """Guest-physical address of three free pages below 4 GiB, which VMX needs."""
+        """Tell KVM the guest-physical address of three free pages below 4 GiB, which VMX needs."""
         self._ioctl("KVM_SET_TSS_ADDR", c.KVM_SET_TSS_ADDR, address)
 
     def set_identity_map_address(self, address: int) -> None:
-        """Guest-physical address of a free page below 4 GiB; before the first vCPU."""
+        """Tell KVM the guest-physical address of a free page below 4 GiB, before the first vCPU."""
         argument = ffi.new("uint64_t *", address)
         self._ioctl("KVM_SET_IDENTITY_MAP_ADDR", c.KVM_SET_IDENTITY_MAP_ADDR, argument)
 
@@ -65,7 +65,7 @@ class Vm(Descriptor):
         self._ioctl("KVM_SET_USER_MEMORY_REGION", c.KVM_SET_USER_MEMORY_REGION, region)
 
     def create_vcpu(self, index: int) -> Vcpu:
-        """vCPU number ``index`` (also its APIC id); KvmError. The caller closes it."""
+        """Create vCPU ``index``, which is also its APIC id; KvmError. The caller closes it."""
         limit = self.check_extension(c.KVM_CAP_MAX_VCPUS)
         if limit and index >= limit:
             message = f"KVM runs at most {limit} vCPUs in one VM here"
@@ -75,15 +75,15 @@ class Vm(Descriptor):
         return Vcpu(fd, index, self._vcpu_mmap_size, sync)
 
     def irq_line(self, gsi: int, level: bool) -> None:
-        """Drive interrupt line ``gsi``; an edge interrupt is high, then low."""
+        """Drive interrupt line ``gsi``. For an edge interrupt, drive it high, then low."""
         argument = ffi.new("struct kvm_irq_level *", [gsi, level])
         self._ioctl("KVM_IRQ_LINE", c.KVM_IRQ_LINE, argument)
 
     def irqfd(self, eventfd: int, gsi: int, assign: bool = True) -> None:
-        """Raise ``gsi`` whenever ``eventfd`` is written, or stop doing so.
+        """Raise ``gsi`` whenever ``eventfd`` is written; with ``assign`` false, stop that.
 
-        What is in the eventfd already when assigned is raised too. When
-        this returns from deassigning, nothing more arrives from it.
+        Assigning raises signals that are in the eventfd already. Once deassigning
+        has returned, the eventfd raises no more interrupts.
         """
         argument = ffi.new("struct kvm_irqfd *")
         argument.fd = eventfd
@@ -94,8 +94,8 @@ class Vm(Descriptor):
     def ioeventfd(self, eventfd: int, address: int, length: int, *, assign: bool = True) -> None:
         """Signal ``eventfd`` on guest writes of ``length`` bytes to ``address``, without an exit.
 
-        ``address`` is guest-physical; ``length`` 0 matches every width. The
-        same arguments with ``assign`` false undo it.
+        ``address`` is guest-physical; ``length`` 0 matches every width. ``assign``
+        false, with the same arguments, undoes it.
         """
         argument = ffi.new("struct kvm_ioeventfd *")
         argument.fd = eventfd
@@ -105,7 +105,7 @@ class Vm(Descriptor):
         self._ioctl("KVM_IOEVENTFD", c.KVM_IOEVENTFD, argument)
 
     def set_gsi_routing(self, routes: Sequence[Route]) -> None:
-        """Replace the whole routing table: every GSI not in ``routes`` leads nowhere."""
+        """Replace the whole routing table. GSIs that are not in ``routes`` have no route."""
         table = ffi.new("struct kvm_irq_routing *", {"entries": len(routes)})
         table.nr = len(routes)
         for entry, route in zip(table.entries[0 : len(routes)], routes, strict=True):
@@ -136,10 +136,10 @@ class Vm(Descriptor):
         deny_writes: Iterable[tuple[int, int]] = (),
         deny_reads: Iterable[tuple[int, int]] = (),
     ) -> None:
-        """Give accesses to MSR ranges (first index, count) to us as MsrWrite and MsrRead exits.
+        """Make accesses to ranges of MSRs (first index, count) MsrWrite and MsrRead exits.
 
-        Everything else stays as it is. No ranges at all end it. At most 16
-        ranges of at most 12288 MSRs. MissingCapability if KVM cannot.
+        Other MSRs are not affected. Without ranges, the filter ends. At most 16
+        ranges of at most 12288 MSRs. MissingCapability if KVM has no filters.
         """
         ranges = [(c.KVM_MSR_FILTER_WRITE, *r) for r in deny_writes]
         ranges += [(c.KVM_MSR_FILTER_READ, *r) for r in deny_reads]

@@ -7,7 +7,8 @@ only that vCPU.
 Bytes from the host wait in a backlog (pykvm/pc/serial_input.py) and move to the
 guest's FIFO under exact hardware flow control: only while the guest asserts RTS
 (MCR bit 1), and never in loopback mode. Linux asserts RTS when it opens the port.
-With CRTSCTS (``console=ttyS0,115200n8r``) it drops RTS when its buffers fill up. Three rules take every byte to its reader:
+With CRTSCTS (``console=ttyS0,115200n8r``) it drops RTS when its buffers fill up. Three
+rules take every byte to its reader:
 
 - A guest that never wrote MCR, as a simple polling loop, receives as if RTS
   were asserted. Linux writes MCR while it detects the port, before it reads

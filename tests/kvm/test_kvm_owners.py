@@ -114,7 +114,7 @@ def test_directory(tmp_path: Path):
         (errno.EPERM, "--device /dev/kvm"),
         (errno.ENODEV, "kvm_intel or kvm_amd"),
         (errno.ENXIO, "kvm_intel or kvm_amd"),
-        (errno.EBUSY, "another hypervisor"),
+        (errno.EBUSY, "stop the hypervisor"),
         (errno.EMFILE, "Too many open files"),
     ],
 )
