@@ -14,7 +14,8 @@ from struct import Struct, calcsize, pack
 from typing import Any, NamedTuple
 
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
-from pykvm.devices.virtio_blk.options import DiskOptions, ErrorPolicy, MergePolicy
+from pykvm.devices.virtio_blk.modes import ErrorPolicy, MergePolicy
+from pykvm.devices.virtio_blk.options import DiskOptions
 from pykvm.errors import UsageError
 from pykvm.memory.ram import GuestAddressError
 from pykvm.pci.virtio_pci import DEVICE, NOTIFY

@@ -20,9 +20,10 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # a type checker takes it for True; importing typing takes too long
 
 if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk.hooks import IoError
     from pykvm.devices.virtio_blk.layers.fault_rules import Access, Effect, Fault, FaultRule
     from pykvm.devices.virtio_blk.layers.faults import FaultPlan
-    from pykvm.devices.virtio_blk.options import (
+    from pykvm.devices.virtio_blk.modes import (
         CacheMode,
         DetectZeroes,
         DiscardMode,
@@ -30,15 +31,15 @@ if TYPE_CHECKING:
         ErrorAction,
         ErrorPolicy,
         ImageFormat,
-        IoError,
         Locking,
         MergePolicy,
     )
+    from pykvm.devices.virtio_blk.open import DiskConfig
     from pykvm.devices.virtio_blk.rates import RateLimits
     from pykvm.errors import HostError, PykvmError, UsageError
     from pykvm.machine.command import CommandResult, run_command
     from pykvm.machine.config import ConsoleMode, MachineConfig
-    from pykvm.machine.disks import DiskConfig, IoStatus
+    from pykvm.machine.disks import IoStatus
     from pykvm.machine.events import (
         BlockIoError,
         DiskHeld,
@@ -103,13 +104,15 @@ if not TYPE_CHECKING:
         {
             "pykvm.devices.virtio_blk.layers.fault_rules": "Access Effect Fault FaultRule",
             "pykvm.devices.virtio_blk.layers.faults": "FaultPlan",
-            "pykvm.devices.virtio_blk.options": "CacheMode DetectZeroes DiscardMode EngineKind "
-            "ErrorAction ErrorPolicy ImageFormat IoError Locking MergePolicy",
+            "pykvm.devices.virtio_blk.hooks": "IoError",
+            "pykvm.devices.virtio_blk.modes": "CacheMode DetectZeroes DiscardMode EngineKind "
+            "ErrorAction ErrorPolicy ImageFormat Locking MergePolicy",
+            "pykvm.devices.virtio_blk.open": "DiskConfig",
             "pykvm.devices.virtio_blk.rates": "RateLimits",
             "pykvm.errors": "HostError PykvmError UsageError",
             "pykvm.machine.command": "CommandResult run_command",
             "pykvm.machine.config": "ConsoleMode MachineConfig",
-            "pykvm.machine.disks": "DiskConfig IoStatus",
+            "pykvm.machine.disks": "IoStatus",
             "pykvm.machine.events": "BlockIoError DiskHeld Event GuestPanicked HostShortage "
             "Resume Shutdown Stop",
             "pykvm.machine.machine": "Machine",

@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from pykvm.devices.virtio_blk import VirtioBlk
+from pykvm.devices.virtio_blk.hooks import DeviceHooks
 from pykvm.devices.virtio_blk.layers.faults import FaultPlan
-from pykvm.machine.disks import DiskConfig, open_image
+from pykvm.devices.virtio_blk.open import DiskConfig, open_image
 from pykvm.memory.ram import Ram, Region
 from pykvm.testing.fake_transport import FakeTransport
 from soak.driver import Driver
@@ -90,8 +91,7 @@ class Run:
                 image,
                 config,
                 engine=engine,
-                on_error=self.owner.heard,
-                on_failure=self._bugs.append,
+                hooks=DeviceHooks(on_error=self.owner.heard, on_failure=self._bugs.append),
             )
             undo.callback(self.device.close)
             apart = config.readonly or config.snapshot

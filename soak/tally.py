@@ -12,7 +12,8 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_OUT,
     VIRTIO_BLK_T_WRITE_ZEROES,
 )
-from pykvm.devices.virtio_blk.options import ErrorAction, IoError
+from pykvm.devices.virtio_blk.hooks import IoError
+from pykvm.devices.virtio_blk.modes import ErrorAction
 
 NAMES: Final = {
     VIRTIO_BLK_T_IN: "rd",

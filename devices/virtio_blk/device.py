@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from pykvm.devices.virtio_blk.config_space import FIELDS, ConfigSpace
@@ -22,15 +22,11 @@ from pykvm.devices.virtio_blk.core.throttle import Throttle
 from pykvm.devices.virtio_blk.core.zero_detection import ZeroDetector
 from pykvm.devices.virtio_blk.engines.base import EngineFactory, SyncEngine
 from pykvm.devices.virtio_blk.features import Blocks, accepted, describe, offered
+from pykvm.devices.virtio_blk.hooks import NO_HOOKS, NO_SPACE, DeviceHooks, IoError
 from pykvm.devices.virtio_blk.image.file import Image
+from pykvm.devices.virtio_blk.modes import DetectZeroes, ErrorAction
 from pykvm.devices.virtio_blk.observe.stats import Stats
-from pykvm.devices.virtio_blk.options import (
-    NO_SPACE,
-    DetectZeroes,
-    DiskOptions,
-    ErrorAction,
-    IoError,
-)
+from pykvm.devices.virtio_blk.options import DiskOptions
 from pykvm.devices.virtio_blk.rates import RateLimits
 from pykvm.devices.virtio_blk.serving.io_thread_group import Halt, IoThreads
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
@@ -44,7 +40,6 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.observe.tracing import DiskTrace
 
 DEFAULTS: Final = DiskOptions()
-NOTHING_HELD: Final = nullcontext()
 LOOK_SECONDS: Final = 0.1
 """How often whoever waits for what executes looks whether the run is over."""
 
@@ -73,31 +68,14 @@ class VirtioBlk:
         options: DiskOptions = DEFAULTS,
         *,
         engine: EngineFactory = SyncEngine,
-        threads: Callable[..., IoThreads] = IoThreads,
-        on_error: Callable[[IoError], None] = lambda error: None,
-        telling: AbstractContextManager[object] = NOTHING_HELD,
-        on_failure: Callable[[BaseException], None] | None = None,
-        on_shortage: Callable[[str], None] = lambda lack: None,
-        on_held: Callable[[], None] = lambda: None,
-        over: Callable[[], bool] = lambda: False,
+        threads: Callable[..., IoThreads] | None = None,
+        hooks: DeviceHooks = NO_HOOKS,
         trace: "DiskTrace | None" = None,
     ) -> None:
         """The disk is read-only if ``image`` is. ``trace`` is told of each step.
 
         ``threads`` is for tests, which may want none (pykvm.testing.inline_threads).
         UsageError if the image cannot be a disk with these ``options``.
-
-        Called in the I/O threads, and not to call back: ``on_error`` with each
-        failure, before anything comes of it; if its action is STOP the device
-        is halted from then on, and its owner is to stop the guest. ``telling``
-        is held from that halt until ``on_error`` returns: an owner who holds it
-        to call :meth:`resume` resumes no disk that has halted and not told why.
-        ``on_failure`` with ``failure``; without it, threading.excepthook is.
-        In these or the driver's thread, ``on_shortage`` with what the host has
-        not enough of, when that has made the device need a reset; in the
-        driver's, ``on_held`` when it starts the device while that is held.
-        ``over()``: the run has ended, and the driver's thread waits for nothing
-        that executes any more.
         """
         self.image = image
         self.queue_stats = tuple(Stats() for _ in range(options.num_queues))
@@ -107,13 +85,8 @@ class VirtioBlk:
         self._blocks = Blocks.choose(options, image.blocks, image.alignment)
         self._blocks.check(image.path, image.size)
         self._engine_factory = engine
-        self._threads_factory = threads
-        self._on_error = on_error
-        self._telling = telling
-        self._on_failure = on_failure or _report
-        self._on_shortage = on_shortage
-        self._on_held = on_held
-        self._over = over
+        self._threads_factory = threads or IoThreads
+        self._hooks = hooks
         self._trace = trace
         self._features = 0
         self._activation: Activation | None = None
@@ -189,7 +162,7 @@ class VirtioBlk:
         """Have nothing executing, as long as the run is not over. In the driver's thread."""
         threads = self._threads
         while threads is not None and not threads.pause(LOOK_SECONDS, who):
-            if self._over():
+            if self._hooks.over():
                 return
 
     def negotiated(self, features: int) -> bool:
@@ -217,7 +190,7 @@ class VirtioBlk:
         with self._host_permitting():
             self._start(activation)
         if self._held:
-            self._on_held()
+            self._hooks.on_held()
 
     def _start(self, activation: Activation) -> None:
         with self._lock:
@@ -307,13 +280,13 @@ class VirtioBlk:
     def lacks(self, lack: str) -> None:
         """See VirtioDevice."""
         self._release()
-        self._on_shortage(lack)
+        self._hooks.on_shortage(lack)
 
     def _lack(self, lack: str) -> None:
         try:
             self._broken(f"the host cannot serve the disk: {lack}")
         finally:
-            self._on_shortage(lack)
+            self._hooks.on_shortage(lack)
 
     def _release(self) -> None:
         """Serve nothing any more, and free all that did."""
@@ -463,11 +436,11 @@ class VirtioBlk:
         policy = self._options.rerror if reads else self._options.werror
         action = policy.action(full=error in NO_SPACE and not lost)
         name = OPERATION_NAMES[request.type]
-        with self._telling:
+        with self._hooks.telling:
             if action is ErrorAction.STOP:
                 assert self._threads is not None, "only an active device has requests"
                 self._threads.halt()
-            self._on_error(IoError(name, request.sector, request.length, error, action, lost))
+            self._hooks.on_error(IoError(name, request.sector, request.length, error, action, lost))
         return action
 
     def _broken(self, reason: str) -> None:
@@ -484,15 +457,8 @@ class VirtioBlk:
         try:
             self._broken(f"a bug in the virtio-blk device: {error!r}")
         finally:
-            self._on_failure(error)
+            self._hooks.on_failure(error)
 
 
 def _throttle(limits: RateLimits) -> Throttle | None:
     return Throttle(limits, threading.Lock()) if limits else None
-
-
-def _report(error: BaseException) -> None:
-    thread = threading.current_thread()
-    threading.excepthook(
-        threading.ExceptHookArgs((type(error), error, error.__traceback__, thread))
-    )

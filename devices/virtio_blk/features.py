@@ -22,7 +22,8 @@ from pykvm.devices.virtio_blk.constants import (
 from pykvm.devices.virtio_blk.core.ranges import MAX_RANGES, MAX_SECTORS
 from pykvm.devices.virtio_blk.core.request import Accepted
 from pykvm.devices.virtio_blk.image.host_limits import HostBlocks
-from pykvm.devices.virtio_blk.options import DiscardMode, DiskOptions
+from pykvm.devices.virtio_blk.modes import DiscardMode
+from pykvm.devices.virtio_blk.options import DiskOptions
 from pykvm.errors import UsageError
 from pykvm.lean.records import record
 from pykvm.virtio.constants import (

@@ -1,14 +1,18 @@
 """What a user can choose for a disk, under QEMU's names where it has them. Pure."""
 
-import errno
-from enum import Enum
 from typing import Final
 
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_ID_BYTES
+from pykvm.devices.virtio_blk.modes import (
+    DetectZeroes,
+    DiscardMode,
+    ErrorPolicy,
+    MergePolicy,
+)
 from pykvm.devices.virtio_blk.rates import NO_LIMITS, RateLimits
 from pykvm.errors import UsageError, shown
 from pykvm.forms import Form, adapt, cpus, flag, member, refused, size, text, whole
-from pykvm.lean.records import keyword_record, record
+from pykvm.lean.records import keyword_record
 
 QUEUE_SIZE: Final = range(4, 1025)
 """``queue-size``: descriptors, a power of 2."""
@@ -36,165 +40,8 @@ HEADS: Final = range(1, 256)
 """``heads``"""
 SECS: Final = range(1, 256)
 """``secs``: sectors in a track."""
-NO_SPACE: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
-"""No space is left, or none of the quota: an administrator can make some."""
 LIFETIME: Final = (range(4), range(12), range(12))
 """``lifetime``: pre_eol_info, device_lifetime_est_typ_a and _b (§5.2.6)."""
-
-
-class MergePolicy(Enum):
-    """Which requests of one drain become one operation; docs/explanation/merging.md."""
-
-    SEQUENTIAL = "sequential"
-    """Requests of one direction that follow each other on the disk, in the order of the ring."""
-    SORTED = "sorted"
-    """Up to ``merge-max`` requests of one direction, sorted by sector."""
-    SORTED_BATCH = "sorted-batch"
-    """Up to ``merge-max`` writes, sorted by sector, whatever reads come in between."""
-    OFF = "off"
-    """None."""
-
-
-class CacheMode(Enum):
-    """How the image is cached and when writes are durable, as QEMU's ``cache=``."""
-
-    WRITEBACK = "writeback"
-    """The host's page cache; a flush puts writes on stable storage."""
-    WRITETHROUGH = "writethrough"
-    """The host's page cache; each write is on stable storage when it completes."""
-    NONE = "none"
-    """O_DIRECT; a flush puts writes on stable storage."""
-    DIRECTSYNC = "directsync"
-    """O_DIRECT; each write is on stable storage when it completes."""
-    UNSAFE = "unsafe"
-    """The host's page cache; nothing is ever put on stable storage."""
-
-    @property
-    def direct(self) -> bool:
-        """Past the host's page cache, with O_DIRECT."""
-        return self in (CacheMode.NONE, CacheMode.DIRECTSYNC)
-
-    @property
-    def writeback(self) -> bool:
-        """Writes may complete before they are on stable storage. The guest may change that."""
-        return self not in (CacheMode.WRITETHROUGH, CacheMode.DIRECTSYNC)
-
-    @property
-    def syncs(self) -> bool:
-        """Flushes and durable writes reach stable storage."""
-        return self is not CacheMode.UNSAFE
-
-
-class ImageFormat(Enum):
-    """What an image is (``format=``)."""
-
-    RAW = "raw"
-    """The disk's bytes, from the first to the last, whatever they look like."""
-
-
-class Locking(Enum):
-    """Whether an image is locked against other users (``locking=``)."""
-
-    ON = "on"
-    """It must be."""
-    OFF = "off"
-    """No lock is taken, and nobody else's is looked at."""
-    AUTO = "auto"
-    """It is, unless its filesystem has no locks."""
-
-
-class EngineKind(Enum):
-    """What executes the operations of a disk (``engine=``)."""
-
-    AUTO = "auto"
-    """What suits the file and the cache mode."""
-    SYNC = "sync"
-    """The disk's own thread, one operation after another."""
-    THREADS = "threads"
-    """A few threads, each one operation at a time."""
-    IO_URING = "io_uring"
-    """The host's kernel, any number of operations at a time."""
-
-
-class DiscardMode(Enum):
-    """What becomes of the guest's discards (``discard=``)."""
-
-    UNMAP = "unmap"
-    """The host gets the space back, if it can take it."""
-    IGNORE = "ignore"
-    """Nothing; they succeed."""
-    OFF = "off"
-    """The guest is offered none."""
-
-
-class DetectZeroes(Enum):
-    """What becomes of writes whose data are zeros (``detect-zeroes=``)."""
-
-    OFF = "off"
-    """Nobody looks."""
-    ON = "on"
-    """The host makes zeros, without data."""
-    UNMAP = "unmap"
-    """… and may free the space."""
-
-
-class ErrorPolicy(Enum):
-    """What becomes of a request that the host could not carry out (``rerror=``, ``werror=``)."""
-
-    REPORT = "report"
-    """The guest gets VIRTIO_BLK_S_IOERR."""
-    IGNORE = "ignore"
-    """The guest gets VIRTIO_BLK_S_OK."""
-    STOP = "stop"
-    """The VM stops, keeps the request, and tries it again when it goes on."""
-    ENOSPC = "enospc"
-    """Stop if all that lacks is space, else report."""
-
-    def action(self, full: bool) -> "ErrorAction":
-        """What it says of a failure. ``full``: all that lacks is space (NO_SPACE)."""
-        if self is ErrorPolicy.ENOSPC:
-            return ErrorAction.STOP if full else ErrorAction.REPORT
-        return ErrorAction(self.value)
-
-
-class ErrorAction(Enum):
-    """What was done with a request that failed: an :class:`ErrorPolicy` applied to an errno."""
-
-    REPORT = "report"
-    """The guest got VIRTIO_BLK_S_IOERR."""
-    IGNORE = "ignore"
-    """The guest got VIRTIO_BLK_S_OK."""
-    STOP = "stop"
-    """The request waits until the VM goes on."""
-
-
-@record
-class IoError:
-    """A request that the host could not carry out, announced once for each time it fails."""
-
-    operation: str
-    """``"read"``, ``"write"``, ``"flush"``, ``"discard"`` or ``"write-zeroes"``."""
-    sector: int
-    """The sector of 512 bytes where the request's first range begins."""
-    length: int
-    """The bytes of all ranges of the request."""
-    errno: int
-    """The host's error."""
-    action: ErrorAction
-    """What the policy of the disk did about it."""
-    lost: bool = False
-    """A sync of the image failed, so data in the host's page cache may be lost. No flush of this
-    run succeeds any more, whatever is done about the cause."""
-
-    @property
-    def full(self) -> bool:
-        """All that lacks is space: more of it, and another attempt, would do."""
-        return self.errno in NO_SPACE and not self.lost
-
-    @property
-    def stops(self) -> bool:
-        """The guest is to stop for it."""
-        return self.action is ErrorAction.STOP
 
 
 @keyword_record

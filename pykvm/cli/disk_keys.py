@@ -17,6 +17,7 @@ from pykvm.devices.virtio_blk import (
     MergePolicy,
     RateLimits,
 )
+from pykvm.devices.virtio_blk.open import DiskConfig
 from pykvm.devices.virtio_blk.options import (
     CYLS,
     HEADS,
@@ -36,7 +37,6 @@ from pykvm.devices.virtio_blk.rates import RATE, RATES
 from pykvm.errors import UsageError
 from pykvm.forms import parse_bytes
 from pykvm.lean.records import record, replace
-from pykvm.machine.disks import DiskConfig
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.layers.faults import FaultPlan

@@ -14,7 +14,8 @@ from pykvm.machine.machine import Machine
 from pykvm.machine.run_state import RunState
 
 if TYPE_CHECKING:
-    from pykvm.machine.disks import Disk, DiskConfig, IoStatus
+    from pykvm.devices.virtio_blk.open import DiskConfig
+    from pykvm.machine.disks import Disk, IoStatus
 
 __all__ = [
     "ConsoleMode",
@@ -28,4 +29,10 @@ __all__ = [
 
 if not TYPE_CHECKING:
     # A machine without disks does not need them.
-    __getattr__, __dir__ = lazy_names(__name__, {"pykvm.machine.disks": "Disk DiskConfig IoStatus"})
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "pykvm.devices.virtio_blk.open": "DiskConfig",
+            "pykvm.machine.disks": "Disk IoStatus",
+        },
+    )

@@ -10,7 +10,7 @@ from pykvm.lean.typing_names import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pykvm.machine.disks import DiskConfig
+    from pykvm.devices.virtio_blk.open import DiskConfig
     from pykvm.trace.options import TraceOptions
 
 MIB = 1 << 20
@@ -80,7 +80,7 @@ def _disks(name: str, value: object) -> "tuple[DiskConfig, ...]":
     if not value:
         return ()
     # Only configurations with disks need it.
-    from pykvm.machine.disks import DiskConfig
+    from pykvm.devices.virtio_blk.open import DiskConfig
 
     return tuple(one if isinstance(one, DiskConfig) else DiskConfig(one) for one in value)
 

@@ -1,119 +1,16 @@
-"""The disks of a machine, as others see them; imported when there are some."""
+"""The disks of a machine, as its users see them. Only machines with disks import this."""
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from pykvm.devices.virtio_blk import (
-    CacheMode,
-    DiskOptions,
-    EngineKind,
-    ImageFormat,
-    IoError,
-    Locking,
-)
+from pykvm.devices.virtio_blk.hooks import IoError
 from pykvm.devices.virtio_blk.options import limits_of
-from pykvm.forms import Form, adapt, flag, member, path, refused
 from pykvm.forms import size as bytes_of
-from pykvm.lean.records import record
 from pykvm.names import name_fields
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from pykvm.devices.virtio_blk import EngineFactory, Image, RateLimits, VirtioBlk
-    from pykvm.devices.virtio_blk.layers.faults import FaultPlan
-
-
-@record
-class DiskConfig(DiskOptions):
-    """One virtio-blk disk: its image and its options. UsageError for a value that cannot be.
-
-    The fields of :class:`~pykvm.devices.virtio_blk.options.DiskOptions`, such as ``merge`` and
-    ``werror``, are given by name. docs/reference/disk-options.md explains all of them.
-    """
-
-    path: "Path | str"
-    """A raw image or a block device. The Machine opens it, and raises UsageError if it cannot."""
-    readonly: bool = False
-    """Offer VIRTIO_BLK_F_RO, and open the image for reading only."""
-    snapshot: bool = False
-    """Open the image for reading only. Writes go to a temporary file, which is dropped at the
-    end."""
-    cache: CacheMode = CacheMode.WRITEBACK
-    """How the image is cached, and when writes are durable."""
-    engine: "EngineKind | EngineFactory" = EngineKind.AUTO
-    """What executes the disk's operations: a kind, or a function that makes an Engine."""
-    faults: "FaultPlan | None" = None
-    """Operations that fail, come back short or take long; a list of Faults stands for its plan."""
-    format: ImageFormat | None = None
-    """RAW allows an image that looks like another format; None refuses it."""
-    locking: Locking = Locking.AUTO
-    """Whether the image is locked against other users."""
-
-    def __post_init__(self) -> None:
-        adapt(self, _FORMS)
-        super().__post_init__()
-
-
-def _engine(name: str, value: object) -> "EngineKind | EngineFactory":
-    if callable(value) and not isinstance(value, EngineKind):
-        factory: EngineFactory = value
-        return factory
-    kind: EngineKind = _engine_kind(name, value)
-    return kind
-
-
-def _faults(name: str, value: object) -> "FaultPlan":
-    from pykvm.devices.virtio_blk.layers.faults import FaultPlan
-
-    if isinstance(value, FaultPlan):
-        return value
-    if isinstance(value, list | tuple):
-        return FaultPlan(value)
-    raise refused(name, value, "give a FaultPlan or a list of Faults")
-
-
-_engine_kind: Final = member(EngineKind)
-_FORMS: "Final[dict[str, Form]]" = {
-    "path": path,
-    "readonly": flag,
-    "snapshot": flag,
-    "cache": member(CacheMode),
-    "engine": _engine,
-    "faults": _faults,
-    "format": member(ImageFormat),
-    "locking": member(Locking),
-}
-
-
-def open_image(config: DiskConfig) -> "tuple[Image, EngineFactory, str]":
-    """Open what ``config`` asks for; UsageError.
-
-    The image, which belongs to the caller, what makes its engines, and a
-    sentence for people: which these are, and why.
-    """
-    from pykvm.devices.virtio_blk import Image, choose
-
-    readonly = config.readonly or config.snapshot
-    image = Image(config.path, readonly, config.cache, config.format, config.locking)
-    try:
-        engine, reason = choose(image, config.engine)
-        # Few runs want any of these: not at the top.
-        if image.padding:
-            from pykvm.devices.virtio_blk.layers.padding import padded
-
-            engine = padded(engine)
-        if config.snapshot and not config.readonly:
-            from pykvm.devices.virtio_blk.layers.overlay import OverlayImage
-
-            image = snapshot = OverlayImage(image)
-            engine = snapshot.wrap(engine)
-        if config.faults:
-            engine = config.faults.wrap(engine)
-    except BaseException:
-        image.close()
-        raise
-    return image, engine, reason
+    from pykvm.devices.virtio_blk import RateLimits
+    from pykvm.devices.virtio_blk.open import OpenDisk
 
 
 class IoStatus(Enum):
@@ -128,20 +25,18 @@ class IoStatus(Enum):
 
 
 class Disk:
-    """One disk: its ``name`` ("virtio0", "virtio1", … by their order), ``config`` and ``device``.
+    """A disk of a machine: its ``name`` ("virtio0", "virtio1", …), ``config`` and ``device``.
 
-    ``engine`` tells people what executes its operations, and why.
-    ``last_error`` is the last request that the host could not carry out, or
-    None; it stays. ``io_status`` is OK again when the guest goes on.
+    ``engine`` is a sentence for people: the engine's name, and the reason for the choice.
+    ``last_error`` is the last request that the host could not carry out, or None; a resume keeps
+    it. ``io_status`` becomes OK again when the guest resumes.
     """
 
-    def __init__(
-        self, name: str, config: DiskConfig, device: "VirtioBlk", engine: str = ""
-    ) -> None:
+    def __init__(self, name: str, opened: "OpenDisk") -> None:
         self.name = name
-        self.config = config
-        self.device = device
-        self.engine = engine
+        self.config = opened.config
+        self.device = opened.device
+        self.engine = opened.engine
         self.last_error: IoError | None = None
         self.io_status = IoStatus.OK
 

@@ -32,7 +32,8 @@ from pykvm.machine.vcpu_group import STOP_SECONDS, VcpuGroup
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk import IoError
-    from pykvm.machine.disks import Disk, DiskConfig
+    from pykvm.devices.virtio_blk.open import DiskConfig
+    from pykvm.machine.disks import Disk
 
 CONSOLE_BYTES = 1 << 20
 
@@ -148,30 +149,28 @@ class Machine:
             self._vcpus.add(vcpu, handler, config.cpu_affinity)
 
     def _add_disk(self, disk: "DiskConfig", services: KvmPciServices) -> None:
-        from pykvm.devices.virtio_blk import VirtioBlk
-        from pykvm.machine.disks import Disk, open_image
+        from pykvm.devices.virtio_blk.hooks import DeviceHooks
+        from pykvm.devices.virtio_blk.open import open_disk
+        from pykvm.machine.disks import Disk
         from pykvm.pci.virtio_pci import VirtioPci
 
-        name = f"virtio{len(self.disks)}"
+        index = len(self.disks)
+        name = f"virtio{index}"
+        hooks = DeviceHooks(
+            on_error=partial(self._io_error, index),
+            telling=self._control.telling,
+            on_failure=self._failed,
+            on_shortage=lambda lack: self._announcer.announce(HostShortage(name, lack)),
+            on_held=lambda: self._announcer.announce(DiskHeld(name)),
+            over=self._end.__bool__,
+        )
         with ExitStack() as undo:
-            image, engine, reason = open_image(disk)
-            undo.callback(image.close)
-            device = VirtioBlk(
-                image,
-                disk,
-                engine=engine,
-                on_error=partial(self._io_error, len(self.disks)),
-                telling=self._control.telling,
-                on_failure=self._failed,
-                on_shortage=lambda lack: self._announcer.announce(HostShortage(name, lack)),
-                on_held=lambda: self._announcer.announce(DiskHeld(name)),
-                over=self._end.__bool__,
-                trace=disk_trace(self.trace, name, image),
-            )
-            self.board.pci.add(VirtioPci(device, self.ram, services))
+            opened = open_disk(disk, hooks, trace=disk_trace(self.trace, name))
+            undo.callback(opened.close)
+            self.board.pci.add(VirtioPci(opened.device, self.ram, services))
             undo.pop_all()  # the bus closes it from now on
-        self.disks.append(Disk(name, disk, device, reason))
-        self.notices += image.notices
+        self.disks.append(Disk(name, opened))
+        self.notices += opened.image.notices
 
     # The sinks may be replaced after the board is built.
 

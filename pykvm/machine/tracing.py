@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from pykvm.lean.typing_names import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pykvm.devices.virtio_blk import Image
     from pykvm.devices.virtio_blk.observe.tracing import DiskTrace
     from pykvm.machine.config import MachineConfig
     from pykvm.trace.file import TraceFile
@@ -21,12 +20,10 @@ def open_trace(stack: ExitStack, config: "MachineConfig") -> "TraceFile | None":
     return stack.enter_context(TraceFile(config.trace, inputs_of(config)))
 
 
-def disk_trace(file: "TraceFile | None", name: str, image: "Image") -> "DiskTrace | None":
-    """What tells ``file`` about the disk ``name`` on ``image``; it is told of the disk now."""
+def disk_trace(file: "TraceFile | None", name: str) -> "DiskTrace | None":
+    """The recorder of the disk ``name`` in ``file``; None without a file."""
     if file is None:
         return None
     from pykvm.devices.virtio_blk.observe.tracing import DiskTrace
 
-    made = DiskTrace(file, name)
-    made.begun(image.path, image.capacity, image.readonly)
-    return made
+    return DiskTrace(file, name)

@@ -40,6 +40,7 @@ from pykvm.devices.virtio_blk.constants import (
 from pykvm.devices.virtio_blk.core.ranges import MAX_RANGES
 from pykvm.devices.virtio_blk.device import VirtioBlk
 from pykvm.devices.virtio_blk.engines.base import Engine
+from pykvm.devices.virtio_blk.hooks import DeviceHooks
 from pykvm.devices.virtio_blk.image.file import Image
 from pykvm.devices.virtio_blk.options import DiskOptions
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
@@ -116,7 +117,7 @@ class Rig:
             options,
             engine=self._engine,
             threads=self._inline,
-            on_failure=self._failed,
+            hooks=DeviceHooks(on_failure=self._failed),
         )
         self.function = VirtioPci(self.device, self.ram, self.pci_services)
         self.number = self.host.add(self.function)

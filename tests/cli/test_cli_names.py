@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from patience import patience
 
+from pykvm.devices.virtio_blk.open import DiskConfig
 from pykvm.machine import Machine, MachineConfig
-from pykvm.machine.disks import DiskConfig
 from pykvm.monitor.commands import execute
 from pykvm.monitor.protocol import Command, QmpError
 from pykvm.monitor.shapes import block_info

@@ -32,7 +32,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.devices.virtio_blk.core.operation import Operation
-from pykvm.devices.virtio_blk.options import IoError
+from pykvm.devices.virtio_blk.hooks import IoError
 from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
 from pykvm.testing.fake_transport import FakeTransport
@@ -186,7 +186,10 @@ class ScriptedEngine:
 
 
 class Bench:
-    """A started device with a driver. ``options`` are those of block_device()."""
+    """A started device with a driver. ``options`` are those of block_device().
+
+    ``on_error``, which tests may replace, is called with each error.
+    """
 
     def __init__(
         self, path: Path, script: EngineScript, readonly: bool = False, **options: object
@@ -194,7 +197,8 @@ class Bench:
         self.script = script
         self.errors: list[IoError] = []
         self._told = Condition()
-        options = {"on_error": self.note, **options}
+        self.on_error: Callable[[IoError], None] = self.note
+        options = {"on_error": self._heard, **options}
         self.device = block_device(Image(path, readonly), engine=script.engine, **options)
         self.transport = FakeTransport(self.device)
         self.transport.start()
@@ -210,6 +214,9 @@ class Bench:
                 self.script.release()
             closing.join(0.001)
         self.device.close()
+
+    def _heard(self, error: IoError) -> None:
+        self.on_error(error)
 
     def note(self, error: IoError) -> None:
         """The ``on_error`` of the device."""

@@ -16,7 +16,7 @@ from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.core.planner import Planner
 from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.core.scheduler import Schedule
-from pykvm.devices.virtio_blk.options import ErrorAction, MergePolicy
+from pykvm.devices.virtio_blk.modes import ErrorAction, MergePolicy
 from pykvm.hot.words import longs
 
 STOP = ErrorAction.STOP

@@ -18,6 +18,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
+from pykvm.devices.virtio_blk.hooks import DeviceHooks
 from pykvm.memory.ram import Ram
 from pykvm.testing.fake_transport import FakeTransport
 from pykvm.virtio.constants import VIRTIO_F_RING_PACKED
@@ -84,10 +85,12 @@ def disk_file(folder: Path) -> Path:
 
 
 def block_device(image: Image, **arguments: object) -> VirtioBlk:
-    """A VirtioBlk; ``arguments`` are its own and those of DiskOptions."""
-    names = vars(DiskOptions())
-    chosen = {name: arguments.pop(name) for name in names & arguments.keys()}
-    return VirtioBlk(image, DiskOptions(**chosen), **arguments)  # type: ignore[arg-type]
+    """A VirtioBlk; ``arguments`` are its own, and those of DiskOptions and DeviceHooks."""
+    options, hooks = (
+        {name: arguments.pop(name) for name in vars(kind()) if name in arguments}
+        for kind in (DiskOptions, DeviceHooks)
+    )
+    return VirtioBlk(image, DiskOptions(**options), hooks=DeviceHooks(**hooks), **arguments)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -148,7 +148,7 @@ class Owner:
         self._over = False
         self._news = threading.Condition()
         self._stopped = 0
-        bench.device._on_error = self._heard
+        bench.on_error = self._heard
         self._thread = in_thread(self._run)
 
     def _heard(self, error: IoError) -> None:

@@ -38,7 +38,7 @@ from pykvm.devices.virtio_blk.core.ordering import Unfinished, order
 from pykvm.devices.virtio_blk.core.planner import Planner
 from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.core.scheduler import Schedule
-from pykvm.devices.virtio_blk.options import MergePolicy
+from pykvm.devices.virtio_blk.modes import MergePolicy
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from blk_requests import FLUSH, IN
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.core.planner import Limits, Planner
 from pykvm.devices.virtio_blk.core.request import Request
-from pykvm.devices.virtio_blk.options import MergePolicy
+from pykvm.devices.virtio_blk.modes import MergePolicy
 from pykvm.hot.words import longs
 
 

@@ -10,7 +10,7 @@ from pykvm.devices.virtio_blk.constants import (
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.core.planner import Limits, Planner
 from pykvm.devices.virtio_blk.core.request import Request
-from pykvm.devices.virtio_blk.options import MergePolicy
+from pykvm.devices.virtio_blk.modes import MergePolicy
 from pykvm.hot.words import longs
 
 AREA = 1 << 20

@@ -8,7 +8,7 @@ from blk_requests import FLUSH, IN, OUT
 from hypothesis import strategies as st
 
 from pykvm.devices.virtio_blk.core.planner import Limits
-from pykvm.devices.virtio_blk.options import ErrorAction, MergePolicy
+from pykvm.devices.virtio_blk.modes import ErrorAction, MergePolicy
 
 SECTOR = 512
 SECTORS = 16

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pykvm.devices.virtio_blk import CacheMode, DiskOptions, EngineKind, RateLimits, SyncEngine
+from pykvm.devices.virtio_blk import open as blk_open
 from pykvm.devices.virtio_blk import options as blk_options
 from pykvm.devices.virtio_blk.layers.faults import Effect, Fault, FaultPlan
-from pykvm.devices.virtio_blk.options import DiscardMode, ErrorPolicy, MergePolicy
+from pykvm.devices.virtio_blk.modes import DiscardMode, ErrorPolicy, MergePolicy
 from pykvm.errors import UsageError
 from pykvm.forms import value_text
 from pykvm.lean.records import replace
 from pykvm.machine import ConsoleMode, DiskConfig, MachineConfig
 from pykvm.machine import config as machine_config
-from pykvm.machine import disks as machine_disks
 from pykvm.trace import TraceFormat, TraceOptions
 
 MIB = 1 << 20
@@ -84,7 +84,7 @@ def test_no_value_of_a_field_is_more_than_a_usage_error(kind: type, name: str) -
     ("kind", "forms"),
     [
         (MachineConfig, machine_config._FORMS),
-        (DiskConfig, blk_options._FORMS | machine_disks._FORMS),
+        (DiskConfig, blk_options._FORMS | blk_open._FORMS),
         (DiskOptions, blk_options._FORMS),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.core.request import Request
-from pykvm.devices.virtio_blk.options import ErrorAction
+from pykvm.devices.virtio_blk.modes import ErrorAction
 
 
 class Observer(Protocol):

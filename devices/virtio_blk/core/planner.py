@@ -26,7 +26,7 @@ from pykvm.devices.virtio_blk.core.merge import (
 )
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.core.request import Request
-from pykvm.devices.virtio_blk.options import MergePolicy
+from pykvm.devices.virtio_blk.modes import MergePolicy
 from pykvm.virtio.chain import ROOM_KEPT
 
 __all__ = ["Limits", "Planner"]

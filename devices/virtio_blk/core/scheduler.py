@@ -40,7 +40,7 @@ from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.core.ordering import Unfinished, extent, order
 from pykvm.devices.virtio_blk.core.planner import Planner
 from pykvm.devices.virtio_blk.core.request import Request
-from pykvm.devices.virtio_blk.options import ErrorAction
+from pykvm.devices.virtio_blk.modes import ErrorAction
 from pykvm.hot.words import U64
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory, SyncEngine
 from pykvm.devices.virtio_blk.image.file import Image
-from pykvm.devices.virtio_blk.options import EngineKind
+from pykvm.devices.virtio_blk.modes import EngineKind
 from pykvm.errors import HostError, UsageError
 from pykvm.memory.ram import Ram
 

@@ -25,7 +25,7 @@ from pykvm.devices.virtio_blk.image.host_limits import (
     write_protected,
 )
 from pykvm.devices.virtio_blk.image.lock import lock
-from pykvm.devices.virtio_blk.options import CacheMode, ImageFormat, Locking
+from pykvm.devices.virtio_blk.modes import CacheMode, ImageFormat, Locking
 from pykvm.errors import UsageError, reason_of
 
 MAX_SIZE: Final = (1 << 63) - 4096

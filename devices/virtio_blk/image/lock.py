@@ -20,7 +20,7 @@ import struct
 from pathlib import Path
 from typing import Final
 
-from pykvm.devices.virtio_blk.options import Locking
+from pykvm.devices.virtio_blk.modes import Locking
 from pykvm.errors import UsageError, reason_of
 
 CONSISTENT_READ = 0

@@ -37,7 +37,7 @@ from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory
 from pykvm.devices.virtio_blk.image.file import Image
 from pykvm.devices.virtio_blk.layers.sector_map import SectorMap
 from pykvm.devices.virtio_blk.layers.temporary import folder, temporary_files
-from pykvm.devices.virtio_blk.options import CacheMode, ImageFormat, Locking
+from pykvm.devices.virtio_blk.modes import CacheMode, ImageFormat, Locking
 from pykvm.errors import UsageError, reason_of
 from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram

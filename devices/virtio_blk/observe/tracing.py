@@ -23,7 +23,7 @@ from pykvm.devices.virtio_blk.constants import (
 )
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.core.request import TYPE_UNREADABLE, Request
-from pykvm.devices.virtio_blk.options import ErrorAction
+from pykvm.devices.virtio_blk.modes import ErrorAction
 from pykvm.names import name_fields
 from pykvm.trace import events
 from pykvm.trace.events import Fields, Sink

@@ -14,8 +14,8 @@ from pykvm.bench.workload import Workload
 from pykvm.cli.disk_keys import parse_disk
 from pykvm.cli.values import parse_size
 from pykvm.devices.virtio_blk import CacheMode
+from pykvm.devices.virtio_blk.open import DiskConfig
 from pykvm.errors import UsageError
-from pykvm.machine.disks import DiskConfig
 
 
 def disks_of(

@@ -14,7 +14,7 @@ from pykvm.machine.config import ConsoleMode, MachineConfig
 
 if TYPE_CHECKING:
     from pykvm.cli.parser import Parser
-    from pykvm.machine.disks import DiskConfig
+    from pykvm.devices.virtio_blk.open import DiskConfig
     from pykvm.trace import TraceOptions
 
 EPILOG = """\

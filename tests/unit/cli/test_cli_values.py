@@ -23,8 +23,8 @@ from pykvm.devices.virtio_blk import (
     RateLimits,
 )
 from pykvm.devices.virtio_blk.layers.faults import Fault
+from pykvm.devices.virtio_blk.open import DiskConfig
 from pykvm.errors import UsageError
-from pykvm.machine.disks import DiskConfig
 
 MIB = 1 << 20
 

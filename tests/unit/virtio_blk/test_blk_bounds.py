@@ -14,7 +14,7 @@ from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.core.planner import SPARE, Limits, Planner
 from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.core.scheduler import Schedule
-from pykvm.devices.virtio_blk.options import ErrorAction, MergePolicy
+from pykvm.devices.virtio_blk.modes import ErrorAction, MergePolicy
 from pykvm.hot.words import longs
 from pykvm.memory.ram import Ram
 from pykvm.testing.inline_threads import InlineThreads

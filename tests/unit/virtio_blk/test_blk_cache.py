@@ -13,6 +13,7 @@ from struct import pack
 
 import pytest
 from blk_bench import Bench, EngineScript, fill
+from blk_device import block_device
 from blk_host import require_direct
 from patience import ends, goes_on, in_thread, patience
 
@@ -22,7 +23,6 @@ from pykvm.devices.virtio_blk import (
     Image,
     IoError,
     MergePolicy,
-    VirtioBlk,
 )
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_CONFIG_WCE,
@@ -75,7 +75,7 @@ class Disk:
     ) -> None:
         self.errors: list[IoError] = []
         self.failed = threading.Event()
-        self.device = VirtioBlk(Image(path, readonly, cache), on_error=self._note)
+        self.device = block_device(Image(path, readonly, cache), on_error=self._note)
         self.transport = FakeTransport(self.device, features=features)
         self.transport.start()
 

@@ -354,7 +354,7 @@ def test_a_reset_that_meets_an_answer(make: Maker) -> None:
         assert script.stopped.wait(PATIENCE)
         bench.note(error)
 
-    bench.device._on_error = announce
+    bench.on_error = announce
     bench.read(5)
     bench.kick()
     bench.wait_errors(1)

@@ -22,9 +22,9 @@ from pykvm.devices.virtio_blk import CacheMode, Image, RateLimits, VirtioBlk, de
 from pykvm.devices.virtio_blk.config_space import FIELDS
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_DISCARD
 from pykvm.devices.virtio_blk.image.file import MAX_SIZE
+from pykvm.devices.virtio_blk.open import open_image
 from pykvm.errors import UsageError
 from pykvm.machine import DiskConfig
-from pykvm.machine.disks import open_image
 from pykvm.testing.fake_transport import FakeTransport
 
 SIZE = SECTORS * 512

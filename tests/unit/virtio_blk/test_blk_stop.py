@@ -219,7 +219,7 @@ def test_the_disk_halts_by_itself(make: Maker) -> None:
         bench.kick()
         bench.note(error)
 
-    bench.device._on_error = announce
+    bench.on_error = announce
     bench.write(5, fill("n"))
     bench.kick()
     bench.wait_errors(1)
@@ -236,7 +236,7 @@ def test_a_resume_right_after_the_announcement_counts(make: Maker) -> None:
         assert ends(in_thread(bench.device.resume))
         bench.note(error)
 
-    bench.device._on_error = announce
+    bench.on_error = announce
     head = bench.write(5, fill("n"))
     bench.kick()
     assert bench.wait(head)[0] == OK

@@ -8,7 +8,7 @@ from blk_requests import FLUSH, IN, OUT, heads, planned
 
 from pykvm.devices.virtio_blk.core.ordering import MANY, Unfinished, order
 from pykvm.devices.virtio_blk.core.planner import Limits
-from pykvm.devices.virtio_blk.options import MergePolicy
+from pykvm.devices.virtio_blk.modes import MergePolicy
 
 
 def ordered(

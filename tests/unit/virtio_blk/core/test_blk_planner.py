@@ -7,7 +7,7 @@ from blk_requests import FLUSH, IN, OUT, heads, planned, request_of, requests_of
 
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.core.planner import Limits, Planner
-from pykvm.devices.virtio_blk.options import MergePolicy
+from pykvm.devices.virtio_blk.modes import MergePolicy
 
 SEQUENTIAL, SORTED = MergePolicy.SEQUENTIAL, MergePolicy.SORTED
 SORTED_BATCH, OFF = MergePolicy.SORTED_BATCH, MergePolicy.OFF

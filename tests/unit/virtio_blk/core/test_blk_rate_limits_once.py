@@ -21,7 +21,7 @@ from pykvm.devices.virtio_blk.core.planner import Limits, Planner
 from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.core.scheduler import Schedule
 from pykvm.devices.virtio_blk.core.throttle import Throttle
-from pykvm.devices.virtio_blk.options import ErrorAction, MergePolicy
+from pykvm.devices.virtio_blk.modes import ErrorAction, MergePolicy
 from pykvm.devices.virtio_blk.rates import RateLimits
 from pykvm.hot.words import longs
 

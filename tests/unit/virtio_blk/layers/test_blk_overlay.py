@@ -21,9 +21,9 @@ from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image, Sy
 from pykvm.devices.virtio_blk.engines.thread_pool import ThreadsEngine
 from pykvm.devices.virtio_blk.layers import temporary
 from pykvm.devices.virtio_blk.layers.overlay import MOST_PARTS, OverlayImage
+from pykvm.devices.virtio_blk.open import open_image
 from pykvm.errors import UsageError
 from pykvm.machine import DiskConfig
-from pykvm.machine.disks import open_image
 from pykvm.memory.ram import Ram
 from pykvm.testing.fake_transport import FakeTransport
 

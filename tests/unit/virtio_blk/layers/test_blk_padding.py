@@ -16,7 +16,7 @@ from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.layers.padding import padded
-from pykvm.machine.disks import DiskConfig, open_image
+from pykvm.devices.virtio_blk.open import DiskConfig, open_image
 from pykvm.memory.ram import Ram
 
 IN, OUT = VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
