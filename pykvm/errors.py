@@ -80,7 +80,9 @@ def guest_text(data: bytes) -> str:
 
 def reason_of(error: OSError) -> str:
     """Why a system call failed, as part of a sentence; it names a limit that may be the cause."""
-    return (error.strerror or "").lower() + _LIMITS.get(error.errno or 0, "")
+    if not error.errno:
+        return (error.strerror or "").lower()
+    return error_text(error.errno) + _LIMITS.get(error.errno, "")
 
 
 def error_text(number: int) -> str:
