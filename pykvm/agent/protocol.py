@@ -12,15 +12,15 @@ A frame is a header of 4 bytes (kind, 0, length as little-endian u16) and
                                          0x86 POWEROFF   u8 status
                                          0x87 RESIZE     u16 rows, u16 columns
 
-The conversation, as :class:`AgentClient` has it::
+The states of the conversation in :class:`AgentClient`::
 
     WAITING --HELLO--> READY --EXEC--> RUNNING --EXIT--> ENDED
        any state --ERROR, or a frame that breaks the rules--> ENDED
 
 RESIZE tells the size of the terminal behind the guest's console, at any time
-after HELLO. A run on a terminal needs nothing else of the agent.
+after HELLO. A run on a terminal uses only this frame of the agent's.
 
-The guest is hostile: whatever it sends leads to a callback, never to an
+The guest is hostile: any bytes from it lead to a callback, never to an
 exception.
 """
 
@@ -36,13 +36,13 @@ from pykvm.lean.records import record
 PROTOCOL_VERSION = 1
 MAX_PAYLOAD = 4096
 MAX_COMMAND = 128 * 1024 - 1
-"""Bytes that the kernel takes as one argument (MAX_ARG_STRLEN, less the NUL)."""
+"""The most bytes that Linux takes as one argument (MAX_ARG_STRLEN, less the NUL)."""
 
 _HEADER = struct.Struct("<BBH")
 
 
 class Kind(IntEnum):
-    """What a frame is."""
+    """The kinds of frames."""
 
     HELLO = 0x01
     STDOUT = 0x02
@@ -68,7 +68,7 @@ class Frame:
 
 @record
 class ProtocolError:
-    """The peer broke the protocol; ``reason`` says how. Nothing after it can be trusted."""
+    """The guest broke the protocol; ``reason`` says how. Its later bytes mean nothing."""
 
     reason: str
 
@@ -80,9 +80,9 @@ def encode(kind: int, payload: bytes = b"") -> bytes:
 
 
 def encode_all(kind: int, data: bytes, last: int | None = None) -> bytes:
-    """``data`` as frames of one kind, as many as it needs; the last one of kind ``last``.
+    """``data`` as frames of ``kind``; the last frame is of kind ``last``, if given.
 
-    No data gives one empty frame.
+    Empty data gives one empty frame.
     """
     starts = range(0, max(len(data), 1), MAX_PAYLOAD)
     final = starts[-1]
@@ -96,7 +96,7 @@ def encode_all(kind: int, data: bytes, last: int | None = None) -> bytes:
 
 
 class FrameDecoder:
-    """Bytes, in pieces of any size, to frames. Memory use is bounded by one frame and one piece."""
+    """Turns bytes, in pieces of any size, into frames. Keeps at most one frame and one piece."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -105,7 +105,7 @@ class FrameDecoder:
     def feed(self, data: bytes) -> list[Frame | ProtocolError]:
         """The frames that ``data`` completes.
 
-        A bad header gives a ProtocolError, once; all that follows is ignored.
+        A bad header gives one ProtocolError, and all later bytes are ignored.
         """
         if self._failed:
             return []
@@ -129,7 +129,7 @@ class FrameDecoder:
 
 
 class AgentState(Enum):
-    """Where the conversation stands."""
+    """The states of the conversation; see the module."""
 
     WAITING = auto()
     READY = auto()
@@ -138,7 +138,7 @@ class AgentState(Enum):
 
 
 class AgentEvents(Protocol):
-    """What the guest's agent reports. Called from the thread that calls ``received``."""
+    """The reports of the guest's agent, in the thread that calls ``received``."""
 
     def ready(self) -> None:
         """The agent runs."""
@@ -153,32 +153,32 @@ class AgentEvents(Protocol):
         ...
 
     def exited(self, status: int) -> None:
-        """The command ended: its exit code, or 128 + the signal's number, as a shell has it."""
+        """The command ended with an exit code, or by signal N: then ``status`` is 128 + N."""
         ...
 
     def failed(self, reason: str) -> None:
-        """No more can be expected: the command did not start, or the protocol was broken."""
+        """The conversation is over: the command did not start, or the guest broke the protocol."""
         ...
 
 
 class AgentClient:
     """The host's side: runs one command in the guest.
 
-    Wire it to a UART: ``uart.sink`` is :meth:`received`, ``send`` is
-    ``uart.feed``, and :attr:`on_room` takes the place of ``uart.on_room``'s
-    user, with ``uart.on_room = client.room``. Any thread may call any method,
-    also from within an event. Events come one at a time. After the end
-    (``exited`` or ``failed``, one of them, once) the guest's frames are ignored.
+    To connect it to a UART, pass ``uart.feed`` as ``send``, and set
+    ``uart.sink = client.received`` and ``uart.on_room = client.room``. Any
+    thread may call any method, also within an event. Events come one at a
+    time. The conversation ends with one call of ``exited`` or ``failed``; later
+    frames of the guest are ignored.
     """
 
     on_room: Callable[[], None] | None = None
-    """Called when input may go on after :meth:`stdin` said no."""
+    """Called when input may continue after :meth:`stdin` returned False."""
 
     def __init__(self, send: Callable[[bytes], bool], events: AgentEvents) -> None:
         self._send = send
         self._events = events
         self._lock = threading.Lock()
-        # Held while events are reported, so that they stay in order; taken before the other.
+        # Held while events are reported, so that they stay in order. Taken before _lock.
         self._receiving = threading.RLock()
         self._decoder = FrameDecoder()
         self._state = AgentState.WAITING
@@ -187,13 +187,13 @@ class AgentClient:
 
     @property
     def state(self) -> AgentState:
-        """Where the conversation stands."""
+        """The state of the conversation."""
         return self._state
 
     def execute(self, command: bytes) -> None:
-        """Run ``command`` by /bin/sh -c as soon as the agent is there. Once per client.
+        """Run ``command`` by /bin/sh -c as soon as the agent is ready. Once per client.
 
-        UsageError if it is longer than MAX_COMMAND or holds a NUL byte.
+        UsageError if it is longer than MAX_COMMAND or contains a NUL byte.
         """
         if len(command) > MAX_COMMAND or 0 in command:
             raise UsageError(
@@ -206,15 +206,15 @@ class AgentClient:
         self._start()
 
     def stdin(self, data: bytes) -> bool:
-        """Input for the command; all of it is accepted.
+        """Send ``data`` to the command's standard input. All of it is accepted.
 
-        False asks to stop until ``on_room`` is called: the command is not
-        running yet, or has not taken enough of what it got.
+        False asks the caller to send no more until ``on_room`` is called: the
+        command is not running yet, or has not read enough of its input.
         """
         return self._input(encode_all(Kind.STDIN, data)) if data else True
 
     def stdin_eof(self) -> None:
-        """The input ends here."""
+        """End the command's standard input."""
         self._input(encode(Kind.STDIN_EOF))
 
     def signal(self, number: int) -> None:
@@ -224,18 +224,18 @@ class AgentClient:
                 self._send(encode(Kind.SIGNAL, bytes((number,))))
 
     def power_off(self, status: int) -> None:
-        """Ask for an orderly power-off with ``status``, if the agent is there."""
+        """Ask for an orderly power-off with ``status``, if the agent is ready."""
         with self._lock:
             if self._state is not AgentState.WAITING:
                 self._send(encode(Kind.POWEROFF, bytes((status,))))
 
     def room(self) -> None:
-        """The UART has room again."""
+        """Handle that the UART has room again."""
         if self.on_room is not None and self._state is AgentState.RUNNING:
             self.on_room()
 
     def received(self, data: bytes) -> None:
-        """Bytes from the guest."""
+        """Take ``data`` from the guest."""
         with self._receiving:
             for frame in self._decoder.feed(data):
                 if self._state is AgentState.ENDED:
@@ -254,7 +254,7 @@ class AgentClient:
             return False
 
     def _start(self) -> None:
-        """Send the command and the input held so far, if command and agent are both there."""
+        """Send the command and its early input, once both command and agent are ready."""
         with self._lock:
             if self._state is not AgentState.READY or self._command is None:
                 return
@@ -285,7 +285,7 @@ class AgentClient:
 
     def _hello(self, version: int) -> None:
         if version != PROTOCOL_VERSION:
-            self._fail(f"it speaks version {version}, not {PROTOCOL_VERSION}")
+            self._fail(f"it has protocol version {version}, not {PROTOCOL_VERSION}")
             return
         self._state = AgentState.READY
         self._events.ready()

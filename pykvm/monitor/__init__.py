@@ -1,12 +1,12 @@
 """``--monitor``: QMP, QEMU's machine protocol, on a UNIX socket.
 
 ============  ==========================================================
-module        what it does
+module        contents
 ============  ==========================================================
-``stream``    bytes → JSON values, and back in step after bad ones (pure)
+``stream``    JSON messages out of bytes, also after malformed ones (pure)
 ``protocol``  one client's conversation: greeting, negotiation, errors (pure)
-``shapes``    what commands and events look like, in QEMU's terms
-``commands``  what each command does to a machine
+``shapes``    the JSON of answers and events, in QEMU's terms
+``commands``  the commands, carried out on a machine
 ``listener``  the socket file
 ``server``    the thread that serves the clients
 ============  ==========================================================

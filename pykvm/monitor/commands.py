@@ -1,4 +1,4 @@
-"""What each command does to a machine."""
+"""The commands of the monitor, carried out on a machine."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -13,41 +13,38 @@ from pykvm.monitor import shapes
 from pykvm.monitor.protocol import COMMAND_NOT_FOUND, NEGOTIATE, Command, Json, QmpError
 
 SLOW: Final = frozenset({"stop", "cont", "block_resize"})
-"""Commands that wait for vCPUs, disks or files."""
+"""The commands that wait for vCPUs, disks or files."""
 
 
 class _Entry(NamedTuple):
-    """A command: what it calls, and the types of its arguments, by name.
-
-    ``needed`` are in each call's arguments, ``others`` may be.
-    """
+    """A command: its function, and the types of its required and optional arguments, by name."""
 
     call: Callable[[Machine, Json], Any]
-    needed: Mapping[str, type] = MappingProxyType({})
-    others: Mapping[str, type] = MappingProxyType({})
+    required: Mapping[str, type] = MappingProxyType({})
+    optional: Mapping[str, type] = MappingProxyType({})
 
 
 def execute(machine: Machine, command: Command) -> Any:
-    """Carry out ``command``; what it returns. QmpError says why it cannot be."""
+    """Carry out ``command``, and return its result. QmpError tells why it failed."""
     entry = _COMMANDS.get(command.name)
     if entry is None:
         raise QmpError(f"there is no command '{command.name}'", COMMAND_NOT_FOUND)
-    _check(command, entry)
+    _check_arguments(command, entry)
     try:
         return entry.call(machine, command.arguments)
     except UsageError as error:
         raise QmpError(str(error)) from None
 
 
-def _check(command: Command, entry: _Entry) -> None:
+def _check_arguments(command: Command, entry: _Entry) -> None:
     for name, value in command.arguments.items():
-        wanted = entry.needed.get(name) or entry.others.get(name)
+        wanted = entry.required.get(name) or entry.optional.get(name)
         if wanted is None:
             raise QmpError(f"'{command.name}' has no argument '{name}'")
         if type(value) is not wanted:
-            what = "a whole number" if wanted is int else "a string"
-            raise QmpError(f"the argument '{name}' of '{command.name}' must be {what}")
-    for name in entry.needed:
+            kind = "a whole number" if wanted is int else "a string"
+            raise QmpError(f"the argument '{name}' of '{command.name}' must be {kind}")
+    for name in entry.required:
         if name not in command.arguments:
             raise QmpError(f"'{command.name}' needs the argument '{name}'")
 
@@ -85,10 +82,10 @@ def _query_commands(machine: Machine, arguments: Json) -> Any:
 
 
 def _disk(machine: Machine, arguments: Json) -> Disk:
-    """The disk that ``arguments`` name in one of QEMU's ways."""
+    """The disk that ``arguments`` name, by one of QEMU's keys."""
     given = [arguments[key] for key in _DISK if key in arguments]
     if len(given) != 1:
-        raise QmpError("one of 'device', 'id' and 'node-name' must say which disk")
+        raise QmpError("one of 'device', 'id' and 'node-name' must name the disk")
     for disk in machine.disks:
         if disk.name == given[0]:
             return disk
@@ -111,7 +108,7 @@ _COMMANDS: Final = MappingProxyType(
     {
         "block_resize": _Entry(_block_resize, {"size": int}, _DISK),
         "block_set_io_throttle": _Entry(
-            _block_set_io_throttle, others={**_DISK, **dict.fromkeys(RATES, int)}
+            _block_set_io_throttle, optional={**_DISK, **dict.fromkeys(RATES, int)}
         ),
         "cont": _Entry(_cont),
         "query-block": _Entry(lambda machine, _: [*map(shapes.block_info, machine.disks)]),

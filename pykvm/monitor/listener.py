@@ -1,4 +1,4 @@
-"""The socket file: made for its owner only, never in another's place, and removed at the end."""
+"""The socket file: only its owner may use it, it replaces no other file, and the end removes it."""
 
 import errno
 import os
@@ -14,22 +14,23 @@ _BACKLOG = 8
 
 
 class MonitorSocket:
-    """Listens at ``path`` from now on, without blocking; a context that closes and removes it.
+    """A non-blocking socket that listens at ``path``. A context manager, which removes it.
 
-    UsageError if that cannot be. A socket that nobody listens at any more is
-    replaced; anything else that is there is left alone.
+    A stale socket at ``path``, on which no process listens any more, is
+    replaced. UsageError if any other file is there, or the socket cannot be
+    made.
     """
 
     def __init__(self, path: Path) -> None:
         if str(path) == "-":
-            raise UsageError("--monitor - names no socket", "a file of that name is ./-")
+            raise UsageError("--monitor - is not a path", "write ./- for a socket of that name")
         if "\0" in str(path):
             raise UsageError(f"--monitor {str(path)!r} is not a file name")
         self.path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.socket.setblocking(False)
-            # Linux takes the file's mode from the socket's: at no moment can others connect.
+            # bind() gives this mode to the file, so at no moment can other users connect.
             os.fchmod(self.socket.fileno(), 0o600)
             self._bind()
             self.socket.listen(_BACKLOG)
@@ -42,7 +43,7 @@ class MonitorSocket:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        # Before the socket is closed: until then nobody takes it for an abandoned one.
+        # Once the socket is closed, a different pykvm may take the file for a stale one.
         if _inode(self.path) == self._inode:
             with suppress(OSError):
                 os.unlink(self.path)
@@ -62,7 +63,7 @@ class MonitorSocket:
 
 
 def _unusable(path: Path, error: OSError) -> UsageError:
-    if error.errno is None:  # Python's own check, of the 108 bytes of sun_path
+    if error.errno is None:  # Python checked the 108 bytes of sun_path
         reason, hint = "the path is too long for a socket", "use one of at most 107 bytes"
     else:
         reason = reason_of(error)
@@ -71,15 +72,15 @@ def _unusable(path: Path, error: OSError) -> UsageError:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove the socket at ``path`` if nobody listens there; else UsageError."""
+    """Remove the socket at ``path`` if no process listens on it; else UsageError."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise UsageError(f"--monitor {path}: there is a file already", "give a path that is free")
+        raise UsageError(f"--monitor {path}: a file with this name exists", "give a different path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # whose backlog is full is alive
+        probe.setblocking(False)  # a listener with a full backlog is alive
         try:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:
@@ -87,7 +88,7 @@ def _remove_stale(path: Path) -> None:
             return
         except BlockingIOError:
             pass
-    raise UsageError(f"--monitor {path}: somebody listens there already", "give another path")
+    raise UsageError(f"--monitor {path}: a process listens there already", "give a different path")
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""One client's conversation: what it may say, and what is said to it. Pure.
+"""The conversation with one client: its commands, and the answers. Pure.
 
 ::
 
@@ -10,7 +10,7 @@
     pykvm   {"event": "STOP", "data": {}, "timestamp": …}
 
 The rules are those of QEMU's docs/interop/qmp-spec.rst, without out-of-band
-execution. Each line ends with CR LF.
+execution. Each line of pykvm ends with CR LF.
 """
 
 import json
@@ -29,39 +29,42 @@ _MEMBERS = ("execute", "arguments", "id")
 
 
 class QmpError(Exception):
-    """A command that is answered with an error: its class and a sentence."""
+    """The error with which a command is answered: its class and a sentence."""
 
     def __init__(self, description: str, kind: str = GENERIC_ERROR) -> None:
         super().__init__(description)
-        self.description = shown(description)  # a name in it need not be UTF-8
+        self.description = shown(description)  # it may contain a name that is not UTF-8
         self.kind = kind
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command that makes sense as such; ``reply`` has its ``id`` already, if it had one."""
+    """A well-formed command. ``reply`` has the ``id`` for its answer, if it gave one."""
 
     name: str
     arguments: Json
     reply: Json = field(default_factory=dict)
 
     def success(self, value: Any) -> bytes:
-        """The answer with what the command returned."""
+        """The answer with the command's result."""
         return encode({"return": value, **self.reply})
 
     def failure(self, error: QmpError) -> bytes:
-        """The answer with what went wrong."""
+        """The answer with the error."""
         details = {"class": error.kind, "desc": error.description}
         return encode({"error": details, **self.reply})
 
 
 def encode(message: Json) -> bytes:
-    """``message`` as it is sent."""
+    """``message`` as bytes for the socket."""
     return json.dumps(message).encode("ascii") + b"\r\n"
 
 
 class Conversation:
-    """What one client says. ``negotiated``: it is told of events, and may use all commands."""
+    """Turns the bytes of one client into commands and answers.
+
+    ``negotiated``: the client gets events and may use all commands.
+    """
 
     def __init__(self, version: Json) -> None:
         self.greeting = encode({"QMP": {"version": version, "capabilities": []}})
@@ -69,7 +72,7 @@ class Conversation:
         self._stream = JsonStream()
 
     def receive(self, data: bytes) -> list[Command | bytes]:
-        """What is to be done about ``data``, in order: commands to execute, and answers to send."""
+        """The commands to execute and the answers to send after ``data``, in order."""
         return [self._take(item) for item in self._stream.feed(data)]
 
     def _take(self, item: Any) -> Command | bytes:
@@ -79,7 +82,7 @@ class Conversation:
                 raise QmpError(item.reason)
             message = item.value
             if not isinstance(message, dict):
-                raise QmpError("a message is an object")
+                raise QmpError("a message must be a JSON object")
             if "id" in message:
                 command = Command("", {}, {"id": message["id"]})
             command = _command(message, command.reply)
@@ -87,14 +90,14 @@ class Conversation:
                 self._negotiate(command)
                 return command.success({})
             if not self.negotiated:
-                raise QmpError(f"{NEGOTIATE} comes first", COMMAND_NOT_FOUND)
+                raise QmpError(f"the first command must be {NEGOTIATE}", COMMAND_NOT_FOUND)
         except QmpError as error:
             return command.failure(error)
         return command
 
     def _negotiate(self, command: Command) -> None:
         if self.negotiated:
-            raise QmpError("the capabilities are negotiated already", COMMAND_NOT_FOUND)
+            raise QmpError("the capabilities are already negotiated", COMMAND_NOT_FOUND)
         for name, value in command.arguments.items():
             if name != "enable":
                 raise QmpError(f"{NEGOTIATE} has no argument '{name}'")

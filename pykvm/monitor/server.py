@@ -5,16 +5,17 @@
     events of the machine ─┐                       ┌─► client
     answers of the worker ─┴► inbox ──► monitor ───┼─► client
                                            │       └─► client
-                                           └─► worker: stop, cont
+                                           └─► worker: slow commands
 
-One thread, asleep in epoll, does all that is quick. ``stop`` and ``cont`` may
-take as long as a disk does, and are carried out by a worker, one at a time; of
-the client that sent one no more is taken up until it is answered, so each
-client's commands are executed in order, and all others are served meanwhile.
+The monitor's thread sleeps in epoll and carries out all quick commands. Slow
+commands, such as ``stop`` and ``cont``, may take as long as a disk does. A
+worker thread carries them out, one at a time. The client that sent a slow
+command has to wait for its answer, so its commands are executed in order. All
+other clients are served meanwhile.
 
-A client owes us its attention, not the other way round: while it does not read
-an answer, nothing more that it asks is taken up, and events for it are kept up
-to a limit; then it is dropped.
+A client that does not read delays only itself: until it reads an answer, its
+further commands wait. Events for it are kept up to a limit; beyond that it is
+disconnected.
 """
 
 import os
@@ -36,13 +37,13 @@ from pykvm.monitor.protocol import Command, Conversation, QmpError, encode
 from pykvm.monitor.shapes import event_message, version
 
 MAX_CLIENTS: Final = 16
-"""Others wait until one leaves."""
+"""Further clients wait until a client leaves."""
 MAX_UNREAD: Final = 1 << 20
-"""Bytes of events that are kept for a client that does not read, which is then dropped."""
+"""The bytes that are kept for a client that does not read; with more it is disconnected."""
 LAST_WORDS_SECONDS: Final = 0.5
-"""How long the end waits for clients to take what was said to them."""
+"""The longest time that the end waits for clients to read their last messages."""
 RETRY_SECONDS: Final = 1.0
-"""How long nobody is accepted after that has failed."""
+"""The time after a failed accept during which no client is accepted."""
 _CHUNK = 64 << 10
 
 _Answer = tuple["_Client", bytes]
@@ -56,25 +57,25 @@ class _Client:
         self.socket = connection
         self.conversation = Conversation(version())
         self.todo: deque[Command | bytes] = deque()
-        self.busy = False  # the worker has a command of it
+        self.busy = False  # the worker has a command of this client
         self.gone = False
         self._unsent = bytearray()
         self.send(self.conversation.greeting)
 
     @property
     def interest(self) -> int:
-        """What to wait for: input, and its end, only once all that came before is answered."""
+        """The selector's events to wait for; input only once all earlier commands are answered."""
         if self._unsent:
             return selectors.EVENT_WRITE
         return 0 if self.busy or self.todo else selectors.EVENT_READ
 
     @property
     def ready(self) -> bool:
-        """Whether the next of ``todo`` is to be done."""
+        """True if the next item of ``todo`` may be carried out now."""
         return bool(self.todo) and not (self.busy or self._unsent or self.gone)
 
     def receive(self) -> None:
-        """Take what has come."""
+        """Read from the socket, and queue the commands."""
         try:
             data = self.socket.recv(_CHUNK)
         except (BlockingIOError, InterruptedError):
@@ -86,14 +87,14 @@ class _Client:
         self.todo += self.conversation.receive(data)
 
     def send(self, data: bytes) -> None:
-        """Send ``data`` after what waits, now or when there is room."""
+        """Send ``data`` after all earlier data, now or when the socket has room."""
         self._unsent += data
         self.flush()
         if len(self._unsent) > MAX_UNREAD:
             self.gone = True
 
     def flush(self) -> bool:
-        """Send what there is room for; whether nothing is left."""
+        """Send as much as the socket takes; True if nothing is left to send."""
         try:
             while self._unsent and not self.gone:
                 del self._unsent[: self.socket.send(self._unsent)]
@@ -105,10 +106,10 @@ class _Client:
 
 
 class Monitor:
-    """Serves ``machine`` to whoever connects to ``listener``; a context. Owns its two threads.
+    """Serves ``machine`` to the clients of ``listener``. A context manager; owns two threads.
 
-    To be left before ``machine`` is closed. What happened until then is told
-    to the clients before they are disconnected.
+    Leave the context before ``machine`` is closed. Clients get all earlier
+    events before they are disconnected.
     """
 
     def __init__(self, listener: MonitorSocket, machine: Machine) -> None:
@@ -147,7 +148,7 @@ class Monitor:
         os.close(self._wake)
 
     def _hear(self, event: Event) -> None:
-        """A listener that keeps nobody waiting, and so has a backlog of its own to limit."""
+        """Queue ``event`` without waiting. So the queue needs its own limit."""
         if not may_be_lost(event, self._inbox.qsize()):
             self._post(event)
 
@@ -160,7 +161,7 @@ class Monitor:
             while (item := self._work.get()) is not None:
                 client, command = item
                 answer = self._answer(command)
-                # Clients hear of the STOP or RESUME before they hear that it is done.
+                # Clients get the STOP or RESUME before the answer to the command.
                 self._machine.flush_events()
                 self._post((client, answer))
         except BaseException as error:
@@ -225,7 +226,7 @@ class Monitor:
         except (BlockingIOError, InterruptedError, ConnectionError):
             return
         except OSError:
-            # For want of descriptors: who waits would wake us again at once.
+            # No descriptors are left, and the waiting client would wake the thread again at once.
             self._accept_at = time.monotonic() + RETRY_SECONDS
             return
         self._clients.add(_Client(connection))
@@ -258,7 +259,7 @@ class Monitor:
                 client.send(data)
 
     def _go_on(self, client: _Client) -> None:
-        """Do what ``client`` has asked for, up to what the worker has to do or it has to read."""
+        """Carry out the commands of ``client`` until it has to wait for the worker or to read."""
         while client.ready:
             item = client.todo.popleft()
             if isinstance(item, bytes):

@@ -1,4 +1,4 @@
-"""What machines, disks and events look like on the wire, in the terms of QEMU's QAPI schema."""
+"""The JSON of machines, disks and events, in the terms of QEMU's QAPI schema."""
 
 import os
 import re
@@ -36,11 +36,11 @@ _REASONS: Final = MappingProxyType(
         OutcomeKind.ERROR: "host-error",
     }
 )
-"""QEMU's ShutdownCause for each way to end."""
+"""QEMU's ShutdownCause for each kind of outcome."""
 
 
 def version() -> Json:
-    """VersionInfo: pykvm's version, in the members that clients look for."""
+    """VersionInfo: pykvm's version, in the members that clients expect."""
     major, minor, micro = (int(part) for part in re.findall(r"\d+", __version__)[:3])
     return {
         "qemu": {"major": major, "minor": minor, "micro": micro},
@@ -88,13 +88,13 @@ def block_info(disk: Disk) -> Json:
 
 
 def _limits(limits: RateLimits) -> Json:
-    """The rate limits, of which QEMU shows the plain ones always and the others if they are set."""
+    """The rate limits. As in QEMU, the plain ones are always there, the rest only if set."""
     always = {name: value for name, value in vars(limits).items() if name in PLAIN_RATES}
     return always | {name: value for name, value in vars(limits).items() if value}
 
 
 def block_stats(disk: Disk) -> Json:
-    """BlockStats. Failed and invalid requests are in the counts of their own only."""
+    """BlockStats. Failed and invalid requests count only in their own members."""
     counted = disk.device.stats
     stats = {
         **counted.as_dict(),
@@ -106,7 +106,7 @@ def block_stats(disk: Disk) -> Json:
 
 
 def event_message(event: Event) -> Json | None:
-    """``event`` as it is sent, or None if QMP has none like it."""
+    """``event`` as a QMP message; None if QMP has no such event."""
     match event:
         case Stop():
             name, data = "STOP", None

@@ -67,7 +67,7 @@ class JsonStream:
             return None
         if buffer[0] not in b"{[":
             self._skip_to = b"{[\n"
-            return Malformed("a message is an object")
+            return Malformed("a message must be a JSON object")
         text = buffer.decode("latin-1")  # a character for each byte
         try:
             end = _SYNTAX.raw_decode(text)[1]
@@ -171,4 +171,4 @@ def _finite(text: str) -> float:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a JSON number")

@@ -80,7 +80,7 @@ def test_arguments_that_make_no_sense(talk_about, image):
             await refused(client, "block_resize", size=513, device="virtio0"),
         ]
 
-    which = "one of 'device', 'id' and 'node-name' must say which disk"
+    which = "one of 'device', 'id' and 'node-name' must name the disk"
     assert talk_about(talk) == [
         "'block_resize' needs the argument 'size'",
         which,
@@ -126,6 +126,6 @@ def test_block_set_io_throttle(talk_about):
     assert why == [
         "iops-max is of no use without iops; give iops too",
         "iops cannot be -1; use 0 to 1000000000000000",
-        "one of 'device', 'id' and 'node-name' must say which disk",
+        "one of 'device', 'id' and 'node-name' must name the disk",
         "'block_set_io_throttle' has no argument 'group'",
     ]

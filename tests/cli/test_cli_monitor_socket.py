@@ -29,7 +29,7 @@ def test_a_stale_socket_is_replaced_and_nothing_else(qmp_path):
     left.bind(str(qmp_path))
     left.close()
     with MonitorSocket(qmp_path):
-        with pytest.raises(UsageError, match="somebody listens"):
+        with pytest.raises(UsageError, match="a process listens"):
             MonitorSocket(qmp_path)
         assert stat.S_ISSOCK(os.stat(qmp_path).st_mode)
     qmp_path.write_text("precious")

@@ -238,7 +238,7 @@ def test_nothing_may_come_before_hello(session, wrong):
 def test_another_version_is_refused(session):
     session.client.execute(b"true")
     session.client.received(encode(Kind.HELLO, b"\x02\x00"))
-    assert session.events == [("failed", "it speaks version 2, not 1")]
+    assert session.events == [("failed", "it has protocol version 2, not 1")]
     assert session.sent() == []
 
 
