@@ -1,1 +1,1 @@
-"""What the drawings of ``bench`` and ``trace`` have in common."""
+"""The common parts of the drawings of ``bench`` and ``trace``."""

@@ -1,4 +1,4 @@
-"""Axes of drawings: places and labels for values. Pure."""
+"""Axes of drawings: the place and the label of each value. Pure."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -9,14 +9,14 @@ _STEPS = (1, 2, 5)
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Values with their places from 0 to 1 on an axis, and the ``ticks`` to label."""
+    """An axis: ``place`` maps a value to 0 … 1, and ``ticks`` are the values to label."""
 
     place: Callable[[float], float]
     ticks: Sequence[float]
 
 
 def linear_axis(values: Iterable[float]) -> Axis:
-    """From 0 to a round number above all of ``values``."""
+    """An axis from 0 to a round number above all of ``values``."""
     top = max(values, default=0.0) or 1.0
     unit = 10 ** math.floor(math.log10(top / 4))
     step = next(s * unit for s in (*_STEPS, 10) if s * unit * 5 >= top)
@@ -26,7 +26,7 @@ def linear_axis(values: Iterable[float]) -> Axis:
 
 
 def log_axis(values: Iterable[float]) -> Axis:
-    """From a round number below all of ``values`` (positive) to one above."""
+    """A logarithmic axis between round numbers around all of ``values``, which are positive."""
     known = [value for value in values if value > 0] or [1.0]
     rounds = [s * 10.0**e for e in range(-3, 10) for s in _STEPS]
     first = max((r for r in rounds if r <= min(known)), default=rounds[0])
@@ -39,7 +39,7 @@ def log_axis(values: Iterable[float]) -> Axis:
 
 
 def short(value: float) -> str:
-    """A label: 1500000 is 1.5M, 20000 is 20k."""
+    """The label of ``value``: 1.5M for 1500000, 20k for 20000."""
     for limit, unit in ((1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:g}{unit}"

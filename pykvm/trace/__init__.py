@@ -1,14 +1,14 @@
-"""What happens to disks, step by step, in a file: written while a guest runs, read afterwards.
+"""Traces: every step of a machine's disks, written to a file and read from it.
 
 ==============  =============================================================
-module          what it knows
+module          contents
 ==============  =============================================================
-``options``     what a user can choose
-``events``      the names of events, and who takes them (pure)
+``options``     the user's options
+``events``      the names of events, and the interface of their receiver (pure)
 ``formats``     events as JSON Lines, and for Chrome's trace viewers (pure)
-``file``        the file that is written, and its thread
-``reader``      events from JSON Lines that anybody may have written (pure)
-``summary``     what a trace says, in words and figures (pure)
+``file``        writes the file, in a thread
+``reader``      reads events from JSON Lines, which may be hostile (pure)
+``summary``     a trace in words and figures (pure)
 ``plot``        sector over time, as SVG (pure)
 ==============  =============================================================
 """

@@ -1,4 +1,4 @@
-"""The events of a trace: their names, and who takes them. Pure.
+"""The events of a trace: their names, and the interface of their receiver. Pure.
 
 docs/reference/trace.md has the fields of each.
 """
@@ -34,59 +34,59 @@ STOP: Final = "virtio_blk.stop"
 RESUME: Final = "virtio_blk.resume"
 
 FRAME: Final = (BEGIN, DISK, END)
-"""What every trace has, whatever was asked for."""
+"""The events of every trace, whatever the user selects."""
 EVENTS: Final = MappingProxyType(
     {
         NEGOTIATE: "the driver accepted features",
         ACTIVATE: "the driver is ready: the device serves its queues from now on",
         RESET: "the driver reset the device, or the run is over",
         CACHE: "the driver switched the write cache on or off",
-        RESIZE: "the disk has another size from now on",
-        BROKEN: "a ring is beyond use, or the host cannot serve the disk: DEVICE_NEEDS_RESET",
-        REQUEST: "a request was taken off the ring and is to be executed",
-        ANSWER: "a request was answered without executing anything, as GET_ID is",
-        REFUSE: "a request was answered with an error, because the guest got it wrong",
+        RESIZE: "the size of the disk changed",
+        BROKEN: "a ring is unusable, or the host cannot serve the disk: DEVICE_NEEDS_RESET",
+        REQUEST: "the device took a request from the ring, to execute it",
+        ANSWER: "the device answered a request that needs no operation, such as GET_ID",
+        REFUSE: "the device answered an invalid request with an error",
         MERGE: "several requests became one operation",
-        SUBMIT: "the engine was given an operation",
-        COMPLETE: "the engine has carried out an operation, or failed to",
-        RETRY: "an operation failed or came back short and is tried again",
-        ERROR: "the host could not carry out a request, and its policy was asked",
-        DONE: "a request that was executed is answered",
-        STOP: "nothing starts any more: the guest was stopped, or an error stops it",
-        RESUME: "the queue goes on",
+        SUBMIT: "an operation went to the engine",
+        COMPLETE: "an operation completed or failed",
+        RETRY: "an operation that failed or came back short is tried again",
+        ERROR: "the host could not carry out a request, and the disk's policy decided",
+        DONE: "the device answered a request after executing it",
+        STOP: "the queue starts no more operations: the guest or an error stopped it",
+        RESUME: "the queue continues",
     }
 )
-"""What a user can ask for, and what each event tells."""
+"""The events that a user can select, with their meanings."""
 
 DEVICE: Final = -1
-"""The ``queue`` of an event that has none."""
+"""The ``queue`` of an event that belongs to no queue."""
 
 Fields = Mapping[str, Any]
-"""The rest of an event, by name: what JSON can hold."""
+"""The further fields of an event, by name: values that JSON has."""
 
 
 class Sink(Protocol):
     """Takes events. Any thread may call it."""
 
     def wants(self, event: str) -> bool:
-        """Is ``event`` of interest? The answer never changes."""
+        """True if the sink records ``event``. The answer never changes."""
         ...
 
     def record(self, event: str, ns: int, disk: str, queue: int, fields: Fields) -> None:
-        """``event`` happened to ``queue`` of ``disk`` at ``ns`` (time.monotonic_ns)."""
+        """Record ``event`` of ``queue`` of ``disk``, at time ``ns`` (time.monotonic_ns)."""
         ...
 
 
 def matching(patterns: str) -> frozenset[str]:
-    """The names of :data:`EVENTS` that one of ``patterns`` matches; they are joined by ``:``.
+    """The names of :data:`EVENTS` that match one of ``patterns``, which are joined by ``:``.
 
-    UsageError for a pattern that matches none.
+    UsageError for a pattern that matches no name.
     """
     found: set[str] = set()
     for pattern in patterns.split(":"):
         names = {name for name in EVENTS if fnmatchcase(name, pattern)}
         if not names:
             hint = did_you_mean(pattern, EVENTS, "--trace help lists them all")
-            raise UsageError(f"no event of a trace is called '{pattern}'", hint)
+            raise UsageError(f"there is no trace event '{pattern}'", hint)
         found |= names
     return frozenset(found)

@@ -1,9 +1,8 @@
 """The file of a trace, and the thread that writes it.
 
-Events become text where they happen, in a thread that is awake for them
-anyway: a second one that encodes would fight it for the GIL, and the times in
-the trace would be those of the fight. Only the writing, during which Python
-lets others run, is another thread's.
+The thread in which an event occurs turns it into text. If a second thread did
+that, the two would compete for the GIL, which would distort the times in the
+trace. The second thread only writes the text, and writing releases the GIL.
 """
 
 import threading
@@ -24,23 +23,23 @@ from pykvm.trace.options import TraceFormat, TraceOptions
 from pykvm.trace.reader import VERSION
 
 BACKLOG = 1 << 14
-"""Events that wait to be written; who has one more waits too. Some MiB at most."""
+"""The most events that wait to be written, a few MiB. With more, the recording thread waits."""
 PERIOD_SECONDS = 0.1
-"""How long events gather before they are written: what a killed pykvm loses."""
+"""The time for which events are collected before a write; a killed pykvm loses these events."""
 
 
 class TraceFile:
-    """A Sink that writes a file. A context manager, whose end completes it.
+    """A Sink that writes a file. A context manager, whose end completes the file.
 
-    Nothing is lost between :meth:`begin`, before which the file keeps what it
-    held, and :meth:`close`, unless the file cannot be written: the trace ends
-    there, and ``problem`` says so.
+    :meth:`begin` empties the file, and :meth:`close` completes it. No event is
+    lost between, unless a write fails: then the trace ends there, and
+    ``problem`` has a sentence about it.
     """
 
     def __init__(self, options: TraceOptions, inputs: Iterable[Path] = ()) -> None:
-        """Open or create the file; UsageError if it cannot be, or is not a regular one.
+        """Open or create the file. UsageError if that fails, or the file is not a regular one.
 
-        It may be none of ``inputs``.
+        The file must be none of ``inputs``.
         """
         self.problem = ""
         self._path = options.path
@@ -51,7 +50,7 @@ class TraceFile:
         outputs = self._owned.enter_context(Outputs(inputs))
         self._output = outputs.open(options.path, "the trace", alone=True)
         self._begun = False
-        # Guards what follows, and tells that it has changed.
+        # Guards the attributes below, and announces their changes.
         self._state = threading.Condition()
         self._texts = [self._format.head]
         self._closing = False
@@ -69,7 +68,7 @@ class TraceFile:
             self.close()
 
     def begin(self) -> None:
-        """Empty the file: what was recorded and will be goes there. May be repeated."""
+        """Empty the file, and write all earlier and later events to it. May be repeated."""
         if self._begun:
             return
         self._begun = True
@@ -84,7 +83,7 @@ class TraceFile:
         return event in self._wanted
 
     def record(self, event: str, ns: int, disk: str, queue: int, fields: Fields) -> None:
-        """See Sink. Waits while the file's disk is too slow for what happens."""
+        """See Sink. Waits while the file's disk is slower than the events."""
         if event not in self._wanted:
             return
         with self._state:
@@ -99,7 +98,7 @@ class TraceFile:
                 self._state.wait()
 
     def close(self) -> None:
-        """Write all that was recorded, and the end. May be repeated."""
+        """Write all recorded events, and the end of the trace. May be repeated."""
         self.begin()
         self.record(END, time.monotonic_ns(), "", DEVICE, {})
         with self._state:
@@ -129,11 +128,11 @@ class TraceFile:
             while self._gather():
                 self._write_gathered()
         except BaseException as bug:
-            # Whoever records must not wait for this thread, which is no more.
+            # Recording threads must not wait for this thread, which ends here.
             self._give_up(repr(bug))
 
     def _gather(self) -> bool:
-        """Wait until there is something to write; False at the end."""
+        """Wait until there are events to write; False at the end."""
         with self._state:
             self._state.wait_for(lambda: self._texts or self._closing)
             self._state.wait_for(

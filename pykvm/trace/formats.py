@@ -6,34 +6,34 @@ from typing import Any, Final, Protocol
 from pykvm.trace.events import BEGIN, COMPLETE, DEVICE, DISK, DONE, END, REQUEST, SUBMIT, Fields
 
 _TRACKS: Final = 10_000
-"""Numbers of tracks from one queue to the next: more than requests can be in flight twice."""
+"""The track numbers of a queue: more than twice its greatest number of requests in flight."""
 _OPERATIONS: Final = _TRACKS // 2
-"""The first track for operations among a queue's."""
+"""The first track of a queue that is for operations."""
 _encode = JSONEncoder(separators=(",", ":")).encode
 
 
 class Format(Protocol):
-    """Makes a file of events: ``head``, what :meth:`encode` gives for each, ``tail``.
+    """The text of a file of events: ``head``, the texts of :meth:`encode`, ``tail``.
 
-    The file is of use without the tail, too.
+    A file without the tail is still readable.
     """
 
     head: str
     tail: str
 
     def encode(self, event: str, ns: int, disk: str, queue: int, fields: Fields) -> str:
-        """The text for one event, which may be empty; the arguments as for Sink.record."""
+        """The text for one event, which may be empty. The arguments are those of Sink.record."""
         ...
 
 
 class JsonLines:
-    """A Format: an object on a line of its own for each event."""
+    """A Format: one line with an object for each event."""
 
     head = ""
     tail = ""
 
     def encode(self, event: str, ns: int, disk: str, queue: int, fields: Fields) -> str:
-        """See Format. What does not belong to a queue, or to a disk, lacks these members."""
+        """See Format. An event without a disk or queue lacks the member ``disk`` or ``queue``."""
         made: dict[str, Any] = {"ns": ns, "event": event}
         if disk:
             made["disk"] = disk
@@ -44,12 +44,13 @@ class JsonLines:
 
 
 class Chrome:
-    """A Format: what has a duration as complete events, the rest as instants.
+    """A Format: events with a duration are complete events, the rest are instants.
 
-    A disk is a process to the viewers, and each of its queues several tracks:
-    one for instants, and as many for requests and for operations as these
-    overlap, since what shares a track must not. A request or an operation is
-    there once it is done; one that is in flight when pykvm dies is missing.
+    Viewers show a disk as a process, and each of its queues as several tracks:
+    one for instants, and further ones for requests and for operations. Spans
+    on one track must not overlap, so overlapping ones get more tracks. A
+    request or an operation is written when it is done; one that is in flight
+    when pykvm dies is missing.
     """
 
     head = "["
@@ -58,14 +59,14 @@ class Chrome:
     def __init__(self) -> None:
         self._comma = ""
         self._processes: dict[str, int] = {}
-        # For each disk, queue and first track, when the last span on each track ends.
+        # For each disk and first track: the end of the last span on each track.
         self._ends: dict[tuple[int, int], list[int]] = {}
 
     def encode(self, event: str, ns: int, disk: str, queue: int, fields: Fields) -> str:
         """See Format."""
         if event == DISK:
             return self._process(disk, f"{disk} {fields['path']}")
-        if event in (REQUEST, SUBMIT):  # DONE and COMPLETE tell all that they do
+        if event in (REQUEST, SUBMIT):  # DONE and COMPLETE contain all of their facts
             return ""
         text = "" if event in (BEGIN, END) else self._process(disk, disk)
         process = self._processes.get(disk, 0)
@@ -86,7 +87,7 @@ class Chrome:
     def _span(
         self, what: str, process: int, first: int, ns: int, queue: int, fields: Fields
     ) -> str:
-        """A complete event that ended at ``ns``, on a track from ``first`` on that is free."""
+        """A complete event that ended at ``ns``, on the first free track from ``first`` on."""
         start = ns - fields["took_ns"]
         ends = self._ends.setdefault((process, first), [])
         place = next((i for i, end in enumerate(ends) if end <= start), len(ends))
@@ -108,7 +109,7 @@ class Chrome:
         )
 
     def _process(self, disk: str, name: str) -> str:
-        """The name of ``disk``, if it was not given yet."""
+        """The element that names the process of ``disk``; "" after the first time."""
         if disk in self._processes:
             return ""
         self._processes[disk] = len(self._processes) + 1

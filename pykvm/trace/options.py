@@ -1,4 +1,4 @@
-"""What a user can choose for a trace."""
+"""The options of a trace."""
 
 from enum import Enum
 from pathlib import Path
@@ -9,26 +9,26 @@ from pykvm.lean.typing_names import Final
 
 
 class TraceFormat(Enum):
-    """How a trace is written; docs/reference/trace.md."""
+    """The formats of a trace's file; docs/reference/trace.md."""
 
     JSONL = "jsonl"
-    """JSON Lines: an object for each event. What ``pykvm trace`` reads."""
+    """JSON Lines: an object for each event. ``pykvm trace`` reads this format."""
     CHROME = "chrome"
     """The array of Chrome's trace event format, for ui.perfetto.dev and chrome://tracing."""
 
 
 @record
 class TraceOptions:
-    """A trace: a file to which the disks write what they do, step by step.
+    """A trace: the file that gets every step of the disks, as events.
 
-    UsageError for a value of the wrong kind. The Machine opens the file and raises UsageError
-    if it cannot. docs/reference/trace.md has the events.
+    UsageError for a value of the wrong kind. The Machine opens the file, and raises UsageError
+    if that fails. docs/reference/trace.md lists the events.
     """
 
     path: Path | str
-    """A regular file. It is made, or emptied when the guest starts."""
+    """A regular file. It is created if missing, and emptied when the guest starts."""
     format: TraceFormat = TraceFormat.JSONL
-    """How the events are written."""
+    """The format of the file."""
     events: str = "*"
     """The names of the events to write: patterns as for file names, joined by ``:``."""
 

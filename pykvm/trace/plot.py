@@ -1,4 +1,4 @@
-"""Sector over time, for each disk: what its engine carried out. SVG. Pure."""
+"""A drawing of each disk's operations: sector over time, as SVG. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 1000, 320
 LEFT, TOP, RIGHT, BOTTOM = 80, 70, 20, 50
 BAND = TOP + HEIGHT + BOTTOM
 DISKS_MAX = 32
-"""More disks than a machine can have are somebody's joke."""
+"""The most disks of a drawing; no machine has more."""
 
 FLUSH, FAILED, STOPPED = "flush", "failed", "stop"
 STYLES: Final = {
@@ -32,11 +32,11 @@ STYLES: Final = {
     FAILED: ("failed", "#000000", 5),
     STOPPED: ("stop, resume", "#bf8700", 2),
 }
-"""What a line stands for: the words in the legend, its colour and its width."""
+"""The meaning of each style of line for the legend, its colour and its width."""
 
 
 class _Mark(NamedTuple):
-    """An operation, or what else is drawn: its style, its times, and where it is on the disk."""
+    """An operation, a stop or a resume: its style, its times, and its sectors."""
 
     style: str
     start_ns: int
@@ -64,7 +64,7 @@ class _Place(NamedTuple):
 
 
 def plot(trace: Iterable[Event]) -> str:
-    """The drawing of all that ``trace`` gives; UsageError if there is nothing to draw."""
+    """The drawing of ``trace``; UsageError if it has nothing to draw."""
     panels: dict[str, _Panel] = {}
     begin = end = -1
     for event in trace:
@@ -90,7 +90,7 @@ def plot(trace: Iterable[Event]) -> str:
 
 
 def _mark(event: Event) -> _Mark:
-    """An operation that is done."""
+    """The mark of a completed operation."""
     kind = event.text("kind")
     sector = event.whole("sector")
     if event.whole("errno"):
@@ -135,7 +135,7 @@ def _drawing(panels: dict[str, _Panel], begin: int, end: int) -> str:
 
 
 def _axis(end: float) -> Axis:
-    """From 0 to ``end``, which need not be a round number."""
+    """An axis from 0 to ``end``, which need not be a round number."""
     end = end or 1.0
     ticks = [tick for tick in linear_axis([end]).ticks if tick <= end]
     return Axis(lambda value: value / end, ticks)
@@ -166,7 +166,7 @@ def _grid(top: int, across: Axis, up: Axis, title: str) -> list[str]:
 
 
 def _paths(top: int, places: Sequence[_Place]) -> list[str]:
-    """A path for each style, whose pieces are marks; what would look the same is there once."""
+    """A path for each style, with a piece for each mark; identical pieces appear once."""
     pieces: dict[str, dict[str, None]] = {style: {} for style in STYLES}
     for style, left, right, bottom, upper in places:
         if style in (FLUSH, STOPPED):

@@ -1,8 +1,8 @@
-"""Events from JSON Lines. Pure.
+"""Reads events from JSON Lines. Pure.
 
-A trace may come from anybody, and nothing in it is trusted: what is not as
-docs/reference/trace.md says is a UsageError that names the line, unless it is
-the last one, which pykvm had no time to finish when somebody killed it.
+A trace may come from anywhere, so nothing in it is trusted. A line that does
+not follow docs/reference/trace.md is a UsageError that names the line. The
+last line may be unfinished, because a killed pykvm leaves it so.
 """
 
 import json
@@ -14,18 +14,18 @@ from pykvm.errors import UsageError
 from pykvm.trace.events import BEGIN, DEVICE, END
 
 VERSION = 1
-"""Of the events' names and fields; another one when readers have to know."""
+"""The version of the format; it grows with each change that readers have to know."""
 LINE_MAX = 1 << 20
-"""The most bytes of a line; pykvm writes no such lines."""
+"""The most bytes of a line; pykvm writes shorter lines."""
 WHOLE_MAX = (1 << 63) - 1
 TEXT_MAX = 200
 """The most characters of a text from the trace that are shown."""
-_HINT = "give what 'pykvm boot --trace FILE' wrote"
+_HINT = "give a file that 'pykvm boot --trace FILE' wrote"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line. ``disk`` is empty and ``queue`` DEVICE where there is none."""
+    """One line. Without a disk, ``disk`` is empty; without a queue, ``queue`` is DEVICE."""
 
     line: int
     ns: int
@@ -46,19 +46,19 @@ class Event:
         """The length of the field ``name``, which is a list."""
         value = self.fields.get(name)
         if not isinstance(value, list):
-            raise _mistake(self.line, f"'{name}' is missing or no list")
+            raise _mistake(self.line, f"'{name}' is missing or not a list")
         return len(value)
 
 
 class Reader:
-    """The events of a file, in its order, once.
+    """Iterates once over the events of a file, in the file's order.
 
-    Afterwards ``cut`` says that the last line was not finished, and
-    ``complete`` that the trace was.
+    Afterwards, ``cut`` is True if the last line is unfinished, and
+    ``complete`` is True if the trace has its end.
     """
 
     def __init__(self, lines: Iterable[bytes]) -> None:
-        """``lines`` end in a newline each; none longer than LINE_MAX needs to be given whole."""
+        """Each of ``lines`` ends with a newline. One longer than LINE_MAX may be given in part."""
         self.cut = False
         self.complete = False
         self._lines = lines
@@ -67,17 +67,19 @@ class Reader:
         number = 0
         for number, line in enumerate(self._lines, 1):
             if number == 1 and line.startswith(b"["):
-                raise UsageError("this is no trace in JSON Lines", "trace with format=jsonl")
+                raise UsageError("this is not a trace in JSON Lines", "trace with format=jsonl")
             if not line.endswith(b"\n") and number > 1 and len(line) <= LINE_MAX:
                 self.cut = True
                 return
             event = _event(line, number)
             if event.name == BEGIN and event.whole("version") > VERSION:
-                raise UsageError("a newer pykvm wrote this trace", "read it with that one")
+                raise UsageError(
+                    "a newer pykvm wrote this trace", "read the trace with that version"
+                )
             self.complete = event.name == END
             yield event
         if number == 0:
-            raise UsageError("this is no trace: it is empty", _HINT)
+            raise UsageError("this is not a trace: it is empty", _HINT)
 
 
 def _event(line: bytes, number: int) -> Event:
@@ -88,7 +90,7 @@ def _event(line: bytes, number: int) -> Event:
     except (ValueError, RecursionError):
         raise _mistake(number, "it is not JSON") from None
     if not isinstance(members, dict):
-        raise _mistake(number, "it is no object")
+        raise _mistake(number, "it is not an object")
     queue = members.pop("queue", None)
     return Event(
         number,
@@ -101,19 +103,19 @@ def _event(line: bytes, number: int) -> Event:
 
 
 def _whole(value: object, line: int, name: str) -> int:
-    # True is an int to Python, and none here.
+    # True is an int in Python.
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= WHOLE_MAX:
-        raise _mistake(line, f"'{name}' is missing or no whole number from 0")
+        raise _mistake(line, f"'{name}' is missing or not a whole number from 0")
     return value
 
 
 def _text(value: object, line: int, name: str) -> str:
     if not isinstance(value, str):
-        raise _mistake(line, f"'{name}' is missing or no text")
+        raise _mistake(line, f"'{name}' is missing or not text")
     return value
 
 
-def _mistake(line: int, what: str) -> UsageError:
-    kind = "this is no trace: " if line == 1 else ""
+def _mistake(line: int, reason: str) -> UsageError:
+    kind = "this is not a trace: " if line == 1 else ""
     hint = _HINT if line == 1 else "the trace is damaged"
-    return UsageError(f"{kind}line {line} is no event of pykvm's: {what}", hint)
+    return UsageError(f"{kind}line {line} is not an event: {reason}", hint)

@@ -1,4 +1,4 @@
-"""What a trace says, in words and figures. Pure."""
+"""A summary of a trace, in words and figures. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,16 +25,16 @@ NOTABLE: Final = frozenset(
         events.RESUME,
     }
 )
-"""Events that are shown one by one."""
+"""The events that a report lists one by one."""
 NOTABLE_MAX = 50
-"""How many of them; a guest can cause any number."""
+"""The most notable events of a report, because a guest can cause any number."""
 PERCENTILES: Final = (50, 90, 99, 100)
 _HEADINGS: Final = ("", "requests", "bytes", "merged", "failed", "p50", "p90", "p99", "max")
 
 
 @dataclass(slots=True)
 class Kind:
-    """The executed requests of one kind: what was answered, and how long each took."""
+    """The executed requests of one kind, their results and their times."""
 
     bytes: int = 0
     merged: int = 0
@@ -44,7 +44,7 @@ class Kind:
 
 @dataclass(slots=True)
 class DiskSummary:
-    """One disk. ``merged`` operations are for several requests, ``most`` at most."""
+    """One disk. ``merged`` operations carry out several requests each, at most ``most``."""
 
     name: str
     path: str = ""
@@ -59,18 +59,18 @@ class DiskSummary:
     errors: Counter[str] = field(default_factory=Counter)
 
     def kind(self, name: str) -> Kind:
-        """The requests of this kind, maybe none."""
+        """The requests of the kind ``name``; there may be none."""
         return self.kinds.setdefault(name, Kind())
 
     @property
     def answered(self) -> int:
-        """Requests that were executed, well or not."""
+        """The number of requests that were executed, with or without success."""
         return sum(len(kind.took_ns) for kind in self.kinds.values())
 
 
 @dataclass(slots=True)
 class Summary:
-    """A whole trace. ``notable`` holds the first events of these names, of ``notables``."""
+    """A whole trace. ``notable`` has the first of its ``notables`` notable events."""
 
     begin_ns: int = 0
     end_ns: int = 0
@@ -83,7 +83,7 @@ class Summary:
 
 
 def summarize(reader: Reader) -> Summary:
-    """All that ``reader`` gives; UsageError for what is no trace."""
+    """The summary of all events of ``reader``; UsageError if they are not a trace."""
     made = Summary()
     for event in reader:
         made.begin_ns = min(made.begin_ns, event.ns) if made.count else event.ns
@@ -129,16 +129,16 @@ def _count(disk: DiskSummary, event: Event) -> None:
 
 
 def report(summary: Summary) -> str:
-    """``summary`` for people, safe to print."""
+    """``summary`` as printable text for people."""
     lines = [f"{_plural(summary.count, 'event')} in {_time(summary.end_ns - summary.begin_ns)}"]
     if summary.cut:
         lines.append("the last line is cut short: pykvm was killed while it wrote")
     elif not summary.complete:
-        lines.append("the end is missing: pykvm was killed, or could not write on")
+        lines.append("the end is missing: pykvm was killed, or could not write any more")
     for disk in summary.disks.values():
         lines += ["", *_disk_lines(disk)]
     if summary.notable:
-        lines += ["", "what happened, after the first event:"]
+        lines += ["", "notable events, by the time after the first event:"]
         lines += [_notable_line(event, summary.begin_ns) for event in summary.notable]
     if summary.notables > len(summary.notable):
         lines.append(f"  … and {summary.notables - len(summary.notable)} more")
@@ -160,7 +160,7 @@ def _disk_lines(disk: DiskSummary) -> list[str]:
         several = f", {disk.merged} of them for several requests (up to {disk.most})"
         lines.append(f"  {_plural(disk.operations, 'operation')}{several if disk.merged else ''}")
     if disk.refused:
-        lines.append(f"  {_plural(disk.refused, 'request')} refused: the guest got them wrong")
+        lines.append(f"  {_plural(disk.refused, 'request')} refused: the guest made them invalid")
     if disk.retries:
         lines.append(f"  {_plural(disk.retries, 'operation')} tried again")
     if disk.answered and disk.taken > disk.answered:
@@ -184,13 +184,13 @@ def _value_text(value: object) -> str:
 
 
 def percentiles(values: Sequence[int], percents: Iterable[int]) -> list[int]:
-    """For each of ``percents``, the least of ``values`` that so many do not exceed."""
+    """For each P of ``percents``, the least value that P % of ``values`` do not exceed."""
     ordered = sorted(values)
     return [ordered[max(0, -(-len(ordered) * percent // 100) - 1)] for percent in percents]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns that are flush right, but for the first."""
+    """Right-aligned columns, except for the first."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  "

@@ -63,7 +63,7 @@ def test_boot_with_some_events_in_chromes_format(boot: list[str], tmp_path: Path
     assert [span["args"]["sector"] for span in spans] == [0, 1, 7]
     status, _, err = run([*PYKVM, "trace", "show", str(trace)])
     assert status == 2
-    assert err == f"pykvm: {trace}: this is no trace in JSON Lines; trace with format=jsonl\n"
+    assert err == f"pykvm: {trace}: this is not a trace in JSON Lines; trace with format=jsonl\n"
 
 
 def test_options(tmp_path: Path) -> None:
@@ -101,11 +101,11 @@ def test_help_lists_the_events(capfd: pytest.CaptureFixture[str]) -> None:
         (["shwo", "x"], "shwo"),
         (["show", "no such file"], "no such file cannot be read"),
         (["show", "/"], "directory"),
-        (["show", "{bad}"], "this is no trace: line 1 is no event"),
-        (["plot", "{empty}"], "this is no trace: it is empty"),
-        (["show", "{empty}"], "this is no trace: it is empty"),
-        (["show", "/bin/true"], "this is no trace: line 1"),
-        (["show", "README.md"], "this is no trace: line 1"),
+        (["show", "{bad}"], "this is not a trace: line 1 is not an event"),
+        (["plot", "{empty}"], "this is not a trace: it is empty"),
+        (["show", "{empty}"], "this is not a trace: it is empty"),
+        (["show", "/bin/true"], "this is not a trace: line 1"),
+        (["show", "README.md"], "this is not a trace: line 1"),
         (["show", "{empty}", "-o", "x"], "for plot"),
         (["plot", "{bad}", "-o", "{bad}"], "would overwrite"),
     ],

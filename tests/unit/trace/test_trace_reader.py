@@ -185,7 +185,7 @@ def test_the_last_line_may_be_cut_anywhere() -> None:
         (b"\xff\n", "not JSON"),
         (b"[" * 100_000 + b"\n", "not JSON"),
         (b"7" * 10_000 + b"\n", "not JSON"),
-        (b"[]\n", "no object"),
+        (b"[]\n", "not an object"),
         (b"{}\n", "'ns'"),
         (line("stop", -1), "'ns'"),
         (line("stop", True), "'ns'"),
@@ -271,5 +271,5 @@ def test_hostile_text_reaches_neither_terminal_nor_xml() -> None:
 
 @pytest.mark.parametrize("text", [b"", b"\x7fELF\x02\x01", b"# pykvm\n", b"\xff\n", b"{}\n"])
 def test_what_is_no_trace_is_said_to_be_none(text: bytes) -> None:
-    with pytest.raises(UsageError, match="this is no trace: "):
+    with pytest.raises(UsageError, match="this is not a trace: "):
         list(Reader(text.splitlines(keepends=True)))
