@@ -1,9 +1,9 @@
-"""The I/O bus: which device answers at which address.
+"""The I/O bus: finds the device for an address.
 
-One :class:`Bus` serves port I/O and another MMIO. Values are unsigned
-integers of ``size`` bytes, little-endian as x86 has them. Nothing a guest
-does here is an error: a read that nobody claims gives all ones and such a
-write is dropped, as on real hardware.
+One :class:`Bus` serves port I/O, a second one MMIO. Values are unsigned
+integers of ``size`` bytes, little-endian as on x86. No access of a guest is an
+error: a read that no device claims gives all ones, and a write that no device
+claims is dropped, as on real hardware.
 """
 
 from bisect import bisect_right
@@ -13,10 +13,10 @@ from pykvm.lean.typing_names import Protocol
 
 
 class BusDevice(Protocol):
-    """What answers on a bus. Called from any vCPU thread; locks itself."""
+    """A device on a bus. Any vCPU thread calls it; it locks itself."""
 
     def read(self, offset: int, size: int) -> int:
-        """The ``size`` bytes at ``offset`` into the device's range, as an integer."""
+        """Return the ``size`` bytes at ``offset`` into the device's range, as an integer."""
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Store ``value`` (``size`` bytes) at ``offset`` into the device's range."""
@@ -33,7 +33,7 @@ class Bus:
         self._table: tuple[list[int], list[tuple[int, int, BusDevice]]] = ([], [])
 
     def add(self, start: int, size: int, device: BusDevice) -> None:
-        """Claim ``[start, start + size)``; ValueError if any of it is taken."""
+        """Claim ``[start, start + size)`` for ``device``; ValueError if a part is taken."""
         if start < 0 or size <= 0:
             raise ValueError(f"bad range: {start:#x}+{size:#x}")
         with self._lock:
@@ -44,7 +44,7 @@ class Bus:
             self._swap(sorted([*entries, (start, start + size, device)], key=lambda e: e[0]))
 
     def remove(self, start: int) -> None:
-        """Give up the range that begins at ``start``; KeyError if there is none."""
+        """Release the range that begins at ``start``; KeyError if there is none."""
         with self._lock:
             kept = [entry for entry in self._table[1] if entry[0] != start]
             if len(kept) == len(self._table[1]):
@@ -60,17 +60,17 @@ class Bus:
         if index < 0:
             return None
         start, end, device = entries[index]
-        # An access that runs past the end of the range belongs to nobody.
+        # No device claims an access that runs past the end of its range.
         return (device, address - start) if address + size <= end else None
 
     def read(self, address: int, size: int) -> int:
-        """What the guest reads at ``address``: ``size`` bytes, all ones if unclaimed."""
+        """The value of a read of ``size`` bytes at ``address``; all ones if unclaimed."""
         found = self._find(address, size)
         mask = (1 << (8 * size)) - 1
         return found[0].read(found[1], size) & mask if found else mask
 
     def write(self, address: int, size: int, value: int) -> None:
-        """The guest's write of ``size`` bytes; dropped if unclaimed."""
+        """Pass on a write of ``size`` bytes at ``address``; drop it if unclaimed."""
         found = self._find(address, size)
         if found:
             found[0].write(found[1], size, value)

@@ -1,9 +1,9 @@
-"""Errors that a person can act on.
+"""Errors that a user can act on, and printable text.
 
-Three kinds of mistake are kept apart. A guest's mistake is a value (a status
-byte, DEVICE_NEEDS_RESET) and never an exception. A mistake of the host's or
-the user's is a :class:`PykvmError`: what went wrong, and what to do next. A
-bug is an assertion.
+There are three kinds of mistake. A guest's mistake is a value (a status byte,
+DEVICE_NEEDS_RESET), never an exception. A user's or a host's mistake is a
+:class:`PykvmError`, which tells the reason and the next step. A bug is an
+assertion.
 """
 
 import errno
@@ -18,15 +18,15 @@ _SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, err
 _LIMITS: Final = MappingProxyType(
     {errno.EMFILE: " (ulimit -n)", errno.EFBIG: " for its filesystem or the limit (ulimit -f)"}
 )
-"""Errors that a limit of the process may be behind, and which."""
+"""Errors that a limit of the process may cause, and that limit."""
 
 
 class PykvmError(Exception):
-    """A run cannot go on, and here is why and what helps.
+    """A run cannot begin or continue.
 
-    ``message`` is one sentence without a full stop; ``hint`` says what to do
-    next and may be empty. ``exit_status`` is the command line's (125: the VMM
-    failed).
+    ``message`` is one sentence without a full stop: the failure and its
+    reason. ``hint`` is the next step, and may be empty. ``exit_status`` is the
+    command line's (125: pykvm failed).
     """
 
     exit_status = 125
@@ -91,14 +91,14 @@ def error_text(number: int) -> str:
 
 
 def shortage(error: Exception) -> str:
-    """What the host has not enough of by now, as part of a sentence; "" if ``error`` is another.
+    """The resource that the host has run out of, as part of a sentence; "" for other errors.
 
-    Files, memory, threads: what a run that has begun well may meet all the same.
+    Such a resource (files, memory, threads) may run out in the middle of a run.
     """
     if isinstance(error, HostError):
         return error.message
     if isinstance(error, PykvmError) and getattr(error, "errno", 0) in _SHORTAGES:
-        return error.message  # of a system call that another module names
+        return error.message  # of a failed system call, such as an ioctl
     if isinstance(error, OSError) and error.errno in _SHORTAGES:
         return reason_of(error)
     return ""

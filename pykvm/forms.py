@@ -1,9 +1,9 @@
-"""What people write into the fields of a configuration, and what becomes of it.
+"""The accepted forms of values in a configuration.
 
-A record (:mod:`pykvm.lean.records`) has a form for each of its fields. A form takes
-the field's name and the value given, and gives a value of the field's own kind:
-bytes for ``"64M"``, ``CacheMode.NONE`` for ``"none"``. UsageError, with the name
-and what is wanted, for anything else.
+A configuration is a record (:mod:`pykvm.lean.records`) with a form for each of its
+fields. A form takes the field's name and the value that the user gave, and returns
+a value of the field's type: bytes for ``"64M"``, ``CacheMode.NONE`` for ``"none"``.
+Any other value is a UsageError with the field's name and the accepted values.
 """
 
 import os
@@ -22,17 +22,17 @@ Form = Callable[[str, object], Any]
 MOST_DIGITS: Final = 15
 _MOST: Final = 1 << 64
 _MOST_BYTES: Final = 1 << 96
-"""All that digits and a unit can say: what is too much is for whoever takes it to judge."""
+"""More than digits and a unit can express; the caller judges whether a size is too large."""
 _SHOWN: Final = 80
-"""Characters of a value in a message."""
+"""The most characters of a value in a message."""
 _UNITS: Final = MappingProxyType({"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40})
 _SUFFIXES: Final = frozenset(unit + rest for unit in "KMGT" for rest in ("", "B", "IB"))
 
 
 def adapt(record: object, forms: Mapping[str, Form], keep_none: Collection[str] = ()) -> None:
-    """Put the fields of ``record`` into their ``forms``, as its constructor does last.
+    """Convert each field of ``record`` by its form. To be called at the end of the constructor.
 
-    None means a field's default, but for those of ``keep_none``.
+    None means the field's default, except for the fields of ``keep_none``.
     """
     state = vars(record)
     defaults: Mapping[str, object] = type(record)._record_defaults  # type: ignore[attr-defined]
@@ -41,21 +41,21 @@ def adapt(record: object, forms: Mapping[str, Form], keep_none: Collection[str] 
         if value is not None:
             state[name] = form(name, value)
         elif name not in defaults:
-            raise refused(name, value, "it has to be given")
+            raise refused(name, value, "give a value")
         elif name not in keep_none:
             state[name] = defaults[name]
 
 
 def refused(name: str, value: object, wanted: str) -> UsageError:
-    """The error for a ``value`` that the field ``name`` cannot have."""
+    """The error for a ``value`` that the field ``name`` does not accept."""
     return UsageError(f"{name} cannot be {value_text(value)}", wanted)
 
 
 def value_text(value: object) -> str:
-    """``value`` in a message: as in Python, unless that is long."""
+    """``value`` for a message: its repr, shortened if it is long."""
     try:
         text = repr(value)
-    except ValueError:  # a number of very many digits, perhaps within something
+    except ValueError:  # a number with too many digits, perhaps in a container
         return f"this {type(value).__name__}"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
@@ -100,11 +100,11 @@ def text(name: str, value: object) -> str:
 
 
 def file_name(name: str, value: object) -> "Path | str":
-    """A path: a string, bytes, or any object that is one."""
+    """A path: a string, bytes, or a path object."""
     if isinstance(value, str | bytes | os.PathLike):
         path = os.fsdecode(value)
         if "\0" in path:
-            raise refused(name, value, "no path has a NUL character")
+            raise refused(name, value, "a path cannot contain a NUL character")
         return value if isinstance(value, str | os.PathLike) else path  # type: ignore[return-value]
     raise refused(name, value, "give a path")
 
@@ -117,7 +117,7 @@ def path(name: str, value: object) -> "Path":
 
 
 def file_or_bytes(name: str, value: object) -> "Path | str | bytes":
-    """A path, or the file's content."""
+    """A path, or the content of a file as bytes."""
     return value if isinstance(value, bytes) else file_name(name, value)
 
 
@@ -148,7 +148,7 @@ def member(kind: type[Enum]) -> Form:
 
 
 def parse_bytes(text: str, unit: str = "") -> int:
-    """Bytes: a number with K, M, G or T, or a plain one, which counts ``unit``; -1 if neither."""
+    """The bytes of a size such as 64M; ``unit`` is the default unit. -1 if it is not a size."""
     word = text.strip().upper() if text.isascii() else ""
     digits = word.rstrip("KMGTIB")
     letters = word[len(digits) :]
@@ -158,5 +158,5 @@ def parse_bytes(text: str, unit: str = "") -> int:
 
 
 def is_number(text: str, digits: int) -> bool:
-    """Whether ``text`` is 1 to ``digits`` of the digits 0 to 9."""
+    """True if ``text`` consists of 1 to ``digits`` of the digits 0 to 9."""
     return text.isascii() and text.isdigit() and len(text) <= digits

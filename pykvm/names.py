@@ -1,8 +1,8 @@
-"""Names of files in JSON. A name on Linux is bytes, which need not be UTF-8; JSON is UTF-8.
+"""Names of files in JSON. JSON is UTF-8, but a name on Linux is bytes that need not be UTF-8.
 
-A name that is UTF-8 appears as it is. Of another one, each byte that does not
-fit appears as ``\\xNN``, and beside the text, under the same key with
-``_base64``, are the bytes themselves: so nobody has to guess.
+A name that is UTF-8 appears unchanged. In any other name, each byte that is
+not UTF-8 appears as ``\\xNN``, and a second member, whose key ends with
+``_base64``, has the exact bytes.
 """
 
 import os
@@ -13,7 +13,7 @@ from pykvm.lean.typing_names import Any
 
 
 def name_fields(key: str, path: os.PathLike[str] | str) -> dict[str, str]:
-    """The members of a JSON object that tell of ``path``."""
+    """The members of a JSON object for the file name ``path``."""
     name = os.fspath(path)
     if _is_utf8(name):
         return {key: name}
@@ -21,7 +21,7 @@ def name_fields(key: str, path: os.PathLike[str] | str) -> dict[str, str]:
 
 
 def names_fields(key: str, paths: Iterable[os.PathLike[str] | str]) -> dict[str, list[str]]:
-    """The same for a list of names."""
+    """The members of a JSON object for a list of file names."""
     names = [os.fspath(path) for path in paths]
     if all(map(_is_utf8, names)):
         return {key: names}
@@ -29,11 +29,11 @@ def names_fields(key: str, paths: Iterable[os.PathLike[str] | str]) -> dict[str,
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """``value`` as JSON; names in its sentences, too, become UTF-8.
+    """``value`` as JSON text; file names within its sentences become UTF-8, too.
 
-    Who calls it in a sandbox has imported json before.
+    A caller in a sandbox has to import json beforehand.
     """
-    # Few runs write any.
+    # Few runs write JSON.
     import json
 
     text = json.dumps(value, indent=indent)

@@ -1,14 +1,14 @@
-"""Files that a run writes, and the rules by which no other file is lost for them.
+"""The files that a run writes, and the rules that keep it from destroying other files.
 
-1. An output is opened before anything is done, and keeps what it holds until :meth:`Output.begin`:
-   a run that fails before it begins changes no file.
-2. It is none of the files that the run reads, and no other output. Files are compared by device
-   and inode, so links and /proc/self/fd hide nothing. Nor is it a file that somebody has locked.
-3. A file that standard output or standard error goes to is written through that stream, after
-   what is there, and never emptied.
-4. A named pipe needs a reader by then. A block device is no output.
+1. An output is opened at the start of a run, and keeps its content until :meth:`Output.begin`. So
+   a run that fails before that changes no file.
+2. An output is none of the files that the run reads, no second output, and no file that a process
+   has locked. Files are compared by device and inode, so links and /proc/self/fd hide nothing.
+3. If standard output or standard error goes to the file, the output is appended through that
+   stream, and the file is never emptied.
+4. A named pipe must already have a reader. A block device cannot be an output.
 
-Character devices, such as /dev/null and terminals, and sockets lose nothing and are not compared.
+Character devices, such as /dev/null and terminals, and sockets keep no data, and are not compared.
 """
 
 import errno
@@ -27,7 +27,7 @@ _Path = os.PathLike[str] | str
 
 
 class Output:
-    """One file that a run writes: ``fd`` is open for writing, and waits for nobody (EAGAIN)."""
+    """One file that a run writes. ``fd`` is open for writing and does not block (EAGAIN)."""
 
     def __init__(self, fd: int, path: str, *, created: bool, stream: bool) -> None:
         self.fd = fd
@@ -37,13 +37,13 @@ class Output:
         self._begun = False
 
     def begin(self) -> None:
-        """Empty it, unless it is a stream of ours. OSError."""
+        """Empty the file, unless it is a standard stream of this process. OSError."""
         self._begun = True
         if not self._stream and stat.S_ISREG(os.fstat(self.fd).st_mode):
             os.ftruncate(self.fd, 0)
 
     def close(self) -> None:
-        """Close it; remove it if it was made for a run that never began, and nobody wrote to it."""
+        """Close the file. Remove it if this run created it, never began it, and it is empty."""
         if self._created and not self._begun:
             with suppress(OSError):
                 status = os.fstat(self.fd)
@@ -53,10 +53,10 @@ class Output:
 
 
 class Outputs:
-    """The outputs of one run, beside what it reads. A context that closes them."""
+    """The outputs of one run. A context manager, which closes them."""
 
     def __init__(self, inputs: Iterable[_Path | int]) -> None:
-        """``inputs`` are paths of what the run reads; 0 is standard input."""
+        """``inputs`` are the paths of the files that the run reads; 0 is standard input."""
         self._inputs: dict[_Identity, str] = {}
         self._taken: dict[_Identity, str] = {}
         self._open: list[Output] = []
@@ -74,7 +74,7 @@ class Outputs:
             self._open.pop().close()
 
     def take_stream(self, fd: int, what: str) -> None:
-        """No other output may go to the file that the stream ``fd`` goes to: ``what`` does."""
+        """Reserve the file behind the stream ``fd`` for ``what``: no output may go there."""
         with suppress(OSError):
             if identity := _identity(os.fstat(fd)):
                 self._taken[identity] = what
@@ -85,25 +85,25 @@ class Outputs:
             with suppress(OSError):
                 status = os.fstat(fd)
                 other = self._inputs.get(_identity(status) or (-1, -1), "standard input")
-                # What is read from there may be what goes there: a terminal, a socket, a log.
+                # Standard input and output may be one terminal, socket or log.
                 if other != "standard input":
                     raise _overwrites(name, other)
 
     def check(self, path: _Path, what: str) -> None:
-        """UsageError if the file at ``path``, which ``what`` names, is an input or an output."""
+        """UsageError if ``path``, the value of ``what``, is an input or an output."""
         with suppress(OSError, ValueError):
             self._compare(os.stat(path), f"{what} {os.fspath(path)}")
 
     def open(self, path: _Path, what: str, *, alone: bool = False) -> Output:
         """Open ``path``, the value of ``what`` (an option); UsageError.
 
-        ``alone``: nothing but a regular file will do, and none that a standard stream goes to.
+        ``alone``: accept only a regular file to which no standard stream goes.
         """
         name = os.fspath(path)
         shown = f"{what} {name}"
         if name == "-":
-            hint = "standard output is /dev/stdout, and a file of that name ./-"
-            raise UsageError(f"{shown} names no file", hint)
+            hint = "write /dev/stdout for standard output, and ./- for a file of that name"
+            raise UsageError(f"{shown} is not a path", hint)
         try:
             before = os.stat(name)
         except FileNotFoundError:
@@ -112,14 +112,14 @@ class Outputs:
             raise _unusable(shown, error) from None
         stream = _stream_of(before) if before else None
         if alone and (stream is not None or (before and not stat.S_ISREG(before.st_mode))):
-            raise UsageError(f"{shown} would not be a regular file of its own", _OTHER)
+            raise UsageError(f"{shown} is not a separate regular file", _OTHER)
         fd = _open(name, shown, before) if stream is None else os.dup(stream)
         made = Output(fd, name, created=before is None, stream=stream is not None)
         try:
             status = os.fstat(fd)
             self._compare(status, shown)
             if stream is None and stat.S_ISREG(status.st_mode) and _is_locked(fd):
-                raise UsageError(f"{shown} is in use: somebody has locked it", _OTHER)
+                raise UsageError(f"{shown} is in use: a process has locked it", _OTHER)
         except BaseException:
             made.close()
             raise
@@ -139,17 +139,17 @@ class Outputs:
 
 
 def _identity(status: os.stat_result) -> _Identity | None:
-    """What makes a file the same one; None if that does not matter."""
+    """A value that is equal for the same file; None if the kind of file does not matter."""
     if stat.S_ISCHR(status.st_mode) or stat.S_ISSOCK(status.st_mode):
         return None
     if stat.S_ISBLK(status.st_mode):
-        return -2, status.st_rdev  # however many nodes it has
+        return -2, status.st_rdev  # a device may have several nodes
     return status.st_dev, status.st_ino
 
 
 def _stream_of(status: os.stat_result) -> int | None:
-    """Which of standard output and standard error goes to the same file, if one does."""
-    # fcntl is small, and few runs come here.
+    """The standard output or standard error that goes to the same file; None if neither does."""
+    # Few runs need it.
     import fcntl
 
     for fd in (1, 2):
@@ -171,12 +171,14 @@ def _open(path: str, shown: str, before: os.stat_result | None) -> int:
         return os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno == errno.ENXIO and stat.S_ISFIFO(mode):
-            raise UsageError(f"{shown}: nobody reads this pipe", "start its reader first") from None
+            raise UsageError(
+                f"{shown}: this pipe has no reader", "start the reader first"
+            ) from None
         raise _unusable(shown, error) from None
 
 
 def _is_locked(fd: int) -> bool:
-    """Whether another open file has a lock on a byte of this one, as disk images have."""
+    """True if a process has locked a byte of this file, as users of disk images do."""
     import fcntl
     import struct
 
