@@ -44,7 +44,7 @@ def test_stop_and_cont(qmp_path, machine):
     assert machine.status is RunState.RUNNING
 
 
-def test_errors_and_what_there_is(qmp_path, machine):
+def test_queries_and_errors(qmp_path, machine):
     async def talk(client):
         for command, arguments in [("system_powerdown", None), ("stop", {"x": 1}), ("", None)]:
             with pytest.raises(ExecuteError) as caught:
@@ -160,14 +160,14 @@ def test_boot_with_a_monitor(bare_kernel, qmp_path):
     assert not qmp_path.exists()
 
 
-def test_a_bad_path_costs_nobody_a_boot(bare_kernel, tmp_path):
+def test_a_bad_path_is_refused_before_the_boot(bare_kernel, tmp_path):
     process = start(bare_kernel, "spin", "--monitor", str(tmp_path))
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert b"--monitor" in err
 
 
-def test_stop_and_continue_by_keys(bare_kernel):
+def test_keys_stop_and_resume_the_guest(bare_kernel):
     terminal = Terminal("--kernel", str(bare_kernel), "--append", "echo")
     try:
         terminal.wait_until_raw()

@@ -23,7 +23,7 @@ from pykvm.monitor import server
 pytestmark = pytest.mark.kvm
 
 
-def test_before_the_start_and_after_the_end(qmp_path, spinning):
+def test_stop_and_cont_are_errors_before_the_start_and_after_the_end(qmp_path, spinning):
     with served(qmp_path, spinning) as machine, Raw(qmp_path) as client:
         assert client.ask("query-status")["return"]["status"] == "prelaunch"
         assert client.ask("cont")["error"]["class"] == "GenericError"
@@ -48,7 +48,7 @@ def test_a_connection_survives_nonsense(qmp_path, machine):
         assert client.ask("query-status")["return"]["running"]
 
 
-def test_commands_are_executed_in_order_however_they_come(qmp_path, machine):
+def test_commands_are_executed_in_order_in_any_pieces(qmp_path, machine):
     names = ["query-status", "stop", "query-status", "cont", "query-status"]
     messages = [json.dumps({"execute": name, "id": i}) for i, name in enumerate(names)]
     with Raw(qmp_path) as client:
@@ -60,7 +60,7 @@ def test_commands_are_executed_in_order_however_they_come(qmp_path, machine):
     assert [answers[i]["return"]["status"] for i in (0, 3, 6)] == ["running", "paused", "running"]
 
 
-def test_answers_are_sent_to_a_client_that_has_said_all(qmp_path, machine):
+def test_a_client_that_has_shut_down_its_side_gets_its_answers(qmp_path, machine):
     """As ``printf … | socat - UNIX:path`` does."""
     with Raw(qmp_path) as client:
         client.send(b'{"execute": "stop"}\n{"execute": "query-status"}\n')
@@ -71,7 +71,7 @@ def test_answers_are_sent_to_a_client_that_has_said_all(qmp_path, machine):
     assert messages[-1]["return"]["status"] == "paused"
 
 
-def test_a_client_that_says_much_at_once_gets_every_answer(qmp_path, machine):
+def test_a_client_with_many_commands_at_once_gets_every_answer(qmp_path, machine):
     """It reads only when it has said all; the answers are more than is kept for anybody."""
     count = 4 * server.MAX_UNREAD // 300
     with Raw(qmp_path) as client:
@@ -85,7 +85,7 @@ def test_a_client_that_says_much_at_once_gets_every_answer(qmp_path, machine):
     assert all(answer == answers[0] and answer["return"] for answer in answers)
 
 
-def test_what_waits_for_a_client_that_has_said_all_is_sent(qmp_path, machine):
+def test_a_client_that_has_shut_down_its_side_gets_waiting_data(qmp_path, machine):
     """More than the socket holds."""
     count = 800
     with Raw(qmp_path) as client:
@@ -97,7 +97,7 @@ def test_what_waits_for_a_client_that_has_said_all_is_sent(qmp_path, machine):
         assert client.read() is None
 
 
-def test_several_clients(qmp_path, machine):
+def test_several_clients_are_served(qmp_path, machine):
     with Raw(qmp_path) as one, Raw(qmp_path) as two, Raw(qmp_path, negotiate=False) as silent:
         one.send(b'{"execute": "stop"}')
         assert one.read()["event"] == "STOP"
@@ -109,7 +109,7 @@ def test_several_clients(qmp_path, machine):
         assert silent.read() == {"return": {}}
 
 
-def test_more_clients_than_are_served_wait(qmp_path, machine, monkeypatch):
+def test_clients_beyond_the_limit_wait(qmp_path, machine, monkeypatch):
     monkeypatch.setattr(server, "MAX_CLIENTS", 2)
     with Raw(qmp_path) as one, Raw(qmp_path), socket.socket(socket.AF_UNIX) as third:
         third.connect(str(qmp_path))
@@ -120,7 +120,7 @@ def test_more_clients_than_are_served_wait(qmp_path, machine, monkeypatch):
         assert b"QMP" in third.recv(4096)
 
 
-def test_clients_that_leave_at_any_moment(qmp_path, machine):
+def test_clients_may_leave_at_any_moment(qmp_path, machine):
     for data in (b"", b"{", b'{"execute": "qmp_capabilities"}{"execute": "stop"}'):
         with Raw(qmp_path, negotiate=False) as client:
             client.send(data)
@@ -128,7 +128,7 @@ def test_clients_that_leave_at_any_moment(qmp_path, machine):
         assert client.ask("cont") == {"return": {}}
 
 
-def test_a_client_that_does_not_read_holds_nobody_up(qmp_path, machine, monkeypatch):
+def test_a_client_that_does_not_read_delays_no_other(qmp_path, machine, monkeypatch):
     """It gets no more answers, and is dropped when too many events have gathered for it."""
     monkeypatch.setattr(server, "MAX_UNREAD", 4096)
     with Raw(qmp_path) as deaf, Raw(qmp_path) as client:
@@ -143,7 +143,7 @@ def test_a_client_that_does_not_read_holds_nobody_up(qmp_path, machine, monkeypa
             deaf.send(b" ")
 
 
-def test_a_guest_cannot_fill_the_memory_with_errors_to_be_told(qmp_path, machine, monkeypatch):
+def test_a_guest_cannot_fill_the_memory_with_events(qmp_path, machine, monkeypatch):
     """The monitor is slower than the disk that fails."""
     free, told = threading.Event(), []
 
@@ -162,7 +162,7 @@ def test_a_guest_cannot_fill_the_memory_with_errors_to_be_told(qmp_path, machine
     assert MAX_BACKLOG <= len(told) <= MAX_BACKLOG + 1
 
 
-def test_a_stop_that_waits_holds_up_its_client_only(qmp_path, bare_kernel):
+def test_a_waiting_stop_delays_only_its_client(qmp_path, bare_kernel):
     """A vCPU is busy with a sink that blocks; others may look, and quit."""
     busy, free = threading.Event(), threading.Event()
 
@@ -182,7 +182,7 @@ def test_a_stop_that_waits_holds_up_its_client_only(qmp_path, bare_kernel):
         assert machine.wait(PATIENCE).kind is OutcomeKind.QUIT
 
 
-def test_a_stop_that_waits_for_a_disk_does_not_hold_up_the_end(
+def test_a_stop_that_waits_for_a_disk_does_not_delay_the_end(
     qmp_path, bare_kernel, tmp_path, monkeypatch
 ):
     image = tmp_path / "disk.img"
@@ -213,7 +213,7 @@ def test_a_stop_that_waits_for_a_disk_does_not_hold_up_the_end(
     assert image.read_bytes()[4096:4608] == bytes(512)
 
 
-def test_clients_hear_the_end(qmp_path, bare_kernel):
+def test_clients_get_the_end_of_the_run(qmp_path, bare_kernel):
     config = MachineConfig(kernel=bare_kernel, append="panic", memory=MEMORY_NEEDED)
     with served(qmp_path, config) as machine:
         client = Raw(qmp_path)

@@ -58,7 +58,7 @@ def test_block_resize(talk_about, image):
     assert image.stat().st_size == 512
 
 
-def test_query_block_says_what_detects_zeroes(talk_about):
+def test_query_block_has_the_detection_of_zeroes(talk_about):
     async def talk(client):
         (block,) = await client.execute("query-block")
         return block["inserted"]["detect_zeroes"]
@@ -66,7 +66,7 @@ def test_query_block_says_what_detects_zeroes(talk_about):
     assert talk_about(talk, detect_zeroes=DetectZeroes.UNMAP) == "unmap"
 
 
-def test_arguments_that_make_no_sense(talk_about, image):
+def test_wrong_arguments_are_errors(talk_about, image):
     async def talk(client):
         return [
             await refused(client, "block_resize"),

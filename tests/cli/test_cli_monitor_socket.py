@@ -12,7 +12,7 @@ from pykvm.monitor import MonitorSocket
 pytestmark = pytest.mark.kvm
 
 
-def test_the_file_is_its_owners_and_goes_away(qmp_path):
+def test_only_the_owner_may_use_the_file_and_the_end_removes_it(qmp_path):
     before = os.umask(0)
     try:
         with MonitorSocket(qmp_path):
@@ -24,7 +24,7 @@ def test_the_file_is_its_owners_and_goes_away(qmp_path):
     assert not qmp_path.exists()
 
 
-def test_a_stale_socket_is_replaced_and_nothing_else(qmp_path):
+def test_only_a_stale_socket_is_replaced(qmp_path):
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(qmp_path))
     left.close()
@@ -38,7 +38,7 @@ def test_a_stale_socket_is_replaced_and_nothing_else(qmp_path):
     assert qmp_path.read_text() == "precious"
 
 
-def test_another_file_in_its_place_stays(qmp_path):
+def test_a_different_file_in_its_place_stays(qmp_path):
     with MonitorSocket(qmp_path):
         qmp_path.unlink()
         qmp_path.write_text("precious")
@@ -49,6 +49,6 @@ def test_another_file_in_its_place_stays(qmp_path):
     ("name", "words"),
     [("x" * 120, "too long"), ("missing/qmp", "no such file"), ("a\0b", "not a file name")],
 )
-def test_paths_that_cannot_be(tmp_path, name, words):
+def test_unusable_paths_are_errors(tmp_path, name, words):
     with pytest.raises(UsageError, match=words):
         MonitorSocket(tmp_path / name)

@@ -66,14 +66,14 @@ def mute(bare_kernel, tmp_path):
 # -- a life ------------------------------------------------------------------
 
 
-def test_values_as_people_write_them(config, disk):
+def test_a_configuration_accepts_values_as_text(config, disk):
     with Machine(config(memory="16M", disks=[str(disk.path)])) as machine:
         assert machine.run(timeout=PATIENCE).kind is OutcomeKind.POWER_OFF
         assert repr(machine) == "<Machine: shutdown>"
         assert str(disk.path) in repr(machine.disks[0])
 
 
-def test_a_running_disk_takes_values_as_people_write_them(config, disk):
+def test_a_running_disk_accepts_values_as_text(config, disk):
     with Machine(config(disks=[disk])) as machine:
         (made,) = machine.disks
         made.resize("8K")
@@ -84,12 +84,12 @@ def test_a_running_disk_takes_values_as_people_write_them(config, disk):
             made.limits = 5
 
 
-def test_a_machine_is_made_of_a_configuration():
+def test_a_machine_needs_a_configuration():
     with pytest.raises(UsageError, match="config cannot be 'guest'"):
         Machine("guest")
 
 
-def test_a_run(config):
+def test_a_run_ends_with_the_guests_status(config):
     with Machine(config()) as machine:
         assert machine.outcome is None
         outcome = machine.run(timeout=PATIENCE)
@@ -100,27 +100,27 @@ def test_a_run(config):
     assert machine.statistics()["exits"]["IoExit"] > 0
 
 
-def test_never_started(config, disk):
+def test_a_machine_may_be_closed_without_a_start(config, disk):
     machine = Machine(config(disks=[disk], cpus=2))
     machine.close()
     machine.close()
     assert machine.outcome is None
 
 
-def test_closed_while_it_runs(config, disk):
+def test_a_machine_may_be_closed_while_it_runs(config, disk):
     machine = Machine(config("spin", disks=[disk]))
     machine.start()
     machine.close()
     machine.close()
 
 
-def test_finished_before_it_starts(config):
+def test_a_machine_may_be_finished_before_it_starts(config):
     with Machine(config("spin")) as machine:
         machine.finish(Outcome.quit())
         assert machine.run(timeout=PATIENCE).kind is OutcomeKind.QUIT
 
 
-def test_finish_comes_too_late(config):
+def test_a_late_finish_changes_nothing(config):
     with Machine(config("exit 5")) as machine:
         machine.run(timeout=PATIENCE)
         machine.finish(Outcome.timeout(1))
@@ -129,7 +129,7 @@ def test_finish_comes_too_late(config):
     assert machine.outcome.status == 5
 
 
-def test_finish_from_another_thread(config):
+def test_any_thread_may_finish_a_run(config):
     with Machine(config("idle")) as machine:
         machine.start()
         timer = threading.Timer(0.05, machine.finish, [Outcome.quit()])
@@ -138,7 +138,7 @@ def test_finish_from_another_thread(config):
         timer.join()
 
 
-def test_finish_from_a_signal_handler(config):
+def test_a_signal_handler_may_finish_a_run(config):
     before = signal.getsignal(signal.SIGALRM)
     with Machine(config("spin")) as machine:
         signal.signal(signal.SIGALRM, lambda n, frame: machine.finish(Outcome.signalled(n)))
@@ -150,7 +150,7 @@ def test_finish_from_a_signal_handler(config):
             signal.signal(signal.SIGALRM, before)
 
 
-def test_in_another_thread(config):
+def test_a_machine_may_live_in_any_thread(config):
     """Neither building nor running nor closing needs the main thread."""
     statuses = []
 
@@ -164,7 +164,7 @@ def test_in_another_thread(config):
     assert statuses == [7]
 
 
-def test_two_at_once(config):
+def test_two_machines_run_at_once(config):
     with Machine(config("echo")) as one, Machine(config("echo")) as two:
         for machine in (one, two):
             machine.start()
@@ -180,7 +180,7 @@ def test_two_at_once(config):
         assert two.console_output == b"two!"
 
 
-def test_paused(config):
+def test_no_vcpu_runs_within_paused(config):
     def exits() -> int:
         return machine.statistics()["exits"].get("IoExit", 0)
 
@@ -197,7 +197,7 @@ def test_paused(config):
 # -- commands ------------------------------------------------------------------
 
 
-def test_a_guest_without_an_agent_takes_no_command(config):
+def test_a_guest_without_an_agent_runs_no_command(config):
     with (
         Machine(config(agent=True)) as machine,
         pytest.raises(
@@ -217,12 +217,12 @@ def test_a_guest_without_an_agent_takes_no_command(config):
         ("x" * 131072, {}, "longer than 128 KiB"),
     ],
 )
-def test_what_is_no_command(mute, command, more, words):
+def test_values_that_are_not_commands_are_refused(mute, command, more, words):
     with Machine(mute("spin")) as machine, pytest.raises(UsageError, match=words):
         run_command(machine, command, **more)
 
 
-def test_a_command_needs_a_machine_of_its_own(mute):
+def test_each_command_needs_a_new_machine(mute):
     with Machine(mute("echo")) as machine:
         machine.start()
         with pytest.raises(UsageError, match="has been started; make a new one"):
@@ -231,7 +231,7 @@ def test_a_command_needs_a_machine_of_its_own(mute):
         run_command("guest", "true")
 
 
-def test_a_command_that_never_gets_to_run(mute):
+def test_a_command_that_never_runs_has_failed(mute):
     with Machine(mute("spin")) as machine:
         result = run_command(machine, "true", timeout=0.05)
     assert (result.outcome.kind, result.status) == (OutcomeKind.TIMEOUT, 124)
@@ -263,7 +263,7 @@ def test_a_sink_may_be_replaced_before_the_start(config):
     assert machine.console_output == b""
 
 
-def test_nothing_is_freed_under_a_thread_that_is_stuck(config, monkeypatch):
+def test_a_stuck_thread_keeps_its_memory(config, monkeypatch):
     monkeypatch.setattr(vcpu_group, "STOP_SECONDS", 0.1)
     stuck, free = threading.Event(), threading.Event()
 
@@ -361,18 +361,18 @@ def test_running_out_of_descriptors_at_any_step_leaves_nothing_behind(config, di
         ({"guest": "nonexistent"}, "nonexistent"),
     ],
 )
-def test_usage_errors(config, bare_kernel, more, words):
+def test_a_wrong_value_is_a_usage_error(config, bare_kernel, more, words):
     values = {"kernel": bare_kernel, "memory": 16 * MIB, **more}
     with pytest.raises(UsageError, match=words):
         Machine(MachineConfig(**values))
 
 
-def test_a_serial_that_cannot_be(config, disk):
+def test_a_wrong_serial_is_a_usage_error(config, disk):
     with pytest.raises(UsageError, match="serial"):
         Machine(config(disks=[DiskConfig(disk.path, serial="x" * 21)]))
 
 
-def test_the_same_disk_twice(config, disk):
+def test_the_same_disk_twice_is_a_usage_error(config, disk):
     with pytest.raises(UsageError, match=str(disk.path)):
         Machine(config(disks=[disk, disk]))
 
@@ -399,19 +399,19 @@ def test_thirty_disks_work(tmp_path):
 
 
 @pytest.mark.parametrize("count", [31, 32])
-def test_more_disks_than_a_bus_holds(config, tmp_path, count):
+def test_too_many_disks_are_a_usage_error(config, tmp_path, count):
     with pytest.raises(UsageError, match=f"{count} disks.*at most 30"):
         Machine(config(disks=disks(tmp_path, count)))
 
 
 @pytest.mark.parametrize("size", [32 * MIB, 3 * GIB, 3 * GIB + MIB, 5 * GIB])
-def test_memory_sizes(config, size):
+def test_the_guest_has_the_memory_that_was_asked_for(config, size):
     with Machine(config(memory=size)) as machine:
         assert machine.run(timeout=PATIENCE).status == 3
 
 
 @pytest.mark.parametrize("fields", [{"shared_memory": True}, {"thp": False}, {"thp": "off"}])
-def test_memory_backed_otherwise(config, fields):
+def test_memory_may_be_shared_and_without_large_pages(config, fields):
     with Machine(config(**fields)) as machine:
         assert (machine.memory.fd >= 0) == ("shared_memory" in fields)
         assert machine.run(timeout=PATIENCE).status == 3

@@ -33,7 +33,7 @@ def test_devices_get_offsets_into_their_range() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_nobodys_read_is_all_ones_and_nobodys_write_is_dropped(size: int) -> None:
+def test_an_unclaimed_read_is_all_ones_and_an_unclaimed_write_is_dropped(size: int) -> None:
     bus, device = Bus(), Recorder()
     bus.add(0x100, 4, device)
     for address in (0, 0xFF, 0x104, -1, -(1 << 70), 1 << 64, (1 << 64) - 1):
@@ -42,7 +42,7 @@ def test_nobodys_read_is_all_ones_and_nobodys_write_is_dropped(size: int) -> Non
     assert not device.log
 
 
-def test_an_access_that_runs_past_the_range_is_nobodys() -> None:
+def test_an_access_that_runs_past_the_range_is_unclaimed() -> None:
     bus, first, second = Bus(), Recorder(), Recorder()
     bus.add(0x10, 4, first)
     bus.add(0x14, 4, second)
@@ -54,7 +54,7 @@ def test_an_access_that_runs_past_the_range_is_nobodys() -> None:
     assert second.log == [(0, 4)]
 
 
-def test_a_devices_answer_is_cut_to_the_access() -> None:
+def test_a_read_has_no_more_bytes_than_the_access() -> None:
     bus = Bus()
     bus.add(0, 8, Recorder(0x11223344))
     assert bus.read(0, 1) == 0x44
@@ -73,7 +73,7 @@ def test_overlap_is_refused_and_changes_nothing(start: int, size: int) -> None:
 
 
 @pytest.mark.parametrize(("start", "size"), [(-1, 4), (0, 0), (0, -1)])
-def test_a_range_must_be_one(start: int, size: int) -> None:
+def test_an_empty_or_negative_range_is_refused(start: int, size: int) -> None:
     with pytest.raises(ValueError, match="bad range"):
         Bus().add(start, size, Recorder())
 
@@ -93,7 +93,7 @@ ranges = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 8)), max_size=12)
 
 
 @given(ranges, st.integers(-4, 80), st.sampled_from([1, 2, 4, 8]))
-def test_agrees_with_a_linear_search(
+def test_a_lookup_agrees_with_a_linear_search(
     wanted: list[tuple[int, int]], address: int, size: int
 ) -> None:
     bus = Bus()

@@ -40,7 +40,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.usefixtures("homeless")
-def test_the_folder(
+def test_the_folder_follows_the_environment(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], folder: str
 ) -> None:
     for name, value in variables.items():
@@ -48,7 +48,7 @@ def test_the_folder(
     assert cache_folder() == folder
 
 
-def test_the_list_of_users_knows_homes_too() -> None:
+def test_without_HOME_the_list_of_users_counts() -> None:
     home = pwd.getpwuid(os.getuid()).pw_dir
     assert cache_folder() == f"{home}/.cache/pykvm"
 

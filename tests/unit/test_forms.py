@@ -66,7 +66,7 @@ ANYTHING = st.one_of(
 @pytest.mark.parametrize(
     ("kind", "name"), [(kind, name) for kind in RECORDS for name in fields(kind)]
 )
-def test_no_value_of_a_field_is_more_than_a_usage_error(kind: type, name: str) -> None:
+def test_any_value_is_accepted_or_a_usage_error(kind: type, name: str) -> None:
     @settings(max_examples=50)
     @given(ANYTHING)
     def check(value: object) -> None:
@@ -114,11 +114,11 @@ def test_every_field_has_a_form(kind: type, forms: dict[str, Any]) -> None:
         (lambda: MachineConfig(trace="t"), MachineConfig(trace=TraceOptions(Path("t")))),
     ],
 )  # fmt: skip
-def test_the_obvious_forms_are_taken(written: Callable[[], object], meant: object) -> None:
+def test_the_obvious_forms_are_accepted(written: Callable[[], object], meant: object) -> None:
     assert written() == meant
 
 
-def test_none_stays_where_it_means_something() -> None:
+def test_none_stays_where_it_has_a_meaning() -> None:
     assert DiskOptions(seg_max=None).seg_max is None
     assert DiskConfig("d", faults=None, lifetime=None).faults is None
 
@@ -153,7 +153,9 @@ def test_an_engine_may_be_a_function_and_faults_a_list() -> None:
         (lambda: FaultPlan.load(5), "path cannot be 5", "a path"),
     ],
 )  # fmt: skip
-def test_others_are_refused_by_name(written: Callable[[], object], message: str, hint: str) -> None:
+def test_the_error_for_a_wrong_value_names_the_field(
+    written: Callable[[], object], message: str, hint: str
+) -> None:
     with pytest.raises(UsageError) as caught:
         written()
     assert caught.value.message == message

@@ -28,7 +28,7 @@ def test_every_name_survives_json(name: bytes) -> None:
     json.loads(written)["path"].encode()  # which is UTF-8
 
 
-def test_a_name_that_is_utf8_stays_as_it_is() -> None:
+def test_a_name_that_is_utf8_is_unchanged() -> None:
     assert name_fields("path", "ä\\xff\n📀") == {"path": "ä\\xff\n📀"}
     assert names_fields("disks", ["ä", "b"]) == {"disks": ["ä", "b"]}
 
@@ -49,7 +49,7 @@ def test_sentences_and_keys_become_utf8_too() -> None:
 
 
 @given(st.text() | st.binary().map(os.fsdecode))
-def test_what_is_shown_is_one_line_that_does_nothing_to_a_terminal(text: str) -> None:
+def test_shown_text_is_one_line_and_does_nothing_to_a_terminal(text: str) -> None:
     assert shown(text).isprintable()
     if text.isprintable():
         assert shown(text) == text
@@ -64,7 +64,7 @@ def test_what_is_shown_is_one_line_that_does_nothing_to_a_terminal(text: str) ->
         ("\n", "\\n"),
     ],
 )
-def test_what_is_not_seen_is_shown_by_its_number(text: str, seen: str) -> None:
+def test_unprintable_characters_are_escaped(text: str, seen: str) -> None:
     assert shown(text) == seen
 
 
@@ -73,5 +73,5 @@ def test_long_text_is_cut() -> None:
     assert shown("abcde\n", most=4) == "abcd…"
 
 
-def test_lines_may_be_kept() -> None:
+def test_chosen_characters_are_kept() -> None:
     assert shown("a\n\tb\r", keep="\n\t") == "a\n\tb\\r"

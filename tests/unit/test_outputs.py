@@ -31,7 +31,7 @@ def refused(outputs: Outputs, path: Path | str, *words: str, alone: bool = False
 
 
 @pytest.mark.parametrize("kind", ["itself", "hard link", "symlink", "descriptor"])
-def test_an_input_is_no_output_whatever_it_is_called(image: Path, kind: str) -> None:
+def test_an_input_is_refused_as_an_output_by_any_name(image: Path, kind: str) -> None:
     other: Path | str = image.with_name("other")
     with image.open("rb") as held:
         if kind == "itself":
@@ -49,7 +49,7 @@ def test_an_input_is_no_output_whatever_it_is_called(image: Path, kind: str) -> 
     assert image.read_bytes() == b"precious"
 
 
-def test_a_file_is_one_output_only(tmp_path: Path) -> None:
+def test_a_file_cannot_be_two_outputs(tmp_path: Path) -> None:
     with Outputs([]) as outputs:
         outputs.open(tmp_path / "new", "--stats").begin()
         refused(outputs, tmp_path / "new", "--stats", "are the same file")
@@ -79,7 +79,7 @@ def test_a_run_that_fails_early_changes_nothing(tmp_path: Path, image: Path) -> 
     assert not (tmp_path / "new").exists()
 
 
-def test_what_another_program_wrote_meanwhile_stays(tmp_path: Path) -> None:
+def test_data_of_a_different_program_stays(tmp_path: Path) -> None:
     """Two runs with one name: the first to fail must not take the other's file away."""
     new = tmp_path / "new"
     with Outputs([]) as outputs:
@@ -88,7 +88,7 @@ def test_what_another_program_wrote_meanwhile_stays(tmp_path: Path) -> None:
     assert new.read_text() == "of another run"
 
 
-def test_a_file_that_somebody_has_locked_is_in_use(image: Path) -> None:
+def test_a_locked_file_is_refused(image: Path) -> None:
     """A disk of another VM holds shared locks of some bytes that need not exist."""
     with image.open("rb") as held:
         flock = b"".join(
@@ -115,7 +115,7 @@ def test_a_pipe_without_a_reader_is_refused_at_once(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(fifo.stat().st_mode)
 
 
-def test_what_cannot_be_a_file_is_refused_with_its_name(tmp_path: Path) -> None:
+def test_an_unusable_path_is_refused_by_name(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as bound, Outputs([]) as outputs:
         bound.bind(str(tmp_path / "socket"))
         refused(outputs, tmp_path / "socket", "is a socket")
@@ -138,7 +138,7 @@ def test_a_block_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         refused(outputs, "/dev/null", "block device")
 
 
-def test_devices_that_lose_nothing_serve_several_outputs() -> None:
+def test_devices_that_keep_no_data_may_be_several_outputs() -> None:
     with Outputs(["/dev/null"]) as outputs:
         for option in ("--stats", "--log"):
             output = outputs.open("/dev/null", option)
@@ -177,7 +177,7 @@ def in_shell(redirections: str, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["/dev/stdout", "/proc/self/fd/1", "r.log"])
-def test_a_file_behind_a_stream_of_ours_is_added_to(
+def test_an_output_is_appended_to_the_file_behind_a_standard_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -186,12 +186,12 @@ def test_a_file_behind_a_stream_of_ours_is_added_to(
     assert Path("r.log").read_text() == "zero one two three "
 
 
-def test_a_pipe_behind_a_stream_of_ours_is_written_through_it() -> None:
+def test_an_output_is_written_to_the_pipe_behind_a_standard_stream() -> None:
     assert in_shell("2>&1 | cat >&2", "", "/dev/stdout") == "one two three "
 
 
 @pytest.mark.parametrize("redirection", [">>image", "2>>image"])
-def test_a_stream_of_ours_may_not_go_to_an_input(image: Path, redirection: str) -> None:
+def test_a_standard_stream_must_not_go_to_an_input(image: Path, redirection: str) -> None:
     arguments = [f"cd {image.parent}; exec 3>&2; $0 -c '{SCRIPT_SAYS}' image {redirection}"]
     done = subprocess.run(
         ["sh", "-c", *arguments, sys.executable], check=False, capture_output=True, text=True

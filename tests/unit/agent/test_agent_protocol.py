@@ -100,7 +100,7 @@ def test_frames_survive_any_cuts(items, step):
 
 
 @pytest.mark.parametrize("header", [b"\x02\x01\x00\x00", b"\x02\x00\x01\x10", b"\x02\x00\xff\xff"])
-def test_a_bad_header_is_the_end(header):
+def test_a_bad_header_ends_the_conversation(header):
     decoder = FrameDecoder()
     frames = decoder.feed(HELLO + header + HELLO)
     assert frames[0] == Frame(Kind.HELLO, b"\x01\x00")
@@ -192,12 +192,12 @@ def test_a_line_that_is_full_at_the_start_does_not_ask_for_input(session):
     assert session.rooms == 0
 
 
-def test_no_input_is_no_frame(running):
+def test_empty_input_sends_no_frame(running):
     assert running.client.stdin(b"")
     assert running.sent() == []
 
 
-def test_signals_reach_a_running_command_only(session):
+def test_only_a_running_command_gets_signals(session):
     session.client.signal(2)
     session.client.power_off(0)
     assert session.sent() == []
@@ -235,7 +235,7 @@ def test_nothing_may_come_before_hello(session, wrong):
     assert [event[0] for event in session.events] == ["failed"]
 
 
-def test_another_version_is_refused(session):
+def test_an_unknown_version_is_refused(session):
     session.client.execute(b"true")
     session.client.received(encode(Kind.HELLO, b"\x02\x00"))
     assert session.events == [("failed", "it has protocol version 2, not 1")]

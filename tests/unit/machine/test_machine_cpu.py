@@ -24,7 +24,7 @@ def only(entries, function, index=0):
 
 
 @pytest.mark.parametrize(("index", "cpus"), [(0, 1), (0, 2), (1, 2), (3, 5), (200, 256)])
-def test_leaf_1_says_which_cpu_this_is(index, cpus):
+def test_leaf_1_has_the_number_of_the_cpu(index, cpus):
     host = leaf(1, eax=0x806F8, ebx=0x07_10_08_00, ecx=0x2001, edx=HTT | 1)
     seen = only(cpuid_of([host], index, cpus), 1)
     assert seen.ebx == index << 24 | min(cpus, 255) << 16 | 0x0800
@@ -36,7 +36,7 @@ def test_leaf_1_says_which_cpu_this_is(index, cpus):
 @pytest.mark.parametrize("function", [0xB, 0x1F])
 @pytest.mark.parametrize("subleaves", [1, 3])
 @pytest.mark.parametrize(("index", "cpus", "bits"), [(0, 1, 0), (1, 2, 1), (4, 5, 3), (7, 8, 3)])
-def test_topology_is_cores_of_one_package(function, subleaves, index, cpus, bits):
+def test_the_topology_is_cores_of_one_package(function, subleaves, index, cpus, bits):
     """Whatever KVM gives: nothing but one empty subleaf, or the host's own topology."""
     host = [leaf(function, i, eax=9, ebx=64, ecx=i, edx=77) for i in range(subleaves)]
     seen = cpuid_of(host, index, cpus)
@@ -51,7 +51,7 @@ def test_topology_is_cores_of_one_package(function, subleaves, index, cpus, bits
     assert index >> cores.eax == 0
 
 
-def test_caches_belong_to_one_core_each():
+def test_each_cache_belongs_to_one_core():
     host = leaf(4, eax=0xFC00_0000 | 0x3F << 14 | 0x121)
     assert only(cpuid_of([host], 0, 4), 4).eax == 3 << 26 | 0x121
     assert only(cpuid_of([host], 0, 200), 4).eax >> 26 == 63
@@ -67,7 +67,7 @@ def test_amd_topology():
     assert cpuid_of([intel], 1, 2) == [intel]
 
 
-def test_other_leaves_stay():
+def test_other_leaves_are_unchanged():
     host = [leaf(0, eax=0x20), leaf(7, 0, ebx=5), leaf(7, 1, eax=3), leaf(0x4000_0000, ebx=1)]
     assert cpuid_of(host, 1, 2) == host
 
@@ -117,7 +117,7 @@ def test_only_the_boot_cpu_gets_the_entry_state():
 
 
 @pytest.mark.parametrize("offered", [False, True])
-def test_the_tsc_deadline_timer_is_shown_if_kvm_has_it(offered):
+def test_the_guest_sees_the_tsc_deadline_timer_if_kvm_has_it(offered):
     """KVM_GET_SUPPORTED_CPUID never shows it."""
     kvm = SimpleNamespace(
         supported_cpuid=lambda: [leaf(0), leaf(1)],

@@ -24,14 +24,14 @@ def test_the_first_outcome_counts():
     assert end.outcome == Outcome.reset("first")
 
 
-def test_a_wait_without_an_end_takes_its_time():
+def test_a_wait_without_an_end_lasts_as_long_as_asked():
     end = EndOfRun()
     start = time.monotonic()
     assert not end.wait(0.05)
     assert time.monotonic() - start >= 0.05
 
 
-def test_another_thread_wakes_the_waiter():
+def test_a_second_thread_wakes_the_waiting_one():
     end = EndOfRun()
     timer = threading.Timer(0.02, end.set, [Outcome.quit()])
     timer.start()
@@ -59,7 +59,7 @@ def test_a_signal_handler_ends_the_wait_that_it_interrupts(on_alarm):
     assert time.monotonic() - start < PATIENCE / 2
 
 
-def test_no_moment_is_wrong_for_a_signal(on_alarm):
+def test_a_signal_may_come_at_any_moment(on_alarm):
     """Handlers that set the end while the main thread waits, sets, and leaves waiting."""
     end = EndOfRun()
     on_alarm(lambda: end.set(Outcome.quit()))

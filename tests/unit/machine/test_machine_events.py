@@ -37,7 +37,7 @@ def io_error(action: ErrorAction) -> BlockIoError:
     return BlockIoError("virtio0", IoError("write", 8, 4096, errno.ENOSPC, action))
 
 
-def test_every_listener_hears_everything_in_order(announcer):
+def test_every_listener_gets_all_events_in_order(announcer):
     first: list[Event] = []
     second: list[Event] = []
     announcer.announce(Stop())  # to nobody
@@ -61,7 +61,7 @@ def test_times_do_not_go_back(announcer):
     assert times == sorted(times)
 
 
-def test_who_stops_listening_has_heard_all_before_and_nothing_after(announcer):
+def test_a_removed_listener_has_got_all_earlier_events_and_no_later_one(announcer):
     heard: list[Event] = []
     forget = announcer.listen(heard.append)
     sent = [Stop() for _ in range(50)]
@@ -75,7 +75,7 @@ def test_who_stops_listening_has_heard_all_before_and_nothing_after(announcer):
     assert heard == sent
 
 
-def test_shutdown_is_the_last(announcer):
+def test_shutdown_is_the_last_event(announcer):
     heard: list[Event] = []
     announcer.listen(heard.append)
     end = Shutdown(Outcome.quit())
@@ -85,7 +85,7 @@ def test_shutdown_is_the_last(announcer):
     assert heard == [end]
 
 
-def test_a_listener_may_stop_listening_and_close_by_itself(announcer):
+def test_a_listener_may_remove_itself_and_close_the_announcer(announcer):
     done = threading.Event()
 
     def listener(event: Event) -> None:
@@ -98,7 +98,7 @@ def test_a_listener_may_stop_listening_and_close_by_itself(announcer):
     assert done.wait(PATIENCE)
 
 
-def test_a_listener_that_raises_is_told_of_and_holds_nobody_up(announcer, failures):
+def test_an_exception_in_a_listener_is_reported_and_delays_no_event(announcer, failures):
     heard: list[Event] = []
 
     def broken(event: Event) -> None:
@@ -135,7 +135,7 @@ def test_a_guest_cannot_fill_the_memory_with_errors(announcer):
     assert isinstance(heard[-1], Stop)
 
 
-def test_a_listener_given_twice_hears_twice_and_is_forgotten_once(announcer):
+def test_a_listener_given_twice_gets_events_twice_and_is_removed_once(announcer):
     heard: list[Event] = []
     listener = heard.append
     forget = announcer.listen(listener)
@@ -152,7 +152,7 @@ def test_a_listener_given_twice_hears_twice_and_is_forgotten_once(announcer):
     assert len(heard) == 3
 
 
-def test_nobody_waits_for_a_thread_that_a_bug_has_ended(monkeypatch):
+def test_no_caller_waits_for_a_thread_that_a_bug_has_ended(monkeypatch):
     def buggy(error: BaseException) -> None:
         raise error
 
@@ -175,7 +175,7 @@ def test_nobody_waits_for_a_thread_that_a_bug_has_ended(monkeypatch):
     assert bugs[0].exc_type is ZeroDivisionError
 
 
-def test_after_the_end_nobody_is_told(announcer):
+def test_after_the_end_no_event_is_delivered(announcer):
     announcer.close()
     heard: list[Event] = []
     forget = announcer.listen(heard.append)
@@ -184,7 +184,7 @@ def test_after_the_end_nobody_is_told(announcer):
     assert heard == []
 
 
-def test_printed_events_say_what_happened() -> None:
+def test_the_repr_of_an_event_has_its_fields() -> None:
     error = IoError("write", 8, 512, errno.ENOSPC, ErrorAction.STOP)
     event = BlockIoError("virtio0", error)
     fields = f"time_ns={event.time_ns}, device='virtio0', error={error!r}"
@@ -193,7 +193,7 @@ def test_printed_events_say_what_happened() -> None:
     assert "POWER_OFF" in repr(Shutdown(Outcome.power_off(3)))
 
 
-def test_without_a_thread_nobody_is_heard_to_listen(announcer, monkeypatch):
+def test_without_a_thread_no_listener_is_added(announcer, monkeypatch):
     """A disk's error that stops the guest would wait for somebody who never hears of it."""
 
     def none_left(thread):

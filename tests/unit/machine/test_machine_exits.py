@@ -80,14 +80,14 @@ def test_port_reads_are_answered_in_order(rig):
     assert rig.page.bytes[4096:4099] == bytes((0x11, 0x12, 0x13))
 
 
-def test_mmio(rig):
+def test_mmio_accesses_reach_their_device(rig):
     assert rig.handle(MmioExit(True, 0xE000_0004, 4, b"\x78\x56\x34\x12", rig.page)) is None
     assert rig.mmio.writes == [(0xE000_0004, 4, 0x12345678)]
     rig.handle(MmioExit(False, 0xE000_0008, 8, b"", rig.page))
     assert int.from_bytes(rig.page.bytes[MMIO_DATA : MMIO_DATA + 8], "little") == 0xE000_0009
 
 
-def test_the_thread_ends_when_the_access_ended_the_run(rig):
+def test_the_thread_ends_when_an_access_ends_the_run(rig):
     rig.ports.write = lambda *access: rig.outcomes.append("over")
     assert rig.handle(IoExit(True, 0xF4, 1, 1, b"\0", rig.page, 4096)) is not None
 
@@ -106,7 +106,7 @@ def test_exits_that_end_the_run(rig, reason, kind):
     assert [outcome.kind for outcome in rig.outcomes] == [kind]
 
 
-def test_msrs_that_nobody_knows_fault(rig):
+def test_an_unknown_msr_faults(rig):
     for reason in (MsrRead(0x123, 0, rig.page), MsrWrite(0x123, 5, 0, rig.page)):
         rig.page.run.msr.error = 0
         assert rig.handle(reason) is None
@@ -123,7 +123,7 @@ def test_msrs_that_nobody_knows_fault(rig):
         (Debug(1, 0, 0, 0), ["Debug"]),
     ],
 )
-def test_exits_that_nobody_can_go_on_from(rig, reason, words):
+def test_exits_that_stop_the_guest(rig, reason, words):
     with pytest.raises(GuestStopped) as stopped:
         rig.handle(reason)
     assert all(word in str(stopped.value) for word in words)
@@ -131,7 +131,7 @@ def test_exits_that_nobody_can_go_on_from(rig, reason, words):
     assert rig.outcomes == []
 
 
-def test_an_assistant_comes_before_all_that_is_no_device():
+def test_an_assistant_gets_every_exit_that_no_device_handles():
     seen = []
 
     def assist(vcpu, reason):

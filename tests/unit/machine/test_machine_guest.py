@@ -45,7 +45,7 @@ def test_a_name_wins_over_a_folder(bundles, tmp_path):
 
 
 @pytest.mark.parametrize("name", [".", "..", "", "../bundles", "./nothing", "no\0name"])
-def test_a_path_is_not_looked_for_among_the_names(bundles, name):
+def test_a_path_is_never_the_name_of_a_bundle(bundles, name):
     make(bundles / "guest")
     with pytest.raises(UsageError):
         find_bundle(name, NATIVE)
@@ -57,7 +57,7 @@ def test_the_working_directory_can_be_a_guest(bundles, tmp_path, monkeypatch):
     assert find_bundle(".", NATIVE).name == "here"
 
 
-def test_flavours(bundles):
+def test_a_bundle_gives_the_wanted_flavour_or_the_one_it_has(bundles):
     make(bundles / "both")
     make(bundles / "one", flavours=(EMULATED,))
     found = find_bundle("both", EMULATED)
@@ -68,7 +68,7 @@ def test_flavours(bundles):
     assert find_bundle("one", NATIVE).flavour == EMULATED
 
 
-def test_the_bundled_guest_is_not_built(bundles, tmp_path):
+def test_a_missing_bundled_guest_is_an_error_with_advice(bundles, tmp_path):
     with pytest.raises(UsageError, match=r"not built yet.*make guest"):
         find_bundle("guest", NATIVE)
     bundles.mkdir()
@@ -77,7 +77,7 @@ def test_the_bundled_guest_is_not_built(bundles, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["k-native", "rd"])
-def test_a_file_that_the_manifest_names_is_missing(bundles, missing):
+def test_a_missing_file_of_the_manifest_is_an_error(bundles, missing):
     (make(bundles / "g") / missing).unlink()
     with pytest.raises(UsageError, match=rf"bundle\.json' names '{missing}', which does not exist"):
         find_bundle("g", NATIVE)
@@ -109,7 +109,7 @@ KERNEL = '"name": "x", "flavours": {"native": {"kernel": "k"}}'
         (f'{{"format": 1, {KERNEL}, "memory_mib": -1}}', "'memory_mib' of it is not a whole"),
     ],
 )
-def test_what_is_wrong_with_a_broken_manifest_is_said(bundles, text, why):
+def test_the_error_names_the_mistake_in_a_manifest(bundles, text, why):
     (bundles / "g").mkdir(parents=True)
     (bundles / "g/bundle.json").write_text(text)
     with pytest.raises(UsageError, match=r"g/bundle\.json") as caught:
@@ -117,13 +117,13 @@ def test_what_is_wrong_with_a_broken_manifest_is_said(bundles, text, why):
     assert why in caught.value.message
 
 
-def test_a_manifest_that_cannot_be_read(bundles):
+def test_an_unreadable_manifest_is_an_error(bundles):
     (bundles / "g/bundle.json").mkdir(parents=True)
     with pytest.raises(UsageError, match="cannot be read"):
         find_bundle("g", NATIVE)
 
 
-def test_a_bundle_gets_its_own_command_line_and_wishes(bundles):
+def test_a_bundle_gets_its_own_command_line_and_memory(bundles):
     make(bundles / "g")
     config = MachineConfig(
         guest="g", append="user", console=ConsoleMode.PIPE, console_size=(24, 80), agent=True
@@ -154,13 +154,13 @@ def test_a_kernel_alone_has_no_initrd_and_linux_gets_defaults(tmp_path):
         ("noclearcpuid=1", "clearcpuid=7,8 other=1 noclearcpuid=1"),
     ],
 )
-def test_the_users_words_come_last_and_hide_nothing_that_the_host_needs(append, expected):
+def test_the_users_options_come_last_and_keep_those_that_the_host_needs(append, expected):
     guest = resolve(MachineConfig(kernel=Path("k"), append=append), EMULATED)
     line = guest.command_line(LINUX, ["clearcpuid=7,8", "other=1"])
     assert line == f"{LINUX_DEFAULTS} {expected}"
 
 
-def test_what_is_given_replaces_what_the_bundle_has(bundles, tmp_path):
+def test_a_users_kernel_and_initrd_replace_the_bundles(bundles, tmp_path):
     make(bundles / "g")
     config = MachineConfig(guest="g", kernel=tmp_path / "k", memory=32 * MIB)
     guest = resolve(config, NATIVE)
@@ -169,7 +169,7 @@ def test_what_is_given_replaces_what_the_bundle_has(bundles, tmp_path):
     assert resolve(MachineConfig(guest="g", initrd=b"bytes"), NATIVE).initrd == b"bytes"
 
 
-def test_no_kernel_at_all():
+def test_a_configuration_without_a_kernel_is_an_error():
     with pytest.raises(UsageError, match="no kernel"):
         resolve(MachineConfig(initrd=b"x"), NATIVE)
 
@@ -202,7 +202,7 @@ def test_a_kernel_that_cannot_use_all_cpus_is_mentioned(bundles, cpus, said):
     assert resolve(own, EMULATED).notice == ""
 
 
-def test_a_kernel_that_is_not_ours_on_a_host_that_emulates_kernel_code(bundles, tmp_path):
+def test_a_foreign_kernel_on_a_host_that_emulates_kernel_code_is_announced(bundles, tmp_path):
     make(bundles / "g")
     for config in (MachineConfig(kernel=tmp_path / "k"), MachineConfig("g", tmp_path / "k")):
         notice = resolve(config, EMULATED).emulation_notice(LINUX)

@@ -66,12 +66,12 @@ def halted() -> FakeThread:
         ([halted(), FakeThread(KVM_MP_STATE_HALTED, busy=True)], False),
     ],
 )
-def test_only_cpus_that_nothing_can_wake_have_halted(threads, answer):
+def test_only_a_cpu_that_nothing_can_wake_has_halted_permanently(threads, answer):
     assert all_halted(threads) is answer
     assert all(thread.pauses == 0 for thread in threads)
 
 
-def test_all_are_paused_while_the_last_is_looked_at():
+def test_all_vcpus_are_paused_during_the_check():
     """Else one could wake another, halt, and be found halted like the one it has woken."""
     threads = [halted(), halted(), halted()]
     seen = []

@@ -37,11 +37,11 @@ def watch(*pieces):
         (Outcome.error("no"), OutcomeKind.ERROR, 125),
     ],
 )
-def test_statuses(outcome, kind, status):
+def test_each_outcome_has_its_exit_status(outcome, kind, status):
     assert (outcome.kind, outcome.status) == (kind, status)
 
 
-def test_reasons_name_what_happened():
+def test_the_reason_names_the_event():
     assert Outcome.signalled(signal.SIGINT).reason == "ended by SIGINT"
     assert Outcome.timeout(1.5).reason == "the run was ended after 1.5 seconds"
     assert Outcome.panic(TEXT).reason == TEXT
@@ -65,7 +65,7 @@ def test_reasons_name_what_happened():
         (Outcome.error("x"), None, True, TEXT, OutcomeKind.ERROR, 125),
     ],
 )
-def test_what_wins(event, exit_status, panicked, line, kind, status):
+def test_the_strongest_evidence_decides(event, exit_status, panicked, line, kind, status):
     end = judge(event, exit_status=exit_status, panicked=panicked, console_line=line)
     assert (end.kind, end.status) == (kind, status)
     if kind is OutcomeKind.PANIC and line:
@@ -79,7 +79,7 @@ def test_pvpanic_takes_its_reason_from_the_console():
     assert end == Outcome.panic()
 
 
-def test_the_watch_finds_the_line():
+def test_the_watch_finds_the_line_of_a_panic():
     assert watch(b"hello\r\n[    1.25] " + LINE + b"\r\nCPU: 0\r\n") == TEXT
     assert watch(b"/ # [    1.25] " + LINE) == TEXT, "after a prompt, its line not yet at an end"
     assert watch(b"nothing here\n") is None
@@ -95,12 +95,12 @@ def test_the_last_panic_counts():
     assert watch(b"Kernel panic - not syncing: first\n" + LINE + b"\n") == TEXT
 
 
-def test_an_orderly_restart_takes_it_back():
+def test_an_orderly_restart_drops_the_line():
     assert watch(LINE + b"\n# reboot\n[   9.1] reboot: Restarting system\n") is None
     assert watch(b"reboot: Restarting system\n", LINE, b"\n") == TEXT
 
 
-def test_memory_is_bounded():
+def test_the_memory_of_the_watch_is_bounded():
     console = ConsoleWatch()
     for _ in range(100):
         console.feed(b"x" * 10_000)
@@ -130,7 +130,7 @@ noise = st.lists(
 
 
 @given(noise, st.lists(st.integers(0, 3000), max_size=8))
-def test_pieces_make_no_difference(text, cuts):
+def test_any_pieces_give_the_same_line(text, cuts):
     edges = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
     pieces = [text[start:end] for start, end in itertools.pairwise(edges)]
     bytewise = [bytes((byte,)) for byte in text]

@@ -110,7 +110,7 @@ def rig():
 # -- the order ---------------------------------------------------------------
 
 
-def test_vcpus_stop_before_disks_and_go_on_after_them(rig):
+def test_vcpus_stop_before_disks_and_resume_after_them(rig):
     rig.control.pause(1)
     assert rig.control.state is RunState.PAUSED
     assert rig.log == ["ask", "ask", "disk pause", Stop]
@@ -121,7 +121,7 @@ def test_vcpus_stop_before_disks_and_go_on_after_them(rig):
     assert rig.log == [Resume, "disk resume", "go", "go"]
 
 
-def test_once_is_enough(rig):
+def test_a_repeated_pause_or_resume_is_harmless(rig):
     for _ in range(2):
         rig.control.pause(1)
     assert rig.count(Stop) == 1
@@ -174,7 +174,7 @@ def test_an_error_stops_the_guest(rig):
     assert rig.log == [BlockIoError, "ask", "ask", "disk pause", Stop]
 
 
-def test_several_errors_are_one_stop(rig):
+def test_several_errors_cause_one_stop(rig):
     for _ in range(5):
         rig.fail()
     until(lambda: rig.control.state is RunState.IO_ERROR)
@@ -211,7 +211,7 @@ def test_an_error_while_the_user_has_paused_changes_nothing(rig):
     assert rig.control.state is RunState.RUNNING
 
 
-def test_an_error_that_came_before_the_resume_is_over_with_it():
+def test_a_resume_answers_an_earlier_error():
     """The order to stop is carried out late: what it is for has been taken up already."""
     rig = Rig()
     rig.disk.in_pause = rig.fail  # what was executing fails
@@ -243,7 +243,7 @@ def test_an_error_while_a_vcpu_is_busy_stops_it_as_soon_as_it_is_idle(rig):
     assert rig.pauses == [1, 1]
 
 
-def test_a_resume_while_a_vcpu_is_busy_calls_the_stop_off(rig):
+def test_a_resume_while_a_vcpu_is_busy_cancels_the_stop(rig):
     """Who was told of the error waits for STOP and RESUME, so both come."""
     rig.vcpus[1].idle.clear()
     rig.fail()
@@ -256,7 +256,7 @@ def test_a_resume_while_a_vcpu_is_busy_calls_the_stop_off(rig):
     assert rig.log == [BlockIoError, "ask", "ask", Stop, Resume, "disk resume", "go", "go"]
 
 
-def test_a_resume_before_the_stop_was_begun_calls_it_off():
+def test_a_resume_before_the_stop_begins_cancels_it():
     """``cont`` in answer to the event, while the control thread has not come to it."""
     rig = Rig()
     rig.fail()
@@ -269,7 +269,7 @@ def test_a_resume_before_the_stop_was_begun_calls_it_off():
     assert rig.log == [BlockIoError, Stop, Resume, "disk resume"]
 
 
-def test_who_hears_of_an_error_and_resumes_has_answered_it():
+def test_a_resume_by_a_listener_answers_the_error():
     """However fast the answer: there is no stop for it after the resume."""
     rig = Rig()
     rig.control.pause(1)
@@ -304,7 +304,7 @@ def test_a_pause_that_fails_leaves_the_stop_for_an_error_in_place(rig):
 # -- the end of the run -----------------------------------------------------------
 
 
-def test_after_the_end_nothing_happens(rig):
+def test_after_the_end_nothing_is_stopped_or_resumed(rig):
     rig.over = True
     rig.control.pause(1)
     rig.control.resume()
@@ -351,7 +351,7 @@ def test_an_end_during_a_stop_that_waits_for_a_vcpu(rig):
     assert Stop not in rig.log
 
 
-def test_a_bug_is_told_and_ends_the_thread():
+def test_a_bug_is_reported_and_ends_the_thread():
     rig = Rig()
 
     def bug() -> None:
@@ -390,7 +390,7 @@ def test_many_threads_at_once(rig):
 # -- a disk that halts, and has not told why yet ---------------------------------
 
 
-def test_a_resume_waits_until_a_disk_that_has_halted_has_told_why(rig):
+def test_a_resume_waits_until_a_halted_disk_has_announced_its_error(rig):
     """So it is the answer, and the guest is not stopped once more for what is over."""
     rig.control.pause(1)
     rig.log.clear()

@@ -15,7 +15,7 @@ def test_marks_are_seconds_since_the_process_began():
     assert timings.marks["second"] - timings.marks["first"] >= 0.02
 
 
-def test_a_name_counts_once():
+def test_a_name_keeps_its_first_time():
     timings = Timings()
     timings.mark("a")
     at = timings.marks["a"]

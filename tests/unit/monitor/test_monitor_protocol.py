@@ -67,11 +67,11 @@ def values(*pieces: bytes) -> list[object]:
         (b'{"a": ' + b"1" * 5000 + b"}{}", [Malformed, {}]),
     ],
 )
-def test_values(text: bytes, expected: list[object]):
+def test_messages_are_found_and_malformed_ones_skipped(text: bytes, expected: list[object]):
     assert values(text) == expected
 
 
-def test_too_long_is_dropped_to_the_end_of_its_line():
+def test_a_message_that_is_too_long_is_dropped_to_the_end_of_its_line():
     long = b'{"a": "' + b"x" * MAX_MESSAGE + b'"}'
     assert values(long + b"\n{}") == [Malformed, {}]
     long = b'{"a": "' + b"x" * 2 * MAX_MESSAGE + b'"}'
@@ -114,7 +114,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 @given(MESSAGES, st.lists(st.integers(0), max_size=10))
 @example([({"a": [None, {"b": {}}]}, 1, False, b"")], [18])
-def test_any_messages_in_any_pieces(messages, places):
+def test_any_messages_are_found_in_any_pieces(messages, places):
     encoded = b"".join(
         json.dumps(value, indent=indent, ensure_ascii=ascii_).encode("utf-8", "surrogatepass") + gap
         for value, indent, ascii_, gap in messages
@@ -131,7 +131,7 @@ SPREAD = [
 
 @pytest.mark.parametrize("indent", [0, 1, "\t"])
 @pytest.mark.parametrize("message", SPREAD)
-def test_a_message_over_lines_cut_at_any_byte(message, indent):
+def test_a_message_over_several_lines_may_be_cut_at_any_byte(message, indent):
     one = json.dumps(message, indent=indent, ensure_ascii=False).encode()
     two = one + one
     for place in range(len(two)):
@@ -170,7 +170,7 @@ def test_after_any_noise_a_command_is_understood(noise, places):
 @given(NOISE, st.lists(st.integers(0), max_size=5))
 @example(b"]{}", [1])
 @example(b'{"\xff"\n{}}', [5])
-def test_any_noise_is_the_same_in_any_pieces(noise, places):
+def test_any_noise_gives_the_same_in_any_pieces(noise, places):
     """With an empty line, after which it is known what a line was."""
     lines = noise + b"\n\n"
     assert values(*cut(lines, places)) == values(lines)
@@ -196,7 +196,7 @@ def error_of(answer: dict) -> str:
     return answer["error"]["class"]
 
 
-def test_the_greeting():
+def test_the_greeting_has_the_version():
     greeting = Conversation(VERSION).greeting
     assert greeting.endswith(b"\r\n")
     assert json.loads(greeting) == {"QMP": {"version": VERSION, "capabilities": []}}
@@ -215,7 +215,7 @@ def test_negotiation_comes_first_and_once():
 
 
 @pytest.mark.parametrize("enable", [["oob"], "oob", None, 1])
-def test_there_are_no_capabilities(enable):
+def test_enabling_a_capability_is_an_error(enable):
     answer, status = talk(
         {"execute": "qmp_capabilities", "arguments": {"enable": enable}},
         {"execute": "query-status"},
@@ -225,7 +225,7 @@ def test_there_are_no_capabilities(enable):
     assert error_of(status) == "CommandNotFound"
 
 
-def test_no_capabilities_may_be_enabled():
+def test_an_empty_list_of_capabilities_is_accepted():
     message = {"execute": "qmp_capabilities", "arguments": {"enable": []}}
     assert talk(message, negotiated=False) == [{"return": {}}]
 
@@ -247,7 +247,7 @@ def test_no_capabilities_may_be_enabled():
         b"nonsense\n",
     ],
 )
-def test_mistakes_are_answered_and_forgotten(message):
+def test_a_mistake_is_answered_and_the_next_command_works(message):
     answer, command = talk(message, {"execute": "stop", "id": 2})
     assert error_of(answer) == "GenericError"
     if isinstance(message, dict):
@@ -256,7 +256,7 @@ def test_mistakes_are_answered_and_forgotten(message):
 
 
 @given(ANY_JSON)
-def test_the_id_comes_back_as_it_is(id_):
+def test_the_answer_has_the_id_unchanged(id_):
     (command,) = talk({"execute": "stop", "id": id_})
     assert json.loads(command.success([])) == {"return": [], "id": id_}
     failed = json.loads(command.failure(QmpError("why")))
@@ -265,7 +265,7 @@ def test_the_id_comes_back_as_it_is(id_):
     assert answer["id"] == id_
 
 
-def test_no_id_no_id():
+def test_an_answer_to_a_command_without_an_id_has_none():
     (command,) = talk({"execute": "stop"})
     assert json.loads(command.success({})) == {"return": {}}
 

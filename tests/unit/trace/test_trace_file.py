@@ -58,12 +58,12 @@ def test_json_lines(path: Path) -> None:
         ("*.re[tq]*:*.merge", {REQUEST, "virtio_blk.retry", MERGE}),
     ],
 )
-def test_patterns(patterns: str, wanted: set[str]) -> None:
+def test_patterns_select_events(patterns: str, wanted: set[str]) -> None:
     assert matching(patterns) == wanted
 
 
 @pytest.mark.parametrize("patterns", ["virtio_blk.stpo", "*.stop:", "*.stop:xyz", ""])
-def test_a_pattern_for_nothing_is_a_mistake(patterns: str) -> None:
+def test_a_pattern_that_matches_no_event_is_an_error(patterns: str) -> None:
     with pytest.raises(UsageError, match="no event"):
         matching(patterns)
 
@@ -84,7 +84,9 @@ def test_events_are_written_while_the_guest_runs(path: Path) -> None:
         assert names(path) == ["trace.begin", STOP]
 
 
-def test_who_records_waits_and_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recording_thread_waits_and_loses_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(file, "BACKLOG", 4)
     with TraceFile(TraceOptions(path)) as trace:
         threads = [
@@ -120,7 +122,9 @@ class SlowDisk:
         return self._write(fd, data)
 
 
-def test_a_slow_disk_holds_up_who_records(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_disk_delays_the_recording_thread(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(file, "BACKLOG", 4)
     recorded: list[int] = []
     with TraceFile(TraceOptions(path)) as trace:
@@ -141,7 +145,7 @@ def test_a_slow_disk_holds_up_who_records(path: Path, monkeypatch: pytest.Monkey
     assert len(lines(path)) == 102
 
 
-def test_closing_waits_for_what_is_being_written(
+def test_closing_waits_for_the_write_in_progress(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trace = TraceFile(TraceOptions(path))
@@ -164,7 +168,7 @@ def test_a_trace_begins_before_the_guest_does(path: Path) -> None:
         assert names(path) == ["trace.begin", "trace.disk"]
 
 
-def test_a_machine_that_cannot_be_built_costs_no_trace(path: Path) -> None:
+def test_a_machine_that_cannot_be_built_leaves_an_earlier_trace(path: Path) -> None:
     path.write_text("of the last run")
     trace = TraceFile(TraceOptions(path))
     trace.record("trace.disk", 5, "virtio0", -1, {"path": "x"})
@@ -172,7 +176,7 @@ def test_a_machine_that_cannot_be_built_costs_no_trace(path: Path) -> None:
     assert path.read_text() == "of the last run"
 
 
-def test_a_trace_spares_what_the_machine_reads(path: Path) -> None:
+def test_a_trace_never_overwrites_a_file_that_the_machine_reads(path: Path) -> None:
     path.write_text("an image")
     with pytest.raises(UsageError, match="would overwrite"):
         TraceFile(TraceOptions(path), [path])
@@ -202,13 +206,13 @@ def test_closing_twice_is_harmless(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
-def test_only_regular_files(path: Path, make) -> None:
+def test_only_a_regular_file_can_be_a_trace(path: Path, make) -> None:
     make(path)
     with pytest.raises(UsageError, match="trace"):
         TraceFile(TraceOptions(path))
 
 
-def test_a_file_is_not_emptied_for_a_mistake(path: Path) -> None:
+def test_a_mistake_does_not_empty_the_file(path: Path) -> None:
     path.write_text("precious")
     with pytest.raises(UsageError):
         TraceFile(TraceOptions(path, events="typo"))
@@ -239,12 +243,12 @@ def test_chrome_is_a_json_array(path: Path) -> None:
     assert (stop["ph"], stop["ts"], stop["args"]) == ("i", 1.5, {"a": 1})
 
 
-def test_spans_end_when_they_are_told() -> None:
+def test_spans_end_at_the_time_of_their_event() -> None:
     (element,) = [one for one in chrome((DONE, 5000, 0, span(3000, 5000))) if one["ph"] == "X"]
     assert (element["name"], element["ts"], element["dur"]) == ("read", 3.0, 2.0)
 
 
-def test_spans_that_overlap_are_on_tracks_of_their_own() -> None:
+def test_overlapping_spans_have_separate_tracks() -> None:
     spans = [(0, 10), (2, 11), (11, 12), (5, 20), (12, 13), (12, 30)]
     elements = chrome(*((DONE, end, 0, span(start, end)) for start, end in spans))
     tracks: dict[object, list[tuple[float, float]]] = {}
@@ -256,7 +260,7 @@ def test_spans_that_overlap_are_on_tracks_of_their_own() -> None:
         assert all(one[1] <= next_[0] + 1e-9 for one, next_ in pairwise(track))
 
 
-def test_queues_requests_and_operations_have_tracks_of_their_own() -> None:
+def test_queues_requests_and_operations_have_separate_tracks() -> None:
     elements = chrome(
         *((event, 9, queue, span(1, 9)) for event in (DONE, COMPLETE) for queue in (0, 1)),
         *((STOP, 9, queue, {}) for queue in (-1, 0, 1)),
@@ -268,7 +272,7 @@ def test_queues_requests_and_operations_have_tracks_of_their_own() -> None:
     assert "queue 1 operations 1" in named.values()
 
 
-def test_a_bug_in_the_writer_keeps_nobody_waiting(
+def test_no_thread_waits_for_a_writer_that_a_bug_has_ended(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def buggy(fd: int, data: object) -> int:

@@ -64,7 +64,7 @@ def summary_of(lines: list[bytes]) -> str:
 # -- summary -----------------------------------------------------------------------
 
 
-def test_a_summary_counts() -> None:
+def test_a_summary_counts_requests_and_operations() -> None:
     summary = summarize(Reader(example()))
     disk = summary.disks["virtio0"]
     counts = {
@@ -82,7 +82,7 @@ def test_a_summary_counts() -> None:
     assert summary.complete
 
 
-def test_a_summary_for_people() -> None:
+def test_a_report_shows_the_summary() -> None:
     text = summary_of(example())
     assert "virtio0: disk.img, 2 MiB" in text
     assert "5 operations, 2 of them for several requests (up to 3)" in text
@@ -91,7 +91,7 @@ def test_a_summary_for_people() -> None:
     assert "never" not in text
 
 
-def test_what_was_never_answered() -> None:
+def test_a_report_counts_unanswered_requests() -> None:
     lines = [*example()[:-1], line("request", 6500, request=8)]
     assert "1 request never answered" in summary_of(lines)
     assert "the end is missing" in summary_of(lines)
@@ -153,14 +153,14 @@ def test_marks_that_look_the_same_are_drawn_once() -> None:
     assert len(plot(Reader(lines))) < 5000
 
 
-def test_each_disk_has_a_drawing_of_its_own() -> None:
+def test_each_disk_has_a_separate_drawing() -> None:
     lines = example() + [one.replace(b"virtio0", b"virtio1") for one in example()]
     drawing = ElementTree.fromstring(plot(Reader(lines)))
     assert drawing.get("height") == "880"
 
 
 @pytest.mark.parametrize("lines", [example()[:3], [line("stop", 5)]])
-def test_nothing_to_draw(lines: list[bytes]) -> None:
+def test_a_trace_without_operations_cannot_be_drawn(lines: list[bytes]) -> None:
     with pytest.raises(UsageError, match="no operations"):
         plot(Reader(lines))
 
@@ -220,7 +220,7 @@ def test_chromes_format_is_recognized() -> None:
 
 
 @given(st.lists(st.binary(max_size=60).map(lambda data: data + b"\n")))
-def test_any_bytes_are_a_trace_or_a_mistake(lines: list[bytes]) -> None:
+def test_any_bytes_are_a_trace_or_an_error(lines: list[bytes]) -> None:
     for use in (summarize, plot):
         try:
             use(Reader(lines))
@@ -242,7 +242,7 @@ NAMES = ("kind", "sector", "length", "requests", "errno", "took_ns", "path", "se
         max_size=8,
     )
 )
-def test_any_fields_are_shown_or_a_mistake(
+def test_any_fields_are_shown_or_an_error(
     events: list[tuple[str, int, dict[str, object]]],
 ) -> None:
     lines = [
@@ -270,6 +270,6 @@ def test_hostile_text_reaches_neither_terminal_nor_xml() -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"\x7fELF\x02\x01", b"# pykvm\n", b"\xff\n", b"{}\n"])
-def test_what_is_no_trace_is_said_to_be_none(text: bytes) -> None:
+def test_a_file_that_is_not_a_trace_is_an_error(text: bytes) -> None:
     with pytest.raises(UsageError, match="this is not a trace: "):
         list(Reader(text.splitlines(keepends=True)))
