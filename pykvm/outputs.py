@@ -73,11 +73,11 @@ class Outputs:
         while self._open:
             self._open.pop().close()
 
-    def take_stream(self, fd: int, what: str) -> None:
-        """Reserve the file behind the stream ``fd`` for ``what``: no output may go there."""
+    def take_stream(self, fd: int, option: str) -> None:
+        """Reserve the file behind the stream ``fd`` for ``option``: no output may go there."""
         with suppress(OSError):
             if identity := _identity(os.fstat(fd)):
-                self._taken[identity] = what
+                self._taken[identity] = option
 
     def check_streams(self) -> None:
         """UsageError if standard output or standard error goes to a file that the run reads."""
@@ -89,18 +89,18 @@ class Outputs:
                 if other != "standard input":
                     raise _overwrites(name, other)
 
-    def check(self, path: _Path, what: str) -> None:
-        """UsageError if ``path``, the value of ``what``, is an input or an output."""
+    def check(self, path: _Path, option: str) -> None:
+        """UsageError if ``path``, the value of ``option``, is an input or an output."""
         with suppress(OSError, ValueError):
-            self._compare(os.stat(path), f"{what} {os.fspath(path)}")
+            self._compare(os.stat(path), f"{option} {os.fspath(path)}")
 
-    def open(self, path: _Path, what: str, *, alone: bool = False) -> Output:
-        """Open ``path``, the value of ``what`` (an option); UsageError.
+    def open(self, path: _Path, option: str, *, alone: bool = False) -> Output:
+        """Open ``path``, the value of ``option``, for writing; UsageError.
 
         ``alone``: accept only a regular file to which no standard stream goes.
         """
         name = os.fspath(path)
-        shown = f"{what} {name}"
+        shown = f"{option} {name}"
         if name == "-":
             hint = "write /dev/stdout for standard output, and ./- for a file of that name"
             raise UsageError(f"{shown} is not a path", hint)

@@ -59,9 +59,9 @@ def find_bundle(guest: str, flavour: str) -> Bundle:
             "run 'make guest' in the checkout, or install a wheel, which carries it",
         )
     if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
+        mistake = "is not a folder" if folder.exists() else "does not exist"
         raise UsageError(
-            f"no guest is called '{guest}', and as a path it {what}",
+            f"no guest is called '{guest}', and as a path it {mistake}",
             f"give '{BUNDLED}', a folder that holds a bundle.json, or --kernel FILE",
         )
     return _load(folder, flavour)

@@ -55,7 +55,7 @@ def all_halted(threads: Sequence[VcpuThread]) -> bool:
     Then each vCPU is halted with interrupts off, or was never started, and
     none has a pending NMI, which would wake it. All vCPUs are paused during
     the check, because a running one could wake a second one and then halt. A
-    vCPU whose exit takes long to handle, as when nobody reads the console, is
+    vCPU whose exit takes long to handle, as when no process reads the console, is
     not halted.
     """
     try:

@@ -5,7 +5,7 @@ module        contents
 ============  ==========================================================
 ``stream``    JSON messages out of bytes, also after malformed ones (pure)
 ``protocol``  one client's conversation: greeting, negotiation, errors (pure)
-``shapes``    the JSON of answers and events, in QEMU's terms
+``qapi``      the JSON of answers and events, in QEMU's terms
 ``commands``  the commands, carried out on a machine
 ``listener``  the socket file
 ``server``    the thread that serves the clients

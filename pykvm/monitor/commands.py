@@ -9,7 +9,7 @@ from pykvm.devices.virtio_blk.rates import RATES
 from pykvm.errors import UsageError
 from pykvm.machine import Machine, RunState
 from pykvm.machine.disks import Disk
-from pykvm.monitor import shapes
+from pykvm.monitor import qapi
 from pykvm.monitor.protocol import COMMAND_NOT_FOUND, NEGOTIATE, Command, Json, QmpError
 
 SLOW: Final = frozenset({"stop", "cont", "block_resize"})
@@ -73,7 +73,7 @@ def _check_running(machine: Machine) -> None:
 
 
 def _quit(machine: Machine, arguments: Json) -> Any:
-    machine.finish(shapes.QUIT)
+    machine.finish(qapi.QUIT)
     return {}
 
 
@@ -111,12 +111,12 @@ _COMMANDS: Final = MappingProxyType(
             _block_set_io_throttle, optional={**_DISK, **dict.fromkeys(RATES, int)}
         ),
         "cont": _Entry(_cont),
-        "query-block": _Entry(lambda machine, _: [*map(shapes.block_info, machine.disks)]),
-        "query-blockstats": _Entry(lambda machine, _: [*map(shapes.block_stats, machine.disks)]),
+        "query-block": _Entry(lambda machine, _: [*map(qapi.block_info, machine.disks)]),
+        "query-blockstats": _Entry(lambda machine, _: [*map(qapi.block_stats, machine.disks)]),
         "query-commands": _Entry(_query_commands),
         "query-name": _Entry(lambda machine, _: {}),
-        "query-status": _Entry(lambda machine, _: shapes.status(machine.status)),
-        "query-version": _Entry(lambda machine, _: shapes.version()),
+        "query-status": _Entry(lambda machine, _: qapi.status(machine.status)),
+        "query-version": _Entry(lambda machine, _: qapi.version()),
         "quit": _Entry(_quit),
         "stop": _Entry(_stop),
     }

@@ -34,7 +34,7 @@ from pykvm.machine.outcome import Outcome
 from pykvm.monitor.commands import SLOW, execute
 from pykvm.monitor.listener import MonitorSocket
 from pykvm.monitor.protocol import Command, Conversation, QmpError, encode
-from pykvm.monitor.shapes import event_message, version
+from pykvm.monitor.qapi import event_message, version
 
 MAX_CLIENTS: Final = 16
 """Further clients wait until a client leaves."""

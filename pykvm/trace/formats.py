@@ -85,7 +85,7 @@ class Chrome:
         )
 
     def _span(
-        self, what: str, process: int, first: int, ns: int, queue: int, fields: Fields
+        self, category: str, process: int, first: int, ns: int, queue: int, fields: Fields
     ) -> str:
         """A complete event that ended at ``ns``, on the first free track from ``first`` on."""
         start = ns - fields["took_ns"]
@@ -94,12 +94,12 @@ class Chrome:
         text = ""
         if place == len(ends):
             ends.append(ns)
-            name = f"queue {queue} {what}s {place + 1}"
+            name = f"queue {queue} {category}s {place + 1}"
             text = self._named("thread_name", process, first + place, name)
         ends[place] = ns
         return text + self._element(
             name=fields["kind"],
-            cat=what,
+            cat=category,
             ph="X",
             ts=start / 1000,
             dur=fields["took_ns"] / 1000,
@@ -115,8 +115,8 @@ class Chrome:
         self._processes[disk] = len(self._processes) + 1
         return self._named("process_name", self._processes[disk], 0, name)
 
-    def _named(self, what: str, process: int, track: int, name: str) -> str:
-        return self._element(name=what, ph="M", pid=process, tid=track, args={"name": name})
+    def _named(self, kind: str, process: int, track: int, name: str) -> str:
+        return self._element(name=kind, ph="M", pid=process, tid=track, args={"name": name})
 
     def _element(self, **members: Any) -> str:
         comma, self._comma = self._comma, ","

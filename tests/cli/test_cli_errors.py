@@ -123,7 +123,7 @@ def test_a_guest_that_is_incomplete(capfd, tmp_path):
     (tmp_path / "bundle.json").write_text(
         '{"format": 1, "name": "g", "flavours": {"native": {"kernel": "vmlinux"}}}'
     )
-    words = ["bundle.json", "'vmlinux'", "not there", "build the guest again"]
+    words = ["bundle.json", "'vmlinux'", "does not exist", "build the guest again"]
     fails(capfd, ["boot", str(tmp_path)], 2, *words)
 
 

@@ -1,4 +1,4 @@
-"""What clients of the monitor do: raw bytes, many, few, none, and at a bad moment."""
+"""Clients of the monitor: raw bytes in any pieces, many clients, and clients that leave."""
 
 import json
 import select
@@ -72,7 +72,7 @@ def test_a_client_that_has_shut_down_its_side_gets_its_answers(qmp_path, machine
 
 
 def test_a_client_with_many_commands_at_once_gets_every_answer(qmp_path, machine):
-    """It reads only when it has said all; the answers are more than is kept for anybody."""
+    """It reads only after it has sent all. The answers exceed what is kept for a client."""
     count = 4 * server.MAX_UNREAD // 300
     with Raw(qmp_path) as client:
         talk = threading.Thread(target=client.send, args=[b'{"execute": "query-commands"}' * count])
@@ -91,7 +91,7 @@ def test_a_client_that_has_shut_down_its_side_gets_waiting_data(qmp_path, machin
     with Raw(qmp_path) as client:
         client.send(b'{"execute": "query-commands"}' * count)
         client.socket.shutdown(socket.SHUT_WR)
-        time.sleep(0.1)  # the monitor has come to the end of it
+        time.sleep(0.1)  # the monitor has read all of it
         for _ in range(count):
             assert "return" in client.read()
         assert client.read() is None
@@ -104,7 +104,7 @@ def test_several_clients_are_served(qmp_path, machine):
         assert one.read() == {"return": {}}
         assert two.read()["event"] == "STOP"
         two.ask("cont")
-        # No events for one that has not negotiated.
+        # A client that has not negotiated gets no events.
         silent.send(b'{"execute": "qmp_capabilities"}')
         assert silent.read() == {"return": {}}
 
@@ -129,7 +129,7 @@ def test_clients_may_leave_at_any_moment(qmp_path, machine):
 
 
 def test_a_client_that_does_not_read_delays_no_other(qmp_path, machine, monkeypatch):
-    """It gets no more answers, and is dropped when too many events have gathered for it."""
+    """It gets no more answers, and is disconnected when too many events wait for it."""
     monkeypatch.setattr(server, "MAX_UNREAD", 4096)
     with Raw(qmp_path) as deaf, Raw(qmp_path) as client:
         deaf.socket.settimeout(0.1)
@@ -163,7 +163,7 @@ def test_a_guest_cannot_fill_the_memory_with_events(qmp_path, machine, monkeypat
 
 
 def test_a_waiting_stop_delays_only_its_client(qmp_path, bare_kernel):
-    """A vCPU is busy with a sink that blocks; others may look, and quit."""
+    """A vCPU is busy with a sink that blocks. Other clients may query, and quit."""
     busy, free = threading.Event(), threading.Event()
 
     def sink(data: bytes) -> None:

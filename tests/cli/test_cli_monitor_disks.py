@@ -1,4 +1,4 @@
-"""What the monitor changes about a disk while its guest runs."""
+"""The monitor's commands that change a disk while its guest runs."""
 
 import pytest
 from monitor_clients import run_client, served
@@ -51,7 +51,7 @@ def test_block_resize(talk_about, image):
             assert await client.execute("block_resize", {key: "virtio0", "size": size}) == {}
             (block,) = await client.execute("query-block")
             assert block["inserted"]["image"]["virtual-size"] == size == image.stat().st_size
-        # Its driver, if there is one, has not set it up.
+        # No driver has set the disk up.
         await client.execute("block_resize", {"device": "virtio0", "size": 512})
 
     talk_about(talk)
@@ -96,7 +96,7 @@ def test_wrong_arguments_are_errors(talk_about, image):
 
 
 def test_block_set_io_throttle(talk_about):
-    """All six as QEMU's clients send them; what is left out is 0."""
+    """All six, as QEMU's clients send them. A missing one is 0."""
     six = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
 
     async def talk(client):

@@ -1,4 +1,4 @@
-"""The monitor's socket file: whose it is, what it replaces, and that it goes away."""
+"""The monitor's socket file: its owner, the files that it replaces, and its removal."""
 
 import os
 import socket
@@ -33,7 +33,7 @@ def test_only_a_stale_socket_is_replaced(qmp_path):
             MonitorSocket(qmp_path)
         assert stat.S_ISSOCK(os.stat(qmp_path).st_mode)
     qmp_path.write_text("precious")
-    with pytest.raises(UsageError, match="a file already"):
+    with pytest.raises(UsageError, match="a file with this name exists"):
         MonitorSocket(qmp_path)
     assert qmp_path.read_text() == "precious"
 

@@ -14,7 +14,7 @@ from pykvm.devices.virtio_blk.open import DiskConfig
 from pykvm.machine import Machine, MachineConfig
 from pykvm.monitor.commands import execute
 from pykvm.monitor.protocol import Command, QmpError
-from pykvm.monitor.shapes import block_info
+from pykvm.monitor.qapi import block_info
 
 NAME = b"d\xff\n\x1b[31m"
 

@@ -80,7 +80,7 @@ def test_options(tmp_path: Path) -> None:
         ("a,fromat=jsonl", "no option 'fromat'"),
         ("a,format", "needs a value"),
         ("a,format=xml", "jsonl or chrome"),
-        ("a,events=*.x", "no event"),
+        ("a,events=*.x", "no trace event"),
         ("a,events=*,events=*", "twice"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Machine as a Python API: its life, and what it leaves behind however that goes."""
+"""Machine as a Python API: its life, and that it leaves nothing behind."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def test_a_run_ends_with_the_guests_status(config):
         assert (outcome.kind, outcome.status) == (OutcomeKind.POWER_OFF, 3)
         assert machine.outcome == outcome
         assert machine.console_output == b"hello from CPL3\n"
-    # What it has counted stays.
+    # The counts stay.
     assert machine.statistics()["exits"]["IoExit"] > 0
 
 
@@ -174,7 +174,7 @@ def test_two_machines_run_at_once(config):
         until(lambda: two.console_output == b"two", "the second echo")
         one.board.console.feed(b"\x04")
         assert one.wait(timeout=PATIENCE).status == 0
-        # The other goes on.
+        # The other machine runs on.
         two.board.console.feed(b"!\x04")
         assert two.wait(timeout=PATIENCE).status == 0
         assert two.console_output == b"two!"
@@ -184,7 +184,7 @@ def test_no_vcpu_runs_within_paused(config):
     def exits() -> int:
         return machine.statistics()["exits"].get("IoExit", 0)
 
-    with Machine(config("echo")) as machine:  # which polls the UART without end
+    with Machine(config("echo")) as machine:  # it polls the UART forever
         machine.start()
         until(exits, "the first exit")
         with machine.paused(), machine.paused():
@@ -292,7 +292,7 @@ def test_on_end_frees_a_sink_that_blocks(config):
         assert time.monotonic() - start < PATIENCE / 2
 
 
-# -- what cannot be built ---------------------------------------------------------
+# -- machines that cannot be built ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_a_step_that_fails_leaves_nothing_behind(config, disk, monkeypatch, step
     def fail(*arguments: object, **more: object) -> None:
         raise ZeroDivisionError(step)
 
-    # What only disks need is imported for them.
+    # Modules that only disks need are patched by their own names.
     monkeypatch.setattr(step if step.startswith("pykvm") else f"pykvm.machine.{step}", fail)
     with pytest.raises(ZeroDivisionError, match=step):
         Machine(config(disks=[disk]))
@@ -418,7 +418,7 @@ def test_memory_may_be_shared_and_without_large_pages(config, fields):
 
 
 def test_memory_above_the_hole():
-    """The guest maps and uses what lies from 4 GiB on."""
+    """The guest maps and uses the memory above 4 GiB."""
     pdpt = 0x10_1000 + 4 * 8  # guest/bare/start.S: the entry for the fifth GiB
     script = Script()
     table = script.arena.allocate(4096, 4096)

@@ -8,7 +8,7 @@ from pykvm.bus import Bus
 
 
 class Recorder:
-    """A device that answers with a fixed value and notes what it is asked."""
+    """A device that answers with a fixed value and notes its accesses."""
 
     def __init__(self, value: int = 0) -> None:
         self.value = value

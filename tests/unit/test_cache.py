@@ -1,4 +1,4 @@
-"""What is kept is kept where its user says, and nowhere else."""
+"""The cache is in the folder that the user chose, and nowhere else."""
 
 import os
 import pwd
@@ -19,7 +19,7 @@ def nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user that the list of users does not know."""
+    """A user who is not in the list of users."""
 
     def unknown(uid: int) -> None:
         raise KeyError(uid)

@@ -1,4 +1,4 @@
-"""Configurations take what people write, and say what is wrong with the rest."""
+"""Configurations accept natural values, and name the mistake in any other value."""
 
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -30,7 +30,7 @@ RECORDS: dict[type, dict[str, Any]] = {
     Fault: {"errno": "EIO"},
     Effect: {},
 }
-"""Records that people make, and what each needs."""
+"""The records that users make, with their required fields."""
 
 
 def fields(kind: Any) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Files that are written cost no other file: the rules of pykvm/outputs.py."""
+"""Writing a file destroys no other file: the rules of pykvm/outputs.py."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ from pykvm.outputs import Outputs
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """What a run reads."""
+    """The file that a run reads."""
     path = tmp_path / "image"
     path.write_bytes(b"precious")
     return path
@@ -80,7 +80,7 @@ def test_a_run_that_fails_early_changes_nothing(tmp_path: Path, image: Path) -> 
 
 
 def test_data_of_a_different_program_stays(tmp_path: Path) -> None:
-    """Two runs with one name: the first to fail must not take the other's file away."""
+    """Two runs have the same output, and the first that fails must not remove it."""
     new = tmp_path / "new"
     with Outputs([]) as outputs:
         outputs.open(new, "--stats")
@@ -89,7 +89,7 @@ def test_data_of_a_different_program_stays(tmp_path: Path) -> None:
 
 
 def test_a_locked_file_is_refused(image: Path) -> None:
-    """A disk of another VM holds shared locks of some bytes that need not exist."""
+    """The user of a disk image holds shared locks on bytes that need not exist."""
     with image.open("rb") as held:
         flock = b"".join(
             number.to_bytes(size, sys.byteorder)
@@ -105,7 +105,7 @@ def test_a_pipe_without_a_reader_is_refused_at_once(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with Outputs([]) as outputs:
-        refused(outputs, fifo, "nobody reads")
+        refused(outputs, fifo, "no reader")
         reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
         output = outputs.open(fifo, "--log")
         output.begin()

@@ -42,7 +42,7 @@ class Session:
         self.rooms += 1
 
     def sent(self):
-        """What the guest got since the last call, as frames."""
+        """The frames that the guest got since the last call."""
         frames = FrameDecoder().feed(bytes(self.line))
         self.line.clear()
         return frames

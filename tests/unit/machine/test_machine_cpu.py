@@ -37,7 +37,7 @@ def test_leaf_1_has_the_number_of_the_cpu(index, cpus):
 @pytest.mark.parametrize("subleaves", [1, 3])
 @pytest.mark.parametrize(("index", "cpus", "bits"), [(0, 1, 0), (1, 2, 1), (4, 5, 3), (7, 8, 3)])
 def test_the_topology_is_cores_of_one_package(function, subleaves, index, cpus, bits):
-    """Whatever KVM gives: nothing but one empty subleaf, or the host's own topology."""
+    """KVM gives one empty subleaf, or the host's own topology."""
     host = [leaf(function, i, eax=9, ebx=64, ecx=i, edx=77) for i in range(subleaves)]
     seen = cpuid_of(host, index, cpus)
     assert len(seen) == 3
@@ -73,7 +73,7 @@ def test_other_leaves_are_unchanged():
 
 
 class FakeVcpu:
-    """Keeps what it is given."""
+    """A vCPU that keeps its arguments."""
 
     def __init__(self, index):
         self.index = index
@@ -118,7 +118,7 @@ def test_only_the_boot_cpu_gets_the_entry_state():
 
 @pytest.mark.parametrize("offered", [False, True])
 def test_the_guest_sees_the_tsc_deadline_timer_if_kvm_has_it(offered):
-    """KVM_GET_SUPPORTED_CPUID never shows it."""
+    """KVM_GET_SUPPORTED_CPUID never has it."""
     kvm = SimpleNamespace(
         supported_cpuid=lambda: [leaf(0), leaf(1)],
         check_extension=lambda cap: int(offered and cap == KVM_CAP_TSC_DEADLINE_TIMER),

@@ -1,4 +1,4 @@
-"""The end of a run: set by anybody at any moment, seen once."""
+"""The end of a run: any thread sets it at any moment, and the first outcome counts."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ def test_a_second_thread_wakes_the_waiting_one():
 
 @pytest.fixture
 def on_alarm():
-    """Have SIGALRM call a function; give the function that says which."""
+    """Return a function that sets the handler of SIGALRM."""
     before = signal.getsignal(signal.SIGALRM)
     yield lambda call: signal.signal(signal.SIGALRM, lambda number, frame: call())
     signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,4 +1,4 @@
-"""Events: each listener hears all of them, in order, and holds nobody up."""
+"""Events: each listener gets all of them, in order, and delays no announcement."""
 
 import errno
 import threading
@@ -40,7 +40,7 @@ def io_error(action: ErrorAction) -> BlockIoError:
 def test_every_listener_gets_all_events_in_order(announcer):
     first: list[Event] = []
     second: list[Event] = []
-    announcer.announce(Stop())  # to nobody
+    announcer.announce(Stop())  # without a listener
     announcer.listen(first.append)
     announcer.listen(second.append)
     sent = [Stop(), Resume(), io_error(ErrorAction.STOP), Stop()]
@@ -114,7 +114,7 @@ def test_an_exception_in_a_listener_is_reported_and_delays_no_event(announcer, f
 
 
 def test_a_guest_cannot_fill_the_memory_with_errors(announcer):
-    """Errors that stop the guest cannot come without end, so none of these is lost."""
+    """A guest cannot cause endless errors that stop it, so none of these is dropped."""
     free, heard = threading.Event(), []
 
     def slow(event: Event) -> None:
@@ -194,7 +194,7 @@ def test_the_repr_of_an_event_has_its_fields() -> None:
 
 
 def test_without_a_thread_no_listener_is_added(announcer, monkeypatch):
-    """A disk's error that stops the guest would wait for somebody who never hears of it."""
+    """Else an error that stops the guest would wait for a listener that never gets it."""
 
     def none_left(thread):
         raise RuntimeError("can't start new thread")

@@ -1,4 +1,4 @@
-"""What each vCPU exit leads to, with buses and a vCPU that are fakes."""
+"""The answer to each vCPU exit, with fake buses and a fake vCPU."""
 
 from types import SimpleNamespace
 
@@ -45,7 +45,7 @@ class RecordingBus:
 
 
 class Rig:
-    """An ExitHandler and all that it talks to."""
+    """An ExitHandler with its buses and its vCPU."""
 
     def __init__(self, assistant=None):
         self.page = Page()

@@ -1,4 +1,4 @@
-"""Which kernel, initrd and command line a configuration means: bundles by name and by folder."""
+"""The kernel, initrd and command line of a configuration: bundles by name and by folder."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from pykvm.machine.guest import EMULATED, LINUX, LINUX_DEFAULTS, NATIVE, resolve
 
 
 def make(folder: Path, name: str = "g", flavours: tuple[str, ...] = (NATIVE, EMULATED), **more):
-    """A bundle in ``folder`` whose files hold nothing."""
+    """Make a bundle of empty files in ``folder``."""
     folder.mkdir(parents=True)
     entries = {}
     for flavour in flavours:
@@ -27,7 +27,7 @@ def make(folder: Path, name: str = "g", flavours: tuple[str, ...] = (NATIVE, EMU
 
 @pytest.fixture
 def bundles(tmp_path, monkeypatch) -> Path:
-    """An empty place for bundles that come with pykvm; the working directory is another."""
+    """An empty folder for pykvm's own bundles, which is not the working directory."""
     monkeypatch.setattr(bundle, "BUNDLES", tmp_path / "bundles")
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")

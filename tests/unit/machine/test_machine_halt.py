@@ -72,7 +72,7 @@ def test_only_a_cpu_that_nothing_can_wake_has_halted_permanently(threads, answer
 
 
 def test_all_vcpus_are_paused_during_the_check():
-    """Else one could wake another, halt, and be found halted like the one it has woken."""
+    """Else a vCPU could wake one that was found halted, and then halt too."""
     threads = [halted(), halted(), halted()]
     seen = []
 

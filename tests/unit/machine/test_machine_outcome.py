@@ -1,4 +1,4 @@
-"""How a run is said to have ended."""
+"""The outcome of a run, and the evidence for it."""
 
 import itertools
 import signal

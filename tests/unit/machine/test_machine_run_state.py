@@ -1,4 +1,4 @@
-"""Stopping and going on, with vCPUs and disks that are not there: the order, and every overlap."""
+"""Stopping and resuming, with fake vCPUs and disks: the order, and every overlap."""
 
 import threading
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ FAILURE = BlockIoError("virtio0", IoError("write", 0, 512, 5, ErrorAction.STOP))
 
 @dataclass
 class FakeVcpu:
-    """Idle as soon as it is asked to, unless ``busy``. Notes calls in ``log``."""
+    """A vCPU that pauses when asked, unless it is ``busy``. Notes calls in ``log``."""
 
     log: list[object]
     pauses: int = 0
@@ -39,7 +39,7 @@ class FakeVcpu:
 
 @dataclass
 class FakeDisk:
-    """Notes calls in ``log``; ``in_pause`` and ``in_resume`` are called there."""
+    """A disk that notes calls in ``log``, and calls ``in_pause`` and ``in_resume`` within them."""
 
     log: list[object]
     in_pause: object = None
@@ -88,11 +88,11 @@ class Rig:
         return [vcpu.pauses for vcpu in self.vcpus]
 
     def fail(self) -> None:
-        """What a disk's thread does."""
+        """Report an error, as a disk's thread does."""
         self.control.io_error(FAILURE)
 
     def settle(self) -> None:
-        """Return when the control thread has carried out all that was requested; it ends."""
+        """End the control thread once it has carried out all requests."""
         self.control.close()
 
 
@@ -132,7 +132,7 @@ def test_a_repeated_pause_or_resume_is_harmless(rig):
 
 
 def test_every_vcpu_is_asked_before_any_is_awaited(rig):
-    """Else one that is busy would leave the others running."""
+    """Else the rest would run on while one vCPU is busy."""
     rig.vcpus[0].idle.clear()
     with pytest.raises(TimeoutError):
         rig.control.pause(0.01)
@@ -186,7 +186,7 @@ def test_several_errors_cause_one_stop(rig):
 
 
 def test_an_error_right_after_the_resume_stops_again(rig):
-    """The disk fails again before resume() has come to the vCPUs."""
+    """The disk fails again before resume() resumes the vCPUs."""
     failures = iter(range(3))
     rig.disk.in_resume = lambda: rig.fail() if next(failures, None) is not None else None
     rig.fail()
@@ -212,9 +212,9 @@ def test_an_error_while_the_user_has_paused_changes_nothing(rig):
 
 
 def test_a_resume_answers_an_earlier_error():
-    """The order to stop is carried out late: what it is for has been taken up already."""
+    """The order to stop is carried out late, after the resume has answered its error."""
     rig = Rig()
-    rig.disk.in_pause = rig.fail  # what was executing fails
+    rig.disk.in_pause = rig.fail  # an operation in flight fails
     rig.control.pause(1)
     rig.control.resume()
     rig.control.start()
@@ -244,7 +244,7 @@ def test_an_error_while_a_vcpu_is_busy_stops_it_as_soon_as_it_is_idle(rig):
 
 
 def test_a_resume_while_a_vcpu_is_busy_cancels_the_stop(rig):
-    """Who was told of the error waits for STOP and RESUME, so both come."""
+    """A listener that got the error waits for STOP and RESUME, so both come."""
     rig.vcpus[1].idle.clear()
     rig.fail()
     until(lambda: rig.pauses == [1, 1])
@@ -257,7 +257,7 @@ def test_a_resume_while_a_vcpu_is_busy_cancels_the_stop(rig):
 
 
 def test_a_resume_before_the_stop_begins_cancels_it():
-    """``cont`` in answer to the event, while the control thread has not come to it."""
+    """``cont`` answers the event before the control thread begins the stop."""
     rig = Rig()
     rig.fail()
     assert not rig.control.undisturbed
@@ -270,7 +270,7 @@ def test_a_resume_before_the_stop_begins_cancels_it():
 
 
 def test_a_resume_by_a_listener_answers_the_error():
-    """However fast the answer: there is no stop for it after the resume."""
+    """Even if the answer is fast, no stop for the error follows the resume."""
     rig = Rig()
     rig.control.pause(1)
     rig.control.resume()
@@ -279,7 +279,7 @@ def test_a_resume_by_a_listener_answers_the_error():
 
     def hear() -> None:
         answer.start()
-        answer.join(0.05)  # if it can be carried out at once, it is
+        answer.join(0.05)  # time enough for a resume that need not wait
 
     rig.on_failure = hear
     rig.fail()
@@ -323,7 +323,7 @@ def test_an_end_during_a_pause_is_not_announced_as_a_stop(rig):
 
 
 def test_the_end_does_not_wait_for_a_disk(rig):
-    """What it executes may take any time, and is cancelled when the devices are closed."""
+    """Its operations may take any time. Closing the devices cancels them."""
     rig.disk.quiet = False
     pausing = threading.Thread(target=rig.control.pause, args=[PATIENCE])
     pausing.start()
@@ -366,7 +366,7 @@ def test_a_bug_is_reported_and_ends_the_thread():
 
 
 def test_many_threads_at_once(rig):
-    """Whatever the order, each stop has its resume, and nothing is left asked for."""
+    """In any order, each stop has its resume, and no request is left."""
 
     def hammer(call) -> None:
         for _ in range(200):
@@ -387,11 +387,11 @@ def test_many_threads_at_once(rig):
     assert events == [Stop, Resume] * (len(events) // 2)
 
 
-# -- a disk that halts, and has not told why yet ---------------------------------
+# -- a disk that has halted, and not yet announced its error ---------------------------------
 
 
 def test_a_resume_waits_until_a_halted_disk_has_announced_its_error(rig):
-    """So it is the answer, and the guest is not stopped once more for what is over."""
+    """So the resume answers the error, and the guest does not stop for it again."""
     rig.control.pause(1)
     rig.log.clear()
     halted, tell = threading.Event(), threading.Event()
@@ -416,7 +416,7 @@ def test_a_resume_waits_until_a_halted_disk_has_announced_its_error(rig):
 
 
 def test_a_disk_that_halts_during_a_resume_stops_the_guest_again(rig):
-    """Its halt comes when every disk has gone on, and so is another one."""
+    """It halts after every disk has resumed, so this is a new stop."""
     rig.control.pause(1)
     rig.log.clear()
 

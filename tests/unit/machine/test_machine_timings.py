@@ -1,4 +1,4 @@
-"""Named marks in time."""
+"""The times of a run's steps."""
 
 import time
 
@@ -10,7 +10,7 @@ def test_marks_are_seconds_since_the_process_began():
     timings.mark("first")
     time.sleep(0.02)
     timings.mark("second")
-    # This process is a test run's: older than nothing, younger than a day.
+    # This process is younger than a day.
     assert 0 < timings.marks["first"] < 86400
     assert timings.marks["second"] - timings.marks["first"] >= 0.02
 

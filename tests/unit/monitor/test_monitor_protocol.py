@@ -1,7 +1,7 @@
 """QMP without a socket: bytes in, commands and answers out.
 
-However the bytes are cut, the same comes out; and whatever a client has sent,
-a command on a line of its own is understood after it.
+The result does not depend on how the bytes are cut. After any input, a command
+on a separate line is understood.
 """
 
 import json
@@ -18,7 +18,7 @@ VERSION = {"qemu": {"major": 0, "minor": 1, "micro": 2}, "package": "p"}
 
 
 def values(*pieces: bytes) -> list[object]:
-    """What comes out of ``pieces``, each Malformed as that class."""
+    """The values in ``pieces``, with the class Malformed for each malformed message."""
     stream = JsonStream()
     items = [item for piece in pieces for item in stream.feed(piece)]
     return [item.value if isinstance(item, Value) else Malformed for item in items]
@@ -41,7 +41,7 @@ def values(*pieces: bytes) -> list[object]:
         (b"[1]", [[1]]),
         (b'{"a"', []),
         (b'{"a": "', []),
-        # Malformed, and found again.
+        # Malformed messages, and the next good one.
         (b"hello\n{}", [Malformed, {}]),
         (b"hello {}", [Malformed, {}]),
         (b"}\n{}", [Malformed, {}]),
@@ -161,7 +161,7 @@ NOISE = st.lists(
 
 @given(NOISE, st.lists(st.integers(0), max_size=5))
 def test_after_any_noise_a_command_is_understood(noise, places):
-    """At the latest by the second line: what was open may have taken the first for its own."""
+    """By the second line at the latest: an open message may have swallowed the first."""
     command = b'{"execute": "query-status"}\n'
     pieces = cut(noise, places)
     assert values(*pieces, b"\n", command, command, command)[-1] == {"execute": "query-status"}
@@ -171,7 +171,7 @@ def test_after_any_noise_a_command_is_understood(noise, places):
 @example(b"]{}", [1])
 @example(b'{"\xff"\n{}}', [5])
 def test_any_noise_gives_the_same_in_any_pieces(noise, places):
-    """With an empty line, after which it is known what a line was."""
+    """The empty line at the end decides whether the line before it was a message."""
     lines = noise + b"\n\n"
     assert values(*cut(lines, places)) == values(lines)
 
@@ -180,7 +180,7 @@ def test_any_noise_gives_the_same_in_any_pieces(noise, places):
 
 
 def talk(*messages: object, negotiated: bool = True) -> list[object]:
-    """Answers as JSON, and commands as they are."""
+    """The answers, parsed, and the commands."""
     conversation = Conversation(VERSION)
     if negotiated:
         conversation.receive(b'{"execute": "qmp_capabilities"}')

@@ -1,4 +1,4 @@
-"""The file of a trace: formats, filters, the end of a run, and what a crash leaves."""
+"""The file of a trace: formats, filters, the end of a run, and the rest after a crash."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_patterns_select_events(patterns: str, wanted: set[str]) -> None:
 
 @pytest.mark.parametrize("patterns", ["virtio_blk.stpo", "*.stop:", "*.stop:xyz", ""])
 def test_a_pattern_that_matches_no_event_is_an_error(patterns: str) -> None:
-    with pytest.raises(UsageError, match="no event"):
+    with pytest.raises(UsageError, match="there is no trace event"):
         matching(patterns)
 
 
@@ -77,7 +77,7 @@ def test_only_wanted_events_are_written(path: Path) -> None:
 
 
 def test_events_are_written_while_the_guest_runs(path: Path) -> None:
-    """What pykvm recorded before somebody killed it can be read."""
+    """The events that pykvm recorded before it was killed can be read."""
     with TraceFile(TraceOptions(path)) as trace:
         trace.record(STOP, 1, "virtio0", 0, {})
         until(lambda: names(path)[-1:] == [STOP])
@@ -107,7 +107,7 @@ def test_a_recording_thread_waits_and_loses_nothing(
 
 
 class SlowDisk:
-    """Holds up the next call of os.write, until it is told to go on."""
+    """Delays the next call of os.write until it is released."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered = threading.Event()

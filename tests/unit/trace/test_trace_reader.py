@@ -1,4 +1,4 @@
-"""What is read from a trace, or from what somebody says is one."""
+"""Reading traces, and files that are not traces."""
 
 import json
 from collections.abc import Callable
