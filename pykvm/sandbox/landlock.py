@@ -13,7 +13,7 @@ import errno
 import os
 from struct import Struct
 
-from pykvm.errors import HostError, reason_of
+from pykvm.errors import HostError, error_text
 from pykvm.host.libc import system_call
 from pykvm.lean.typing_names import TYPE_CHECKING, Final
 
@@ -95,5 +95,5 @@ def _unavailable(error: OSError) -> HostError:
         errno.EOPNOTSUPP: "it is not among the kernel's security modules (lsm=)",
         errno.EPERM: "a seccomp filter forbids it, such as a container's",
     }
-    reason = reasons.get(error.errno or 0) or reason_of(error)
+    reason = reasons.get(error.errno or 0) or error_text(error.errno or 0)
     return HostError(f"Landlock is not available: {reason}")
