@@ -16,7 +16,7 @@ def dump(transport: FakeTransport, device: VirtioBlk, driver: Driver) -> str:
     """Every thread's stack, every queue's place, and what is in flight."""
     lines = [f"broken: {transport.broken}; failure: {device.failure!r}; limits: {device.limits}"]
     lines.append(f"features {transport.features:#x}, {len(transport.interrupts)} interrupts")
-    services = getattr(device, "_services", {})
+    services = device._threads._services
     for queue, flying in enumerate(driver.flying):
         service = services.get(queue)
         ring = transport.drivers[queue]

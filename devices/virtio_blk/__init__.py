@@ -13,6 +13,7 @@ Its rooms from top to bottom. Imports go down only, and ``core`` is pure:
 ``core``      descriptor chain → request → operation, and the order of operations
 ============  ===================================================================
 
+Below ``device`` are also ``resizing`` and ``write_cache``, two of its subjects.
 Beside them are the user's options (``options``, ``modes``, ``rates``), the driver's view
 (``features``, ``config_space``), the reports to the owner (``hooks``), and the specification's
 numbers (``constants``).

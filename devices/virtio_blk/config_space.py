@@ -1,5 +1,6 @@
 """The configuration space of a block device: struct virtio_blk_config (virtio 1.2 §5.2.4). Pure."""
 
+from contextlib import AbstractContextManager
 from struct import pack_into
 
 from pykvm.devices.virtio_blk.constants import (
@@ -42,13 +43,15 @@ FIELDS: dict[str, tuple[int, str, int]] = {
 
 
 class ConfigSpace:
-    """Bytes that the driver reads. Fields of features that are not offered stay 0.
+    """The bytes that the driver reads. Fields of features that are not offered stay 0.
 
-    ``bytes`` is replaced, never changed.
+    ``bytes`` is replaced at each change, and never changed.
     """
 
-    def __init__(self, offered: int) -> None:
+    def __init__(self, offered: int, lock: AbstractContextManager[object]) -> None:
+        """``lock`` is held during each change: several threads set fields."""
         self._offered = offered
+        self._lock = lock
         self.bytes = bytes(CONFIG_SIZE)
 
     def set(self, name: str, value: int) -> None:
@@ -56,6 +59,7 @@ class ConfigSpace:
         offset, form, feature = FIELDS[name]
         if feature & ~self._offered:
             return
-        changed = bytearray(self.bytes)
-        pack_into(form, changed, offset, value)
-        self.bytes = bytes(changed)
+        with self._lock:
+            changed = bytearray(self.bytes)
+            pack_into(form, changed, offset, value)
+            self.bytes = bytes(changed)

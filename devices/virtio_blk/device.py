@@ -11,14 +11,12 @@ from pykvm.devices.virtio_blk.constants import (
     SECTOR_SIZE,
     VIRTIO_BLK_F_BLK_SIZE,
     VIRTIO_BLK_F_CONFIG_WCE,
-    VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_T_IN,
 )
 from pykvm.devices.virtio_blk.core.ordering import extent
 from pykvm.devices.virtio_blk.core.planner import Limits, Planner
 from pykvm.devices.virtio_blk.core.request import Request, RequestParser
-from pykvm.devices.virtio_blk.core.throttle import Throttle
 from pykvm.devices.virtio_blk.core.zero_detection import ZeroDetector
 from pykvm.devices.virtio_blk.engines.base import EngineFactory, SyncEngine
 from pykvm.devices.virtio_blk.features import Blocks, accepted, describe, offered
@@ -28,9 +26,11 @@ from pykvm.devices.virtio_blk.modes import DetectZeroes, ErrorAction
 from pykvm.devices.virtio_blk.observe.stats import Stats
 from pykvm.devices.virtio_blk.options import DiskOptions
 from pykvm.devices.virtio_blk.rates import RateLimits
-from pykvm.devices.virtio_blk.serving.io_thread_group import Halt, IoThreads
+from pykvm.devices.virtio_blk.resizing import Resizing
+from pykvm.devices.virtio_blk.serving.io_thread_group import Halt, IoThreadGroup
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
-from pykvm.errors import HostError, UsageError, shortage
+from pykvm.devices.virtio_blk.write_cache import WriteCache
+from pykvm.errors import HostError, shortage
 from pykvm.memory.ram import Ram
 from pykvm.virtio.constants import VIRTIO_ID_BLOCK
 from pykvm.virtio.device import Activation
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.observe.tracing import DiskTrace
 
 DEFAULTS: Final = DiskOptions()
-LOOK_SECONDS: Final = 0.1
-"""How often whoever waits for what executes looks whether the run is over."""
 
 
 class VirtioBlk:
@@ -68,7 +66,7 @@ class VirtioBlk:
         options: DiskOptions = DEFAULTS,
         *,
         engine: EngineFactory = SyncEngine,
-        threads: Callable[..., IoThreads] | None = None,
+        threads: Callable[..., IoThreadGroup] | None = None,
         hooks: DeviceHooks = NO_HOOKS,
         trace: "DiskTrace | None" = None,
     ) -> None:
@@ -85,27 +83,29 @@ class VirtioBlk:
         self._blocks = Blocks.choose(options, image.blocks, image.alignment)
         self._blocks.check(image.path, image.size)
         self._engine_factory = engine
-        self._threads_factory = threads or IoThreads
         self._hooks = hooks
         self._trace = trace
         self._features = 0
-        self._activation: Activation | None = None
-        self._services: dict[int, QueueService] = {}
-        self._threads: IoThreads | None = None
-        self._held = False
-        self._parser: RequestParser | None = None
-        # Held throughout a change of size, which may take long: only another one waits for it.
-        self._resizing = threading.Lock()
-        # Guards what follows, the services, and the configuration space with what is told there:
-        # drivers and users change them.
+        # Guards the activation and its parser: drivers change them, and users who resize the disk.
         self._lock = threading.Lock()
-        self._shrinking = False  # nothing is served before that is done
-        self._rate_limits = options.limits
-        self._throttle = _throttle(options.limits)
-        self._config = ConfigSpace(self.features)
+        self._activation: Activation | None = None
+        self._parser: RequestParser | None = None
+        self._config = ConfigSpace(self.features, threading.Lock())
         self._config.set("capacity", image.capacity)
         describe(self._config, options, self._blocks, image.allocation.zeros_free_space)
-        self._set_writeback(image.cache.writeback)
+        self._threads = (threads or IoThreadGroup)(
+            f"virtio-blk {image.path}",
+            options.iothreads,
+            self._broken,
+            self._failed,
+            limits=options.limits,
+            poll_max_ns=options.poll_max_ns,
+            cpus=options.cpu_affinity,
+        )
+        self._cache = WriteCache(image, self._config, self._threads, hooks.over)
+        self._resizing = Resizing(
+            image, self._blocks.logical, self._threads, self._capacity_changed
+        )
 
     @property
     def features(self) -> int:
@@ -125,7 +125,7 @@ class VirtioBlk:
     @property
     def writeback(self) -> bool:
         """The present cache mode: writes may complete before they are on stable storage."""
-        return self._writeback
+        return self._cache.writeback
 
     @property
     def stats(self) -> Stats:
@@ -133,48 +133,19 @@ class VirtioBlk:
         return Stats.total(self.queue_stats)
 
     def write_config(self, offset: int, size: int, value: int) -> None:
-        """See VirtioDevice. ``writeback`` is writable, by a driver that knows it.
-
-        A driver that switches to write-through need never flush again, so
-        what was written before it did goes to stable storage now. If that
-        fails, the cache stays write-back, as the driver can read there.
-        """
+        """See VirtioDevice. Only ``writeback`` is writable, by a driver that negotiated that."""
         where = (FIELDS["writeback"][0], 1)
         if (offset, size) == where and self._features & VIRTIO_BLK_F_CONFIG_WCE:
-            if self._writeback and not value:
-                self._write_through()
-            else:
-                self._set_writeback(bool(value))
+            self._cache.switch(bool(value))
             if self._trace is not None:
-                self._trace.cache(self._writeback)
-
-    def _write_through(self) -> None:
-        """Between the requests of before, which the sync is for, and others, which are durable."""
-        self._quieten(Halt.CACHE)
-        try:
-            if not self.image.sync():
-                self._set_writeback(False)
-        finally:
-            if self._threads is not None:
-                self._threads.resume(Halt.CACHE)
-
-    def _quieten(self, who: Halt) -> None:
-        """Have nothing executing, as long as the run is not over. In the driver's thread."""
-        threads = self._threads
-        while threads is not None and not threads.pause(LOOK_SECONDS, who):
-            if self._hooks.over():
-                return
+                self._trace.cache(self._cache.writeback)
 
     def negotiated(self, features: int) -> bool:
-        """See VirtioDevice. Every subset of what is offered will do.
-
-        A driver that cannot flush begins in write-through (§5.2.5.2).
-        """
+        """See VirtioDevice. Every subset of the offered features will do."""
         self._features = features
+        self._cache.negotiated(features)
         if self._trace is not None:
             self._trace.negotiated(features)
-        if not features & VIRTIO_BLK_F_FLUSH:
-            self._set_writeback(False)
         return True
 
     def queue_count(self, features: int) -> int:
@@ -189,7 +160,7 @@ class VirtioBlk:
             self._trace.activated([queue.size if queue else 0 for queue in activation.queues])
         with self._host_permitting():
             self._start(activation)
-        if self._held:
+        if self._threads.halted_by(Halt.TRANSPORT):
             self._hooks.on_held()
 
     def _start(self, activation: Activation) -> None:
@@ -204,65 +175,37 @@ class VirtioBlk:
                 self._blocks.logical if self._features & VIRTIO_BLK_F_BLK_SIZE else SECTOR_SIZE,
                 accepted(self._options, self._features),
             )
-            for index, queue in enumerate(activation.queues):
-                if queue is not None:
-                    self._services[index] = self._service(index, queue)
-        self._threads = self._threads_factory(
-            f"virtio-blk {self.image.path}",
-            list(self._services.values()),
-            self._options.iothreads,
-            self._broken,
-            self._failed,
-            poll_max_ns=self._options.poll_max_ns,
-            cpus=self._options.cpu_affinity,
-        )
-        if self._held:
-            self._threads.halt(Halt.TRANSPORT)
-        with self._lock:
-            if self._shrinking:
-                self._threads.halt(Halt.RESIZE)
+        for index, queue in enumerate(activation.queues):
+            if queue is not None:
+                self._threads.add(self._service(index, queue))
         self._threads.start()
 
     def stop_queue(self, index: int) -> None:
         """See VirtioDevice."""
-        assert self._activation is not None, "only an active device has queues"
-        service = self._services.get(index)
-        if service is None:
-            return  # the host could not serve it
-        assert self._threads is not None, "what is served has a thread"
-        self._threads.remove(service)
-        with self._lock:
-            del self._services[index]
-        service.engine.close()
+        self._threads.remove(index)
 
     def start_queue(self, index: int, queue: Virtqueue) -> None:
         """See VirtioDevice."""
-        assert self._threads is not None, "only an active device has queues"
         with self._host_permitting():
-            with self._lock:
-                self._services[index] = service = self._service(index, queue)
-            self._threads.add(service)
+            self._threads.add(self._service(index, queue))
 
     def hold(self) -> None:
         """See VirtioDevice."""
-        self._held = True
-        self._quieten(Halt.TRANSPORT)
+        self._threads.quieten(Halt.TRANSPORT, self._hooks.over)
 
     def release(self) -> None:
         """See VirtioDevice."""
-        self._held = False
-        if self._threads is not None:
-            self._threads.resume(Halt.TRANSPORT)
+        self._threads.resume(Halt.TRANSPORT)
 
     def reset(self) -> None:
         """See VirtioDevice."""
-        self._release()
+        self._threads.stop()
         if self._activation is not None and self._trace is not None:
             self._trace.reset()
         with self._lock:
             self._activation = self._parser = None
         self._features = 0
-        self._set_writeback(self.image.cache.writeback)
+        self._cache.reset()
 
     @contextmanager
     def _host_permitting(self) -> Iterator[None]:
@@ -274,12 +217,12 @@ class VirtioBlk:
             lack = shortage(error)
             if not lack:
                 raise
-        self._release()
+        self._threads.stop()
         self._lack(lack)
 
     def lacks(self, lack: str) -> None:
         """See VirtioDevice."""
-        self._release()
+        self._threads.stop()
         self._hooks.on_shortage(lack)
 
     def _lack(self, lack: str) -> None:
@@ -288,24 +231,12 @@ class VirtioBlk:
         finally:
             self._hooks.on_shortage(lack)
 
-    def _release(self) -> None:
-        """Serve nothing any more, and free all that did."""
-        if self._threads is not None:
-            self._threads.stop()
-            self._threads = None
-        with self._lock:
-            services = list(self._services.values())
-            self._services.clear()
-        for service in services:
-            service.engine.close()
-
     def pause(self, timeout: float | None = None) -> bool:
         """Serve nothing from now on; whether nothing is executing, at last after ``timeout`` s.
 
         None: wait for as long as it takes. The driver must not run.
         """
-        threads = self._threads
-        return threads is None or threads.pause(timeout)
+        return self._threads.pause(timeout)
 
     def resume(self) -> None:
         """Go on after :meth:`pause` or after a failure with the action STOP.
@@ -314,10 +245,7 @@ class VirtioBlk:
         order of the ring, before new ones. While the disk shrinks, they start
         when that is done; this does not wait for it.
         """
-        with self._lock:  # not between a look whether the disk may shrink and the halt for that
-            threads = self._threads  # which a reset may take away meanwhile
-            if threads is not None:
-                threads.resume()
+        self._threads.resume()
 
     def resize(self, size: int) -> None:
         """Let the disk have ``size`` bytes from now on, and tell its driver. UsageError.
@@ -328,72 +256,41 @@ class VirtioBlk:
         end fail when it is resumed. From any thread but the disk's own; it
         takes as long as the host does.
         """
-        with self._resizing:
-            if size < self.image.size:
-                self._begin_to_shrink()
-            try:
-                self.image.resize(size, self._blocks.logical)
-                with self._lock:
-                    if self._parser is not None:
-                        self._parser.capacity = self.image.capacity
-                    self._config.set("capacity", self.image.capacity)
-                    if self._activation is not None:
-                        self._activation.config_changed()
-            finally:
-                if self._shrinking:
-                    self._end_shrinking()
-            if self._trace is not None:
-                self._trace.resized(self.image.capacity)
+        self._resizing.resize(size)
 
-    def _begin_to_shrink(self) -> None:
+    def _capacity_changed(self) -> None:
+        capacity = self.image.capacity
         with self._lock:
-            threads = self._threads
-            if self._services and not (threads and threads.quiet):
-                raise UsageError(
-                    f"the disk {self.image.path} cannot shrink while its guest runs",
-                    "stop the guest, shrink the disk, and let the guest go on",
-                )
-            self._shrinking = True
-            if threads is not None:
-                threads.halt(Halt.RESIZE)
-
-    def _end_shrinking(self) -> None:
-        with self._lock:
-            self._shrinking = False
-            threads = self._threads
-            if threads is not None:
-                threads.resume(Halt.RESIZE)
+            if self._parser is not None:
+                self._parser.capacity = capacity
+            self._config.set("capacity", capacity)
+            if self._activation is not None:
+                self._activation.config_changed()
+        if self._trace is not None:
+            self._trace.resized(capacity)
 
     @property
     def limits(self) -> RateLimits:
         """How fast the disk may be."""
-        return self._rate_limits
+        return self._threads.limits
 
     @limits.setter
     def limits(self, limits: RateLimits) -> None:
         """From any thread; requests that wait go by the new ones, whose buckets are full."""
-        with self._lock:
-            self._rate_limits = limits
-            self._throttle = _throttle(limits)
-            for service in self._services.values():
-                service.throttle = self._throttle
-            threads = self._threads
-        if threads is not None:
-            threads.look_again()
+        self._threads.set_limits(limits)
 
     def close(self) -> None:
         """See VirtioDevice. Closes the image."""
         self.reset()
-        with self._resizing:
-            self.image.close()
+        self._resizing.close()
 
     def _service(self, index: int, queue: Virtqueue) -> QueueService:
-        """Has an engine of its own, which :meth:`stop_queue` and :meth:`_release` close."""
+        """Serves ``queue`` with an engine of its own."""
         activation, parser = self._activation, self._parser
         assert activation is not None, "only an active device serves"
         assert parser is not None, "only an active device serves"
         engine = self._engine_factory(self.image, activation.ram)
-        service = QueueService(
+        return QueueService(
             queue,
             activation.kicks[index],
             activation.ram,
@@ -401,33 +298,18 @@ class VirtioBlk:
             Planner(self._options.merge, self._limits),
             engine,
             self.queue_stats[index],
-            durable=self._durable,
+            durable=self._cache.durable,
             decide=self._decide,
             interrupt=activation.interrupt,
             trace=self._trace.queue(index) if self._trace is not None else None,
             detector=self._detector(activation.ram),
         )
-        service.throttle = self._throttle
-        return service
 
     def _detector(self, ram: Ram) -> ZeroDetector | None:
         wanted = self._options.detect_zeroes
         if wanted is DetectZeroes.OFF or self.image.readonly:
             return None
         return ZeroDetector(ram, wanted is DetectZeroes.UNMAP)
-
-    def _set_writeback(self, writeback: bool) -> None:
-        with self._lock:
-            self._writeback = writeback
-            self._config.set("writeback", writeback)
-
-    def _durable(self) -> bool:
-        """Is a write done only when it is on stable storage (§5.2.6.2)?
-
-        A driver that knows no flush has no other way to get it there.
-        """
-        flushes = self._features & VIRTIO_BLK_F_FLUSH
-        return not (flushes and self._writeback) and self.image.cache.syncs
 
     def _decide(self, request: Request) -> ErrorAction:
         image, reads = self.image, request.type == VIRTIO_BLK_T_IN
@@ -438,7 +320,6 @@ class VirtioBlk:
         name = OPERATION_NAMES[request.type]
         with self._hooks.telling:
             if action is ErrorAction.STOP:
-                assert self._threads is not None, "only an active device has requests"
                 self._threads.halt()
             self._hooks.on_error(IoError(name, request.sector, request.length, error, action, lost))
         return action
@@ -458,7 +339,3 @@ class VirtioBlk:
             self._broken(f"a bug in the virtio-blk device: {error!r}")
         finally:
             self._hooks.on_failure(error)
-
-
-def _throttle(limits: RateLimits) -> Throttle | None:
-    return Throttle(limits, threading.Lock()) if limits else None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.image.file import Image
     from pykvm.devices.virtio_blk.layers.faults import FaultPlan
     from pykvm.devices.virtio_blk.observe.tracing import DiskTrace
-    from pykvm.devices.virtio_blk.serving.io_thread_group import IoThreads
+    from pykvm.devices.virtio_blk.serving.io_thread_group import IoThreadGroup
 
 
 @record
@@ -121,7 +121,7 @@ def open_disk(
     hooks: DeviceHooks = NO_HOOKS,
     *,
     trace: "DiskTrace | None" = None,
-    threads: "Callable[..., IoThreads] | None" = None,
+    threads: "Callable[..., IoThreadGroup] | None" = None,
 ) -> OpenDisk:
     """Open the disk that ``config`` describes. UsageError if that is impossible.
 

@@ -109,16 +109,17 @@ class Rig:
         self.errors: deque[int] = deque()
         self.meanwhile: list[Callable[[], None]] = []
         self._engines: list[InspectingEngine] = []
-        self._threads: InlineThreads | None = None
         self._fd = os.memfd_create("pykvm-rig", os.MFD_CLOEXEC)
         os.ftruncate(self._fd, SECTORS * SECTOR_SIZE)
         self.device = VirtioBlk(
             Image(f"/proc/self/fd/{self._fd}"),
             options,
             engine=self._engine,
-            threads=self._inline,
+            threads=InlineThreads,
             hooks=DeviceHooks(on_failure=self._failed),
         )
+        assert isinstance(self.device._threads, InlineThreads)
+        self._inline = self.device._threads
         self.function = VirtioPci(self.device, self.ram, self.pci_services)
         self.number = self.host.add(self.function)
         self._bars = [self.function.bar_register(bar) for bar in self.function.bars]
@@ -133,10 +134,6 @@ class Rig:
         while self.meanwhile:
             self.meanwhile.pop()()
         return self.errors.popleft() if self.errors else 0
-
-    def _inline(self, *arguments: object, **more: object) -> InlineThreads:
-        self._threads = InlineThreads(*arguments, **more)  # type: ignore[arg-type]
-        return self._threads
 
     def _failed(self, error: BaseException) -> None:
         raise error
@@ -222,13 +219,12 @@ class Rig:
     @property
     def services(self) -> Sequence[QueueService]:
         """The queues that are served."""
-        return self._threads.services if self._threads and not self._threads.ended else ()
+        return self._inline.services
 
     def serve(self) -> None:
         """Let the device look at its rings once, and at what it did."""
         before = sum(engine.operations for engine in self._engines)
-        if self._threads is not None:
-            self._threads.serve()
+        self._inline.serve()
         done = sum(engine.operations for engine in self._engines) - before
         # A request is an operation, or one for each range; merged ones that fail have two each.
         limit = len(self.function.state.queues) * QUEUE_SIZE * 2 * (MAX_RANGES + 1)

@@ -13,48 +13,52 @@ from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.engines.base import Engine, SyncEngine
 from pykvm.devices.virtio_blk.engines.transfer import IOV_MAX
 from pykvm.devices.virtio_blk.image.file import Image
-from pykvm.devices.virtio_blk.serving.io_thread_group import Halt, IoThreads
+from pykvm.devices.virtio_blk.rates import NO_LIMITS, RateLimits
+from pykvm.devices.virtio_blk.serving.io_thread_group import Halt, IoThreadGroup
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
 
 
-class InlineThreads(IoThreads):
-    """No threads: :meth:`serve` is what they would do.
+class InlineThreads(IoThreadGroup):
+    """No threads: :meth:`serve` does their work.
 
     Engines must be done when they return from ``submit``. An exception goes
-    to whoever calls :meth:`serve`.
+    to the caller of :meth:`serve`.
     """
 
     def __init__(
         self,
         name: str,
-        services: Sequence[QueueService],
         count: int,
         on_broken: Callable[[str], None],
         on_failure: Callable[[BaseException], None],
         *,
+        limits: RateLimits = NO_LIMITS,
         poll_max_ns: int = 0,
         cpus: Collection[int] = (),
     ) -> None:
-        """See IoThreads."""
-        super().__init__(name, (), 0, on_broken, on_failure)
-        self.services = list(services)
-        self._waiting = set(services)
-        self.ended = False
+        """See IoThreadGroup."""
+        super().__init__(name, 0, on_broken, on_failure, limits=limits)
+        self._waiting: set[QueueService] = set()
+        self.ended = True
+
+    @property
+    def services(self) -> Sequence[QueueService]:
+        """The queues that are served."""
+        return () if self.ended else list(self._services.values())
 
     def serve(self) -> None:
-        """Serve what was kicked, what waited at the start, and what is left of the last call.
+        """Serve the queues that were notified, that waited at the start, or that have more.
 
         Each queue once, so that a driver that refills it cannot keep us here.
         """
-        if self.ended:
-            return
-        if self._halts or any(service.halted for service in self.services):
-            for service in self.services:
+        services = self.services
+        if self._halts or any(service.halted for service in services):
+            for service in services:
                 service.halt()
             return
-        for service in self.services:
+        for service in services:
             if service in self._waiting or _taken(service.kick):
                 self._waiting.discard(service)
                 if service.drain():
@@ -63,47 +67,47 @@ class InlineThreads(IoThreads):
                 self._broken(service.queue.error)
                 return
 
-    def pause(self, timeout: float | None = None, who: Halt = Halt.OWNER) -> bool:
-        """See IoThreads."""
-        self.halt(who)
+    def start(self) -> None:
+        """See IoThreadGroup."""
+        super().start()
+        self.ended = False
+        self._waiting = set(self.services)
+
+    def pause(self, timeout: float | None = None, reason: Halt = Halt.OWNER) -> bool:
+        """See IoThreadGroup."""
+        self.halt(reason)
         self.serve()
         return True
 
-    @property
-    def quiet(self) -> bool:
-        """See IoThreads."""
-        return Halt.OWNER in self._halts or self.ended
-
-    def resume(self, who: Halt = Halt.OWNER) -> None:
-        """See IoThreads."""
-        super().resume(who)
-        if self.ended or self._halts:
+    def resume(self, reason: Halt = Halt.OWNER) -> None:
+        """See IoThreadGroup."""
+        super().resume(reason)
+        if self._halts:
             return
         self._waiting.update(self.services)
         for service in self.services:
             service.resume()
 
-    def look_again(self) -> None:
-        """See IoThreads."""
-        if not self.ended:
-            for service in self.services:
-                service.complete()
+    def set_limits(self, limits: RateLimits) -> None:
+        """See IoThreadGroup."""
+        super().set_limits(limits)
+        for service in self.services:
+            service.complete()
 
-    def add(self, service: QueueService) -> None:
-        """See IoThreads."""
-        self.services.append(service)
+    def _serve(self, service: QueueService) -> None:
         self._waiting.add(service)
 
-    def remove(self, service: QueueService) -> None:
-        """See IoThreads."""
+    def _quiesce(self, service: QueueService) -> None:
         service.quiesce()
-        self.services.remove(service)
         self._waiting.discard(service)
+
+    def _quiet(self) -> bool:
+        return Halt.OWNER in self._halts or self.ended
 
     def _end(self) -> bool:
         first = not self.ended
         self.ended = True
-        for service in self.services:
+        for service in self._services.values():
             service.quiesce()
         return first
 

@@ -11,6 +11,7 @@ from pykvm.bare import BlockDriver, BlockRequest, Results, Script
 from pykvm.bare.block import UNTOUCHED, Batch
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
+from pykvm.devices.virtio_blk.serving.io_thread_group import Halt
 from pykvm.lean.records import replace
 from pykvm.machine import DiskConfig, Machine
 from pykvm.machine.events import Event, Stop
@@ -168,7 +169,8 @@ def test_an_end_while_the_disk_is_to_let_memory_alone(disk: DiskConfig):
     slow = FaultPlan([Fault(operation="write", delay_ms=3_600_000)])
     with machine_of(script, replace(disk, faults=slow)) as machine:
         machine.start()
-        until(lambda: machine.disks[0].device._held and machine.disks[0].device._services)
+        threads = machine.disks[0].device._threads
+        until(lambda: threads.halted_by(Halt.TRANSPORT) and threads._services)
         machine.finish(Outcome.timeout(0))
         assert machine.wait(PATIENCE).kind is OutcomeKind.TIMEOUT
     assert disk.path.read_bytes() == bytes(SECTORS * 512)

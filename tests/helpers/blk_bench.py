@@ -233,7 +233,6 @@ class Bench:
     @property
     def io_thread(self) -> Thread:
         """The device's first."""
-        assert self.device._threads is not None
         return self.device._threads._threads[0]._thread
 
     def send(

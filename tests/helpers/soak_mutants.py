@@ -18,12 +18,12 @@ from pykvm.devices.virtio_blk.core import ordering
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.core.scheduler import Schedule
-from pykvm.devices.virtio_blk.device import VirtioBlk
 from pykvm.devices.virtio_blk.engines.thread_pool import ThreadsEngine
 from pykvm.devices.virtio_blk.layers.overlay import OverlayImage
 from pykvm.devices.virtio_blk.observe.stats import Stats
 from pykvm.devices.virtio_blk.serving.io_thread import IoThread
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
+from pykvm.devices.virtio_blk.write_cache import WriteCache
 from pykvm.virtio.packed import PackedQueue
 from pykvm.virtio.queue import Virtqueue
 from pykvm.virtio.split import SplitQueue
@@ -75,7 +75,7 @@ def flushes_do_not_wait() -> None:
 
 
 def write_through_does_not_sync() -> None:
-    VirtioBlk._durable = lambda self: False
+    WriteCache.durable = lambda self: False
 
 
 def queue_reset_forgets_what_executes() -> None:

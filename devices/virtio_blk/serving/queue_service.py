@@ -49,10 +49,10 @@ more each time that it has passed again. So the driver works while the device do
 class QueueService:
     """One queue at work. One thread at a time calls it.
 
-    ``kick`` is the queue's eventfd and ``engine`` what executes its
-    operations; both belong to somebody else. A halted service, be it by
-    ``decide`` or by :meth:`halt`, leaves the ring alone and starts nothing;
-    it still answers what is executing, until :attr:`idle`.
+    ``kick`` is the queue's eventfd, which belongs to the transport. ``engine``
+    executes the queue's operations, and belongs to the service. A halted
+    service, be it by ``decide`` or by :meth:`halt`, leaves the ring alone and
+    starts nothing; it still answers what is executing, until :attr:`idle`.
     """
 
     queue: Virtqueue
@@ -236,6 +236,10 @@ class QueueService:
             notified.poll()
             self._execute()
         self._schedule.drop()
+
+    def close(self) -> None:
+        """Close the engine, which executes nothing."""
+        self.engine.close()
 
     def _execute(self) -> None:
         """Start what may start and answer what is done, until there is neither."""

@@ -91,7 +91,7 @@ def make(tmp_path: Path) -> Iterator[Maker]:
 
 def segments_kept(disk: Disk) -> int:
     """The most that one chain, request or operation of the disk has room for."""
-    service = disk.device._services[0]
+    service = disk.device._threads._services[0]
     rooms = [len(chain.offsets) for chain in service.queue.chains]
     rooms += [len(request.offsets) for request in service._requests]
     for one in service._planner._free:
@@ -134,7 +134,9 @@ def test_room_for_what_linux_sends_is_kept(make: Maker) -> None:
     serve(disk)
     assert disk.wait(head)[0] == OK
     assert (
-        segments_kept(disk) == ROOM_KEPT == len(disk.device._services[0].queue.chains[head].offsets)
+        segments_kept(disk)
+        == ROOM_KEPT
+        == len(disk.device._threads._services[0].queue.chains[head].offsets)
     )
 
 

@@ -67,7 +67,7 @@ class SlowEngine:
 
 
 def slow_engine(disk: Disk) -> SlowEngine:
-    engine = disk.device._services[0].engine
+    engine = disk.device._threads._services[0].engine
     assert isinstance(engine, SlowEngine)
     return engine
 

@@ -197,7 +197,7 @@ def test_a_bug_keeps_no_pause_waiting(make: Maker) -> None:
     bench.read(0)
     bench.kick()
     script.wait_for(1)
-    engine = bench.device._services[0].engine
+    engine = bench.device._threads._services[0].engine
     good, calls = engine.completions, iter([ZeroDivisionError("a bug")])
 
     def completions() -> object:
@@ -224,7 +224,7 @@ def test_a_bug_among_completions_keeps_no_reset_waiting(make: Maker) -> None:
         raise ZeroDivisionError("a bug")
 
     bench = make(script, on_error=listener, on_failure=failures.append)
-    engine = bench.device._services[0].engine
+    engine = bench.device._threads._services[0].engine
     good, together = engine.completions, list[Operation]()
 
     def completions() -> list[Operation]:

@@ -18,7 +18,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_S_OK,
 )
 from pykvm.devices.virtio_blk.core.operation import Operation
-from pykvm.devices.virtio_blk.serving.io_thread_group import IoThreads
+from pykvm.devices.virtio_blk.serving.io_thread_group import IoThreadGroup
 from pykvm.errors import UsageError
 from pykvm.testing.fake_transport import FakeTransport
 
@@ -308,7 +308,7 @@ def test_a_queue_that_breaks_ends_the_service_of_all(make: Maker, halted: bool) 
     bench.kick(1)
     bench.device.resume()
     assert "9999" in bench.transport.wait_broken()
-    for thread in bench.device._threads._threads:  # type: ignore[union-attr]
+    for thread in bench.device._threads._threads:
         assert ends(thread._thread)
     for queue in (0, 2):
         bench.read(0, queue=queue)
@@ -327,15 +327,12 @@ def test_a_queue_that_breaks_ends_the_service_of_all(make: Maker, halted: bool) 
 def test_a_bug_ends_the_service_of_all(make: Maker) -> None:
     failures: list[BaseException] = []
     bench = make(EngineScript(), on_failure=failures.append)
-    engine = bench.device._services[1].engine
+    engine = bench.device._threads._services[1].engine
     engine.submit = lambda operations: 1 // 0  # type: ignore[assignment, method-assign, misc]
     bench.read(0, queue=1)
     bench.kick(1)
     assert "ZeroDivisionError" in bench.transport.wait_broken()
-    threads: list[Thread] = [
-        thread._thread
-        for thread in bench.device._threads._threads  # type: ignore[union-attr]
-    ]
+    threads: list[Thread] = [thread._thread for thread in bench.device._threads._threads]
     assert all(ends(thread) for thread in threads)
     assert [type(failure) for failure in failures] == [ZeroDivisionError]
     assert bench.device.failure is failures[0]
@@ -356,7 +353,8 @@ def test_resets_leave_no_descriptor(tmp_path: Path) -> None:
 def test_only_the_first_queue_that_breaks_is_told_of() -> None:
     """Two threads may find theirs broken before either hears of the other."""
     told: list[str] = []
-    threads = IoThreads("virtio-blk", [], 2, told.append, lambda error: None)
+    threads = IoThreadGroup("virtio-blk", 2, told.append, lambda error: None)
+    threads.start()
     threads._broken("queue 1")
     threads._broken("queue 0")
     threads.stop()

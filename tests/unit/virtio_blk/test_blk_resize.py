@@ -4,7 +4,7 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from linecache import getline
 from pathlib import Path
 from struct import pack, unpack_from
@@ -18,11 +18,12 @@ from blk_device import Disk as StartedDisk
 from blk_host import loop_device, require_direct
 from patience import ends, goes_on, in_thread, patience, until
 
-from pykvm.devices.virtio_blk import CacheMode, Image, RateLimits, VirtioBlk, device
+from pykvm.devices.virtio_blk import CacheMode, Image, RateLimits, VirtioBlk
 from pykvm.devices.virtio_blk.config_space import FIELDS
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_DISCARD
 from pykvm.devices.virtio_blk.image.file import MAX_SIZE
 from pykvm.devices.virtio_blk.open import open_image
+from pykvm.devices.virtio_blk.resizing import Resizing
 from pykvm.errors import UsageError
 from pykvm.machine import DiskConfig
 from pykvm.testing.fake_transport import FakeTransport
@@ -325,19 +326,19 @@ def test_a_queue_that_starts_meanwhile_is_served_afterwards(make: Maker) -> None
     assert [bench.wait(head)[0] for head in (inside, beyond)] == [OK, IOERR]
 
 
-@pytest.mark.parametrize("ends_what", ["resume", "_end_shrinking"])
-def test_a_disk_is_reset_while_somebody_lets_it_go_on(make: Maker, ends_what: str) -> None:
+@pytest.mark.parametrize("call", [VirtioBlk.resume, Resizing.resize])
+def test_a_disk_is_reset_while_a_thread_resumes_it(make: Maker, call: Callable[..., None]) -> None:
     bench = make(EngineScript())
     bench.device.pause()
     resets: list[Thread] = []
 
     def reset(frame: FrameType, event: str, argument: object) -> object:
         code = frame.f_code
-        if code.co_name != ends_what or code.co_filename != device.__file__:
+        if code is not call.__code__:
             return None
         if event == "line" and ".resume(" in getline(code.co_filename, frame.f_lineno):
             resets.append(in_thread(bench.transport.reset))
-            until(lambda: bench.device._threads is None)
+            until(lambda: not bench.device._threads._threads)
         return reset
 
     traced = sys.gettrace()

@@ -108,7 +108,6 @@ def test_the_other_queue_works_meanwhile_and_the_stopped_one_comes_back(
 ) -> None:
     bench = make(EngineScript(), iothreads=iothreads)
     threads = bench.device._threads
-    assert threads is not None
     for size in (0, 8, 16):
         for queue in (0, 1):
             assert bench.wait(bench.read(1, queue=queue), queue) == (OK, fill("o"))

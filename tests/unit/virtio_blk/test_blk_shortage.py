@@ -335,7 +335,6 @@ def test_a_queue_that_cannot_be_watched(bench: Bench, left: int) -> None:
     before = held()
     bench.transport.start()
     bench.transport.stop_queue(1)
-    assert bench.device._threads is not None
     for thread in bench.device._threads._threads:
         thread._loop._epoll = PoorEpoll(thread._loop._epoll, left)  # type: ignore[assignment]
     bench.transport.start_queue(1)
