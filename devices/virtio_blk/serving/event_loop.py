@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from pykvm.devices.virtio_blk.serving.contention import Contention
-from pykvm.devices.virtio_blk.serving.poll_loop import Rounds
+from pykvm.devices.virtio_blk.serving.poll_loop import PollLoop
 from pykvm.devices.virtio_blk.serving.poll_time import AdaptivePolling
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.hot import cython_stub as cython
@@ -59,7 +59,7 @@ class EventLoop:
     _for_driver: AdaptivePolling
     _for_engine: AdaptivePolling
     _contention: Contention
-    _rounds: Rounds
+    _poll_loop: PollLoop
     _waiting: set[QueueService]
     _by_fd: dict[int, QueueService]
 
@@ -77,7 +77,7 @@ class EventLoop:
         self._for_driver = AdaptivePolling(poll_max_ns)
         self._for_engine = AdaptivePolling(min(_PATIENCE * poll_max_ns, _MOST_PATIENT_NS))
         self._contention = Contention()
-        self._rounds = Rounds()
+        self._poll_loop = PollLoop()
         # To be served when there is time: notified, or more was waiting than some rounds take.
         self._waiting = set()
         self._by_fd = {}
@@ -106,12 +106,12 @@ class EventLoop:
             self._by_fd[notifier] = service
         self._by_fd[service.kick] = service
         self.services.append(service)
-        self._rounds.admit(service)
+        self._poll_loop.admit(service)
         self._waiting.add(service)
 
     def remove(self, service: QueueService) -> None:
         """Serve ``service``, which executes nothing, no more."""
-        self._rounds.dismiss(service)
+        self._poll_loop.dismiss(service)
         self.services.remove(service)
         for fd in (service.kick, service.engine.notifier):
             if self._by_fd.pop(fd, None) is not None:
@@ -140,7 +140,7 @@ class EventLoop:
         service: QueueService
         while True:
             polls = self._polls and not self._contention.look(
-                time.monotonic_ns(), self._rounds.lost_ns
+                time.monotonic_ns(), self._poll_loop.lost_ns
             )
             self._take_events(polls, not (self._changed or (self._waiting and may_serve)))
             if self.called:
@@ -149,9 +149,9 @@ class EventLoop:
             if self._waiting and may_serve:
                 if polls:
                     driver_ns, engine_ns = self._for_driver.now_ns, self._for_engine.now_ns
-                    self._rounds.serve(self._waiting, driver_ns, engine_ns)
+                    self._poll_loop.serve(self._waiting, driver_ns, engine_ns)
                 else:
-                    self._rounds.serve(self._waiting, 0, 0)
+                    self._poll_loop.serve(self._waiting, 0, 0)
             for service in self.services:
                 if service.queue.error:
                     self.error = service.queue.error

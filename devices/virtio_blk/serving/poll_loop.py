@@ -12,7 +12,7 @@ WORDS: Final = 3
 """What a queue and its engine have to watch, at most."""
 
 
-class Rounds:
+class PollLoop:
     """The queues of one thread, which is the only one to call it.
 
     Between rounds it watches the rings and engines of all, so that a driver
