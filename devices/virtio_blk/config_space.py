@@ -16,7 +16,7 @@ from pykvm.devices.virtio_blk.constants import (
 )
 
 CONFIG_SIZE = 72
-"""All that virtio 1.2 has; the fields of SECURE_ERASE, at the end, stay 0."""
+"""The whole structure of virtio 1.2. The fields of SECURE_ERASE, at its end, stay 0."""
 
 FIELDS: dict[str, tuple[int, str, int]] = {
     "capacity": (0, "<Q", 0),
@@ -39,7 +39,7 @@ FIELDS: dict[str, tuple[int, str, int]] = {
     "max_write_zeroes_seg": (52, "<I", VIRTIO_BLK_F_WRITE_ZEROES),
     "write_zeroes_may_unmap": (56, "B", VIRTIO_BLK_F_WRITE_ZEROES),
 }
-"""Name → (offset, struct format, feature that it belongs to) of what this device fills in."""
+"""Name → (offset, struct format, feature that the field belongs to). The device fills in these."""
 
 
 class ConfigSpace:

@@ -6,7 +6,7 @@ Feature constants are masks, as in :mod:`pykvm.virtio.constants`.
 from typing import Final
 
 SECTOR_SIZE = 512
-"""The unit of ``sector`` and ``capacity``, whatever the block size is (§5.2.4)."""
+"""The unit of ``sector`` and ``capacity``, for every block size (§5.2.4)."""
 SECTOR_SHIFT = 9
 
 # Feature bits (§5.2.3).
@@ -39,7 +39,7 @@ OPERATION_NAMES: Final = {
     VIRTIO_BLK_T_DISCARD: "discard",
     VIRTIO_BLK_T_WRITE_ZEROES: "write-zeroes",
 }
-"""What an engine executes, in people's words."""
+"""The operations that an engine executes, named for people."""
 
 # Status byte (§5.2.6).
 VIRTIO_BLK_S_OK = 0
@@ -50,7 +50,7 @@ VIRTIO_BLK_ID_BYTES = 20
 """The size of the GET_ID answer (§5.2.6)."""
 
 HEADER_SIZE = 16
-"""type, reserved, sector: the device-readable start of every request."""
+"""Bytes of type, reserved and sector: the device-readable start of every request."""
 
 VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP = 1
-"""In the flags of a range (§5.2.6)."""
+"""The bit in the flags of a range that allows to free its space (§5.2.6)."""

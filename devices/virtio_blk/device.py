@@ -1,4 +1,4 @@
-"""The virtio block device (virtio 1.2 §5.2): features, configuration, life cycle."""
+"""The virtio block device (virtio 1.2 §5.2) as its transport sees it, from features to reset."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -43,18 +43,19 @@ DEFAULTS: Final = DiskOptions()
 
 
 class VirtioBlk:
-    """A disk whose queues are served by I/O threads, which live from activate() to reset().
+    """A disk as its transport sees it: a :class:`pykvm.virtio.device.VirtioDevice`.
 
-    Implements :class:`pykvm.virtio.device.VirtioDevice`. ``image`` belongs to
-    the device from now on. ``queue_stats`` has what each queue counts over the
-    device's whole life. ``failure`` is None, or the exception (a bug in pykvm)
-    that ended an I/O thread, and with it all: the guest then sees
-    DEVICE_NEEDS_RESET. It sees that too where the host has not enough of
-    something to serve a queue with; the next activation may fare better.
+    The device owns ``image``. Its :class:`IoThreadGroup` owns the service of
+    the queues, from activate() to reset(): threads, halts and the release of
+    each queue. ``queue_stats`` has the counters of each queue, for the whole
+    life of the device. ``failure`` is None, or the exception (a bug in pykvm)
+    that ended the threads: the guest then sees DEVICE_NEEDS_RESET. The guest
+    sees that also when the host lacks something that a queue needs, and the
+    next activation may succeed.
 
-    Each queue has its own parser, planner, schedule and engine. They share the
-    image, the error policy and the cache mode, and nothing orders requests of
-    one queue after those of another but that a flush covers all writes that
+    Each queue has its own planner, schedule and engine. The queues share the
+    image, the parser, the error policy and the cache mode. Requests of
+    different queues have no order, except that a flush covers all writes that
     were complete before it (virtio 1.2 §5.2.6.2).
     """
 
@@ -70,9 +71,9 @@ class VirtioBlk:
         hooks: DeviceHooks = NO_HOOKS,
         trace: "DiskTrace | None" = None,
     ) -> None:
-        """The disk is read-only if ``image`` is. ``trace`` is told of each step.
+        """The disk is read-only if ``image`` is. ``trace`` records each step.
 
-        ``threads`` is for tests, which may want none (pykvm.testing.inline_threads).
+        ``threads`` replaces the threads in tests (pykvm.testing.inline_threads).
         UsageError if the image cannot be a disk with these ``options``.
         """
         self.image = image
@@ -129,7 +130,7 @@ class VirtioBlk:
 
     @property
     def stats(self) -> Stats:
-        """What all queues together have counted by now."""
+        """The counters of all queues together."""
         return Stats.total(self.queue_stats)
 
     def write_config(self, offset: int, size: int, value: int) -> None:
@@ -171,7 +172,7 @@ class VirtioBlk:
                 self.image.capacity,
                 self.image.readonly,
                 self._options.serial.encode("ascii"),
-                # A driver that does not know of larger blocks cannot be asked for them.
+                # The driver must know of larger blocks before the parser may demand them.
                 self._blocks.logical if self._features & VIRTIO_BLK_F_BLK_SIZE else SECTOR_SIZE,
                 accepted(self._options, self._features),
             )
@@ -209,7 +210,7 @@ class VirtioBlk:
 
     @contextmanager
     def _host_permitting(self) -> Iterator[None]:
-        """If the host has not enough for what is done within, serve nothing until reset."""
+        """If the host lacks something within the block, serve nothing until reset."""
         try:
             yield
             return
@@ -232,29 +233,29 @@ class VirtioBlk:
             self._hooks.on_shortage(lack)
 
     def pause(self, timeout: float | None = None) -> bool:
-        """Serve nothing from now on; whether nothing is executing, at last after ``timeout`` s.
+        """Halt the service. True once no operation is in flight; False after ``timeout`` s.
 
         None: wait for as long as it takes. The driver must not run.
         """
         return self._threads.pause(timeout)
 
     def resume(self) -> None:
-        """Go on after :meth:`pause` or after a failure with the action STOP.
+        """Resume after :meth:`pause` or after a failure with the action STOP.
 
-        Requests that failed, and those that were waiting, start again in the
-        order of the ring, before new ones. While the disk shrinks, they start
-        when that is done; this does not wait for it.
+        The failed and the waiting requests start again in the order of the
+        ring, before new ones. If the disk is shrinking, they start when that is
+        done; the call does not wait for it.
         """
         self._threads.resume()
 
     def resize(self, size: int) -> None:
-        """Let the disk have ``size`` bytes from now on, and tell its driver. UsageError.
+        """Change the size of the disk to ``size`` bytes, and tell its driver. UsageError.
 
-        It shrinks only while it is paused or has no driver: nothing may be on
-        its way to what is cut off. If it is resumed or started meanwhile, it
-        serves nothing before it has shrunk. Kept requests that go beyond the
-        end fail when it is resumed. From any thread but the disk's own; it
-        takes as long as the host does.
+        The disk shrinks only while it is paused or has no driver, because an
+        operation in flight could reach the part that is cut off. A resume or a
+        start meanwhile takes effect when the disk has shrunk. Kept requests
+        beyond the new end fail at the resume. Any thread may call this except
+        the disk's own. It takes as long as the host takes.
         """
         self._resizing.resize(size)
 
@@ -271,12 +272,12 @@ class VirtioBlk:
 
     @property
     def limits(self) -> RateLimits:
-        """How fast the disk may be."""
+        """The rate limits of the disk."""
         return self._threads.limits
 
     @limits.setter
     def limits(self, limits: RateLimits) -> None:
-        """From any thread; requests that wait go by the new ones, whose buckets are full."""
+        """From any thread. Waiting requests obey the new limits, whose buckets are full."""
         self._threads.set_limits(limits)
 
     def close(self) -> None:
@@ -285,7 +286,7 @@ class VirtioBlk:
         self._resizing.close()
 
     def _service(self, index: int, queue: Virtqueue) -> QueueService:
-        """Serves ``queue`` with an engine of its own."""
+        """A service for ``queue``, with an engine of its own."""
         activation, parser = self._activation, self._parser
         assert activation is not None, "only an active device serves"
         assert parser is not None, "only an active device serves"

@@ -1,4 +1,4 @@
-"""What a disk offers its driver: feature bits, and the configuration that explains them. Pure."""
+"""The feature bits that a disk offers, and the configuration that explains them. Pure."""
 
 from struct import pack
 from typing import Final
@@ -67,7 +67,7 @@ def offered(options: DiskOptions, readonly: bool) -> int:
 
 
 def accepted(options: DiskOptions, features: int) -> Accepted:
-    """What the parser is to accept when ``features`` were negotiated."""
+    """The requests that the parser accepts after ``features`` were negotiated."""
     lifetime = options.lifetime if features & VIRTIO_BLK_F_LIFETIME else None
     return Accepted(
         discards=bool(features & VIRTIO_BLK_F_DISCARD),
@@ -94,12 +94,12 @@ class Blocks:
 
     @classmethod
     def choose(cls, options: DiskOptions, host: HostBlocks, alignment: int = 1) -> "Blocks":
-        """What ``options`` say, and else ``host``, or what O_DIRECT wants. UsageError.
+        """The sizes in ``options``; for others, those of ``host`` or of O_DIRECT. UsageError.
 
-        Of the host's advice on transfers only what can be meant is taken: whole
-        physical blocks, and the best one in whole pages, as are the stripes of
-        every array. Bridges from USB to SATA are known to advise 65535 sectors,
-        and a guest would align its partitions to that.
+        The host's advice on transfers counts only if it is plausible: the
+        minimum in whole physical blocks, and the optimum in whole pages, like
+        the stripes of every array. Bridges from USB to SATA are known to advise
+        65535 sectors, and a guest would align its partitions to that.
         """
         logical = options.logical_block_size or host.logical
         whole = max(host.physical, logical)
@@ -127,14 +127,14 @@ class Blocks:
         minimum = min(minimum, 0xFFFF * logical)
         aligned = 0 if host.aligned % logical else host.aligned % physical
         if aligned > 0xFF * logical:
-            # Where blocks of this smaller size begin can be told, and each that is wanted is
-            # among them.
+            # The field can express where blocks of this smaller size begin. Each block of the
+            # larger size begins at one of them.
             physical = 0x100 * logical
             aligned %= physical
         return cls(logical, physical, aligned, minimum, optimal, granularity or logical)
 
     def check(self, path: str, size: int) -> None:
-        """UsageError if the image at ``path``, of ``size`` bytes, has not whole blocks."""
+        """UsageError if the ``size`` of the image at ``path``, in bytes, is not whole blocks."""
         if size % self.logical:
             raise UsageError(
                 f"the disk image {path} cannot have logical blocks of {self.logical} bytes: "
@@ -148,9 +148,9 @@ def _whole(size: int, unit: int) -> int:
 
 
 def describe(config: ConfigSpace, options: DiskOptions, blocks: Blocks, unmaps: bool) -> None:
-    """Fill in what does not change: all but capacity and writeback (§5.2.4).
+    """Fill in the fields that never change: all but capacity and writeback (§5.2.4).
 
-    ``unmaps``: zeroes that are written can free space.
+    ``unmaps``: a write of zeroes can free space.
     """
     fields = {
         "size_max": options.size_max,

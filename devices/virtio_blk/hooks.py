@@ -26,19 +26,19 @@ class IoError:
     errno: int
     """The host's error."""
     action: ErrorAction
-    """What the policy of the disk did about it."""
+    """The action that the disk's policy took."""
     lost: bool = False
-    """A sync of the image failed, so data in the host's page cache may be lost. No flush of this
-    run succeeds any more, whatever is done about the cause."""
+    """True if a sync of the image failed, so data in the host's page cache may be lost. No flush of
+    this run succeeds any more, even if the cause is removed."""
 
     @property
     def full(self) -> bool:
-        """All that lacks is space: more of it, and another attempt, would do."""
+        """True if the host only lacks space: a retry succeeds once there is more."""
         return self.errno in NO_SPACE and not self.lost
 
     @property
     def stops(self) -> bool:
-        """The guest is to stop for it."""
+        """True if the guest stops for this error."""
         return self.action is ErrorAction.STOP
 
 

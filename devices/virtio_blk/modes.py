@@ -4,20 +4,20 @@ from enum import Enum
 
 
 class MergePolicy(Enum):
-    """Which requests of one drain become one operation; docs/explanation/merging.md."""
+    """The rule for merging the requests of one drain (``merge=``); docs/explanation/merging.md."""
 
     SEQUENTIAL = "sequential"
-    """Requests of one direction that follow each other on the disk, in the order of the ring."""
+    """Merge requests of one direction that are adjacent on the disk and in the ring."""
     SORTED = "sorted"
-    """Up to ``merge-max`` requests of one direction, sorted by sector."""
+    """Sort up to ``merge-max`` requests of one direction by sector, then merge them."""
     SORTED_BATCH = "sorted-batch"
-    """Up to ``merge-max`` writes, sorted by sector, whatever reads come in between."""
+    """Like SORTED, and writes merge across the reads between them."""
     OFF = "off"
-    """None."""
+    """Each request is an operation of its own."""
 
 
 class CacheMode(Enum):
-    """How the image is cached and when writes are durable, as QEMU's ``cache=``."""
+    """The cache of the image, and the moment when writes are durable, as in QEMU (``cache=``)."""
 
     WRITEBACK = "writeback"
     """The host's page cache; a flush puts writes on stable storage."""
@@ -32,43 +32,43 @@ class CacheMode(Enum):
 
     @property
     def direct(self) -> bool:
-        """Past the host's page cache, with O_DIRECT."""
+        """True if the image bypasses the host's page cache, with O_DIRECT."""
         return self in (CacheMode.NONE, CacheMode.DIRECTSYNC)
 
     @property
     def writeback(self) -> bool:
-        """Writes may complete before they are on stable storage. The guest may change that."""
+        """True if writes may complete before they are durable. The guest can switch that."""
         return self not in (CacheMode.WRITETHROUGH, CacheMode.DIRECTSYNC)
 
     @property
     def syncs(self) -> bool:
-        """Flushes and durable writes reach stable storage."""
+        """True if flushes and durable writes reach stable storage."""
         return self is not CacheMode.UNSAFE
 
 
 class ImageFormat(Enum):
-    """What an image is (``format=``)."""
+    """The format of an image (``format=``)."""
 
     RAW = "raw"
-    """The disk's bytes, from the first to the last, whatever they look like."""
+    """The file holds the disk's bytes, from the first to the last, whatever they look like."""
 
 
 class Locking(Enum):
-    """Whether an image is locked against other users (``locking=``)."""
+    """The lock that keeps other programs from using the image (``locking=``)."""
 
     ON = "on"
-    """It must be."""
+    """Lock the image, or refuse it."""
     OFF = "off"
-    """No lock is taken, and nobody else's is looked at."""
+    """Take no lock, and ignore the locks of other programs."""
     AUTO = "auto"
-    """It is, unless its filesystem has no locks."""
+    """Lock the image, unless its filesystem has no locks."""
 
 
 class EngineKind(Enum):
-    """What executes the operations of a disk (``engine=``)."""
+    """The engine that executes a disk's operations (``engine=``)."""
 
     AUTO = "auto"
-    """What suits the file and the cache mode."""
+    """The engine that suits the file and the cache mode."""
     SYNC = "sync"
     """The disk's own thread, one operation after another."""
     THREADS = "threads"
@@ -78,52 +78,52 @@ class EngineKind(Enum):
 
 
 class DiscardMode(Enum):
-    """What becomes of the guest's discards (``discard=``)."""
+    """The treatment of the guest's discards (``discard=``)."""
 
     UNMAP = "unmap"
-    """The host gets the space back, if it can take it."""
+    """The host frees the space, if it can."""
     IGNORE = "ignore"
-    """Nothing; they succeed."""
+    """They succeed and do nothing."""
     OFF = "off"
-    """The guest is offered none."""
+    """The device does not offer VIRTIO_BLK_F_DISCARD."""
 
 
 class DetectZeroes(Enum):
-    """What becomes of writes whose data are zeros (``detect-zeroes=``)."""
+    """The treatment of writes whose data are zeros (``detect-zeroes=``)."""
 
     OFF = "off"
-    """Nobody looks."""
+    """The data are not examined."""
     ON = "on"
-    """The host makes zeros, without data."""
+    """The host writes zeros by its own means, without data."""
     UNMAP = "unmap"
-    """… and may free the space."""
+    """Like ON, and the host may free the space."""
 
 
 class ErrorPolicy(Enum):
-    """What becomes of a request that the host could not carry out (``rerror=``, ``werror=``)."""
+    """The answer to a request that the host cannot carry out (``rerror=``, ``werror=``)."""
 
     REPORT = "report"
     """The guest gets VIRTIO_BLK_S_IOERR."""
     IGNORE = "ignore"
     """The guest gets VIRTIO_BLK_S_OK."""
     STOP = "stop"
-    """The VM stops, keeps the request, and tries it again when it goes on."""
+    """The VM stops and keeps the request. A resume tries it again."""
     ENOSPC = "enospc"
-    """Stop if all that lacks is space, else report."""
+    """STOP if the host only lacks space, else REPORT."""
 
     def action(self, full: bool) -> "ErrorAction":
-        """What it says of a failure. ``full``: all that lacks is space (NO_SPACE)."""
+        """The action after a failure. ``full``: the host only lacks space (NO_SPACE)."""
         if self is ErrorPolicy.ENOSPC:
             return ErrorAction.STOP if full else ErrorAction.REPORT
         return ErrorAction(self.value)
 
 
 class ErrorAction(Enum):
-    """What was done with a request that failed: an :class:`ErrorPolicy` applied to an errno."""
+    """The answer to a failed request: an :class:`ErrorPolicy` applied to an errno."""
 
     REPORT = "report"
     """The guest got VIRTIO_BLK_S_IOERR."""
     IGNORE = "ignore"
     """The guest got VIRTIO_BLK_S_OK."""
     STOP = "stop"
-    """The request waits until the VM goes on."""
+    """The request waits for a resume."""

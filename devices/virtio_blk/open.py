@@ -33,7 +33,7 @@ class DiskConfig(DiskOptions):
     """
 
     path: "Path | str"
-    """A raw image or a block device. The Machine opens it, and raises UsageError if it cannot."""
+    """A raw image or a block device. It is opened with the disk, or UsageError."""
     readonly: bool = False
     """Offer VIRTIO_BLK_F_RO, and open the image for reading only."""
     snapshot: bool = False

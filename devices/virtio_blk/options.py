@@ -1,4 +1,4 @@
-"""What a user can choose for a disk, under QEMU's names where it has them. Pure."""
+"""The options of a disk, under QEMU's names where it has them. Pure."""
 
 from typing import Final
 
@@ -54,13 +54,13 @@ class DiskOptions:
     """
 
     serial: str = ""
-    """At most 20 printable ASCII characters: /sys/block/vda/serial in Linux."""
+    """At most 20 printable ASCII characters. Linux shows them in /sys/block/vda/serial."""
     queue_size: int = 256
     """Descriptors in each queue: a power of 2 from 4 to 1024."""
     num_queues: int = 1
     """Queues: 1 to 64."""
     iothreads: int = 1
-    """Threads that serve the queues, at most one for each. Queues are dealt out to them in turn."""
+    """Threads that serve the queues, at most one for each queue. Queues are assigned in turn."""
     cpu_affinity: frozenset[int] = frozenset()
     """The host's CPUs that these threads run on; empty: any."""
     seg_max: int | None = 0
@@ -77,28 +77,28 @@ class DiskOptions:
     """The longest time to poll a ring before sleeping, in nanoseconds: 0 (never) to 1000000. The
     interpreted form never polls."""
     rerror: ErrorPolicy = ErrorPolicy.REPORT
-    """What becomes of a read that the host cannot carry out."""
+    """The answer to a read that the host cannot carry out."""
     werror: ErrorPolicy = ErrorPolicy.ENOSPC
-    """What becomes of every other request that the host cannot carry out."""
+    """The answer to every other request that the host cannot carry out."""
     discard: DiscardMode = DiscardMode.UNMAP
-    """What becomes of discards."""
+    """The treatment of the guest's discards."""
     write_zeroes: bool = True
     """Offer VIRTIO_BLK_F_WRITE_ZEROES."""
     detect_zeroes: DetectZeroes = DetectZeroes.OFF
-    """What becomes of writes whose data are zeros."""
+    """The treatment of writes whose data are zeros."""
     logical_block_size: int = 0
-    """The guest's unit of access in bytes: a power of 2 from 512 to 4096; 0: what suits the
-    image."""
+    """The guest's unit of access in bytes: a power of 2 from 512 to 4096; 0: the size that suits
+    the image."""
     physical_block_size: int = 0
-    """The unit to which the guest should align, in bytes: a power of 2 from 512 to 2 MiB; 0: what
-    suits the image."""
+    """The unit to which the guest should align, in bytes: a power of 2 from 512 to 2 MiB; 0: the
+    size that suits the image."""
     min_io_size: int = 0
     """The smallest efficient transfer in bytes: whole logical blocks, at most 1 GiB; 0: the host
     device's."""
     opt_io_size: int = 0
     """The best transfer in bytes, in the same range; 0: the host device's."""
     discard_granularity: int = 0
-    """The unit of discards in bytes, in the same range; 0: what suits the image."""
+    """The unit of discards in bytes, in the same range; 0: the size that suits the image."""
     cyls: int = 0
     """Cylinders of a geometry: 1 to 65535, with ``heads`` and ``secs``; 0: there is no geometry."""
     heads: int = 0
@@ -129,7 +129,7 @@ class DiskOptions:
     notification_data: bool = False
     """Offer VIRTIO_F_NOTIFICATION_DATA."""
     limits: RateLimits = NO_LIMITS
-    """How fast the disk may be when it starts."""
+    """The rate limits at the start. They can be changed while the disk runs."""
 
     def __post_init__(self) -> None:
         adapt(self, _FORMS, keep_none=("seg_max",))
@@ -163,12 +163,12 @@ class DiskOptions:
                 _check("lifetime", value, allowed)
         if self.detect_zeroes is DetectZeroes.UNMAP and self.discard is not DiscardMode.UNMAP:
             raise UsageError(
-                f"detect-zeroes=unmap cannot be with discard={self.discard.value}",
+                f"detect-zeroes=unmap does not work with discard={self.discard.value}",
                 "use detect-zeroes=on, or discard=unmap",
             )
 
     def _check_blocks(self) -> None:
-        """What can be said of them without the image."""
+        """Check the block sizes as far as possible without the image."""
         for name, value, allowed in (
             ("logical-block-size", self.logical_block_size, LOGICAL_BLOCK_SIZE),
             ("physical-block-size", self.physical_block_size, PHYSICAL_BLOCK_SIZE),
@@ -228,6 +228,6 @@ def _check(name: str, value: int, allowed: range) -> None:
 def _check_serial(serial: str) -> None:
     if not serial.isascii() or not (serial.isprintable() and len(serial) <= VIRTIO_BLK_ID_BYTES):
         raise UsageError(
-            f"the serial '{shown(serial)}' cannot be a disk's",
+            f"a disk cannot have the serial '{shown(serial)}'",
             f"use at most {VIRTIO_BLK_ID_BYTES} printable ASCII characters",
         )

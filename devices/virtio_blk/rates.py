@@ -1,4 +1,4 @@
-"""How fast a disk may be: what a user can limit, under QEMU's names. Pure."""
+"""The rate limits of a disk, under QEMU's names. Pure."""
 
 from typing import Final
 
@@ -7,15 +7,15 @@ from pykvm.forms import adapt, size, whole
 from pykvm.lean.records import keyword_record
 
 RATE: Final = range(10**15 + 1)
-"""Requests or bytes in a second; 0 for no limit."""
+"""Requests or bytes per second; 0: no limit."""
 
 
 @keyword_record
 class RateLimits:
-    """Limits of requests and bytes per second, up to 10^15; 0: no limit. They all hold together.
+    """Limits of requests and bytes per second, up to 10^15; 0: no limit. All apply at once.
 
-    A number of bytes may be a string such as ``"10M"``. UsageError for a value that cannot be,
-    and for one that has no effect, such as ``iops_max`` without ``iops``.
+    A number of bytes may be a string such as ``"10M"``. UsageError for a value out of range, and
+    for one without effect, such as ``iops_max`` without ``iops``.
     """
 
     iops: int = 0
@@ -31,7 +31,8 @@ class RateLimits:
     bps_wr: int = 0
     """Bytes written per second."""
     iops_max: int = 0
-    """Requests that may start at once after a rest; 0: a tenth of ``iops``. So for the others."""
+    """Requests that may start at once after a pause; 0: a tenth of ``iops``. The other ``_max``
+    fields work in the same way."""
     iops_rd_max: int = 0
     """Reads at once."""
     iops_wr_max: int = 0
@@ -56,12 +57,12 @@ class RateLimits:
             limit = name.removesuffix("_max")
             if limit != name and value and not values[limit]:
                 plain = limit.replace("_", "-")
-                raise UsageError(f"{key} is of no use without {plain}", f"give {plain} too")
+                raise UsageError(f"{key} has no effect without {plain}", f"give {plain} too")
         if self.iops_size and not (self.iops or self.iops_rd or self.iops_wr):
-            raise UsageError("iops-size is of no use without iops", "give iops too")
+            raise UsageError("iops-size has no effect without iops", "give iops too")
 
     def __bool__(self) -> bool:
-        """Is anything limited?"""
+        """True if anything is limited."""
         return any(vars(self).values())
 
 

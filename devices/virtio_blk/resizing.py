@@ -29,7 +29,7 @@ class Resizing:
             if shrinks and not self._threads.halt_if_quiet(Halt.RESIZE):
                 raise UsageError(
                     f"the disk {self._image.path} cannot shrink while its guest runs",
-                    "stop the guest, shrink the disk, and let the guest go on",
+                    "stop the guest, shrink the disk, and resume the guest",
                 )
             try:
                 self._image.resize(size, self._block)

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class IoStatus(Enum):
-    """What a disk stopped the guest for since the guest last went on, as QEMU's ``io-status``."""
+    """The cause for which a disk has stopped the guest since the last resume, as in QEMU."""
 
     OK = "ok"
-    """It has not stopped the guest."""
+    """The disk has not stopped the guest."""
     FAILED = "failed"
     """An error other than a lack of space."""
     NOSPACE = "nospace"
@@ -53,12 +53,12 @@ class Disk:
         self.device.resume()
 
     def resize(self, size: int) -> None:
-        """Let the disk have ``size`` bytes from now on: see VirtioBlk. UsageError."""
+        """Change the size of the disk to ``size`` bytes: see VirtioBlk. UsageError."""
         self.device.resize(bytes_of("size", size))
 
     @property
     def limits(self) -> "RateLimits":
-        """How fast it may be; may be set at any time."""
+        """The rate limits; can be set at any time."""
         return self.device.limits
 
     @limits.setter
@@ -66,13 +66,13 @@ class Disk:
         self.device.limits = limits_of("limits", limits)
 
     def failed(self, error: IoError) -> None:
-        """Note ``error``, which the device has announced."""
+        """Remember ``error``, which the device has announced."""
         self.last_error = error
         if error.stops and self.io_status is IoStatus.OK:
             self.io_status = IoStatus.NOSPACE if error.full else IoStatus.FAILED
 
     def statistics(self) -> dict[str, Any]:
-        """Its part of ``--stats``; docs/reference/disk-options.md has the keys."""
+        """The disk's part of ``--stats``; docs/reference/disk-options.md explains the keys."""
         stats = self.device.stats
         return {
             "device": self.name,

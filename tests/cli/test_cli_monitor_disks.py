@@ -124,7 +124,7 @@ def test_block_set_io_throttle(talk_about):
         {**six, "iops_rd": 5},
     ]
     assert why == [
-        "iops-max is of no use without iops; give iops too",
+        "iops-max has no effect without iops; give iops too",
         "iops cannot be -1; use 0 to 1000000000000000",
         "one of 'device', 'id' and 'node-name' must name the disk",
         "'block_set_io_throttle' has no argument 'group'",

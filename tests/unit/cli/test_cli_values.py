@@ -155,7 +155,7 @@ def test_every_value_of_a_choice_is_accepted():
         ("d.img,lifetime=1:2", "lifetime cannot be '1:2'; use three numbers, 0 to 3, 0 to 11 and"),
         ("d.img,lifetime=1:2:x", "0 to 11 and 0 to 11, like lifetime=1:2:3"),
         ("d.img,lifetime=1:2:12", "lifetime cannot be '1:2:12'"),
-        ("d.img,iops-size=4K", "iops-size is of no use without iops"),
+        ("d.img,iops-size=4K", "iops-size has no effect without iops"),
         ("d.img,bps=1X", "bytes; K, M, G or T may follow a number"),
         ("d.img,queue-size=100", "use a power of 2"),
         ("d.img,queue_size=2", "use 4 to 1024"),
@@ -218,5 +218,5 @@ def test_rate_limits():
     expected = RateLimits(iops=100, iops_rd=5, iops_rd_max=7, bps_wr=10 * MIB, iops_size=4096)
     assert disk.limits == expected
     assert not parse_disk("d").limits
-    with pytest.raises(UsageError, match="bps-max is of no use without bps"):
+    with pytest.raises(UsageError, match="bps-max has no effect without bps"):
         parse_disk("d,bps-max=1M")

@@ -276,9 +276,9 @@ def test_never_more_than_allowed_and_never_idle(
 def test_limits_that_make_no_sense() -> None:
     with pytest.raises(UsageError, match="iops-rd cannot be -1; use 0 to 1000000000000000"):
         RateLimits(iops_rd=-1)
-    with pytest.raises(UsageError, match="bps-max is of no use without bps; give bps too"):
+    with pytest.raises(UsageError, match="bps-max has no effect without bps; give bps too"):
         RateLimits(bps_max=1, bps_rd=1)
-    with pytest.raises(UsageError, match="iops-size is of no use without iops; give iops too"):
+    with pytest.raises(UsageError, match="iops-size has no effect without iops; give iops too"):
         RateLimits(iops_size=4096, bps=1)
     assert not RateLimits()
     assert RateLimits(bps_wr=1)

@@ -135,5 +135,5 @@ def test_a_flush_waits_for_them(make: Maker) -> None:
 def test_unmap_needs_a_disk_that_unmaps() -> None:
     for mode in (DiscardMode.IGNORE, DiscardMode.OFF):
         DiskOptions(detect_zeroes=DetectZeroes.ON, discard=mode)
-        with pytest.raises(UsageError, match="detect-zeroes=unmap cannot be with discard="):
+        with pytest.raises(UsageError, match="detect-zeroes=unmap does not work with discard="):
             DiskOptions(detect_zeroes=DetectZeroes.UNMAP, discard=mode)
