@@ -11,7 +11,7 @@ class MergePolicy(Enum):
     SORTED = "sorted"
     """Sort up to ``merge-max`` requests of one direction by sector, then merge them."""
     SORTED_BATCH = "sorted-batch"
-    """Like SORTED, and writes merge across the reads between them."""
+    """Sort up to ``merge-max`` writes by sector, then merge them. Reads go first, unmerged."""
     OFF = "off"
     """Each request is an operation of its own."""
 

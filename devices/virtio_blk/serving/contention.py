@@ -1,30 +1,30 @@
-"""Whether there are CPUs enough for a thread that polls. Pure.
+"""Decides whether the host has enough CPUs for a thread that polls. Pure.
 
-Where there are not, a thread that polls takes the CPU of what it waits for, a
-vCPU or the host's own disk, or of another program. Its own share of a CPU runs
-out sooner then, so it also waits longer for its turn when it has something to
-do. It notices: while it polls, the host takes the CPU from it for milliseconds.
-It sleeps instead for some time, and then tries again.
+On a host with too few CPUs, a polling thread takes the CPU from the vCPU or the
+disk that it waits for, or from a different program. It also uses up its share of
+the CPU, and then waits longer for its turn when it has work. The sign of this: the
+host takes the CPU away from the polling thread for milliseconds. Then the thread
+sleeps instead of polling for some time, and tries again.
 """
 
 from typing import Final
 
 WINDOW_NS: Final = 10_000_000
-"""Lost time is added up over at least this time, and until the next look after it."""
+"""Lost time is added up over at least this time, until the next look()."""
 LOST_NS: Final = 1_000_000
-"""This much lost time in a window, and a twentieth of it, is contention. The kernel's own threads
-take some µs at a time."""
+"""Contention is at least this much lost time in a window, if it is a twentieth of the window too.
+The kernel's own threads take only some µs at a time."""
 FIRST_REST_NS: Final = 20_000_000
-"""How long a thread does not poll when contention is found. Each attempt that fails doubles it."""
+"""The first pause of polling after contention. Each failed attempt to poll doubles the pause."""
 LAST_REST_NS: Final = 640_000_000
-"""The longest such time."""
+"""The longest pause of polling."""
 ATTEMPT_NS: Final = 500_000_000
-"""An attempt to poll that goes well for this long has not failed. A thread that also sleeps keeps
-its CPU for some tenths of a second."""
+"""An attempt to poll succeeds if it meets no contention for this long. A thread that also sleeps
+keeps its CPU for some tenths of a second."""
 
 
 class Contention:
-    """Decides whether to poll. ``found``: CPUs are scarce, so do not."""
+    """Decides whether to poll. ``found``: CPUs are scarce, so the thread must not poll."""
 
     found: bool
     _began: int
@@ -38,13 +38,13 @@ class Contention:
         self._began = 0  # of the window
         self._lost = 0  # before the window
         self._resumed = 0  # when the last attempt began
-        self._until = 0  # while found: no attempt before
+        self._until = 0  # while found: the time of the next attempt
         self._rest = FIRST_REST_NS
 
     def look(self, now_ns: int, lost_ns: int) -> bool:
-        """``found`` as of ``now_ns``. Call it often.
+        """``found`` as of ``now_ns``. The thread calls it often.
 
-        ``lost_ns``: how long the thread has lost its CPU while polling, in all.
+        ``lost_ns``: the total time for which the thread has lost its CPU while polling.
         """
         if self.found:
             if now_ns >= self._until:

@@ -1,9 +1,9 @@
 """The inner loop of an I/O thread: sleep, take completions, serve queues, poll.
 
-It sleeps in epoll until a driver notifies, an engine completes operations, or
-the thread is called. Notifications are watched edge-triggered, so nobody reads
-their eventfds, which saves a system call for each: every write to an eventfd is
-an edge, whatever its counter is.
+It sleeps in epoll until a driver notifies, an engine completes operations, or a
+different thread calls. Notifications are edge-triggered: every write to an eventfd
+is an edge, whatever its counter is. So the loop never reads their eventfds, which
+saves a system call for each.
 """
 
 import errno
@@ -26,10 +26,10 @@ if cython.compiled:
     from cython.cimports.libc import errno as c_errno
 
 _MOST_MS: Final = 3_600_000
-"""The longest sleep with an end: epoll takes no more than 24 days, and a rate limit may say so."""
+"""The longest sleep that ends: epoll takes at most 24 days, and a rate limit may ask for more."""
 _PATIENCE: Final = 16
-"""The thread polls for a disk this many times as long as for a driver: a driver's next request
-comes within some µs or not at all, but no disk is as quick as that."""
+"""The thread polls this many times longer for a disk than for a driver. A driver's next request
+comes within some µs or not at all, and no disk is that quick."""
 _MOST_PATIENT_NS: Final = 1_000_000
 """The longest time to poll for a disk."""
 _EVENTS: Final = 64
@@ -40,10 +40,10 @@ _MS: Final = 1_000_000
 
 
 class EventLoop:
-    """Serves queues in the thread that calls :meth:`run`; only :meth:`call` is for others.
+    """Serves queues in the thread that calls :meth:`run`. Other threads use only :meth:`call`.
 
-    ``called``: somebody has called the thread since the owner last cleared it. ``error``: why a
-    queue is beyond use, or an empty string.
+    ``called``: a thread has called since the owner last cleared this. ``error``: the reason why a
+    queue broke, or an empty string.
     """
 
     called: bool
@@ -78,7 +78,7 @@ class EventLoop:
         self._for_engine = AdaptivePolling(min(_PATIENCE * poll_max_ns, _MOST_PATIENT_NS))
         self._contention = Contention()
         self._poll_loop = PollLoop()
-        # To be served when there is time: notified, or more was waiting than some rounds take.
+        # The queues to serve next: notified, or with more requests than some rounds take.
         self._waiting = set()
         self._by_fd = {}
         events = array("I", bytes(4 * _EVENT_WORDS * _EVENTS))
@@ -110,7 +110,7 @@ class EventLoop:
         self._waiting.add(service)
 
     def remove(self, service: QueueService) -> None:
-        """Serve ``service``, which executes nothing, no more."""
+        """Stop serving ``service``, which executes nothing."""
         self._poll_loop.dismiss(service)
         self.services.remove(service)
         for fd in (service.kick, service.engine.notifier):
@@ -128,14 +128,14 @@ class EventLoop:
         os.eventfd_write(self._control, 1)
 
     def close(self) -> None:
-        """Close the descriptors. Nobody may call the loop from now on."""
+        """Close the descriptors. No thread may call the loop from now on."""
         self._epoll.close()
         os.close(self._control)
 
     def run(self, may_serve: bool) -> None:
-        """Serve until somebody calls the thread or a queue breaks (``error``).
+        """Serve until a thread calls or a queue breaks (``error``).
 
-        Without ``may_serve`` the rings are left alone: wait once, for completions or a call.
+        Without ``may_serve``, leave the rings alone: wait once, for completions or a call.
         """
         service: QueueService
         while True:
@@ -160,7 +160,7 @@ class EventLoop:
                 return
 
     def _take_events(self, polls: bool, sleep: bool) -> None:
-        """Wait for events if there is time to ``sleep``, take completions, note who is notified."""
+        """Take completions and notifications. ``sleep``: wait for the first of them."""
         service: QueueService
         if sleep:
             awaited = self._for_driver
@@ -192,11 +192,11 @@ class EventLoop:
                 continue
             service.complete()
             if polls and self._for_engine.now_ns:
-                # A driver answers results with more requests: poll for them.
+                # A driver often answers a completion with its next request: poll for it.
                 self._waiting.add(service)
 
     def _wait(self, timeout: int) -> int:
-        """How many events there are after at most ``timeout`` ms; -1: there is one at least."""
+        """The number of events after at most ``timeout`` ms; -1: wait for the first one."""
         count: int
         if cython.compiled:
             fd, events_at = self._fd, self._events_at
@@ -220,7 +220,7 @@ class EventLoop:
         return count
 
     def _complete_due(self) -> None:
-        """Let those go on whose rate limits allow that by now, or may be others by now."""
+        """Start the operations that the rate limits allow by now. The limits may have changed."""
         service: QueueService
         for service in self.services:
             wake: int = service.wake_ns

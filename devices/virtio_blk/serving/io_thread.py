@@ -8,8 +8,7 @@
        ▲                                                             │
        └──────────────────────── resume ─────────────────────────────┘
 
-Kicks that come while the services are halted are not lost: all queues are
-looked at when they go on.
+Notifications during a halt are not lost: a resume looks at all queues.
 """
 
 import threading
@@ -24,7 +23,7 @@ from pykvm.host.threads import cpu_list, run_on, show_thread_name, start
 
 
 class _Errand:
-    """What a thread is to do for another one, and what it raised."""
+    """Work that one thread does for a different thread, and its exception."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self.work = work
@@ -32,13 +31,13 @@ class _Errand:
 
 
 class IoThread:
-    """Owns one thread and its event loop.
+    """Owns one thread and its event loop, and carries out the halts of its IoThreadGroup.
 
     It serves until :meth:`end`, or until a queue breaks (``on_broken`` with
     the reason), or until a bug raises an exception (``on_failure`` with it).
-    Both are called in the thread, at most once, and nothing is served after.
-    When one service halts by itself, which :meth:`halt` announces, the others
-    are halted with it. The methods wait only where they say so.
+    Both are called in the thread, at most once, and end the service. Only the
+    thread itself knows that its queues are quiet; :attr:`quiet` passes it on.
+    The methods wait only where they say so.
     """
 
     def __init__(
@@ -60,13 +59,13 @@ class IoThread:
         self._on_failure = on_failure
         self._cpus = cpus
         self._loop = EventLoop(poll_max_ns)
-        # Guards what follows, and tells who waits that something of it has changed.
+        # Guards the attributes below, and wakes the waiting threads when one of them changes.
         self._state = threading.Condition()
         self._stopping = False
-        self._halting = False  # what is wanted; whether it was done, the services know
+        self._halting = False  # the wish; the services know whether it is carried out
         self._quiet = False
         self._ended = False
-        self._errands: list[_Errand] = []  # what others want done in the thread
+        self._errands: list[_Errand] = []
         try:
             for service in services:
                 self._loop.add(service)
@@ -77,31 +76,30 @@ class IoThread:
 
     @property
     def load(self) -> int:
-        """How many services it has."""
+        """The number of its services."""
         return len(self._loop.services)
 
     def start(self) -> None:
-        """Serve, at first without waiting for a kick. Once. HostError if there is no thread."""
+        """Serve, at first without a notification. Once. HostError if the host has no thread."""
         assert self._thread.ident is None, "started twice"
         start(self._thread, "a disk")
 
     def halt(self) -> None:
-        """Take nothing more off the rings, and start nothing. From any thread. Idempotent.
+        """Take no request off the rings, and start no operation. From any thread. Idempotent.
 
-        A service that is about to halt by itself has it called before anybody
-        else hears of the reason: a :meth:`resume` from then on is an answer to
-        it, and must not be lost. The thread does not notice by itself that a
-        service has halted.
+        Before a failed request halts its schedule, the device calls this, and
+        only then reports the failure. So a :meth:`resume` after the report
+        always follows the halt, and is not lost.
         """
         with self._state:
             self._ask(True)
             self._wake()
 
     def wait_halted(self, timeout: float | None = None) -> bool:
-        """Once halted: True when nothing is executing, or the thread has ended.
+        """After :meth:`halt`: True once no operation is in flight, or the thread has ended.
 
-        False after ``timeout`` seconds, if that is not None. Returns early if
-        another thread resumes meanwhile.
+        False after ``timeout`` seconds, unless that is None. Returns early if a
+        different thread resumes meanwhile.
         """
         assert threading.current_thread() is not self._thread, "a thread cannot await itself"
         with self._state:
@@ -111,12 +109,12 @@ class IoThread:
 
     @property
     def quiet(self) -> bool:
-        """Nothing is executing, nor will be before a :meth:`resume`."""
+        """True if no operation is in flight, and none starts before a :meth:`resume`."""
         with self._state:
             return self._quiet or self._ended
 
     def resume(self) -> None:
-        """Go on, with what was kept first. Harmless if nothing is halted."""
+        """Resume, with the kept requests first. Harmless if nothing is halted."""
         with self._state:
             self._ask(False)
             self._quiet = False
@@ -124,27 +122,27 @@ class IoThread:
             self._wake()
 
     def look_again(self) -> None:
-        """The rate limits are others. From any thread."""
+        """Obey changed rate limits. From any thread."""
         with self._state:
             self._wake()
 
     def serves(self, service: QueueService) -> bool:
-        """Is ``service`` one of those that it has?"""
+        """True if ``service`` is one of its services."""
         return service in self._loop.services
 
     def add(self, service: QueueService) -> None:
-        """Serve ``service`` too, at first without waiting for a kick; returns when it does.
+        """Serve ``service`` too, at first without a notification. Returns when it is served.
 
-        OSError, and nothing done, if the host has not enough memory.
+        OSError, and no effect, if the host lacks memory.
         """
         self._have_done(partial(self._loop.add, service))
 
     def remove(self, service: QueueService) -> None:
-        """Let nothing of ``service`` start any more; returns when it executes nothing."""
+        """Stop serving ``service``. Returns when it has no operation in flight."""
         self._have_done(partial(self._dismiss, service))
 
     def end(self) -> None:
-        """Stop serving, await what is executing and end. From any thread."""
+        """Stop serving, await the operations in flight, and end. From any thread."""
         with self._state:
             self._stopping = True
             for service in list(self._loop.services):
@@ -162,9 +160,9 @@ class IoThread:
         self._loop.close()
 
     def _have_done(self, work: Callable[[], None]) -> None:
-        """Have ``work`` done in the thread and wait for that, unless the thread has ended.
+        """Do ``work`` in the thread, and wait for it unless the thread has ended.
 
-        What it raises is raised here.
+        An exception of ``work`` is raised here.
         """
         assert threading.current_thread() is not self._thread, "a thread cannot await itself"
         errand = _Errand(work)
@@ -177,7 +175,7 @@ class IoThread:
             try:
                 raise error
             finally:
-                del error  # which knows this frame, and the service that is to go
+                del error  # it refers to this frame, and so to the service
 
     def _ask(self, halt: bool) -> None:
         self._halting = halt
@@ -197,7 +195,7 @@ class IoThread:
             self._on_failure(error)
         finally:
             try:
-                with ExitStack() as stack:  # each, whatever becomes of the others
+                with ExitStack() as stack:  # each, even if one of them raises
                     for service in self._loop.services:
                         stack.callback(service.quiesce)
             finally:
@@ -216,7 +214,7 @@ class IoThread:
     def _serve(self) -> None:
         loop = self._loop
         while True:
-            loop.called = False  # first: who wants something from now on calls again
+            loop.called = False  # first: a later wish calls again
             if self._stopping:
                 return
             if self._errands:
@@ -241,7 +239,7 @@ class IoThread:
         self._loop.remove(service)
 
     def _obey(self) -> bool:
-        """Halt or resume the services as wanted; whether the rings may be looked at."""
+        """Halt or resume the services as wanted. True if the rings may be served."""
         services = self._loop.services
         while True:
             with self._state:
@@ -249,7 +247,7 @@ class IoThread:
                     return True
                 idle = all(service.idle for service in services)
                 if self._halting or not idle:
-                    # Resumed or not, what is executing is awaited first.
+                    # Even a resume awaits the operations in flight first.
                     for service in services:
                         service.halt()
                     if idle:

@@ -1,4 +1,4 @@
-"""Serving the queues of one thread, round after round, for as long as something comes of it."""
+"""Serves the queues of one thread in rounds, and polls between the rounds."""
 
 from typing import Final
 
@@ -6,18 +6,18 @@ from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.hot.word_watch import Watch
 
 ROUNDS: Final = 64
-"""How often one queue is served between two looks at anything else, and several together: some
-milliseconds of work at most."""
+"""The most rounds before the thread looks at its calls, divided by its number of queues: some
+milliseconds of work."""
 WORDS: Final = 3
-"""What a queue and its engine have to watch, at most."""
+"""The most words in memory that one queue and its engine watch."""
 
 
 class PollLoop:
-    """The queues of one thread, which is the only one to call it.
+    """The queues of one thread. Only that thread calls it.
 
-    Between rounds it watches the rings and engines of all, so that a driver
-    which adds a request soon need not notify, and a result is seen at once.
-    ``lost_ns``: for how long, in all, the host ran others instead while this thread watched.
+    Between rounds it polls the rings and engines of all queues. So a driver
+    that soon adds a request need not notify, and a completion is seen at once.
+    ``lost_ns``: the total time for which the host ran other threads while this thread polled.
     """
 
     services: list[QueueService]
@@ -35,16 +35,16 @@ class PollLoop:
         self._watch = Watch(WORDS * len(self.services))
 
     def dismiss(self, service: QueueService) -> None:
-        """Serve ``service`` no more."""
+        """Stop serving ``service``."""
         self.services.remove(service)
 
     def serve(self, waiting: set[QueueService], driver_ns: int, engine_ns: int) -> None:
-        """Serve those in ``waiting``, and any when more comes, until nothing comes for some time.
+        """Serve ``waiting``, then every queue that gets requests, until polling finds none.
 
-        That is ``driver_ns``, or ``engine_ns`` while operations execute. In
-        ``waiting`` are then those of which a driver that never stops has more.
-        Returns early when a queue is beyond use (``queue.error``), a service
-        halted, or time was lost.
+        One poll takes ``driver_ns``, or ``engine_ns`` while operations are in
+        flight. Afterwards ``waiting`` has the queues whose drivers never stop.
+        Returns early when a queue breaks (``queue.error``), a service halts, or
+        the host took the CPU away.
         """
         service: QueueService
         awake: set[QueueService] = set()
@@ -58,7 +58,7 @@ class PollLoop:
                     return
             waiting.clear()
             if not (driver_ns or engine_ns):
-                break  # rest() finds what came meanwhile, and notifiers tell of completions
+                break  # rest() finds new requests, and notifiers report completions
             if not self._more(waiting, driver_ns, engine_ns):
                 break
         for service in awake:
@@ -68,7 +68,7 @@ class PollLoop:
                 waiting.add(service)
 
     def _more(self, waiting: set[QueueService], driver_ns: int, engine_ns: int) -> bool:
-        """Wait, answer what engines have done, and put into ``waiting`` whose driver has more.
+        """Poll, answer completions, and add to ``waiting`` the queues that have more requests.
 
         False if nothing came.
         """
@@ -83,8 +83,8 @@ class PollLoop:
                 nanoseconds = engine_ns
         changed = watch.changes(nanoseconds)
         if watch.lost_ns:
-            # The thread decides whether to go on polling. Whatever has changed, it finds out by
-            # rest() and by the engine's notifier.
+            # The thread decides whether to go on polling. rest() and the engine's notifier report
+            # every change.
             self.lost_ns += watch.lost_ns
             return False
         if not changed:

@@ -1,13 +1,13 @@
-"""Serves one queue: takes requests off the ring, has them executed, answers them.
+"""Serves one queue: takes requests off the ring, submits their operations, answers them.
 
 ::
 
     ring → parser → schedule → engine → schedule → ring
                  ↘ refused, GET_ID ────────────↗
 
-No thread lives here: whoever calls :meth:`QueueService.drain` after a kick and
-:meth:`QueueService.complete` after a notification of the engine runs the
-device, be it a thread or a test.
+No thread lives here. A thread or a test runs the device: it calls
+:meth:`QueueService.drain` after a notification of the driver, and
+:meth:`QueueService.complete` after a notification of the engine.
 """
 
 import select
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.observe.tracing import QueueTrace
 
 MOST_READS: Final = 16
-"""Quick reads that an immediate engine gets at once: one at a time costs half as much again."""
+"""The most quick reads that an immediate engine gets at once. One at a time costs half more."""
 QUICK_NS: Final = 100_000
-"""They are quick if all together took less."""
+"""Reads are quick if all of a submission together took less than this."""
 HELD_NS: Final = 20_000
-"""While a batch is executed one by one, the driver gets its first results after this much time, and
-more each time that it has passed again. So the driver works while the device does."""
+"""While a batch executes one by one, the driver gets results at intervals of this time. So the
+driver works at the same time as the device."""
 
 
 class QueueService:
@@ -52,7 +52,8 @@ class QueueService:
     ``kick`` is the queue's eventfd, which belongs to the transport. ``engine``
     executes the queue's operations, and belongs to the service. A halted
     service, be it by ``decide`` or by :meth:`halt`, leaves the ring alone and
-    starts nothing; it still answers what is executing, until :attr:`idle`.
+    starts nothing; it still answers the operations in flight, until
+    :attr:`idle`. Its owner, IoThreadGroup, is the only one to :meth:`close` it.
     """
 
     queue: Virtqueue
@@ -87,9 +88,9 @@ class QueueService:
         trace: "QueueTrace | None" = None,
         detector: "ZeroDetector | None" = None,
     ) -> None:
-        """``durable()``: is a write done only when it is on stable storage? Asked once a drain.
+        """``durable()``: True if a write completes only on stable storage; asked once a drain.
 
-        ``trace`` is told of each step. ``detector`` looks for writes of zeros.
+        ``trace`` records each step. ``detector`` finds writes of zeros.
         """
         self.queue = queue
         self.kick = kick
@@ -110,17 +111,17 @@ class QueueService:
 
     @property
     def halted(self) -> bool:
-        """Nothing is taken off the ring, and nothing starts."""
+        """True if no request is taken off the ring, and no operation starts."""
         return self._schedule.halted
 
     @property
     def idle(self) -> bool:
-        """The engine executes nothing."""
+        """True if no operation is in flight."""
         return not self._schedule.executing
 
     @property
     def throttle(self) -> "Throttle | None":
-        """The rate limits; may be set at any time, and :meth:`complete` then be called."""
+        """The rate limits. Any thread may set them; the serving thread then calls complete()."""
         return self._schedule.throttle
 
     @throttle.setter
@@ -129,7 +130,7 @@ class QueueService:
 
     @property
     def wake_ns(self) -> int:
-        """When to call :meth:`complete` for the rate limits' sake (time.monotonic_ns), or 0."""
+        """The time of the next :meth:`complete` for the rate limits (time.monotonic_ns), or 0."""
         return self._schedule.wake_ns
 
     def drain(self) -> bool:
@@ -137,10 +138,10 @@ class QueueService:
         return self.serve() and self.rest()
 
     def serve(self) -> bool:
-        """Serve what is available, at most the queue's size, without being notified from now on.
+        """Serve the available requests, at most the queue's size. Ask for no notification.
 
-        False if it is halted or stopping, when the ring is to be left alone.
-        When ``queue.error`` is set afterwards, the ring is beyond use.
+        False if the service is halted or stopping: the ring must be left alone.
+        If ``queue.error`` is set afterwards, the ring is broken.
         """
         if self._schedule.halted:
             return False
@@ -179,38 +180,38 @@ class QueueService:
         return self.queue.enable_notifications()
 
     def watch(self, watch: Watch) -> bool:
-        """Give ``watch`` what changes when the driver adds requests or the engine is done.
+        """Give ``watch`` the words that change with a new request or a completion.
 
-        False if the engine is at work and only its notifier tells when it is done.
+        False if operations are in flight and only the engine's notifier reports completions.
         """
         self.queue.watch(watch)
         return not self._schedule.executing or self.engine.watch(watch)
 
     def look(self) -> bool:
-        """Answer what the engine has done by now. True: more is waiting."""
+        """Answer completions. True: more requests are waiting."""
         if self._schedule.executing:
             self.complete()
         return self.queue.available()
 
     def complete(self) -> None:
-        """Answer what the engine has done, and start what may start by now."""
+        """Answer completions, and start the operations that may start by now."""
         self._execute()
         self._publish()
 
     def ask(self, halt: bool) -> None:
-        """A :meth:`halt` is to come, or is not after all. Any thread.
+        """Announce a :meth:`halt`, or withdraw it. From any thread.
 
-        What is executing may be a batch of which an engine does one operation
-        after another: the next one does not start.
+        The serving thread may be in the middle of a batch that an engine
+        executes one by one: the next operation does not start.
         """
         self._halting = halt
 
     def halt(self) -> None:
-        """From now on start nothing, and keep what is not executing."""
+        """Start nothing from now on, and keep the requests that are not in flight."""
         self._schedule.halt()
 
     def resume(self) -> None:
-        """Undo :meth:`halt` once :attr:`idle`: what was kept starts again, before the ring's."""
+        """Undo :meth:`halt` once :attr:`idle`: the kept requests start before those in the ring."""
         request: Request
         self._planner.durable = self._durable()
         now = time.monotonic_ns()
@@ -220,18 +221,18 @@ class QueueService:
         self._publish()
 
     def stop(self) -> None:
-        """From now on start nothing and let every result go nowhere. Any thread."""
+        """Start nothing from now on, and answer nothing. From any thread."""
         self._stopping = True
         self.engine.stop()
 
     def quiesce(self) -> None:
-        """Stop, wait until the engine executes nothing, and forget the rest. For reset."""
+        """Stop, await the operations in flight, and forget all requests. For reset."""
         self.stop()
         notified = select.poll()
         if self.engine.notifier >= 0:
             notified.register(self.engine.notifier, select.POLLIN)
         self._execute()
-        # Without a notifier nothing executes by now, even if a bug cut a submission short.
+        # Without a notifier nothing is in flight by now, even if a bug cut a submission short.
         while not self.idle and self.engine.notifier >= 0:
             notified.poll()
             self._execute()
@@ -242,7 +243,7 @@ class QueueService:
         self.engine.close()
 
     def _execute(self) -> None:
-        """Start what may start and answer what is done, until there is neither."""
+        """Start operations that may start, and answer completions, until there are none."""
         schedule, engine = self._schedule, self.engine
         while True:
             if self._may_start():
@@ -263,7 +264,7 @@ class QueueService:
         return not (self._stopping or self._schedule.halted)
 
     def _execute_singly(self, operations: list[Operation]) -> None:
-        """Have each executed and answered before the next; keep those that a halt precedes.
+        """Execute and answer each before the next; a halt keeps the rest.
 
         Up to MOST_READS reads in a row go together while reads are quick.
         """
@@ -290,11 +291,11 @@ class QueueService:
             first += len(started)
 
     def _finish(self, done: Sequence[Operation]) -> None:
-        """Answer what ``done`` were the last operations for."""
+        """Answer the requests whose last operations are in ``done``."""
         operation: Operation
         request: Request
         schedule = self._schedule
-        stopping = self._stopping  # after that: what was cancelled is never answered
+        stopping = self._stopping  # read after completions(): a cancelled one is never answered
         left = iter(done)
         try:
             for operation in left:
@@ -305,7 +306,7 @@ class QueueService:
                 for request in schedule.finish(operation):
                     self._answer(request, finished)
         finally:
-            for operation in left:  # after a bug: a reset must not wait for the others
+            for operation in left:  # after a bug: a reset must not wait for the rest
                 schedule.abandon(operation)
 
     def _publish(self) -> None:
@@ -316,7 +317,7 @@ class QueueService:
         """Complete a request that was executed."""
         kind, length = request.type, request.length
         if request.error:
-            # Of a read nobody knows what was written, also if the driver is told that it succeeded.
+            # A failed read may have written anything, even if the policy hides the failure.
             request.used_length = 0 if kind == VIRTIO_BLK_T_IN else 1
             self._stats.failed(kind)
         else:
@@ -341,7 +342,7 @@ class QueueService:
         self.queue.push(request.head, request.used_length, wrote)
 
     def _shrink(self, request: Request) -> None:
-        """Keep no memory for the many segments of a request that was given back."""
+        """Free the memory for the many segments of an answered request."""
         chain: DescriptorChain
         request.forget()
         chain = self.queue.chains[request.head]
