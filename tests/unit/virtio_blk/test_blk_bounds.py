@@ -60,7 +60,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_waits_for_what_is_no_product(shape: str) -> None:
+def test_dependencies_grow_with_the_requests_and_not_with_their_square(shape: str) -> None:
     first, others = SHAPES[shape]
     schedule = schedule_of(LIMITS)
     for drain in (first, *others):
@@ -126,7 +126,7 @@ def test_no_room_for_long_requests_is_kept(make: Maker, kind: int, cut: bool) ->
     assert segments_kept(disk) <= ROOM_KEPT
 
 
-def test_room_for_what_linux_sends_is_kept(make: Maker) -> None:
+def test_room_for_the_largest_request_of_linux_is_kept(make: Maker) -> None:
     """Or each large request would pay for it."""
     disk = make(queue_size=256, threads=InlineThreads, ram=Ram.flat(4 << 20))
     header = pack("<IIQ", IN, 0, 0)
@@ -147,7 +147,7 @@ def test_the_pieces_of_a_request_have_room_for_its_segments_once() -> None:
     assert sum(len(one._own_offsets) for one in operations) == 2 * limits.pieces
 
 
-def test_only_so_many_operations_are_kept() -> None:
+def test_the_planner_keeps_a_limited_number_of_free_operations() -> None:
     planner = Planner(MergePolicy.OFF, Limits())
     for operation in planner.plan([zeroes(head) for head in range(2 * SPARE // 32)]):
         planner.release(operation)

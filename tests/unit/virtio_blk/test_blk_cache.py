@@ -165,7 +165,9 @@ def test_a_driver_that_cannot_flush_begins_in_write_through(
 
 
 @pytest.mark.parametrize("features", [NEITHER, FLUSH_ONLY])
-def test_only_a_driver_that_knows_it_writes_it(make: Callable[..., Disk], features: int) -> None:
+def test_only_a_driver_that_negotiated_it_writes_the_byte(
+    make: Callable[..., Disk], features: int
+) -> None:
     disk = make(CacheMode.WRITEBACK, features)
     config = disk.device.config
     disk.set_writeback(0)
@@ -187,7 +189,7 @@ def test_every_value_is_on_or_off(make: Callable[..., Disk], value: int, read: i
     assert disk.writeback == read
 
 
-def test_a_switch_is_another_generation(make: Callable[..., Disk]) -> None:
+def test_a_switch_changes_the_configuration_generation(make: Callable[..., Disk]) -> None:
     disk = make(CacheMode.WRITEBACK)
     registers = TransportState(disk.device, disk.transport.ram, [], None)  # type: ignore[arg-type]
     first = registers.config.generation
@@ -212,7 +214,7 @@ def test_reset_restores_the_modes_value(make: Callable[..., Disk], cache: CacheM
 
 @pytest.mark.parametrize("cache", MODES)
 @pytest.mark.parametrize("features", [NEITHER, FLUSH_ONLY, WCE_ONLY, BOTH])
-def test_a_write_syncs_unless_the_driver_is_to_flush(
+def test_a_write_syncs_unless_the_driver_flushes(
     make: Callable[..., Disk], syncs: Syncs, cache: CacheMode, features: int
 ) -> None:
     disk = make(cache, features)
@@ -233,7 +235,7 @@ def test_the_driver_switches_while_it_runs(
         assert syncs.during(disk.flush) == 1
 
 
-def test_a_switch_to_write_through_syncs_what_was_written_before(
+def test_a_switch_to_write_through_syncs_earlier_writes(
     make: Callable[..., Disk], syncs: Syncs
 ) -> None:
     disk = make(CacheMode.WRITEBACK)

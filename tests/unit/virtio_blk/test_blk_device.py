@@ -74,13 +74,13 @@ def test_configuration(make_disk: Maker) -> None:
 
 
 @pytest.mark.parametrize("serial", ["x" * 21, "ü", "a\nb", "a\0"])
-def test_a_serial_that_cannot_be(serial: str) -> None:
+def test_an_impossible_serial_is_refused(serial: str) -> None:
     with pytest.raises(UsageError, match="serial"):
         DiskOptions(serial=serial)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 100, 2048, -4])
-def test_a_queue_size_that_cannot_be(size: int) -> None:
+def test_an_impossible_queue_size_is_refused(size: int) -> None:
     with pytest.raises(UsageError, match="queue-size"):
         DiskOptions(queue_size=size)
 

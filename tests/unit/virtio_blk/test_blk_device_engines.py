@@ -147,7 +147,7 @@ def of(content: bytes, block: int, count: int = 1) -> bytes:
     return content[block * BLOCK : (block + count) * BLOCK]
 
 
-def test_what_is_written_is_read(
+def test_a_read_returns_the_written_data(
     factory: EngineFactory, make: Callable[..., Disk], path: Path, content: bytes
 ) -> None:
     disk = make(factory)

@@ -24,7 +24,7 @@ from pykvm.virtio.constants import (
 # -- threads ---------------------------------------------------------------
 
 
-def test_what_waits_in_the_ring_is_served_without_a_kick(make_disk: Maker) -> None:
+def test_requests_in_the_ring_at_the_start_are_served_without_a_kick(make_disk: Maker) -> None:
     disk = make_disk(start=False)
     head = disk.send(IN, 0, size=512)
     disk.transport.drivers[0].publish()
@@ -47,7 +47,9 @@ def test_kicks_without_requests_do_nothing(disk: Disk) -> None:
 
 
 @pytest.mark.parametrize("ring", [0, VIRTIO_F_EVENT_IDX])
-def test_what_arrives_during_a_drain_is_served_without_a_kick(make_disk: Maker, ring: int) -> None:
+def test_requests_that_arrive_during_a_drain_are_served_without_a_kick(
+    make_disk: Maker, ring: int
+) -> None:
     """The driver was told not to notify, so the device must look again before it sleeps."""
     heads: list[int] = []
     notify_wanted: list[bool] = []
@@ -151,7 +153,7 @@ def test_a_bug_before_a_thread_serves_anything_is_not_silent(
     assert [type(error) for error in seen] == [ZeroDivisionError]
 
 
-def test_a_bug_is_told_of_even_if_the_driver_cannot_be(
+def test_a_bug_is_reported_even_if_telling_the_driver_fails(
     make_disk: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever waits for the end of the run must not wait for ever."""

@@ -48,7 +48,7 @@ def make(path: Path) -> Iterator[Maker]:
         ({"write_zeroes": False}, blk.VIRTIO_BLK_F_WRITE_ZEROES),
     ],
 )
-def test_what_can_be_turned_off(make: Maker, option: dict[str, object], bits: int) -> None:
+def test_each_feature_can_be_turned_off(make: Maker, option: dict[str, object], bits: int) -> None:
     """Only that goes away, and the disk works without it."""
     everything = offered(DiskOptions(), False)
     assert everything & bits == bits
@@ -67,7 +67,7 @@ def test_what_can_be_turned_off(make: Maker, option: dict[str, object], bits: in
         ({"num_queues": 2}, blk.VIRTIO_BLK_F_MQ),
     ],
 )
-def test_what_can_be_turned_on(option: dict[str, object], bit: int) -> None:
+def test_optional_features_can_be_turned_on(option: dict[str, object], bit: int) -> None:
     assert offered(DiskOptions(**option), False) == offered(DiskOptions(), False) | bit  # type: ignore[arg-type]
 
 
@@ -87,7 +87,7 @@ def test_without_a_flush_every_write_is_durable(make: Maker, path: Path) -> None
 # -- the configuration ------------------------------------------------------------
 
 
-def test_nothing_is_said_of_what_is_not_offered(make: Maker) -> None:
+def test_fields_of_features_that_are_not_offered_are_zero(make: Maker) -> None:
     disk = make(
         start=False,
         seg_max=None,
@@ -100,12 +100,12 @@ def test_nothing_is_said_of_what_is_not_offered(make: Maker) -> None:
     assert disk.device.config == pack("<Q", SECTORS) + bytes(64)
 
 
-def test_a_read_only_disk_says_nothing_of_discards_and_zeroes(make: Maker) -> None:
+def test_a_read_only_disk_has_no_fields_of_discards_and_zeroes(make: Maker) -> None:
     config = make(start=False, readonly=True).device.config
     assert config[36:] == bytes(36)
 
 
-def test_what_is_said(make: Maker) -> None:
+def test_the_configuration_explains_the_options(make: Maker) -> None:
     config = make(
         start=False,
         cyls=300,
@@ -138,7 +138,7 @@ def test_blocks_of_a_file() -> None:
     assert Blocks.choose(large, FILE) == Blocks(4096, 4096, 0, 0, 0, 4096)
 
 
-def test_blocks_that_o_direct_wants() -> None:
+def test_blocks_with_o_direct() -> None:
     assert Blocks.choose(DiskOptions(), FILE, 4096).physical == 4096
     assert Blocks.choose(DiskOptions(physical_block_size=512), FILE, 4096).physical == 512
 
@@ -162,7 +162,7 @@ def test_blocks_of_a_host_device() -> None:
         pytest.param(16384, 16384, 4096, (16384, 0), id="less than a block"),
     ],
 )
-def test_advice_that_cannot_be_meant(
+def test_implausible_advice_of_the_host_is_ignored(
     physical: int, minimum: int, optimal: int, taken: tuple[int, int]
 ) -> None:
     blocks = Blocks.choose(DiskOptions(), HostBlocks(512, physical, 0, minimum, optimal, 512))
@@ -172,14 +172,14 @@ def test_advice_that_cannot_be_meant(
     assert (blocks.minimum, blocks.optimal) == (1024, 33553920)  # who asks for it gets it
 
 
-def test_a_minimum_that_the_field_does_not_hold() -> None:
+def test_a_minimum_larger_than_its_field_is_cut() -> None:
     blocks = Blocks.choose(DiskOptions(min_io_size=1 << 30), FILE)
     assert blocks.minimum == 0xFFFF * 512
 
 
 @pytest.mark.parametrize("logical", [512, 4096])
 @given(where=st.integers(0, 4095))
-def test_an_alignment_that_the_field_does_not_hold(logical: int, where: int) -> None:
+def test_an_alignment_larger_than_its_field_is_reduced(logical: int, where: int) -> None:
     """Such as that of a partition in blocks of 2 MiB: smaller blocks are told of."""
     physical = 2 << 20
     place = where * 512
@@ -217,7 +217,7 @@ def test_a_block_device_is_asked(path: Path) -> None:
         ({"lifetime": (0, 12, 0)}, "lifetime cannot be 12"),
     ],
 )
-def test_options_that_cannot_be(options: dict[str, int], says: str) -> None:
+def test_impossible_options_are_refused(options: dict[str, int], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         DiskOptions(**options)  # type: ignore[arg-type]
 
@@ -231,12 +231,12 @@ def test_options_that_cannot_be(options: dict[str, int], says: str) -> None:
         ({"discard_granularity": 100}, "discard-granularity=100 is not a multiple"),
     ],
 )
-def test_blocks_that_cannot_be_together(options: dict[str, int], says: str) -> None:
+def test_contradicting_block_sizes_are_refused(options: dict[str, int], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         Blocks.choose(DiskOptions(**options), FILE)  # type: ignore[arg-type]
 
 
-def test_an_image_that_has_not_whole_blocks(tmp_path: Path) -> None:
+def test_an_image_without_whole_blocks_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "odd"
     path.write_bytes(bytes(4096 + 512))
     image = Image(path)

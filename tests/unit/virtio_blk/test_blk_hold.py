@@ -27,7 +27,7 @@ def make(path: Path, packed: bool) -> Iterator[Maker]:
         yield maker
 
 
-def test_what_is_executing_is_completed_first_and_the_rest_waits(make: Maker, path: Path) -> None:
+def test_a_hold_completes_operations_in_flight_and_the_rest_waits(make: Maker, path: Path) -> None:
     script = EngineScript(slow=True)
     bench = make(script)
     first = bench.write(0, fill("a"))
@@ -50,7 +50,7 @@ def test_what_is_executing_is_completed_first_and_the_rest_waits(make: Maker, pa
     assert sector_of(path, 1) == fill("b")
 
 
-def test_a_machine_that_goes_on_does_not_release_it(make: Maker) -> None:
+def test_a_resume_of_the_machine_does_not_end_a_hold(make: Maker) -> None:
     bench = make(EngineScript())
     bench.device.hold()
     head = bench.read(0)
@@ -65,7 +65,7 @@ def test_a_machine_that_goes_on_does_not_release_it(make: Maker) -> None:
     assert bench.wait(head)[0] == OK
 
 
-def test_a_driver_that_releases_it_does_not_undo_the_stop_for_an_error(make: Maker) -> None:
+def test_the_end_of_a_hold_does_not_undo_the_stop_for_an_error(make: Maker) -> None:
     script = EngineScript(Faults({("write", 5): [errno.ENOSPC]}), slow=True)
     bench = make(script)
     head = bench.write(5, fill("n"))
@@ -83,7 +83,7 @@ def test_a_driver_that_releases_it_does_not_undo_the_stop_for_an_error(make: Mak
     assert bench.wait(head)[0] == OK
 
 
-def test_a_driver_that_starts_a_held_disk_is_told_of(make: Maker) -> None:
+def test_the_owner_hears_of_a_driver_that_starts_a_held_disk(make: Maker) -> None:
     held: list[None] = []
     bench = make(EngineScript(), on_held=lambda: held.append(None))
     bench.device.hold()
@@ -97,7 +97,7 @@ def test_a_driver_that_starts_a_held_disk_is_told_of(make: Maker) -> None:
     assert held == [None]
 
 
-def test_it_outlasts_a_reset(make: Maker) -> None:
+def test_a_hold_outlasts_a_reset(make: Maker) -> None:
     bench = make(EngineScript())
     bench.device.hold()
     bench.transport.reset()
@@ -120,7 +120,7 @@ def test_a_held_disk_cannot_shrink(make: Maker) -> None:
 
 
 @pytest.mark.parametrize("wait", ["hold", "write through"])
-def test_the_end_of_the_run_waits_for_nothing_that_executes(make: Maker, wait: str) -> None:
+def test_the_end_of_the_run_waits_for_no_operation(make: Maker, wait: str) -> None:
     over = Event()
     bench = make(script := EngineScript(slow=True), over=over.is_set)
     bench.write(0, fill("a"))

@@ -59,7 +59,7 @@ def ask(rig: Rig, *chain: Buffer) -> int:
     [0xE000_0000, 0xFEE0_0000, 0xC000_0000, LOW - 256, LOW, HIGH_START - 8, 2**63, 2**64 - 512],
     ids=["BAR", "APIC", "hole", "end", "past", "before", "far", "wrap"],
 )
-def test_data_where_no_ram_is(rig: Rig, place: int) -> None:
+def test_data_outside_ram(rig: Rig, place: int) -> None:
     (driver,) = rig.drivers
     status = Buffer(driver.put(b"\xaa"), 1, True)
     head = ask(rig, header(driver), Buffer(place, 512, True), status)
@@ -103,7 +103,7 @@ def test_a_table_in_its_own_ring(rig: Rig) -> None:
     rig.serve()
 
 
-def test_memory_that_changes_meanwhile(rig: Rig) -> None:
+def test_memory_that_changes_while_it_is_parsed(rig: Rig) -> None:
     """Header and descriptors are what they were when the device looked at them."""
     (driver,) = rig.drivers
     asked = header(driver)
@@ -137,7 +137,7 @@ def test_addresses_that_were_never_set(rig: Rig) -> None:
         rig.serve()
 
 
-def test_a_ring_beyond_sense_is_told_and_left_alone(rig: Rig) -> None:
+def test_a_broken_ring_is_reported_and_left_alone(rig: Rig) -> None:
     (driver,) = rig.drivers
     driver.spoil()
     driver.publish()

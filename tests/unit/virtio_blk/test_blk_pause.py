@@ -37,7 +37,7 @@ def make(path: Path, packed: bool) -> Iterator[Maker]:
         yield maker
 
 
-def test_pause_awaits_what_is_executing_and_starts_nothing(make: Maker, path: Path) -> None:
+def test_pause_awaits_operations_in_flight_and_starts_none(make: Maker, path: Path) -> None:
     script = EngineScript(slow=True)
     bench = make(script)
     heads = [bench.write(0, fill("a")), bench.read(4), bench.write(0, fill("b")), bench.flush()]
@@ -66,7 +66,7 @@ def test_pause_awaits_what_is_executing_and_starts_nothing(make: Maker, path: Pa
     assert sector_of(path, 0) == fill("b")
 
 
-def test_what_fails_during_a_pause_is_kept(make: Maker) -> None:
+def test_a_request_that_fails_during_a_pause_is_kept(make: Maker) -> None:
     script = EngineScript(Faults({("write", 5): [FULL]}), slow=True)
     bench = make(script)
     head = bench.write(5, fill("n"))
@@ -262,7 +262,7 @@ def start_again(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("pause", [False, True])
-def test_reset_while_halted_drops_what_was_kept(make: Maker, path: Path, pause: bool) -> None:
+def test_reset_while_halted_drops_the_kept_requests(make: Maker, path: Path, pause: bool) -> None:
     bench = make(EngineScript(Faults({("write", 5): [FULL]})))
     bench.write(5, fill("n"))
     bench.flush()
@@ -301,7 +301,7 @@ def test_reset_with_one_failed_and_one_executing(make: Maker) -> None:
     start_again(bench)
 
 
-def test_a_failure_during_a_reset_concerns_nobody(make: Maker) -> None:
+def test_a_failure_during_a_reset_is_not_reported(make: Maker) -> None:
     script = EngineScript(Faults({("write", 5): [FULL]}), slow=True)
     bench = make(script)
     bench.write(5, fill("n"))
@@ -343,7 +343,7 @@ def test_reset_while_paused(make: Maker) -> None:
     start_again(bench)
 
 
-def test_a_reset_that_meets_an_answer(make: Maker) -> None:
+def test_a_reset_at_the_moment_of_an_answer(make: Maker) -> None:
     """It comes after the decision what to answer, and before the driver is told."""
     script = EngineScript(Faults({("read", 5): [errno.EIO]}))
     bench = make(script, rerror=ErrorPolicy.REPORT)

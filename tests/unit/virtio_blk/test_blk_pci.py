@@ -165,7 +165,7 @@ def test_tables_of_descriptors(driver: Driver) -> None:
     assert driver.do([header(IN)], [100, 412, 1], True) == TEXT + bytes([OK])
 
 
-def test_the_driver_is_told_of_another_size(driver: Driver) -> None:
+def test_the_driver_hears_of_a_changed_size(driver: Driver) -> None:
     driver.start()
     generation = driver.guest.get(0x15, 1)
     assert driver.do([header(OUT, SECTORS), TEXT], [1])[-1] == IOERR
@@ -182,14 +182,14 @@ def test_the_driver_is_told_of_another_size(driver: Driver) -> None:
     assert driver.do([header(IN, SECTORS // 2)], [512, 1])[-1] == IOERR
 
 
-def test_a_driver_that_has_not_started_is_not_told(driver: Driver) -> None:
+def test_a_driver_that_has_not_started_hears_nothing(driver: Driver) -> None:
     driver.guest.negotiate()
     driver.device.resize(2 * SIZE)
     assert not driver.interrupted()
     assert driver.capacity == 2 * SECTORS
 
 
-def test_one_interrupt_for_two_requests_if_that_is_asked_for(driver: Driver) -> None:
+def test_one_interrupt_for_two_requests_with_event_idx(driver: Driver) -> None:
     driver.start()  # with tables, so that a request takes one descriptor in either format
     assert driver.do([header(OUT), TEXT], [1])[-1] == OK
     driver.ring.enable_interrupts(after=1)

@@ -219,7 +219,7 @@ def test_a_request_in_pieces_fails_as_one(make: Maker) -> None:
     assert bench.stats() == {"failed_wr_operations": 1}
 
 
-def test_what_is_read_only_has_policies_too(make: Maker) -> None:
+def test_read_only_disks_have_policies_too(make: Maker) -> None:
     script = EngineScript(Faults({("read", 8): [errno.EIO]}))
     bench = make(script, readonly=True, rerror=ErrorPolicy.STOP, werror=ErrorPolicy.STOP)
     refused = send(bench, "write")
@@ -233,7 +233,7 @@ def test_what_is_read_only_has_policies_too(make: Maker) -> None:
 
 
 @pytest.mark.parametrize("policy", [ErrorPolicy.STOP, ErrorPolicy.IGNORE])
-def test_what_the_guest_got_wrong_is_no_error_of_the_host(
+def test_a_mistake_of_the_guest_is_no_error_of_the_host(
     make: Maker, path: Path, policy: ErrorPolicy
 ) -> None:
     """Out of range, malformed, unknown: answered at once, never announced, never ignored."""

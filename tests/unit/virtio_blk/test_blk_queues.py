@@ -73,13 +73,13 @@ def test_several_queues_are_offered(path: Path, queues: int) -> None:
         (1, 2, "2 threads cannot serve one queue"),
     ],
 )
-def test_numbers_that_cannot_be(queues: int, threads: int, says: str) -> None:
+def test_impossible_numbers_are_refused(queues: int, threads: int, says: str) -> None:
     with pytest.raises(UsageError) as caught:
         DiskOptions(num_queues=queues, iothreads=threads)
     assert says in str(caught.value)
 
 
-def test_each_queue_answers_and_interrupts_for_itself(make: Maker) -> None:
+def test_each_queue_has_its_own_answers_and_interrupts(make: Maker) -> None:
     bench = make(EngineScript())
     for queue in QUEUES:
         head = bench.write(queue, fill(f"{queue}"), queue)
@@ -91,7 +91,7 @@ def test_each_queue_answers_and_interrupts_for_itself(make: Maker) -> None:
     assert bench.wait(bench.read(0, 3), 0) == (OK, fill("0") + fill("1") + fill("2"))
 
 
-def test_what_waits_in_the_rings_is_served_without_a_kick(path: Path) -> None:
+def test_requests_in_all_rings_at_the_start_are_served_without_a_kick(path: Path) -> None:
     path.write_bytes(fill("o"))
     with FakeTransport(block_device(Image(path), num_queues=2, queue_size=8)) as transport:
         heads = [driver.send([bytes(16)], [512, 1]) for driver in transport.drivers]
@@ -134,7 +134,7 @@ def test_a_driver_that_knows_one_queue_uses_the_first(path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_threads_run_where_they_are_told_to(path: Path, threads: int) -> None:
+def test_threads_run_on_the_chosen_cpus(path: Path, threads: int) -> None:
     path.write_bytes(fill("o"))
     last = max(os.sched_getaffinity(0))
     seen: list[set[int]] = []
@@ -198,7 +198,7 @@ def test_an_error_in_one_queue_halts_all(make: Maker, path: Path) -> None:
     assert path.read_bytes()[5 * 512 :][:512] == fill("n")
 
 
-def test_the_others_halt_by_themselves(make: Maker) -> None:
+def test_an_error_halts_the_other_queues_before_the_owner_acts(make: Maker) -> None:
     """Before whoever hears of the error has had the time to pause the disk."""
     bench = make(EngineScript(Faults({("write", 5): [FULL]})))
     bench.write(5, fill("n"), 2)
@@ -228,7 +228,7 @@ def test_errors_in_all_queues_at_once(make: Maker) -> None:
     assert bench.stats() == {"wr_operations": 3, "wr_bytes": 3 * 512}
 
 
-def test_a_pause_awaits_what_executes_for_any_queue(make: Maker) -> None:
+def test_a_pause_awaits_the_operations_of_every_queue(make: Maker) -> None:
     bench = make(EngineScript(slow=True))
     heads = one_each(lambda queue: bench.read(queue, queue=queue), bench)
     bench.script.wait_for(3)
@@ -350,7 +350,7 @@ def test_resets_leave_no_descriptor(tmp_path: Path) -> None:
     device.close()
 
 
-def test_only_the_first_queue_that_breaks_is_told_of() -> None:
+def test_only_the_first_broken_queue_is_reported() -> None:
     """Two threads may find theirs broken before either hears of the other."""
     told: list[str] = []
     threads = IoThreadGroup("virtio-blk", 2, told.append, lambda error: None)

@@ -75,7 +75,7 @@ def test_each_range_is_an_operation_and_none_is_merged(policy: MergePolicy, kind
 
 
 @EVERY_POLICY
-def test_nothing_passes_them_in_the_plan(policy: MergePolicy) -> None:
+def test_no_request_passes_a_range_in_the_plan(policy: MergePolicy) -> None:
     """Sorting would let later requests overtake them."""
     requests = [
         request_of(0, OUT, 9, 512),
@@ -104,7 +104,7 @@ def test_a_part_of_zeroes_frees_space_as_the_whole_may() -> None:
 
 
 @pytest.mark.parametrize("kind", [DISCARD, ZEROES])
-def test_overlaps_wait(kind: int) -> None:
+def test_overlapping_ranges_wait(kind: int) -> None:
     requests = [
         request_of(0, IN, 5, 512),
         ranges_of(1, kind, (4, 2), (20, 2)),
@@ -120,13 +120,13 @@ def test_the_ranges_of_one_request_do_not_wait_for_each_other() -> None:
     assert edges(planned([ranges_of(0, ZEROES, (0, 4), (2, 4), (0, 1))], MergePolicy.OFF)) == []
 
 
-def test_neighbours_do_not_wait() -> None:
+def test_adjacent_ranges_do_not_wait() -> None:
     requests = [ranges_of(0, ZEROES, (8, 8), (0, 8)), request_of(1, OUT, 16, 512)]
     assert edges(planned(requests, MergePolicy.OFF)) == []
 
 
 @pytest.mark.parametrize("kind", [DISCARD, ZEROES])
-def test_a_flush_waits_for_them(kind: int) -> None:
+def test_a_flush_waits_for_the_ranges_before_it(kind: int) -> None:
     earlier = planned([ranges_of(0, kind, (0, 1))], MergePolicy.OFF)
     unfinished = Unfinished()
     order(earlier, unfinished)
@@ -174,7 +174,7 @@ def test_a_request_with_a_bad_range_is_answered_once(make: Maker, kind: int, nam
     assert len(script.log) == 3
 
 
-def test_what_overlaps_a_failed_range_waits_until_all_of_it_is_done(
+def test_a_request_over_a_failed_range_waits_until_all_ranges_are_done(
     make: Maker, path: Path
 ) -> None:
     """Zeroes that are tried again must not undo a write that came after them."""
@@ -191,7 +191,7 @@ def test_what_overlaps_a_failed_range_waits_until_all_of_it_is_done(
     assert sector_of(path, 20) == bytes(512)
 
 
-def test_zeroes_that_come_back_short_go_on(make: Maker, path: Path) -> None:
+def test_short_zeroes_are_continued(make: Maker, path: Path) -> None:
     script = EngineScript(Faults({("write-zeroes", 8): [Short(1024)]}))
     bench = make(script)
     head = bench.send(ZEROES, data=segments((8, 8)))
@@ -206,7 +206,7 @@ def test_zeroes_that_come_back_short_go_on(make: Maker, path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), [(DISCARD, "discard"), (ZEROES, "write-zeroes")])
-def test_faults_know_them_by_name_and_sectors(kind: int, name: str) -> None:
+def test_faults_match_ranges_by_name_and_sectors(kind: int, name: str) -> None:
     (operation,) = planned([ranges_of(0, kind, (8, 4))], MergePolicy.OFF)
     assert Access.of(operation) == Access(name, 8, 4)
     plan = FaultPlan([Fault(operation=name, sectors=[0, 8], errno="ENOSPC")])
@@ -250,7 +250,7 @@ def started(operation: Operation, ready: list[Operation]) -> None:
 
 
 @given(_requests, st.sampled_from(MergePolicy), st.randoms(use_true_random=False))
-def test_any_order_that_is_allowed_gives_what_the_ring_gives(
+def test_every_allowed_order_gives_the_result_of_ring_order(
     script: list[tuple[int, list[tuple[int, int]]]], policy: MergePolicy, dice: random.Random
 ) -> None:
     expected, disk = ([0] * DISK_SECTORS for _ in range(2))

@@ -4,15 +4,15 @@ The inputs that a device has to survive, and where they are:
 
 =========================================================  ===================================
 data of no segment, of a part of one, of too many           test_malformed_data
-a range past the end, or whose end wraps; a huge one        test_ranges_that_cannot_be
+a range past the end, or whose end wraps; a huge one        test_impossible_ranges_are_refused
 a bad range beside good ones; a flag beside a bad range     test_one_bad_range_refuses_them_all,
-                                                            test_a_flag_is_looked_at_first
+                                                            test_a_bad_flag_comes_before_a_bad_range
 unknown flags; unmap on a discard                           test_flags
 segments split over descriptors, or not in guest RAM        test_segments_may_be_cut_anywhere,
                                                             test_segments_outside_guest_ram
 a range that is not of whole blocks                         test_blocks_of_4096_bytes
-a request whose feature was not negotiated, or not offered  test_what_was_not_negotiated,
-(as on a read-only disk)                                    test_a_read_only_disk_offers_neither
+a request whose feature was not negotiated                  test_requests_without_their_feature
+a request whose feature is not offered (read-only disk)     test_a_read_only_disk_offers_neither
 memory that changes under the reader                        test_blk_range_order.py
 no place for the status                                     test_a_request_without_a_status
 a buffer for GET_LIFETIME of another size                   test_lifetime
@@ -80,7 +80,7 @@ def test_zeroes(disk: Disk, path: Path, flags: int) -> None:
     assert disk.stats()["zero_operations"] == 1
 
 
-def test_a_discard_gives_space_back(disk: Disk, path: Path) -> None:
+def test_a_discard_frees_space(disk: Disk, path: Path) -> None:
     before = path.stat().st_blocks
     assert disk.do(DISCARD, data=segments((8, 8), (32, 16))) == (OK, b"")
     assert path.stat().st_size == SIZE
@@ -110,7 +110,7 @@ def test_as_many_ranges_as_are_allowed_and_overlapping_ones(
 
 
 @BOTH
-def test_empty_ranges_ask_for_nothing(disk: Disk, path: Path, kind: int) -> None:
+def test_empty_ranges_do_nothing(disk: Disk, path: Path, kind: int) -> None:
     assert disk.do(kind, data=segments((0, 0), (SECTORS, 0))) == (OK, b"")
     assert path.read_bytes() == CONTENT
     assert sum(disk.stats().values()) == 1
@@ -167,7 +167,9 @@ def test_malformed_data(disk: Disk, path: Path, kind: int, length: int) -> None:
         (0, MAX_SECTORS + 1),
     ],
 )
-def test_ranges_that_cannot_be(disk: Disk, path: Path, kind: int, sector: int, count: int) -> None:
+def test_impossible_ranges_are_refused(
+    disk: Disk, path: Path, kind: int, sector: int, count: int
+) -> None:
     assert disk.do(kind, data=segments((sector, count))) == (IOERR, b"")
     assert disk.do(kind, data=segments((SECTORS - 1, 1)))[0] == OK
     assert path.read_bytes()[:-512] == CONTENT[:-512]
@@ -191,13 +193,13 @@ def test_flags(disk: Disk, path: Path, kind: int, flags: int) -> None:
 
 
 @BOTH
-def test_a_flag_is_looked_at_first(disk: Disk, kind: int) -> None:
+def test_a_bad_flag_comes_before_a_bad_range(disk: Disk, kind: int) -> None:
     """What the device does not know may have given the range another meaning."""
     assert disk.do(kind, data=segments((SECTORS, 9), (0, 1, 4)))[0] == UNSUPP
 
 
 @BOTH
-def test_what_was_not_negotiated(make: Maker, path: Path, kind: int) -> None:
+def test_requests_without_their_feature(make: Maker, path: Path, kind: int) -> None:
     other = VIRTIO_BLK_F_WRITE_ZEROES if kind == DISCARD else VIRTIO_BLK_F_DISCARD
     disk = make(features=other)
     assert disk.do(kind, data=segments((0, 1)))[0] == UNSUPP
@@ -214,7 +216,7 @@ def test_a_read_only_disk_offers_neither(make: Maker, path: Path, kind: int) -> 
 
 
 @BOTH
-def test_a_disk_that_does_not_offer_them(make: Maker, path: Path, kind: int) -> None:
+def test_a_disk_without_discards_and_zeroes(make: Maker, path: Path, kind: int) -> None:
     disk = make(discard=DiscardMode.OFF, write_zeroes=False)
     assert not disk.device.features & (VIRTIO_BLK_F_DISCARD | VIRTIO_BLK_F_WRITE_ZEROES)
     assert disk.do(kind, data=segments((0, 1)))[0] == UNSUPP
@@ -289,7 +291,7 @@ def test_lifetime(make: Maker, size: int) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"lifetime": (0, 0, 0), "features": 0}])
-def test_a_disk_that_tells_no_lifetime(make: Maker, options: dict[str, object]) -> None:
+def test_a_disk_without_a_lifetime(make: Maker, options: dict[str, object]) -> None:
     assert make(**options).do(VIRTIO_BLK_T_GET_LIFETIME, size=6)[0] == UNSUPP
 
 
@@ -333,7 +335,7 @@ def test_the_longest_range() -> None:
         assert read_ranges(segments((8, count)), True, True, capacity, 1).status == status
 
 
-def test_a_write_behind_them_is_not_touched(disk: Disk, path: Path) -> None:
+def test_a_write_behind_the_ranges_is_not_touched(disk: Disk, path: Path) -> None:
     assert disk.do(OUT, 9, b"n" * 512)[0] == OK
     assert disk.do(ZEROES, data=segments((8, 1), (10, 1)))[0] == OK
     assert path.read_bytes()[4096:5632] == bytes(512) + b"n" * 512 + bytes(512)

@@ -79,7 +79,7 @@ def test_a_disk_shrinks_only_while_nothing_is_served(make: Maker, path: Path) ->
     bench = make(EngineScript())
     assert refusal(bench.device, SMALLER) == (
         f"the disk {path} cannot shrink while its guest runs; "
-        "stop the guest, shrink the disk, and let the guest go on"
+        "stop the guest, shrink the disk, and resume the guest"
     )
     assert bench.transport.config_changes == 0
     bench.device.pause()
@@ -96,9 +96,7 @@ def test_a_disk_shrinks_only_while_nothing_is_served(make: Maker, path: Path) ->
     assert bench.transport.config_changes == 1, "nobody is there to be told"
 
 
-def test_what_was_kept_and_is_beyond_the_end_fails_and_the_rest_goes_on(
-    make: Maker, path: Path
-) -> None:
+def test_kept_requests_beyond_the_new_end_fail_and_the_rest_resume(make: Maker, path: Path) -> None:
     """The policy, which is to stop, is not asked: as with any request that is outside the disk."""
     bad = {("write", sector): [errno.ENOSPC] for sector in (0, HALF, HALF + 1)}
     script = EngineScript(Faults(bad))
@@ -143,7 +141,7 @@ def test_a_kept_discard_fails_if_one_of_its_ranges_is_beyond_the_end(make: Maker
     assert [bench.wait(head)[0] for head in requests] == [OK, IOERR, OK]
 
 
-def test_sizes_that_cannot_be(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_sizes_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(bytes(SIZE))
     device = block_device(Image(path))
     hint = f"give a multiple of 512 from 512 to {MAX_SIZE}"
@@ -151,7 +149,7 @@ def test_sizes_that_cannot_be(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert refusal(device, size) == f"the disk image {path} cannot have {size} bytes; {hint}"
 
     def full(fd: int, size: int) -> None:
-        raise OSError(errno.EFBIG, "")
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "ftruncate", full)
@@ -168,7 +166,7 @@ def test_a_read_only_disk_keeps_its_size(path: Path) -> None:
     device.close()
 
 
-def test_what_direct_io_wants_it_gets(tmp_path: Path, path: Path) -> None:
+def test_a_size_with_direct_io_is_a_multiple_of_its_alignment(tmp_path: Path, path: Path) -> None:
     require_direct(tmp_path)
     path.write_bytes(bytes(SIZE))
     image = Image(path, cache=CacheMode.NONE)
@@ -180,7 +178,7 @@ def test_what_direct_io_wants_it_gets(tmp_path: Path, path: Path) -> None:
     device.close()
 
 
-def test_a_block_device_has_the_size_that_it_has(path: Path) -> None:
+def test_a_block_device_takes_only_its_own_size(path: Path) -> None:
     path.write_bytes(bytes(SIZE))
     with loop_device(path) as name:
         device = block_device(Image(name))
@@ -267,7 +265,7 @@ def stopped(make: Maker) -> Bench:
     return bench
 
 
-def test_a_disk_that_is_resumed_goes_on_when_it_has_shrunk(make: Maker, path: Path) -> None:
+def test_a_disk_resumed_while_it_shrinks_resumes_afterwards(make: Maker, path: Path) -> None:
     bench = stopped(make)
     resize = SlowResize(bench.device, SMALLER)
     assert ends(in_thread(bench.device.resume)), "which does not wait"
@@ -281,7 +279,7 @@ def test_a_disk_that_is_resumed_goes_on_when_it_has_shrunk(make: Maker, path: Pa
     assert path.stat().st_size == SMALLER
 
 
-def test_a_disk_that_is_stopped_again_meanwhile_stays_so(make: Maker) -> None:
+def test_a_disk_paused_while_it_shrinks_stays_paused(make: Maker) -> None:
     bench = stopped(make)
     resize = SlowResize(bench.device, SMALLER)
     bench.device.resume()
@@ -300,7 +298,7 @@ def test_a_disk_that_is_not_resumed_stays_stopped(make: Maker) -> None:
     assert bench.answered() == []
 
 
-def test_a_driver_that_starts_meanwhile_is_served_afterwards(make: Maker) -> None:
+def test_a_driver_that_starts_while_the_disk_shrinks_is_served_afterwards(make: Maker) -> None:
     bench = make(EngineScript())
     bench.transport.reset()
     resize = SlowResize(bench.device, SMALLER)
@@ -313,7 +311,7 @@ def test_a_driver_that_starts_meanwhile_is_served_afterwards(make: Maker) -> Non
     assert [bench.wait(head)[0] for head in (inside, beyond)] == [OK, IOERR]
 
 
-def test_a_queue_that_starts_meanwhile_is_served_afterwards(make: Maker) -> None:
+def test_a_queue_that_starts_while_the_disk_shrinks_is_served_afterwards(make: Maker) -> None:
     bench = make(EngineScript())
     bench.transport.stop_queue()
     resize = SlowResize(bench.device, SMALLER)
@@ -365,14 +363,14 @@ def test_a_disk_cannot_shrink_while_a_queue_is_being_stopped(make: Maker) -> Non
     bench.device.resize(SMALLER)
 
 
-def test_a_change_that_fails_keeps_the_size_and_lets_the_disk_go_on(
+def test_a_failed_change_keeps_the_size_and_resumes_the_disk(
     make: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = stopped(make)
 
     def full(fd: int, size: int) -> None:
         bench.device.resume()
-        raise OSError(errno.EIO, "")
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "ftruncate", full)

@@ -72,7 +72,7 @@ def test_in_order_answers_wait_for_those_before_them(make: Maker) -> None:
         assert bench.wait(head) == (OK, fill("o"))
 
 
-def test_in_order_what_is_refused_waits_too(make: Maker) -> None:
+def test_in_order_refused_requests_wait_too(make: Maker) -> None:
     script = EngineScript(slow=True)
     bench = make(script, in_order=True, num_queues=1)
     heads = [bench.read(0), bench.send(77), bench.read(1)]
@@ -87,7 +87,7 @@ def test_in_order_what_is_refused_waits_too(make: Maker) -> None:
 # -- RING_RESET ---------------------------------------------------------------
 
 
-def test_a_stopped_queue_awaits_what_is_executing_and_answers_nothing(make: Maker) -> None:
+def test_a_stopped_queue_awaits_operations_in_flight_and_answers_nothing(make: Maker) -> None:
     script = EngineScript(slow=True)
     bench = make(script)
     bench.read(0, queue=1)
@@ -103,7 +103,7 @@ def test_a_stopped_queue_awaits_what_is_executing_and_answers_nothing(make: Make
 
 
 @pytest.mark.parametrize("iothreads", [1, 2])
-def test_the_other_queue_works_meanwhile_and_the_stopped_one_comes_back(
+def test_a_queue_works_while_the_other_is_stopped_and_restarted(
     make: Maker, iothreads: int
 ) -> None:
     bench = make(EngineScript(), iothreads=iothreads)
@@ -120,7 +120,7 @@ def test_the_other_queue_works_meanwhile_and_the_stopped_one_comes_back(
     assert bench.stats()["rd_operations"] == 10
 
 
-def test_a_request_that_is_kept_is_dropped_with_its_queue(make: Maker) -> None:
+def test_a_kept_request_is_dropped_with_its_queue(make: Maker) -> None:
     broken = [True]
     script = EngineScript(lambda operation: 5 if broken else 0)
     bench = make(script)

@@ -201,7 +201,9 @@ def test_few_threads_for_an_engine(path: Path, started: int) -> None:
 
 @engines(["sync", "threads", "io_uring"])
 @pytest.mark.parametrize("snapshot", [False, True], ids=["", "snapshot"])
-def test_so_few_descriptors(path: Path, factory: EngineFactory, snapshot: bool) -> None:
+def test_a_start_fails_cleanly_with_each_number_of_descriptors(
+    path: Path, factory: EngineFactory, snapshot: bool
+) -> None:
     """Wherever they run out: nothing is left behind, and with enough of them the disk works."""
     image = Image(path, readonly=snapshot)
     if snapshot:
@@ -262,7 +264,7 @@ def test_an_exception_keeps_nothing_open(
 
 @pytest.mark.parametrize("made", QUEUES)
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.EBADF, "Bad descriptor")])
-def test_a_bug_is_none(bench: Bench, made: int, error: Exception) -> None:
+def test_a_bug_is_no_shortage(bench: Bench, made: int, error: Exception) -> None:
     """It goes to whoever runs the vCPU, and ends the run."""
     before = held()
     bench.host.error = error
@@ -304,7 +306,7 @@ def test_no_engine_for_a_queue_that_was_reset(bench: Bench, error: Exception, sa
     bench.works()
 
 
-def test_a_queue_that_fares_better(bench: Bench) -> None:
+def test_a_queue_restarts_when_the_shortage_is_over(bench: Bench) -> None:
     bench.transport.start()
     bench.transport.stop_queue(1)
     bench.transport.start_queue(1)
@@ -349,9 +351,7 @@ def test_a_queue_that_cannot_be_watched(bench: Bench, left: int) -> None:
 # -- in the disk's thread -------------------------------------------------------------
 
 
-def test_a_thread_that_may_not_run_where_it_is_to(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_thread_that_may_not_run_on_its_cpus(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(cpus: object) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
@@ -390,7 +390,7 @@ def test_no_memory_for_zeros_to_write(path: Path, monkeypatch: pytest.MonkeyPatc
 # -- while it needs a reset -----------------------------------------------------------
 
 
-def test_nothing_is_executed_so_the_disk_may_shrink(bench: Bench, path: Path) -> None:
+def test_a_disk_that_needs_a_reset_may_shrink(bench: Bench, path: Path) -> None:
     bench.host.left = 1
     bench.transport.start()
     bench.device.resize(512)
@@ -459,5 +459,5 @@ def test_shortages(number: int) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EPERM, "no"), ValueError("EMFILE"), MemoryError()])
-def test_what_is_no_shortage(error: Exception) -> None:
+def test_other_errors_are_no_shortage(error: Exception) -> None:
     assert shortage(error) == ""

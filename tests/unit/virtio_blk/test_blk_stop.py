@@ -60,7 +60,7 @@ def test_resume_tries_again_as_often_as_it_takes(
     assert bench.answered() == []
 
 
-def test_what_failed_and_what_waited_start_in_ring_order(make: Maker, path: Path) -> None:
+def test_failed_and_waiting_requests_start_in_ring_order(make: Maker, path: Path) -> None:
     """Overlapping writes, reads between them and a flush: as the driver queued them."""
     bench = make(EngineScript(Faults({("write", 0): [FULL]})))
     heads = [
@@ -97,7 +97,7 @@ def test_what_failed_and_what_waited_start_in_ring_order(make: Maker, path: Path
     assert path.read_bytes()[:1024] == fill("b") + fill("c")
 
 
-def test_a_flush_among_the_kept_comes_after_the_writes_before_it(make: Maker) -> None:
+def test_a_kept_flush_comes_after_the_writes_before_it(make: Maker) -> None:
     script = EngineScript(Faults({("write", 3): [FULL, FULL], ("flush", 0): [FULL]}))
     bench = make(script)
     heads = [bench.write(1, fill("n")), bench.write(3, fill("n")), bench.flush(), bench.flush()]
@@ -177,7 +177,7 @@ def test_a_request_in_pieces_is_done_again_in_full(make: Maker, path: Path) -> N
     assert path.read_bytes()[:1536] == fill("a") + fill("b") + fill("c")
 
 
-def test_another_answer_after_a_resume(make: Maker) -> None:
+def test_a_retry_may_get_a_different_answer(make: Maker) -> None:
     """A failure that the policy reports, at the second try of a request that stopped the disk."""
     script = EngineScript(Faults({("write", 5): [FULL, errno.EIO]}))
     bench = make(script, werror=ErrorPolicy.ENOSPC)
@@ -191,7 +191,7 @@ def test_another_answer_after_a_resume(make: Maker) -> None:
     assert bench.stats() == {"failed_wr_operations": 1}
 
 
-def test_what_comes_during_the_halt_waits_in_the_ring(make: Maker) -> None:
+def test_requests_during_a_halt_wait_in_the_ring(make: Maker) -> None:
     """Its kick is not lost, and what was kept goes first."""
     bench = make(EngineScript(Faults({("write", 5): [FULL]})))
     kept = bench.write(5, fill("n"))
@@ -209,7 +209,7 @@ def test_what_comes_during_the_halt_waits_in_the_ring(make: Maker) -> None:
     assert bench.script.take_log() == [("write", 5, 1), ("read", 5, 1)]
 
 
-def test_the_disk_halts_by_itself(make: Maker) -> None:
+def test_the_disk_halts_before_its_owner_acts(make: Maker) -> None:
     """Before its owner has had the time to stop the guest."""
     bench = make(EngineScript(Faults({("write", 5): [FULL]})))
 
@@ -228,7 +228,7 @@ def test_the_disk_halts_by_itself(make: Maker) -> None:
     assert bench.answered() == []
 
 
-def test_a_resume_right_after_the_announcement_counts(make: Maker) -> None:
+def test_a_resume_right_after_the_report_counts(make: Maker) -> None:
     """Whoever hears of an error may act on it at once, while the disk is still halting."""
     bench = make(EngineScript(Faults({("write", 5): [FULL, FULL]})))
 
@@ -244,7 +244,9 @@ def test_a_resume_right_after_the_announcement_counts(make: Maker) -> None:
 
 
 @pytest.mark.parametrize("merge", list(MergePolicy))
-def test_closing_while_stopped_claims_nothing(make: Maker, path: Path, merge: MergePolicy) -> None:
+def test_closing_while_stopped_answers_no_kept_request(
+    make: Maker, path: Path, merge: MergePolicy
+) -> None:
     """What the guest was told is written is in the file; of what is not, it was told nothing."""
     bench = make(EngineScript(Faults({("write", 6): [FULL]})), merge=merge)
     heads = {bench.write(s, fill("n")): s for s in (4, 5, 6, 7)}
@@ -267,7 +269,7 @@ def test_closing_while_stopped_claims_nothing(make: Maker, path: Path, merge: Me
     assert bench.script.log.count(("write", 6, 1)) == 1
 
 
-def test_a_disk_holds_off_resumes_from_its_halt_until_it_has_told_why(make: Maker) -> None:
+def test_a_disk_holds_off_resumes_from_its_halt_until_its_report(make: Maker) -> None:
     log: list[str] = []
 
     def halting() -> bool:

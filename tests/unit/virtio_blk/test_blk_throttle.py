@@ -42,7 +42,7 @@ def make(path: Path) -> Iterator[Maker]:
         yield maker
 
 
-def test_all_is_done_in_the_end_and_in_order(make: Maker) -> None:
+def test_all_requests_are_done_in_order(make: Maker) -> None:
     script = EngineScript()
     bench = make(script, limits=RateLimits(iops=1000, iops_max=1))
     heads = [bench.write(index, fill("w")) for index in range(6)]
@@ -81,7 +81,7 @@ def test_limits_may_change_at_any_time(make: Maker) -> None:
     assert bench.answered() == []
 
 
-def test_a_pause_does_not_wait_for_what_waits(make: Maker) -> None:
+def test_a_pause_does_not_wait_for_limited_requests(make: Maker) -> None:
     script = EngineScript()
     bench = make(script, limits=HOURS)
     heads = [bench.write(index, fill("w")) for index in range(3)]
@@ -93,7 +93,7 @@ def test_a_pause_does_not_wait_for_what_waits(make: Maker) -> None:
     assert [bench.wait(head)[0] for head in heads[1:]] == [OK] * 2
 
 
-def test_a_resumed_disk_keeps_to_its_limits(make: Maker) -> None:
+def test_a_resumed_disk_obeys_its_limits(make: Maker) -> None:
     script = EngineScript()
     bench = make(script, limits=HOURS)
     heads = [bench.write(index, fill("w")) for index in range(3)]
@@ -104,7 +104,7 @@ def test_a_resumed_disk_keeps_to_its_limits(make: Maker) -> None:
     assert script.take_log() == [("write", 0, 1), ("read", 0, 1)]
 
 
-def test_a_reset_does_not_wait_for_what_waits(make: Maker) -> None:
+def test_a_reset_does_not_wait_for_limited_requests(make: Maker) -> None:
     script = EngineScript(slow=True)
     bench = make(script, limits=HOURS)
     for index in range(3):
@@ -133,7 +133,7 @@ def test_waiting_costs_no_processor_time(make: Maker) -> None:
     assert switches < 50, "it slept until its time had come"
 
 
-def test_a_wait_of_years_is_no_bug(make: Maker) -> None:
+def test_a_wait_of_years_works(make: Maker) -> None:
     """It is longer than epoll can sleep."""
     bench = make(EngineScript(), limits=RateLimits(bps_rd=1))
     bench.device.resize(3 << 20)
@@ -145,7 +145,7 @@ def test_a_wait_of_years_is_no_bug(make: Maker) -> None:
     assert bench.wait(second)[0] == OK
 
 
-def test_limits_that_go_away_while_they_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_may_be_removed_while_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread takes them away between two looks at them."""
     schedule = Schedule(Planner(MergePolicy.OFF, Limits()), lambda request: ErrorAction.REPORT)
     schedule.throttle = Throttle(SLOW, nullcontext())

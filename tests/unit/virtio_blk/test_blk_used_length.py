@@ -53,7 +53,7 @@ def answers(bench: Bench, heads: list[int]) -> list[Answer]:
     return [(bench.transport.drivers[0].response(head)[-1], used[head]) for head in heads]
 
 
-def test_what_succeeds(make: Maker) -> None:
+def test_used_length_of_a_success(make: Maker) -> None:
     bench = make(EngineScript(), lifetime=(1, 2, 3))
     heads = [
         bench.read(0, 3),
@@ -72,7 +72,7 @@ def test_what_succeeds(make: Maker) -> None:
     assert answers(bench, heads) == [(OK, length) for length in lengths]
 
 
-def test_what_is_refused(make: Maker) -> None:
+def test_used_length_of_a_refused_request(make: Maker) -> None:
     """Its status is written, behind data that are not."""
     bench = make(EngineScript())
     heads = [
@@ -87,7 +87,7 @@ def test_what_is_refused(make: Maker) -> None:
 
 
 @pytest.mark.parametrize("policy", [ErrorPolicy.REPORT, ErrorPolicy.IGNORE])
-def test_what_fails(make: Maker, policy: ErrorPolicy) -> None:
+def test_used_length_of_a_failure(make: Maker, policy: ErrorPolicy) -> None:
     """Nobody knows what a failed read has written, also if the driver is told that it succeeded."""
     faults = {("read", 1): [EIO], ("write", 7): [EIO], ("flush", 0): [EIO]}
     bench = make(EngineScript(Faults(dict(faults))), rerror=policy, werror=policy)
@@ -97,13 +97,13 @@ def test_what_fails(make: Maker, policy: ErrorPolicy) -> None:
     assert answers(bench, heads) == [(OK, 513), (told, 0), (OK, 513), (told, 1), (told, 1)]
 
 
-def test_what_fails_behind_its_first_part(make: Maker) -> None:
+def test_used_length_of_a_failure_behind_the_first_part(make: Maker) -> None:
     faults = {("read", 0): [Short(512)], ("read", 1): [EIO]}
     bench = make(EngineScript(Faults(dict(faults))))
     assert answers(bench, [bench.read(0, 4)]) == [(IOERR, 0)]
 
 
-def test_what_is_beyond_the_end_of_a_disk_that_shrank(make: Maker) -> None:
+def test_used_length_beyond_the_end_of_a_disk_that_shrank(make: Maker) -> None:
     bench = make(EngineScript(Faults({("read", 9): [EIO]})), rerror=ErrorPolicy.STOP)
     heads = [bench.read(9), bench.write(9, fill("a")), bench.flush()]
     bench.kick()

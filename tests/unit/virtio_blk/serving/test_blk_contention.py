@@ -51,12 +51,12 @@ class Thread:
         return polled
 
 
-def test_a_thread_that_loses_nothing_polls_on() -> None:
+def test_a_thread_that_loses_no_time_goes_on_polling() -> None:
     thread = Thread()
     assert thread.poll(10 * WINDOW_NS) == 10 * WINDOW_NS
 
 
-def test_a_thirtieth_lost_is_no_reason() -> None:
+def test_a_thirtieth_of_lost_time_does_not_end_polling() -> None:
     thread = Thread()
     assert thread.poll(100 * WINDOW_NS, share=0.033) == 100 * WINDOW_NS
 
@@ -70,7 +70,7 @@ def test_one_slice_of_another_program_ends_polling_at_once() -> None:
     assert thread.poll(FIRST_REST_NS) == FIRST_REST_NS
 
 
-def test_a_rest_begins_short_again_after_an_attempt_that_went_well() -> None:
+def test_a_successful_attempt_makes_the_next_pause_short() -> None:
     thread = Thread()
     for _ in range(20):
         thread.poll(WINDOW_NS, share=0.5)
@@ -81,7 +81,7 @@ def test_a_rest_begins_short_again_after_an_attempt_that_went_well() -> None:
     assert thread.poll(2 * FIRST_REST_NS) >= FIRST_REST_NS
 
 
-def test_attempts_on_a_host_that_stays_busy_cost_little() -> None:
+def test_attempts_to_poll_on_a_busy_host_cost_little() -> None:
     thread = Thread()
     thread.poll(LAST_REST_NS, share=0.3)
     seconds = 20 * 1_000_000_000
@@ -115,7 +115,7 @@ def crowded_cpu() -> Iterator[None]:
 
 
 @pytest.mark.skipif(not COMPILED, reason="the interpreted form does not spin")
-def test_time_that_another_program_has_the_cpu_is_lost(crowded_cpu: None) -> None:
+def test_time_of_other_programs_is_lost_time(crowded_cpu: None) -> None:
     words = memoryview(bytearray(2)).cast("H")
     watch = Watch(1)
     lost = 0

@@ -56,7 +56,7 @@ def test_a_pause_waits_for_one_operation_and_not_for_its_batch(path: Path) -> No
 
 
 @pytest.mark.parametrize("faults", [False, True])
-def test_what_is_behind_an_error_that_stops_does_not_start(path: Path, faults: bool) -> None:
+def test_operations_behind_an_error_that_stops_do_not_start(path: Path, faults: bool) -> None:
     """Neither by itself nor below an engine that injects faults."""
     path.write_bytes(fill("o") * SECTORS)
     errors: list[IoError] = []
@@ -88,7 +88,7 @@ def test_what_is_behind_an_error_that_stops_does_not_start(path: Path, faults: b
         assert path.read_bytes()[:2560] == fill("n") * 5
 
 
-def test_a_write_never_goes_with_others_and_few_reads_do(path: Path) -> None:
+def test_writes_are_submitted_singly_and_reads_in_small_groups(path: Path) -> None:
     """However quick the disk is, a halt after a write's error comes before what is behind it."""
     path.write_bytes(fill("o") * SECTORS)
     given: list[list[int]] = []

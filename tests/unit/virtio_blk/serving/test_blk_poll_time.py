@@ -21,7 +21,7 @@ from pykvm.testing.split_driver import SplitDriver
 SECOND = 1_000_000_000
 
 
-def test_watching_takes_as_long_as_would_have_spared_the_sleep() -> None:
+def test_polling_takes_the_time_that_would_have_avoided_the_last_sleep() -> None:
     polling = AdaptivePolling(20_000)
     seen = []
     for sleep in (1000, 6000, 10_000, 1000, 500):
@@ -30,7 +30,7 @@ def test_watching_takes_as_long_as_would_have_spared_the_sleep() -> None:
     assert seen == [4000, 10_000, 20_000, 4000, 4500]
 
 
-def test_a_long_sleep_ends_watching() -> None:
+def test_a_long_sleep_ends_polling() -> None:
     polling = AdaptivePolling(20_000)
     polling.slept(20_000)
     assert polling.now_ns == 20_000
@@ -43,7 +43,7 @@ def test_a_long_sleep_ends_watching() -> None:
 
 
 @given(st.integers(0, 1_000_000), st.lists(st.integers(0, SECOND)))
-def test_watching_is_off_or_within_its_limits(most: int, sleeps: list[int]) -> None:
+def test_the_polling_time_is_zero_or_within_its_limits(most: int, sleeps: list[int]) -> None:
     polling = AdaptivePolling(most)
     for nanoseconds in sleeps:
         polling.slept(nanoseconds)
@@ -81,7 +81,7 @@ def test_no_words_never_change() -> None:
     assert not watch.changes(1000)
 
 
-def test_a_word_that_is_not_there_is_refused() -> None:
+def test_a_word_outside_memory_is_refused() -> None:
     watch = Watch(1)
     words = memoryview(bytearray(4)).cast("H")
 
@@ -154,7 +154,7 @@ def device(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[VirtioBlk
     made.close()
 
 
-def test_a_disk_that_watches_serves_all_and_stops_at_once(device: VirtioBlk) -> None:
+def test_a_polling_disk_serves_every_request_and_stops_at_once(device: VirtioBlk) -> None:
     with FakeTransport(device) as transport:
         transport.start()
         for number in range(600):
@@ -168,6 +168,6 @@ def test_a_disk_that_watches_serves_all_and_stops_at_once(device: VirtioBlk) -> 
 
 
 @pytest.mark.parametrize("wrong", [-1, 1_000_001])
-def test_a_limit_that_cannot_be(wrong: int) -> None:
+def test_an_impossible_limit_is_refused(wrong: int) -> None:
     with pytest.raises(UsageError, match="poll-max-ns"):
         DiskOptions(poll_max_ns=wrong)
