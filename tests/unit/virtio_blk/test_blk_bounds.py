@@ -1,4 +1,4 @@
-"""What a driver with a large queue can make the device hold: no more than so much per entry."""
+"""The memory that a driver with a large queue can make the device hold is limited per entry."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Cache modes as a driver meets them: the ``writeback`` byte, flushes, durable writes.
+"""Cache modes as a driver sees them: the ``writeback`` byte, flushes, durable writes.
 
-``syncs`` counts what reaches fdatasync. What reaches the kernel, and in which
-order, is in tests/linux/test_linux_flush_order.py.
+``syncs`` counts the calls of fdatasync. tests/linux/test_linux_flush_order.py checks the
+order of all system calls.
 """
 
 import errno

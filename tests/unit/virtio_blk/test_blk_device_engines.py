@@ -1,4 +1,4 @@
-"""A whole disk with each engine: what a driver sees must not depend on which it is."""
+"""A whole disk with each engine: a driver sees no difference between them."""
 
 import errno
 import random

@@ -1,4 +1,4 @@
-"""The whole block device with an engine that takes its time: order, and reset meanwhile."""
+"""The whole block device with a slow engine: order, and resets in the meantime."""
 
 import os
 import threading

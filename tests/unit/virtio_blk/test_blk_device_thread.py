@@ -1,4 +1,4 @@
-"""The whole block device: its thread, what starts and ends it, and what breaks it."""
+"""The whole block device: the start and the end of its thread, and its failures."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Feature bits that come and go with options, block sizes, and what the driver is told."""
+"""The feature bits, block sizes and configuration that a driver sees, by the options."""
 
 import errno
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A disk that its driver does not let use guest memory: PCI bus mastering is off."""
+"""A disk that may not use guest memory, because its driver has turned PCI bus mastering off."""
 
 import errno
 from collections.abc import Iterator

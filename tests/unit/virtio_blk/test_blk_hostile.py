@@ -1,4 +1,4 @@
-"""Requests whose buffers are what they should not be, through a whole device on PCI."""
+"""Requests with forbidden buffers, through a whole device on PCI."""
 
 from collections.abc import Iterator
 from struct import pack

@@ -1,4 +1,4 @@
-"""Ring, transport and device together, whatever a driver does next, in both ring formats.
+"""Ring, transport and device together, under random actions of a driver, in both ring formats.
 
 The machine is a driver that may do anything at any time. As long as it keeps
 its own rings in order, each of its requests gets the answer that a model of the

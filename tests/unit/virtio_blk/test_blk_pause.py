@@ -1,4 +1,4 @@
-"""A disk that is paused, resumed and reset from outside, whatever it is doing."""
+"""A disk that is paused, resumed and reset at any moment."""
 
 import errno
 from collections.abc import Iterator

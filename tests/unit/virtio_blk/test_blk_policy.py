@@ -1,4 +1,4 @@
-"""Error policies: what a guest gets and what is announced when the host cannot do a request."""
+"""Error policies: the guest's answer, and the report, when the host cannot do a request."""
 
 import errno
 import fcntl

@@ -1,6 +1,6 @@
-"""DISCARD, WRITE_ZEROES and GET_LIFETIME from a driver's side: what they do, and what is refused.
+"""DISCARD, WRITE_ZEROES and GET_LIFETIME from a driver's side: their effects, and refusals.
 
-The inputs that a device has to survive, and where they are:
+The inputs that a device must survive, and their tests:
 
 =========================================================  ===================================
 data of no segment, of a part of one, of too many           test_malformed_data
@@ -15,7 +15,7 @@ a request whose feature was not negotiated                  test_requests_withou
 a request whose feature is not offered (read-only disk)     test_a_read_only_disk_offers_neither
 memory that changes under the reader                        test_blk_range_order.py
 no place for the status                                     test_a_request_without_a_status
-a buffer for GET_LIFETIME of another size                   test_lifetime
+a buffer for GET_LIFETIME of the wrong size                 test_lifetime
 any bytes at all                                            test_any_segments
 =========================================================  ===================================
 """

@@ -1,4 +1,4 @@
-"""A disk whose size changes under its driver: what is told, what is refused, what is lost."""
+"""A disk whose size changes under its driver: notices, refusals, and lost requests."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Ring features of a disk, turned on and off: IN_ORDER, RING_RESET and the others."""
+"""Ring features of a disk, turned on and off: IN_ORDER, RING_RESET and more."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""A host that has not enough of something when a driver starts the disk, or one of its queues.
+"""A host that lacks something when a driver starts the disk or one of its queues.
 
-The driver gets DEVICE_NEEDS_RESET, the user is told, nothing is left behind,
-and the next start may fare better.
+The driver gets DEVICE_NEEDS_RESET, the user gets a notice, nothing is left
+behind, and the next start may succeed.
 """
 
 import errno

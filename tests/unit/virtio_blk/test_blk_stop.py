@@ -1,4 +1,4 @@
-"""A disk that stops at an error: what it keeps, and how it goes on when it is resumed."""
+"""A disk that stops at an error: the requests that it keeps, and its resume."""
 
 import errno
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
-"""A disk with rate limits, at work: what waits goes on in time, and holds up nobody.
+"""A disk with rate limits at work: limited requests start in time, and delay no other request.
 
-The limits are so low that what waits would wait for minutes, or so that it
-waits for milliseconds; how long it really takes is never asked.
+The limits make requests wait for minutes, or for milliseconds. No test measures
+the real time.
 """
 
 import resource

@@ -1,6 +1,6 @@
-"""The used length of every kind of answer: what was written without a gap (virtio 1.2 §2.7.8.2).
+"""The used length of every kind of answer: the bytes written without a gap (virtio 1.2 §2.7.8.2).
 
-A driver may take so many bytes for the device's. The status is the last byte
+A driver may trust this number of bytes. The status is the last byte
 that the device may write, so it counts only when all before it were written.
 """
 

@@ -1,4 +1,4 @@
-"""Stepping back from polling where there are not enough CPUs, and coming back to it."""
+"""A thread stops polling on a host with too few CPUs, and tries again later."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Where operations run one after another, a halt comes before the next, or after few reads."""
+"""An engine that executes one by one: a halt comes before the next operation, or after few reads."""
 
 import errno
 import time

@@ -1,10 +1,9 @@
 """The I/O thread under load: pauses, errors that stop, resumes and resets at any moment.
 
-Whatever happens when: every request is answered exactly once, and its status,
-its data and its used length are as if the requests of a batch had been
-executed one after another, each once. While the disk is paused its engine is
-asked for nothing. The faults depend on the seed alone; when what happens
-does not, and must not matter.
+In every case each request is answered exactly once. Its status, its data and its
+used length are as if the requests of a batch had been executed one after another,
+each once. A paused disk submits nothing to its engine. The faults depend on the
+seed alone. The moments of pauses and resets do not, and must not matter.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""Polling: how long a ring is watched, and that a watched ring needs no notification."""
+"""Polling: its time, and that a polled ring needs no notification."""
 
 from collections.abc import Iterator
 from pathlib import Path
