@@ -87,7 +87,7 @@ class VirtioBlk:
         self._hooks = hooks
         self._trace = trace
         self._features = 0
-        # Guards the activation and its parser: drivers change them, and users who resize the disk.
+        # Guards the activation and its parser: the driver changes them, and so does a resize.
         self._lock = threading.Lock()
         self._activation: Activation | None = None
         self._parser: RequestParser | None = None

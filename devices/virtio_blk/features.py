@@ -94,7 +94,7 @@ class Blocks:
 
     @classmethod
     def choose(cls, options: DiskOptions, host: HostBlocks, alignment: int = 1) -> "Blocks":
-        """The sizes in ``options``; for others, those of ``host`` or of O_DIRECT. UsageError.
+        """The sizes in ``options``; for sizes of 0, those of ``host`` or O_DIRECT. UsageError.
 
         The host's advice on transfers counts only if it is plausible: the
         minimum in whole physical blocks, and the optimum in whole pages, like

@@ -70,7 +70,7 @@ class EngineKind(Enum):
     AUTO = "auto"
     """The engine that suits the file and the cache mode."""
     SYNC = "sync"
-    """The disk's own thread, one operation after another."""
+    """The disk's own thread, one operation at a time."""
     THREADS = "threads"
     """A few threads, each one operation at a time."""
     IO_URING = "io_uring"

@@ -42,11 +42,11 @@ class DiskConfig(DiskOptions):
     cache: CacheMode = CacheMode.WRITEBACK
     """How the image is cached, and when writes are durable."""
     engine: "EngineKind | EngineFactory" = EngineKind.AUTO
-    """What executes the disk's operations: a kind, or a function that makes an Engine."""
+    """The engine of the disk's operations: a kind, or a function that makes an Engine."""
     faults: "FaultPlan | None" = None
     """Operations that fail, come back short or take long; a list of Faults stands for its plan."""
     format: ImageFormat | None = None
-    """RAW allows an image that looks like another format; None refuses it."""
+    """RAW allows an image that looks like a different format; None refuses it."""
     locking: Locking = Locking.AUTO
     """Whether the image is locked against other users."""
 

@@ -1,8 +1,8 @@
-"""Serves a disk's queues in the caller's thread, and looks at everything that it executes.
+"""Serves a disk's queues in the caller's thread, and inspects every operation.
 
 For tests that need the same result each time, or thousands of runs a second:
-a device made with ``threads=InlineThreads`` has no thread, and nothing happens
-in it but within :meth:`InlineThreads.serve`.
+a device made with ``threads=InlineThreads`` has no thread. It works only while
+:meth:`InlineThreads.serve` runs.
 """
 
 import os
@@ -113,11 +113,11 @@ class InlineThreads(IoThreadGroup):
 
 
 class InspectingEngine:
-    """A SyncEngine; AssertionError for an operation that no guest may bring about.
+    """A SyncEngine. AssertionError for an operation that no guest may cause.
 
     All of an operation's segments are guest RAM, as many as a system call
-    takes, and what it does to the disk is within the disk. ``operations``
-    counts what was submitted.
+    takes, and its range is within the disk. ``operations`` counts the
+    submitted operations.
     """
 
     def __init__(self, image: Image, ram: Ram, interfere: Callable[[], int] = int) -> None:
@@ -185,7 +185,7 @@ class InspectingEngine:
 
 
 def _taken(eventfd: int) -> bool:
-    """Was it written since last time?"""
+    """True if ``eventfd`` was written since the last call."""
     try:
         return os.eventfd_read(eventfd) > 0
     except BlockingIOError:

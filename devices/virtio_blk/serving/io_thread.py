@@ -2,8 +2,8 @@
 
 ::
 
-               pause, or an error                    nothing is
-               that is to stop the VM                executing
+               pause, or an error                  no operation
+               that stops the VM                   is in flight
     serving ──────────────────────────►  halting ──────────────►  halted
        ▲                                                             │
        └──────────────────────── resume ─────────────────────────────┘

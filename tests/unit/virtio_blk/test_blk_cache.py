@@ -98,7 +98,7 @@ class Disk:
 
     @property
     def writeback(self) -> int:
-        """What the driver reads."""
+        """The byte that the driver reads."""
         return self.device.config[WRITEBACK_AT]
 
     def set_writeback(self, value: int) -> None:
@@ -362,7 +362,7 @@ def test_a_switch_to_write_through_whose_sync_fails_does_not_happen(
 
 
 def test_a_switch_to_write_through_covers_all_writes_before_it(path: Path, syncs: Syncs) -> None:
-    """The sync comes when none is under way, and what has not started yet is durable itself."""
+    """The sync comes when no write is in flight. Writes that start later are durable themselves."""
     script = EngineScript(slow=True)
     with Bench(path, script, merge=MergePolicy.OFF) as bench:
         heads = [bench.write(0, fill("a")), bench.write(0, fill("b"))]

@@ -42,7 +42,7 @@ from pykvm.virtio.constants import (
     VIRTIO_F_VERSION_1,
 )
 
-# -- what the driver sees before it starts --------------------------------
+# -- the driver's view before it starts --------------------------------
 
 
 def test_features(make_disk: Maker) -> None:

@@ -85,7 +85,7 @@ class Disk:
         return head
 
     def _buffer(self, size: int) -> int:
-        """The address of ``size`` bytes that nobody uses, aligned to a block if that large."""
+        """The address of ``size`` unused bytes, aligned to a block if they are as large as one."""
         driver = self.transport.drivers[0]
         if driver is not self._driver:
             self._driver = driver
@@ -224,7 +224,7 @@ def test_an_error_stops_the_disk_until_it_is_mended(
     heads.append(disk.send(FLUSH))
     disk.transport.submit()
     assert disk.failed.wait(patience())
-    disk.device.pause()  # it halts by itself; this returns when nothing is executing
+    disk.device.pause()  # the error has halted it; this returns when no operation is in flight
     assert [error.errno for error in disk.errors] == [errno.ENOSPC]
     plan.remove(rule)
     disk.device.resume()

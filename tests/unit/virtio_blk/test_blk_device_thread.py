@@ -134,7 +134,7 @@ def test_an_image_whose_name_is_not_utf_8(tmp_path: Path) -> None:
         assert disk.device.pause(PATIENCE)
 
 
-# -- what goes wrong -------------------------------------------------------
+# -- failures -------------------------------------------------------
 
 
 def test_a_bug_before_a_thread_serves_anything_is_not_silent(
@@ -156,7 +156,7 @@ def test_a_bug_before_a_thread_serves_anything_is_not_silent(
 def test_a_bug_is_reported_even_if_telling_the_driver_fails(
     make_disk: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever waits for the end of the run must not wait for ever."""
+    """A thread that waits for the end of the run must not wait for ever."""
 
     def broken(reason: str) -> None:
         raise OSError

@@ -19,7 +19,7 @@ from pykvm.devices.virtio_blk.image.host_limits import HostBlocks
 from pykvm.errors import UsageError
 
 FILE = HostBlocks(512, 0, 0, 0, 0, 4096)
-"""What a host says of most files."""
+"""The block sizes of most files on a host."""
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_blocks_with_o_direct() -> None:
 def test_blocks_of_a_host_device() -> None:
     host = HostBlocks(512, 4096, 3584, 4096, 1 << 20, 1 << 16)
     assert Blocks.choose(DiskOptions(), host) == Blocks(*host)
-    # Those that are no multiples of what the user asks for are not worth knowing.
+    # Advice that is no multiple of the user's block size is useless.
     large = DiskOptions(logical_block_size=4096, physical_block_size=8192)
     assert Blocks.choose(large, host) == Blocks(4096, 8192, 0, 4096, 1 << 20, 1 << 16)
 
@@ -169,7 +169,7 @@ def test_implausible_advice_of_the_host_is_ignored(
     assert (blocks.minimum, blocks.optimal) == taken
     asked = DiskOptions(min_io_size=1024, opt_io_size=33553920)
     blocks = Blocks.choose(asked, HostBlocks(512, physical, 0, minimum, optimal, 512))
-    assert (blocks.minimum, blocks.optimal) == (1024, 33553920)  # who asks for it gets it
+    assert (blocks.minimum, blocks.optimal) == (1024, 33553920)  # a user's own choice counts
 
 
 def test_a_minimum_larger_than_its_field_is_cut() -> None:

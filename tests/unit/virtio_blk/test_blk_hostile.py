@@ -72,7 +72,7 @@ def test_data_outside_ram(rig: Rig, place: int) -> None:
 @pytest.mark.parametrize("area", ["desc", "avail", "used"])
 @pytest.mark.parametrize("kind", [VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT])
 def test_data_in_its_own_rings(rig: Rig, area: str, kind: int) -> None:
-    """The guest's own memory: it may have what it wants, and the device survives that."""
+    """The memory is the guest's own: its content may be anything, and the device survives that."""
     (driver,) = rig.drivers
     status = Buffer(driver.put(b"\xaa"), 1, True)
     place = getattr(driver, area)
@@ -104,7 +104,7 @@ def test_a_table_in_its_own_ring(rig: Rig) -> None:
 
 
 def test_memory_that_changes_while_it_is_parsed(rig: Rig) -> None:
-    """Header and descriptors are what they were when the device looked at them."""
+    """Header and descriptors count as they were when the device read them."""
     (driver,) = rig.drivers
     asked = header(driver)
     data, status = Buffer(driver.alloc(512), 512, True), Buffer(driver.put(b"\xaa"), 1, True)

@@ -100,7 +100,7 @@ class Asked(NamedTuple):
 
     head: int
     answer: Callable[[bytearray], tuple[bytes, int]]
-    """(what all device-writable buffers then hold, bytes written)"""
+    """(the content of all device-writable buffers afterwards, bytes written)"""
 
 
 class Driver(RuleBasedStateMachine):
@@ -156,7 +156,7 @@ class Driver(RuleBasedStateMachine):
     @precondition(lambda self: self.rig.drivers and not self.spoilt)
     @rule(queue=QUEUES)
     def renew(self, queue: int) -> None:
-        """What was in the queue is forgotten, and its new rings work."""
+        """The requests of the queue are forgotten, and its new rings work."""
         self.rig.write(0x16, 2, queue)
         self.rig.write(QUEUE_RESET, 2, 1)
         if not self.rig.function.state.driver_features & VIRTIO_F_RING_RESET:
@@ -245,7 +245,7 @@ class Driver(RuleBasedStateMachine):
         except (IndexError, MemoryError):
             return
         assert len(driver.outstanding) == before + 1
-        # Its buffers cannot all be read, so only what was written counts.
+        # Not all of its buffers are readable, so only the written bytes count.
         driver.outstanding[head] = []
         self.added[queue].append(Asked(head, always(b"", 0)))
 
@@ -289,7 +289,7 @@ class Driver(RuleBasedStateMachine):
         if not self.trusted or self.paused or held:
             return
         if self.spoilt:
-            # What came before in other queues may have been answered.
+            # Earlier requests in other queues may have been answered.
             self.trusted = False
             assert self.rig.read(STATUS, 1) & VIRTIO_CONFIG_S_NEEDS_RESET
             return
@@ -300,7 +300,7 @@ class Driver(RuleBasedStateMachine):
             assert found == expected
         assert not self.rig.read(STATUS, 1) & VIRTIO_CONFIG_S_NEEDS_RESET
 
-    # -- what is not done -----------------------------------------------------------
+    # -- forbidden actions -----------------------------------------------------------
 
     @precondition(lambda self: not self.honest)
     @rule(what=MISCHIEF)
@@ -314,7 +314,7 @@ class Driver(RuleBasedStateMachine):
         getattr(self, name)(*arguments)
 
     def spoil(self, queue: int) -> None:
-        """Make available what no device can make sense of."""
+        """Make a senseless chain available."""
         if not self.trusted:
             return
         driver = self.rig.drivers[queue]
@@ -339,7 +339,7 @@ class Driver(RuleBasedStateMachine):
             self.trusted &= not resets
 
     def configure(self, register: int, size: int, value: int) -> None:
-        """BARs move and vanish; whoever finds the registers all the same can use them.
+        """BARs move and vanish. Accesses that still reach the registers work.
 
         A device that may not be a bus master keeps what it has for later.
         """

@@ -100,7 +100,7 @@ def test_pausing_twice_is_pausing_once(make: Maker) -> None:
     again = bench.read(1)
     bench.kick()
     script.wait_for(1)
-    # The next pause is another one, and waits again.
+    # The next pause waits again.
     pausing = [in_thread(bench.device.pause)]
     assert goes_on(pausing[0])
     script.release()
@@ -109,7 +109,7 @@ def test_pausing_twice_is_pausing_once(make: Maker) -> None:
 
 
 def test_a_paused_disk_does_not_look_at_its_ring(make: Maker) -> None:
-    """Not even for what needs no engine: nothing changes in the memory of a paused guest."""
+    """Not even for a request that needs no engine: the memory of a paused guest never changes."""
     bench = make(EngineScript())
     bench.device.pause()
     heads = [bench.send(VIRTIO_BLK_T_GET_ID, size=20), bench.read(SECTORS)]
@@ -138,7 +138,7 @@ def test_resume_without_a_pause_does_nothing(make: Maker) -> None:
 
 
 def test_a_resume_overtakes_a_pause_that_waits(make: Maker) -> None:
-    """Neither waits for the other for ever; what executes is not disturbed."""
+    """Neither waits for the other for ever. Operations in flight are not disturbed."""
     script = EngineScript(slow=True)
     bench = make(script)
     head = bench.read(0)
@@ -214,7 +214,7 @@ def test_a_bug_keeps_no_pause_waiting(make: Maker) -> None:
 
 
 def test_a_bug_among_completions_keeps_no_reset_waiting(make: Maker) -> None:
-    """The listener's, while others that are done have not been looked at."""
+    """The listener raises while more completions wait."""
     script = EngineScript(lambda operation: errno.EIO, slow=True)
     failures: list[BaseException] = []
     heard: list[IoError] = []
@@ -344,7 +344,7 @@ def test_reset_while_paused(make: Maker) -> None:
 
 
 def test_a_reset_at_the_moment_of_an_answer(make: Maker) -> None:
-    """It comes after the decision what to answer, and before the driver is told."""
+    """It comes after the decision on the answer, and before the driver sees it."""
     script = EngineScript(Faults({("read", 5): [errno.EIO]}))
     bench = make(script, rerror=ErrorPolicy.REPORT)
     resetting: list[Thread] = []

@@ -99,7 +99,7 @@ class Driver:
         return head
 
     def wait(self, head: int) -> bytes:
-        """What the device wrote for ``head``, the only one in flight, once it interrupted."""
+        """The device's answer to ``head``, the only request in flight, after its interrupt."""
         self.await_interrupt(QUEUE_VECTOR)
         ((used, _),) = self.ring.collect()
         assert used == head
@@ -195,7 +195,7 @@ def test_one_interrupt_for_two_requests_with_event_idx(driver: Driver) -> None:
     driver.ring.enable_interrupts(after=1)
     first = driver.send([header(OUT, 1), TEXT], [1])
     await_status(driver, first)
-    driver.device.pause()  # what follows an answer is done
+    driver.device.pause()  # all work after an answer is done
     driver.device.resume()
     assert not driver.interrupted()
     second = driver.send([header(IN, 1)], [512, 1])

@@ -61,7 +61,7 @@ def send(bench: Bench, kind: str) -> int:
 
 
 def options(kind: str, policy: ErrorPolicy) -> dict[str, ErrorPolicy]:
-    """``policy`` where it should count, and what would show if it were not asked elsewhere."""
+    """``policy`` where it should count, and elsewhere a policy whose use would show."""
     other = ErrorPolicy.REPORT if policy is ErrorPolicy.IGNORE else ErrorPolicy.IGNORE
     if kind == "read":
         return {"rerror": policy, "werror": other}
@@ -158,7 +158,7 @@ def test_the_end_of_a_block_device_that_shrank_is_eio(make: Maker, path: Path, k
             heads = {sector: send_at(bench, kind, sector) for sector in (6, 7, 100)}
             bench.kick()
             answers = {sector: bench.wait(head)[0] for sector, head in heads.items()}
-            # Discards are wishes: what is not there is given back already.
+            # Discards are wishes: missing space is free already.
             beyond = OK if kind == "discard" else IOERR
             assert answers == {6: OK, 7: beyond, 100: beyond}
             assert {(error.errno, error.action, error.full) for error in bench.errors} <= {

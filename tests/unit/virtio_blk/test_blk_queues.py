@@ -41,14 +41,14 @@ def make(path: Path, request: pytest.FixtureRequest) -> Iterator[Maker]:
 
 
 def one_each(send: Callable[[int], int], bench: Bench) -> list[int]:
-    """The heads of what ``send`` put into each queue, kicked."""
+    """The heads of the requests that ``send`` put into each queue, kicked."""
     heads = [send(queue) for queue in QUEUES]
     for queue in QUEUES:
         bench.kick(queue)
     return heads
 
 
-# -- what the driver sees ------------------------------------------------------
+# -- the driver's view ------------------------------------------------------
 
 
 @pytest.mark.parametrize("queues", [1, 2, 64])
@@ -179,7 +179,7 @@ def test_statistics_add_up(make: Maker) -> None:
 
 
 def test_an_error_in_one_queue_halts_all(make: Maker, path: Path) -> None:
-    """Until a resume, which tries again what failed; the others go on with what is new."""
+    """A resume retries the failed request, and the other queues serve new requests again."""
     bench = make(EngineScript(Faults({("write", 5): [FULL]})))
     failed = bench.write(5, fill("n"), 1)
     bench.kick(1)
@@ -199,7 +199,7 @@ def test_an_error_in_one_queue_halts_all(make: Maker, path: Path) -> None:
 
 
 def test_an_error_halts_the_other_queues_before_the_owner_acts(make: Maker) -> None:
-    """Before whoever hears of the error has had the time to pause the disk."""
+    """The owner needs time to pause the disk after the report."""
     bench = make(EngineScript(Faults({("write", 5): [FULL]})))
     bench.write(5, fill("n"), 2)
     bench.kick(2)
@@ -262,7 +262,7 @@ def test_a_resume_ends_a_pause_that_waits(make: Maker) -> None:
 def test_after_a_failed_sync_no_queue_can_flush(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What one queue's flush was told, Linux tells no other one (docs of Image.sync)."""
+    """Linux reports a lost write to one flush only (see Image.sync)."""
     report, syncs = ErrorPolicy.REPORT, iter([errno.EIO])
 
     def fdatasync(fd: int) -> None:
@@ -276,7 +276,7 @@ def test_after_a_failed_sync_no_queue_can_flush(
         assert [bench.wait(bench.flush(queue), queue)[0] for queue in QUEUES] == [IOERR] * 3
 
 
-# -- reset, and what goes wrong ------------------------------------------------------
+# -- reset, and failures ------------------------------------------------------
 
 
 def test_reset_with_requests_of_all_queues_in_flight(make: Maker) -> None:

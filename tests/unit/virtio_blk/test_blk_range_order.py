@@ -51,7 +51,7 @@ def planned(requests: Sequence[Request], policy: MergePolicy) -> list[Operation]
 
 
 def edges(operations: Sequence[Operation]) -> list[tuple[int, int]]:
-    """Who waits for whom: (waits, for), by their indices."""
+    """Pairs of indices: the first operation waits for the second."""
     order(operations, Unfinished())
     found = waits_for(operations)
     return [(index, other) for index, others in enumerate(found) for other in sorted(others)]
@@ -139,7 +139,7 @@ def test_a_flush_waits_for_the_ranges_before_it(kind: int) -> None:
 
 
 def test_segments_are_read_once(make: Maker, path: Path) -> None:
-    """What the driver changes later changes nothing, also when the request is tried again."""
+    """Later changes by the driver have no effect, even on a retry of the request."""
     script = EngineScript(Faults({("write-zeroes", 8): [errno.EIO]}), slow=True)
     bench = make(script, werror=ErrorPolicy.STOP)
     data = segments((8, 1), (9, 1, UNMAP))
@@ -232,7 +232,7 @@ _requests = st.lists(
 
 
 def apply(disk: list[int], head: int, kind: int, start: int, end: int) -> list[int]:
-    """Do it to ``disk``, a number for each sector; what was read."""
+    """Apply the operation to ``disk``, a number for each sector; the numbers that it reads."""
     if kind == IN:
         return disk[start:end]
     disk[start:end] = [head if kind == OUT else -kind] * (end - start)
@@ -240,7 +240,7 @@ def apply(disk: list[int], head: int, kind: int, start: int, end: int) -> list[i
 
 
 def started(operation: Operation, ready: list[Operation]) -> None:
-    """``operation`` is done: append to ``ready`` what may start now."""
+    """``operation`` is done: append to ``ready`` the operations that may start now."""
     for follower in operation.followers:
         follower.waits -= 1
         if not follower.waits and follower.members:

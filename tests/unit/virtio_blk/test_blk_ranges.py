@@ -69,7 +69,7 @@ def zeroed(*parts: tuple[int, int]) -> bytes:
     return bytes(disk)
 
 
-# -- what they do ------------------------------------------------------------
+# -- effects ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flags", [0, UNMAP])
@@ -137,7 +137,7 @@ def test_device_writable_data(disk: Disk, path: Path, kind: int) -> None:
     assert path.read_bytes() == CONTENT
 
 
-# -- what is refused ---------------------------------------------------------
+# -- refusals ---------------------------------------------------------
 
 
 @BOTH
@@ -194,7 +194,7 @@ def test_flags(disk: Disk, path: Path, kind: int, flags: int) -> None:
 
 @BOTH
 def test_a_bad_flag_comes_before_a_bad_range(disk: Disk, kind: int) -> None:
-    """What the device does not know may have given the range another meaning."""
+    """An unknown flag may have changed the meaning of the range."""
     assert disk.do(kind, data=segments((SECTORS, 9), (0, 1, 4)))[0] == UNSUPP
 
 
@@ -307,7 +307,7 @@ _parts = st.tuples(
 
 @given(st.lists(_parts, max_size=6), st.booleans(), st.booleans(), st.sampled_from([1, 8]))
 def test_any_segments(parts: list[Segment], discard: bool, unmaps: bool, block: int) -> None:
-    """The answer, and every extent, are what the specification's words give."""
+    """The answer and every extent follow from the words of the specification."""
     found = read_ranges(segments(*parts), discard, unmaps, SECTORS, block)
     if any(flags not in ((0,) if discard else (0, UNMAP)) for _, _, flags in parts):
         assert found.status == UNSUPP

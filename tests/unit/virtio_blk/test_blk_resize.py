@@ -97,7 +97,7 @@ def test_a_disk_shrinks_only_while_nothing_is_served(make: Maker, path: Path) ->
 
 
 def test_kept_requests_beyond_the_new_end_fail_and_the_rest_resume(make: Maker, path: Path) -> None:
-    """The policy, which is to stop, is not asked: as with any request that is outside the disk."""
+    """The policy is STOP, and does not count: a request outside the disk always fails."""
     bad = {("write", sector): [errno.ENOSPC] for sector in (0, HALF, HALF + 1)}
     script = EngineScript(Faults(bad))
     bench = make(script)
@@ -194,7 +194,7 @@ def test_a_block_device_takes_only_its_own_size(path: Path) -> None:
 
 
 def test_a_snapshot_changes_its_own_size(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it lost once is zeros when it grows again, and not what the image has there."""
+    """After it grows again, the lost part is zeros, and not the content of the image."""
     monkeypatch.setenv("TMPDIR", str(path.parent))
     content = fill("x") * SECTORS
     path.write_bytes(content)
@@ -229,7 +229,7 @@ def test_a_driver_that_grows_its_queue_of_requests_meanwhile(make: Maker) -> Non
     assert bench.wait(head)[0] == OK
 
 
-# -- what else happens meanwhile -------------------------------------------------
+# -- events during a change -------------------------------------------------
 
 
 class SlowResize:
@@ -350,7 +350,7 @@ def test_a_disk_is_reset_while_a_thread_resumes_it(make: Maker, call: Callable[.
 
 
 def test_a_disk_cannot_shrink_while_a_queue_is_being_stopped(make: Maker) -> None:
-    """What it executes may be on its way to what would be cut off."""
+    """Its operations in flight could reach the part that is cut off."""
     bench = make(script := EngineScript(slow=True))
     bench.write(HALF, fill("a"))
     bench.kick()
@@ -380,7 +380,7 @@ def test_a_failed_change_keeps_the_size_and_resumes_the_disk(
 
 @pytest.mark.parametrize("size", [SMALLER, LARGER])
 def test_nothing_waits_for_a_slow_change_of_size(make: Maker, size: int) -> None:
-    """Neither the driver nor whoever changes something else: the host may take minutes."""
+    """Neither the driver nor the owner's other calls wait: the host may take minutes."""
     bench = make(EngineScript())
     device = bench.device
     if size < SIZE:

@@ -66,7 +66,7 @@ class Host:
 
 
 class Bench:
-    """A disk of three queues on ``host``; ``lacks`` is what its user was told."""
+    """A disk of three queues on ``host``; ``lacks`` has the notices to its user."""
 
     def __init__(self, path: Path, host: Host, threads: int = 1) -> None:
         self.host = host
@@ -106,7 +106,7 @@ def held() -> list[str]:
 
 @contextmanager
 def descriptors(count: int) -> Iterator[None]:
-    """This process may open ``count`` more descriptors, and no others."""
+    """This process may open only ``count`` more descriptors."""
     listed = os.listdir("/proc/self/fd")  # and the descriptor that was used for this
     used = {int(fd) for fd in listed if os.path.lexists(f"/proc/self/fd/{fd}")}
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -183,7 +183,7 @@ def test_no_thread(path: Path, started: int) -> None:
 
 @pytest.mark.parametrize("started", [0, 1, 2])
 def test_few_threads_for_an_engine(path: Path, started: int) -> None:
-    """One will do; without any a request fails, as others do that the host cannot carry out."""
+    """One is enough. Without any, requests fail like all that the host cannot carry out."""
     with disks(path) as make:
         disk = make(engine=ThreadsEngine)
         with no_more_threads(started):
@@ -265,7 +265,7 @@ def test_an_exception_keeps_nothing_open(
 @pytest.mark.parametrize("made", QUEUES)
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.EBADF, "Bad descriptor")])
 def test_a_bug_is_no_shortage(bench: Bench, made: int, error: Exception) -> None:
-    """It goes to whoever runs the vCPU, and ends the run."""
+    """The exception reaches the vCPU's thread and ends the run."""
     before = held()
     bench.host.error = error
     bench.host.left = made
@@ -273,7 +273,7 @@ def test_a_bug_is_no_shortage(bench: Bench, made: int, error: Exception) -> None
         bench.transport.start()
     assert caught.value is error
     assert (bench.lacks, bench.transport.broken) == ([], [])
-    caught = None  # type: ignore[assignment]  # which knows what is half made
+    caught = None  # type: ignore[assignment]  # which refers to the half-made objects
     bench.device.reset()
     assert held() == before
 
@@ -371,7 +371,7 @@ def test_a_thread_that_may_not_run_on_its_cpus(path: Path, monkeypatch: pytest.M
 
 
 def test_no_memory_for_zeros_to_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The request fails, as others do that the host cannot carry out."""
+    """The request fails like all that the host cannot carry out."""
 
     def poor(*arguments: object) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")

@@ -75,7 +75,7 @@ def test_failed_and_waiting_requests_start_in_ring_order(make: Maker, path: Path
     bench.kick()
     bench.wait_errors(1)
     bench.device.pause()
-    # What waits for nothing was executing beside it, and is answered.
+    # The independent read was in flight at the same time, and is answered.
     assert bench.answered() == [heads[3]]
     assert sorted(bench.script.take_log()) == [("read", 9, 1), ("write", 0, 1)]
     bench.device.resume()
@@ -192,7 +192,7 @@ def test_a_retry_may_get_a_different_answer(make: Maker) -> None:
 
 
 def test_requests_during_a_halt_wait_in_the_ring(make: Maker) -> None:
-    """Its kick is not lost, and what was kept goes first."""
+    """Their kick is not lost, and the kept request goes first."""
     bench = make(EngineScript(Faults({("write", 5): [FULL]})))
     kept = bench.write(5, fill("n"))
     bench.kick()
@@ -229,7 +229,7 @@ def test_the_disk_halts_before_its_owner_acts(make: Maker) -> None:
 
 
 def test_a_resume_right_after_the_report_counts(make: Maker) -> None:
-    """Whoever hears of an error may act on it at once, while the disk is still halting."""
+    """The owner may act on a report at once, while the disk is still halting."""
     bench = make(EngineScript(Faults({("write", 5): [FULL, FULL]})))
 
     def announce(error: IoError) -> None:
@@ -247,7 +247,7 @@ def test_a_resume_right_after_the_report_counts(make: Maker) -> None:
 def test_closing_while_stopped_answers_no_kept_request(
     make: Maker, path: Path, merge: MergePolicy
 ) -> None:
-    """What the guest was told is written is in the file; of what is not, it was told nothing."""
+    """The file holds every answered write. The guest has no answer to the other writes."""
     bench = make(EngineScript(Faults({("write", 6): [FULL]})), merge=merge)
     heads = {bench.write(s, fill("n")): s for s in (4, 5, 6, 7)}
     flush = bench.flush()

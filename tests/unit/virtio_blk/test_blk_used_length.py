@@ -88,7 +88,7 @@ def test_used_length_of_a_refused_request(make: Maker) -> None:
 
 @pytest.mark.parametrize("policy", [ErrorPolicy.REPORT, ErrorPolicy.IGNORE])
 def test_used_length_of_a_failure(make: Maker, policy: ErrorPolicy) -> None:
-    """Nobody knows what a failed read has written, also if the driver is told that it succeeded."""
+    """A failed read may have written anything, even if the policy hides the failure."""
     faults = {("read", 1): [EIO], ("write", 7): [EIO], ("flush", 0): [EIO]}
     bench = make(EngineScript(Faults(dict(faults))), rerror=policy, werror=policy)
     heads = [bench.read(sector) for sector in range(3)]

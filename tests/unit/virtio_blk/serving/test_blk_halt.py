@@ -1,4 +1,4 @@
-"""An engine that executes one by one: a halt comes before the next operation, or after few reads."""
+"""An engine that executes one by one: a halt precedes the next operation, or follows few reads."""
 
 import errno
 import time
@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_pause_waits_for_one_operation_and_not_for_its_batch(path: Path) -> None:
-    """However many a guest queues: what has not started when it is asked for starts later."""
+    """Operations that have not started at the moment of the pause start after the resume."""
     path.write_bytes(fill("o") * SECTORS)
     started: list[int] = []
     begun, go_on = Event(), Event()
@@ -57,7 +57,7 @@ def test_a_pause_waits_for_one_operation_and_not_for_its_batch(path: Path) -> No
 
 @pytest.mark.parametrize("faults", [False, True])
 def test_operations_behind_an_error_that_stops_do_not_start(path: Path, faults: bool) -> None:
-    """Neither by itself nor below an engine that injects faults."""
+    """Neither with the plain engine nor with one that injects faults."""
     path.write_bytes(fill("o") * SECTORS)
     errors: list[IoError] = []
     plan = FaultPlan([Fault(operation="write", sectors=2, errno="ENOSPC", count=1)])
@@ -89,7 +89,7 @@ def test_operations_behind_an_error_that_stops_do_not_start(path: Path, faults: 
 
 
 def test_writes_are_submitted_singly_and_reads_in_small_groups(path: Path) -> None:
-    """However quick the disk is, a halt after a write's error comes before what is behind it."""
+    """Even on a quick disk, the halt after a write's error comes before the next operation."""
     path.write_bytes(fill("o") * SECTORS)
     given: list[list[int]] = []
 

@@ -66,7 +66,7 @@ class WorkerScript(EngineScript):
 
 
 class WorkerEngine:
-    """Executes what it was given in any order; what has not started at a stop is cancelled."""
+    """Executes operations in any order. A stop cancels those that have not started."""
 
     def __init__(self, script: EngineScript, image: Image, ram: Ram) -> None:
         self.notifier = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -217,7 +217,7 @@ def test_resets_under_load(path: Path, worker: bool, queues: dict[str, int]) -> 
 
 
 def reset(bench: Bench, path: Path) -> None:
-    """What was executing is awaited; from then on the rings, the file and the guest are left."""
+    """It awaits the operations in flight. Afterwards rings, file and guest are left alone."""
     queues = range(len(bench.transport.drivers))
     bench.device.reset()
     for queue in queues:

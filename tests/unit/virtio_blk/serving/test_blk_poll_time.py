@@ -158,7 +158,7 @@ def test_a_polling_disk_serves_every_request_and_stops_at_once(device: VirtioBlk
     with FakeTransport(device) as transport:
         transport.start()
         for number in range(600):
-            queue = number // 3 % 2  # both take part in what one thread watches
+            queue = number // 3 % 2  # one thread polls both queues
             driver = transport.drivers[queue]
             head = driver.send([pack("<IIQ", 0, 0, 1)], [512, 1])
             assert transport.wait(head, queue) == 513
