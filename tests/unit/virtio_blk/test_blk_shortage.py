@@ -42,9 +42,10 @@ from pykvm.virtio.constants import VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_RING_RE
 
 QUEUES = range(3)
 FULL = OSError(errno.EMFILE, "Too many open files")
+NO_MEMORY = OSError(errno.ENOMEM, "Cannot allocate memory")
 SHORTAGES = [
     pytest.param(FULL, "too many open files (ulimit -n)", id="files"),
-    pytest.param(OSError(errno.ENOMEM, "No memory"), "no memory", id="memory"),
+    pytest.param(NO_MEMORY, "cannot allocate memory", id="memory"),
     pytest.param(HostError("there is no ring"), "there is no ring", id="rings"),
 ]
 
