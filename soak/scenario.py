@@ -33,7 +33,8 @@ SHAKEN: Final = (
         "serving.queue_service",
         "core.scheduler",
     ),
-    *("engine", "faults", "overlay", "throttle", "image"),
+    *("resizing", "write_cache", "core.throttle", "engines.base"),
+    *("layers.faults", "layers.overlay", "image.file"),
 )
 STEP: Final = 8
 """Sizes of disks are multiples of so many sectors, whatever the host's blocks."""

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from checkout import ROOT
@@ -10,7 +11,8 @@ from soak_mutants import MUTANTS
 
 from soak.__main__ import PATIENCE, STEPS
 from soak.run import play
-from soak.scenario import Host, choose
+from soak.scenario import SHAKEN, Host, choose
+from soak.shake import PACKAGE
 
 BLOCKS, BLOCK = 6, 12
 """Scenarios of each run, by their seeds; make soak has others."""
@@ -37,6 +39,10 @@ def test_a_mutant_is_found(mutant: str) -> None:
     assert "FOUND SOMETHING" in run.stderr
     assert "thread MainThread:" in run.stderr, "the state of everything is shown"
     assert "again: python -m soak --seed " in run.stderr
+
+
+def test_every_shaken_module_exists() -> None:
+    assert [name for name in SHAKEN if find_spec(f"{PACKAGE}.{name}") is None] == []
 
 
 def test_the_command_says_what_there_was() -> None:
