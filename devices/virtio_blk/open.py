@@ -1,7 +1,9 @@
 """A disk from its options to its device. Every disk is opened here, with a machine or without::
 
-with open_disk(DiskConfig("disk.img", cache="none")) as disk:
-    transport.serve(disk.device)
+    with open_disk(DiskConfig("disk.img")) as disk, FakeTransport(disk.device) as transport:
+        transport.start()
+
+A transport carries the requests of a driver; ``pykvm.testing.fake_transport`` is one for tests.
 """
 
 from typing import TYPE_CHECKING, Final
