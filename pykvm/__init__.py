@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.open import DiskConfig
     from pykvm.devices.virtio_blk.rates import RateLimits
     from pykvm.errors import HostError, PykvmError, UsageError
-    from pykvm.machine.command import CommandResult, run_command
+    from pykvm.machine.command import CommandResult, run_command, save_booted
     from pykvm.machine.config import ConsoleMode, MachineConfig
     from pykvm.machine.disks import IoStatus
     from pykvm.machine.events import (
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from pykvm.machine.machine import Machine
     from pykvm.machine.outcome import Outcome, OutcomeKind
     from pykvm.machine.run_state import RunState
+    from pykvm.snapshot.fields import SnapshotError
     from pykvm.trace.options import TraceFormat, TraceOptions
 
 __all__ = [
@@ -90,11 +91,13 @@ __all__ = [
     "Resume",
     "RunState",
     "Shutdown",
+    "SnapshotError",
     "Stop",
     "TraceFormat",
     "TraceOptions",
     "UsageError",
     "run_command",
+    "save_booted",
 ]
 
 if not TYPE_CHECKING:
@@ -110,7 +113,7 @@ if not TYPE_CHECKING:
             "pykvm.devices.virtio_blk.open": "DiskConfig",
             "pykvm.devices.virtio_blk.rates": "RateLimits",
             "pykvm.errors": "HostError PykvmError UsageError",
-            "pykvm.machine.command": "CommandResult run_command",
+            "pykvm.machine.command": "CommandResult run_command save_booted",
             "pykvm.machine.config": "ConsoleMode MachineConfig",
             "pykvm.machine.disks": "IoStatus",
             "pykvm.machine.events": "BlockIoError DiskHeld Event GuestPanicked HostShortage "
@@ -118,6 +121,7 @@ if not TYPE_CHECKING:
             "pykvm.machine.machine": "Machine",
             "pykvm.machine.outcome": "Outcome OutcomeKind",
             "pykvm.machine.run_state": "RunState",
+            "pykvm.snapshot.fields": "SnapshotError",
             "pykvm.trace.options": "TraceFormat TraceOptions",
         },
     )

@@ -7,6 +7,9 @@
  *
  * At any time RESIZE, with rows and columns as u16, tells the size of the host's terminal.
  *
+ * WAKE comes first after the machine was restored from a snapshot: the time in nanoseconds since
+ * 1970 as u64, 32 bytes of entropy, and as u8 whether there may be new disks.
+ *
  * Where the host emulates kernel code, a system call costs as much as a million user-mode
  * instructions. So a frame is read and written whole, and no call is made that could be avoided:
  * in particular pipes stay blocking, because poll() says when at least PIPE_BUF bytes fit.
@@ -18,24 +21,29 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/random.h>
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 enum {
     HELLO = 0x01, STDOUT = 0x02, STDERR = 0x03, EXIT = 0x04, ERROR = 0x05,
     EXEC = 0x81, EXEC_PART = 0x82, STDIN = 0x83, STDIN_EOF = 0x84, SIGNAL = 0x85, POWEROFF = 0x86,
-    RESIZE = 0x87,
+    RESIZE = 0x87, WAKE = 0x88,
 };
 
 enum {
-    PROTOCOL_VERSION = 1,
+    PROTOCOL_VERSION = 2,
     HEADER = 4,
     PAYLOAD = 4096,
     COMMAND = 128 * 1024,        /* the kernel's own limit for one argument (MAX_ARG_STRLEN) */
     INPUT = 16 * PAYLOAD,
+    ENTROPY = 32,
+    WAKE_LENGTH = 8 + ENTROPY + 1,
 };
 
 static int channel = -1;
@@ -213,6 +221,48 @@ static void take_command(const uint8_t *data, size_t length, int complete)
     command_too_long = 0;
 }
 
+/* All guests of one snapshot have the same random numbers to come, until this. */
+static void add_entropy(const uint8_t *bytes)
+{
+    union {
+        struct rand_pool_info info;
+        uint8_t space[sizeof(struct rand_pool_info) + ENTROPY];
+    } pool = {.info = {.entropy_count = 8 * ENTROPY, .buf_size = ENTROPY}};
+    int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+
+    memcpy(pool.info.buf, bytes, ENTROPY);
+    if (fd < 0 || ioctl(fd, RNDADDENTROPY, &pool) < 0 || ioctl(fd, RNDRESEEDCRNG) < 0)
+        send_error("the random numbers could not be renewed", strerror(errno));
+    if (fd >= 0)
+        close(fd);
+}
+
+static void look_for_disks(void)
+{
+    int fd = open("/sys/bus/pci/rescan", O_WRONLY | O_CLOEXEC);
+
+    if (fd < 0 || write(fd, "1", 1) != 1)
+        send_error("new disks could not be found", strerror(errno));
+    if (fd >= 0)
+        close(fd);
+}
+
+static void wake(const uint8_t *data)
+{
+    struct timespec now;
+    uint64_t ns = 0;
+
+    for (int i = 0; i < 8; i++)
+        ns |= (uint64_t)data[i] << (8 * i);
+    now.tv_sec = (time_t)(ns / 1000000000);
+    now.tv_nsec = (long)(ns % 1000000000);
+    add_entropy(data + 8);
+    if (clock_settime(CLOCK_REALTIME, &now) < 0)
+        send_error("the clock could not be set", strerror(errno));
+    if (data[8 + ENTROPY])
+        look_for_disks();
+}
+
 static void take_frame(uint8_t kind, const uint8_t *data, size_t length)
 {
     switch (kind) {
@@ -237,6 +287,12 @@ static void take_frame(uint8_t kind, const uint8_t *data, size_t length)
             send_error("a RESIZE frame needs four bytes, rows and columns", NULL);
         else
             window_changed(data[0] | (unsigned)data[1] << 8, data[2] | (unsigned)data[3] << 8);
+        break;
+    case WAKE:
+        if (length != WAKE_LENGTH)
+            send_error("a WAKE frame has another length", NULL);
+        else
+            wake(data);
         break;
     case POWEROFF:
         power_off(length == 1 ? data[0] : 0);

@@ -4,17 +4,20 @@ A frame is a header of 4 bytes (kind, 0, length as little-endian u16) and
 ``length`` bytes of payload, at most 4096::
 
     guest to host                        host to guest
-    0x01 HELLO      u16 version (1)      0x81 EXEC       last or only piece of a command
+    0x01 HELLO      u16 version (2)      0x81 EXEC       last or only piece of a command
     0x02 STDOUT     bytes                0x82 EXEC_PART  an earlier piece
     0x03 STDERR     bytes                0x83 STDIN      bytes
     0x04 EXIT       i32 status           0x84 STDIN_EOF  nothing
     0x05 ERROR      UTF-8 text           0x85 SIGNAL     u8 number
                                          0x86 POWEROFF   u8 status
                                          0x87 RESIZE     u16 rows, u16 columns
+                                         0x88 WAKE       u64 ns since 1970, 32 bytes of
+                                                         entropy, u8 look for new disks
 
 The states of the conversation in :class:`AgentClient`::
 
     WAITING --HELLO--> READY --EXEC--> RUNNING --EXIT--> ENDED
+       WAITING --WAKE, of a restored guest--> READY
        any state --ERROR, or a frame that breaks the rules--> ENDED
 
 RESIZE tells the size of the terminal behind the guest's console, at any time
@@ -33,12 +36,14 @@ from typing import Protocol
 from pykvm.errors import UsageError, guest_text
 from pykvm.lean.records import record
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_PAYLOAD = 4096
+ENTROPY_BYTES = 32
 MAX_COMMAND = 128 * 1024 - 1
 """The most bytes that Linux takes as one argument (MAX_ARG_STRLEN, less the NUL)."""
 
 _HEADER = struct.Struct("<BBH")
+_WAKE = struct.Struct(f"<Q{ENTROPY_BYTES}s?")
 
 
 class Kind(IntEnum):
@@ -56,6 +61,7 @@ class Kind(IntEnum):
     SIGNAL = 0x85
     POWEROFF = 0x86
     RESIZE = 0x87
+    WAKE = 0x88
 
 
 @record
@@ -184,11 +190,28 @@ class AgentClient:
         self._state = AgentState.WAITING
         self._command: bytes | None = None
         self._held: list[bytes] = []
+        self._woken = False
 
     @property
     def state(self) -> AgentState:
         """The state of the conversation."""
         return self._state
+
+    def wake(self, now_ns: int, entropy: bytes, new_disks: bool) -> None:
+        """The guest was restored from a snapshot. Its agent has said HELLO, or will say it.
+
+        The agent sets the clock to ``now_ns`` since 1970, mixes the 32 bytes of ``entropy`` into
+        the random numbers, and has the kernel look for ``new_disks``. Before the guest runs.
+        """
+        assert len(entropy) == ENTROPY_BYTES
+        with self._receiving:
+            with self._lock:
+                assert self._state is AgentState.WAITING
+                self._state = AgentState.READY
+                self._woken = True
+                self._send(encode(Kind.WAKE, _WAKE.pack(now_ns, entropy, new_disks)))
+            self._events.ready()
+            self._start()
 
     def execute(self, command: bytes) -> None:
         """Run ``command`` by /bin/sh -c as soon as the agent is ready. Once per client.
@@ -271,6 +294,8 @@ class AgentClient:
         match frame.kind:
             case Kind.HELLO if state is AgentState.WAITING and size == 2:
                 self._hello(int.from_bytes(frame.payload, "little"))
+            case Kind.HELLO if self._woken and size == 2:
+                self._check(int.from_bytes(frame.payload, "little"))
             case Kind.STDOUT if state is AgentState.RUNNING:
                 self._events.stdout(frame.payload)
             case Kind.STDERR if state is AgentState.RUNNING:
@@ -284,12 +309,15 @@ class AgentClient:
                 self._fail(f"unexpected frame {frame.kind:#04x} of {size} bytes")
 
     def _hello(self, version: int) -> None:
+        if self._check(version):
+            self._state = AgentState.READY
+            self._events.ready()
+            self._start()
+
+    def _check(self, version: int) -> bool:
         if version != PROTOCOL_VERSION:
             self._fail(f"it has protocol version {version}, not {PROTOCOL_VERSION}")
-            return
-        self._state = AgentState.READY
-        self._events.ready()
-        self._start()
+        return version == PROTOCOL_VERSION
 
     def _fail(self, reason: str) -> None:
         self._state = AgentState.ENDED

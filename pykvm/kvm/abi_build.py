@@ -32,6 +32,7 @@ struct kvm_cpuid_entry2 {
     uint32_t padding[3];
 };
 struct kvm_cpuid2 { uint32_t nent, padding; struct kvm_cpuid_entry2 entries[]; };
+struct kvm_msr_list { uint32_t nmsrs; uint32_t indices[]; };
 """
 
 VM = """
@@ -41,6 +42,25 @@ struct kvm_userspace_memory_region {
 };
 struct kvm_enable_cap { uint32_t cap, flags; uint64_t args[4]; uint8_t pad[64]; };
 struct kvm_pit_config { uint32_t flags; uint32_t pad[15]; };
+struct kvm_pit_channel_state {
+    uint32_t count;
+    uint16_t latched_count;
+    uint8_t count_latched, status_latched, status, read_state, write_state, write_latch;
+    uint8_t rw_mode, mode, bcd, gate;
+    int64_t count_load_time;
+};
+struct kvm_pit_state2 {
+    struct kvm_pit_channel_state channels[3];
+    uint32_t flags;
+    uint32_t reserved[9];
+};
+struct kvm_irqchip { uint32_t chip_id, pad; union { char dummy[512]; } chip; };
+struct kvm_clock_data {
+    uint64_t clock;
+    uint32_t flags, pad0;
+    uint64_t realtime, host_tsc;
+    uint32_t pad[4];
+};
 struct kvm_irq_level { uint32_t irq, level; };
 struct kvm_irqfd { uint32_t fd, gsi, flags, resamplefd; uint8_t pad[16]; };
 struct kvm_ioeventfd {
@@ -99,6 +119,9 @@ struct kvm_vcpu_events {
     uint8_t exception_has_payload;
     uint64_t exception_payload;
 };
+struct kvm_xsave { uint32_t region[1024]; uint32_t extra[]; };
+struct kvm_xcr { uint32_t xcr, reserved; uint64_t value; };
+struct kvm_xcrs { uint32_t nr_xcrs, flags; struct kvm_xcr xcrs[16]; uint64_t padding[16]; };
 struct kvm_debugregs { uint64_t db[4]; uint64_t dr6, dr7, flags; uint64_t reserved[9]; };
 struct kvm_guest_debug_arch { uint64_t debugreg[8]; };
 struct kvm_guest_debug { uint32_t control, pad; struct kvm_guest_debug_arch arch; };

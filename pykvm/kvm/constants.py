@@ -41,6 +41,7 @@ KVM_API_VERSION: Final = 12
 # /dev/kvm
 KVM_GET_API_VERSION: Final = _io(0x00)
 KVM_CREATE_VM: Final = _io(0x01)
+KVM_GET_MSR_INDEX_LIST: Final = _iowr(0x02, "struct kvm_msr_list")
 KVM_CHECK_EXTENSION: Final = _io(0x03)
 KVM_GET_VCPU_MMAP_SIZE: Final = _io(0x04)
 KVM_GET_SUPPORTED_CPUID: Final = _iowr(0x05, "struct kvm_cpuid2")
@@ -52,10 +53,16 @@ KVM_SET_TSS_ADDR: Final = _io(0x47)
 KVM_SET_IDENTITY_MAP_ADDR: Final = _iow(0x48, "uint64_t")
 KVM_CREATE_IRQCHIP: Final = _io(0x60)
 KVM_IRQ_LINE: Final = _iow(0x61, "struct kvm_irq_level")
+KVM_GET_IRQCHIP: Final = _iowr(0x62, "struct kvm_irqchip")
+KVM_SET_IRQCHIP: Final = _ior(0x63, "struct kvm_irqchip")
 KVM_SET_GSI_ROUTING: Final = _iow(0x6A, "struct kvm_irq_routing")
 KVM_IRQFD: Final = _iow(0x76, "struct kvm_irqfd")
 KVM_CREATE_PIT2: Final = _iow(0x77, "struct kvm_pit_config")
 KVM_IOEVENTFD: Final = _iow(0x79, "struct kvm_ioeventfd")
+KVM_SET_CLOCK: Final = _iow(0x7B, "struct kvm_clock_data")
+KVM_GET_CLOCK: Final = _ior(0x7C, "struct kvm_clock_data")
+KVM_GET_PIT2: Final = _ior(0x9F, "struct kvm_pit_state2")
+KVM_SET_PIT2: Final = _iow(0xA0, "struct kvm_pit_state2")
 KVM_ENABLE_CAP: Final = _iow(0xA3, "struct kvm_enable_cap")
 KVM_X86_SET_MSR_FILTER: Final = _iow(0xC6, "struct kvm_msr_filter")
 
@@ -72,12 +79,18 @@ KVM_GET_LAPIC: Final = _ior(0x8E, "struct kvm_lapic_state")
 KVM_SET_LAPIC: Final = _iow(0x8F, "struct kvm_lapic_state")
 KVM_SET_CPUID2: Final = _iow(0x90, "struct kvm_cpuid2")
 KVM_GET_MP_STATE: Final = _ior(0x98, "struct kvm_mp_state")
+KVM_SET_MP_STATE: Final = _iow(0x99, "struct kvm_mp_state")
 KVM_SET_GUEST_DEBUG: Final = _iow(0x9B, "struct kvm_guest_debug")
 KVM_GET_VCPU_EVENTS: Final = _ior(0x9F, "struct kvm_vcpu_events")
 KVM_SET_VCPU_EVENTS: Final = _iow(0xA0, "struct kvm_vcpu_events")
 KVM_GET_DEBUGREGS: Final = _ior(0xA1, "struct kvm_debugregs")
 KVM_SET_DEBUGREGS: Final = _iow(0xA2, "struct kvm_debugregs")
 KVM_GET_TSC_KHZ: Final = _io(0xA3)
+KVM_GET_XSAVE: Final = _ior(0xA4, "struct kvm_xsave")
+KVM_SET_XSAVE: Final = _iow(0xA5, "struct kvm_xsave")
+KVM_GET_XCRS: Final = _ior(0xA6, "struct kvm_xcrs")
+KVM_SET_XCRS: Final = _iow(0xA7, "struct kvm_xcrs")
+KVM_GET_XSAVE2: Final = _ior(0xCF, "struct kvm_xsave")
 KVM_KVMCLOCK_CTRL: Final = _io(0xAD)
 
 # kvm_run.exit_reason
@@ -152,6 +165,7 @@ KVM_CAP_IOEVENTFD_ANY_LENGTH: Final = 122
 KVM_CAP_IMMEDIATE_EXIT: Final = 136
 KVM_CAP_X86_USER_SPACE_MSR: Final = 188
 KVM_CAP_X86_MSR_FILTER: Final = 189
+KVM_CAP_XSAVE2: Final = 208
 KVM_CAP_EXIT_ON_EMULATION_FAILURE: Final = 204
 
 
@@ -172,3 +186,7 @@ def cap_name(cap: int) -> str:
 MSR_STAR: Final = 0xC000_0081
 MSR_LSTAR: Final = 0xC000_0082
 MSR_SYSCALL_MASK: Final = 0xC000_0084
+
+# The time-stamp counter and the timer that compares with it (SDM volume 4).
+MSR_TSC: Final = 0x10
+MSR_TSC_DEADLINE: Final = 0x6E0

@@ -4,7 +4,18 @@ import os
 
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.native import ffi, libc
+from pykvm.lean.records import record
 from pykvm.lean.typing_names import Any, Self
+
+
+@record
+class Structure:
+    """A structure of KVM's that one ioctl reads and one writes; ``size`` in bytes."""
+
+    name: str
+    size: int
+    get: int
+    set: int
 
 
 class Descriptor:
@@ -45,3 +56,18 @@ class Descriptor:
         if result < 0:
             raise KvmError(name, ffi.errno)
         return result
+
+    def read(self, structure: Structure, given: bytes = b"") -> bytes:
+        """The bytes of ``structure``, whose first bytes are ``given`` to KVM; KvmError."""
+        data = ffi.new("uint64_t[]", (structure.size + 7) // 8)
+        view = ffi.buffer(data, structure.size)
+        view[: len(given)] = given
+        self._ioctl(f"reading {structure.name}", structure.get, data)
+        return bytes(view)
+
+    def write(self, structure: Structure, data: bytes) -> None:
+        """Have KVM take over ``data``, as :meth:`read` gave it; KvmError."""
+        assert len(data) == structure.size
+        words = ffi.new("uint64_t[]", (structure.size + 7) // 8)
+        ffi.buffer(words, structure.size)[:] = data
+        self._ioctl(f"writing {structure.name}", structure.set, words)

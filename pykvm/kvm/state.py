@@ -80,14 +80,28 @@ class VcpuState(Descriptor):
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
         """The values of MSRs; KvmError names the first that KVM does not have."""
         wanted = list(indices)
+        found = self._first_msrs(wanted)
+        if len(found) < len(wanted):
+            raise KvmError("KVM_GET_MSRS", 0, f"KVM cannot read MSR {wanted[len(found)]:#x}")
+        return dict(found)
+
+    def get_readable_msrs(self, indices: Iterable[int]) -> dict[int, int]:
+        """The values of those MSRs that KVM can read on this vCPU, in the order of ``indices``."""
+        wanted, values = list(indices), dict[int, int]()
+        while wanted:
+            found = self._first_msrs(wanted)
+            values.update(found)
+            del wanted[: len(found) + 1]
+        return values
+
+    def _first_msrs(self, wanted: list[int]) -> list[tuple[int, int]]:
+        """(index, value) of the MSRs before the first that KVM cannot read."""
         table = ffi.new("struct kvm_msrs *", {"entries": len(wanted)})
         table.nmsrs = len(wanted)
         for entry, index in zip(table.entries[0 : len(wanted)], wanted, strict=True):
             entry.index = index
         done = self._ioctl("KVM_GET_MSRS", c.KVM_GET_MSRS, table)
-        if done < len(wanted):
-            raise KvmError("KVM_GET_MSRS", 0, f"KVM cannot read MSR {wanted[done]:#x}")
-        return {entry.index: entry.data for entry in table.entries[0:done]}
+        return [(entry.index, entry.data) for entry in table.entries[0:done]]
 
     def set_msrs(self, values: Mapping[int, int]) -> None:
         """Load MSRs in the mapping's order; KvmError names the first that KVM refuses."""

@@ -8,6 +8,7 @@ from pykvm.kvm.constants import (
     KVM_CHECK_EXTENSION,
     KVM_CREATE_VM,
     KVM_GET_API_VERSION,
+    KVM_GET_MSR_INDEX_LIST,
     KVM_GET_SUPPORTED_CPUID,
     KVM_GET_VCPU_MMAP_SIZE,
 )
@@ -19,6 +20,7 @@ from pykvm.kvm.vm import Vm
 from pykvm.lean.typing_names import Self
 
 _MAX_CPUID_ENTRIES = 256
+_MAX_MSRS = 1024
 
 
 class Kvm(Descriptor):
@@ -73,6 +75,13 @@ class Kvm(Descriptor):
         table.nent = _MAX_CPUID_ENTRIES
         self._ioctl("KVM_GET_SUPPORTED_CPUID", KVM_GET_SUPPORTED_CPUID, table)
         return CpuidEntry.from_table(table)
+
+    def msr_indices(self) -> list[int]:
+        """The MSRs that may hold state of a guest on this host (KVM_GET_MSR_INDEX_LIST)."""
+        table = ffi.new("struct kvm_msr_list *", {"indices": _MAX_MSRS})
+        table.nmsrs = _MAX_MSRS
+        self._ioctl("KVM_GET_MSR_INDEX_LIST", KVM_GET_MSR_INDEX_LIST, table)
+        return list(table.indices[0 : table.nmsrs])
 
     def create_vm(self) -> Vm:
         """A new VM without memory or vCPUs; KvmUnavailable if the processor is taken."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from pykvm.bus import Bus
+from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.machine.outcome import ConsoleWatch, Outcome, judge
 from pykvm.pc.exit_port import EXIT_PORT, EXIT_PORTS, ExitPort
 from pykvm.pc.i8042 import I8042
@@ -22,6 +23,9 @@ from pykvm.pc.serial import (
 from pykvm.pci.host import CONFIG_PORT, CONFIG_PORTS, PciHost
 from pykvm.pci.pvpanic import PvPanicPci
 from pykvm.pci.services import PciServices
+
+if TYPE_CHECKING:
+    from pykvm.snapshot.fields import Fields, Saved, Stateful
 
 Finish = Callable[[Outcome], None]
 SetLine = Callable[[int, bool], None]
@@ -66,20 +70,22 @@ class Board:
             ready=MCR_RTS | (MCR_OUT1 if console_waits else 0),
         )
         self.channel = Uart16550(lambda level: set_line(COM2_IRQ, level), channel)
-        reset_control = ResetControl(lambda: self._reset("port 0xcf9"))
+        self._reset_control = ResetControl(lambda: self._reset("port 0xcf9"))
         self.pci = PciHost(
-            self.mmio, lambda value: reset_control.write(0, 1, value), decode_start=memory[0]
+            self.mmio, lambda value: self._reset_control.write(0, 1, value), decode_start=memory[0]
         )
         add = self.ports.add
         add(COM1, PORTS, self.console)
         add(COM2, PORTS, self.channel)
-        add(CMOS_INDEX, CMOS_PORTS, Cmos(*memory))
+        self._cmos = Cmos(*memory)
+        self._keyboard = I8042(lambda: self._reset("the i8042"))
+        add(CMOS_INDEX, CMOS_PORTS, self._cmos)
         add(PORT_A, 1, PortA(lambda: self._reset("port 0x92")))
         add(CONFIG_PORT, CONFIG_PORTS, self.pci)
         add(EXIT_PORT, EXIT_PORTS, ExitPort(self._power_off))
         pvpanic = Pvpanic(self._panic)
         add(PVPANIC_PORT, PVPANIC_PORTS, pvpanic)
-        I8042(lambda: self._reset("the i8042")).attach(self.ports)
+        self._keyboard.attach(self.ports)
         self.pci.add(PvPanicPci(pvpanic))
 
     def close(self) -> None:
@@ -87,6 +93,26 @@ class Board:
         self.pci.close()
         self.console.close()
         self.channel.close()
+
+    def save(self) -> "Fields":
+        """The state of every device but the disks. No vCPU runs meanwhile."""
+        return {name: device.save() for name, device in self._stateful().items()}
+
+    def load(self, saved: "Saved") -> None:
+        """Take over what :meth:`save` gave. SnapshotError."""
+        for name, device in self._stateful().items():
+            device.load(saved.part(name))
+        saved.end()
+
+    def _stateful(self) -> "dict[str, Stateful]":
+        return {
+            "console": self.console,
+            "channel": self.channel,
+            "cmos": self._cmos,
+            "keyboard": self._keyboard,
+            "reset_control": self._reset_control,
+            "pci": self.pci,
+        }
 
     def judge(self, event: Outcome) -> Outcome:
         """The outcome of a run that ``event`` ended: see :func:`pykvm.machine.outcome.judge`."""

@@ -2,17 +2,22 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 
-from pykvm.agent.protocol import AgentClient
-from pykvm.errors import UsageError
+from pykvm.agent.protocol import ENTROPY_BYTES, AgentClient
+from pykvm.errors import HostError, UsageError
 from pykvm.forms import refused
 from pykvm.host.threads import start
-from pykvm.lean.records import record
-from pykvm.lean.typing_names import Any, Final
+from pykvm.lean.records import record, replace
+from pykvm.lean.typing_names import TYPE_CHECKING, Any, Final
+from pykvm.machine.config import MachineConfig
 from pykvm.machine.machine import Machine
 from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.machine.run_state import RunState
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CAPTURE_BYTES = 64 << 20
 """The most bytes that are kept of each stream, so that no guest fills the host's memory."""
@@ -84,6 +89,84 @@ def run_command(
     return CommandResult(outcome, bytes(run.captured["stdout"]), bytes(run.captured["stderr"]))
 
 
+def save_booted(config: MachineConfig, folder: "Path | str", timeout: float | None = None) -> None:
+    """Boot the guest of ``config`` until its agent answers, and save it as the new ``folder``.
+
+    ``config`` needs ``agent=True``. Its disks and its trace are left out: give them to the
+    machines that begin from the snapshot. UsageError if the guest has no agent; HostError if it
+    does not answer within ``timeout`` seconds, or ends before; SnapshotError.
+    """
+    from pathlib import Path
+
+    from pykvm.snapshot.folder import check_place
+
+    if config.guest is None or not config.agent:
+        raise UsageError(
+            "nobody in this guest could say that it has booted",
+            "configure guest='guest' and agent=True",
+        )
+    check_place(Path(folder))
+    with Machine(replace(config, disks=(), trace=None)) as machine:
+        saver = _Saver(machine, folder)
+        outcome = machine.run(timeout)
+        saver.finish()
+    if not saver.saved:
+        raise HostError(
+            f"the guest did not boot: {saver.failure or outcome.reason or outcome.kind.value}",
+            "boot it without a snapshot, and look at its console",
+        )
+
+
+class _Saver:
+    """Saves ``machine`` when its agent has answered, and ends the run; its AgentEvents."""
+
+    def __init__(self, machine: Machine, folder: "Path | str") -> None:
+        self.saved = False
+        self.failure = ""
+        self._machine = machine
+        self._folder = folder
+        self._error: BaseException | None = None
+        # Not the vCPU's thread, which reports the agent's word: it has to stop for the snapshot.
+        self._thread = threading.Thread(target=self._save, name="snapshot", daemon=True)
+        machine.channel = AgentClient(machine.board.channel.feed, self).received
+
+    def finish(self) -> None:
+        """Wait for the end of the attempt, if there was one, and raise what went wrong."""
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _save(self) -> None:
+        try:
+            self._machine.save(self._folder)
+            self.saved = True
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._machine.finish(Outcome.quit())
+
+    # AgentEvents, from a vCPU's thread.
+
+    def ready(self) -> None:
+        """The guest has booted."""
+        start(self._thread, "saving the guest")
+
+    def stdout(self, data: bytes) -> None:
+        """No command runs."""
+
+    def stderr(self, data: bytes) -> None:
+        """No command runs."""
+
+    def exited(self, status: int) -> None:
+        """No command runs."""
+
+    def failed(self, reason: str) -> None:
+        """The agent does not make sense."""
+        self.failure = f"the guest's agent failed: {reason}"
+        self._machine.finish(Outcome.error(self.failure))
+
+
 class CommandRun:
     """Runs one command, then makes the guest power off. The AgentEvents of its ``client``.
 
@@ -126,8 +209,11 @@ class CommandRun:
         Before, the guest's own end counts, because the command may cause it, as ``reboot`` does.
         A guest that ends before it can run the command has failed.
         """
+        machine = self._machine
+        if machine.restored:
+            self.client.wake(time.time_ns(), os.urandom(ENTROPY_BYTES), bool(machine.disks))
         try:
-            outcome = self._machine.run(timeout)
+            outcome = machine.run(timeout)
         finally:
             self._over.set()
             if self._watcher is not None:

@@ -25,6 +25,7 @@ from pykvm.x86.mptable import MAX_CPUS
 
 if TYPE_CHECKING:
     from pykvm.kvm.assist import Assist
+    from pykvm.machine.snapshot import SavedMachine
 
 KVM_IDENTITY_MAP = 0xFFFB_C000
 """The page that VMX needs, followed by three for the TSS, at addresses without RAM or devices."""
@@ -64,24 +65,37 @@ class Hardware:
     """
 
     def __init__(
-        self, stack: ExitStack, config: MachineConfig, mark: Callable[[str], None]
+        self,
+        stack: ExitStack,
+        config: MachineConfig,
+        mark: Callable[[str], None],
+        saved: "SavedMachine | None" = None,
     ) -> None:
         """Create the VM; ``stack`` closes it. ``mark`` notes the time of a step.
 
-        UsageError and HostError tell why that is impossible.
+        With ``saved``, memory begins as the saved one. Then call :meth:`SavedMachine.load`
+        instead of :meth:`load`. UsageError and HostError tell why that is impossible.
         """
-        kvm = stack.enter_context(Kvm.open())
+        self.kvm = kvm = stack.enter_context(Kvm.open())
         self.traits: HostTraits = host_traits(kvm)
         mark("host probed")
-        self.guest = resolve(config, EMULATED if self.traits.needs_assists else NATIVE)
+        self.guest = guest = resolve(config, EMULATED if self.traits.needs_assists else NATIVE)
         check_limits(kvm, config)
-        self.memory = GuestMemory(self.guest.memory, shared=config.shared_memory, thp=config.thp)
+        if saved is None:
+            self.memory = GuestMemory(guest.memory, shared=config.shared_memory, thp=config.thp)
+        else:
+            self.memory = saved.map_memory(guest, config.cpus)
         stack.callback(self.memory.close)
         self.vm = stack.enter_context(create_vm(kvm, self.memory))
         self.assist = _assist(self.traits, self.vm, self.memory.ram)
         add_chips(self.vm)
         self.vcpus = [stack.enter_context(self.vm.create_vcpu(i)) for i in range(config.cpus)]
-        self._kvm = kvm
+
+    @property
+    def cpuid(self) -> list[CpuidEntry]:
+        """The CPUID leaves of the guest, before each vCPU's own numbers are put in."""
+        leaves = guest_cpuid(self.kvm)
+        return self.assist.cpuid(leaves) if self.assist else leaves
 
     def load(self, mark: Callable[[str], None]) -> tuple[str, str]:
         """Load the guest's kernel, and set each vCPU to its start.
@@ -98,9 +112,7 @@ class Hardware:
             cpus=len(self.vcpus),
         )
         mark("kernel loaded")
-        cpuid = guest_cpuid(self._kvm)
-        if assist:
-            cpuid = assist.cpuid(cpuid)
+        cpuid = self.cpuid
         for vcpu in self.vcpus:
             apply_entry(vcpu, cpuid, len(self.vcpus), loaded.entry)
             if assist:

@@ -31,9 +31,12 @@ from pykvm.machine.tracing import disk_trace, open_trace
 from pykvm.machine.vcpu_group import STOP_SECONDS, VcpuGroup
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pykvm.devices.virtio_blk import IoError
     from pykvm.devices.virtio_blk.open import DiskConfig
     from pykvm.machine.disks import Disk
+    from pykvm.machine.snapshot import SavedMachine
 
 CONSOLE_BYTES = 1 << 20
 
@@ -72,7 +75,14 @@ class Machine:
         *,
         console: Callable[[bytes], None] | None = None,
         timings: Timings | None = None,
+        snapshot: "Path | str | None" = None,
     ) -> None:
+        """``snapshot``: a folder that :meth:`save` wrote. The machine begins as it was then.
+
+        ``config`` is the configuration of the machine that was saved, with other disks, CPU
+        affinity and trace if you like. The disks are new to the guest, which finds them when it
+        scans its PCI bus.
+        """
         if not isinstance(config, MachineConfig):
             raise refused("config", config, "give a MachineConfig")
         self.config = config
@@ -95,8 +105,9 @@ class Machine:
             self._end.__bool__,
             self._failed,
         )
+        self.restored = snapshot is not None
         with ExitStack() as stack:
-            self._build(stack, config)
+            self._build(stack, config, self._open(stack, snapshot))
             self._owned = stack.pop_all()
 
     def __repr__(self) -> str:
@@ -108,9 +119,20 @@ class Machine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _build(self, stack: ExitStack, config: MachineConfig) -> None:
+    def _open(self, stack: ExitStack, snapshot: "Path | str | None") -> "SavedMachine | None":
+        if snapshot is None:
+            return None
+        from pathlib import Path
+
+        from pykvm.machine.snapshot import SavedMachine
+
+        saved = SavedMachine(Path(snapshot))
+        stack.callback(saved.close)
+        return saved
+
+    def _build(self, stack: ExitStack, config: MachineConfig, saved: "SavedMachine | None") -> None:
         self.trace = open_trace(stack, config)
-        hardware = Hardware(stack, config, self.timings.mark)
+        self.hardware = hardware = Hardware(stack, config, self.timings.mark, saved)
         guest = hardware.guest
         if guest.notice:
             self.notices.append(guest.notice)
@@ -130,12 +152,16 @@ class Machine:
         )
         self.board.console.on_failure = self.board.channel.on_failure = self._failed
         stack.callback(self.board.close)
+        if saved:
+            saved.load(hardware, self.board)
+            self.description = saved.description
         for disk in config.disks:
             self._add_disk(disk, services)
         self.timings.mark("machine built")
-        self.description, notice = hardware.load(self.timings.mark)
-        if notice:
-            self.notices.append(notice)
+        if not saved:
+            self.description, notice = hardware.load(self.timings.mark)
+            if notice:
+                self.notices.append(notice)
         assistant = hardware.assist.handle if hardware.assist else None
         for vcpu in hardware.vcpus:
             handler = ExitHandler(
@@ -260,6 +286,16 @@ class Machine:
         Disks first retry the requests that failed. For the same threads as :meth:`pause`.
         """
         self._control.resume()
+
+    def save(self, folder: "Path | str") -> None:
+        """Write the running or paused machine as the new folder ``folder``; the guest waits.
+
+        ``Machine(config, snapshot=folder)`` makes a machine that begins there. UsageError if
+        this one has disks, or does not run; SnapshotError if the folder cannot be written.
+        """
+        from pykvm.machine import snapshot
+
+        snapshot.save(self, folder)
 
     def request_pause(self) -> None:
         """Ask for :meth:`pause` without waiting for it. For any thread."""

@@ -1,4 +1,4 @@
-"""The memory a VM runs in: anonymous or a memfd, with a hole below 4 GiB.
+"""The memory a VM runs in: anonymous, a memfd or a snapshot, with a hole below 4 GiB.
 
 The hole keeps guest-physical addresses from 3 GiB to 4 GiB free for MMIO (PCI
 BARs, I/O APIC, local APIC), as on every PC.
@@ -54,10 +54,14 @@ class GuestMemory:
     Otherwise both processes would copy each page at its first write.
     """
 
-    def __init__(self, size: int, *, shared: bool = False, thp: bool = True) -> None:
+    def __init__(
+        self, size: int, *, shared: bool = False, thp: bool = True, file: int = -1
+    ) -> None:
         """Map ``size`` bytes, a multiple of 4096; UsageError if that is impossible.
 
-        ``shared``: in a memfd. ``thp``: ask the host for large pages.
+        ``shared``: in a memfd. ``thp``: ask the host for large pages. ``file``: the descriptor
+        of a file with at least ``size`` bytes, with which RAM begins. A page is read from it at
+        the first access, and writes stay in this process. Nobody may change or shorten the file.
         """
         if size % mmap.PAGESIZE or not MIN_SIZE <= size <= MAX_SIZE:
             raise UsageError(
@@ -67,7 +71,10 @@ class GuestMemory:
         self.size = size
         self.fd = -1
         try:
-            self._map = self._map_shared() if shared else self._map_anonymous()
+            if file >= 0:
+                self._map = self._map_file(file)
+            else:
+                self._map = self._map_shared() if shared else self._map_anonymous()
         except (OSError, ValueError, OverflowError) as error:
             self._close_fd()
             reason, hint = str(error), "give the guest less with -m"
@@ -79,10 +86,11 @@ class GuestMemory:
             raise UsageError(
                 f"the host cannot map {size >> 20} MiB of guest memory: {reason}", hint
             ) from None
-        self.large_pages = thp and has_large_pages(shared)
+        self.large_pages = thp and file < 0 and has_large_pages(shared)
+        self._from_file = file >= 0
         with memoryview(self._map) as whole:
             # Linux aligns the mapping of a memfd for large pages, if the memfd may have any.
-            start = 0 if shared else -address_of(whole) % LARGE_PAGE
+            start = 0 if shared or file >= 0 else -address_of(whole) % LARGE_PAGE
             self.address = address_of(whole) + start
             self.ram = Ram(whole[start : start + size], layout(size))
         advice_given = mmap.MADV_HUGEPAGE if thp else mmap.MADV_NOHUGEPAGE
@@ -97,6 +105,8 @@ class GuestMemory:
     @property
     def kind(self) -> str:
         """The backing of RAM, in a few words."""
+        if self._from_file:
+            return "a private mapping of a snapshot"
         return (
             f"{'anonymous memory' if self.fd < 0 else 'a memfd'}, "
             f"{'large pages where possible' if self.large_pages else '4 KiB pages'}"
@@ -118,6 +128,14 @@ class GuestMemory:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         made = mmap.mmap(-1, self.size + LARGE_PAGE, flags)
         made.madvise(_MADV_WIPEONFORK)
+        return made
+
+    def _map_file(self, file: int) -> mmap.mmap:
+        if os.fstat(file).st_size < self.size:
+            raise ValueError("the file is too short")
+        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+        made = mmap.mmap(file, self.size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+        made.madvise(mmap.MADV_DONTFORK)
         return made
 
     def _map_shared(self) -> mmap.mmap:

@@ -10,6 +10,10 @@ from collections.abc import Callable
 from types import MappingProxyType
 
 from pykvm.bus import Bus, BusDevice
+from pykvm.lean.typing_names import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pykvm.snapshot.fields import Fields, Saved
 
 I8042_DATA = 0x60
 I8042_COMMAND = 0x64
@@ -64,6 +68,27 @@ class I8042:
         """Claim ports 0x60 and 0x64. Port 0x61 between them belongs to a different device."""
         bus.add(I8042_DATA, 1, self.data)
         bus.add(I8042_COMMAND, 1, self.command)
+
+    def save(self) -> "Fields":
+        """The registers; -1 for no byte."""
+        with self._lock:
+            return {
+                "config": self._config,
+                "output": -1 if self._output is None else self._output,
+                "parameter_of": -1 if self._parameter_of is None else self._parameter_of,
+                "last_was_command": self._last_was_command,
+            }
+
+    def load(self, saved: "Saved") -> None:
+        """Take over what :meth:`save` gave. SnapshotError."""
+        with self._lock:
+            self._config = saved.integer("config", 0, 0xFF)
+            output = saved.integer("output", -1, 0xFF)
+            self._output = None if output < 0 else output
+            parameter_of = saved.integer("parameter_of", -1, 0xFF)
+            self._parameter_of = None if parameter_of < 0 else parameter_of
+            self._last_was_command = saved.flag("last_was_command")
+            saved.end()
 
     def _read_data(self) -> int:
         with self._lock:

@@ -10,6 +10,11 @@ KVM's PIT answers port 0x61, system control port B.
 
 from collections.abc import Callable
 
+from pykvm.lean.typing_names import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pykvm.snapshot.fields import Fields, Saved
+
 PORT_A = 0x92
 
 FAST_RESET, A20 = 0x01, 0x02
@@ -49,3 +54,12 @@ class ResetControl:
         self._value = value & 0x0E
         if rising:
             self._reset()
+
+    def save(self) -> "Fields":
+        """The register."""
+        return {"value": self._value}
+
+    def load(self, saved: "Saved") -> None:
+        """Take over what :meth:`save` gave. SnapshotError."""
+        self._value = saved.integer("value", 0, 0x0E)
+        saved.end()

@@ -9,6 +9,11 @@ import threading
 import time
 from collections.abc import Callable
 
+from pykvm.lean.typing_names import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pykvm.snapshot.fields import Fields, Saved
+
 CMOS_INDEX = 0x70
 CMOS_PORTS = 2
 CMOS_SIZE = 128
@@ -24,6 +29,7 @@ D_VALID = 0x80
 HOURS_PM = 0x80
 
 _DAYS_BEFORE_1970 = 719_162
+_YEAR_1, _YEAR_10000 = -_DAYS_BEFORE_1970 * 86400, 253_402_300_800
 _KIB, _MIB = 1 << 10, 1 << 20
 _BASE_MEMORY_KIB = 640
 
@@ -69,6 +75,21 @@ class Cmos:
                     self._index = byte & (CMOS_SIZE - 1)
                 else:
                     self._write_cell(self._index, byte)
+
+    def save(self) -> "Fields":
+        """The cells, and by how many seconds the guest's clock differs from the host's."""
+        with self._lock:
+            return {"index": self._index, "cells": bytes(self._cells), "shift": self._shift}
+
+    def load(self, saved: "Saved") -> None:
+        """Take over what :meth:`save` gave; the clock goes with the host's. SnapshotError."""
+        with self._lock:
+            self._index = saved.integer("index", 0, CMOS_SIZE - 1)
+            self._cells[:] = saved.data("cells", CMOS_SIZE, CMOS_SIZE)
+            # Years that the cells can show.
+            now = int(self._now())
+            self._shift = saved.integer("shift", _YEAR_1 - now, _YEAR_10000 - 1 - now)
+            saved.end()
 
     def _write_cell(self, index: int, value: int) -> None:
         if index == REG_A:

@@ -26,8 +26,12 @@ import threading
 import time
 from collections.abc import Callable
 
+from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.pc.alarm import Alarm
 from pykvm.pc.serial_input import FIFO_SIZE, ReceiveFifo
+
+if TYPE_CHECKING:
+    from pykvm.snapshot.fields import Fields, Saved
 
 COM1 = 0x3F8
 COM1_IRQ = 4
@@ -152,6 +156,44 @@ class Uart16550:
             self._sink(sent)
         if room and self.on_room is not None:
             self.on_room()
+
+    def save(self) -> "Fields":
+        """The registers, and the bytes that wait for the guest. No vCPU runs meanwhile."""
+        with self._lock:
+            return {
+                "ier": self._ier,
+                "fcr": self._fcr,
+                "lcr": self._lcr,
+                "mcr": self._mcr,
+                "mcr_written": self._mcr_written,
+                "divisor": self._divisor,
+                "scratch": self._scr,
+                "overrun": bool(self._overrun),
+                "modem_changes": self._msr_delta,
+                "transmitter_empty_pending": self._thre_pending,
+                "receive": self._receive.save(),
+            }
+
+    def load(self, saved: "Saved") -> None:
+        """Take over what :meth:`save` gave, and drive the line. SnapshotError."""
+        with self._lock:
+            self._ier = saved.integer("ier", 0, 0x0F)
+            self._fcr = saved.integer("fcr", 0, 0xFF)
+            self._lcr = saved.integer("lcr", 0, 0xFF)
+            self._mcr = saved.integer("mcr", 0, 0x1F)
+            self._mcr_written = saved.flag("mcr_written")
+            self._divisor = saved.integer("divisor", 0, 0xFFFF)
+            self._scr = saved.integer("scratch", 0, 0xFF)
+            self._overrun = LSR_OE if saved.flag("overrun") else 0
+            self._msr_delta = saved.integer("modem_changes", 0, 0x0F)
+            self._thre_pending = saved.flag("transmitter_empty_pending")
+            self._trigger = FCR_TRIGGERS[self._fcr >> 6]
+            self._receive.capacity = FIFO_SIZE if self._fcr else 1
+            self._receive.load(saved.part("receive"))
+            saved.end()
+            self._full = self._receive.waiting > BACKLOG_LIMIT
+            self._level = False
+            self._update_irq()
 
     # The rest runs with the lock held.
 

@@ -18,9 +18,17 @@ Pure: the caller locks and provides the time.
 
 from collections import deque
 
+from pykvm.lean.typing_names import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pykvm.snapshot.fields import Fields, Saved
+
 FIFO_SIZE = 16
 MAX_PAUSE = 0.02
 """In seconds. After a stop of a minute, the guest must not wait a further minute."""
+
+MAX_BACKLOG = 64 << 20
+"""Bytes of a backlog that can be restored: more than any sender leaves."""
 
 _LOOPED = 0x100
 """Marks a byte in the FIFO that came from the guest itself."""
@@ -92,3 +100,20 @@ class ReceiveFifo:
         unread = [byte for byte in self._fifo if not byte & _LOOPED]
         self._backlog.extendleft(reversed(unread))
         self._fifo.clear()
+
+    def save(self) -> "Fields":
+        """The bytes on their way. Pauses are not saved: the guest was away for longer."""
+        fifo = [byte.to_bytes(2, "little") for byte in self._fifo]
+        return {"fifo": b"".join(fifo), "backlog": bytes(self._backlog)}
+
+    def load(self, saved: "Saved") -> None:
+        """Take over the bytes of :meth:`save`. SnapshotError."""
+        pairs = saved.data("fifo", 0, 2 * FIFO_SIZE)
+        if len(pairs) % 2 or len(pairs) // 2 > self.capacity:
+            saved.refuse("fifo has a length that no FIFO has")
+        fifo = [int.from_bytes(pairs[at : at + 2], "little") for at in range(0, len(pairs), 2)]
+        if any(byte & ~(_LOOPED | 0xFF) for byte in fifo):
+            saved.refuse("fifo holds what is no byte")
+        self._fifo = deque(fifo)
+        self._backlog = deque(saved.data("backlog", 0, MAX_BACKLOG))
+        saved.end()

@@ -11,7 +11,11 @@ configuration space and the placement of BARs.
 from threading import Lock
 
 from pykvm.bus import BusDevice
+from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.pci.services import InterruptLine, PciServices
+
+if TYPE_CHECKING:
+    from pykvm.snapshot.fields import Fields, Saved
 
 CONFIG_SIZE = 256
 
@@ -178,6 +182,23 @@ class PciFunction:
         self.config.write(offset, size, value)
         if self.intx and offset <= PCI_COMMAND + 1:
             self.intx.update()
+
+    def save(self) -> "Fields":
+        """The configuration space. No vCPU runs meanwhile."""
+        return {"config": bytes(self.config.bytes)}
+
+    def load(self, saved: "Saved") -> None:
+        """Take over what :meth:`save` gave; the host places the BARs after it. SnapshotError.
+
+        Only bits that a driver may write change. The others say what the function is, so they
+        have to be the same.
+        """
+        config, data = self.config, saved.data("config", CONFIG_SIZE, CONFIG_SIZE)
+        pairs = zip(config.bytes, data, config.mask, strict=True)
+        if any((own ^ other) & ~mask & 0xFF for own, other, mask in pairs):
+            saved.refuse("the function is of another kind")
+        config.bytes[:] = data
+        saved.end()
 
     def placed(self) -> None:
         """The addresses in ``bars`` have changed."""

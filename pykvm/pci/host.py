@@ -21,7 +21,11 @@ from threading import Lock
 
 from pykvm.bus import Bus
 from pykvm.errors import UsageError
+from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.pci.config import PCI_COMMAND, PCI_COMMAND_MEMORY, Bar, PciFunction
+
+if TYPE_CHECKING:
+    from pykvm.snapshot.fields import Fields, Saved
 
 CONFIG_PORT = 0xCF8
 CONFIG_PORTS = 8
@@ -123,6 +127,31 @@ class PciHost:
             self._decoded.clear()
             for function in self.functions.values():
                 function.close()
+
+    def save(self) -> "Fields":
+        """The latch, and each function by its device number. No vCPU runs meanwhile."""
+        with self._lock:
+            functions = [
+                {"number": number, "state": function.save()}
+                for number, function in sorted(self.functions.items())
+            ]
+            return {"latch": self._latch, "reset": self._reset_byte, "functions": functions}
+
+    def load(self, saved: "Saved") -> None:
+        """Take over what :meth:`save` gave, and place the BARs. SnapshotError.
+
+        The host needs the functions that the saved one had, at the same numbers.
+        """
+        with self._lock:
+            self._latch = saved.integer("latch", 0, 0xFFFFFFFC) & 0xFFFFFFFC
+            self._reset_byte = saved.integer("reset", 0, 0xFF)
+            numbers = sorted(self.functions)
+            for number, one in zip(numbers, saved.parts("functions", len(numbers)), strict=True):
+                one.integer("number", number, number)
+                self.functions[number].load(one.part("state"))
+                one.end()
+            saved.end()
+            self._place()
 
     # -- ports -------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,15 @@ INIT = Path(apt.__file__).parent.parent / "init"
 
 HELLO, STDOUT, STDERR, EXIT, ERROR = 1, 2, 3, 4, 5
 EXEC, EXEC_PART, STDIN, STDIN_EOF, SIGNAL, POWEROFF = 0x81, 0x82, 0x83, 0x84, 0x85, 0x86
+WAKE = 0x88
+
+# Gives up CAP_SYS_ADMIN and CAP_SYS_TIME for good (PR_CAPBSET_DROP), and becomes its arguments.
+UNPRIVILEGED = """
+import ctypes, os, sys
+for capability in (21, 25):
+    ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="needs a C compiler")
 
@@ -90,21 +100,28 @@ class Host:
         return data
 
 
-@pytest.fixture
-def host(program: Path) -> Iterator[Host]:
+@contextlib.contextmanager
+def running(command: list[str]) -> Iterator[Host]:
     """A running agent, after its HELLO."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         agent = subprocess.Popen(
-            [str(program), "--agent", str(theirs.fileno())], pass_fds=[theirs.fileno()]
+            [*command, "--agent", str(theirs.fileno())], pass_fds=[theirs.fileno()]
         )
         theirs.close()
         line = Host(ours)
-        assert line.receive() == (HELLO, struct.pack("<H", 1))
+        assert line.receive() == (HELLO, struct.pack("<H", 2))
         yield line
         with contextlib.suppress(OSError):
             ours.shutdown(socket.SHUT_RDWR)
         assert agent.wait(timeout=patience()) is not None
+
+
+@pytest.fixture
+def host(program: Path) -> Iterator[Host]:
+    """A running agent, after its HELLO."""
+    with running([str(program)]) as line:
+        yield line
 
 
 def test_output_error_and_status_are_kept_apart(host: Host):
@@ -171,6 +188,9 @@ def test_a_background_process_does_not_hold_up_the_status(host: Host):
         (struct.pack("<BBH", EXEC, 0, 4097), b"malformed"),
         (struct.pack("<BBH", SIGNAL, 0, 0), b"SIGNAL"),
         (struct.pack("<BBH", EXEC, 0, 3) + b"a\0b", b"NUL"),
+        (struct.pack("<BBH", WAKE, 0, 0), b"WAKE"),
+        (struct.pack("<BBH", WAKE, 0, 40) + bytes(40), b"WAKE"),
+        (struct.pack("<BBH", WAKE, 0, 42) + bytes(42), b"WAKE"),
     ],
 )
 def test_wrong_frames_are_reported_and_survived(host: Host, frame: bytes, word: bytes):
@@ -179,6 +199,16 @@ def test_wrong_frames_are_reported_and_survived(host: Host, frame: bytes, word: 
     assert kind == ERROR
     assert word in text
     assert host.run("echo alive") == (0, b"alive\n", b"")
+
+
+def test_an_agent_that_cannot_wake_says_why_and_goes_on(program: Path):
+    """Without privileges, because the clock here is the host's."""
+    denied = b": Operation not permitted"
+    with running([sys.executable, "-c", UNPRIVILEGED, str(program)]) as host:
+        host.send(WAKE, struct.pack("<Q32s?", time.time_ns(), bytes(range(32)), False))
+        assert host.receive() == (ERROR, b"the random numbers could not be renewed" + denied)
+        assert host.receive() == (ERROR, b"the clock could not be set" + denied)
+        assert host.run("echo alive") == (0, b"alive\n", b"")
 
 
 def test_a_second_command_at_once_is_refused(host: Host):

@@ -31,6 +31,12 @@ from pykvm.virtio.split import SplitQueue
 Mutant = Callable[[], None]
 
 
+def replace(owner: type, name: str, wrong: Any) -> None:
+    """Put ``wrong`` in the place of the method ``name``, which has to be there."""
+    getattr(owner, name)
+    setattr(owner, name, wrong)
+
+
 def notification_depends_on_a_count() -> None:
     def finish(self: Any, operation: Operation, failure: BaseException | None = None) -> None:
         self._done.append(operation)
@@ -47,7 +53,7 @@ def used_length_is_one_too_many() -> None:
     def wrong(self: Any, head: int, length: int, *wrote: bool) -> None:
         push(self, head, length + (length > 1), *wrote)
 
-    Virtqueue.push = wrong
+    replace(Virtqueue, "push", wrong)
 
 
 def byte_behind_the_status_is_written() -> None:
@@ -90,7 +96,7 @@ def short_is_done() -> None:
             operation.moved = operation.length
         return finish(self, operation)
 
-    Schedule.finish = wrong
+    replace(Schedule, "finish", wrong)
 
 
 def continuation_is_lost() -> None:
@@ -100,7 +106,7 @@ def continuation_is_lost() -> None:
         again(self, operation, successors)
         self._ready = self._ready[:-1]
 
-    Schedule._again = wrong
+    replace(Schedule, "_again", wrong)
 
 
 def ring_is_not_looked_at_again() -> None:
@@ -110,7 +116,7 @@ def ring_is_not_looked_at_again() -> None:
             right(self)
             return False
 
-        kind.enable_notifications = wrong
+        replace(kind, "enable_notifications", wrong)
 
 
 def interrupts_are_lost() -> None:
@@ -122,7 +128,7 @@ def interrupts_are_lost() -> None:
             count += 1
             return right(self) and bool(count % 40)
 
-        kind.publish = wrong
+        replace(kind, "publish", wrong)
 
 
 def resume_forgets_what_failed() -> None:
@@ -132,7 +138,7 @@ def resume_forgets_what_failed() -> None:
         self._held.clear()
         return resume(self, *arguments)
 
-    Schedule.resume = wrong
+    replace(Schedule, "resume", wrong)
 
 
 def resume_wakes_nobody() -> None:
@@ -141,7 +147,7 @@ def resume_wakes_nobody() -> None:
             self._halting = self._quiet = False
             self._state.notify_all()
 
-    IoThread.resume = wrong
+    replace(IoThread, "resume", wrong)
 
 
 def operations_start_while_halted() -> None:
@@ -153,7 +159,7 @@ def operations_start_while_halted() -> None:
         self.halted = halted
         return taken
 
-    Schedule.take = wrong
+    replace(Schedule, "take", wrong)
 
 
 def errors_are_not_reported() -> None:
@@ -165,7 +171,7 @@ def errors_are_not_reported() -> None:
             request.status = 0
         return found
 
-    Schedule._answered = wrong
+    replace(Schedule, "_answered", wrong)
 
 
 def overlay_forgets_the_last_sector() -> None:
@@ -179,7 +185,7 @@ def requests_are_used_out_of_order() -> None:
         self.in_flight -= 1
         self._use(head, length, *wrote)
 
-    Virtqueue._in_turn = wrong
+    replace(Virtqueue, "_use_in_order", wrong)
 
 
 def failed_requests_add_bytes() -> None:
@@ -189,7 +195,7 @@ def failed_requests_add_bytes() -> None:
         failed(self, *arguments)
         self.wr_bytes += 512
 
-    Stats.failed = wrong
+    replace(Stats, "failed", wrong)
 
 
 MUTANTS: dict[str, Mutant] = {

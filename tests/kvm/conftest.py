@@ -92,3 +92,10 @@ def irqchip_machine() -> Iterator[TinyMachine]:
     """A machine with the in-kernel interrupt controllers."""
     with ExitStack() as stack:
         yield TinyMachine(stack, irqchip=True)
+
+
+@pytest.fixture
+def second_machine() -> Iterator[TinyMachine]:
+    """A second machine with the in-kernel interrupt controllers."""
+    with ExitStack() as stack:
+        yield TinyMachine(stack, irqchip=True)

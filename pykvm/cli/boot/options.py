@@ -42,6 +42,12 @@ OPTIONS: Final = (
         repeated=True,
     ),
     Option(("--exec",), "run CMD in the bundled guest and end", "CMD", dest="command"),
+    Option(
+        ("--snapshot",),
+        "begin where the guest has booted, as saved in DIR; the first run makes DIR (with --exec)",
+        "DIR",
+        parse=path_text,
+    ),
     Option(("--timeout",), "end the guest after S seconds (status 124)", "S"),
     Option(("--console-log",), "also write the console to FILE", "FILE", parse=path_text),
     Option(

@@ -55,7 +55,7 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
         log = _console_log(stack, outputs, options.console_log)
         report = _report(outputs, options) if options.stats or options.json else None
         listener = _listen(stack, options.monitor) if options.monitor else None
-        machine = stack.enter_context(Machine(config, timings=timings))
+        machine = stack.enter_context(_machine(config, options, timings, timeout))
         stack.enter_context(signals_go_to(lambda number: machine.finish(Outcome.signalled(number))))
         for notice in machine.notices:
             say(shown(notice))
@@ -180,6 +180,27 @@ def _session(
 
     machine.on_end = release
     return session, recorder
+
+
+def _machine(
+    config: MachineConfig, options: Options, timings: Timings, timeout: float | None
+) -> Machine:
+    """The machine of this run. Its snapshot, if it has one, is made if it does not exist."""
+    folder: str | None = options.snapshot
+    if folder is None:
+        return Machine(config, timings=timings)
+    if options.command is None:
+        raise UsageError("--snapshot needs --exec", "give the command to run: --exec CMD")
+    if not os.path.lexists(folder):
+        from pathlib import Path
+
+        from pykvm.machine.command import save_booted
+        from pykvm.snapshot.folder import check_place
+
+        check_place(Path(folder))
+        say(f"booting the guest once for the snapshot {shown(folder)} …")
+        save_booted(config, folder, timeout)
+    return Machine(config, timings=timings, snapshot=folder)
 
 
 # What few runs want is imported only for them: start-up time is a feature. It is imported before

@@ -20,7 +20,7 @@ from pykvm.agent.protocol import (
 )
 from pykvm.errors import UsageError
 
-HELLO = encode(Kind.HELLO, b"\x01\x00")
+HELLO = encode(Kind.HELLO, b"\x02\x00")
 
 
 class Session:
@@ -103,7 +103,7 @@ def test_frames_survive_any_cuts(items, step):
 def test_a_bad_header_ends_the_conversation(header):
     decoder = FrameDecoder()
     frames = decoder.feed(HELLO + header + HELLO)
-    assert frames[0] == Frame(Kind.HELLO, b"\x01\x00")
+    assert frames[0] == Frame(Kind.HELLO, b"\x02\x00")
     assert isinstance(frames[1], ProtocolError)
     assert len(frames) == 2
     assert decoder.feed(HELLO) == []
@@ -235,10 +235,99 @@ def test_nothing_may_come_before_hello(session, wrong):
     assert [event[0] for event in session.events] == ["failed"]
 
 
-def test_an_unknown_version_is_refused(session):
+# -- a guest that was restored from a snapshot ---------------------------------
+
+ENTROPY = bytes(range(32))
+
+
+def test_the_frame_that_wakes_a_restored_guest(session):
+    session.client.wake(0x0102030405060708, ENTROPY, new_disks=True)
+    assert bytes(session.line) == (
+        b"\x88\x00\x29\x00" + b"\x08\x07\x06\x05\x04\x03\x02\x01" + ENTROPY + b"\x01"
+    )
+    assert session.events == ["ready"]
+    assert session.client.state is AgentState.READY
+
+
+@given(st.integers(0, (1 << 64) - 1), st.binary(min_size=32, max_size=32), st.booleans())
+def test_time_entropy_and_disks_reach_a_restored_guest(now_ns, entropy, new_disks):
+    session = Session()
+    session.client.wake(now_ns, entropy, new_disks)
+    (frame,) = session.sent()
+    assert frame.kind == Kind.WAKE
+    assert struct.unpack("<Q32s?", frame.payload) == (now_ns, entropy, new_disks)
+
+
+@pytest.mark.parametrize("first", ["execute", "wake"])
+def test_the_command_of_a_restored_guest_comes_after_it_is_awake(session, first):
+    assert not session.client.stdin(b"early")
+    if first == "execute":
+        session.client.execute(b"cat")
+        assert session.sent() == []
+    session.client.wake(1, ENTROPY, new_disks=False)
+    if first == "wake":
+        session.client.execute(b"cat")
+    assert session.sent() == [
+        Frame(Kind.WAKE, struct.pack("<Q", 1) + ENTROPY + b"\0"),
+        Frame(Kind.EXEC, b"cat"),
+        Frame(Kind.STDIN, b"early"),
+    ]
+    assert session.client.state is AgentState.RUNNING
+    assert session.rooms == 1
+    session.get(Kind.STDOUT, b"early")
+    session.get(Kind.EXIT, bytes(4))
+    assert session.events == ["ready", ("stdout", b"early"), ("exited", 0)]
+
+
+def test_the_event_of_a_restored_guest_may_use_the_client(session):
+    session.ready = lambda: session.client.execute(b"ls")
+    session.client.wake(1, ENTROPY, new_disks=False)
+    assert [frame.kind for frame in session.sent()] == [Kind.WAKE, Kind.EXEC]
+
+
+def test_a_restored_guest_can_be_powered_off(session):
+    session.client.wake(1, ENTROPY, new_disks=False)
+    session.sent()
+    session.client.signal(2)
+    session.client.power_off(3)
+    assert session.sent() == [Frame(Kind.POWEROFF, b"\x03")]
+
+
+def test_a_restored_guest_may_say_hello_later(session):
+    """It was saved before its agent ran."""
+    session.client.wake(1, ENTROPY, new_disks=False)
+    session.client.received(HELLO)
+    assert session.events == ["ready"]
+    assert session.client.state is AgentState.READY
+
+
+def test_a_restored_guest_with_another_agent_is_refused(session):
+    session.client.wake(1, ENTROPY, new_disks=False)
+    session.client.received(encode(Kind.HELLO, b"\x01\x00"))
+    assert session.events == ["ready", ("failed", "it has protocol version 1, not 2")]
+
+
+def test_a_restored_guest_that_cannot_wake_says_why(session):
     session.client.execute(b"true")
-    session.client.received(encode(Kind.HELLO, b"\x02\x00"))
-    assert session.events == [("failed", "it has protocol version 2, not 1")]
+    session.client.wake(1, ENTROPY, new_disks=True)
+    session.get(Kind.ERROR, b"new disks could not be found: No such file or directory")
+    assert session.events[1:] == [
+        ("failed", "new disks could not be found: No such file or directory")
+    ]
+
+
+@pytest.mark.parametrize("entropy", [b"", bytes(31), bytes(33)])
+def test_entropy_of_another_length_is_a_bug(session, entropy):
+    with pytest.raises(AssertionError):
+        session.client.wake(1, entropy, new_disks=False)
+    assert session.sent() == []
+
+
+@pytest.mark.parametrize("version", [0, 1, 3, 0xFFFF])
+def test_another_version_is_refused(session, version):
+    session.client.execute(b"true")
+    session.client.received(encode(Kind.HELLO, struct.pack("<H", version)))
+    assert session.events == [("failed", f"it has protocol version {version}, not 2")]
     assert session.sent() == []
 
 
@@ -268,11 +357,13 @@ guest_bytes = st.lists(
 )
 
 
-@given(guest_bytes, st.booleans())
-def test_a_hostile_guest_never_raises_and_ends_once(pieces, execute):
+@given(guest_bytes, st.booleans(), st.booleans())
+def test_a_hostile_guest_never_raises_and_ends_once(pieces, execute, restored):
     session = Session()
     if execute:
         session.client.execute(b"true")
+    if restored:
+        session.client.wake(1, ENTROPY, new_disks=False)
     for piece in pieces:
         session.client.received(piece)
     ends = [event for event in session.events if event[0] in ("exited", "failed")]

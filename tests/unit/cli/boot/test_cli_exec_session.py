@@ -1,6 +1,7 @@
 """--exec with a guest that is a function: whose status counts, and who waits for whom."""
 
 import os
+import struct
 import time
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from patience import patience, until
 
-from pykvm.agent.protocol import Kind, encode
+from pykvm.agent.protocol import Frame, FrameDecoder, Kind, encode
 from pykvm.cli.boot import exec_session
 from pykvm.cli.boot.exec_session import CommandSession
 from pykvm.machine import command as command_run
@@ -16,7 +17,7 @@ from pykvm.machine.end import EndOfRun
 from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.machine.run_state import RunState
 
-HELLO = encode(Kind.HELLO, b"\1\0")
+HELLO = encode(Kind.HELLO, b"\2\0")
 
 
 def exit_frame(status: int) -> bytes:
@@ -26,7 +27,7 @@ def exit_frame(status: int) -> bytes:
 class FakeMachine:
     """Runs ``guest(machine)`` in place of a guest, then waits for the end."""
 
-    def __init__(self, guest):
+    def __init__(self, guest, restored, disks):
         self._guest = guest
         self._end = EndOfRun()
         self.sent = bytearray()
@@ -37,6 +38,8 @@ class FakeMachine:
         self.timings = SimpleNamespace(mark=lambda name: None)
         self.status = RunState.RUNNING
         self.resumes = 0
+        self.restored = restored
+        self.disks = disks
 
     def _feed(self, data):
         self.sent += data
@@ -64,8 +67,8 @@ def run(monkeypatch):
     os.close(write)
     monkeypatch.setattr(exec_session, "STDIN", read)
 
-    def run(guest, text="true"):
-        machine = FakeMachine(guest)
+    def run(guest, text="true", *, restored=False, disks=()):
+        machine = FakeMachine(guest, restored, disks)
         with ExitStack() as stack:
             session = CommandSession(stack, machine, text, json=True)
             outcome = session.run(None)
@@ -91,6 +94,34 @@ def test_the_status_and_the_output_are_the_commands(run):
     assert done.output == {"stdout": b"out", "stderr": b"err"}
     assert encode(Kind.EXEC, b"some command") in done.machine.sent
     assert done.machine.sent.endswith(encode(Kind.POWEROFF, b"\7"))
+
+
+@pytest.mark.parametrize("disks", [(), ("disk",)])
+def test_a_restored_guest_is_woken_and_runs_the_command(run, disks):
+    before = time.time_ns()
+
+    def guest(machine):
+        machine.channel(encode(Kind.STDOUT, b"out") + exit_frame(7))
+        powers_off(machine, 7)
+
+    done = run(guest, "some command", restored=True, disks=disks)
+    assert done.outcome == Outcome.power_off(7)
+    assert done.output == {"stdout": b"out", "stderr": b""}
+    wake, command, *_ = FrameDecoder().feed(bytes(done.machine.sent))
+    assert wake.kind == Kind.WAKE
+    now_ns, entropy, new_disks = struct.unpack("<Q32s?", wake.payload)
+    assert before <= now_ns <= time.time_ns()
+    assert new_disks == bool(disks)
+    assert command == Frame(Kind.EXEC, b"some command")
+    again = FrameDecoder().feed(bytes(run(guest, restored=True).machine.sent))
+    assert again[0].payload[8:40] != entropy, "each guest has random numbers of its own"
+
+
+def test_a_restored_guest_that_cannot_wake_has_failed(run):
+    said = encode(Kind.ERROR, b"the clock could not be set: Operation not permitted")
+    done = run(lambda machine: machine.channel(said), restored=True)
+    assert done.outcome.status == 125
+    assert "the clock could not be set" in done.outcome.reason
 
 
 @pytest.mark.parametrize("text", ["a\nb", "grüße", "\udcff\udc80", "x" * 5000, ""])

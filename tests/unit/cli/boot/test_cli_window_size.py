@@ -12,7 +12,7 @@ import pytest
 from pykvm.agent.protocol import Kind, encode
 from pykvm.cli.boot.window_size import WindowSize
 
-HELLO = encode(Kind.HELLO, b"\1\0")
+HELLO = encode(Kind.HELLO, b"\2\0")
 
 
 def resize(rows: int, columns: int) -> bytes:

@@ -1,0 +1,154 @@
+"""The whole state of a vCPU, and of a VM's chips, as bytes.
+
+Each part is one structure of KVM's, as its ioctl gives it, under the name that
+a snapshot stores it by. KVM checks the values when it takes them back; this
+module checks only sizes. Nothing may run meanwhile, and the vCPU's last exit
+has to be complete (:meth:`Vcpu.complete_io`).
+
+The order matters. Reading the MP state can change the local APIC, so it comes
+first. Loading general registers clears pending exceptions, so the events come
+last. The system registers hold the base of the local APIC, which holds the
+mode of the TSC-deadline timer, whose MSR comes after the TSC's
+(Documentation/virt/kvm/api.rst; SDM volume 3, 11.5.4.1).
+"""
+
+from collections.abc import Mapping, Sequence
+from struct import Struct
+
+from pykvm.kvm import constants as c
+from pykvm.kvm.constants import MSR_TSC, MSR_TSC_DEADLINE
+from pykvm.kvm.descriptor import Structure
+from pykvm.kvm.errors import KvmError
+from pykvm.kvm.native import ffi
+from pykvm.kvm.vcpu import Vcpu
+from pykvm.kvm.vm import Vm
+from pykvm.lean.typing_names import Final
+from pykvm.snapshot.fields import SnapshotError
+
+_XSAVE_BYTES: Final = 4096
+_MSR: Final = Struct("<I4xQ")
+
+
+def _part(name: str, type_name: str, get: int, set_: int) -> Structure:
+    return Structure(name, ffi.sizeof(f"struct {type_name}"), get, set_)
+
+
+_MP_STATE = _part("mp_state", "kvm_mp_state", c.KVM_GET_MP_STATE, c.KVM_SET_MP_STATE)
+_REGS = _part("regs", "kvm_regs", c.KVM_GET_REGS, c.KVM_SET_REGS)
+_SREGS = _part("sregs", "kvm_sregs", c.KVM_GET_SREGS, c.KVM_SET_SREGS)
+_XCRS = _part("xcrs", "kvm_xcrs", c.KVM_GET_XCRS, c.KVM_SET_XCRS)
+_DEBUGREGS = _part("debugregs", "kvm_debugregs", c.KVM_GET_DEBUGREGS, c.KVM_SET_DEBUGREGS)
+_LAPIC = _part("lapic", "kvm_lapic_state", c.KVM_GET_LAPIC, c.KVM_SET_LAPIC)
+_EVENTS = _part("events", "kvm_vcpu_events", c.KVM_GET_VCPU_EVENTS, c.KVM_SET_VCPU_EVENTS)
+_PIT = _part("pit", "kvm_pit_state2", c.KVM_GET_PIT2, c.KVM_SET_PIT2)
+_CLOCK = _part("clock", "kvm_clock_data", c.KVM_GET_CLOCK, c.KVM_SET_CLOCK)
+_CHIPS = {
+    name: (_part(name, "kvm_irqchip", c.KVM_GET_IRQCHIP, c.KVM_SET_IRQCHIP), number)
+    for name, number in {
+        "pic0": c.KVM_IRQCHIP_PIC_MASTER,
+        "pic1": c.KVM_IRQCHIP_PIC_SLAVE,
+        "ioapic": c.KVM_IRQCHIP_IOAPIC,
+    }.items()
+}
+
+
+def save_vcpu(vcpu: Vcpu, vm: Vm, msrs: Sequence[int]) -> dict[str, bytes]:
+    """The state of ``vcpu``; ``msrs`` are the indices of :meth:`Kvm.msr_indices`."""
+    state = {"mp_state": vcpu.read(_MP_STATE)}
+    for part in (_REGS, _SREGS, _xsave(vm), _XCRS, _DEBUGREGS, _LAPIC):
+        state[part.name] = vcpu.read(part)
+    values = vcpu.get_readable_msrs(msrs)
+    state["msrs"] = b"".join(_MSR.pack(index, value) for index, value in values.items())
+    state["events"] = vcpu.read(_EVENTS)
+    return state
+
+
+def load_vcpu(vcpu: Vcpu, vm: Vm, state: Mapping[str, bytes]) -> None:
+    """Give ``vcpu``, whose CPUID is set, a saved ``state``. SnapshotError."""
+    try:
+        _load_vcpu(vcpu, vm, state)
+    except KvmError as error:
+        raise _mismatch(error.message) from None
+
+
+def _load_vcpu(vcpu: Vcpu, vm: Vm, state: Mapping[str, bytes]) -> None:
+    for part in (_MP_STATE, _REGS, _SREGS, _xsave(vm), _XCRS, _DEBUGREGS, _LAPIC):
+        vcpu.write(part, _bytes(state, part))
+    saved = state.get("msrs", b"")
+    if len(saved) % _MSR.size:
+        raise _mismatch("the part msrs ends in the middle of an entry")
+    _load_msrs(vcpu, dict(_MSR.iter_unpack(saved)))
+    vcpu.write(_EVENTS, _bytes(state, _EVENTS))
+
+
+def save_chips(vm: Vm) -> dict[str, bytes]:
+    """The state of the VM's timer, clock and interrupt controllers."""
+    state = {part.name: vm.read(part) for part in (_PIT, _CLOCK)}
+    for name, (part, number) in _CHIPS.items():
+        state[name] = vm.read(part, number.to_bytes(4, "little"))
+    return state
+
+
+def load_chips(vm: Vm, state: Mapping[str, bytes]) -> None:
+    """Give ``vm``, which has chips and vCPUs, a saved ``state``. SnapshotError.
+
+    kvm-clock goes on from the saved moment: the guest does not notice how long it was away.
+    """
+    try:
+        _load_chips(vm, state)
+    except KvmError as error:
+        raise _mismatch(error.message) from None
+
+
+def _load_chips(vm: Vm, state: Mapping[str, bytes]) -> None:
+    vm.write(_PIT, _bytes(state, _PIT))
+    clock = bytearray(_bytes(state, _CLOCK))
+    clock[8:] = bytes(len(clock) - 8)  # flags would have it count from the host's clocks of then
+    vm.write(_CLOCK, bytes(clock))
+    for part, number in _CHIPS.values():
+        chip = bytearray(_bytes(state, part))
+        chip[:4] = number.to_bytes(4, "little")
+        vm.write(part, bytes(chip))
+
+
+def _xsave(vm: Vm) -> Structure:
+    """The floating-point state; its size depends on the host's processor."""
+    size = vm.check_extension(c.KVM_CAP_XSAVE2)
+    if size <= _XSAVE_BYTES:
+        return Structure("xsave", _XSAVE_BYTES, c.KVM_GET_XSAVE, c.KVM_SET_XSAVE)
+    return Structure("xsave", size, c.KVM_GET_XSAVE2, c.KVM_SET_XSAVE)
+
+
+def _bytes(state: Mapping[str, bytes], part: Structure) -> bytes:
+    data = state.get(part.name)
+    if data is None:
+        raise _mismatch(f"the part {part.name} is missing")
+    if len(data) != part.size:
+        raise _mismatch(f"the part {part.name} has {len(data)} bytes, this host's has {part.size}")
+    return data
+
+
+def _load_msrs(vcpu: Vcpu, saved: Mapping[int, int]) -> None:
+    """Load the MSRs that differ: KVM refuses to write some even with the value that they have."""
+    present = vcpu.get_readable_msrs(saved)
+    missing = [index for index, value in saved.items() if value and index not in present]
+    if missing:
+        raise _mismatch(f"this host's KVM has no MSR {missing[0]:#x}")
+    wanted = {index: value for index, value in saved.items() if present.get(index, 0) != value}
+    # The counter first, so that the deadline is compared with the right time.
+    first = {MSR_TSC: saved[MSR_TSC]} if MSR_TSC in saved else {}
+    last = {MSR_TSC_DEADLINE: wanted.pop(MSR_TSC_DEADLINE)} if MSR_TSC_DEADLINE in wanted else {}
+    wanted.pop(MSR_TSC, None)
+    for values in (first, wanted, last):
+        if values:
+            vcpu.set_msrs(values)
+    # Some hosts give guests their own counter, which cannot be set.
+    if MSR_TSC in saved and vcpu.get_msrs([MSR_TSC])[MSR_TSC] < saved[MSR_TSC]:
+        raise _mismatch("the host's time-stamp counter is behind the saved one")
+
+
+def _mismatch(reason: str) -> SnapshotError:
+    return SnapshotError(
+        f"this host cannot restore the snapshot's vCPUs: {reason}",
+        "make a new snapshot on this host; a snapshot may not outlive a restart of its host",
+    )
