@@ -19,6 +19,7 @@ PORT_A = 0x92
 
 FAST_RESET, A20 = 0x01, 0x02
 RST_CPU = 0x04
+_WRITABLE = 0x0E
 
 
 class PortA:
@@ -51,7 +52,7 @@ class ResetControl:
     def write(self, offset: int, size: int, value: int) -> None:
         """Reset when RST_CPU rises. Hard reset (bit 1) and power cycle (bit 3) count as resets."""
         rising = value & ~self._value & RST_CPU
-        self._value = value & 0x0E
+        self._value = value & _WRITABLE
         if rising:
             self._reset()
 
@@ -61,5 +62,7 @@ class ResetControl:
 
     def load(self, saved: "Saved") -> None:
         """Take over what :meth:`save` gave. SnapshotError."""
-        self._value = saved.integer("value", 0, 0x0E)
+        self._value = saved.integer("value", 0, _WRITABLE)
+        if self._value & ~_WRITABLE:
+            saved.refuse("value has bits set that cannot be written")
         saved.end()

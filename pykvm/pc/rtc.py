@@ -86,9 +86,10 @@ class Cmos:
         with self._lock:
             self._index = saved.integer("index", 0, CMOS_SIZE - 1)
             self._cells[:] = saved.data("cells", CMOS_SIZE, CMOS_SIZE)
-            # Years that the cells can show.
+            shift = saved.integer("shift", _YEAR_1 - _YEAR_10000, _YEAR_10000 - _YEAR_1)
+            # The host's clock may have moved so far that the guest's leaves the calendar.
             now = int(self._now())
-            self._shift = saved.integer("shift", _YEAR_1 - now, _YEAR_10000 - 1 - now)
+            self._shift = max(_YEAR_1 - now, min(shift, _YEAR_10000 - 1 - now))
             saved.end()
 
     def _write_cell(self, index: int, value: int) -> None:

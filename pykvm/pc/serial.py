@@ -189,8 +189,12 @@ class Uart16550:
             self._thre_pending = saved.flag("transmitter_empty_pending")
             self._trigger = FCR_TRIGGERS[self._fcr >> 6]
             self._receive.capacity = FIFO_SIZE if self._fcr else 1
+            if self._fcr and not self._fcr & FCR_ENABLE:
+                saved.refuse("fcr has bits set while FIFOs are disabled")
             self._receive.load(saved.part("receive"))
             saved.end()
+            # The pause that held bytes back has no alarm here.
+            self._fill(looking=False)
             self._full = self._receive.waiting > BACKLOG_LIMIT
             self._level = False
             self._update_irq()
