@@ -9,6 +9,7 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,6 +96,8 @@ class SavedMachine:
             self._assisted = manifest.flag("assisted")
             self._cpuid = manifest.data("cpuid", 32, 32)
             manifest.end()
+            if self.memory % PAGESIZE:
+                manifest.refuse(f"memory is {self.memory}, no multiple of {PAGESIZE}")
             if opened.ram_size != self.memory:
                 manifest.refuse(f"memory is {self.memory}, but ram has {opened.ram_size} bytes")
         except BaseException:

@@ -1,0 +1,118 @@
+"""The manifest of a saved machine: every entry is checked before anything is built from it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pykvm.machine.snapshot import SavedMachine
+from pykvm.memory.guest import MAX_SIZE, MIN_SIZE
+from pykvm.snapshot import folder
+from pykvm.snapshot.fields import SnapshotError
+from pykvm.x86.mptable import MAX_CPUS
+
+MANIFEST = {
+    "id": "ab" * 16,
+    "pykvm": "1.0",
+    "saved_at": 1_900_000_000,
+    "description": "a kernel",
+    "cpus": 2,
+    "memory": MIN_SIZE,
+    "assisted": False,
+    "cpuid": bytes(32),
+}
+
+
+def write(place: Path, manifest: dict[str, object], ram: int = MIN_SIZE) -> None:
+    folder.write(place, manifest, {}, memoryview(bytes(ram)))
+
+
+def refuse(place: Path, words: str) -> None:
+    """The snapshot is refused, and no file stays open."""
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(SnapshotError, match=words):
+        SavedMachine(place)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_manifest_says_what_the_machine_is(tmp_path: Path):
+    write(tmp_path / "saved", MANIFEST)
+    saved = SavedMachine(tmp_path / "saved")
+    try:
+        assert (saved.cpus, saved.memory) == (2, MIN_SIZE)
+        assert (saved.id, saved.version) == (MANIFEST["id"], "1.0")
+        assert (saved.description, saved.saved_at) == ("a kernel", 1_900_000_000)
+    finally:
+        saved.close()
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("id", 5),
+        ("id", "x" * 65),
+        ("pykvm", None),
+        ("saved_at", -1),
+        ("saved_at", 1 << 41),
+        ("description", "x" * 4097),
+        ("description", b"bytes"),
+        ("cpus", 0),
+        ("cpus", MAX_CPUS + 1),
+        ("cpus", True),
+        ("cpus", 1.5),
+        ("memory", MIN_SIZE - 1),
+        ("memory", MAX_SIZE + 1),
+        ("assisted", 1),
+        ("cpuid", bytes(31)),
+        ("cpuid", "00" * 32),
+    ],
+)
+def test_an_entry_that_makes_no_sense_is_refused(tmp_path: Path, entry: str, value: object):
+    write(tmp_path / "saved", MANIFEST | {entry: value})
+    refuse(tmp_path / "saved", f"part manifest makes no sense: {entry} ")
+
+
+@pytest.mark.parametrize("entry", list(MANIFEST))
+def test_a_missing_entry_is_refused(tmp_path: Path, entry: str):
+    write(tmp_path / "saved", {name: MANIFEST[name] for name in MANIFEST if name != entry})
+    refuse(tmp_path / "saved", f"{entry} is missing")
+
+
+def test_an_unknown_entry_is_refused(tmp_path: Path):
+    write(tmp_path / "saved", MANIFEST | {"disks": 1})
+    refuse(tmp_path / "saved", "disks means nothing here")
+
+
+@pytest.mark.parametrize("ram", [0, MIN_SIZE - 1, MIN_SIZE + 4096])
+def test_memory_of_another_size_is_refused(tmp_path: Path, ram: int):
+    """A page of a mapping that the file does not have would kill the process (SIGBUS)."""
+    write(tmp_path / "saved", MANIFEST, ram)
+    refuse(tmp_path / "saved", f"memory is {MIN_SIZE}, but ram has {ram} bytes")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "ram"])
+def test_no_file_stays_open_when_one_is_missing(tmp_path: Path, name: str):
+    write(tmp_path / "saved", MANIFEST)
+    (tmp_path / "saved" / name).unlink()
+    refuse(tmp_path / "saved", f"{name}: no such file")
+
+
+def test_memory_that_ends_within_a_page_is_refused(tmp_path: Path):
+    size = MIN_SIZE + 512
+    write(tmp_path / "saved", MANIFEST | {"memory": size}, size)
+    refuse(tmp_path / "saved", f"memory is {size}, no multiple of 4096")
+
+
+def test_machines_of_one_snapshot_share_nothing_that_they_write(tmp_path: Path):
+    write(tmp_path / "saved", MANIFEST)
+    saved = SavedMachine(tmp_path / "saved")
+    first, second = saved.map_memory(), saved.map_memory()
+    saved.close()
+    try:
+        first.ram.bytes[5000] = 7
+        assert first.ram.bytes[5000] == 7
+        assert second.ram.bytes[5000] == 0
+        assert set((tmp_path / "saved" / "ram").read_bytes()) == {0}
+    finally:
+        first.close()
+        second.close()
