@@ -158,7 +158,7 @@ class Uart16550:
             self.on_room()
 
     def save(self) -> "Fields":
-        """The registers, and the bytes that wait for the guest. No vCPU runs meanwhile."""
+        """The registers, and the bytes that wait for the guest. No vCPU runs. SnapshotError."""
         with self._lock:
             return {
                 "ier": self._ier,
@@ -175,7 +175,7 @@ class Uart16550:
             }
 
     def load(self, saved: "Saved") -> None:
-        """Take over what :meth:`save` gave, and drive the line. SnapshotError."""
+        """Take over what :meth:`save` gave, end its pause, and drive the line. SnapshotError."""
         with self._lock:
             self._ier = saved.integer("ier", 0, 0x0F)
             self._fcr = saved.integer("fcr", 0, 0xFF)
@@ -193,7 +193,6 @@ class Uart16550:
                 saved.refuse("fcr has bits set while FIFOs are disabled")
             self._receive.load(saved.part("receive"))
             saved.end()
-            # The pause that held bytes back has no alarm here.
             self._fill(looking=False)
             self._full = self._receive.waiting > BACKLOG_LIMIT
             self._level = False

@@ -27,8 +27,8 @@ FIFO_SIZE = 16
 MAX_PAUSE = 0.02
 """In seconds. After a stop of a minute, the guest must not wait a further minute."""
 
-MAX_BACKLOG = 64 << 20
-"""Bytes of a backlog that can be restored: more than any sender leaves."""
+MAX_BACKLOG = 16 << 20
+"""Bytes of a backlog that can be saved and restored: more than a sender leaves that heeds room."""
 
 _LOOPED = 0x100
 """Marks a byte in the FIFO that came from the guest itself."""
@@ -102,7 +102,17 @@ class ReceiveFifo:
         self._fifo.clear()
 
     def save(self) -> "Fields":
-        """The bytes on their way. Pauses are not saved: the guest was away for longer."""
+        """The bytes on their way; SnapshotError if more than MAX_BACKLOG wait.
+
+        Pauses are not saved: the guest was away for longer.
+        """
+        if self.waiting > MAX_BACKLOG:
+            from pykvm.snapshot.fields import SnapshotError
+
+            raise SnapshotError(
+                f"{self.waiting} bytes of input wait for the guest, {MAX_BACKLOG} can be saved",
+                "save the machine when its guest has read more of its input",
+            )
         fifo = [byte.to_bytes(2, "little") for byte in self._fifo]
         return {"fifo": b"".join(fifo), "backlog": bytes(self._backlog)}
 

@@ -26,8 +26,11 @@ FORMAT = 1
 PREFIX = ".pykvm-snapshot-"
 """Begins the name of a folder that is not complete yet."""
 MANIFEST, STATE, RAM = "manifest.json", "state.json", "ram"
-_MOST_JSON = 256 << 20
-"""Bytes of a file that is read as a whole. A machine's state takes some 30 KiB for each vCPU."""
+_MOST_JSON = 128 << 20
+"""Bytes of a file that is read as a whole.
+
+A machine's state takes some 60 KiB for each vCPU, and two serial ports with much input 64 MiB.
+"""
 _PAGE = 4096
 _ZEROS = bytes(_PAGE)
 

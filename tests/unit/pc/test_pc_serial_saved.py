@@ -24,6 +24,7 @@ from pykvm.pc.serial import (
     MCR_RTS,
     RBR_THR,
 )
+from pykvm.pc.serial_input import MAX_BACKLOG
 from pykvm.snapshot.fields import Saved, SnapshotError
 
 
@@ -177,6 +178,15 @@ def test_a_backlog_that_is_too_long_asks_for_a_break_and_for_more():
     other.read_available()
     assert calls == [1]
     assert other.uart.feed(b"x")
+
+
+def test_a_backlog_is_saved_up_to_a_limit_that_can_be_restored():
+    line = Line()
+    line.uart.feed(bytes(MAX_BACKLOG))
+    assert restored(line).uart.waiting == MAX_BACKLOG
+    line.uart.feed(b"x")
+    with pytest.raises(SnapshotError, match=f"{MAX_BACKLOG + 1} bytes of input wait"):
+        line.uart.save()
 
 
 def test_whether_input_waits_for_a_program_is_not_the_snapshots_to_say():
