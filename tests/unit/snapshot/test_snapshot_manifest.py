@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pykvm.machine.snapshot import SavedMachine
+from pykvm.memory import GuestMemory
 from pykvm.memory.guest import MAX_SIZE, MIN_SIZE
 from pykvm.snapshot import folder
 from pykvm.snapshot.fields import SnapshotError
@@ -16,6 +17,7 @@ MANIFEST = {
     "pykvm": "1.0",
     "saved_at": 1_900_000_000,
     "description": "a kernel",
+    "guest": bytes(32),
     "cpus": 2,
     "memory": MIN_SIZE,
     "assisted": False,
@@ -56,6 +58,7 @@ def test_a_manifest_says_what_the_machine_is(tmp_path: Path):
         ("saved_at", 1 << 41),
         ("description", "x" * 4097),
         ("description", b"bytes"),
+        ("guest", bytes(33)),
         ("cpus", 0),
         ("cpus", MAX_CPUS + 1),
         ("cpus", True),
@@ -105,9 +108,8 @@ def test_memory_that_ends_within_a_page_is_refused(tmp_path: Path):
 
 def test_machines_of_one_snapshot_share_nothing_that_they_write(tmp_path: Path):
     write(tmp_path / "saved", MANIFEST)
-    saved = SavedMachine(tmp_path / "saved")
-    first, second = saved.map_memory(), saved.map_memory()
-    saved.close()
+    with folder.OpenSnapshot(tmp_path / "saved") as opened:
+        first, second = (GuestMemory(MIN_SIZE, file=opened.ram) for _ in range(2))
     try:
         first.ram.bytes[5000] = 7
         assert first.ram.bytes[5000] == 7
