@@ -1,10 +1,8 @@
 """A virtual machine from its configuration to the end of its run."""
 
-import errno
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from functools import partial
 
 from pykvm.forms import refused
 from pykvm.kvm.pci_services import KvmPciServices
@@ -13,15 +11,7 @@ from pykvm.machine.board import Board
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.create import Hardware, memory_sizes
 from pykvm.machine.end import EndOfRun
-from pykvm.machine.events import (
-    Announcer,
-    BlockIoError,
-    DiskHeld,
-    GuestPanicked,
-    HostShortage,
-    Listener,
-    Shutdown,
-)
+from pykvm.machine.events import Announcer, GuestPanicked, Listener, Shutdown
 from pykvm.machine.exits import ExitHandler
 from pykvm.machine.halt import HaltPoll
 from pykvm.machine.outcome import Outcome, OutcomeKind
@@ -33,7 +23,6 @@ from pykvm.machine.vcpu_group import STOP_SECONDS, VcpuGroup
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pykvm.devices.virtio_blk import IoError
     from pykvm.devices.virtio_blk.open import DiskConfig
     from pykvm.machine.disks import Disk
     from pykvm.machine.snapshot import SavedMachine
@@ -175,27 +164,22 @@ class Machine:
             self._vcpus.add(vcpu, handler, config.cpu_affinity)
 
     def _add_disk(self, disk: "DiskConfig", services: KvmPciServices) -> None:
-        from pykvm.devices.virtio_blk.hooks import DeviceHooks
         from pykvm.devices.virtio_blk.open import open_disk
+        from pykvm.machine.disk_reports import DiskReports
         from pykvm.machine.disks import Disk
         from pykvm.pci.virtio_pci import VirtioPci
 
-        index = len(self.disks)
-        name = f"virtio{index}"
-        hooks = DeviceHooks(
-            on_error=partial(self._io_error, index),
-            telling=self._control.telling,
-            on_failure=self._failed,
-            on_shortage=lambda lack: self._announcer.announce(HostShortage(name, lack)),
-            on_held=lambda: self._announcer.announce(DiskHeld(name)),
-            over=self._end.__bool__,
+        name = f"virtio{len(self.disks)}"
+        reports = DiskReports(
+            name, self._announcer, self._control, self._end, self.finish, self._failed
         )
         with ExitStack() as undo:
-            opened = open_disk(disk, hooks, trace=disk_trace(self.trace, name))
+            opened = open_disk(disk, reports.hooks, trace=disk_trace(self.trace, name))
             undo.callback(opened.close)
             self.board.pci.add(VirtioPci(opened.device, self.ram, services))
             undo.pop_all()  # the bus closes it from now on
-        self.disks.append(Disk(name, opened))
+        reports.disk = Disk(name, opened)
+        self.disks.append(reports.disk)
         self.notices += opened.image.notices
 
     # The sinks may be replaced after the board is built.
@@ -353,20 +337,6 @@ class Machine:
         self.console_output += data
         if len(self.console_output) > 2 * CONSOLE_BYTES:
             del self.console_output[:-CONSOLE_BYTES]
-
-    def _io_error(self, index: int, error: "IoError") -> None:
-        """Handle a report of a disk's thread, which must not wait for the stop it asks for."""
-        disk = self.disks[index]
-        disk.failed(error)
-        event = BlockIoError(disk.name, error)
-        if error.stops:
-            if not self._announcer.heard:
-                # No listener would learn that the guest waits for a resume.
-                cause = f"{errno.errorcode.get(error.errno, error.errno)}"
-                self.finish(Outcome.error(f"{disk.name}: a {error.operation} failed: {cause}"))
-            self._control.io_error(event)
-        else:
-            self._announcer.announce(event)
 
     def _failed(self, error: BaseException) -> None:
         """End the run because ``error`` ended a thread of pykvm; :meth:`wait` raises it."""
