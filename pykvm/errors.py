@@ -13,8 +13,6 @@ from types import MappingProxyType
 from pykvm.lean.typing_names import Final
 
 _SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN)
-
-
 _LIMITS: Final = MappingProxyType(
     {errno.EMFILE: " (ulimit -n)", errno.EFBIG: " for its filesystem or the limit (ulimit -f)"}
 )

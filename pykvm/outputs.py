@@ -2,8 +2,9 @@
 
 1. An output is opened at the start of a run, and keeps its content until :meth:`Output.begin`. So
    a run that fails before that changes no file.
-2. An output is none of the files that the run reads, no second output, and no file that a process
-   has locked. Files are compared by device and inode, so links and /proc/self/fd hide nothing.
+2. An output must not be a file that the run reads, the file of a second output, or a file that a
+   process has locked. Files are compared by device and inode, so links and /proc/self/fd hide
+   nothing.
 3. If standard output or standard error goes to the file, the output is appended through that
    stream, and the file is never emptied.
 4. A named pipe must already have a reader. A block device cannot be an output.

@@ -35,7 +35,7 @@ from pykvm.lean.typing_names import Final, Protocol
 from pykvm.machine.events import Event, Resume, Stop
 from pykvm.machine.outcome import Outcome, OutcomeKind
 
-LOOK_SECONDS: Final = 0.05
+POLL_SECONDS: Final = 0.05
 """The time between two polls of a busy vCPU, and of the end of the run while a disk stops."""
 KICK_SECONDS: Final = 0.005
 """More time than a vCPU in the guest needs to stop: a vCPU that takes longer is busy."""
@@ -99,7 +99,7 @@ class RunControl:
 
     :meth:`io_error` and the ``request_`` methods do not wait, and any thread
     may call them. The threads of vCPUs and disks must not call the other
-    methods. ``telling`` is for the disks: see VirtioBlk.
+    methods. ``telling`` is for the disks: see DeviceHooks.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class RunControl:
             if not vcpu.wait_paused(max(0.0, deadline - monotonic())):
                 return False
         for disk in self._disks:
-            while not disk.pause(LOOK_SECONDS):
+            while not disk.pause(POLL_SECONDS):
                 # The end of the run cancels the disk's operations, while a pause waits for them.
                 if self._closed or self._over():
                     return True
@@ -233,7 +233,7 @@ class RunControl:
     def _run(self) -> None:
         try:
             stopped = True
-            while (order := self._next(None if stopped else LOOK_SECONDS)) is not _Order.END:
+            while (order := self._next(None if stopped else POLL_SECONDS)) is not _Order.END:
                 stopped = self._obey(order)
         except BaseException as error:
             self._on_failure(error)
