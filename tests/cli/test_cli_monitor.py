@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from monitor_clients import Raw, run_client, served, with_disk
+from monitor_clients import Raw, listens, run_client, served, with_disk
 from patience import PATIENCE, until
 from qemu.qmp import ExecuteError
 from run_on_terminal import Terminal
@@ -148,7 +148,7 @@ def start(kernel: Path, words: str, *options: str, **more: object) -> subprocess
 
 def test_boot_with_a_monitor(bare_kernel, qmp_path):
     process = start(bare_kernel, "spin", "--monitor", str(qmp_path))
-    until(qmp_path.exists, "the socket")
+    until(lambda: listens(qmp_path), "the monitor")
     with Raw(qmp_path) as client:
         until(lambda: client.ask("query-status")["return"]["running"], "the start")
         assert client.ask("stop") == {"return": {}}

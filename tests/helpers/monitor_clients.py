@@ -36,6 +36,14 @@ def with_disk(kernel: Path, script: Script, disk: DiskConfig) -> MachineConfig:
     )
 
 
+def listens(path: Path) -> bool:
+    """True if a process listens at ``path``: the file exists a moment before that."""
+    with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+        probe.connect(str(path))
+        return True
+    return False
+
+
 class Raw:
     """A client that sends and reads what it likes."""
 
