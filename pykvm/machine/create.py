@@ -24,6 +24,8 @@ from pykvm.x86.loader import load_kernel
 from pykvm.x86.mptable import MAX_CPUS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pykvm.kvm.assist import Assist
     from pykvm.machine.snapshot import SavedMachine
 
@@ -118,6 +120,19 @@ class Hardware:
             if assist:
                 assist.prepare(vcpu)
         return loaded.description, guest.emulation_notice(loaded.kind) if assist else ""
+
+
+def open_snapshot(stack: ExitStack, folder: "Path | str | None") -> "SavedMachine | None":
+    """The machine that was saved in ``folder``, which ``stack`` closes; None without a folder."""
+    if folder is None:
+        return None
+    from pathlib import Path
+
+    from pykvm.machine.snapshot import SavedMachine
+
+    saved = SavedMachine(Path(folder))
+    stack.callback(saved.close)
+    return saved
 
 
 def _assist(traits: HostTraits, vm: Vm, ram: Ram) -> "Assist | None":

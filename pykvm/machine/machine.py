@@ -9,7 +9,7 @@ from pykvm.kvm.pci_services import KvmPciServices
 from pykvm.lean.typing_names import TYPE_CHECKING, Any, Self
 from pykvm.machine.board import Board
 from pykvm.machine.config import ConsoleMode, MachineConfig
-from pykvm.machine.create import Hardware, memory_sizes
+from pykvm.machine.create import Hardware, memory_sizes, open_snapshot
 from pykvm.machine.end import EndOfRun
 from pykvm.machine.events import Announcer, GuestPanicked, Listener, Shutdown
 from pykvm.machine.exits import ExitHandler
@@ -96,7 +96,7 @@ class Machine:
         )
         self.restored = snapshot is not None
         with ExitStack() as stack:
-            self._build(stack, config, self._open(stack, snapshot))
+            self._build(stack, config, open_snapshot(stack, snapshot))
             self._owned = stack.pop_all()
 
     def __repr__(self) -> str:
@@ -107,17 +107,6 @@ class Machine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def _open(self, stack: ExitStack, snapshot: "Path | str | None") -> "SavedMachine | None":
-        if snapshot is None:
-            return None
-        from pathlib import Path
-
-        from pykvm.machine.snapshot import SavedMachine
-
-        saved = SavedMachine(Path(snapshot))
-        stack.callback(saved.close)
-        return saved
 
     def _build(self, stack: ExitStack, config: MachineConfig, saved: "SavedMachine | None") -> None:
         self.trace = open_trace(stack, config)
