@@ -30,6 +30,7 @@ HOT = (
     "pykvm.virtio.split",
     "pykvm.virtio.packed",
     "pykvm.devices.virtio_blk.core.request",
+    "pykvm.devices.virtio_blk.core.parser",
     "pykvm.devices.virtio_blk.core.operation",
     "pykvm.devices.virtio_blk.core.merge",
     "pykvm.devices.virtio_blk.core.planner",

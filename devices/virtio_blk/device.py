@@ -15,8 +15,9 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
 )
 from pykvm.devices.virtio_blk.core.ordering import extent
+from pykvm.devices.virtio_blk.core.parser import RequestParser
 from pykvm.devices.virtio_blk.core.planner import Limits, Planner
-from pykvm.devices.virtio_blk.core.request import Request, RequestParser
+from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.core.zero_detection import ZeroDetector
 from pykvm.devices.virtio_blk.engines.base import EngineFactory, SyncEngine
 from pykvm.devices.virtio_blk.features import Blocks, accepted, describe, offered

@@ -19,8 +19,8 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_F_TOPOLOGY,
     VIRTIO_BLK_F_WRITE_ZEROES,
 )
+from pykvm.devices.virtio_blk.core.parser import Accepted
 from pykvm.devices.virtio_blk.core.ranges import MAX_RANGES, MAX_SECTORS
-from pykvm.devices.virtio_blk.core.request import Accepted
 from pykvm.devices.virtio_blk.image.host_limits import HostBlocks
 from pykvm.devices.virtio_blk.modes import DiscardMode
 from pykvm.devices.virtio_blk.options import DiskOptions

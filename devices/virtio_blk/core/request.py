@@ -1,120 +1,39 @@
-"""From a descriptor chain to a request (virtio 1.2 §5.2.6). Pure.
+"""One request of the driver (virtio 1.2 §5.2.6), from the ring to its answer. Pure."""
 
-A request is one run of device-readable bytes (16 bytes of header, then the
-data of a write) and one run of device-writable bytes (the data of a read, then
-the status byte). How the driver cuts these bytes into descriptors means
-nothing (§2.7.4.1): the header may be spread over many descriptors or share one
-with data, and the status may share one with data.
-
-The header is copied once and never looked at again, and segments are copied or
-left alone but never trimmed in place, so a driver that changes memory under
-the device changes its own data and nothing else.
-
-What the driver gets for a request that cannot be carried out:
-
-=============================================================  ==================
-no device-writable byte, or the last one is not guest RAM      used length 0
-(no place for a status)
--------------------------------------------------------------  ------------------
-fewer than 16 device-readable bytes; a descriptor of the       VIRTIO_BLK_S_IOERR
-header or of the data is not guest RAM; sector or data not of
-whole blocks; sectors outside the disk; OUT on a read-only
-disk; readable after writable descriptors; more than 2^32
-bytes; data in the wrong direction; FLUSH with data; GET_ID
-or GET_LIFETIME without room for any of the answer
--------------------------------------------------------------  ------------------
-a type that this device does not know, the legacy SCSI and     VIRTIO_BLK_S_UNSUPP
-barrier types among them: types are compared as a whole; one
-whose feature was not negotiated (DISCARD, WRITE_ZEROES,
-GET_LIFETIME); segments of DISCARD or WRITE_ZEROES with an
-unknown flag, or of DISCARD with unmap
-=============================================================  ==================
-
-The segments of DISCARD and WRITE_ZEROES are ranges of the disk. They are
-copied once. VIRTIO_BLK_S_IOERR is the answer to none of them, more than
-MAX_RANGES, data that is not a multiple of their size, and a range of more than
-MAX_SECTORS, outside the disk or not of whole blocks. One without sectors
-asks for nothing. Ranges may overlap.
-
-The used length counts what was written from the first device-writable byte on
-without a gap (§2.7.8.2), and no byte more: a driver must not take what was in
-its memory for data. So the status, the last byte, counts when all data before
-it were written, or there are none; a refused request for data has 0.
-
-Nothing of a refused request is executed. IN and OUT without any data succeed if
-the sector is not past the end. FLUSH is accepted on read-only disks, and its
-sector is ignored. Data in the wrong direction would not be moved: only IN,
-GET_ID and GET_LIFETIME write any, and only OUT, DISCARD and WRITE_ZEROES read
-any. GET_ID fills as much of its 20 bytes as fits, GET_LIFETIME of its 6.
-"""
-
-from struct import Struct
-from typing import Final, NamedTuple
-
-from pykvm.devices.virtio_blk.constants import (
-    HEADER_SIZE,
-    SECTOR_SHIFT,
-    SECTOR_SIZE,
-    VIRTIO_BLK_ID_BYTES,
-    VIRTIO_BLK_S_IOERR,
-    VIRTIO_BLK_S_OK,
-    VIRTIO_BLK_S_UNSUPP,
-    VIRTIO_BLK_T_DISCARD,
-    VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_GET_ID,
-    VIRTIO_BLK_T_GET_LIFETIME,
-    VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT,
-    VIRTIO_BLK_T_WRITE_ZEROES,
-)
-from pykvm.devices.virtio_blk.core.ranges import MAX_RANGES, RANGE_SIZE, read_ranges
-from pykvm.hot.words import U64, Bytes, Longs, Words32, Words64, longs
-from pykvm.memory.ram import Ram
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_OK
+from pykvm.hot.words import Longs, longs
 from pykvm.virtio.chain import DescriptorChain
 
 TYPE_UNREADABLE = -1
 """``Request.type`` when the header could not be read."""
 
-_HEADER = Struct("<IIQ")
 _NONE = longs(())
 _NO_CHAIN = DescriptorChain(0)
-
-
-class Accepted(NamedTuple):
-    """What a parser accepts besides reads, writes, flushes and GET_ID.
-
-    ``discards`` and ``zeroes``: DISCARD and WRITE_ZEROES, which were
-    negotiated. ``unmaps``: either may free space; without it a discard does
-    nothing. ``lifetime``: the answer to GET_LIFETIME, or empty.
-    """
-
-    discards: bool = False
-    zeroes: bool = False
-    unmaps: bool = True
-    lifetime: bytes = b""
-
-
-NOTHING_MORE: Final = Accepted()
 
 
 class Request:
     """One request, parsed. Preallocated per head; valid until that head is pushed.
 
-    ``type`` is VIRTIO_BLK_T_* or TYPE_UNREADABLE, ``sector`` and ``length``
-    (bytes) what it reads or writes: within the disk, once it was accepted.
-    Its data lies at ``ram.bytes[offsets[i] : offsets[i] + lengths[i]]`` for i
-    from ``first`` up to, not including, ``last``; the lengths sum up to
-    ``length``. A DISCARD or WRITE_ZEROES has no data but ``ranges``: byte
-    offset, length and unmap (0 or 1) of each, one after another; ``length`` is
-    their sum and ``sector`` where the first one begins.
-    ``status_offset`` is where the status byte goes, or -1.
-    ``status`` is the answer once it is known and ``used_length`` the bytes
-    written to the chain from its first device-writable one on.
+    ``type`` is VIRTIO_BLK_T_* or TYPE_UNREADABLE. ``sector`` and ``length``
+    (bytes) are the range that it reads or writes, which lies within the disk
+    once the request is accepted. Its data lies at
+    ``ram.bytes[offsets[i] : offsets[i] + lengths[i]]`` for i from ``first`` up
+    to, not including, ``last``; the lengths add up to ``length``. A DISCARD or
+    WRITE_ZEROES has ``ranges`` instead of data: byte offset, length and unmap
+    (0 or 1) of each, one after another; ``length`` is the sum of their lengths
+    and ``sector`` is where the first one begins.
+    ``status_offset`` is the place of the status byte, or -1 if it has none.
+    ``status`` is the answer, once it is known. ``used_length`` counts the bytes
+    written to the chain, from its first device-writable byte on.
 
-    The rest belongs to who executes the request: ``started_ns``; ``sequence``,
-    its place in the order of the ring; ``pending``, the operations that it
-    still waits for; ``error``, the first errno that one of them met, or 0;
-    ``charged``: the rate limits were charged for it.
+    ``chain`` owns the segments and has room for ``room`` of them, unless
+    :meth:`keep` gave the request segments of its own.
+
+    The scheduler and the queue's service own the rest: ``started_ns``;
+    ``sequence``, the request's place in the order of the ring; ``pending``, the
+    operations that the request still waits for; ``error``, the errno of the
+    first operation that failed, or 0; ``charged``, true once the rate limits
+    were charged for the request.
     """
 
     head: int
@@ -123,8 +42,8 @@ class Request:
     length: int
     offsets: Longs
     lengths: Longs
-    _chain: DescriptorChain
-    _room: int
+    chain: DescriptorChain
+    room: int
     first: int
     last: int
     ranges: Longs
@@ -144,9 +63,8 @@ class Request:
         self.length = 0
         self.offsets = _NONE
         self.lengths = _NONE
-        # Of which chain these are, and how many it had room for.
-        self._chain = _NO_CHAIN
-        self._room = 0
+        self.chain = _NO_CHAIN
+        self.room = 0
         self.first = 0
         self.last = 0
         self.ranges = _NONE
@@ -159,244 +77,21 @@ class Request:
         self.error = 0
         self.charged = False
 
+    def borrow(self, chain: DescriptorChain) -> None:
+        """Use the segments of ``chain``, where they are."""
+        self.chain = chain
+        self.room = chain.room
+        self.offsets = chain.offsets
+        self.lengths = chain.lengths
+
+    def keep(self, offsets: Longs, lengths: Longs, room: int) -> None:
+        """Use these segments, made from a chain with room for ``room``."""
+        self.chain = _NO_CHAIN
+        self.room = room
+        self.offsets = offsets
+        self.lengths = lengths
+
     def forget(self) -> None:
-        """Look at no segments any more."""
-        self._chain = _NO_CHAIN
-        self._room = 0
-        self.offsets = self.lengths = _NONE
+        """Drop all segments, and with them the reference to the chain."""
+        self.keep(_NONE, _NONE, 0)
         self.first = self.last = 0
-
-
-class RequestParser:
-    """Parses and validates the requests of one disk.
-
-    ``capacity`` is in sectors of 512 bytes and may change between requests.
-    """
-
-    capacity: U64
-    _readonly: bool
-    _id: bytes
-    _accepted: Accepted
-    _block_mask: int
-    _sector_mask: U64
-    _bytes: Bytes
-    _words32: Words32
-    _words64: Words64
-
-    def __init__(
-        self,
-        ram: Ram,
-        capacity: int,
-        readonly: bool,
-        serial: bytes,
-        block_size: int = SECTOR_SIZE,
-        accepted: Accepted = NOTHING_MORE,
-    ) -> None:
-        """``serial``: what GET_ID answers, at most 20 bytes. ``block_size``: a power of 2."""
-        assert len(serial) <= VIRTIO_BLK_ID_BYTES, "the caller checks the serial"
-        self.capacity = capacity
-        self._readonly = readonly
-        self._id = serial.ljust(VIRTIO_BLK_ID_BYTES, b"\0")
-        self._accepted = accepted
-        self._block_mask = block_size - 1
-        self._sector_mask = (block_size >> SECTOR_SHIFT) - 1
-        self._bytes = ram.bytes
-        self._words32 = ram.u32
-        self._words64 = ram.u64
-
-    def parse(self, chain: DescriptorChain, request: Request) -> bool:
-        """Fill in ``request`` from ``chain``. True: it is to be executed.
-
-        False: it is answered already, so ``status`` and ``used_length`` hold,
-        and the status byte is still to be written unless ``status_offset`` is
-        -1. ``head`` must be the chain's own.
-        """
-        sector: U64
-        readable = chain.readable
-        in_last = readable + chain.writable - 1
-        request.type = TYPE_UNREADABLE
-        request.error = 0
-        request.used_length = 0
-        if in_last < readable or chain.offsets[in_last] < 0:
-            request.status_offset = -1
-            return self._refuse(request, VIRTIO_BLK_S_IOERR)
-        request.status_offset = chain.offsets[in_last] + chain.lengths[in_last] - 1
-        if chain.writable_bytes == 1:
-            request.used_length = 1
-        if chain.error or chain.readable_bytes < HEADER_SIZE:
-            return self._refuse(request, VIRTIO_BLK_S_IOERR)
-        if chain.lengths[0] == HEADER_SIZE and chain.lengths[in_last] == 1:
-            header = chain.offsets[0]
-            if header < 0:
-                return self._refuse(request, VIRTIO_BLK_S_IOERR)
-            if header & 7:
-                kind, _, sector = _HEADER.unpack(self._bytes[header : header + HEADER_SIZE])
-            else:
-                kind = self._words32[header >> 2]
-                sector = self._words64[(header >> 3) + 1]
-            out_first = 1
-            out_last = readable
-            if request._chain is not chain or request._room != chain.room:
-                # Not each time: a view of memory is not for nothing when compiled.
-                request._chain = chain
-                request._room = chain.room
-                request.offsets = chain.offsets
-                request.lengths = chain.lengths
-        else:
-            copy = self._reframe(chain, request)
-            if len(copy) < HEADER_SIZE:
-                return self._refuse(request, VIRTIO_BLK_S_IOERR)
-            kind, _, sector = _HEADER.unpack(copy)
-            in_last = len(request.offsets)
-            out_first = 0
-            out_last = request.last
-        request.type = kind
-        request.first = out_last
-        request.last = in_last
-        if kind == VIRTIO_BLK_T_IN:
-            refused = chain.readable_bytes != HEADER_SIZE
-            length = chain.writable_bytes - 1
-        elif kind == VIRTIO_BLK_T_OUT:
-            request.first = out_first
-            request.last = out_last
-            refused = self._readonly or chain.writable_bytes != 1
-            length = chain.readable_bytes - HEADER_SIZE
-        else:
-            length = chain.readable_bytes - HEADER_SIZE
-            return self._other(request, out_first, length, chain.writable_bytes - 1)
-        if refused:
-            return self._refuse(request, VIRTIO_BLK_S_IOERR)
-        return self._accept(request, sector, length)
-
-    def _accept(self, request: Request, sector: U64, length: int) -> bool:
-        capacity: U64 = self.capacity
-        # The subtraction cannot underflow, where an addition could overflow in compiled form.
-        if (
-            length & self._block_mask
-            or sector & self._sector_mask
-            or sector > capacity
-            or length >> SECTOR_SHIFT > capacity - sector
-        ):
-            return self._refuse(request, VIRTIO_BLK_S_IOERR)
-        for index in range(request.first, request.last):
-            if request.offsets[index] < 0:
-                return self._refuse(request, VIRTIO_BLK_S_IOERR)
-        request.sector = sector
-        request.length = length
-        if length == 0:
-            return self._succeed(request)
-        return True
-
-    def _other(self, request: Request, out_first: int, length: int, room: int) -> bool:
-        """Neither IN nor OUT; ``length`` bytes of readable data, whose first segment is given.
-
-        ``room``: the bytes of writable data.
-        """
-        kind = request.type
-        if kind in (VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES):
-            request.last = request.first
-            request.first = out_first
-            return self._ranges(request, length, room)
-        if kind == VIRTIO_BLK_T_FLUSH:
-            if length or room:
-                return self._refuse(request, VIRTIO_BLK_S_IOERR)
-            request.sector = 0
-            request.length = 0
-            request.last = request.first
-            return True
-        if kind == VIRTIO_BLK_T_GET_ID:
-            answer = self._id
-        elif kind == VIRTIO_BLK_T_GET_LIFETIME and self._accepted.lifetime:
-            answer = self._accepted.lifetime
-        else:
-            return self._refuse(request, VIRTIO_BLK_S_UNSUPP)
-        if length or not room:
-            return self._refuse(request, VIRTIO_BLK_S_IOERR)
-        return self._reply(request, answer, room)
-
-    def _ranges(self, request: Request, length: int, room: int) -> bool:
-        """Accept a DISCARD or WRITE_ZEROES whose segments are ``length`` bytes of data."""
-        accepted = self._accepted
-        discard = request.type == VIRTIO_BLK_T_DISCARD
-        if not (accepted.discards if discard else accepted.zeroes):
-            return self._refuse(request, VIRTIO_BLK_S_UNSUPP)
-        if room or length % RANGE_SIZE or not 0 < length <= MAX_RANGES * RANGE_SIZE:
-            return self._refuse(request, VIRTIO_BLK_S_IOERR)
-        data = self._copy(request)
-        if len(data) < length:
-            return self._refuse(request, VIRTIO_BLK_S_IOERR)
-        block = self._sector_mask + 1
-        ranges = read_ranges(data, discard, accepted.unmaps, self.capacity, block)
-        if ranges.status != VIRTIO_BLK_S_OK:
-            return self._refuse(request, ranges.status)
-        request.first = request.last = 0
-        request.ranges = extents = ranges.extents
-        request.sector = extents[0] >> SECTOR_SHIFT if ranges.length else 0
-        request.length = ranges.length
-        if not ranges.length or (discard and not accepted.unmaps):
-            return self._succeed(request)
-        return True
-
-    def _copy(self, request: Request) -> bytes:
-        """The request's data, or less if not all of it is in guest RAM."""
-        data = b""
-        for index in range(request.first, request.last):
-            offset = request.offsets[index]
-            if offset < 0:
-                break
-            data += bytes(self._bytes[offset : offset + request.lengths[index]])
-        return data
-
-    def _reply(self, request: Request, answer: bytes, room: int) -> bool:
-        rest = answer
-        for index in range(request.first, request.last):
-            offset = request.offsets[index]
-            if offset < 0:
-                return self._refuse(request, VIRTIO_BLK_S_IOERR)
-            piece = rest[: request.lengths[index]]
-            for place in range(len(piece)):
-                self._bytes[offset + place] = piece[place]
-            rest = rest[len(piece) :]
-            if not rest:
-                break
-        written = len(answer) - len(rest)
-        request.used_length = written + 1 if written == room else written
-        return self._succeed(request)
-
-    def _reframe(self, chain: DescriptorChain, request: Request) -> bytes:
-        """The header's bytes; data segments in ``request``, those of OUT up to its ``last``.
-
-        Too few bytes if the header is not all in guest RAM.
-        """
-        offsets: list[int] = []
-        lengths: list[int] = []
-        header = b""
-        for index in range(chain.readable):
-            offset, length = chain.offsets[index], chain.lengths[index]
-            taken = min(length, HEADER_SIZE - len(header))
-            if taken:
-                if offset < 0:
-                    return b""
-                header += bytes(self._bytes[offset : offset + taken])
-            if length > taken:
-                offsets.append(offset + taken if offset >= 0 else -1)
-                lengths.append(length - taken)
-        request.last = len(offsets)
-        for index in range(chain.readable, chain.readable + chain.writable):
-            offsets.append(chain.offsets[index])
-            lengths.append(chain.lengths[index])
-        lengths[-1] -= 1
-        if not lengths[-1]:
-            del offsets[-1], lengths[-1]
-        request._chain = _NO_CHAIN
-        request._room = chain.room
-        request.offsets, request.lengths = longs(offsets), longs(lengths)
-        return header
-
-    def _succeed(self, request: Request) -> bool:
-        request.status = VIRTIO_BLK_S_OK
-        return False
-
-    def _refuse(self, request: Request, status: int) -> bool:
-        request.status = status
-        return False

@@ -21,8 +21,9 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
 )
 from pykvm.devices.virtio_blk.core.operation import Operation
+from pykvm.devices.virtio_blk.core.parser import RequestParser
 from pykvm.devices.virtio_blk.core.planner import Planner
-from pykvm.devices.virtio_blk.core.request import Request, RequestParser
+from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.core.scheduler import Decide, Schedule
 from pykvm.devices.virtio_blk.engines.base import Engine
 from pykvm.devices.virtio_blk.observe.stats import Stats
@@ -325,7 +326,7 @@ class QueueService:
             self._stats.done(kind, length, finished_ns - request.started_ns, finished_ns)
         self._bytes[request.status_offset] = request.status
         self.queue.push(request.head, request.used_length, True)
-        if request._room > ROOM_KEPT:
+        if request.room > ROOM_KEPT:
             self._shrink(request)
 
     def _refuse(self, request: Request, now_ns: int) -> None:

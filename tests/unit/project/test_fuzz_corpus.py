@@ -9,7 +9,8 @@ from fuzz.seeds import CORPUS, SEEDS
 from fuzz.targets import TARGETS
 from pykvm.devices.virtio_blk import DiskOptions, VirtioBlk
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_OUT
-from pykvm.devices.virtio_blk.core.request import Request, RequestParser
+from pykvm.devices.virtio_blk.core.parser import RequestParser
+from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.memory.ram import Ram
 from pykvm.testing.hostile_rig import GUARD, LOW, QUEUE_SIZE, Rig

@@ -15,7 +15,8 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 )
-from pykvm.devices.virtio_blk.core.request import TYPE_UNREADABLE, Request, RequestParser
+from pykvm.devices.virtio_blk.core.parser import RequestParser
+from pykvm.devices.virtio_blk.core.request import TYPE_UNREADABLE, Request
 from pykvm.memory.ram import Ram, Region
 from pykvm.testing.split_driver import Buffer, SplitDriver
 from pykvm.virtio.constants import VIRTIO_F_INDIRECT_DESC
