@@ -1,51 +1,53 @@
-"""From a descriptor chain to a request (virtio 1.2 §5.2.6). Pure.
+"""Parses a descriptor chain into a request (virtio 1.2 §5.2.6). Pure.
 
-A request is one run of device-readable bytes (16 bytes of header, then the
-data of a write) and one run of device-writable bytes (the data of a read, then
-the status byte). How the driver cuts these bytes into descriptors means
-nothing (§2.7.4.1): the header may be spread over many descriptors or share one
-with data, and the status may share one with data.
+A request is one run of device-readable bytes and one run of device-writable
+bytes. The readable run holds the header (16 bytes), then the data of a write.
+The writable run holds the data of a read, then the status byte. The cuts
+between descriptors mean nothing (§2.7.4.1): the header may be spread over many
+descriptors or share one with data, and the status may share one with data.
 
-The header is copied once and never looked at again, and segments are copied or
-left alone but never trimmed in place, so a driver that changes memory under
-the device changes its own data and nothing else.
+The parser copies the header once and never reads it again. It copies segments
+or leaves them alone, and never trims them in place. So a driver that changes
+memory under the device changes its own data and nothing else.
 
-What the driver gets for a request that cannot be carried out:
+The answer to a request that cannot be carried out:
 
 =============================================================  ==================
 no device-writable byte, or the last one is not guest RAM      used length 0
-(no place for a status)
+(there is no place for a status)
 -------------------------------------------------------------  ------------------
 fewer than 16 device-readable bytes; a descriptor of the       VIRTIO_BLK_S_IOERR
-header or of the data is not guest RAM; sector or data not of
-whole blocks; sectors outside the disk; OUT on a read-only
-disk; readable after writable descriptors; more than 2^32
-bytes; data in the wrong direction; FLUSH with data; GET_ID
-or GET_LIFETIME without room for any of the answer
+header or of the data is not guest RAM; sector or data not a
+multiple of the block size; sectors outside the disk; OUT on a
+read-only disk; readable after writable descriptors; more than
+2^32 bytes; data in the wrong direction; FLUSH with data;
+GET_ID or GET_LIFETIME without room for any of the answer
 -------------------------------------------------------------  ------------------
-a type that this device does not know, the legacy SCSI and     VIRTIO_BLK_S_UNSUPP
-barrier types among them: types are compared as a whole; one
-whose feature was not negotiated (DISCARD, WRITE_ZEROES,
-GET_LIFETIME); segments of DISCARD or WRITE_ZEROES with an
-unknown flag, or of DISCARD with unmap
+an unknown type, such as the legacy SCSI and barrier types     VIRTIO_BLK_S_UNSUPP
+(all 32 bits of a type are compared); a type whose feature was
+not negotiated (DISCARD, WRITE_ZEROES, GET_LIFETIME); segments
+of DISCARD or WRITE_ZEROES with an unknown flag, or of DISCARD
+with unmap
 =============================================================  ==================
 
 The segments of DISCARD and WRITE_ZEROES are ranges of the disk. They are
-copied once. VIRTIO_BLK_S_IOERR is the answer to none of them, more than
-MAX_RANGES, data that is not a multiple of their size, and a range of more than
-MAX_SECTORS, outside the disk or not of whole blocks. One without sectors
-asks for nothing. Ranges may overlap.
+copied once. The answer is VIRTIO_BLK_S_IOERR if there are no segments, more
+than MAX_RANGES, or a part of one; and if a range has more than MAX_SECTORS,
+lies outside the disk or does not consist of whole blocks. A range without
+sectors is valid and does nothing. Ranges may overlap.
 
-The used length counts what was written from the first device-writable byte on
-without a gap (§2.7.8.2), and no byte more: a driver must not take what was in
-its memory for data. So the status, the last byte, counts when all data before
-it were written, or there are none; a refused request for data has 0.
+The used length counts the bytes written without a gap from the first
+device-writable byte on (§2.7.8.2), and no byte more: otherwise a driver would
+take the old content of its memory for data. So the status, the last byte,
+counts only if all data before it were written, or if there are none. A refused
+request for data has used length 0.
 
-Nothing of a refused request is executed. IN and OUT without any data succeed if
-the sector is not past the end. FLUSH is accepted on read-only disks, and its
-sector is ignored. Data in the wrong direction would not be moved: only IN,
-GET_ID and GET_LIFETIME write any, and only OUT, DISCARD and WRITE_ZEROES read
-any. GET_ID fills as much of its 20 bytes as fits, GET_LIFETIME of its 6.
+Nothing of a refused request is executed. IN and OUT without data succeed if
+the sector is not past the end. A FLUSH is accepted on read-only disks, and its
+sector is ignored. Only IN, GET_ID and GET_LIFETIME may have device-writable
+data, and only OUT, DISCARD and WRITE_ZEROES may have device-readable data:
+the device would not move any other. GET_ID fills as much of its 20 bytes as
+fits, GET_LIFETIME as much of its 6.
 """
 
 from struct import Struct
@@ -77,11 +79,11 @@ _HEADER = Struct("<IIQ")
 
 
 class Accepted(NamedTuple):
-    """What a parser accepts besides reads, writes, flushes and GET_ID.
+    """The request types that a parser accepts besides IN, OUT, FLUSH and GET_ID.
 
-    ``discards`` and ``zeroes``: DISCARD and WRITE_ZEROES, which were
-    negotiated. ``unmaps``: either may free space; without it a discard does
-    nothing. ``lifetime``: the answer to GET_LIFETIME, or empty.
+    ``discards`` and ``zeroes``: DISCARD and WRITE_ZEROES were negotiated.
+    ``unmaps``: both may free space; otherwise a discard does nothing.
+    ``lifetime``: the answer to GET_LIFETIME; empty if it was not negotiated.
     """
 
     discards: bool = False
@@ -118,7 +120,7 @@ class RequestParser:
         block_size: int = SECTOR_SIZE,
         accepted: Accepted = NOTHING_MORE,
     ) -> None:
-        """``serial``: what GET_ID answers, at most 20 bytes. ``block_size``: a power of 2."""
+        """``serial`` is the answer to GET_ID, at most 20 bytes; ``block_size`` a power of 2."""
         assert len(serial) <= VIRTIO_BLK_ID_BYTES, "the caller checks the serial"
         self.capacity = capacity
         self._readonly = readonly
@@ -131,11 +133,11 @@ class RequestParser:
         self._words64 = ram.u64
 
     def parse(self, chain: DescriptorChain, request: Request) -> bool:
-        """Fill in ``request`` from ``chain``. True: it is to be executed.
+        """Fill in ``request`` from ``chain``, which has the same head.
 
-        False: it is answered already, so ``status`` and ``used_length`` hold,
-        and the status byte is still to be written unless ``status_offset`` is
-        -1. ``head`` must be the chain's own.
+        True: the caller executes the request. False: the request has its
+        answer in ``status`` and ``used_length``, and the caller writes the
+        status byte, unless ``status_offset`` is -1.
         """
         sector: U64
         readable = chain.readable
@@ -193,7 +195,7 @@ class RequestParser:
 
     def _accept(self, request: Request, sector: U64, length: int) -> bool:
         capacity: U64 = self.capacity
-        # The subtraction cannot underflow, where an addition could overflow in compiled form.
+        # Subtract: an addition could overflow in compiled form.
         if (
             length & self._block_mask
             or sector & self._sector_mask
@@ -211,9 +213,10 @@ class RequestParser:
         return True
 
     def _other(self, request: Request, out_first: int, length: int, room: int) -> bool:
-        """Neither IN nor OUT; ``length`` bytes of readable data, whose first segment is given.
+        """Accept, answer or refuse a request that is neither IN nor OUT.
 
-        ``room``: the bytes of writable data.
+        It has ``length`` bytes of readable data, from segment ``out_first`` on,
+        and ``room`` bytes of writable data.
         """
         kind = request.type
         if kind in (VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES):
@@ -238,7 +241,7 @@ class RequestParser:
         return self._reply(request, answer, room)
 
     def _ranges(self, request: Request, length: int, room: int) -> bool:
-        """Accept a DISCARD or WRITE_ZEROES whose segments are ``length`` bytes of data."""
+        """Accept or refuse a DISCARD or WRITE_ZEROES with ``length`` bytes of segments."""
         accepted = self._accepted
         discard = request.type == VIRTIO_BLK_T_DISCARD
         if not (accepted.discards if discard else accepted.zeroes):
@@ -261,7 +264,7 @@ class RequestParser:
         return True
 
     def _copy(self, request: Request) -> bytes:
-        """The request's data, or less if not all of it is in guest RAM."""
+        """The request's data, up to the first segment that is not in guest RAM."""
         data = b""
         for index in range(request.first, request.last):
             offset = request.offsets[index]
@@ -271,6 +274,7 @@ class RequestParser:
         return data
 
     def _reply(self, request: Request, answer: bytes, room: int) -> bool:
+        """Write as much of ``answer`` as fits into the writable data, of ``room`` bytes."""
         rest = answer
         for index in range(request.first, request.last):
             offset = request.offsets[index]
@@ -287,9 +291,10 @@ class RequestParser:
         return self._succeed(request)
 
     def _reframe(self, chain: DescriptorChain, request: Request) -> bytes:
-        """The header's bytes; data segments in ``request``, those of OUT up to its ``last``.
+        """Give ``request`` segments of its own, cut between header, data and status.
 
-        Too few bytes if the header is not all in guest RAM.
+        Returns the header, or fewer bytes if a part of it is not in guest RAM.
+        The segments before ``request.last`` are readable, the others writable.
         """
         offsets: list[int] = []
         lengths: list[int] = []
