@@ -39,7 +39,7 @@ HOT = (
     "pykvm.devices.virtio_blk.observe.histogram",
     "pykvm.devices.virtio_blk.observe.stats",
     "pykvm.devices.virtio_blk.engines.transfer",
-    "pykvm.devices.virtio_blk.engines.base",
+    "pykvm.devices.virtio_blk.engines.sync",
     "pykvm.devices.virtio_blk.engines.uring",
     "pykvm.devices.virtio_blk.serving.queue_service",
     "pykvm.devices.virtio_blk.serving.poll_loop",

@@ -39,8 +39,9 @@ from pykvm.lean.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.device import VirtioBlk
-    from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory, SyncEngine
+    from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory
     from pykvm.devices.virtio_blk.engines.choice import EngineChoice, choose
+    from pykvm.devices.virtio_blk.engines.sync import SyncEngine
     from pykvm.devices.virtio_blk.image.file import Image
     from pykvm.devices.virtio_blk.observe.stats import Stats
     from pykvm.devices.virtio_blk.open import DiskConfig, OpenDisk, open_disk
@@ -78,8 +79,9 @@ if not TYPE_CHECKING:
         __name__,
         {
             f"{__name__}.device": "VirtioBlk",
-            f"{__name__}.engines.base": "Engine EngineFactory SyncEngine",
+            f"{__name__}.engines.base": "Engine EngineFactory",
             f"{__name__}.engines.choice": "EngineChoice choose",
+            f"{__name__}.engines.sync": "SyncEngine",
             f"{__name__}.image.file": "Image",
             f"{__name__}.observe.stats": "Stats",
             f"{__name__}.open": "DiskConfig OpenDisk open_disk",

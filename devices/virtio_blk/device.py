@@ -19,7 +19,8 @@ from pykvm.devices.virtio_blk.core.parser import RequestParser
 from pykvm.devices.virtio_blk.core.planner import Limits, Planner
 from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.core.zero_detection import ZeroDetector
-from pykvm.devices.virtio_blk.engines.base import EngineFactory, SyncEngine
+from pykvm.devices.virtio_blk.engines.base import EngineFactory
+from pykvm.devices.virtio_blk.engines.sync import SyncEngine
 from pykvm.devices.virtio_blk.features import Blocks, accepted, describe, offered
 from pykvm.devices.virtio_blk.hooks import NO_HOOKS, NO_SPACE, DeviceHooks, IoError
 from pykvm.devices.virtio_blk.image.file import Image

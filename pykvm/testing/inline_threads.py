@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Sequence
 
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.core.operation import Operation
-from pykvm.devices.virtio_blk.engines.base import Engine, SyncEngine
+from pykvm.devices.virtio_blk.engines.base import Engine
+from pykvm.devices.virtio_blk.engines.sync import SyncEngine
 from pykvm.devices.virtio_blk.engines.transfer import IOV_MAX
 from pykvm.devices.virtio_blk.image.file import Image
 from pykvm.devices.virtio_blk.rates import NO_LIMITS, RateLimits

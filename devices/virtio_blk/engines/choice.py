@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory, SyncEngine
+from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory
+from pykvm.devices.virtio_blk.engines.sync import SyncEngine
 from pykvm.devices.virtio_blk.image.file import Image
 from pykvm.devices.virtio_blk.modes import EngineKind
 from pykvm.errors import HostError, UsageError

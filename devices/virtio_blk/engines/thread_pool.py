@@ -13,7 +13,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 
 from pykvm.devices.virtio_blk.core.operation import Operation
-from pykvm.devices.virtio_blk.engines.base import SyncEngine
+from pykvm.devices.virtio_blk.engines.sync import SyncEngine
 from pykvm.devices.virtio_blk.image.file import Image
 from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram

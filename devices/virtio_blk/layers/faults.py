@@ -23,7 +23,8 @@ from typing import Self
 
 from pykvm import forms
 from pykvm.devices.virtio_blk.core.operation import Operation
-from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory, SyncEngine
+from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory
+from pykvm.devices.virtio_blk.engines.sync import SyncEngine
 from pykvm.devices.virtio_blk.image.file import Image
 from pykvm.devices.virtio_blk.layers.fault_file import parse_faults
 from pykvm.devices.virtio_blk.layers.fault_rules import Access, Effect, Fault, FaultRule, FaultRules

@@ -19,7 +19,7 @@ from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_OUT,
 )
 from pykvm.devices.virtio_blk.core.operation import Operation
-from pykvm.devices.virtio_blk.engines.base import SyncEngine
+from pykvm.devices.virtio_blk.engines.sync import SyncEngine
 from pykvm.devices.virtio_blk.image.file import Image
 from pykvm.memory.ram import Ram
 

@@ -18,7 +18,7 @@ from pykvm.devices.virtio_blk import CacheMode, Image
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.engines import thread_pool
-from pykvm.devices.virtio_blk.engines.base import SyncEngine
+from pykvm.devices.virtio_blk.engines.sync import SyncEngine
 from pykvm.devices.virtio_blk.engines.uring import IoUringEngine
 from pykvm.devices.virtio_blk.image.allocation import Allocation
 from pykvm.host import io_uring
