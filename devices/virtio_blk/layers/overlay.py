@@ -147,7 +147,7 @@ class OverlayImage(Image):
 
     def _truncate(self, size: int) -> None:
         if size > self._piece * (1 + len(self._more)):
-            raise OSError(errno.EFBIG, "more files would be needed")
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         for index, image in enumerate((self, *self._more)):
             os.ftruncate(image.fd, min(max(size - index * self._piece, 0), self._piece))
 
