@@ -20,7 +20,7 @@ from pykvm.devices.virtio_blk.constants import (
     SECTOR_SIZE,
 )
 from pykvm.devices.virtio_blk.core.operation import Operation
-from pykvm.hot.word_watch import Watch
+from pykvm.devices.virtio_blk.layers.wrapper import EngineWrapper
 from pykvm.memory.ram import Ram
 
 
@@ -115,46 +115,24 @@ class EngineLog:
         )
 
 
-class RecordingEngine:
-    """An engine that tells an :class:`EngineLog` what passes through it to ``inner``."""
+class RecordingEngine(EngineWrapper):
+    """Records each operation that it passes on to ``inner`` in an :class:`EngineLog`."""
 
     def __init__(self, inner: Engine, log: EngineLog, number: int) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._log = log
         self._number = number
         self._lent: dict[Operation, int] = {}
-
-    @property
-    def notifier(self) -> int:
-        """See :class:`Engine`."""
-        return self._inner.notifier
-
-    @property
-    def immediate(self) -> bool:
-        """See :class:`Engine`."""
-        return self._inner.immediate
 
     def submit(self, operations: Sequence[Operation]) -> None:
         """See :class:`Engine`."""
         for operation in operations:
             self._lent[operation] = self._log.submitted(operation, self._number)
-        self._inner.submit(operations)
+        super().submit(operations)
 
     def completions(self) -> Sequence[Operation]:
         """See :class:`Engine`."""
-        done = self._inner.completions()
+        done = super().completions()
         for operation in done:
             self._log.completed(operation, self._number, self._lent.pop(operation))
         return done
-
-    def watch(self, watch: Watch) -> bool:
-        """See :class:`Engine`."""
-        return self._inner.watch(watch)
-
-    def stop(self) -> None:
-        """See :class:`Engine`."""
-        self._inner.stop()
-
-    def close(self) -> None:
-        """See :class:`Engine`."""
-        self._inner.close()

@@ -28,6 +28,7 @@ from pykvm.devices.virtio_blk.engines.sync import SyncEngine
 from pykvm.devices.virtio_blk.image.file import Image
 from pykvm.devices.virtio_blk.layers.fault_file import parse_faults
 from pykvm.devices.virtio_blk.layers.fault_rules import Access, Effect, Fault, FaultRule, FaultRules
+from pykvm.devices.virtio_blk.layers.wrapper import EngineWrapper
 from pykvm.errors import UsageError, reason_of
 from pykvm.host.timerfd import Timer
 from pykvm.hot.word_watch import Watch
@@ -59,7 +60,7 @@ class FaultPlan:
         try:
             text = forms.path("path", path).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            reason = str(error)  # the path has a NUL byte
+            reason = str(error)
             if isinstance(error, OSError):
                 reason = reason_of(error)
             elif isinstance(error, UnicodeDecodeError):
@@ -114,16 +115,16 @@ class FaultPlan:
         return make
 
 
-class FaultEngine:
-    """An engine that has another one execute what ``plan`` leaves of the operations.
+class FaultEngine(EngineWrapper):
+    """Applies ``plan`` to each operation, and has ``inner`` execute the remaining part.
 
-    A delayed operation starts when its delay is over, and waits for nobody
-    else: the I/O thread goes on, and looks again when ``notifier`` says so.
+    A delayed operation starts when its delay is over. It delays no other
+    operation: the I/O thread goes on until ``notifier`` tells that time has come.
     """
 
     def __init__(self, inner: Engine, plan: FaultPlan) -> None:
         """``inner`` belongs to the new engine."""
-        self._inner = inner
+        super().__init__(inner)
         self._plan = plan
         self._stopped = False
         self._done: list[Operation] = []
@@ -148,11 +149,6 @@ class FaultEngine:
     def notifier(self) -> int:
         """See :class:`Engine`."""
         return self._epoll.fileno()
-
-    @property
-    def immediate(self) -> bool:
-        """See :class:`Engine`. Only what is delayed is executed later."""
-        return self._inner.immediate
 
     def submit(self, operations: Sequence[Operation]) -> None:
         """See :class:`Engine`."""
@@ -187,13 +183,13 @@ class FaultEngine:
         return done
 
     def watch(self, watch: Watch) -> bool:
-        """See :class:`Engine`. What is delayed cannot be seen."""
+        """See :class:`Engine`. No word changes when a delay is over."""
         return False
 
     def stop(self) -> None:
         """See :class:`Engine`."""
         self._stopped = True
-        self._inner.stop()
+        super().stop()
         os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
@@ -201,7 +197,7 @@ class FaultEngine:
         left = [*self._done, *self._delayed, *self._parts]
         assert not left, "completions were left behind"
         self._owned.close()
-        self._inner.close()
+        super().close()
 
     def _apply(self, operation: Operation, effect: Effect) -> list[Operation]:
         """What the inner engine is to execute for ``operation``: itself, a part of it, nothing."""

@@ -1,6 +1,6 @@
-"""The last sector of a read-only image whose size is no multiple of a sector: zeros fill it.
+"""Fills the last sector of a read-only image whose size is not a multiple of a sector: with zeros.
 
-Imported by those who have such an image only: other runs start sooner without.
+Only runs with such an image import this module.
 """
 
 from collections.abc import Sequence
@@ -9,12 +9,13 @@ from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory
 from pykvm.devices.virtio_blk.image.file import Image
-from pykvm.hot.word_watch import Watch
+from pykvm.devices.virtio_blk.layers.wrapper import EngineWrapper
+from pykvm.hot.words import NO_BYTES
 from pykvm.memory.ram import Ram
 
 
 def padded(engine: EngineFactory) -> EngineFactory:
-    """Engines like those of ``engine``, which read zeros behind the end of a file (``padding``)."""
+    """Makes engines like ``engine`` does, but they read zeros behind the end of the file."""
 
     def make(image: Image, ram: Ram) -> Engine:
         inner = engine(image, ram)
@@ -23,29 +24,15 @@ def padded(engine: EngineFactory) -> EngineFactory:
     return make
 
 
-class PaddedEngine:
-    """Completes what another engine reads up to the end of the file that ``image`` was."""
+class PaddedEngine(EngineWrapper):
+    """Adds zeros to each read that reaches the end of the file, as it was when it was opened."""
 
     def __init__(self, inner: Engine, image: Image, ram: Ram) -> None:
         """``inner`` belongs to the new engine."""
-        self._inner = inner
+        super().__init__(inner)
         self._bytes = ram.bytes
-        # Not where it ends by now: what somebody cut off is an error.
+        # The end at opening: a file that was truncated since then is an error, not zeros.
         self._end = image.size - image.padding
-
-    @property
-    def notifier(self) -> int:
-        """See :class:`Engine`."""
-        return self._inner.notifier
-
-    @property
-    def immediate(self) -> bool:
-        """See :class:`Engine`."""
-        return self._inner.immediate
-
-    def submit(self, operations: Sequence[Operation]) -> None:
-        """See :class:`Engine`."""
-        self._inner.submit(operations)
 
     def completions(self) -> Sequence[Operation]:
         """See :class:`Engine`."""
@@ -56,21 +43,13 @@ class PaddedEngine:
                 self._fill(operation)
         return done
 
-    def watch(self, watch: Watch) -> bool:
-        """See :class:`Engine`."""
-        return self._inner.watch(watch)
-
-    def stop(self) -> None:
-        """See :class:`Engine`."""
-        self._inner.stop()
-
     def close(self) -> None:
         """See :class:`Engine`."""
-        self._bytes = memoryview(b"")  # memory can be unmapped once nobody looks at it
-        self._inner.close()
+        self._bytes = NO_BYTES  # no view of it may be left when memory is unmapped
+        super().close()
 
     def _fill(self, operation: Operation) -> None:
-        """Make zeros of what was not moved."""
+        """Fill the rest of the data with zeros."""
         skip = operation.moved
         for view in operation.views(self._bytes):
             view[skip:] = bytes(len(view[skip:]))
