@@ -1,33 +1,34 @@
-"""What the host can do about a range of an image: give its space back, or make it zeros.
+"""Has the host free the space of a range of an image, or make the range zeros.
 
-==========================  ======================  ==============
-what is asked               of a file               of a block device
-==========================  ======================  ==============
+==========================  ======================  =================
+request                     for a file              for a block device
+==========================  ======================  =================
 discard                     FS_IOC_UNRESVSP64       BLKDISCARD
 zeros, space may be freed   FS_IOC_UNRESVSP64,      BLKZEROOUT
                             else FS_IOC_ZERO_RANGE
 zeros                       FS_IOC_ZERO_RANGE       BLKZEROOUT
-==========================  ======================  ==============
+==========================  ======================  =================
 
 The first two names are fallocate's FALLOC_FL_PUNCH_HOLE and FALLOC_FL_ZERO_RANGE,
 with FALLOC_FL_KEEP_SIZE, as ioctls that Linux has had since 5.5.
 
-A host that will not is no error: a discard is a wish, and zeros can be written.
-What it then says of writing them counts.
+A refusal of the host is no error: a discard is only advice, and the engine can
+write zeros instead. The result of that write counts then.
 
 =====================  =====================================================================
-what the host says     what is made of it
+the host's answer      its meaning
 =====================  =====================================================================
-EOPNOTSUPP, ENOTTY,    the filesystem, the disk or the kernel does not know how: it is not
-ENOSYS, ENODEV         asked again
-EINVAL                 not this range: too finely cut for a network or cluster filesystem, or
-                       beyond the end of a block device that shrank
-EBUSY                  not now: somebody else uses the file, as on some cluster filesystems
-EPERM, EACCES,         it must not be changed in this way: sealed, immutable or append-only,
-ETXTBSY                or space that is swapped to
-EREMOTEIO              the disk knew the command and refused it
-any other              an error: of the disk, or a lack of space, which splitting an extent
-                       takes
+EOPNOTSUPP, ENOTTY,    refused: the filesystem, the disk or the kernel does not know the
+ENOSYS, ENODEV         request; pykvm does not try it again
+EINVAL                 refused for this range: too finely cut for a network or cluster
+                       filesystem, or beyond the end of a block device that shrank
+EBUSY                  refused for now: another host uses the file, as on some cluster
+                       filesystems
+EPERM, EACCES,         refused: the file is sealed, immutable or append-only, or the host
+ETXTBSY                swaps to it
+EREMOTEIO              refused by the disk, which knows the command
+any other              an error: of the disk, or a lack of space, because splitting an
+                       extent takes space
 =====================  =====================================================================
 """
 
@@ -55,13 +56,13 @@ _NOT_THIS: Final = frozenset(
     (errno.EINVAL, errno.EBUSY, errno.EPERM, errno.EACCES, errno.ETXTBSY, errno.EREMOTEIO)
 )
 REFUSALS: Final = _NEVER | _NOT_THIS
-"""With these the host says that it will not, and not that something went wrong."""
+"""With these errors the host refuses; with any other it failed."""
 
 
 class Allocation:
     """The space of an open image. Any thread, several at once.
 
-    What the host has once said that it can never do is not asked for again.
+    A request that the host does not know at all is not tried again.
     """
 
     def __init__(self, fd: int) -> None:
@@ -72,13 +73,13 @@ class Allocation:
 
     @property
     def zeros_free_space(self) -> bool:
-        """Can :meth:`zero` free space?"""
+        """True if :meth:`zero` can free space."""
         return not self._block
 
     def discard(self, offset: int, length: int) -> int:
-        """Give back the space of a range (bytes); an errno, or 0, also if the host cannot.
+        """Free the space of a range (bytes); an errno, or 0, also if the host refuses.
 
-        What the range holds afterwards is anybody's guess.
+        The content of the range is undefined afterwards.
         """
         if self._block:
             end = (offset + length) // self._block * self._block
@@ -92,7 +93,7 @@ class Allocation:
     def zero(self, offset: int, length: int, unmap: bool) -> int:
         """Make a range (bytes) zeros, and with ``unmap`` free its space; an errno, or 0.
 
-        EOPNOTSUPP: somebody has to write zeros.
+        EOPNOTSUPP: the host refuses, and the caller writes zeros.
         """
         if not self._block:
             error = self._ask(_FS_IOC_UNRESVSP64, offset, length) if unmap else errno.EOPNOTSUPP
@@ -104,9 +105,10 @@ class Allocation:
         return self._ask(_BLKZEROOUT, offset, length)
 
     def mode(self, discard: bool, unmap: bool) -> int:
-        """The mode with which fallocate does one or the other; 0: it does not, as far as is known.
+        """The mode with which fallocate discards or makes zeros; 0: it cannot, as far as is known.
 
-        Who calls it by itself asks here afterwards for what failed with one of REFUSALS.
+        A caller of fallocate calls :meth:`discard` or :meth:`zero` for a range for which it
+        failed with one of REFUSALS.
         """
         if self._block:
             return 0

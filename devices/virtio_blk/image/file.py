@@ -1,9 +1,9 @@
 """The file or block device behind a disk: opened, measured, locked, synced.
 
-Raw is the only format: whatever the file holds, the guest sees those bytes from
-the first to the last. (A guest can write any header it likes into its disk, so a
-format that is believed is a way out of the VM.) An image that looks like another
-format's is refused unless its user insists.
+Raw is the only format: the guest sees the file's bytes from the first to the
+last. (A guest can write any header into its disk, so a device that trusts a
+header opens a way out of the VM.) An image that begins like one of another
+format is refused, unless its user asks for ``format=raw``.
 """
 
 import errno
@@ -29,27 +29,31 @@ from pykvm.devices.virtio_blk.modes import CacheMode, ImageFormat, Locking
 from pykvm.errors import UsageError, reason_of
 
 MAX_SIZE: Final = (1 << 63) - 4096
-"""The most bytes that a file can have, and be a multiple of what anybody wants."""
+"""The most bytes of a file whose size is a multiple of every alignment."""
 
 
 class Image:
     """An open raw image. Owns its descriptor, and with it the lock.
 
-    ``fd`` is open for reading, and for writing unless ``readonly``; ``size``
-    is in bytes, a positive multiple of 512, of which the last ``padding`` are
-    zeros behind the end of a read-only file; ``path`` as it was given;
-    ``max_transfer`` is the most that one system call moves, in bytes;
-    ``alignment`` (bytes) what its disk offset, and each segment's address and
-    length, must be multiples of, 1 unless the cache mode asks for O_DIRECT; who
-    finds that it is larger (:mod:`pykvm.devices.virtio_blk.engines.direct`) sets it;
-    ``blocks`` what is good for it, and ``allocation`` what can be done about its space;
-    ``room`` is the folder in which the guest's writes need space, or "": they
-    need it where the image is. ``notices`` are sentences for the user.
-    ``sync_error`` is the errno of the sync after which none succeeds any more, or 0.
+    - ``path``: as it was given.
+    - ``fd``: open for reading, and for writing unless ``readonly``.
+    - ``size``: bytes, a positive multiple of 512. The last ``padding`` of them
+      are zeros behind the end of a read-only file.
+    - ``max_transfer``: the most bytes that one system call moves.
+    - ``alignment``: bytes. The disk offset of a transfer, and the address and
+      length of each segment, must be multiples of it. 1 unless the cache mode
+      asks for O_DIRECT. :mod:`pykvm.devices.virtio_blk.engines.direct` raises it
+      when the host refuses a transfer.
+    - ``blocks``: the host's block sizes. ``allocation``: frees or zeroes space.
+    - ``room``: the folder in which the guest's writes take space; "" if they
+      take it where the image is.
+    - ``notices``: sentences for the user.
+    - ``sync_error``: the errno of the failed sync after which no sync succeeds, or 0.
 
-    Whoever writes a part of an aligned block has to read and write back the
-    rest of it. Where that can be, all writes hold ``edge_lock``; where it may
-    come to be (``edges``), zeroes do, which need not be of whole blocks.
+    A write of a part of an aligned block has to read the rest of the block and
+    write it back. If that can happen, all writes hold ``edge_lock``. If it can
+    happen later (``edges``), operations that write zeroes hold it, because they
+    need not cover whole blocks.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class Image:
     ) -> None:
         """Open and lock ``path``; UsageError if it cannot be a disk or is in use.
 
-        Without a ``format`` it is raw and must not look like anything else.
+        Without a ``format``, UsageError too if it begins like an image of another format.
         """
         self.path = str(path)
         self.cache = cache
@@ -83,7 +87,7 @@ class Image:
             padded = _padded(self.path, self.size, self.padding)
             unlocked = lock(self.fd, self.path, readonly, locking)
             self.notices = [*filter(None, (seen, padded, unlocked))]
-        except OSError as error:  # a server that is gone, a disk without its medium
+        except OSError as error:  # the server is gone, or the disk's medium
             os.close(self.fd)
             raise UsageError(
                 f"the disk image {self.path} cannot be used: {reason_of(error)}"
@@ -99,24 +103,26 @@ class Image:
 
     @property
     def edges(self) -> bool:
-        """May there be blocks larger than a sector, or come to be?"""
+        """True if blocks are larger than a sector, or may turn out to be."""
         return self.alignment > SECTOR_SIZE or not self._certain
 
     def sync(self) -> int:
         """Put every completed write on stable storage; an errno, or 0. From any thread.
 
-        Linux reports a failed write-back once and then calls the lost pages
-        clean, so a later fdatasync would claim what is not true. After the
-        first failure every sync fails with EIO, until the image is opened
-        again: not with the first errno, for after ENOSPC no space that is made
-        brings the pages back. O_DIRECT keeps no pages: a write that is lost has
-        failed itself, what fdatasync asks for is the disk's own cache and the
-        filesystem's metadata, and both may recover. So there each sync speaks
-        for itself (as in QEMU).
+        Linux reports a failed write-back once and then treats the lost pages as
+        clean, so a later fdatasync would succeed although data are lost.
+        Therefore every sync after the first failure fails, with EIO, until the
+        image is opened again. It does not fail with the first errno: after
+        ENOSPC, free space does not bring the pages back.
+
+        O_DIRECT leaves no data in pages: a write whose data are lost has failed.
+        There fdatasync flushes the disk's cache and the filesystem's metadata,
+        and both may recover. So with O_DIRECT the result of each sync counts
+        separately (as in QEMU).
         """
         if self.readonly or not self.cache.syncs:
             return 0
-        # Of two at once only one would be told, and the other one's caller must not go on.
+        # The kernel would tell only one of two at once, and the other caller would go on.
         with self._sync_lock:
             if self.sync_error:
                 return errno.EIO
@@ -130,21 +136,21 @@ class Image:
             return 0
 
     def cause(self, error: int, end: int) -> int:
-        """The errno for what failed with ``error`` and reaches to byte ``end``.
+        """The errno to report for an operation that failed with ``error`` and ends at byte ``end``.
 
-        Linux says ENOSPC of writes behind the end of a block device. That is
-        one that shrank: no space that is made would help. EIO, as for a file
-        that somebody truncated.
+        Linux answers ENOSPC to a write behind the end of a block device. The
+        device has shrunk then, and free space would not help. So the errno is
+        EIO, as for a file that was truncated.
         """
         if error == errno.ENOSPC and self._device and end > os.lseek(self.fd, 0, os.SEEK_END):
             return errno.EIO
         return error
 
     def resize(self, size: int, block: int = SECTOR_SIZE) -> None:
-        """Give the file ``size`` bytes, whole blocks; a block device has them. UsageError.
+        """Give the file ``size`` bytes, whole blocks, or check a block device for it. UsageError.
 
-        What is added reads as zeros. Whoever uses the image sees to it that
-        nothing beyond the smaller size is under way.
+        Added bytes read as zeros. The caller makes sure that no operation
+        beyond the smaller size is in flight.
         """
         if self.readonly:
             raise UsageError(f"the disk image {self.path} is read-only and keeps its size")
@@ -160,9 +166,8 @@ class Image:
             else:
                 self._truncate(size)
         except OSError as error:
-            reason = reason_of(error)
             raise UsageError(
-                f"the disk image {self.path} cannot have {size} bytes: {reason}"
+                f"the disk image {self.path} cannot have {size} bytes: {reason_of(error)}"
             ) from None
         self.size = size
 
@@ -181,7 +186,7 @@ def _open(path: str, readonly: bool, cache: CacheMode) -> int:
     if cache.direct:
         flags |= os.O_DIRECT
     try:
-        # Before opening: to open a FIFO or a character device does things already.
+        # Before opening, because opening a FIFO or a character device has effects.
         mode = os.stat(path).st_mode
         _check_kind(path, mode)
         if stat.S_ISBLK(mode) and not readonly:
@@ -195,7 +200,7 @@ def _open(path: str, readonly: bool, cache: CacheMode) -> int:
         raise _open_error(path, readonly, error) from None
     try:
         _check_kind(path, os.fstat(fd).st_mode)
-        # That was for opening only: io_uring can fail with EAGAIN what would block in such a file.
+        # O_NONBLOCK is for opening only: with it, io_uring fails with EAGAIN instead of waiting.
         os.set_blocking(fd, True)
         if not readonly and write_protected(fd):
             raise UsageError(
@@ -213,9 +218,9 @@ def _open_error(path: str, readonly: bool, error: OSError) -> UsageError:
     hints = {
         errno.ENOENT: "check its path" if readonly else f"create it first: truncate -s 64M {path}",
         errno.ELOOP: "a symbolic link leads back to itself",
-        errno.ENXIO: "there is no device, or nothing in it",
-        errno.ENOMEDIUM: "put a medium into it",
-        errno.EACCES: "change its mode or its folder's, or run as somebody who may read it",
+        errno.ENXIO: "the device does not exist, or has no medium",
+        errno.ENOMEDIUM: "insert a medium",
+        errno.EACCES: "change its mode or its folder's, or run as a user who may read it",
     }
     if os.path.islink(path):
         hints[errno.ENOENT] = f"it is a symbolic link to {os.readlink(path)}, which does not exist"
@@ -223,12 +228,11 @@ def _open_error(path: str, readonly: bool, error: OSError) -> UsageError:
         hints[errno.EROFS] = other
         hints[errno.EPERM] = f"it is immutable or append-only (lsattr), so {other}"
         hints[errno.ETXTBSY] = f"it is a program that is running, so {other}"
-        hints[errno.EBUSY] = "it is mounted or claimed: free it, or give it readonly=on"
+        hints[errno.EBUSY] = "it is mounted or in use: free it, or give it readonly=on"
         if error.errno == errno.EACCES and os.access(path, os.R_OK, effective_ids=True):
             hints[errno.EACCES] = f"change its mode, or {other}"
-    reason = reason_of(error)
     hint = hints.get(error.errno or 0, "")
-    return UsageError(f"the disk image {path} cannot be opened: {reason}", hint)
+    return UsageError(f"the disk image {path} cannot be opened: {reason_of(error)}", hint)
 
 
 def _no_direct(path: str, cache: CacheMode) -> UsageError:
@@ -240,7 +244,7 @@ def _no_direct(path: str, cache: CacheMode) -> UsageError:
 
 
 def _buffered(cache: CacheMode) -> str:
-    """The mode that treats writes as ``cache`` does, in the host's page cache."""
+    """The mode that treats writes like ``cache`` does, but uses the host's page cache."""
     mode = CacheMode.WRITEBACK if cache.writeback else CacheMode.WRITETHROUGH
     return mode.value
 
@@ -266,7 +270,7 @@ def _check_format(path: str, fd: int, alignment: int) -> str:
         try:
             got = os.preadv(fd, (page,), 0)
         except OSError:
-            return ""  # the guest will be told when it reads these sectors
+            return ""  # the guest gets the error when it reads these sectors
         head = page[:got]
     if name := format_of(head):
         raise UsageError(
@@ -274,17 +278,17 @@ def _check_format(path: str, fd: int, alignment: int) -> str:
             advice(name, path),
         )
     if name := compression_of(head):
-        return f"{path} begins like {name} data, and its guest sees it as it is, compressed"
+        return f"{path} begins like {name} data: the guest sees the compressed bytes"
     return ""
 
 
 def _size(path: str, fd: int, alignment: int, cache: CacheMode, readonly: bool) -> tuple[int, int]:
-    """Bytes of the disk, and how many of them are behind the end of the file; UsageError."""
+    """The bytes of the disk, and the number of them behind the end of the file; UsageError."""
     size = os.lseek(fd, 0, os.SEEK_END)
     if size == 0:
         if stat.S_ISBLK(os.fstat(fd).st_mode):
             raise UsageError(
-                f"the block device {path} has no bytes", "give it a medium or a backing file first"
+                f"the block device {path} is empty", "give it a medium or a backing file first"
             )
         raise UsageError(
             f"the disk image {path} is empty", f"give it a size: truncate -s 64M {path}"
@@ -311,7 +315,7 @@ def _padded(path: str, size: int, padding: int) -> str:
         return ""
     return (
         f"{path} has {size - padding} bytes, which is not a multiple of {SECTOR_SIZE}: "
-        f"its guest sees {padding} more, zeros"
+        f"the guest sees {padding} more, which are zeros"
     )
 
 
@@ -320,7 +324,7 @@ def _check_device_size(path: str, fd: int, size: int) -> None:
     if size != actual:
         raise UsageError(
             f"the block device {path} has {actual} bytes and not {size}",
-            "resize it with its own tools first, then tell the guest of its new size",
+            "resize it with its own tools first, then tell the guest the new size",
         )
 
 

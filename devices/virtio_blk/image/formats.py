@@ -1,15 +1,14 @@
-"""Image formats by their first bytes, so that none is taken for a raw disk by mistake. Pure.
+"""Recognises image formats by their first bytes, so that none becomes a raw disk by mistake. Pure.
 
-Nothing but raw is ever served, and what the bytes look like opens no file and
-reads no header: a guest can write any bytes that it likes into its disk. The
-worst that a guest can reach in this way is that the next run asks its user to
-say ``format=raw``.
+Only raw images are ever served. A recognised format opens no other file and
+has no header parsed, because a guest can write any bytes into its disk. The
+worst effect of such bytes is that the next run asks its user for ``format=raw``.
 """
 
 from typing import Final
 
 HEAD: Final = 4096
-"""So many bytes of an image, or all of a smaller one, are enough to tell."""
+"""The bytes from the start of an image that are enough to recognise its format."""
 
 _MAGICS: Final = (
     (0, b"QFI\xfb\0\0\0\1", "qcow"),
@@ -26,7 +25,7 @@ _MAGICS: Final = (
     (0, b"Bochs Virtual HD Image", "Bochs"),
     (0, b"LUKS\xba\xbe", "LUKS"),
 )
-"""Where a format's magic bytes are, these, and its name. The first that fits counts."""
+"""The offset of a format's magic bytes, the bytes, and its name. The first match counts."""
 
 
 _COMPRESSED: Final = (
@@ -38,7 +37,7 @@ _COMPRESSED: Final = (
 
 
 def format_of(head: bytes) -> str:
-    """The format of an image that begins with ``head``; "" if nothing speaks against raw."""
+    """The format of an image that begins with ``head``; "" if it may be raw."""
     for offset, magic, name in _MAGICS:
         if head.startswith(magic, offset):
             return name
@@ -46,20 +45,20 @@ def format_of(head: bytes) -> str:
 
 
 def compression_of(head: bytes) -> str:
-    """What compressed an image that begins with ``head``; "" if nothing did.
+    """The compression of an image that begins with ``head``; "" if it has none.
 
-    Such data may well be meant to reach a guest, and are no other kind of disk.
+    Compressed data may be intended for a guest, so they are not refused.
     """
     return next((name for magic, name in _COMPRESSED if head.startswith(magic)), "")
 
 
 def advice(name: str, path: str) -> str:
-    """What to do about the image of the format ``name`` at ``path``."""
+    """The hint for a user whose image at ``path`` has the format ``name``."""
     if name == "LUKS":
-        return "if its guest encrypts it by itself, add format=raw; else open it with cryptsetup"
+        return "if the guest does its encryption, add format=raw; else open it with cryptsetup"
     from shlex import quote
 
     return (
         f"convert it: qemu-img convert -O raw {quote(path)} disk.raw; "
-        "if these bytes are the guest's own, add format=raw"
+        "if the guest wrote these bytes, add format=raw"
     )

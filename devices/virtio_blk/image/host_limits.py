@@ -1,4 +1,4 @@
-"""What the host asks of one transfer: its alignment, and how large it may be; and its blocks."""
+"""Asks the host for a file's limits: alignment, largest transfer, block sizes."""
 
 import errno
 import fcntl
@@ -34,11 +34,11 @@ _STX_DIO_READ_OFFSET_ALIGN = 0xB4
 
 
 class HostBlocks(NamedTuple):
-    """What is good for a file or block device, in bytes; 0: nobody knows.
+    """The block sizes of a file or block device, in bytes; 0: unknown.
 
-    ``logical`` and ``physical`` blocks, where the first ``aligned`` physical
-    one begins, the ``minimum`` and ``optimal`` transfer, and the
-    ``granularity`` with which space is given back.
+    The ``logical`` and the ``physical`` block, the offset of the first
+    ``aligned`` physical block, the ``minimum`` and the ``optimal`` transfer,
+    and the ``granularity`` in which space is freed.
     """
 
     logical: int
@@ -50,7 +50,7 @@ class HostBlocks(NamedTuple):
 
 
 def host_blocks(fd: int) -> HostBlocks:
-    """What the host says of a block device; for a file, what its filesystem says of space."""
+    """The host's answers for a block device; for a file, the unit of its filesystem's space."""
     status = os.fstat(fd)
     if not stat.S_ISBLK(status.st_mode):
         return HostBlocks(SECTOR_SIZE, 0, 0, 0, 0, status.st_blksize)
@@ -61,15 +61,15 @@ def host_blocks(fd: int) -> HostBlocks:
 
 
 def write_protected(fd: int) -> bool:
-    """Does the host refuse writes to this block device? It may be opened for writing all the same.
+    """True if the host refuses writes to this block device, although it opens it for writing.
 
-    What is written then can stay in the page cache and never reach the device.
+    Written data can stay in the page cache then and never reach the device.
     """
     return stat.S_ISBLK(os.fstat(fd).st_mode) and _get_int(fd, _BLKROGET) != 0
 
 
 def max_transfer(fd: int) -> int:
-    """The most bytes for one transfer: for a block device what it takes in one piece."""
+    """The most bytes for one transfer; a block device takes them as one request."""
     if not stat.S_ISBLK(os.fstat(fd).st_mode):
         return MAX_TRANSFER
     (sectors,) = struct.unpack("H", fcntl.ioctl(fd, _BLKSECTGET, bytes(2)))
@@ -78,10 +78,10 @@ def max_transfer(fd: int) -> int:
 
 
 class DirectAlignment(NamedTuple):
-    """What O_DIRECT wants offsets, lengths and addresses to be multiples of, in bytes.
+    """The alignment that O_DIRECT requires of offsets, lengths and addresses.
 
-    ``size`` is 0 if O_DIRECT does not work. ``certain``: the host said so;
-    else the size is what was found out, and may turn out to be larger.
+    ``size`` is in bytes, or 0 if O_DIRECT does not work. ``certain``: the host
+    stated it. Otherwise reading found it, and it may turn out to be larger.
     """
 
     size: int
@@ -89,16 +89,15 @@ class DirectAlignment(NamedTuple):
 
 
 def direct_alignment(fd: int) -> DirectAlignment:
-    """What O_DIRECT wants of the file or block device at ``fd``.
+    """The alignment that O_DIRECT requires for the file or block device at ``fd``.
 
-    For a block device its logical block size; of a file Linux tells from 6.1 on
-    (STATX_DIOALIGN), on many filesystems. Else it is asked by reading: the
-    smallest power of 2 that succeeds. But a hole, such as the whole of a new
-    image, reads with any alignment and is not written with any. So what is read
-    is data, if there are any, and it is never less than the logical block of the
-    device that holds the filesystem, if that is one and not several, none, or
-    another filesystem's.
-    (Memory may be aligned to less on some kernels; a guest's buffers rarely are.)
+    For a block device, it is the logical block size. For a file, Linux states it
+    from 6.1 on (STATX_DIOALIGN), on many filesystems. Elsewhere, reading finds
+    it: the smallest power of 2 that succeeds. A hole, such as the whole of a
+    new image, can be read with any alignment but not written with any. So the
+    attempts read data, if there are any. The result is at least the logical
+    block of the device that holds the filesystem, if there is exactly one.
+    (Some kernels accept a smaller alignment in memory; guests' buffers rarely need that.)
     """
     status = os.fstat(fd)
     if stat.S_ISBLK(status.st_mode):
@@ -109,7 +108,7 @@ def direct_alignment(fd: int) -> DirectAlignment:
     try:
         data = os.lseek(fd, 0, os.SEEK_DATA)
     except OSError:
-        data = 0  # it is all holes, or its filesystem does not know of any
+        data = 0  # the file is one hole, or its filesystem cannot tell
     alignment = SECTOR_SIZE
     while alignment <= mmap.PAGESIZE:
         if alignment >= below and _reads(fd, alignment, data):
@@ -121,11 +120,11 @@ def direct_alignment(fd: int) -> DirectAlignment:
 def _told_alignment(fd: int) -> DirectAlignment | None:
     """The alignment that the kernel states for a file; None if it states none.
 
-    From 6.14 on it may state a smaller one for reading (STATX_DIO_READ_ALIGN):
-    XFS does for files that share blocks with others, and takes writes of that
-    too, but not straight. So that is what the disk goes by.
+    From 6.14 on, it may state a smaller one for reading (STATX_DIO_READ_ALIGN).
+    XFS does this for files that share blocks with others. It accepts writes of
+    the smaller alignment too, but copies blocks for them. So the smaller one counts.
     """
-    # For cache modes with O_DIRECT only: not at the top.
+    # Imported here because only the cache modes with O_DIRECT need it.
     from pykvm.host.libc import system_call
 
     answer = bytearray(_STATX_SIZE)
@@ -136,7 +135,7 @@ def _told_alignment(fd: int) -> DirectAlignment | None:
         return None
     (mask,) = struct.unpack_from("I", answer)
     memory, offset = struct.unpack_from("II", answer, _STX_DIO_MEM_ALIGN)
-    # 0: what this file asks for with O_DIRECT goes through the page cache (journalled data, …).
+    # 0: O_DIRECT on this file goes through the page cache (journalled data, …).
     if not (mask & _STATX_DIOALIGN and offset):
         return None
     (reading,) = struct.unpack_from("I", answer, _STX_DIO_READ_OFFSET_ALIGN)
@@ -146,16 +145,20 @@ def _told_alignment(fd: int) -> DirectAlignment | None:
 
 
 def _reads(fd: int, alignment: int, data: int) -> bool:
-    # The first place in or behind the data that is aligned to no more than this.
+    """True if O_DIRECT reads ``alignment`` bytes that have exactly this alignment.
+
+    ``data`` is where the file's first data begin.
+    """
+    # The first offset in or behind the data that is no multiple of twice the alignment.
     place = (data + alignment - 1) // (2 * alignment) * (2 * alignment) + alignment
     if place + alignment > os.fstat(fd).st_size:
         place = 0
-    # Twice as long, to have an address that is aligned to no more than this.
+    # Twice as long, for an address that is no multiple of twice the alignment.
     with mmap.mmap(-1, 2 * alignment) as buffer, memoryview(buffer) as view:
         try:
             os.preadv(fd, (view[alignment:],), place)
         except OSError as error:
-            # The guest will be told of any other error when it reads these sectors.
+            # The guest gets any other error when it reads these sectors.
             return error.errno != errno.EINVAL
         return True
 
@@ -171,7 +174,7 @@ def _get_int(fd: int, request: int) -> int:
 
 
 def _queue_limit(device: int, name: str) -> int:
-    """A limit of a block device's queue, by the device's number; 0 if nobody knows."""
+    """A limit of a block device's queue, by the device's number; 0 if unknown."""
     number = f"{os.major(device)}:{os.minor(device)}"
     folder = Path("/sys/dev/block", number).resolve()
     for owner in (folder, folder.parent):  # a partition has no queue of its own

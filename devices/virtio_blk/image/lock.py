@@ -1,15 +1,16 @@
 """Image locks that pykvm and QEMU honour alike.
 
-QEMU (block/file-posix.c) gives every permission on an image a number, and two
-bytes of the file: byte 100 + n is locked by whoever *holds* permission n, and
-byte 200 + n by whoever does *not share* it with others. All of these are
+QEMU (block/file-posix.c) gives each permission on an image a number n and two
+bytes of the file. A process that *holds* permission n locks byte 100 + n. A
+process that does *not share* permission n locks byte 200 + n. All of these are
 shared (read) locks of the open file description (F_OFD_SETLK), so taking them
-never fails; who has taken its own then looks whether somebody else's are in
-the way, and if so lets go again. The bytes need not exist in the file.
+never fails. A process takes its own locks first, then checks for locks of other
+processes that conflict with them, and releases its own if there are any. The
+bytes need not exist in the file.
 
-A disk of a VM holds CONSISTENT_READ, and WRITE unless it is read-only, and
-shares everything but WRITE. So one writer excludes everybody else, and any
-number of readers live together.
+The disk of a VM holds CONSISTENT_READ, and WRITE unless it is read-only. It
+shares everything but WRITE. So a writer excludes every other user, and any
+number of readers can use an image together.
 """
 
 import errno
@@ -30,7 +31,7 @@ PERMISSION_BASE = 100
 UNSHARED_BASE = 200
 
 _NO_LOCKS: Final = frozenset((errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL))
-"""What filesystems without locks say: NFS without lockd, Lustre without flock, FUSE, gVisor."""
+"""Errors of filesystems without locks: NFS without lockd, Lustre without flock, FUSE, gVisor."""
 
 _FLOCK = struct.Struct("@hhqqi4x")
 """struct flock: l_type, l_whence, l_start, l_len, l_pid."""
@@ -41,8 +42,8 @@ _OFD_LOCK = re.compile(r"^lock:.*\bOFDLCK\b.* (\d+) (\d+|EOF)$", re.MULTILINE)
 def lock(fd: int, path: str, readonly: bool, locking: Locking) -> str:
     """Lock the image open at ``fd``, until it is closed; UsageError if it is in use.
 
-    ``path`` is for messages. A sentence for the user if there are no locks where
-    there may be none, else "".
+    ``path`` is for messages. Returns a sentence for the user if the filesystem
+    has no locks and ``locking`` allows that, else "".
     """
     if locking is Locking.OFF:
         return ""
@@ -57,17 +58,17 @@ def lock(fd: int, path: str, readonly: bool, locking: Locking) -> str:
         if error.errno in (errno.EAGAIN, errno.EACCES):  # POSIX allows either
             holder = find_holder(fd, own) or "another program"
             raise UsageError(
-                f"the disk image {path} is in use: {holder} has locked it", "end that first"
+                f"the disk image {path} is in use: {holder} has locked it", "end that program first"
             ) from None
         if error.errno not in _NO_LOCKS or locking is Locking.ON:
             raise UsageError(
                 f"the disk image {path} cannot be locked: {reason_of(error)}",
                 "put it on a filesystem that has locks, or give it locking=off "
-                "and see to it that nobody else uses it",
+                "and make sure that no other program uses it",
             ) from None
         return (
-            f"{path} is not locked, for its filesystem has no locks: "
-            "see to it that nobody else uses it"
+            f"{path} is not locked, because its filesystem has no locks: "
+            "make sure that no other program uses it"
         )
     if not taken:
         return ""
@@ -75,11 +76,11 @@ def lock(fd: int, path: str, readonly: bool, locking: Locking) -> str:
     if PERMISSION_BASE + WRITE in taken:
         raise UsageError(
             f"the disk image {path} is in use: {holder} writes to it",
-            "end that first; a disk is shared only if all have readonly=on or snapshot=on",
+            "end that process first; only disks with readonly=on or snapshot=on can share an image",
         )
     raise UsageError(
         f"the disk image {path} is in use: {holder} reads it and must not see it change",
-        "end that first, or give this disk readonly=on or snapshot=on",
+        "end that process first, or give this disk readonly=on or snapshot=on",
     )
 
 
@@ -93,10 +94,10 @@ def _locked_by_another(fd: int, byte: int) -> bool:
 
 
 def find_holder(fd: int, bytes_taken: list[int]) -> str:
-    """Who else has an OFD lock on one of ``bytes_taken`` of the file at ``fd``, or "".
+    """The process with an OFD lock on one of ``bytes_taken`` of the file at ``fd``, or "".
 
-    The kernel names no process for such a lock, but every process's
-    descriptors tell which locks they carry. Those of other users are hidden.
+    The kernel names no process for such a lock. But ``/proc`` lists the locks of
+    each descriptor, except for processes of other users.
     """
     wanted = os.fstat(fd)
     own = f"/proc/{os.getpid()}/fd/{fd}"
@@ -129,8 +130,8 @@ def _name(process: Path) -> str:
     if process.name == str(os.getpid()):
         return "this process"
     try:
-        # Any bytes: a process may call itself what it likes.
+        # A process can give itself a name of any bytes.
         command = process.joinpath("comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        command = "gone meanwhile"
+        command = "which has ended"
     return f"process {process.name} ({command})"

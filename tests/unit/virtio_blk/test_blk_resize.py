@@ -184,7 +184,7 @@ def test_a_block_device_takes_only_its_own_size(path: Path) -> None:
         device = block_device(Image(name))
         assert refusal(device, LARGER) == (
             f"the block device {name} has {SIZE} bytes and not {LARGER}; "
-            "resize it with its own tools first, then tell the guest of its new size"
+            "resize it with its own tools first, then tell the guest the new size"
         )
         os.truncate(path, LARGER)
         subprocess.run(["losetup", "--set-capacity", name], check=True, timeout=patience())

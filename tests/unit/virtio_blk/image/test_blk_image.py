@@ -103,7 +103,7 @@ def test_no_permission(nobody: None) -> None:
         os.chmod(file.name, 0)
         for readonly in (False, True):  # for reading it is no better
             assert "readonly=on" not in refusal(file.name, readonly)
-            assert "somebody who may read it" in refusal(file.name, readonly)
+            assert "a user who may read it" in refusal(file.name, readonly)
 
 
 def test_links(tmp_path: Path) -> None:
@@ -121,9 +121,9 @@ def test_links(tmp_path: Path) -> None:
         (errno.EROFS, "read-only file system; give it readonly=on", "read-only file system"),
         (errno.EPERM, "immutable or append-only (lsattr), so give it readonly=on", "not permitted"),
         (errno.ETXTBSY, "a program that is running, so give it readonly=on", "text file busy"),
-        (errno.EBUSY, "mounted or claimed", "busy"),
-        (errno.ENXIO, "there is no device, or nothing in it", "nothing in it"),
-        (errno.ENOMEDIUM, "put a medium into it", "put a medium into it"),
+        (errno.EBUSY, "mounted or in use", "busy"),
+        (errno.ENXIO, "the device does not exist, or has no medium", "no medium"),
+        (errno.ENOMEDIUM, "insert a medium", "insert a medium"),
         (errno.ENOENT, "create it first", "check its path"),
         (errno.EIO, "input/output error", "input/output error"),
     ],
@@ -132,7 +132,7 @@ def test_what_keeps_a_file_from_opening(
     path: Path, monkeypatch: pytest.MonkeyPatch, error: int, writing: str, reading: str
 ) -> None:
     def fail(*args: object) -> int:
-        raise OSError(error, "injected")
+        raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(os, "open", fail)
     assert writing in refusal(path)
@@ -172,7 +172,7 @@ def test_a_block_device_without_bytes(tmp_path: Path) -> None:
         os.truncate(backing, 0)
         with open(device, "rb") as file:
             fcntl.ioctl(file, 0x4C07)  # LOOP_SET_CAPACITY
-        assert f"the block device {device} has no bytes" in refusal(device, readonly=True)
+        assert f"the block device {device} is empty" in refusal(device, readonly=True)
         assert "truncate" not in refusal(device)
 
 
@@ -191,7 +191,7 @@ def test_a_size_that_is_no_multiple_of_512(path: Path, size: int) -> None:
     with closing(Image(path, readonly=True)) as image:
         assert (image.size, image.padding) == (-(-size // 512) * 512, -size % 512)
         assert f"{size} bytes" in image.notices[0]
-        assert f"{-size % 512} more, zeros" in image.notices[0]
+        assert f"{-size % 512} more, which are zeros" in image.notices[0]
     assert path.stat().st_size == size
 
 
@@ -244,7 +244,7 @@ def test_a_block_device_that_is_claimed(block_device: str) -> None:
     """A mount claims its device just like this."""
     claim = os.open(block_device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
     try:
-        assert "claimed" in refusal(block_device)
+        assert "in use" in refusal(block_device)
         Image(block_device, readonly=True).close()
     finally:
         os.close(claim)
