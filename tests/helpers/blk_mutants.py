@@ -119,9 +119,9 @@ class FlushesForgetEarlierDrains(Ordered):
 
 
 class FollowersWaitForTheFirstSuccessor(Schedule):
-    def _again(self, operation: Operation, successors: Sequence[Operation]) -> None:
+    def _replace(self, operation: Operation, successors: Sequence[Operation]) -> None:
         followers = list(operation.followers)
-        super()._again(operation, successors)
+        super()._replace(operation, successors)
         for successor in successors[1:]:
             successor.followers.clear()
         for follower in followers:
@@ -142,7 +142,7 @@ class OneBadSectorFailsTheRun(Schedule):
         for request in operation.members:
             request.error = operation.error
         self._start_followers(operation)
-        return self._answered(operation.members)
+        return self._settle(operation.members)
 
 
 class ShortIsDone(Schedule):
@@ -156,7 +156,7 @@ class TheEndOfTheFileIsTriedForEver(Schedule):
     def finish(self, operation: Operation) -> Sequence[Request]:
         if not operation.error and not operation.moved and len(operation.members) == 1:
             self.executing -= 1
-            self._again(operation, [self._planner.rest(operation)])
+            self._replace(operation, [self._planner.rest(operation)])
             return ()
         return super().finish(operation)
 
@@ -217,8 +217,8 @@ class RemembersOldErrors(Schedule):
 
 
 class ReportsWhatItShouldIgnore(Schedule):
-    def _answered(self, requests: Sequence[Request]) -> list[Request]:
-        answered = super()._answered(requests)
+    def _settle(self, requests: Sequence[Request]) -> list[Request]:
+        answered = super()._settle(requests)
         for request in answered:
             request.status = int(bool(request.error))
         return answered
@@ -231,8 +231,8 @@ class EveryErrorIsEio(Schedule):
 
 
 class FailuresSucceed(Schedule):
-    def _answered(self, requests: Sequence[Request]) -> list[Request]:
-        answered = super()._answered(requests)
+    def _settle(self, requests: Sequence[Request]) -> list[Request]:
+        answered = super()._settle(requests)
         for request in answered:
             request.status = VIRTIO_BLK_S_OK
         return answered

@@ -100,13 +100,13 @@ def short_is_done() -> None:
 
 
 def continuation_is_lost() -> None:
-    again = Schedule._again
+    again = Schedule._replace
 
     def wrong(self: Any, operation: Operation, successors: Sequence[Operation]) -> None:
         again(self, operation, successors)
         self._ready = self._ready[:-1]
 
-    replace(Schedule, "_again", wrong)
+    replace(Schedule, "_replace", wrong)
 
 
 def ring_is_not_looked_at_again() -> None:
@@ -163,7 +163,7 @@ def operations_start_while_halted() -> None:
 
 
 def errors_are_not_reported() -> None:
-    answered = Schedule._answered
+    answered = Schedule._settle
 
     def wrong(self: Any, requests: Sequence[Request]) -> list[Request]:
         found = answered(self, requests)
@@ -171,7 +171,7 @@ def errors_are_not_reported() -> None:
             request.status = 0
         return found
 
-    replace(Schedule, "_answered", wrong)
+    replace(Schedule, "_settle", wrong)
 
 
 def overlay_forgets_the_last_sector() -> None:

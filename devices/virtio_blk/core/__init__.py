@@ -1,1 +1,1 @@
-"""From requests to operations, and which may start when: neither I/O nor threads."""
+"""Turns requests into operations, and decides when each may start: without I/O or threads."""

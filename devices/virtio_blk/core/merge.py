@@ -1,11 +1,12 @@
-"""Which requests of one drain are executed together: the merge policies. Pure.
+"""The merge policies: they decide which requests of one drain are executed together. Pure.
 
-Each policy cuts the requests of one drain into runs. A run is executed as one
-operation, and the runs one after another, in the order of the list. A run of
-several has one direction, and each of its requests begins on the disk where
-the one before ended, so that no two of them overlap.
+Each policy cuts the requests of one drain into runs. One operation executes a
+run, and the runs are executed in the order of the list. All requests of a run
+have one direction, and each begins on the disk where the previous one ends, so
+no two of them overlap.
 
-Executing the runs in their order gives what the order of the ring gives:
+Executing the runs in order has the same effect as executing the requests in the
+order of the ring:
 
 - two requests that overlap, one of them a write, keep their order;
 - a flush stays behind every write that was queued before it.
@@ -30,12 +31,12 @@ Runs = list[Sequence[Request]]
 
 @record
 class Limits:
-    """The most that one operation holds: members, segments, and bytes.
+    """The most requests, segments and bytes in one operation.
 
-    1024 segments are what preadv and pwritev take on Linux (IOV_MAX), and
-    0x7ffff000 bytes what they move at once. ``pieces`` is how many operations
-    a request too large for one has at a time; more than that keeps no disk
-    busier, and a guest must not have us plan thousands for each request.
+    On Linux, preadv and pwritev take 1024 segments (IOV_MAX) and move 0x7ffff000
+    bytes at once. A request that is too large for one operation has at most
+    ``pieces`` operations at a time. More would keep no disk busier, and a guest
+    could make the planner plan thousands for each request.
     """
 
     requests: int = 32
@@ -45,11 +46,12 @@ class Limits:
 
 
 def sequential(requests: Sequence[Request], limits: Limits) -> Runs:
-    """Neighbours in the list that are neighbours on the disk; ``requests`` are in any order.
+    """Runs of neighbours in the list that are neighbours on the disk, too.
 
-    A request that does not continue a run ends it, so none waits for another
-    that has nothing to do with it. One that exceeds the limits by itself, a
-    flush, a discard and one that writes zeroes are alone.
+    ``requests`` are in any order. A request that does not continue a run ends
+    it, so no request waits for an unrelated one. A request that exceeds the
+    limits alone, a flush, a discard and a request that writes zeroes each have
+    a run of their own.
     """
     most_requests, most_segments, most_bytes = limits.requests, limits.segments, limits.bytes
     runs: Runs = []
@@ -57,8 +59,8 @@ def sequential(requests: Sequence[Request], limits: Limits) -> Runs:
     kind = end = -1
     segments = length = 0
     for request in requests:
-        # No sum here overflows 63 bits: the parser lets nothing pass but sectors below 2^54
-        # and lengths up to 2^32, and what is added to them is within the limits.
+        # No sum here overflows 63 bits: the parser accepts only sectors below 2^54 and lengths
+        # up to 2^32, and the limits bound the other terms.
         if (
             request.sector == end
             and request.type == kind
@@ -88,8 +90,8 @@ def sequential(requests: Sequence[Request], limits: Limits) -> Runs:
 def sorted_window(requests: Sequence[Request], limits: Limits) -> Runs:
     """Up to ``limits.requests`` of one direction at a time, sorted by sector.
 
-    A flush ends a window of writes. A write that overlaps one of the window
-    ends it too, and a discard or one that writes zeroes ends any.
+    A flush ends a window of writes, and so does a write that overlaps a write of
+    the window. A discard or a request that writes zeroes ends any window.
     """
     runs: Runs = []
     window = _Window()
@@ -116,9 +118,9 @@ def sorted_window(requests: Sequence[Request], limits: Limits) -> Runs:
 def sorted_batch(requests: Sequence[Request], limits: Limits) -> Runs:
     """Up to ``limits.requests`` writes at a time, sorted by sector.
 
-    Reads are alone and go ahead of the writes collected so far, unless they
-    overlap one of them: then, as with a write that does, these go first. A
-    flush, a discard and one that writes zeroes end the batch.
+    Each read has a run of its own, ahead of the writes collected so far. But a
+    read or a write that overlaps one of those writes ends the batch, and so does
+    a flush, a discard or a request that writes zeroes: the batch goes first then.
     """
     runs: Runs = []
     batch = _Window()
@@ -136,7 +138,7 @@ def sorted_batch(requests: Sequence[Request], limits: Limits) -> Runs:
 
 
 class _Window:
-    """``count`` requests sorted by sector; those of one sector in the order of insertion."""
+    """``count`` requests sorted by sector; those of the same sector in the order of insertion."""
 
     count: int
     _requests: list[Request]
@@ -154,9 +156,9 @@ class _Window:
         self.count += 1
 
     def overlaps(self, request: Request) -> bool:
-        """Does ``request`` overlap one of the window, if no two of the window do?
+        """True if ``request`` overlaps one of the window.
 
-        Then its two neighbours are all that it can overlap.
+        No two of the window overlap, so only its two neighbours can overlap ``request``.
         """
         place = bisect_right(self._sectors, request.sector)
         if place:
@@ -169,7 +171,7 @@ class _Window:
         return request.sector + (request.length >> SECTOR_SHIFT) > self._sectors[place]
 
     def take(self) -> list[Request]:
-        """All of it; the window is empty then."""
+        """All requests of the window, which is empty afterwards."""
         taken = self._requests
         self._requests = []
         self._sectors.clear()

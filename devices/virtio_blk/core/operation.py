@@ -1,4 +1,4 @@
-"""One I/O operation, as the planner makes it and an engine executes it. Pure."""
+"""One I/O operation: the planner makes it, and an engine executes it. Pure."""
 
 from collections.abc import Sequence
 
@@ -10,23 +10,25 @@ _NONE = longs(())
 
 
 class Operation:
-    """What an engine executes for one request, for a part of one, or for several at once.
+    """Executed by an engine for one request, for a part of one, or for several merged requests.
 
-    ``kind`` is the VIRTIO_BLK_T_* of its ``members``, which lie one after
-    another on the disk: ``length`` bytes from byte ``offset``. The data is in
+    ``kind`` is the VIRTIO_BLK_T_* of its ``members``, which are adjacent on the
+    disk: ``length`` bytes from byte ``offset``. The data is in
     ``ram.bytes[offsets[i] : offsets[i] + lengths[i]]`` for i from ``first`` up
-    to, not including, ``last``, in at most as many segments and bytes as one
-    system call takes. A DISCARD or WRITE_ZEROES has no data; ``unmap`` says
-    whether its space may be freed. ``durable``: a write is done only when it is
-    on stable storage. ``left``: so many bytes of its one member, up to that one's end, are
-    not planned yet, and will be when this operation is done.
+    to, not including, ``last``. One system call takes all its segments and
+    bytes. A DISCARD or WRITE_ZEROES has no data; ``unmap``: it may free space.
+    ``durable``: a write completes only when it is on stable storage. ``left``
+    counts the bytes at the end of its only member that have no operation yet;
+    they are planned when this operation completes.
 
-    The engine sets ``error``, an errno or 0; ``moved``, the bytes that it read
-    or wrote (or discarded, or made zeros), which may be fewer than ``length`` without an error; and
-    ``finished_ns`` (time.monotonic_ns). ``waits`` counts the operations that
-    must be done before this one starts, and ``followers`` are those that wait
-    for this one. One without members is a joint of such: nobody executes it,
-    and it is done when it may start.
+    The engine sets the results. ``error`` is an errno or 0. ``moved`` counts the
+    bytes that were read, written, discarded or made zeros, which may be fewer
+    than ``length`` without an error. ``finished_ns`` is time.monotonic_ns.
+
+    ``waits`` counts the operations that must complete before this one starts;
+    ``followers`` are the operations that wait for this one. An operation without
+    members is a joint: no engine executes it, and it completes at the moment at
+    which it may start.
     """
 
     members: list[Request]
@@ -53,7 +55,7 @@ class Operation:
         self.kind = VIRTIO_BLK_T_IN
         self.offset = 0
         self.length = 0
-        # Of its own, for several requests or a part of one; else it looks at the request's.
+        # For merged requests or a part of one; else ``offsets`` is the request's.
         self._own_offsets = _NONE
         self._own_lengths = _NONE
         self.offsets = _NONE
@@ -75,7 +77,7 @@ class Operation:
         return [memory[offsets[i] : offsets[i] + lengths[i]] for i in range(self.first, self.last)]
 
     def make_room(self, segments: int) -> None:
-        """Look at segments of its own, for this many; what they hold is undefined."""
+        """Use arrays of its own for this number of segments; their content is undefined."""
         if len(self._own_offsets) < segments:
             self._own_offsets = zeros(segments)
             self._own_lengths = zeros(segments)
@@ -83,18 +85,18 @@ class Operation:
         self.first, self.last = 0, segments
 
     def forget(self) -> None:
-        """Look at no segments, and have no room for any."""
+        """Drop all segments, and the memory for them."""
         self.offsets = self.lengths = _NONE
         self._own_offsets = self._own_lengths = _NONE
         self.first = self.last = 0
 
     def clip(self, source: "Operation", start: int, length: int) -> None:
-        """Become bytes ``[start, start + length)`` of ``source``, another operation, on its behalf.
+        """Become bytes ``[start, start + length)`` of ``source``, which is not this operation.
 
-        Results, what is left, waits and followers are not taken over.
+        Results, ``left``, ``waits`` and ``followers`` are not copied.
         """
         assert source is not self, "an operation cannot become a part of itself"
-        assert 0 <= start <= start + length <= source.length, "only what is there can be clipped"
+        assert 0 <= start <= start + length <= source.length, "a part lies within its source"
         self.members[:] = source.members
         self.kind = source.kind
         self.unmap = source.unmap
@@ -110,7 +112,7 @@ class Operation:
         while last < source.last and end > 0:
             end -= source.lengths[last]
             last += 1
-        # No more room than for these: a request in many pieces has it once.
+        # Room for these only: all pieces of a request together need room for its segments once.
         self.make_room(last - first)
         count = 0
         for index in range(first, last):

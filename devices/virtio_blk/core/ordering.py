@@ -1,18 +1,20 @@
-"""What must wait for what among the operations of one queue. Pure.
+"""Decides which operations of one queue must wait for which. Pure.
 
-- A flush starts when every write queued before it in the same queue is done,
-  whichever drain that came from. A discard is a write here, and so are zeroes.
+- A flush starts when every write queued before it in the same queue has
+  completed, in this drain or an earlier one. Discards and requests that write
+  zeroes count as writes here.
 - Two operations of one drain whose requests overlap, one of them a write, run
-  in the order of the plan. (So do all the others, if there are very many.)
-  Across drains virtio leaves the order open.
+  in the order of the plan. (If very many pairs overlap, all operations do.)
+  Virtio leaves the order across drains open.
 
-Waiting is for the end of an operation, not for its success; and an operation
-that goes on in other pieces (:meth:`Unfinished.replace`) ends with the last of
-them.
+An operation waits for the end of another one, not for its success. If other
+operations replace an operation (:meth:`Unfinished.replace`), it ends with the
+last of them.
 
-A driver decides how much waits for how much, so nothing here is a product. A
-flush waits for what came since the flush before it, and for that one; whoever
-is to wait for all operations of a request waits for one joint of them::
+The driver decides how many operations wait for how many, so the work must not
+grow with the product of the two. A flush waits for the operations since the
+previous flush, and for that flush. An operation that waits for all operations of
+a request waits for one joint of them::
 
     write ─┐            write ─┐        piece ─┐         ┌─ range
     write ─┴─► flush ──►───────┴─► flush  piece ─┴─► joint ─┴─ range
@@ -32,17 +34,18 @@ from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.core.request import Request
 
 MANY: Final = 16
-"""If more pairs of requests overlap than so many times their number, they run one after another."""
+"""If more pairs overlap than this number times the requests, the requests run one by one."""
 
 _by_offset = attrgetter("offset")
 _by_start = attrgetter("start")
 
 
 class Unfinished:
-    """The operations of a queue that were ordered and are not done, started or not.
+    """The operations of a queue that are ordered and have not completed, started or not.
 
-    ``recent`` holds the last flush and what came after it. The last flush waits
-    for those in ``covered``, or need not, so no later one is to wait for them.
+    ``recent`` holds the last flush and the operations after it. ``covered``
+    holds the earlier ones: the last flush waits for them where it must, so no
+    later flush has to.
     """
 
     recent: dict[Operation, None]  # dicts, because sets have no order
@@ -57,14 +60,14 @@ class Unfinished:
         yield from self.recent
 
     def remove(self, operation: Operation) -> None:
-        """``operation`` is done."""
+        """``operation`` has completed."""
         if operation in self.recent:
             del self.recent[operation]
         else:
             del self.covered[operation]
 
     def replace(self, operation: Operation, successors: Sequence[Operation]) -> None:
-        """Let what waits for ``operation`` wait for all of ``successors``, which may start."""
+        """Make the followers of ``operation`` wait for all of ``successors``, which may start."""
         successor: Operation
         follower: Operation
         for successor in successors:
@@ -81,7 +84,7 @@ class Unfinished:
             self.covered.update(dict.fromkeys(successors))
 
     def clear(self) -> None:
-        """Forget all of them, and who waits for them."""
+        """Drop all operations and their followers."""
         for operation in self:
             operation.followers.clear()
         self.recent.clear()
@@ -113,7 +116,7 @@ def order(operations: Sequence[Operation], unfinished: Unfinished) -> list[Opera
         writes = writes or kind != VIRTIO_BLK_T_IN
         apart = apart and operation.offset >= end
         end = operation.offset + operation.length + operation.left
-    # Mostly there are no writes, or each operation is behind the one before it.
+    # In most drains there are no writes, or each operation begins behind the previous one.
     if writes and not apart and _overlapping(operations):
         _order_overlaps(operations)
     if flushes:
@@ -135,7 +138,7 @@ def _order_flushes(operations: Sequence[Operation], unfinished: Unfinished) -> N
         if operation.kind == VIRTIO_BLK_T_FLUSH:
             for predecessor in recent:
                 kind = predecessor.kind
-                # A flush that waits for nothing any more has nothing left before it.
+                # A flush that waits for nothing has no unfinished write before it.
                 if kind != VIRTIO_BLK_T_IN and (kind != VIRTIO_BLK_T_FLUSH or predecessor.waits):
                     _follow(operation, predecessor)
             unfinished.covered.update(recent)
@@ -144,7 +147,10 @@ def _order_flushes(operations: Sequence[Operation], unfinished: Unfinished) -> N
 
 
 def _overlapping(operations: Sequence[Operation]) -> bool:
-    """Do any two operations, with what is left, overlap? Harmless if no write is among them."""
+    """True if any two operations overlap, with the bytes left of their requests.
+
+    Two reads count, too; they need no order, but it does no harm.
+    """
     end = 0
     for operation in sorted(operations, key=_by_offset):
         if operation.length:
@@ -155,11 +161,11 @@ def _overlapping(operations: Sequence[Operation]) -> bool:
 
 
 class _Unit:
-    """The operations of one request, or a merged one; the ``index``-th of its drain.
+    """The operations of one request, or one merged operation; number ``index`` of its drain.
 
-    They are for the bytes of the disk from ``start`` up to ``end``. One of them
-    stands for all: when one is to be tried again after a stop, all are, and what
-    overlaps them must not have run meanwhile.
+    They cover the bytes of the disk from ``start`` up to ``end``. They are
+    ordered together: after a stop, all of them are executed again if one is, and
+    no operation that overlaps any of them may have run meanwhile.
     """
 
     index: int
@@ -179,7 +185,7 @@ class _Unit:
         self._entry = self._exit = None
 
     def entry(self) -> Operation:
-        """What waits for others on behalf of all."""
+        """The operation, or joint, that waits on behalf of all."""
         if len(self.operations) == 1:
             return self.operations[0]
         if self._entry is None:
@@ -189,7 +195,7 @@ class _Unit:
         return self._entry
 
     def exit(self) -> Operation:
-        """What is done when all are."""
+        """The operation, or joint, that completes when all have."""
         if len(self.operations) == 1:
             return self.operations[0]
         if self._exit is None:
@@ -210,7 +216,7 @@ def _units(operations: Sequence[Operation]) -> list[_Unit]:
     for operation in operations:
         if operation.kind == VIRTIO_BLK_T_FLUSH:
             continue
-        # Merged or not, no request is in two of them; the pieces of one are side by side.
+        # No request is in two units, because the pieces of a request are adjacent in the plan.
         if units and units[-1].operations[0].members[0] is operation.members[0]:
             units[-1].operations.append(operation)
         else:
@@ -219,10 +225,11 @@ def _units(operations: Sequence[Operation]) -> list[_Unit]:
 
 
 def _conflicts(units: Sequence[_Unit]) -> list[tuple[int, int]]:
-    """The pairs (later, earlier) of units that overlap, one of them a write; or all in turn.
+    """The pairs (later, earlier) of units that overlap, one of them a write.
 
-    From left to right over the disk. What goes on to the right of a unit's
-    start is compared with it, and nothing else that does not come of it.
+    If these are too many, each unit and the previous one. The sweep goes over the
+    disk by start. It compares each unit only with units that begin before it and
+    end behind its start, so each comparison finds a pair.
     """
     unit: _Unit
     other: _Unit
@@ -232,14 +239,14 @@ def _conflicts(units: Sequence[_Unit]) -> list[tuple[int, int]]:
     for unit in sorted(units, key=_by_start):
         start, index = unit.start, unit.index
         writes = [other for other in writes if other.end > start]
-        met = list(writes)
+        overlapping = list(writes)
         if unit.operations[0].kind == VIRTIO_BLK_T_IN:
             reads.append(unit)
         else:
             reads = [other for other in reads if other.end > start]
-            met += reads
+            overlapping += reads
             writes.append(unit)
-        for other in met:
+        for other in overlapping:
             pairs.append((max(index, other.index), min(index, other.index)))
         if len(pairs) > MANY * len(units):
             return [(later, later - 1) for later in range(1, len(units))]
@@ -248,9 +255,9 @@ def _conflicts(units: Sequence[_Unit]) -> list[tuple[int, int]]:
 
 
 def extent(request: Request) -> tuple[int, int]:
-    """The bytes of the disk that ``request`` is for: first, and behind last.
+    """The first byte of the disk that ``request`` touches, and the byte behind the last.
 
-    For several ranges, with what is between them.
+    Between several ranges, it includes bytes that no range touches.
     """
     if request.type >= VIRTIO_BLK_T_DISCARD:
         ranges = request.ranges

@@ -1,12 +1,12 @@
-"""From the requests of one drain to I/O operations. Pure.
+"""Plans I/O operations for the requests of one drain. Pure.
 
-Executing the operations one after another, in the order of the list, leaves
-the same bytes and the same results as executing the requests one after
-another; :mod:`pykvm.devices.virtio_blk.core.ordering` says which of them may run side
-by side. Which requests share an operation, :mod:`pykvm.devices.virtio_blk.core.merge`
-says; one that is too large for an operation gets several, and its next ones
-when the last of these is done. Ranges to discard or to make zeros have one
-operation each, all of a request's at once.
+Executing the operations in the order of the list has the same effect and the
+same results as executing the requests in order.
+:mod:`pykvm.devices.virtio_blk.core.ordering` decides which operations may run at
+the same time, and :mod:`pykvm.devices.virtio_blk.core.merge` which requests share
+an operation. A request that is too large for one operation gets several, and
+more when the last of these completes. Each range to discard or to make zeros
+has an operation; those of one request are planned at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ from pykvm.virtio.chain import ROOM_KEPT
 __all__ = ["Limits", "Planner"]
 
 SPARE: Final = 1024
-"""The most operations that are kept to be used again: as many as the largest queue has entries."""
+"""The most operations kept for reuse: the number of entries of the largest queue."""
 
 Policy = Callable[[Sequence[Request], Limits], Runs]
 
@@ -44,10 +44,10 @@ _POLICIES: dict[MergePolicy, Policy] = {
 
 
 class Planner:
-    """Plans the requests of one queue. Owns the operations, and uses them again.
+    """Plans the requests of one queue. Owns the operations, and reuses them.
 
-    ``durable``: each write is on stable storage when it completes; may change
-    between two plans.
+    ``durable``: each write is on stable storage when it completes. It may change
+    between two calls of :meth:`plan`.
     """
 
     durable: bool
@@ -71,7 +71,7 @@ class Planner:
         """The operations for ``requests``, which are accepted and in the order of the ring.
 
         Sets the ``pending`` of each request to the number of its operations.
-        An operation belongs to the caller until :meth:`release`.
+        The caller owns an operation until :meth:`release`.
         """
         made: list[Operation] = []
         if self._runs is None or len(requests) == 1:
@@ -86,24 +86,24 @@ class Planner:
         return made
 
     def singly(self, operation: Operation) -> list[Operation]:
-        """Operations that execute each member of ``operation``, a merged one, alone."""
+        """Operations that execute each member of ``operation``, a merged one, separately."""
         made: list[Operation] = []
         for request in operation.members:
             self._single(request, made)
-        assert len(made) == len(operation.members), "what was merged is within the limits"
+        assert len(made) == len(operation.members), "merged requests are within the limits"
         return made
 
     def rest(self, operation: Operation) -> Operation:
-        """The operation that executes what ``operation`` did not move."""
+        """An operation for the bytes that ``operation`` did not move."""
         made = self._take()
         made.clip(operation, operation.moved, operation.length - operation.moved)
         made.left = operation.left
         return made
 
     def further(self, operation: Operation) -> list[Operation]:
-        """The next operations for the member of ``operation``, with which something is ``left``.
+        """The next operations for the only member of ``operation``, whose ``left`` is not 0.
 
-        They are among the member's ``pending``, in place of ``operation``.
+        They replace ``operation`` among the member's ``pending``.
         """
         request: Request
         (request,) = operation.members
@@ -114,7 +114,7 @@ class Planner:
         return made
 
     def release(self, operation: Operation) -> None:
-        """Take back an operation that nobody refers to any more."""
+        """Take back an operation to which no reference is left."""
         if operation.last >= ROOM_KEPT:
             operation.forget()
         if len(self._free) < SPARE:
@@ -126,7 +126,7 @@ class Planner:
         return made
 
     def _single(self, request: Request, made: list[Operation]) -> None:
-        """Append the operation for ``request`` alone, or those for its first pieces or ranges."""
+        """Append the operation for ``request``, or those for its first pieces or its ranges."""
         if request.type >= VIRTIO_BLK_T_DISCARD:
             self._ranges(request, made)
             return
@@ -139,7 +139,7 @@ class Planner:
             made.append(operation)
 
     def _whole(self, request: Request) -> Operation:
-        """An operation for all of ``request``, which may be too large for one."""
+        """An operation for all of ``request``, which may exceed the limits."""
         operation = self._take()
         operation.members[:] = (request,)
         operation.kind = request.type
@@ -188,13 +188,13 @@ class Planner:
         return operation
 
     def _split(self, rest: Operation, start: int, made: list[Operation]) -> int:
-        """Append operations for the first pieces of ``rest`` from ``start`` on; how many these are.
+        """Append operations for the first pieces of ``rest`` from ``start`` on.
 
-        The last of them knows what is left. ``rest`` is released.
+        Returns their number. The last one has the remaining bytes in ``left``. Releases ``rest``.
         """
         pieces = 0
         while start < rest.length and pieces < self._most_pieces:
-            # Drop what is behind, or each piece would look at all segments again.
+            # Drop the segments before it, or each piece would examine all of them again.
             while start >= (skipped := rest.lengths[rest.first]):
                 rest.first += 1
                 rest.offset += skipped
@@ -210,16 +210,16 @@ class Planner:
         return pieces
 
     def _fitting(self, rest: Operation, start: int) -> int:
-        """How many bytes of ``rest`` from ``start`` on one operation holds.
+        """The bytes of ``rest`` from ``start`` on that fit into one operation.
 
-        Whole sectors, unless the limits are below 512 segments or bytes, which
-        only tests have.
+        Whole sectors, unless the limits are below 512 segments or bytes, as only
+        tests set them.
         """
         most = min(self._most_bytes, rest.length - start)
         fitting = -start
         segments = 0
         for index in range(rest.first, rest.last):
-            if rest.lengths[index]:  # clip passes over empty ones
+            if rest.lengths[index]:  # clip skips empty ones
                 fitting += rest.lengths[index]
                 segments += 1
             if fitting >= most or segments == self._most_segments:

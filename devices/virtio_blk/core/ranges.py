@@ -13,19 +13,19 @@ from pykvm.devices.virtio_blk.constants import (
 from pykvm.hot.words import Longs, longs
 
 MAX_RANGES: Final = 32
-"""``max_discard_seg`` and ``max_write_zeroes_seg``: all of a request's are planned at once."""
+"""``max_discard_seg`` and ``max_write_zeroes_seg``: all ranges of a request are planned at once."""
 MAX_SECTORS: Final = 1 << 22
-"""``max_discard_sectors`` and ``max_write_zeroes_sectors``: 2 GiB, so that none takes for ever."""
+"""``max_discard_sectors`` and ``max_write_zeroes_sectors``: 2 GiB, to bound the time of a range."""
 
 RANGE_SIZE: Final = 16
 _SEGMENT = Struct("<QII")  # struct virtio_blk_discard_write_zeroes: sector, num_sectors, flags
 
 
 class Ranges(NamedTuple):
-    """What the segments of a request ask for, or the ``status`` that refuses them.
+    """The ranges in the segments of a request, or the ``status`` that refuses them.
 
-    ``extents`` has byte offset, length and unmap (0 or 1) of each range that is
-    not empty, one after another; ``length`` is the sum of theirs.
+    ``extents`` has the byte offset, length and unmap (0 or 1) of each range that
+    is not empty, one after another. ``length`` is the sum of their lengths.
     """
 
     status: int
@@ -34,10 +34,10 @@ class Ranges(NamedTuple):
 
 
 def read_ranges(data: bytes, discard: bool, unmaps: bool, capacity: int, block: int) -> Ranges:
-    """The ranges that ``data`` means, whole segments, for a disk of ``capacity`` sectors.
+    """The ranges in ``data``, which are whole segments, for a disk of ``capacity`` sectors.
 
-    ``unmaps``: they may free space. ``block``: sectors of which a range has to
-    have a multiple. An unknown flag anywhere comes before any other mistake.
+    ``unmaps``: ranges may free space. ``block``: the sectors in a block; a range
+    consists of whole blocks. An unknown flag decides over any other mistake.
     """
     extents: list[int] = []
     length = 0

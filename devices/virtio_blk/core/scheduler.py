@@ -1,4 +1,4 @@
-"""One queue's requests from the ring to their results: what may start, what is done. Pure.
+"""Leads the requests of one queue from the ring to their answers. Pure.
 
 ::
 
@@ -9,20 +9,21 @@
                         │       resume          ▼
                         └────────────────────  held
 
-- A merged operation that fails or comes back short is executed again member
-  by member, so that a bad sector fails the request that wants it and no other.
-- An operation for one request that comes back short is continued; one that
-  moved nothing is at the end of a file that somebody truncated: EIO.
-- When the last of the operations for a large request is done, well or not,
-  more of them are planned, as long as something of it is left.
-- A failed request gets what its policy says. If that is to stop, or if
-  :meth:`Schedule.halt` says so, nothing starts any more, what is executing
-  is awaited, and everything unanswered is kept. :meth:`Schedule.resume` plans
-  all of it anew, in the order of the ring, as if it had just been taken from
-  there: each request is executed once more in full, and answered once.
+- If a merged operation fails or is short (it moved fewer bytes than its length),
+  each member is executed again separately. So a bad sector fails only the
+  requests that need it.
+- If an operation for one request is short, another operation continues it. If it
+  moved nothing, the file has been truncated: EIO.
+- When the last operation of a large request has completed, with or without an
+  error, more are planned until none of the request is left.
+- The error policy decides about a failed request. If it stops the guest, or if
+  the device calls :meth:`Schedule.halt`, nothing starts any more, and all
+  requests without an answer are kept. Operations in flight still complete.
+  :meth:`Schedule.resume` plans the kept requests again, in the order of the ring:
+  each is executed once more in full, and answered once.
 
-Executing a request again is harmless: reads and writes leave what one
-execution leaves, and until a request is answered its driver expects nothing.
+A second execution of a request is harmless. It leaves the same bytes as the
+first, and a driver expects nothing of a request before its answer.
 """
 
 import errno
@@ -49,10 +50,10 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.core.zero_detection import ZeroDetector
 
 Decide = Callable[[Request], ErrorAction]
-"""What becomes of a request whose ``error`` is not 0. Called once for each time that it fails."""
+"""Decides about a request whose ``error`` is not 0. Called once for each failed execution."""
 
 ANY_CAPACITY: Final = 1 << 55
-"""More sectors than bytes can be counted for."""
+"""More sectors than a disk can have."""
 
 _by_sequence = attrgetter("sequence")
 
@@ -60,10 +61,10 @@ _by_sequence = attrgetter("sequence")
 class Schedule:
     """The unanswered requests of one queue.
 
-    ``executing`` counts the operations that were started and are not finished,
-    and ``halted`` says whether :meth:`take` gives any. ``throttle``, which may
-    change at any time, has a say in that too; ``wake_ns`` (time.monotonic_ns)
-    is when :meth:`take` is to be called again on its account, or 0.
+    ``executing`` counts the operations in flight: started and not finished.
+    While ``halted``, :meth:`take` gives none. ``throttle`` may delay operations;
+    any thread may set it at any time. ``wake_ns`` (time.monotonic_ns) is the time
+    for the next :meth:`take` if it has delayed some, or 0.
     """
 
     executing: int
@@ -86,7 +87,7 @@ class Schedule:
         observer: "Observer | None" = None,
         detector: "ZeroDetector | None" = None,
     ) -> None:
-        """``observer`` is told of each step. ``detector`` looks at what is about to start."""
+        """``observer`` learns of each step; ``detector`` examines operations about to start."""
         self.executing = 0
         self.halted = False
         self.throttle = None
@@ -101,7 +102,7 @@ class Schedule:
         self._detector = detector
 
     def add(self, requests: Sequence[Request]) -> list[Operation]:
-        """Plan ``requests``, accepted and in the order of the ring; the operations planned."""
+        """Plan ``requests``, accepted and in the order of the ring; returns their operations."""
         sequence = self._sequence
         for request in requests:
             request.sequence = sequence
@@ -116,14 +117,14 @@ class Schedule:
     def take(self, start: bool = True) -> list[Operation]:
         """The operations that may start now, each given once; none while halted.
 
-        ``start``: :meth:`start` is called with them. If not, it is to be called with
-        each before it is executed, and not for those that a halt prevents.
+        ``start``: calls :meth:`start` with them. Otherwise the caller calls it with each
+        operation before its execution, unless a halt prevents that.
         """
         self.wake_ns = 0
         ready = self._ready
         if self.halted or not ready:
             return []
-        throttle = self.throttle  # looked at once: another thread may set it meanwhile
+        throttle = self.throttle  # read once: another thread may set it meanwhile
         if throttle is None:
             self._ready = []
         else:
@@ -134,17 +135,17 @@ class Schedule:
         return ready
 
     def start(self, operations: list[Operation]) -> None:
-        """``operations``, which were taken, are about to be executed."""
+        """``operations``, which :meth:`take` gave, are about to be executed."""
         self.executing += len(operations)
         if self._detector is not None:
-            self._detector.look(operations)
+            self._detector.convert(operations)
         if self._observer is not None:
             self._observer.submitted(operations)
 
     def finish(self, operation: Operation) -> Sequence[Request]:
-        """``operation``, once taken, was executed: the requests that are to be answered.
+        """The engine has executed ``operation``; returns the requests to answer.
 
-        Their ``status`` is the answer, and ``error`` is 0 or the errno that it comes from.
+        Their ``status`` is the answer; ``error`` is 0 or the errno behind it.
         """
         self.executing -= 1
         if self._observer is not None:
@@ -155,21 +156,21 @@ class Schedule:
         if not failed and not short and not operation.left:
             self._unfinished.remove(operation)
             self._start_followers(operation)
-            answered = self._answered(operation.members)
+            answered = self._settle(operation.members)
         elif len(operation.members) > 1:
-            self._again(operation, self._planner.singly(operation))
+            self._replace(operation, self._planner.singly(operation))
         elif short and operation.moved:
-            self._again(operation, [self._planner.rest(operation)])
+            self._replace(operation, [self._planner.rest(operation)])
         else:
             (request,) = operation.members
             if failed or short:
                 request.error = request.error or failed or errno.EIO
             if operation.left:
-                self._again(operation, self._planner.further(operation))
+                self._replace(operation, self._planner.further(operation))
             else:
                 self._unfinished.remove(operation)
-                answered = self._answered(operation.members)
-                # After the decision: if it is to stop, these are part of what is kept.
+                answered = self._settle(operation.members)
+                # After the decision, because a halt keeps the followers, too.
                 self._start_followers(operation)
         if self._observer is not None:
             self._observer.answered(answered, operation.finished_ns)
@@ -177,23 +178,23 @@ class Schedule:
         return answered
 
     def abandon(self, operation: Operation) -> None:
-        """``operation``, once taken, is over, and nobody wants to know how. Before :meth:`drop`."""
+        """``operation`` has ended and its result does not matter. Called before :meth:`drop`."""
         self.executing -= 1
 
     def halt(self) -> None:
-        """Let nothing start any more."""
+        """Start nothing any more, until :meth:`resume`."""
         if self._observer is not None and not self.halted:
             self._observer.halted()
         self.halted = True
 
     def resume(self, capacity: U64 = ANY_CAPACITY) -> list[Request]:
-        """Undo :meth:`halt`; nothing may be executing. What was kept is planned again.
+        """Undo :meth:`halt` and plan the kept requests again. Nothing may be executing.
 
-        But for requests beyond ``capacity`` (sectors): the disk has shrunk,
-        and these are to be answered, with VIRTIO_BLK_S_IOERR.
+        Returns the requests beyond ``capacity`` (sectors), because the disk has
+        shrunk. The caller answers them with VIRTIO_BLK_S_IOERR.
         """
         request: Request
-        assert not self.executing, "what is executing is awaited first"
+        assert not self.executing, "the caller waits for executing operations first"
         unanswered = dict.fromkeys(self._held)
         for operation in self._unfinished:
             unanswered.update(dict.fromkeys(operation.members))
@@ -218,7 +219,7 @@ class Schedule:
         return beyond
 
     def drop(self) -> None:
-        """Forget everything. Nothing may be executing, unless a bug left it so."""
+        """Drop all requests. Nothing may be executing, except after a bug."""
         self.executing = 0
         for operation in self._unfinished:
             self._planner.release(operation)
@@ -231,7 +232,8 @@ class Schedule:
         self._ready += order(operations, self._unfinished)
         return operations
 
-    def _again(self, operation: Operation, successors: Sequence[Operation]) -> None:
+    def _replace(self, operation: Operation, successors: Sequence[Operation]) -> None:
+        """Have ``successors`` executed in place of ``operation``."""
         if self._observer is not None:
             self._observer.succeeded(operation, successors)
         self._unfinished.replace(operation, successors)
@@ -249,7 +251,8 @@ class Schedule:
                 self._start_followers(follower)
         operation.followers.clear()
 
-    def _answered(self, requests: Sequence[Request]) -> list[Request]:
+    def _settle(self, requests: Sequence[Request]) -> list[Request]:
+        """Count down the operations of ``requests``; returns those that have their answer now."""
         answered = []
         for request in requests:
             request.pending -= 1

@@ -1,24 +1,24 @@
-"""When a disk with rate limits may start its operations. Pure.
+"""Decides when a disk with rate limits may start its operations. Pure.
 
-Each limit is a bucket of tokens that fills at the limit's rate up to its size,
-the burst. A request starts when every bucket that it draws from has any
-tokens, and takes what it costs, be it more than there is: the next one then
-waits until the debt is paid. So in any span of time no more is started than
-``rate * time + burst`` and the rest of one request; and nothing waits while
-there are tokens.
+Each limit is a bucket of tokens. The bucket fills at the limit's rate, up to its
+size, the burst. A request starts when each of its buckets holds at least one
+token. It takes its whole cost, even if that leaves the bucket in debt; the next
+request waits until the debt is paid. So in any span of time at most
+``rate * time + burst`` and the rest of one request start, and no request waits
+while there are tokens.
 
-A request is charged once, for all of it, when its first operation starts. What
-else comes to be executed for it is free and waits for no tokens: pieces of a
-large request, ranges, what is left after a short transfer, second attempts.
-A merged operation costs what those of its requests do that were not charged.
+A request is charged once, in full, when its first operation starts. Its other
+operations are free and need no tokens: pieces of a large request, ranges, the
+rest after a short transfer, second attempts. A merged operation costs the sum of
+its requests that are not charged yet.
 
-Nobody starves. All reads draw from the same buckets, and all writes, so each
-start in their order; a small one does not overtake a large one of the other
-direction, for any tokens do for either. Queues that share the buckets stand in
-line for them (:class:`_Bucket`).
+No request starves. All reads draw from the same buckets, and so do all writes,
+so each direction starts in order. A small request does not overtake a large one
+of the other direction, because either starts with one token. Queues that share
+the buckets wait in line for them (:class:`_Bucket`).
 
-A flush is free, as in QEMU. What discards or makes zeros moves no data: it is
-a write of no bytes.
+A flush is free, as in QEMU. A discard or a request that writes zeroes moves no
+data: it counts as a write of no bytes.
 """
 
 from collections.abc import Sequence
@@ -35,14 +35,14 @@ from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.rates import RateLimits
 
 GRACE_NS: Final = 5_000_000
-"""How long a bucket with tokens is kept for the first in line: who sleeps until then needs time
-to wake up, and who was halted never comes."""
+"""The time for which a bucket with tokens waits for the first queue in line. A sleeping queue needs
+some of it to wake up. A halted queue does not come at all."""
 
 _NS: Final = 1_000_000_000
 
 
 class Admission(NamedTuple):
-    """Operations that may start, those that may not yet, and when to ask again (0: need not)."""
+    """Operations that may start, operations that may not yet, and when to ask again, or 0."""
 
     started: list[Operation]
     delayed: list[Operation]
@@ -50,11 +50,11 @@ class Admission(NamedTuple):
 
 
 class _Bucket:
-    """The tokens of one limit; requests, or bytes if ``bytes``.
+    """The tokens of one limit. A token is a request, or a byte if ``is_bytes``.
 
-    Whoever finds no tokens stands in line, and the first in line takes first
-    when there are some again. Counts in tokens/10^9, which a rate in tokens
-    per second makes whole numbers of in any number of nanoseconds.
+    A queue that finds no tokens waits in line, and the first in line takes first
+    when there are tokens again. The level is in units of 10^-9 tokens, so that a
+    rate in tokens per second adds a whole number of them in each nanosecond.
     """
 
     def __init__(self, rate: int, burst: int, is_bytes: bool) -> None:
@@ -66,35 +66,35 @@ class _Bucket:
         self._since_ns = 0  # when there were tokens again
         self._line: dict[int, None] = {}
 
-    def ready_ns(self, who: int, now_ns: int) -> int:
-        """When ``who`` may take: not after ``now_ns`` if it may at once."""
+    def ready_ns(self, queue: int, now_ns: int) -> int:
+        """When ``queue`` may take tokens: ``now_ns`` or earlier if it may at once."""
         rate, level = self._rate, self._level
         if level <= 0:
             self._since_ns = self._seen_ns + -level // rate + 1
         self._level = level = min(self._size, level + rate * (now_ns - self._seen_ns))
         self._seen_ns = now_ns
         if level <= 0:
-            self._line.setdefault(who)
+            self._line.setdefault(queue)
             return now_ns + -level // rate + 1
-        if self._line and next(iter(self._line)) != who:
+        if self._line and next(iter(self._line)) != queue:
             until = self._since_ns + GRACE_NS
             if now_ns < until:
-                self._line.setdefault(who)
+                self._line.setdefault(queue)
                 return until
             self._line.clear()
         return now_ns
 
-    def take(self, who: int, tokens: int) -> None:
-        """``who`` may, and does."""
-        self._line.pop(who, None)
+    def take(self, queue: int, tokens: int) -> None:
+        """Let ``queue``, which is ready, take ``tokens``."""
+        self._line.pop(queue, None)
         self._level -= tokens * _NS
 
 
 class Throttle:
-    """The limits of one disk, shared by its queues; each queue has a number of its own."""
+    """The limits of one disk, shared by its queues. Each queue has a different number."""
 
     def __init__(self, limits: RateLimits, lock: AbstractContextManager[object]) -> None:
-        """``lock`` is held while an answer is found: queues may ask from several threads."""
+        """:meth:`admit` holds ``lock``, because queues may call it from several threads."""
         self._lock = lock
         self._request_size = limits.iops_size
         values = vars(limits)
@@ -111,10 +111,10 @@ class Throttle:
         self._writes = (*both, *buckets("iops_wr", "bps_wr"))
 
     def admit(self, queue: int, operations: Sequence[Operation], now_ns: int) -> Admission:
-        """Which of ``operations``, the oldest first, may start now (time.monotonic_ns)."""
+        """Decide which of ``operations``, the oldest first, may start at ``now_ns`` (monotonic)."""
         started: list[Operation] = []
         delayed: list[Operation] = []
-        waiting: set[tuple[_Bucket, ...]] = set()  # of reads, of writes, or of both
+        waiting: set[tuple[_Bucket, ...]] = set()  # the buckets of reads, of writes, or both
         with self._lock:
             for operation in operations:
                 kind = operation.kind
@@ -130,7 +130,7 @@ class Throttle:
                 for request in uncharged:
                     self._charge(queue, request, buckets)
                 started.append(operation)
-            # Now that all have taken theirs.
+            # After all have taken their tokens.
             wakes = [self._ready_ns(queue, buckets, now_ns) for buckets in waiting]
         return Admission(started, delayed, min(wakes, default=0))
 

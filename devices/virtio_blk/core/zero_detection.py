@@ -1,4 +1,4 @@
-"""``detect-zeroes``: writes whose data are zeros become operations without data. Pure."""
+"""``detect-zeroes``: a write of zeros becomes an operation without data. Pure."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -8,23 +8,23 @@ from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.memory.ram import Ram
 
 PIECE: Final = 1 << 16
-"""Bytes that are looked at together; after the first piece that is not zeros no more are."""
+"""The bytes of one comparison; the first piece with another byte than zero ends the search."""
 
 
 class ZeroDetector:
-    """Looks at the data of operations that are about to start.
+    """Examines the data of operations that are about to start.
 
-    A driver that changes its data meanwhile gets what it wrote at one moment or
-    another, as with any write.
+    If a driver changes its data meanwhile, the disk gets the data of some moment
+    in between, as with any write.
     """
 
     def __init__(self, ram: Ram, unmap: bool) -> None:
-        """``unmap``: what writes zeroes may free space."""
+        """``unmap``: operations that write zeroes may free space."""
         self._memory = ram.bytes
         self._unmap = unmap
 
-    def look(self, operations: Sequence[Operation]) -> None:
-        """Make each write of nothing but zeros a VIRTIO_BLK_T_WRITE_ZEROES."""
+    def convert(self, operations: Sequence[Operation]) -> None:
+        """Turn each write of only zeros into a VIRTIO_BLK_T_WRITE_ZEROES."""
         for operation in operations:
             if operation.kind == VIRTIO_BLK_T_OUT and self._only_zeros(operation):
                 operation.kind = VIRTIO_BLK_T_WRITE_ZEROES

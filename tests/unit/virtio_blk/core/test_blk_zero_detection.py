@@ -54,7 +54,7 @@ def test_any_write_is_found_if_it_is_zeros(
 ) -> None:
     ram = unlike_zero(places)
     (found := operation(OUT, 512, parts)).durable = True
-    ZeroDetector(ram, unmap).look([found])
+    ZeroDetector(ram, unmap).convert([found])
     zeros = not any(start <= place < start + size for place in places for start, size in parts)
     assert found.kind == (ZEROES if zeros else OUT)
     assert not zeros or found.unmap == unmap
@@ -65,13 +65,13 @@ def test_the_last_byte_counts() -> None:
     for length in (1, PIECE, PIECE + 1, 3 * PIECE):
         ram = unlike_zero([length - 1])
         found = write(0, length)
-        ZeroDetector(ram, True).look([found])
+        ZeroDetector(ram, True).convert([found])
         assert found.kind == OUT
 
 
 def test_nothing_but_writes_is_looked_at() -> None:
     batch = [read(), flush(), operation(DISCARD)]
-    ZeroDetector(Ram.flat(4096), True).look(batch)
+    ZeroDetector(Ram.flat(4096), True).convert(batch)
     assert [op.kind for op in batch] == [IN, flush().kind, DISCARD]
 
 
