@@ -1,1 +1,1 @@
-"""Engines execute operations on an image, by system calls of their own or through io_uring."""
+"""Engines execute operations on an image: by system calls, in threads, or through io_uring."""

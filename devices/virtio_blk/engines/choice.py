@@ -1,4 +1,4 @@
-"""Which engine executes a disk's operations, and why."""
+"""Chooses the engine that executes a disk's operations."""
 
 from typing import NamedTuple
 
@@ -11,33 +11,33 @@ from pykvm.memory.ram import Ram
 
 
 class EngineChoice(NamedTuple):
-    """An engine's maker, and a sentence without a full stop for people: what it is, and why."""
+    """A factory of engines, and the reason for the choice: a sentence without a full stop."""
 
     make: EngineFactory
     reason: str
 
 
 def choose(image: Image, wanted: EngineKind | EngineFactory) -> EngineChoice:
-    """The engine for ``image``; a maker of engines stands for itself.
+    """The engine for ``image``; a factory as ``wanted`` is returned as it is.
 
-    By default a file in the host's page cache has ``sync``, because a copy out
-    of memory is over before anybody else could be asked for it, and a disk
-    that is met with O_DIRECT has io_uring, or ``threads`` where the host does
-    not let us have that. UsageError if io_uring is wanted and not to be had.
+    By default, an image in the host's page cache has ``sync``, because copying
+    memory takes less time than handing the operation to another thread. An image
+    with O_DIRECT has io_uring, or ``threads`` if the host does not provide
+    io_uring. UsageError if io_uring is wanted and the host does not provide it.
     """
     if not isinstance(wanted, EngineKind):
-        return EngineChoice(wanted, "an engine of the caller's")
+        return EngineChoice(wanted, "the caller's engine")
     if wanted is not EngineKind.AUTO:
         return EngineChoice(_factory(wanted), f"{wanted.value}, as asked")
     cache = f"cache={image.cache.value}"
     if not image.cache.direct:
-        return EngineChoice(SyncEngine, f"sync, for {cache} uses the host's page cache")
-    direct = f"{cache} goes past the host's page cache"
+        return EngineChoice(SyncEngine, f"sync, because {cache} uses the host's page cache")
+    direct = f"{cache} bypasses the host's page cache"
     from pykvm.host import io_uring
 
     if problem := io_uring.problem():
-        return EngineChoice(_threads(), f"threads, for {direct}, and {problem}")
-    return EngineChoice(_ring_or_threads(), f"io_uring, for {direct}")
+        return EngineChoice(_threads(), f"threads, because {direct} and {problem}")
+    return EngineChoice(_ring_or_threads(), f"io_uring, because {direct}")
 
 
 def _factory(kind: EngineKind) -> EngineFactory:
@@ -54,8 +54,8 @@ def _factory(kind: EngineKind) -> EngineFactory:
     return IoUringEngine
 
 
-# Most runs need neither module: they are not imported at the top. Those that do import them now,
-# for when the guest runs, its process may be confined and unable to (pykvm/sandbox).
+# Most runs need neither module, so they are not imported at the top. The others import them here:
+# once the guest runs, the sandbox may forbid imports (pykvm/sandbox).
 
 
 def _threads() -> EngineFactory:
@@ -65,7 +65,7 @@ def _threads() -> EngineFactory:
 
 
 def _ring_or_threads() -> EngineFactory:
-    """Judges at each activation: a host may have had room for one ring and not for the next."""
+    """Decides at each activation, because the host may have memory for one ring and not for two."""
     from pykvm.devices.virtio_blk.engines.uring import IoUringEngine
 
     threads = _threads()

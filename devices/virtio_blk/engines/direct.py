@@ -1,16 +1,16 @@
-"""Reads and writes past the host's page cache (O_DIRECT), which have to be aligned.
+"""Reads and writes that bypass the host's page cache (O_DIRECT) and so must be aligned.
 
-What is aligned goes straight between guest RAM and the disk. What is not goes
+Aligned data moves directly between guest RAM and the disk. Other data moves
 through a bounce buffer, block by block. A write that begins or ends inside a
-block first reads what the rest of that block holds, and writes it back::
+block first reads the rest of that block, and writes it back::
 
     disk     │ block │ block │ block │
     write        ▐███████████▌
     read     ├───────┤       ├───────┤
     written  ├───────────────────────┤
 
-Where it was not certain how large these blocks are, the host may refuse a
-transfer that seemed to be aligned: EINVAL. Then larger blocks are tried.
+If the size of these blocks is not certain, the host may refuse a transfer that
+seemed to be aligned: EINVAL. Then larger blocks are tried.
 """
 
 import errno
@@ -28,8 +28,8 @@ from pykvm.memory.ram import Ram
 
 BOUNCE_SIZE = 1 << 20
 
-_Piece = Callable[[memoryview, list[memoryview], int, int, int], int]
-_Work = TypeVar("_Work")
+_MovePiece = Callable[[memoryview, list[memoryview], int, int, int], int]
+_Job = TypeVar("_Job")
 
 
 class DirectIo:
@@ -48,33 +48,33 @@ class DirectIo:
         self._buffer: memoryview | None = None
 
     def move(self, operation: Operation) -> int:
-        """Execute an IN or OUT; the bytes moved, as preadv and pwritev count them. OSError."""
+        """Execute an IN or OUT; returns the bytes moved, like preadv and pwritev. OSError."""
         writes = operation.kind == VIRTIO_BLK_T_OUT
-        return self._fitting(self._move_out if writes else self._move_in, operation)
+        return self._aligning(self._move_out if writes else self._move_in, operation)
 
     def write(self, data: memoryview, offset: int) -> int:
-        """Write ``data``, which begins with a page, at byte ``offset``; the bytes that went."""
-        return self._fitting(self._write_data, (data, offset))
+        """Write page-aligned ``data`` at byte ``offset``; returns the bytes written. OSError."""
+        return self._aligning(self._write_data, (data, offset))
 
     def close(self) -> None:
         """Free the bounce buffer."""
-        self._buffer = None  # unmapped with the last view of it
+        self._buffer = None  # its last view unmaps it
 
-    def _fitting(self, attempt: Callable[[_Work], int], work: _Work) -> int:
-        """``attempt`` with ``work``; if the host says EINVAL, again with larger blocks. OSError."""
+    def _aligning(self, attempt: Callable[[_Job], int], job: _Job) -> int:
+        """``attempt(job)``; while the host answers EINVAL, again with larger blocks. OSError."""
         image = self._image
-        self._block = had = max(self._block, image.alignment)
+        self._block = known = max(self._block, image.alignment)
         while True:
             try:
-                moved = attempt(work)
+                moved = attempt(job)
             except OSError as error:
                 if error.errno != errno.EINVAL or self._block >= mmap.PAGESIZE:
-                    self._block = had
+                    self._block = known
                     raise
                 self._block *= 2
             else:
                 if self._block > image.alignment:
-                    with image.edge_lock:  # of two that learn at once the larger one counts
+                    with image.edge_lock:  # two threads may find a size at once: the larger counts
                         image.alignment = max(self._block, image.alignment)
                 return moved
 
@@ -89,8 +89,8 @@ class DirectIo:
                 return os.pwritev(self._fd, operation.views(self._bytes), operation.offset)
             return self._bounce(self._write, operation.views(self._bytes), operation.offset)
 
-    def _write_data(self, what: tuple[memoryview, int]) -> int:
-        data, offset = what
+    def _write_data(self, job: tuple[memoryview, int]) -> int:
+        data, offset = job
         with self._writing:
             if not (offset | len(data)) & (self._block - 1):
                 return os.pwrite(self._fd, data, offset)
@@ -98,7 +98,7 @@ class DirectIo:
 
     @property
     def _writing(self) -> AbstractContextManager[object]:
-        # A driver moves whole sectors, so there are no edges in blocks as small as that.
+        # A driver moves whole sectors, so a block of one sector has no edges.
         return self._image.edge_lock if self._block > SECTOR_SIZE else nullcontext()
 
     def _aligned(self, operation: Operation) -> bool:
@@ -108,8 +108,8 @@ class DirectIo:
             bits |= (base + offsets[index]) | lengths[index]
         return not bits & (self._block - 1)
 
-    def _bounce(self, piece: _Piece, segments: list[memoryview], offset: int) -> int:
-        """As many pieces as it takes; until one comes back short."""
+    def _bounce(self, move_piece: _MovePiece, segments: list[memoryview], offset: int) -> int:
+        """Move ``segments`` in pieces of the buffer's size, until one moves less than wanted."""
         self.bounced += 1
         if self._buffer is None:
             self._buffer = memoryview(mmap.mmap(-1, max(BOUNCE_SIZE, self._block)))
@@ -121,7 +121,7 @@ class DirectIo:
             at = offset + moved
             head = at % self._block
             wanted = min(length - moved, len(buffer) - head)
-            done = piece(buffer, segments, at - head, head, wanted)
+            done = move_piece(buffer, segments, at - head, head, wanted)
             moved += done
             if done < wanted:
                 break
@@ -130,7 +130,7 @@ class DirectIo:
     def _read(
         self, buffer: memoryview, segments: list[memoryview], start: int, head: int, wanted: int
     ) -> int:
-        """Read ``wanted`` bytes from ``head`` bytes into the block at ``start``; how many came."""
+        """Read ``wanted`` bytes, ``head`` bytes into the block at ``start``; the bytes read."""
         got = os.preadv(self._fd, (buffer[: self._up(head + wanted)],), start)
         done = min(max(got - head, 0), wanted)
         for part in _cut(segments, done):
@@ -141,13 +141,13 @@ class DirectIo:
     def _write(
         self, buffer: memoryview, segments: list[memoryview], start: int, head: int, wanted: int
     ) -> int:
-        """Write ``wanted`` bytes from ``head`` bytes into the block at ``start``; how many went."""
+        """Write ``wanted`` bytes, ``head`` bytes into the block at ``start``; the bytes written."""
         block = self._block
         end = head + wanted
         span = self._up(end)
         if start + span > self._image.size:
-            # Its size was no reason to refuse the image when its blocks seemed smaller.
-            raise OSError(errno.EINVAL, "a part of a block at the end would make the file larger")
+            # The image was accepted when its blocks seemed smaller.
+            raise OSError(errno.EINVAL, "writing the whole last block would make the file larger")
         if head:
             self._read_block(buffer[:block], start)
         if end < span and not (head and span == block):
@@ -160,7 +160,7 @@ class DirectIo:
 
     def _read_block(self, into: memoryview, start: int) -> None:
         got = os.preadv(self._fd, (into,), start)
-        # Nothing is left of it only if somebody truncated the file: zeros, as after any truncation.
+        # Bytes are missing only if the file was truncated: then they are zeros.
         into[got:] = bytes(len(into) - got)
 
     def _up(self, length: int) -> int:
@@ -168,7 +168,7 @@ class DirectIo:
 
 
 def _cut(segments: list[memoryview], length: int) -> Iterator[memoryview]:
-    """Take ``length`` bytes off ``segments``, of which the first comes last."""
+    """Take ``length`` bytes off ``segments``, which are in reverse order."""
     while length:
         segment = segments.pop()
         if len(segment) > length:

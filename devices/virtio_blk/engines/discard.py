@@ -1,4 +1,4 @@
-"""Carries out DISCARD and WRITE_ZEROES, by the host's own means or by writing zeros."""
+"""Executes DISCARD and WRITE_ZEROES, by the host's own means or by writing zeros."""
 
 import errno
 import mmap
@@ -11,14 +11,14 @@ from pykvm.devices.virtio_blk.engines.direct import DirectIo
 from pykvm.devices.virtio_blk.image.file import Image
 
 PIECE = 1 << 20
-"""Bytes of zeros written at a time; between two pieces it can be stopped."""
+"""Bytes of zeros in one write; between two writes, :meth:`RangeIo.stop` takes effect."""
 
 
 class RangeIo:
-    """One thread uses it, except for :meth:`stop`."""
+    """Executes operations on ranges of an image. One thread uses it, except for :meth:`stop`."""
 
     def __init__(self, image: Image, direct: DirectIo | None) -> None:
-        """``direct`` writes to an image with O_DIRECT; it stays the caller's."""
+        """``direct`` writes to an image with O_DIRECT; the caller closes it."""
         self._image = image
         self._direct = direct
         self._alone = image.edge_lock if image.edges else nullcontext()
@@ -26,7 +26,7 @@ class RangeIo:
         self._zeros: memoryview | None = None
 
     def execute(self, operation: Operation) -> None:
-        """Carry out ``operation`` and set its results. Stopped meanwhile, it fails: ECANCELED."""
+        """Execute ``operation`` and set its results; ECANCELED after :meth:`stop`."""
         discard = operation.kind == VIRTIO_BLK_T_DISCARD
         operation.error = self._discard(operation) if discard else self._zero(operation)
         if operation.durable and not discard and not operation.error:
@@ -43,7 +43,7 @@ class RangeIo:
 
     def _zero(self, operation: Operation) -> int:
         offset, length, unmap = operation.offset, operation.length, operation.unmap
-        # A write to another part of a block may be about to write all of it back.
+        # A write to another part of a block may be about to write the whole block back.
         with self._alone:
             error = self._image.allocation.zero(offset, length, unmap)
         if error == errno.EOPNOTSUPP:
@@ -54,13 +54,13 @@ class RangeIo:
     def _piece(self) -> memoryview:
         """PIECE zeros. OSError if the host has no memory for the mapping."""
         if self._zeros is None:
-            # Never written to, so that the host has one page of memory for all of it.
+            # Nothing writes to it, so the host needs one page of memory for all of it.
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
             self._zeros = memoryview(mmap.mmap(-1, PIECE, flags, mmap.PROT_READ))
         return self._zeros
 
     def _fill(self, operation: Operation) -> int:
-        """Write zeros, as far as the host takes them; an errno, or 0."""
+        """Write zeros until the host takes no more; an errno, or 0."""
         try:
             zeros = self._piece()
         except OSError as error:
@@ -69,7 +69,7 @@ class RangeIo:
             if self._stopped:
                 return errno.ECANCELED
             at = operation.offset + operation.moved
-            # Up to a multiple of PIECE, so that all but the first and the last are aligned.
+            # Up to a multiple of PIECE, so that all pieces but the first and the last are aligned.
             piece = zeros[: min(PIECE - at % PIECE, operation.length - operation.moved)]
             try:
                 if self._direct is not None:

@@ -1,7 +1,7 @@
-"""An engine of a few threads, each of which makes one blocking system call at a time.
+"""The engine ``threads``: a few threads, each of which makes one blocking system call at a time.
 
-For disks that answer slowly, where io_uring is not to be had: as many
-operations as there are threads are under way side by side.
+It is for slow disks on hosts without io_uring. As many operations are in flight
+as there are threads.
 """
 
 import errno
@@ -22,11 +22,11 @@ WORKERS = 8
 
 
 class ThreadsEngine:
-    """Has operations executed by at most ``workers`` threads, started when they are needed.
+    """Executes operations in at most ``workers`` threads, which start when they are needed.
 
-    Each has a :class:`SyncEngine` of its own. They end at :meth:`close`. Fewer
-    do where the host has no more threads; where it has none, operations fail
-    with EAGAIN.
+    Each thread has a :class:`SyncEngine` of its own and ends at :meth:`close`.
+    If the host has no more threads, those that started do the work. If none
+    could start, operations fail with EAGAIN.
     """
 
     def __init__(self, image: Image, ram: Ram, workers: int = WORKERS) -> None:
@@ -37,9 +37,9 @@ class ThreadsEngine:
         self._most = workers
         self._executing = 0
         self._threads: list[threading.Thread] = []
-        # None asks the thread that gets it to end.
+        # A thread that gets None ends.
         self._waiting: SimpleQueue[Operation | None] = SimpleQueue()
-        # Guards what follows.
+        # Guards the attributes below.
         self._lock = threading.Lock()
         self._stopped = False
         self._engines: list[SyncEngine] = []
@@ -74,7 +74,7 @@ class ThreadsEngine:
         with self._lock:
             failure, self._failure = self._failure, None
             if failure is not None:
-                os.eventfd_write(self.notifier, 1)  # for what is left
+                os.eventfd_write(self.notifier, 1)  # for the completions that remain
                 raise failure
             done, self._done = self._done, []
         self._executing -= len(done)
@@ -101,10 +101,10 @@ class ThreadsEngine:
         os.close(self.notifier)
 
     def _refuse(self) -> None:
-        """Fail what is waiting, for nobody will execute it."""
+        """Fail the waiting operations, because no thread will execute them."""
         while not self._waiting.empty():
             operation = self._waiting.get()
-            assert operation is not None, "nobody is asked to end yet"
+            assert operation is not None, "no thread has to end yet"
             operation.error = errno.EAGAIN
             operation.finished_ns = time.monotonic_ns()
             self._finish(operation)
@@ -117,7 +117,7 @@ class ThreadsEngine:
                 engine.submit((operation,))
                 engine.completions()
             except BaseException as bug:
-                # It belongs to the engine's owner, who must not wait for this operation for ever.
+                # The engine's owner gets it, and must not wait for this operation for ever.
                 operation.error = errno.EIO
                 operation.finished_ns = time.monotonic_ns()
                 self._finish(operation, bug)
@@ -135,12 +135,11 @@ class ThreadsEngine:
         return engine
 
     def _finish(self, operation: Operation, failure: BaseException | None = None) -> None:
-        """Let :meth:`completions` return ``operation``, and raise ``failure`` before.
+        """Make :meth:`completions` return ``operation``, and raise ``failure`` before.
 
-        The thread that finds no other operation there notifies; those that
-        find one rely on it. :meth:`completions` clears the notifier before it
-        takes all that is there, so it clears no notification without taking
-        what that was for.
+        The thread that adds the first operation notifies; the others rely on it.
+        :meth:`completions` clears the notifier before it takes the operations, so
+        it never clears the notification of an operation that it does not take.
         """
         with self._lock:
             first = not self._done

@@ -1,8 +1,7 @@
-"""One vectored read or write of guest memory: the system call itself.
+"""One vectored read or write of guest memory: the system call.
 
-The only place where the compiled form (speed/README.md) has code of its own,
-because each form has its own way to a system call. Compiled, the GIL is
-released meanwhile, as the standard library does.
+Each form of the hot path (speed/README.md) makes the system call in its own way.
+The compiled form releases the GIL during the call, like the standard library.
 """
 
 import errno
@@ -16,7 +15,7 @@ if cython.compiled:
     from cython.cimports.posix import uio
 
 IOV_MAX = 1024
-"""The most segments that Linux takes (UIO_MAXIOV); what :class:`Limits` sees to."""
+"""The most segments that Linux takes (UIO_MAXIOV); :class:`Limits` keeps within it."""
 
 
 def transfer(
@@ -32,8 +31,8 @@ def transfer(
     """Move segments ``first`` up to, not including, ``last`` between memory and the file.
 
     Segment i is ``memory[offsets[i] : offsets[i] + lengths[i]]``; ``position``
-    is the file's, in bytes. The bytes moved, fewer than wanted if the host cut
-    it short, or a negative errno.
+    is the byte in the file. Returns the bytes moved, which are fewer than wanted
+    if the host cut the transfer short, or a negative errno.
     """
     moved: int
     error: int
@@ -45,7 +44,7 @@ def transfer(
         for index in range(count):
             offset = offsets[first + index]
             length = lengths[first + index]
-            assert 0 <= offset < size - length + 1, "the queue lets nothing pass but guest RAM"
+            assert 0 <= offset < size - length + 1, "the queue accepts only guest RAM"
             vector[index].iov_base = cython.address(memory[offset])
             vector[index].iov_len = length
         while True:

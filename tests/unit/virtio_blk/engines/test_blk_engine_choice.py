@@ -38,7 +38,7 @@ def test_a_cached_file_has_the_simplest(tmp_path: Path, cache: CacheMode) -> Non
     with image(tmp_path, cache) as opened:
         made, reason = choose(opened, EngineKind.AUTO)
     assert made is SyncEngine
-    assert reason == f"sync, for cache={cache.value} uses the host's page cache"
+    assert reason == f"sync, because cache={cache.value} uses the host's page cache"
 
 
 @pytest.mark.parametrize("cache", DIRECT)
@@ -51,7 +51,7 @@ def test_a_direct_one_has_io_uring(tmp_path: Path, cache: CacheMode) -> None:
         engine = made(opened, Ram.flat(4096))
         assert isinstance(engine, IoUringEngine)
         engine.close()
-    assert reason == f"io_uring, for cache={cache.value} goes past the host's page cache"
+    assert reason == f"io_uring, because cache={cache.value} bypasses the host's page cache"
 
 
 def test_without_io_uring_a_direct_one_has_threads(
@@ -61,7 +61,7 @@ def test_without_io_uring_a_direct_one_has_threads(
     with image(tmp_path, CacheMode.NONE) as opened:
         made, reason = choose(opened, EngineKind.AUTO)
     assert made is ThreadsEngine
-    assert reason.startswith("threads, for cache=none ")
+    assert reason.startswith("threads, because cache=none ")
     assert reason.endswith("and io_uring is not available: forbidden")
 
 
