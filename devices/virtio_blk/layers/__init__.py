@@ -1,1 +1,1 @@
-"""Engines that wrap other engines: faults on purpose, writes kept apart, padding."""
+"""Engines that wrap engines: injected faults, writes kept apart from the image, padding."""

@@ -1,4 +1,4 @@
-"""Faults written down in TOML. Pure.
+"""Reads fault rules from TOML. Pure.
 
 ::
 
@@ -27,16 +27,16 @@ _FAULT_KEYS = tuple(field.name for field in fields(Fault) if field.name != "call
 
 
 def parse_faults(text: str) -> FaultRules:
-    """The rules that ``text`` means.
+    """The rules in ``text``.
 
-    UsageError for whatever is wrong with it; it names a ``[[fault]]`` table by
-    its number, from 1.
+    UsageError for any mistake; its message names a ``[[fault]]`` table by its
+    number, from 1.
     """
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        # Besides TOMLDecodeError, these are for very long numbers and very deep arrays.
-        raise UsageError(f"this is not TOML: {error}") from None
+        # TOMLDecodeError, and the errors for very long numbers and very deep arrays.
+        raise UsageError(f"the file is not TOML: {error}") from None
     _check_keys(document, _KEYS)
     tables = document.get("fault", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):

@@ -1,17 +1,17 @@
-"""Which operations shall fail, come back short or take long: rules, and their state. Pure.
+"""Rules that make operations fail, come back short or take long; and their state. Pure.
 
-Every operation that a disk gives to its engine is shown to the rules, in their
-order. A rule *matches* an operation by kind and sectors. Of its matches, it
-*strikes* those that ``nth``, ``count`` and ``probability`` leave. The first
-rule that strikes decides, and later ones do not see the operation.
+The rules examine each operation that a disk gives to its engine, in their order.
+A rule *matches* an operation by kind and sectors. It *strikes* a match if
+``nth``, ``count`` and ``probability`` allow it. The first rule that strikes
+decides, and the later ones do not see the operation.
 
-An operation is not a request. Requests that were merged are one operation, so
-one match; when that fails or comes back short, each of them comes again as an
-operation, and so as a match, of its own.
+An operation is not a request. Merged requests are one operation, and so one
+match. If that fails or comes back short, each of the requests becomes an
+operation, and so a match, of its own.
 
-The same operations in the same order meet the same faults: each rule that
-needs chance has its own random numbers, made from the seed and from how many
-rules were added before it.
+The same operations in the same order have the same faults. Each rule with a
+probability has its own random numbers, derived from the seed and from the number
+of rules added before it.
 """
 
 import errno as errnos
@@ -37,18 +37,18 @@ _ERRNOS = {name: number for name, number in vars(errnos).items() if name.startsw
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """An operation, as rules see it."""
+    """An operation, as a rule sees it."""
 
     operation: str
     """A name, such as ``"read"``: see :class:`Fault`."""
     sector: int
-    """The first sector of 512 bytes that the operation touches, if only in part; 0 for a flush."""
+    """The first sector of 512 bytes that the operation touches, at least in part; 0 for a flush."""
     sectors: int
-    """How many sectors it touches; 0 for a flush."""
+    """The number of sectors that it touches; 0 for a flush."""
 
     @classmethod
     def of(cls, operation: Operation) -> "Access":
-        """What ``operation`` is about to do."""
+        """``operation``, as a rule sees it."""
         first = operation.offset >> SECTOR_SHIFT
         end = operation.offset + operation.length + (1 << SECTOR_SHIFT) - 1 >> SECTOR_SHIFT
         name = OPERATION_NAMES[operation.kind]
@@ -57,13 +57,13 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """The effect on an operation. Its parts combine. UsageError if a value makes no sense."""
+    """The effect on an operation. Its parts combine. UsageError for an invalid value."""
 
     errno: str | int = 0
-    """The operation fails with this error, a name such as ``"EIO"`` or its number; 0: it does not
-    fail. It transfers ``short`` bytes before it fails, and none if ``short`` is None."""
+    """The operation fails with this error: a name such as ``"EIO"``, or its number; 0: it does not
+    fail. Before it fails it transfers ``short`` bytes, or none if ``short`` is None."""
     short: int | None = None
-    """At most this number of bytes is read, written, discarded or made zeros; None: all."""
+    """The operation reads, writes, discards or zeroes at most this number of bytes; None: all."""
     delay_ms: float = 0
     """The operation starts this number of milliseconds later, at most an hour."""
 
@@ -80,9 +80,9 @@ class Effect:
 
 
 Call = Callable[[Access], Effect | None]
-"""Decides about an operation that its rule strikes; None: the next rule is asked.
+"""Decides about an operation that its rule would strike; None: the next rule decides.
 
-It runs in the disk's I/O thread, and so holds up the disk; what it raises ends the run.
+It runs in the disk's I/O thread, so the disk waits for it. An exception in it ends the run.
 """
 
 
@@ -90,7 +90,7 @@ It runs in the disk's I/O thread, and so holds up the disk; what it raises ends 
 class Fault:
     """A rule: it matches operations, strikes some of the matches, and has an effect on those.
 
-    UsageError if a value makes no sense, and if the rule has no effect.
+    UsageError for an invalid value, and for a rule without an effect.
     """
 
     operation: str = "any"
@@ -112,8 +112,8 @@ class Fault:
     delay_ms: float = 0
     """See :class:`Effect`."""
     call: Call | None = None
-    """A function that gets the :class:`Access` and answers the :class:`Effect`, instead of the
-    three fields above. If it answers None, the rule does not strike and the next one is asked."""
+    """A function that takes the :class:`Access` and returns the :class:`Effect`, instead of the
+    three fields above. If it returns None, the rule does not strike, and the next rule decides."""
 
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS:
@@ -129,18 +129,21 @@ class Fault:
         if self.call is not None and not callable(self.call):
             raise refused("call", self.call, "give a function")
         if self.call is None and not has_effect:
-            raise UsageError("nothing happens", "give errno, short or delay_ms")
+            raise UsageError("the rule has no effect", "give errno, short or delay_ms")
         if self.call is not None and has_effect:
-            raise UsageError("a call and an effect exclude each other", "let the call answer it")
+            raise UsageError(
+                "call cannot be combined with errno, short or delay_ms",
+                "return an Effect from call instead",
+            )
 
     @property
     def effect(self) -> Effect:
-        """What happens to an operation that it strikes, unless there is a ``call``."""
+        """The effect on an operation that the rule strikes, unless there is a ``call``."""
         return Effect(self.errno, self.short, self.delay_ms)
 
 
 class FaultRule:
-    """A fault at work: ``matches`` and ``strikes`` so far."""
+    """A fault, and the number of its ``matches`` and ``strikes`` so far."""
 
     def __init__(self, fault: Fault, random: Random) -> None:
         self.fault = fault
@@ -152,14 +155,14 @@ class FaultRule:
         self._random = random
 
     def effect(self, access: Access) -> Effect | None:
-        """What the rule does to ``access``; counts it."""
+        """The rule's effect on ``access``, or None; counts the match and the strike."""
         fault = self.fault
         if not self._matches(access):
             return None
         self.matches += 1
         if self.matches < fault.nth or (fault.count is not None and self.strikes >= fault.count):
             return None
-        # At 1 without a draw, so that such rules can be told from chance at a glance.
+        # A probability of 1 draws no number, so that such a rule does not depend on chance.
         if fault.probability < 1 and self._random.random() >= fault.probability:
             return None
         effect = fault.call(access) if fault.call else self._effect
@@ -189,17 +192,17 @@ class FaultRules:
             self.add(fault)
 
     def add(self, fault: Fault) -> FaultRule:
-        """Add ``fault`` after all others. UsageError if it is none."""
+        """Add ``fault`` after all other rules. UsageError if it is not a :class:`Fault`."""
         if not isinstance(fault, Fault):
             raise refused("a fault", fault, "give a Fault")
-        # A string: random hashes it the same way in every process and version.
+        # A string, because Random derives the same state from it in every process and version.
         rule = FaultRule(fault, Random(f"{self._seed}/{self._added}"))
         self._added += 1
         self.rules.append(rule)
         return rule
 
     def effect(self, access: Access) -> Effect | None:
-        """What happens to ``access``, or None: nothing special."""
+        """The effect of the first rule that strikes ``access``, or None."""
         # A copy: a call may change the rules.
         for rule in tuple(self.rules):
             effect = rule.effect(access)
@@ -209,7 +212,7 @@ class FaultRules:
 
 
 def sector_range(sectors: object) -> tuple[int, int]:
-    """The first and last sector that ``sectors`` of a Fault means."""
+    """The first and the last sector of ``sectors``, a field of :class:`Fault`."""
     if sectors is None:
         return 0, MAX_SECTOR
     first: Any = sectors

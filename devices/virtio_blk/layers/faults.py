@@ -1,4 +1,4 @@
-"""Disks that fail on purpose: an engine that wraps any other, and the plan that it follows::
+"""Injects faults into a disk: a plan of faults, and an engine that applies it to any other::
 
     plan = FaultPlan([Fault(operation="read", sectors=100, errno="EIO")])
     disk = DiskConfig(path, faults=plan)
@@ -7,7 +7,7 @@
     … look at rule.strikes …
     plan.remove(rule)
 
-Imported by those who want faults only: other runs start sooner without.
+Only runs with faults import this module.
 """
 
 import errno
@@ -40,18 +40,18 @@ _NS_PER_MS = 1_000_000
 
 
 class FaultPlan:
-    """What shall go wrong with one disk; may be changed while it runs, from any thread.
+    """The fault rules of one disk. Any thread may change them while the disk runs.
 
-    The rules and their counts outlive the engines that follow the plan, so a
-    reset of the device does not begin them anew. A plan for several disks would
-    count the operations of all. ``path`` is the file that it was loaded from, or "".
+    The rules and their counts outlive the engines that apply the plan, so a
+    reset of the device does not reset them. A plan that several disks share
+    counts the operations of all of them. ``path`` is the file of the plan, or "".
     """
 
     def __init__(self, faults: Iterable[Fault] = (), seed: int = 0) -> None:
-        """``seed``, a whole number: the same operations meet the same faults."""
+        """``seed`` is a whole number. Equal seeds give equal operations the same faults."""
         self.path = ""
         self._rules = FaultRules(faults, seed)
-        # A call may change the plan that it is part of.
+        # Reentrant, because the call of a fault may change the plan.
         self._lock = threading.RLock()
 
     @classmethod
@@ -65,7 +65,7 @@ class FaultPlan:
                 reason = reason_of(error)
             elif isinstance(error, UnicodeDecodeError):
                 reason = "it is not UTF-8"
-            hint = "give a TOML file of rules for faults"
+            hint = "give a TOML file with fault rules"
             raise UsageError(f"the fault file '{path}' cannot be read: {reason}", hint) from None
         plan = cls()
         plan.path = str(path)
@@ -82,12 +82,12 @@ class FaultPlan:
             return tuple(self._rules.rules)
 
     def add(self, fault: Fault) -> FaultRule:
-        """Add a rule after all others; operations that are executing do not see it."""
+        """Add a rule after all others; it does not affect operations in flight."""
         with self._lock:
             return self._rules.add(fault)
 
     def remove(self, rule: FaultRule) -> None:
-        """Remove a rule; what it has delayed stays delayed. Harmless if it is not there."""
+        """Remove a rule, if it is there. The operations that it has delayed stay delayed."""
         with self._lock, suppress(ValueError):
             self._rules.rules.remove(rule)
 
@@ -97,12 +97,12 @@ class FaultPlan:
             self._rules.rules.clear()
 
     def effect(self, operation: Operation) -> Effect | None:
-        """What shall happen to ``operation``; None: nothing special."""
+        """The effect on ``operation``; None: the engine executes it as it is."""
         with self._lock:
             return self._rules.effect(Access.of(operation)) if self._rules.rules else None
 
     def wrap(self, engine: EngineFactory = SyncEngine) -> EngineFactory:
-        """Engines that follow this plan, and are otherwise those of ``engine``."""
+        """Makes engines like ``engine`` does, which apply this plan."""
 
         def make(image: Image, ram: Ram) -> Engine:
             inner = engine(image, ram)
@@ -128,7 +128,7 @@ class FaultEngine(EngineWrapper):
         self._plan = plan
         self._stopped = False
         self._done: list[Operation] = []
-        # What the inner engine executes on behalf of another operation, and the error of that.
+        # The operation for which the inner engine executes a part, and its error afterwards.
         self._parts: dict[Operation, tuple[Operation, int]] = {}
         self._delayed: list[tuple[int, int, Operation, Effect]] = []
         self._number = 0
@@ -137,7 +137,7 @@ class FaultEngine(EngineWrapper):
             stack.callback(os.close, self._wake)
             self._timer = Timer()
             stack.callback(self._timer.close)
-            # Readable while one of its descriptors is.
+            # An epoll descriptor is readable while one of its members is.
             self._epoll = select.epoll()
             stack.callback(self._epoll.close)
             for fd in (self._wake, self._timer.fd, inner.notifier):
@@ -155,11 +155,11 @@ class FaultEngine(EngineWrapper):
         try:
             effects = [self._plan.effect(operation) for operation in operations]
         except BaseException:
-            self._cancel(operations)  # a call's bug must not keep a reset waiting
+            self._cancel(operations)  # a reset must not wait because a call has a bug
             raise
         started = []
         for operation, effect in zip(operations, effects, strict=True):
-            if effect is None or self._stopped:  # the inner engine knows how to be stopped
+            if effect is None or self._stopped:  # the inner engine cancels it
                 started.append(operation)
             elif effect.delay_ms:
                 self._delay(operation, effect)
@@ -200,7 +200,7 @@ class FaultEngine(EngineWrapper):
         super().close()
 
     def _apply(self, operation: Operation, effect: Effect) -> list[Operation]:
-        """What the inner engine is to execute for ``operation``: itself, a part of it, nothing."""
+        """The operations for the inner engine: ``operation``, a part of it, or none."""
         error, short = effect.error, effect.short
         if not error and (short is None or short >= operation.length):
             return [operation]
@@ -218,7 +218,7 @@ class FaultEngine(EngineWrapper):
             self._inner.submit(operations)
         except BaseException:
             if self._inner.notifier < 0:
-                # It had to be done with them by now: nobody else will say that they are over.
+                # Such an engine would have completed them by now, and will not do so later.
                 self._cancel([self._parts.pop(op, (op, 0))[0] for op in operations])
             raise
 
@@ -230,7 +230,7 @@ class FaultEngine(EngineWrapper):
         self._timer.set(self._delayed[0][0])
 
     def _start_delayed(self) -> None:
-        """Start those whose time has come; once stopped, cancel all."""
+        """Start the operations whose delay is over; after :meth:`stop`, cancel all."""
         delayed = self._delayed
         if self._stopped:
             self._cancel([operation for _, _, operation, _ in delayed])
@@ -255,7 +255,7 @@ class FaultEngine(EngineWrapper):
 
 
 def _whole(part: Operation, operation: Operation, error: int) -> Operation:
-    """``operation``, of which ``part`` was executed, with its results."""
+    """``operation``, with the results of ``part``, which was executed for it, and ``error``."""
     operation.error = part.error or error
     operation.moved = part.moved
     operation.finished_ns = part.finished_ns

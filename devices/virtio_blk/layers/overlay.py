@@ -1,21 +1,21 @@
 """``snapshot=on``: a disk that can be written while its file stays as it is.
 
-Writes go to a temporary file that has no name and is as large as the image,
-but sparse; a map knows which sectors it holds. A read is cut where it passes
+Writes go to a temporary file without a name, which is as large as the image but
+sparse. A map knows the sectors in that file. A read is cut wherever it passes
 from one file to the other::
 
     image      │ A │ B │ C │ D │ E │        read of all five
     temporary          │ x │ y │            A B from the image, x y from the
     map          0   0   1   1   0          temporary file, E from the image
 
-A driver writes whole sectors, and the map knows sectors, so nothing is ever
-copied from one file to the other, and writes side by side need not take turns.
-Where a file cannot be as large as the disk there are several, one behind the
-other, and what passes from one to the next is cut there too.
-A sector enters the map when the write that holds it is done: until then reads
-find what was there before, as they may.
+A driver writes whole sectors, and the map's unit is a sector. So no data are ever
+copied from one file to the other, and writes can run at the same time. If the
+filesystem does not allow a file as large as the disk, several files follow each
+other, and an operation that passes from one to the next is cut there, too.
+A sector enters the map when its write completes. Until then, reads find the old
+content, as they may.
 
-Imported by those who want it only: other runs start sooner without.
+Only runs with a disk of this kind import this module.
 """
 
 import errno
@@ -43,23 +43,21 @@ from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
 
 MOST_PARTS: Final = 64
-"""A read in more parts comes back short: a guest decides how many there are."""
-
+"""A read with more parts comes back short, because the guest decides their number."""
 
 _BELOW: Final = -1
-"""The image, in place of a temporary file's number."""
+"""Stands for the image, where other numbers are those of temporary files."""
 
 
 class OverlayImage(Image):
-    """The temporary image over ``base``, which belongs to it from now on.
+    """A temporary image over ``base``, which belongs to it from now on.
 
-    Its descriptor is a temporary file's, so only the engines of
-    :meth:`wrap` know all its bytes. Nothing is ever put on stable storage:
-    ``cache`` is UNSAFE.
+    ``fd`` is a temporary file, so only the engines of :meth:`wrap` read all of
+    the disk. No sync ever happens: ``cache`` is UNSAFE.
     """
 
     def __init__(self, base: Image) -> None:
-        """UsageError if there is no place for the temporary file."""
+        """UsageError if a temporary file cannot be made."""
         place = folder()
         self._more: list[Image] = []
         with ExitStack() as opened, ExitStack() as undo:
@@ -68,7 +66,7 @@ class OverlayImage(Image):
             except OSError as error:
                 raise UsageError(
                     f"no temporary file for {base.path} can be made in {place}: {reason_of(error)}",
-                    "set TMPDIR to a folder with room for what the guest writes"
+                    "set TMPDIR to a folder with room for the guest's writes"
                     if error.errno != errno.EFBIG
                     else "set TMPDIR to a folder on a filesystem with larger files, such as XFS",
                 ) from None
@@ -91,28 +89,28 @@ class OverlayImage(Image):
     def resize(self, size: int, block: int = SECTOR_SIZE) -> None:
         """See Image; the image below keeps its size.
 
-        What the disk has lost once is zeros when it grows again.
+        Sectors that the disk has lost once are zeros when it grows again.
         """
         super().resize(size, block)
         self._written.end = min(self._written.end, self.capacity)
 
     def close(self) -> None:
-        """See Image; the temporary files are gone."""
+        """See Image. Frees the temporary files."""
         super().close()
         for image in self._more:
             image.close()
         self._base.close()
 
     def add(self, offset: int, length: int) -> None:
-        """So many bytes from byte ``offset`` on are in the temporary file now. From any thread.
+        """Enter ``length`` bytes from byte ``offset`` on into the map. From any thread.
 
-        What begins inside a sector goes on where another write came short in it.
+        If they begin inside a sector, they continue a write that came short there.
         """
         with self._lock:
             self._written.add(offset >> SECTOR_SHIFT, offset + length >> SECTOR_SHIFT)
 
     def parts(self, operation: Operation) -> list["Part"]:
-        """Where the bytes of ``operation`` are or go, or the first of them if that is long."""
+        """The parts of ``operation`` in the files, or the first MOST_PARTS of them."""
         found: list[Part] = []
         offset, end = operation.offset, operation.offset + operation.length
         reads = operation.kind == VIRTIO_BLK_T_IN
@@ -131,7 +129,7 @@ class OverlayImage(Image):
         return found
 
     def wrap(self, engine: EngineFactory) -> EngineFactory:
-        """Engines for this image, each made of several of ``engine``: one for each file."""
+        """Makes engines for this image; each uses one engine of ``engine`` for each file."""
 
         def make(image: Image, ram: Ram) -> Engine:
             with ExitStack() as undo:
@@ -153,7 +151,7 @@ class OverlayImage(Image):
 
 
 class Part(NamedTuple):
-    """``length`` bytes of an operation, at byte ``place`` of ``file``, temporary or _BELOW."""
+    """``length`` bytes of an operation at byte ``place`` of ``file``: a number, or _BELOW."""
 
     file: int
     place: int
@@ -172,18 +170,18 @@ def _path(descriptor: int) -> str:
 
 
 class OverlayEngine:
-    """Has one engine read the image, and others of its kind do all else."""
+    """Has one engine read the image, and others of its kind execute everything else."""
 
     def __init__(self, below: Engine, above: Sequence[Engine], image: OverlayImage) -> None:
-        """``below`` reads the image, ``above`` are for its temporary files. All are its own now."""
-        self._engines = (*above, below)  # which is at _BELOW
+        """``below`` reads the image, ``above`` serve the temporary files. All belong to it now."""
+        self._engines = (*above, below)  # below is at index _BELOW
         self._image = image
         self._joints: dict[Operation, _Joint] = {}
         self._epoll: select.epoll | None = None
         kinds = {engine.notifier < 0 for engine in self._engines}
         assert len(kinds) == 1, "engines of one kind"
         if below.notifier >= 0:
-            # Readable while one of its descriptors is.
+            # An epoll descriptor is readable while one of its members is.
             self._epoll = select.epoll()
             try:
                 for engine in self._engines:
@@ -217,7 +215,7 @@ class OverlayEngine:
             for part, (file, _, _) in zip(joint.parts, parts, strict=True):
                 self._joints[part] = joint
                 batches[file].append(part)
-        with ExitStack() as rest:  # after a bug: a reset must not wait for what nobody was given
+        with ExitStack() as rest:  # if one raises, the others get theirs, too
             for engine, batch in zip(self._engines, batches, strict=True):
                 if batch:
                     rest.callback(engine.submit, batch)
@@ -238,7 +236,7 @@ class OverlayEngine:
         return done
 
     def watch(self, watch: Watch) -> bool:
-        """See :class:`Engine`. One of several engines would not do."""
+        """See :class:`Engine`. A watch takes the words of one engine only."""
         return False
 
     def stop(self) -> None:
@@ -256,7 +254,7 @@ class OverlayEngine:
 
 
 class _Joint:
-    """An operation, and its ``parts`` one after another, up to its end or not."""
+    """An operation and its ``parts``, in their order; they need not reach its end."""
 
     def __init__(self, operation: Operation, parts: Sequence[Part]) -> None:
         self.operation = operation
@@ -271,7 +269,7 @@ class _Joint:
             start += length
 
     def complete(self) -> bool:
-        """One more part is done; whether all are, and the results are the operation's."""
+        """Count a completed part; True after the last one, when the operation has its results."""
         self._pending -= 1
         if self._pending:
             return False

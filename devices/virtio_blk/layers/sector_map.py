@@ -1,18 +1,18 @@
-"""A set of sectors, for disks of any size of which little is in it. Pure."""
+"""A set of sectors: few sectors of a disk of any size. Pure."""
 
 from typing import Final
 
 CHUNK: Final = 4096
-"""Sectors in one word of bits: 2 MiB of the disk for at most half a KiB of memory."""
+"""Sectors in one word of bits: at most half a KiB of memory for 2 MiB of the disk."""
 
 _FULL: Final = (1 << CHUNK) - 1
 
 
 class SectorMap:
-    """Sectors that were added, and every sector from ``end`` on. Empty at first, but for these.
+    """The sectors that were added, and every sector from ``end`` on.
 
-    Memory grows with the places that were added to, to at most 1/3000 of the
-    disk's size. One thread at a time adds; any may look meanwhile.
+    Memory grows with the number of chunks that have sectors, up to 1/3000 of the
+    disk's size. One thread at a time adds; any thread may call :meth:`run` meanwhile.
     """
 
     def __init__(self, end: int) -> None:
@@ -30,7 +30,7 @@ class SectorMap:
             first += count
 
     def run(self, first: int, end: int) -> tuple[bool, int]:
-        """Is ``first`` in it, and how many sectors from there on, before ``end``, are as it is?"""
+        """Whether ``first`` is in the set, and the sectors until the next change or ``end``."""
         until = min(end, self.end)
         if first >= until:
             return True, end - first

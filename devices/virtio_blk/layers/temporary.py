@@ -1,4 +1,4 @@
-"""The temporary files of a snapshot: one, or several where none can be as large as the disk."""
+"""The temporary files of a snapshot: several, if one file cannot be as large as the disk."""
 
 import errno
 import os
@@ -9,21 +9,21 @@ from typing import Final
 from pykvm.devices.virtio_blk.image.file import MAX_SIZE
 
 MOST_FILES: Final = 64
-"""FAT has files of 4 GiB, ext4 of 4 to 16 TiB, XFS of any size."""
+"""The largest file has 4 GiB on FAT, 4 to 16 TiB on ext4, any size on XFS."""
 UNIT: Final = 1 << 20
-"""Bytes; of several files each is a multiple of it, so that few requests are cut."""
+"""Bytes. The size of each of several files is a multiple of it, so that few requests are cut."""
 
 
 def folder() -> str:
-    """Where the temporary files are, as in QEMU: ``/tmp`` is memory on many hosts."""
+    """The folder of the temporary files, as in QEMU: ``/tmp`` is in memory on many hosts."""
     return os.environ.get("TMPDIR") or "/var/tmp"
 
 
 def temporary_files(opened: ExitStack, place: str, size: int) -> tuple[list[int], int]:
     """Descriptors, which ``opened`` closes, of sparse files in ``place`` for a disk of ``size``.
 
-    They have no names. The k-th of them is for the bytes from k times the
-    second result on, if there are several. OSError.
+    They have no names. The second result is a size in bytes: file k holds the
+    disk's bytes from k times that size on. OSError.
     """
     count = 1
     while True:

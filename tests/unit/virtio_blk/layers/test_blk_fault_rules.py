@@ -207,8 +207,8 @@ def test_errnos_by_name_and_number(name):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({}, "nothing happens; give errno, short or delay_ms"),
-        ({"errno": 0}, "nothing happens"),
+        ({}, "the rule has no effect; give errno, short or delay_ms"),
+        ({"errno": 0}, "the rule has no effect"),
         ({"errno": "EIOO"}, "errno cannot be 'EIOO'; did you mean 'EIO'?"),
         ({"errno": "eio"}, "did you mean 'EIO'?"),
         ({"errno": "?"}, "use a name such as EIO"),
@@ -244,7 +244,7 @@ def test_values_that_make_no_sense(values, says):
 
 
 def test_a_call_has_no_fixed_effect_beside_it():
-    with pytest.raises(UsageError, match="exclude each other"):
+    with pytest.raises(UsageError, match="cannot be combined with errno"):
         Fault(errno="EIO", call=lambda access: None)
 
 
@@ -289,9 +289,9 @@ def test_an_empty_file_has_no_rules():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[[fault]", "this is not TOML: "),
-        ("seed = 1" + "0" * 5000, "this is not TOML: "),
-        ("seed = " + "[" * 5000, "this is not TOML: "),
+        ("[[fault]", "the file is not TOML: "),
+        ("seed = 1" + "0" * 5000, "the file is not TOML: "),
+        ("seed = " + "[" * 5000, "the file is not TOML: "),
         ("sed = 1", "there is no key 'sed'; did you mean 'seed'?"),
         ("colour = 1", "the keys are seed, fault"),
         ("seed = 'x'", "seed cannot be 'x'"),
@@ -299,7 +299,7 @@ def test_an_empty_file_has_no_rules():
         ("fault = [1]", "begin each fault with [[fault]]"),
         ("[[fault]]\nerror = 'EIO'", "fault 1: there is no key 'error'; did you mean 'errno'?"),
         ("[[fault]]\nerrno = 'EIO'\n[[fault]]\ncall = 'x'", "fault 2: there is no key 'call'"),
-        ("[[fault]]\nerrno = 'EIO'\n[[fault]]", "fault 2: nothing happens"),
+        ("[[fault]]\nerrno = 'EIO'\n[[fault]]", "fault 2: the rule has no effect"),
         ("[[fault]]\nsectors = '0..7'\nerrno = 5", "fault 1: sectors cannot be '0..7'; use a nu"),
         ("[[fault]]\nshort = 2024-01-01", "fault 1: short cannot be"),
     ],

@@ -308,7 +308,7 @@ def test_no_place_for_the_temporary_file(path: Path, monkeypatch: pytest.MonkeyP
         open_image(DiskConfig(path, snapshot=True))
     assert str(caught.value) == (
         f"no temporary file for {path} can be made in {path.parent}/nowhere: "
-        "no such file or directory; set TMPDIR to a folder with room for what the guest writes"
+        "no such file or directory; set TMPDIR to a folder with room for the guest's writes"
     )
     assert os.listdir("/proc/self/fd") == held
 
