@@ -1,8 +1,9 @@
-"""How long requests took: how many within which bounds. Pure.
+"""A histogram of the times that requests took. Pure.
 
-Buckets grow with the time, so that each estimate is as good as any other: 8 of
-one width between 2^n and 2^(n+1) ns, for n from 10 to 35. Below is one (a
-microsecond), and above (a minute) another.
+The width of a bucket grows with the time, so the relative error of an estimate
+is the same everywhere: there are 8 buckets of one width between 2^n and 2^(n+1)
+ns, for n from 10 to 35. One bucket holds the shorter times (below a
+microsecond), and one the longer times (above a minute).
 """
 
 from itertools import pairwise
@@ -18,7 +19,7 @@ LAST: Final = 1 + PARTS * (len(POWERS) - 1)
 
 
 class Histogram:
-    """Nanoseconds, in ``counts`` by bucket."""
+    """Times in nanoseconds: ``counts`` has their number in each bucket."""
 
     counts: Longs
 
@@ -27,8 +28,8 @@ class Histogram:
 
     def add(self, ns: int) -> None:
         """Count a time, which is not negative."""
-        # Numbers, not names: those of a module are slow to look up when compiled. So is
-        # bit_length(), hence the halving.
+        # Numbers, not names: the compiled form is slow to look up a name of the module. It is slow
+        # to call bit_length(), too, hence the halving.
         if ns >> 36:
             bucket = 209
         elif ns >> 10:
@@ -54,19 +55,19 @@ class Histogram:
         self.counts[bucket] += 1
 
     def add_all(self, other: "Histogram") -> None:
-        """Count what ``other`` has counted too."""
+        """Add the counts of ``other``."""
         for bucket in range(len(self.counts)):
             self.counts[bucket] += other.counts[bucket]
 
     @property
     def total(self) -> int:
-        """How many times were counted. Another thread may be counting meanwhile."""
+        """The number of times counted. Another thread may count meanwhile."""
         return sum(self.counts)
 
     def percentile(self, percent: float) -> float:
-        """About the time, in ns, that ``percent`` of 100 do not exceed; 0 if there are none.
+        """The time, in ns, that ``percent`` per cent do not exceed, estimated; 0 without times.
 
-        At most an eighth off, but for times below 1 µs; and 2^36 for longer ones.
+        The error is at most an eighth, except below 1 µs. Times above 2^36 ns count as 2^36.
         """
         counts = list(self.counts)
         wanted = sum(counts) * percent / 100
@@ -80,8 +81,8 @@ class Histogram:
     def as_dict(self) -> dict[str, list[int]]:
         """QEMU's BlockLatencyHistogramInfo: n ``boundaries`` in ns and the n + 1 ``bins`` between.
 
-        A bin holds what is not less than the boundary before it, and less than the one after;
-        the boundaries are the powers of 2.
+        A time counts in the bin between the last boundary that it reaches and the next one. The
+        boundaries are powers of 2.
         """
         counts = list(self.counts)
         inner = [sum(counts[i : i + PARTS]) for i in range(1, LAST, PARTS)]
@@ -89,6 +90,6 @@ class Histogram:
 
 
 def bounds() -> list[int]:
-    """Where each bucket ends and the next begins, in ns."""
+    """The boundaries between the buckets, in ns."""
     inner = [low + low * part // PARTS for low in POWERS[:-1] for part in range(PARTS)]
     return [*inner, POWERS[-1]]

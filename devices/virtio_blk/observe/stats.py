@@ -1,16 +1,16 @@
-"""What a disk counts, under the names that QEMU's ``info blockstats`` made familiar.
+"""The statistics of a disk, under the familiar names of QEMU's ``info blockstats``.
 
-An operation is a request of the guest that succeeded: it counts once, however
-often it was tried, in however many pieces, and whether or not it was merged
-with others. Requests that the host could not carry out count as failed, also
-if the guest was told otherwise (``werror=ignore``), and requests that the
-guest got wrong as invalid; neither adds bytes or time. What is tried again
-after the VM was stopped counts when it is answered, and what a reset drops
-counts nowhere. k requests made one operation add k - 1 to ``rd_merged`` or
-``wr_merged`` when they are first taken from the ring, whatever becomes of them.
+An operation, in these counters, is a request of the guest that succeeded. It
+counts once, regardless of attempts, pieces and merging. A request that the host
+could not execute counts as failed, even if the guest got a success
+(``werror=ignore``). A request that breaks the rules counts as invalid. Neither
+adds bytes or time. A request that is executed again after a stop of the VM
+counts when it is answered. A request that a reset drops does not count. If k
+requests become one operation, they add k - 1 to ``rd_merged`` or ``wr_merged``
+when they come off the ring, regardless of the result.
 
-``unmap`` are discards, as in QEMU. What writes zeroes has counters of its own
-(``zero``), where QEMU counts a write: no data came from the guest.
+``unmap`` counts discards, as in QEMU. ``zero`` counts requests that write zeroes.
+QEMU counts these as writes, but they bring no data from the guest.
 """
 
 import time
@@ -63,11 +63,11 @@ COUNTERS: Final = (
 
 
 class Stats:
-    """Counters of one queue, or of a whole disk.
+    """The counters of one queue, or of a whole disk.
 
-    Times are from taking a request off the ring to its completion.
-    A GET_ID that succeeds counts nowhere. ``invalid_other`` holds unreadable
-    headers, unknown types and all else that has no counter of its own.
+    A time begins when a request comes off the ring and ends at its completion.
+    A GET_ID that succeeds does not count. ``invalid_other_operations`` counts
+    unreadable headers, unknown types and all others without a counter of their own.
     """
 
     rd_bytes: int
@@ -168,14 +168,14 @@ class Stats:
             self._zero_latency.add(elapsed_ns)
 
     def merged(self, kind: int, joined: int) -> None:
-        """``joined`` + 1 requests of type ``kind`` (IN or OUT) were made one operation."""
+        """``joined`` + 1 requests of type ``kind`` (IN or OUT) became one operation."""
         if kind == VIRTIO_BLK_T_IN:
             self.rd_merged += joined
         else:
             self.wr_merged += joined
 
     def failed(self, kind: int) -> None:
-        """The host could not carry out a request of type ``kind``."""
+        """The host could not execute a request of type ``kind``."""
         if kind == VIRTIO_BLK_T_IN:
             self.failed_rd_operations += 1
         elif kind == VIRTIO_BLK_T_OUT:
@@ -188,7 +188,7 @@ class Stats:
             self.failed_zero_operations += 1
 
     def invalid(self, kind: int) -> None:
-        """The guest sent a request that no disk could carry out."""
+        """The guest sent an invalid request of type ``kind``."""
         if kind == VIRTIO_BLK_T_IN:
             self.invalid_rd_operations += 1
         elif kind == VIRTIO_BLK_T_OUT:
@@ -204,7 +204,7 @@ class Stats:
 
     @classmethod
     def total(cls, parts: Sequence["Stats"]) -> "Stats":
-        """What all of ``parts`` have counted together by now, each in a thread of its own."""
+        """The sum of ``parts``, each of which a thread of its own may be changing."""
         whole = cls()
         for name in COUNTERS:
             setattr(whole, name, sum(getattr(part, name) for part in parts))
@@ -218,23 +218,24 @@ class Stats:
         return whole
 
     def counters(self) -> dict[str, int]:
-        """Every counter by name. Another thread may be counting meanwhile."""
+        """Every counter by name. Another thread may count meanwhile."""
         return {name: getattr(self, name) for name in COUNTERS}
 
     def as_dict(self) -> dict[str, int]:
-        """:meth:`counters`, and ``idle_time_ns``: the time since a request succeeded.
+        """:meth:`counters`, and ``idle_time_ns``: the time since the last success of a request.
 
-        Since the disk was made, if none did. As in QEMU with ``account_failed``
-        and ``account_invalid`` off.
+        Before the first success, it is the time since the disk was made. Failed
+        and invalid requests do not end it, as in QEMU with ``account_failed`` and
+        ``account_invalid`` off.
         """
         counts = self.counters()
         counts["idle_time_ns"] = max(0, time.monotonic_ns() - self._last_ns)
         return counts
 
     def histogram(self, operation: str) -> Histogram:
-        """The times of the requests for ``operation``, one of OPERATION_NAMES, that succeeded.
+        """The times of the successful requests of ``operation``, one of OPERATION_NAMES.
 
-        They add up to ``rd_total_time_ns`` and so on.
+        Their sum is ``rd_total_time_ns`` for reads, and so on.
         """
         return {
             "read": self._rd_latency,
@@ -245,7 +246,7 @@ class Stats:
         }[operation]
 
     def histograms(self) -> dict[str, dict[str, list[int]]]:
-        """All of them, as ``query-blockstats`` has them."""
+        """All histograms, in the form of ``query-blockstats``."""
         return {
             "rd_latency_histogram": self._rd_latency.as_dict(),
             "wr_latency_histogram": self._wr_latency.as_dict(),

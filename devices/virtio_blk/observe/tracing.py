@@ -1,6 +1,6 @@
-"""What a disk tells a trace (:mod:`pykvm.trace`), from its own objects to plain fields.
+"""Turns a disk's events into the plain fields of a trace (:mod:`pykvm.trace`).
 
-Nobody calls any of this unless somebody wants a trace.
+Nothing calls this module in a run without a trace.
 """
 
 import errno
@@ -56,18 +56,18 @@ _FEATURES: Final = MappingProxyType(
 
 
 class DiskTrace:
-    """Tells ``sink`` what happens to the disk ``name``. Any thread."""
+    """Sends the events of the disk ``name`` to ``sink``. Any thread."""
 
     def __init__(self, sink: Sink, name: str) -> None:
         self._sink = sink
         self._name = name
 
     def queue(self, index: int) -> "QueueTrace":
-        """What tells of queue ``index``, for one activation."""
+        """The tracer of queue ``index``, for one activation."""
         return QueueTrace(self._sink, self._name, index)
 
     def begun(self, path: str, sectors: int, readonly: bool) -> None:
-        """There is a disk."""
+        """The disk exists now."""
         self._record(events.DISK, **name_fields("path", path), sectors=sectors, readonly=readonly)
 
     def negotiated(self, features: int) -> None:
@@ -80,7 +80,7 @@ class DiskTrace:
         self._record(events.ACTIVATE, queue_sizes=list(sizes))
 
     def reset(self) -> None:
-        """It does not any more; what was not answered never is."""
+        """The device was reset; requests without an answer never get one."""
         self._record(events.RESET)
 
     def cache(self, writeback: bool) -> None:
@@ -88,11 +88,11 @@ class DiskTrace:
         self._record(events.CACHE, writeback=writeback)
 
     def resized(self, sectors: int) -> None:
-        """It has another size from now on."""
+        """The disk has a new size, in sectors."""
         self._record(events.RESIZE, sectors=sectors)
 
     def broken(self, reason: str) -> None:
-        """Nothing is served until a reset."""
+        """The device serves nothing until a reset."""
         self._record(events.BROKEN, reason=reason)
 
     def _record(self, event: str, **fields: Any) -> None:
@@ -100,10 +100,10 @@ class DiskTrace:
 
 
 class QueueTrace:
-    """Tells ``sink`` what happens in one queue. In the thread that serves it.
+    """Sends the events of one queue to ``sink``, in the thread that serves the queue.
 
-    Requests have the numbers that the schedule gives them, operations those
-    of their submission.
+    Requests have the schedule's numbers. Operations are numbered in the order of
+    their submission. See also :class:`~pykvm.devices.virtio_blk.core.observer.Observer`.
     """
 
     def __init__(self, sink: Sink, disk: str, queue: int) -> None:
@@ -112,11 +112,11 @@ class QueueTrace:
         self._queue = queue
         self._wanted = frozenset(name for name in events.EVENTS if sink.wants(name))
         self._operations = 0
-        # Executing: its number, and when it was submitted.
+        # By operation in flight: its number, and the time of its submission.
         self._executing: dict[Operation, tuple[int, int]] = {}
 
     def added(self, requests: Sequence[Request], operations: Sequence[Operation]) -> None:
-        """``requests`` were taken off the ring, and made ``operations``."""
+        """``requests`` came off the ring, and ``operations`` were planned for them."""
         if events.REQUEST in self._wanted:
             for request in requests:
                 fields = {"request": request.sequence, "head": request.head, **_extent(request)}
@@ -127,7 +127,7 @@ class QueueTrace:
                     self._record(events.MERGE, time.monotonic_ns(), _executed(operation))
 
     def refused(self, request: Request, now_ns: int) -> None:
-        """``request`` needs no execution, or must not have any."""
+        """``request`` is answered without execution: it needs none, or is invalid."""
         event = events.ANSWER if request.status == VIRTIO_BLK_S_OK else events.REFUSE
         kind = _kind(request.type)
         status = _STATUSES[request.status]
@@ -150,7 +150,7 @@ class QueueTrace:
                 self._record(events.SUBMIT, now, fields)
 
     def completed(self, operation: Operation) -> None:
-        """The engine is done with ``operation``; nothing has come of it yet."""
+        """The engine has completed ``operation``; the schedule has not evaluated it yet."""
         number, submitted = self._executing.pop(operation)
         if events.COMPLETE in self._wanted:
             fields = {
@@ -163,15 +163,15 @@ class QueueTrace:
             self._record(events.COMPLETE, operation.finished_ns, fields)
 
     def succeeded(self, operation: Operation, successors: Sequence[Operation]) -> None:
-        """``successors`` are executed in place of ``operation``, or after it, for its members."""
+        """``successors`` retry ``operation`` or continue it, for its members."""
         short = not operation.error and 0 < operation.moved < operation.length
         if len(operation.members) == 1 and not short:
-            return  # the next pieces of a large request are no second attempt
+            return  # more pieces of a large request are no second attempt
         fields = {**_executed(operation), "operations": len(successors)}
         self._record(events.RETRY, operation.finished_ns, fields)
 
     def failed(self, request: Request, action: ErrorAction) -> None:
-        """The host could not carry out ``request``; ``action`` is what its policy says."""
+        """The host could not execute ``request``; its policy chose ``action``."""
         fields = {
             "request": request.sequence,
             **_extent(request),
@@ -181,7 +181,7 @@ class QueueTrace:
         self._record(events.ERROR, time.monotonic_ns(), fields)
 
     def answered(self, requests: Sequence[Request], finished_ns: int) -> None:
-        """The last operations of ``requests`` were done at ``finished_ns``."""
+        """The last operations of ``requests`` completed at ``finished_ns``."""
         if events.DONE in self._wanted:
             for request in requests:
                 fields = {
@@ -194,11 +194,11 @@ class QueueTrace:
                 self._record(events.DONE, finished_ns, fields)
 
     def halted(self) -> None:
-        """Nothing starts any more."""
+        """The queue starts nothing any more."""
         self._record(events.STOP, time.monotonic_ns(), {})
 
     def resumed(self, requests: int) -> None:
-        """The queue goes on, with ``requests`` that were kept."""
+        """The queue goes on, with this number of ``requests`` that the halt had kept."""
         self._record(events.RESUME, time.monotonic_ns(), {"requests": requests})
 
     def _record(self, event: str, ns: int, fields: Fields) -> None:
@@ -214,7 +214,7 @@ def _extent(request: Request) -> dict[str, Any]:
 
 
 def _executed(operation: Operation) -> dict[str, Any]:
-    """What ``operation`` does, and for which requests; ``sector`` has its first byte."""
+    """The fields of ``operation``; its first byte is in ``sector``."""
     return {
         "kind": _kind(operation.kind),
         "sector": operation.offset >> SECTOR_SHIFT,
