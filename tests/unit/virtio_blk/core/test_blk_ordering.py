@@ -44,21 +44,21 @@ def test_a_read_waits_for_a_write_inside_it_and_a_write_for_a_read_around_it() -
     assert ordered([(OUT, 5, 1), (IN, 0, 9), (OUT, 3, 1)]) == [set(), {0}, {1}]
 
 
-def test_what_overlaps_waits_for_a_merged_operation_as_a_whole() -> None:
+def test_an_overlapping_request_waits_for_the_whole_merged_operation() -> None:
     script = [(OUT, 0, 1), (OUT, 1, 1), (OUT, 2, 1), (IN, 1, 1), (IN, 3, 1)]
     operations = planned(script, MergePolicy.SEQUENTIAL)
     assert heads(operations) == [[0, 1, 2], [3], [4]]
     assert ordered(script, MergePolicy.SEQUENTIAL) == [set(), {0}, set()]
 
 
-def test_what_overlaps_one_piece_waits_for_the_whole_request() -> None:
+def test_an_operation_that_overlaps_one_piece_waits_for_the_whole_request() -> None:
     """If the last piece fails and the VM stops, the first one is written again after it goes on."""
     two = Limits(bytes=1024)
     assert ordered([(OUT, 0, 4), (OUT, 1, 1)], limits=two) == [set(), set(), {0, 1}]
     assert ordered([(IN, 3, 1), (OUT, 0, 4)], limits=two) == [set(), {0}, {0}]
 
 
-def test_very_many_that_overlap_run_in_turn() -> None:
+def test_very_many_overlapping_operations_run_in_turn() -> None:
     """Requests, not their pieces; a driver has no reason to send such."""
     script = [(OUT, 0, 4), (FLUSH, 0, 0), *[(IN, 1, 2)] * 40, *[(OUT, 1, 2)] * 40, (OUT, 9, 1)]
     edges = ordered(script, limits=Limits(bytes=1024))
@@ -66,19 +66,19 @@ def test_very_many_that_overlap_run_in_turn() -> None:
     assert edges[5:] == [{index} for index in range(4, len(edges) - 1)]
 
 
-def test_as_many_as_some_wait_for_what_they_overlap_alone() -> None:
+def test_up_to_the_limit_operations_wait_only_for_overlapping_ones() -> None:
     count = MANY
     edges = ordered([*[(IN, 0, 1)] * count, *[(OUT, 0, 1)] * count])
     assert edges[:count] == [set()] * count
     assert edges[count:] == [set(range(index)) for index in range(count, 2 * count)]
 
 
-def test_reads_that_overlap_are_not_many() -> None:
+def test_overlaps_between_reads_do_not_count() -> None:
     edges = ordered([*[(IN, 0, 1)] * 500, (OUT, 0, 1)])
     assert edges == [*[set()] * 500, set(range(500))]
 
 
-def test_what_is_kept_is_no_product() -> None:
+def test_the_number_of_followers_is_no_product() -> None:
     """Of pieces or ranges of requests that overlap, nor of overlapping requests."""
     pieces = planned([(OUT, 0, 500), (OUT, 1, 500)], limits=Limits(bytes=512, pieces=500))
     order(pieces, Unfinished())
@@ -89,7 +89,7 @@ def test_what_is_kept_is_no_product() -> None:
     assert size(writes) == 999
 
 
-def test_a_flush_waits_for_earlier_writes_alone() -> None:
+def test_a_flush_waits_only_for_earlier_writes() -> None:
     script = [(OUT, 0, 1), (IN, 4, 1), (FLUSH, 0, 0), (OUT, 6, 1), (FLUSH, 0, 0)]
     assert ordered(script) == [set(), set(), {0}, set(), {2, 3}]
 
@@ -108,7 +108,7 @@ def test_a_flush_waits_for_writes_of_earlier_drains() -> None:
     assert waits_for(earlier + later) == [set(), set(), {0}, set()]
 
 
-def test_a_flush_waits_for_the_flush_before_it_and_for_what_came_since() -> None:
+def test_a_flush_waits_for_the_previous_flush_and_the_writes_since() -> None:
     """So a flush in each of many drains is no product of flushes and writes."""
     unfinished = Unfinished()
     operations = planned([(OUT, index, 1) for index in range(100)])
@@ -123,7 +123,7 @@ def test_a_flush_waits_for_the_flush_before_it_and_for_what_came_since() -> None
     assert list(unfinished) == operations
 
 
-def test_a_flush_waits_for_no_flush_that_may_start_itself() -> None:
+def test_a_flush_does_not_wait_for_a_flush_that_may_start() -> None:
     unfinished = Unfinished()
     (write, first) = planned([(OUT, 0, 1), (FLUSH, 0, 0)])
     order([write, first], unfinished)
@@ -137,7 +137,7 @@ def test_a_flush_waits_for_no_flush_that_may_start_itself() -> None:
 
 
 @pytest.mark.parametrize("flush_before", [False, True])
-def test_what_waits_for_an_operation_waits_for_all_that_replace_it(flush_before: bool) -> None:
+def test_followers_of_an_operation_wait_for_all_that_replace_it(flush_before: bool) -> None:
     unfinished = Unfinished()
     write, flush = planned([(OUT, 0, 3), (FLUSH, 0, 0)])
     order([write, flush] if flush_before else [write], unfinished)
@@ -154,7 +154,7 @@ def test_what_waits_for_an_operation_waits_for_all_that_replace_it(flush_before:
     assert waits_for([*parts, flush, last])[3:] == [{0, 1, 2}, {3}], "none waits twice"
 
 
-def test_an_operation_that_is_used_again_waits_for_nothing_old() -> None:
+def test_a_reused_operation_drops_its_old_waits() -> None:
     operations = planned([(OUT, 0, 1), (OUT, 0, 1)])
     order(operations, Unfinished())
     assert order(operations[1:], Unfinished()) == operations[1:]

@@ -24,7 +24,7 @@ def segments(operation: Operation) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("policy", ALL)
-def test_what_stands_alone_takes_the_plain_path(policy: MergePolicy) -> None:
+def test_an_operation_for_one_request_uses_its_segments(policy: MergePolicy) -> None:
     """No segment is copied: the operation looks at the request's own."""
     requests = requests_of([(OUT, 3, 2), (IN, 50, 1), (FLUSH, 0, 0)])
     planner = Planner(policy, Limits())
@@ -64,7 +64,7 @@ def test_neighbours_share_an_operation(policy: MergePolicy) -> None:
 
 
 @pytest.mark.parametrize("policy", ALL)
-def test_operations_are_used_again_and_clean(policy: MergePolicy) -> None:
+def test_operations_are_reused_and_clean(policy: MergePolicy) -> None:
     planner = Planner(policy, Limits(bytes=1024))
     requests = requests_of([(IN, 0, 1), (IN, 1, 1), (IN, 4, 4), (FLUSH, 0, 0)])
     first = planner.plan(requests)
@@ -243,7 +243,7 @@ def test_thirty_two_are_the_most_by_default(policy: MergePolicy) -> None:
 
 
 @pytest.mark.parametrize("policy", ALL)
-def test_what_is_too_long_is_split_and_merged_with_nobody(policy: MergePolicy) -> None:
+def test_a_request_that_is_too_long_is_split_and_not_merged(policy: MergePolicy) -> None:
     requests = requests_of([(OUT, 0, 1), (OUT, 1, 5), (OUT, 6, 1)])
     plan = Planner(policy, Limits(bytes=1300)).plan(requests)
     assert heads(plan) == [[0], [1], [1], [1], [2]]
@@ -252,7 +252,7 @@ def test_what_is_too_long_is_split_and_merged_with_nobody(policy: MergePolicy) -
     assert [request.pending for request in requests] == [1, 3, 1]
 
 
-def test_what_has_very_many_pieces_is_planned_bit_by_bit() -> None:
+def test_a_request_of_very_many_pieces_is_planned_in_steps() -> None:
     planner = Planner(OFF, Limits(bytes=1024, pieces=2))
     planner.durable = True
     request = request_of(0, OUT, 3, *[700] * 8)
@@ -270,13 +270,13 @@ def test_what_has_very_many_pieces_is_planned_bit_by_bit() -> None:
     assert found == [(at, min(1024, 5600 - at), at, left) for at, left in ends]
 
 
-def test_a_guest_cannot_have_us_plan_without_end() -> None:
+def test_a_guest_cannot_make_the_planner_plan_without_end() -> None:
     """A whole ring of the largest requests, on a disk that takes 1.25 MiB at once."""
     requests = [request_of(head, IN, 0, (1 << 32) - 512) for head in range(256)]
     assert len(Planner(OFF, Limits(bytes=5 << 18)).plan(requests)) == 256 * 16
 
 
-def test_what_has_too_many_segments_is_split_at_sectors() -> None:
+def test_a_request_with_too_many_segments_is_split_at_sectors() -> None:
     request = request_of(0, IN, 9, *[300] * 1024, *[512] * 3)
     plan = Planner(OFF, Limits(segments=600)).plan([request])
     assert [op.length % 512 for op in plan] == [0, 0]

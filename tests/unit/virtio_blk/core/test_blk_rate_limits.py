@@ -76,12 +76,12 @@ def test_a_burst_and_then_the_rate() -> None:
     assert times[10:] == [1 + n * SECOND // 100 for n in range(10)]
 
 
-def test_a_burst_of_the_users() -> None:
+def test_a_burst_that_the_user_chose() -> None:
     started = run(throttle(iops=100, iops_max=3), reads(5), 0, SECOND)
     assert [when for when, _ in started] == [0, 0, 0, 1, SECOND // 100 + 1]
 
 
-def test_what_was_not_used_is_kept_up_to_the_burst() -> None:
+def test_unused_tokens_are_kept_up_to_the_burst() -> None:
     limiter = throttle(iops=10, iops_max=2)
     for start in (0, 10 * SECOND):
         admission = limiter.admit(0, reads(5), start)
@@ -97,7 +97,7 @@ def test_a_large_operation_is_paid_for_afterwards() -> None:
     assert limiter.admit(0, second, 0).wake_ns == 3_996_000_001
 
 
-def test_each_direction_has_its_own() -> None:
+def test_each_direction_has_its_own_limit() -> None:
     limiter = throttle(iops_rd=1, bps_wr=512)
     asked = [*reads(2), *writes(2), *reads(1), *writes(1)]
     admission = limiter.admit(0, asked, 0)
@@ -105,7 +105,7 @@ def test_each_direction_has_its_own() -> None:
     assert admission.delayed == [asked[1], *asked[3:]]
 
 
-def test_a_small_one_does_not_overtake_a_large_one_that_waits() -> None:
+def test_a_small_operation_does_not_overtake_a_large_one_that_waits() -> None:
     """The write would find tokens for itself again and again, and the read never."""
     limiter = throttle(iops=1000, bps_rd=1)
     limiter.admit(0, reads(1, 1 << 20), 0)
@@ -119,7 +119,7 @@ def test_a_small_one_does_not_overtake_a_large_one_that_waits() -> None:
 
 
 @pytest.mark.parametrize("first", [IN, OUT])
-def test_the_one_that_may_start_first_is_woken_for(first: int) -> None:
+def test_the_wake_time_is_that_of_the_first_operation_to_start(first: int) -> None:
     """A write that owes a minute comes before a read that may start in 10 ms, or after it."""
     limiter = throttle(iops=100, iops_max=1, bps_wr=1000)
     limiter.admit(0, writes(1, 60_000), 0)
@@ -134,7 +134,7 @@ def test_the_one_that_may_start_first_is_woken_for(first: int) -> None:
     assert admission.wake_ns == 59_900_000_001
 
 
-def test_flushes_are_free_and_what_moves_no_data_costs_no_bytes() -> None:
+def test_flushes_are_free_and_operations_without_data_cost_no_bytes() -> None:
     limiter = throttle(iops=1, bps=1)
     limiter.admit(0, reads(1), 0)
     flushes = [flush() for _ in range(3)]
@@ -153,7 +153,9 @@ def test_flushes_are_free_and_what_moves_no_data_costs_no_bytes() -> None:
         (4096, single(IN, 1 << 20), 256),
     ],
 )
-def test_how_many_requests_an_operation_is(size: int, asked: Operation, cost: int) -> None:
+def test_a_large_operation_counts_as_several_requests(
+    size: int, asked: Operation, cost: int
+) -> None:
     limiter = throttle(iops=1000, iops_max=1, iops_size=size)
     limiter.admit(0, [asked], 0)
     wake = limiter.admit(0, reads(1), 0).wake_ns
@@ -177,7 +179,7 @@ def test_queues_take_turns() -> None:
     assert {starts.count(queue) for queue in asked} <= {19, 20, 21}
 
 
-def test_a_queue_that_never_comes_back_holds_up_the_others_a_moment_only() -> None:
+def test_a_queue_that_never_comes_back_delays_the_others_only_briefly() -> None:
     limiter = throttle(iops=10)
     limiter.admit(1, reads(2), 0)  # and is reset
     started = run(limiter, reads(5), 0, SECOND, queue=2)

@@ -125,7 +125,7 @@ limits = st.builds(
 
 
 @given(limits, scripts, st.sampled_from(MergePolicy), st.randoms(use_true_random=False))
-def test_how_a_request_is_executed_changes_nothing_of_when_any_starts(
+def test_start_times_do_not_depend_on_how_requests_are_executed(
     rates: RateLimits, script: list[Asked], policy: MergePolicy, dice: Random
 ) -> None:
     model = Disk(rates, in_full, policy, Limits())
@@ -139,7 +139,7 @@ def test_how_a_request_is_executed_changes_nothing_of_when_any_starts(
     assert disk.answers == disk.starts or FLUSH in {kind for _, kind, _ in script}
 
 
-def test_what_is_tried_again_after_a_stop_is_charged_no_more() -> None:
+def test_a_retry_after_a_stop_is_not_charged() -> None:
     actions = [ErrorAction.STOP, ErrorAction.REPORT]
     schedule = Schedule(Planner(MergePolicy.OFF, Limits()), lambda request: actions.pop(0))
     schedule.throttle = Throttle(RateLimits(bps=1), nullcontext())

@@ -49,7 +49,7 @@ def unlike_zero(places: list[int]) -> Ram:
     st.lists(st.tuples(st.integers(0, 1 << 17), st.integers(0, 1 << 17)), max_size=3),
     st.booleans(),
 )
-def test_any_write_is_found_if_it_is_zeros(
+def test_every_write_of_zeros_is_found(
     places: list[int], parts: list[tuple[int, int]], unmap: bool
 ) -> None:
     ram = unlike_zero(places)
@@ -69,14 +69,16 @@ def test_the_last_byte_counts() -> None:
         assert found.kind == OUT
 
 
-def test_nothing_but_writes_is_looked_at() -> None:
+def test_only_writes_are_examined() -> None:
     batch = [read(), flush(), operation(DISCARD)]
     ZeroDetector(Ram.flat(4096), True).convert(batch)
     assert [op.kind for op in batch] == [IN, flush().kind, DISCARD]
 
 
 @pytest.mark.parametrize("mode", list(DetectZeroes))
-def test_what_the_engine_is_asked(make: Maker, path: Path, mode: DetectZeroes) -> None:
+def test_the_engine_gets_writes_of_zeros_as_write_zeroes(
+    make: Maker, path: Path, mode: DetectZeroes
+) -> None:
     """The guest's request stays a write, and is counted as one."""
     script = EngineScript()
     bench = make(script, detect_zeroes=mode)
@@ -89,7 +91,7 @@ def test_what_the_engine_is_asked(make: Maker, path: Path, mode: DetectZeroes) -
     assert bench.stats() == {"wr_operations": 2, "wr_bytes": 8192}
 
 
-def test_merged_writes_are_looked_at_together(make: Maker, path: Path) -> None:
+def test_merged_writes_are_examined_together(make: Maker, path: Path) -> None:
     script = EngineScript()
     bench = make(script, detect_zeroes=DetectZeroes.ON)
     do(bench, bench.write(0, ZERO), bench.write(8, ZERO))
@@ -99,7 +101,7 @@ def test_merged_writes_are_looked_at_together(make: Maker, path: Path) -> None:
     assert bench.stats()["wr_merged"] == 2
 
 
-def test_one_that_fails_is_looked_at_again(make: Maker, path: Path) -> None:
+def test_a_write_that_fails_is_examined_again(make: Maker, path: Path) -> None:
     """A merged one member by member, a short one for what is left, a kept one as a whole."""
     faults = {("write-zeroes", 2): [Short(512), errno.ENOSPC]}
     script = EngineScript(Faults(faults))
@@ -115,7 +117,7 @@ def test_one_that_fails_is_looked_at_again(make: Maker, path: Path) -> None:
     assert path.read_bytes() == bytes(2048) + b"o" * (512 * SECTORS - 2048)
 
 
-def test_a_flush_waits_for_them(make: Maker) -> None:
+def test_a_flush_waits_for_writes_of_zeros(make: Maker) -> None:
     script = EngineScript(slow=True)
     bench = make(script, detect_zeroes=DetectZeroes.ON)
     first = bench.write(0, ZERO)

@@ -34,7 +34,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("cache", CACHED)
-def test_a_cached_file_has_the_simplest(tmp_path: Path, cache: CacheMode) -> None:
+def test_a_cached_image_gets_the_sync_engine(tmp_path: Path, cache: CacheMode) -> None:
     with image(tmp_path, cache) as opened:
         made, reason = choose(opened, EngineKind.AUTO)
     assert made is SyncEngine
@@ -43,7 +43,7 @@ def test_a_cached_file_has_the_simplest(tmp_path: Path, cache: CacheMode) -> Non
 
 @pytest.mark.parametrize("cache", DIRECT)
 @pytest.mark.skipif(bool(io_uring.problem()), reason="no io_uring here")
-def test_a_direct_one_has_io_uring(tmp_path: Path, cache: CacheMode) -> None:
+def test_an_image_with_o_direct_gets_io_uring(tmp_path: Path, cache: CacheMode) -> None:
     from pykvm.devices.virtio_blk.engines.uring import IoUringEngine
 
     with image(tmp_path, cache) as opened:
@@ -54,7 +54,7 @@ def test_a_direct_one_has_io_uring(tmp_path: Path, cache: CacheMode) -> None:
     assert reason == f"io_uring, because cache={cache.value} bypasses the host's page cache"
 
 
-def test_without_io_uring_a_direct_one_has_threads(
+def test_without_io_uring_an_image_with_o_direct_gets_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid(monkeypatch)
@@ -66,7 +66,7 @@ def test_without_io_uring_a_direct_one_has_threads(
 
 
 @pytest.mark.interpreted
-def test_a_host_that_has_room_for_no_other_ring(
+def test_a_host_without_memory_for_another_ring_gets_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(io_uring, "problem", lambda: "")
@@ -83,7 +83,7 @@ def _no_room(entries: int, params: bytearray) -> None:
 
 
 @pytest.mark.parametrize("kind", [EngineKind.SYNC, EngineKind.THREADS])
-def test_what_is_asked_for_is_given(tmp_path: Path, kind: EngineKind) -> None:
+def test_the_engine_that_the_user_wants_is_chosen(tmp_path: Path, kind: EngineKind) -> None:
     with image(tmp_path) as opened:
         made, reason = choose(opened, kind)
         assert made is {EngineKind.SYNC: SyncEngine, EngineKind.THREADS: ThreadsEngine}[kind]
@@ -91,7 +91,7 @@ def test_what_is_asked_for_is_given(tmp_path: Path, kind: EngineKind) -> None:
         assert choose(opened, made).make is made
 
 
-def test_io_uring_asked_for_and_not_to_be_had(
+def test_io_uring_that_the_host_does_not_provide_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid(monkeypatch)
@@ -110,7 +110,7 @@ def test_io_uring_asked_for_and_not_to_be_had(
         (errno.EMFILE, "too many open files"),
     ],
 )
-def test_why_a_host_gives_no_ring(error: int, says: str) -> None:
+def test_the_reason_why_a_host_has_no_io_uring(error: int, says: str) -> None:
     reason = io_uring.reason(error, disabled="0")
     assert says in reason
 

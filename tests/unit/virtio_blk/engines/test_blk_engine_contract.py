@@ -141,7 +141,7 @@ def test_blocks_that_are_larger_than_they_seemed(
         assert path.read_bytes() == disk
 
 
-def test_what_is_not_aligned(
+def test_unaligned_transfers(
     factory: EngineFactory, path: Path, content: bytes, cache: CacheMode
 ) -> None:
     """Goes all the way round a host that refuses it."""
@@ -223,7 +223,7 @@ def test_after_a_failed_sync_of_a_cached_file_none_succeeds(
         assert [op.error for op in batch] == [errno.EIO, errno.EIO, 0]
 
 
-def test_a_failed_sync_is_told_to_all(
+def test_a_failed_sync_fails_all_syncs_at_once(
     factory: EngineFactory, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel reports a lost write once; here too, to the first of several at once."""
@@ -278,7 +278,9 @@ def test_hundreds_at_once(
             assert ram.bytes[1024 * at : 1024 * at + 1024] == content[1024 * i : 1024 * i + 1024]
 
 
-def test_nothing_wakes_who_has_it_all(factory: EngineFactory, path: Path) -> None:
+def test_the_notifier_is_quiet_after_all_completions_are_taken(
+    factory: EngineFactory, path: Path
+) -> None:
     with made(factory, path) as (engine, _, _):
         for _ in range(20):
             engine.submit([operation(IN, 0, [(0, 4096)]), flush()])
@@ -303,7 +305,7 @@ def test_a_stopped_engine_starts_nothing(
     assert path.read_bytes() == content
 
 
-def test_a_stop_while_much_is_under_way(
+def test_a_stop_with_many_operations_in_flight(
     factory: EngineFactory, path: Path, cache: CacheMode
 ) -> None:
     """From another thread: everything comes back, done or cancelled, and the file says which."""

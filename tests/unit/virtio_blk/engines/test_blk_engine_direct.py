@@ -106,7 +106,9 @@ def content(path: Path) -> bytes:
 # -- straight or not ---------------------------------------------------------
 
 
-def test_what_is_aligned_goes_straight(path: Path, content: bytes, memory: GuestMemory) -> None:
+def test_an_aligned_transfer_uses_no_bounce_buffer(
+    path: Path, content: bytes, memory: GuestMemory
+) -> None:
     with strict_image(path, 4096) as (image, host):
         io = DirectIo(image, memory.ram)
         assert io.move(operation(IN, 8192, [(0, 4096), (12288, 8192)])) == 12288
@@ -128,7 +130,7 @@ def test_what_is_aligned_goes_straight(path: Path, content: bytes, memory: Guest
     ],
 )
 @pytest.mark.parametrize("kind", [IN, OUT])
-def test_what_is_not_aligned_bounces(
+def test_an_unaligned_transfer_uses_the_bounce_buffer(
     path: Path,
     content: bytes,
     memory: GuestMemory,
@@ -241,7 +243,7 @@ def test_every_transfer_moves_what_a_plain_one_moves(
 
 @pytest.mark.parametrize("kind", [IN, OUT])
 @pytest.mark.parametrize("moved", [0, 4096, 8192])
-def test_a_short_transfer_is_told(
+def test_a_short_transfer_reports_the_bytes_moved(
     path: Path, content: bytes, memory: GuestMemory, kind: int, moved: int
 ) -> None:
     """Two blocks and a half from the middle of a block; the host moves fewer."""
@@ -298,7 +300,7 @@ def test_an_error_at_an_edge_is_the_operations(
 
 @pytest.mark.parametrize("first", [IN, OUT])
 @pytest.mark.parametrize("block", [1024, 4096])
-def test_a_refused_transfer_tells_of_larger_blocks(
+def test_a_refused_transfer_leads_to_larger_blocks(
     path: Path, content: bytes, memory: GuestMemory, block: int, first: int
 ) -> None:
     """EINVAL once, and from then on everybody knows."""
@@ -321,7 +323,7 @@ def test_a_refused_transfer_tells_of_larger_blocks(
     assert path.read_bytes() == disk
 
 
-def test_what_another_thread_learns_meanwhile_is_not_forgotten(
+def test_an_alignment_that_another_thread_finds_is_kept(
     path: Path, content: bytes, memory: GuestMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with strict_image(path, 512) as (image, host):
@@ -348,7 +350,7 @@ def test_what_another_thread_learns_meanwhile_is_not_forgotten(
         assert image.alignment == 4096
 
 
-def test_what_no_block_size_mends_stays_refused(
+def test_a_transfer_that_fits_no_block_size_stays_refused(
     path: Path, content: bytes, memory: GuestMemory
 ) -> None:
     with strict_image(path, 1 << 30) as (image, _):

@@ -106,7 +106,7 @@ def test_discards(factory: EngineFactory, path: Path, cache: CacheMode) -> None:
 
 
 @pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.ENOTTY])
-def test_a_host_that_can_neither(
+def test_a_host_without_discards_and_zeroes(
     factory: EngineFactory,
     path: Path,
     cache: CacheMode,
@@ -132,7 +132,7 @@ def test_a_host_that_can_neither(
     "error",
     [errno.EINVAL, errno.EBUSY, errno.EPERM, errno.EACCES, errno.ETXTBSY, errno.EREMOTEIO],
 )
-def test_a_host_that_will_not_this_time(
+def test_a_host_that_refuses_a_range_is_asked_for_the_next(
     factory: EngineFactory,
     path: Path,
     cache: CacheMode,

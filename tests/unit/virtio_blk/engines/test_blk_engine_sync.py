@@ -65,7 +65,9 @@ def test_operations_run_in_their_order(image: Image) -> None:
 
 @pytest.mark.interpreted
 @pytest.mark.parametrize("kind", [VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT])
-def test_a_short_transfer_is_told(image: Image, monkeypatch: pytest.MonkeyPatch, kind: int) -> None:
+def test_a_short_transfer_reports_the_bytes_moved(
+    image: Image, monkeypatch: pytest.MonkeyPatch, kind: int
+) -> None:
     for name in ("preadv", "pwritev"):
         monkeypatch.setattr(os, name, lambda fd, views, offset: 100)
     moved = operation(kind, 512, [(0, 512), (1024, 1024)])

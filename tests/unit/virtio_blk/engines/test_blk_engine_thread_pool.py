@@ -19,7 +19,7 @@ from pykvm.devices.virtio_blk.engines.thread_pool import ThreadsEngine
 from pykvm.memory.ram import Ram
 
 
-def test_threads_are_started_for_what_there_is_to_do(image: Image) -> None:
+def test_threads_start_when_there_are_operations(image: Image) -> None:
     before = threading.active_count()
     engine = ThreadsEngine(image, Ram.flat(8192), workers=3)
     assert threading.active_count() == before

@@ -145,7 +145,7 @@ def test_one_segment_needs_no_iovec(make: Callable[..., Made]) -> None:
     assert kernel.asked == [(opcode, 0) for opcode in opcodes]
 
 
-def test_direct_flushes_and_durable_writes_are_the_kernels(make: Callable[..., Made]) -> None:
+def test_the_ring_executes_direct_flushes_and_durable_writes(make: Callable[..., Made]) -> None:
     engine, kernel = make(CacheMode.NONE)
     durable = operation(OUT, 0, [(0, 4096)])
     durable.durable = True
@@ -161,7 +161,7 @@ def test_direct_flushes_and_durable_writes_are_the_kernels(make: Callable[..., M
 
 
 @pytest.mark.parametrize("cache", [CacheMode.WRITEBACK, CacheMode.NONE])
-def test_discards_and_zeroes_are_the_kernels(
+def test_the_ring_executes_discards_and_zeroes(
     make: Callable[..., Made], path: Path, cache: CacheMode
 ) -> None:
     engine, kernel = make(cache)
@@ -175,7 +175,7 @@ def test_discards_and_zeroes_are_the_kernels(
     assert disk[:4096] == disk[8192:12288] == disk[16384:20480] == bytes(4096)
 
 
-def test_a_filesystem_that_knows_neither_is_asked_once(
+def test_a_filesystem_without_discards_and_zeroes_is_asked_once(
     make: Callable[..., Made], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then a thread writes zeros, and the next ones go to it at once."""
@@ -195,7 +195,7 @@ def test_a_filesystem_that_knows_neither_is_asked_once(
     assert path.read_bytes()[4096:12288] == bytes(8192)
 
 
-def test_what_the_filesystem_refused_meanwhile_goes_to_a_thread(
+def test_an_operation_that_the_filesystem_refuses_goes_to_a_thread(
     make: Callable[..., Made], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mode of 0 would allocate space and leave the data as they are."""
@@ -210,7 +210,7 @@ def test_what_the_filesystem_refused_meanwhile_goes_to_a_thread(
     assert path.read_bytes()[4096:8192] == bytes(4096)
 
 
-def test_durable_zeroes_are_not(make: Callable[..., Made]) -> None:
+def test_threads_execute_durable_zeroes(make: Callable[..., Made]) -> None:
     engine, kernel = make()
     (zeroes := over(ZEROES, 0, 4096)).durable = True
     engine.submit([zeroes])
@@ -219,7 +219,9 @@ def test_durable_zeroes_are_not(make: Callable[..., Made]) -> None:
     assert {opcode for opcode, _ in kernel.asked} == {IORING_OP_POLL_ADD}
 
 
-def test_cached_ones_are_not(make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_execute_cached_flushes_and_durable_writes(
+    make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The ring only watches the threads that have them."""
     synced: list[int] = []
     monkeypatch.setattr(os, "fdatasync", synced.append)
@@ -232,7 +234,7 @@ def test_cached_ones_are_not(make: Callable[..., Made], monkeypatch: pytest.Monk
     assert {opcode for opcode, _ in kernel.asked} == {IORING_OP_POLL_ADD, IORING_OP_READ}
 
 
-def test_the_unaligned_is_not(make: Callable[..., Made]) -> None:
+def test_threads_execute_unaligned_transfers(make: Callable[..., Made]) -> None:
     engine, kernel = make(CacheMode.NONE)
     batch = [operation(kind, 4096, [(1, 512)]) for kind in (IN, OUT)]
     for one in batch:
@@ -253,7 +255,7 @@ def test_writes_to_large_blocks_take_turns(make: Callable[..., Made]) -> None:
 # -- what the kernel does not take at once ---------------------------------------
 
 
-def test_a_kernel_that_takes_a_part(make: Callable[..., Made], path: Path) -> None:
+def test_a_kernel_that_takes_only_some_submissions(make: Callable[..., Made], path: Path) -> None:
     engine, kernel = make()
     kernel.instead = lambda to_submit: min(to_submit, 3)
     batch = [write(1024 * i) for i in range(10)]
@@ -292,7 +294,7 @@ def test_a_kernel_that_wants_its_completions_taken_first(make: Callable[..., Mad
     assert [op.moved for op in batch] == [1024] * 10
 
 
-def test_what_was_not_taken_keeps_its_segments(
+def test_submissions_that_the_kernel_did_not_take_keep_their_segments(
     make: Callable[..., Made], memory: GuestMemory, path: Path
 ) -> None:
     """More segments than there are iovecs, while the kernel still has to read the first ones."""
@@ -311,7 +313,7 @@ def test_what_was_not_taken_keeps_its_segments(
 
 
 @pytest.mark.parametrize("error", [errno.EINTR, errno.EAGAIN])
-def test_what_the_ring_did_not_wait_for_is_executed_by_a_thread(
+def test_an_operation_for_which_the_ring_did_not_wait_goes_to_a_thread(
     make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     watched = threading.Event()

@@ -137,7 +137,7 @@ def test_a_hole_does_not_hide_the_devices_block_size(
 
 @pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("hole", [0, 1 << 16])
-def test_data_are_asked_where_no_device_can_be(
+def test_data_show_the_alignment_where_no_device_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool, hole: int
 ) -> None:
     """An overlay has no device: the block size shows where there are data, not in a hole."""

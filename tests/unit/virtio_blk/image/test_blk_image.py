@@ -63,13 +63,13 @@ def test_a_missing_file(tmp_path: Path) -> None:
     assert "truncate -s" in refusal(tmp_path / "none")
 
 
-def test_names_that_are_none(tmp_path: Path) -> None:
+def test_invalid_names(tmp_path: Path) -> None:
     assert "no such file" in refusal("")
     assert "not a file name" in refusal("a\0b")
     assert "too long" in refusal(str(tmp_path / ("x" * 300)))
 
 
-def test_what_is_not_a_disk(tmp_path: Path) -> None:
+def test_files_that_cannot_be_disks(tmp_path: Path) -> None:
     assert "is a directory" in refusal(tmp_path)
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -128,7 +128,7 @@ def test_links(tmp_path: Path) -> None:
         (errno.EIO, "input/output error", "input/output error"),
     ],
 )
-def test_what_keeps_a_file_from_opening(
+def test_errors_of_opening_a_file(
     path: Path, monkeypatch: pytest.MonkeyPatch, error: int, writing: str, reading: str
 ) -> None:
     def fail(*args: object) -> int:
@@ -141,9 +141,7 @@ def test_what_keeps_a_file_from_opening(
     assert "readonly=on" not in message
 
 
-def test_a_file_that_fails_when_it_is_looked_at(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_fails_after_it_is_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is gone, for one."""
     held = os.listdir("/proc/self/fd")
 
@@ -250,7 +248,7 @@ def test_a_block_device_that_is_claimed(block_device: str) -> None:
         os.close(claim)
 
 
-def test_a_block_device_that_the_host_does_not_let_be_written(tmp_path: Path) -> None:
+def test_a_block_device_that_is_read_only_on_the_host(tmp_path: Path) -> None:
     """It opens for writing, and what is written stays in the page cache until it is forgotten."""
     backing = tmp_path / "backing"
     backing.write_bytes(bytes(65536))

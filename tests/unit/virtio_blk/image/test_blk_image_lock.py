@@ -97,7 +97,7 @@ class TestOneProcess:
         held(images, path, readonly=True)
         assert "this process reads it" in refusal(path, readonly=False)
 
-    def test_readers_live_together(self, path: Path, images: ExitStack) -> None:
+    def test_readers_share_an_image(self, path: Path, images: ExitStack) -> None:
         for _ in range(3):
             held(images, path, readonly=True)
 
@@ -156,12 +156,12 @@ class TestNoLocks:
             fail(monkeypatch, fcntl.F_OFD_SETLK, errno.ENOLCK)
             assert OverlayImage(base).notices == []
 
-    def test_without_locking_nobody_is_kept_out(self, path: Path, images: ExitStack) -> None:
+    def test_without_locking_every_user_is_admitted(self, path: Path, images: ExitStack) -> None:
         held(images, path)
         Image(path, locking=Locking.OFF).close()
         assert "this process writes to it" in refusal(path, False)
 
-    def test_a_lock_that_is_not_ours_nor_qemus(
+    def test_a_lock_of_another_program(
         self, path: Path, other_process: list[subprocess.Popen[str]]
     ) -> None:
         pid = hold_elsewhere(other_process, path, "all")
@@ -263,7 +263,9 @@ class TestWithQemu:
     @pytest.mark.parametrize(
         ("qemu_readonly", "ours"), [("off", False), ("off", True), ("on", False)]
     )
-    def test_qemu_keeps_us_out(self, path: Path, qemu_readonly: str, ours: bool) -> None:
+    def test_an_image_in_use_by_qemu_is_refused(
+        self, path: Path, qemu_readonly: str, ours: bool
+    ) -> None:
         process = self.start(path, qemu_readonly)
         try:
             # Not as soon as the locks are there: QEMU looks for others' after it has taken
@@ -278,7 +280,7 @@ class TestWithQemu:
     @pytest.mark.parametrize(
         ("ours", "qemu_readonly"), [(False, "off"), (False, "on"), (True, "off")]
     )
-    def test_we_keep_qemu_out(
+    def test_qemu_refuses_an_image_in_use_by_pykvm(
         self, path: Path, images: ExitStack, ours: bool, qemu_readonly: str
     ) -> None:
         held(images, path, readonly=ours)

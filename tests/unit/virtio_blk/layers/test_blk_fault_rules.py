@@ -107,7 +107,7 @@ def test_nth_and_count():
     assert (rule.matches, rule.strikes) == (5, 2)
 
 
-def test_the_first_that_strikes_decides():
+def test_the_first_rule_that_strikes_decides():
     first = Fault(operation="read", nth=2, count=1, errno="EIO")
     rules = FaultRules([first, Fault(errno="ENOSPC")])
     found = [rules.effect(READ) for _ in range(3)]
@@ -144,7 +144,7 @@ def test_rules_do_not_share_their_chance():
 
 
 @pytest.mark.parametrize(("probability", "expected"), [(0, False), (1, True)])
-def test_certainty(probability, expected):
+def test_a_probability_of_0_or_1_leaves_nothing_to_chance(probability, expected):
     rules = FaultRules([Fault(probability=probability, errno="EIO")])
     assert strikes(rules, *[READ] * 50) == [expected] * 50
 
@@ -237,7 +237,7 @@ def test_errnos_by_name_and_number(name):
         ({"operation": "flush", "short": 0}, "a flush has no sectors and no length"),
     ],
 )
-def test_values_that_make_no_sense(values, says):
+def test_invalid_values_are_refused(values, says):
     with pytest.raises(UsageError) as caught:
         Fault(**values)
     assert says in str(caught.value)

@@ -56,7 +56,9 @@ def run(engine: Engine, *operations: Operation) -> list[tuple[int, int]]:
 # -- effects --------------------------------------------------------------
 
 
-def test_without_rules_it_is_the_other_engine(start: Callable[..., Engine], path: Path) -> None:
+def test_without_rules_the_inner_engine_executes_everything(
+    start: Callable[..., Engine], path: Path
+) -> None:
     ram = Ram.flat(1 << 14)
     engine = start(FaultPlan(), ram)
     assert run(engine, read(512), flush(), write(4096)) == [(0, 1024), (0, 0), (0, 1024)]
@@ -109,7 +111,7 @@ def test_an_error_after_a_part(start: Callable[..., Engine], path: Path) -> None
     assert run(engine, write(2048, 512)) == [(errno.EIO, 512)]
 
 
-def test_the_other_engines_error_comes_first(start: Callable[..., Engine]) -> None:
+def test_the_inner_engines_error_comes_first(start: Callable[..., Engine]) -> None:
     engine = start(FaultPlan([Fault(short=512, errno="EIO")]), factory=ManualEngine)
     failing = read()
     engine.submit([failing])
@@ -211,7 +213,9 @@ def test_a_sector_that_a_write_repairs(start: Callable[..., Engine]) -> None:
 # -- delays ---------------------------------------------------------------
 
 
-def test_a_delay_ends_and_holds_up_nobody(start: Callable[..., Engine], path: Path) -> None:
+def test_a_delay_ends_and_delays_no_other_operation(
+    start: Callable[..., Engine], path: Path
+) -> None:
     before = path.read_bytes()
     engine = start(FaultPlan([Fault(operation="write", delay_ms=30)]))
     began = time.monotonic_ns()

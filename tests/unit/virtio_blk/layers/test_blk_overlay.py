@@ -265,7 +265,7 @@ def test_a_write_that_fails_changes_nothing(factory: EngineFactory, path: Path) 
 
 
 @pytest.mark.parametrize("factory", [SyncEngine, ThreadsEngine])
-def test_what_was_written_outlives_a_reset(factory: EngineFactory, path: Path) -> None:
+def test_written_data_outlive_a_reset(factory: EngineFactory, path: Path) -> None:
     """With a device around it, which is told that it may write."""
     before = path.read_bytes()
     image, engine, _ = open_image(DiskConfig(path, snapshot=True, engine=factory))
@@ -282,7 +282,7 @@ def test_what_was_written_outlives_a_reset(factory: EngineFactory, path: Path) -
     assert path.read_bytes() == before
 
 
-def test_several_share_a_file_and_none_sees_the_others_writes(path: Path) -> None:
+def test_several_snapshots_share_a_file_and_none_sees_the_others_writes(path: Path) -> None:
     with made(SyncEngine, path) as (one, ram, _), made(SyncEngine, path) as (other, other_ram, _):
         execute(one, OUT, 3, 2)
         execute(one, IN, 3, 2)
@@ -294,7 +294,7 @@ def test_several_share_a_file_and_none_sees_the_others_writes(path: Path) -> Non
         Image(path, readonly=True).close()
 
 
-def test_who_writes_shares_with_no_snapshot(path: Path) -> None:
+def test_a_writer_shares_its_file_with_no_snapshot(path: Path) -> None:
     writer = Image(path)
     with pytest.raises(UsageError, match="this process writes to it"):
         open_image(DiskConfig(path, snapshot=True))

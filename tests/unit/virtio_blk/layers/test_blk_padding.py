@@ -66,14 +66,14 @@ def test_the_last_sector_is_filled(
             assert ram.bytes[at + size] == 0xAA
 
 
-def test_what_begins_behind_the_end(factory: EngineFactory, path: Path) -> None:
+def test_a_read_that_begins_behind_the_end(factory: EngineFactory, path: Path) -> None:
     """As the rest of a read that came short there."""
     with made(factory, path, CacheMode.WRITEBACK) as (engine, ram):
         assert run(engine, operation(IN, END, [(0, 512 - 188)])) == (0, 512 - 188)
         assert ram.bytes[: 512 - 188] == bytes(512 - 188)
 
 
-def test_what_somebody_cut_off_is_not_filled(factory: EngineFactory, path: Path) -> None:
+def test_a_truncated_part_is_not_filled(factory: EngineFactory, path: Path) -> None:
     with made(factory, path, CacheMode.WRITEBACK) as (engine, _):
         os.truncate(path, END - 1)
         error, moved = run(engine, operation(IN, 16384, [(0, 1024)]))

@@ -37,7 +37,7 @@ def test_each_time_is_in_its_bucket(ns: int) -> None:
 
 
 @pytest.mark.parametrize("bound", bounds())
-def test_a_bound_belongs_to_what_begins_there(bound: int) -> None:
+def test_a_bound_belongs_to_the_bucket_that_begins_there(bound: int) -> None:
     buckets = [list(histogram(ns).counts).index(1) for ns in (bound - 1, bound)]
     assert buckets[1] - buckets[0] == 1
 
@@ -68,7 +68,7 @@ def test_percentiles_at_the_ends() -> None:
     assert histogram(100).percentile(100) <= 1024
 
 
-def test_each_operation_has_its_own() -> None:
+def test_each_operation_has_its_own_histogram() -> None:
     stats = Stats()
     for kind, times in ((VIRTIO_BLK_T_IN, 3), (VIRTIO_BLK_T_OUT, 2), (VIRTIO_BLK_T_FLUSH, 1)):
         for _ in range(times):

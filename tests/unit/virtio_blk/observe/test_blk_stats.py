@@ -64,7 +64,7 @@ def test_each_kind_of_request_has_its_counters(make: Maker) -> None:
         assert counts[f"{kind}_total_time_ns"] > 0
 
 
-def test_get_id_counts_nowhere(make: Maker) -> None:
+def test_get_id_does_not_count(make: Maker) -> None:
     bench = make(EngineScript(), serial="x")
     assert statuses(bench, [bench.send(VIRTIO_BLK_T_GET_ID, size=20)]) == [OK]
     assert bench.stats() == {}
@@ -144,7 +144,7 @@ def test_a_failure_counts_as_one_whatever_the_guest_is_told(
     assert bench.device.stats.as_dict()["rd_total_time_ns"] == 0
 
 
-def test_what_the_guest_got_wrong_is_apart(make: Maker) -> None:
+def test_invalid_requests_have_their_own_counters(make: Maker) -> None:
     bench = make(EngineScript())
     heads = [bench.read(SECTORS), bench.write(SECTORS, fill("a")), bench.send(99)]
     heads += [bench.send(VIRTIO_BLK_T_FLUSH, size=1), bench.send(VIRTIO_BLK_T_GET_ID)]
@@ -182,7 +182,7 @@ def test_nothing_is_merged_without_merging(make: Maker) -> None:
     assert bench.stats() == {"rd_operations": 8, "rd_bytes": 8 * 512}
 
 
-def test_only_the_guilty_of_a_merged_run_failed(make: Maker) -> None:
+def test_only_the_bad_requests_of_a_merged_run_count_as_failed(make: Maker) -> None:
     """Merged at first, executed again singly: still merged once, and each counted once."""
     bench = make(EngineScript(Faults({("read", 2): [EIO], ("read", 5): [EIO]})))
     expected = [IOERR if sector in (2, 5) else OK for sector in range(8)]
@@ -207,7 +207,7 @@ def test_a_short_merged_run_counts_once(make: Maker) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_what_is_tried_again_counts_when_it_is_answered(make: Maker, times: int) -> None:
+def test_a_retried_request_counts_when_it_is_answered(make: Maker, times: int) -> None:
     """Of a merged run two neighbours fail, and are merged again: that counts no more."""
     fails = {("write", 1): [EIO] * times, ("write", 2): [EIO] * times}
     bench = make(EngineScript(Faults(fails)), werror=STOP)
@@ -223,7 +223,7 @@ def test_what_is_tried_again_counts_when_it_is_answered(make: Maker, times: int)
     assert bench.stats() == {"wr_operations": 5, "wr_bytes": 5 * 512, "wr_merged": 4}
 
 
-def test_what_waits_in_the_ring_counts_when_it_is_taken(make: Maker) -> None:
+def test_requests_that_waited_in_the_ring_count_when_they_leave_it(make: Maker) -> None:
     script = EngineScript(Faults({("write", 0): [EIO]}))
     bench = make(script, werror=STOP)
     heads = [bench.write(0, fill("a")), bench.flush()]
@@ -242,7 +242,7 @@ def test_what_waits_in_the_ring_counts_when_it_is_taken(make: Maker) -> None:
     }
 
 
-def test_what_a_reset_drops_counts_nowhere(make: Maker) -> None:
+def test_requests_that_a_reset_drops_do_not_count(make: Maker) -> None:
     bench = make(EngineScript(Faults({("write", 0): [EIO]})), werror=STOP)
     bench.write(0, fill("a"))
     bench.flush()

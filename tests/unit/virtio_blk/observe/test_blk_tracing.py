@@ -104,7 +104,7 @@ def test_members_of_merged_operations(make: Maker, seen: Recorder) -> None:
     assert bench.stats()["wr_merged"] == sum(len(f["requests"]) - 1 for f in seen.fields("merge"))
 
 
-def test_what_is_not_executed(make: Maker, seen: Recorder) -> None:
+def test_requests_that_are_not_executed(make: Maker, seen: Recorder) -> None:
     bench = traced(make, seen, EngineScript())
     heads = [bench.read(1 << 40), bench.send(VIRTIO_BLK_T_GET_ID, size=20), bench.send(77)]
     answer(bench, *heads)
@@ -160,7 +160,7 @@ def test_stop_and_resume(make: Maker, seen: Recorder) -> None:
     assert seen.fields("resume")[0]["requests"] == 1
 
 
-def test_what_is_kept_and_then_beyond_the_end_is_told(make: Maker, seen: Recorder) -> None:
+def test_kept_requests_beyond_the_new_end_are_traced(make: Maker, seen: Recorder) -> None:
     script = EngineScript(Faults({("write", SECTORS - 1): [errno.ENOSPC]}))
     bench = traced(make, seen, script, werror=ErrorPolicy.STOP)
     head = bench.write(SECTORS - 1, fill("n"))
@@ -174,7 +174,7 @@ def test_what_is_kept_and_then_beyond_the_end_is_told(make: Maker, seen: Recorde
     assert (done["request"], done["status"], done["errno"]) == (0, "ioerr", EIO)
 
 
-def test_a_pause_is_told_once(make: Maker, seen: Recorder) -> None:
+def test_a_pause_is_traced_once(make: Maker, seen: Recorder) -> None:
     bench = traced(make, seen, EngineScript())
     for _ in range(2):
         bench.device.pause()
@@ -183,7 +183,7 @@ def test_a_pause_is_told_once(make: Maker, seen: Recorder) -> None:
     assert [name for name in seen.names() if name in ("stop", "resume")] == ["stop", "resume"]
 
 
-def test_another_size_and_another_cache(make: Maker, seen: Recorder) -> None:
+def test_a_new_size_and_a_new_cache_mode_are_traced(make: Maker, seen: Recorder) -> None:
     bench = traced(make, seen, EngineScript())
     bench.device.resize(1 << 20)
     bench.device.write_config(32, 1, 0)
@@ -199,7 +199,7 @@ def test_a_broken_ring(make: Maker, seen: Recorder) -> None:
     assert [fields["reason"] for fields in seen.fields("broken")] == [reason]
 
 
-def test_only_what_is_wanted_is_told(make: Maker) -> None:
+def test_only_wanted_events_are_traced(make: Maker) -> None:
     seen = Recorder("*.done:*.merge")
     bench = traced(make, seen, EngineScript())
     answer(bench, bench.read(0), bench.read(1), bench.read(9))
