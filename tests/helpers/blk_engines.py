@@ -1,6 +1,6 @@
 """The engines by name, and what tests of all of them share."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -59,6 +59,19 @@ def engine_on(image: Image, factory: EngineFactory, ram_size: int) -> Iterator[t
         engine.close()
         image.close()
         memory.close()
+
+
+def run(engine: Engine, operations: Sequence[Operation]) -> list[tuple[int, int]]:
+    """Execute ``operations``; their :func:`results`."""
+    engine.submit(operations)
+    wait(engine, len(operations))
+    return results(operations)
+
+
+def results(operations: Sequence[Operation]) -> list[tuple[int, int]]:
+    """(errno, bytes moved) of each operation, all of which have completed."""
+    assert all(op.finished_ns for op in operations)
+    return [(op.error, op.moved) for op in operations]
 
 
 def wait(engine: Engine, count: int) -> list[Operation]:

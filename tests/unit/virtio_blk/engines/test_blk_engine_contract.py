@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from blk_engines import engine_on, engines, wait
+from blk_engines import engine_on, engines, results, wait
 from blk_host import filesystem, overlay_of
 from blk_operations import flush, operation, over, readable
 from blk_ranges import ZEROES
@@ -64,11 +64,6 @@ def made(
     with engine_on(image, factory, RAM) as (engine, ram):
         ram.bytes[:] = random.Random(2).randbytes(RAM)
         yield engine, ram, image
-
-
-def results(operations: list[Operation]) -> list[tuple[int, int]]:
-    assert all(op.finished_ns for op in operations)
-    return [(op.error, op.moved) for op in operations]
 
 
 def test_reads_and_writes(

@@ -6,12 +6,12 @@ import os
 import random
 import resource
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from blk_engines import engine_on, engines, wait
+from blk_engines import engine_on, engines, run, wait
 from blk_host import loop_device
 from blk_operations import over
 from blk_operations import write as write_of
@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from patience import patience
 
 from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image
-from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.image.allocation import Allocation
 from pykvm.memory.ram import Ram
 
@@ -45,14 +44,6 @@ def made(
     image = Image(path, cache=cache)
     with engine_on(image, factory, 1 << 20) as (engine, ram):
         yield engine, ram, image
-
-
-def run(engine: Engine, batch: Sequence[Operation]) -> list[tuple[int, int]]:
-    """(error, moved) of each."""
-    engine.submit(batch)
-    wait(engine, len(batch))
-    assert all(op.finished_ns for op in batch)
-    return [(op.error, op.moved) for op in batch]
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, error: int) -> list[int]:

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from blk_engines import engine_on, engines, wait
+from blk_engines import engine_on, engines, run
 from blk_host import require_direct
 from blk_operations import operation
 
 from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
-from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.layers.padding import padded
 from pykvm.devices.virtio_blk.open import DiskConfig, open_image
 from pykvm.memory.ram import Ram
@@ -44,12 +43,6 @@ def made(factory: EngineFactory, path: Path, cache: CacheMode) -> Iterator[tuple
         yield engine, ram
 
 
-def run(engine: Engine, op: Operation) -> tuple[int, int]:
-    engine.submit([op])
-    wait(engine, 1)
-    return op.error, op.moved
-
-
 @pytest.mark.parametrize("cache", [CacheMode.WRITEBACK, CacheMode.NONE])
 @pytest.mark.parametrize("first", [0, 4096, 16384, 16896])
 def test_the_last_sector_is_filled(
@@ -60,7 +53,7 @@ def test_the_last_sector_is_filled(
     length = len(DISK) - first
     for places in ([(8192, length)], [(8192, length - 100), (65536, 40), (500, 60)]):
         with made(factory, path, cache) as (engine, ram):
-            assert run(engine, operation(IN, first, places)) == (0, length)
+            assert run(engine, [operation(IN, first, places)]) == [(0, length)]
             assert b"".join(ram.bytes[at : at + size] for at, size in places) == DISK[first:]
             at, size = places[-1]
             assert ram.bytes[at + size] == 0xAA
@@ -69,21 +62,21 @@ def test_the_last_sector_is_filled(
 def test_a_read_that_begins_behind_the_end(factory: EngineFactory, path: Path) -> None:
     """As the rest of a read that came short there."""
     with made(factory, path, CacheMode.WRITEBACK) as (engine, ram):
-        assert run(engine, operation(IN, END, [(0, 512 - 188)])) == (0, 512 - 188)
+        assert run(engine, [operation(IN, END, [(0, 512 - 188)])]) == [(0, 512 - 188)]
         assert ram.bytes[: 512 - 188] == bytes(512 - 188)
 
 
 def test_a_truncated_part_is_not_filled(factory: EngineFactory, path: Path) -> None:
     with made(factory, path, CacheMode.WRITEBACK) as (engine, _):
         os.truncate(path, END - 1)
-        error, moved = run(engine, operation(IN, 16384, [(0, 1024)]))
+        ((error, moved),) = run(engine, [operation(IN, 16384, [(0, 1024)])])
         assert (error, moved) == (0, 699)
-        assert run(engine, operation(IN, END - 1, [(0, 1)])) == (0, 0)
+        assert run(engine, [operation(IN, END - 1, [(0, 1)])]) == [(0, 0)]
 
 
 def test_an_error_is_not_filled(factory: EngineFactory, path: Path) -> None:
     with made(factory, path, CacheMode.WRITEBACK) as (engine, _):
-        assert run(engine, operation(OUT, 16896, [(0, 512)])) == (errno.EBADF, 0)
+        assert run(engine, [operation(OUT, 16896, [(0, 512)])]) == [(errno.EBADF, 0)]
 
 
 def test_a_snapshot_of_it_can_be_written(factory: EngineFactory, path: Path) -> None:
@@ -91,12 +84,12 @@ def test_a_snapshot_of_it_can_be_written(factory: EngineFactory, path: Path) -> 
     assert (image.size, image.padding) == (len(DISK), 0)
     assert "zeros" in image.notices[0]
     with engine_on(image, engine, 1 << 20) as (made_engine, ram):
-        assert run(made_engine, operation(OUT, 16384, [(4096, 512)])) == (0, 512)
-        assert run(made_engine, operation(IN, 0, [(8192, len(DISK))])) == (0, len(DISK))
+        assert run(made_engine, [operation(OUT, 16384, [(4096, 512)])]) == [(0, 512)]
+        assert run(made_engine, [operation(IN, 0, [(8192, len(DISK))])]) == [(0, len(DISK))]
         expected = DISK[:16384] + bytes(512) + DISK[16896:]
         assert ram.bytes[8192 : 8192 + len(DISK)] == expected
-        assert run(made_engine, operation(OUT, 16896, [(8192, 512)])) == (0, 512)
-        assert run(made_engine, operation(IN, 16896, [(65536, 512)])) == (0, 512)
+        assert run(made_engine, [operation(OUT, 16896, [(8192, 512)])]) == [(0, 512)]
+        assert run(made_engine, [operation(IN, 16896, [(65536, 512)])]) == [(0, 512)]
         assert ram.bytes[65536:66048] == DISK[:512]
     assert path.read_bytes() == CONTENT
 

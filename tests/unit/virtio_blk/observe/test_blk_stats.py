@@ -4,11 +4,9 @@ Requests of one ``kick`` are found in one drain, so the merging is exact.
 """
 
 import errno
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from blk_bench import SECTORS, Bench, EngineScript, Faults, Maker, Short, benches, fill
+from blk_bench import SECTORS, Bench, EngineScript, Faults, Maker, Short, fill
 
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy, Stats
 from pykvm.devices.virtio_blk.constants import (
@@ -27,13 +25,6 @@ from pykvm.devices.virtio_blk.observe.stats import classic_line
 OK, IOERR, UNSUPP = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP
 EIO = errno.EIO
 STOP = ErrorPolicy.STOP
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Maker]:
-    """Makes disks that merge sequentially and report errors, unless told otherwise."""
-    with benches(tmp_path / "disk", werror=ErrorPolicy.REPORT) as maker:
-        yield maker
 
 
 def reads(bench: Bench, sectors: range) -> list[int]:

@@ -1,12 +1,10 @@
 """What a disk tells of each step: the events, their order, and how they belong together."""
 
 import errno
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from blk_bench import SECTORS, Bench, EngineScript, Faults, Maker, Short, benches, fill
+from blk_bench import SECTORS, Bench, EngineScript, Faults, Maker, Short, fill
 
 from pykvm.devices.virtio_blk import ErrorPolicy, MergePolicy
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_GET_ID
@@ -47,13 +45,6 @@ class Recorder:
 
     def names(self) -> list[str]:
         return [name for name, _ in self.told]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Maker]:
-    """Makes disks that merge sequentially and report errors, unless told otherwise."""
-    with benches(tmp_path / "disk", werror=ErrorPolicy.REPORT) as maker:
-        yield maker
 
 
 @pytest.fixture
