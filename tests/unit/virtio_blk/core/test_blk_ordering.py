@@ -1,4 +1,4 @@
-"""What must wait for what among the operations of a queue."""
+"""Which operations of a queue wait for which."""
 
 from collections.abc import Sequence
 

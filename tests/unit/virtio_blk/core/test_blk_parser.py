@@ -264,7 +264,7 @@ def test_unknown_types_are_unsupported(kind: int) -> None:
     ],
 )
 def test_get_id(buffers: list[int], answer: bytes, used: int) -> None:
-    """The status of a longer buffer is behind bytes that nobody wrote."""
+    """The status of a longer buffer is behind bytes that the device did not write."""
     bench = Bench()
     accepted, request = bench.send([header(VIRTIO_BLK_T_GET_ID)], buffers)
     assert not accepted
@@ -400,7 +400,7 @@ pieces = st.lists(
 def test_no_chain_leads_outside_ram_or_the_disk(
     shape: list[tuple[int, bool, int]], kind: int, sector: int
 ) -> None:
-    """The invariant of the parser: whatever the chain, what it lets through is in bounds."""
+    """The invariant of the parser: an accepted request is in bounds, whatever its chain."""
     bench = Bench()
     bench.ram.write(0x8_0000, header(kind, sector) * 70)
     buffers = [Buffer(0x8_0000 + bad if bad == 0 else bad, n, w) for n, w, bad in shape]

@@ -203,7 +203,7 @@ def test_policies(
 
 
 def test_the_example_of_2014() -> None:
-    """16 writes that touch nobody, then 32 that follow each other.
+    """16 writes that touch no other, then 32 that follow each other.
 
     Sorting takes the first 32 and so cuts the run in two.
     """

@@ -1,8 +1,8 @@
-"""Rate limits, without a clock: what starts when, for one queue and for several.
+"""Rate limits, without a clock: when operations of one queue or several start.
 
-The model is the definition: over any span of time, what starts is at most rate
-times time, a burst, and the rest of one request; and what waits, waits for a
-bucket without tokens, and no longer.
+The model is the definition. In any span of time, at most rate times time, a
+burst, and the rest of one request start. An operation waits only while one of
+its buckets has no tokens.
 """
 
 from collections.abc import Sequence
@@ -229,7 +229,7 @@ def test_never_more_than_allowed_and_never_idle(
     history: list[tuple[int, Operation]] = []
 
     def level(name: str, value: int, most: int, now: int) -> int:
-        """What the bucket holds, by definition, in 10^-9 tokens."""
+        """The level of the bucket, by definition, in 10^-9 tokens."""
         tokens, at = most * SECOND, 0
         for when, one in history:
             tokens = min(most * SECOND, tokens + value * (when - at)) - cost(name, one) * SECOND
@@ -272,7 +272,7 @@ def test_never_more_than_allowed_and_never_idle(
                 total += cost(name, one)
 
 
-# -- what can be asked for -------------------------------------------------------
+# -- the values of limits -------------------------------------------------------
 
 
 def test_limits_that_make_no_sense() -> None:

@@ -1,8 +1,9 @@
-"""Rate limits and the ways of a request: it is charged once, however it is executed.
+"""A request is charged once, regardless of its execution.
 
-The model is a disk that executes each request at once and in full: requests of
-the same limits start at the same times on one that moves less than it was asked
-to, cuts large ones in pieces, or fails what was merged. The clock is the test's.
+The model is a disk that executes each request at once and in full. With the same
+limits, requests start at the same times on a disk that moves fewer bytes than
+wanted, cuts large requests into pieces, or fails merged ones. The test sets the
+clock.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""detect-zeroes: which writes need no data, and what a host makes of them."""
+"""detect-zeroes: writes of zeros become operations without data."""
 
 import errno
 from collections.abc import Iterator
@@ -102,7 +102,7 @@ def test_merged_writes_are_examined_together(make: Maker, path: Path) -> None:
 
 
 def test_a_write_that_fails_is_examined_again(make: Maker, path: Path) -> None:
-    """A merged one member by member, a short one for what is left, a kept one as a whole."""
+    """Each member of a merged write, the rest of a short one, all of one that a stop has kept."""
     faults = {("write-zeroes", 2): [Short(512), errno.ENOSPC]}
     script = EngineScript(Faults(faults))
     bench = make(script, detect_zeroes=DetectZeroes.ON, werror=ErrorPolicy.STOP)

@@ -1,4 +1,4 @@
-"""Which engine a disk gets, and what its user is told."""
+"""The choice of a disk's engine, and the reason that its user reads."""
 
 import errno
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What every engine does; test_blk_engine_sync.py has what the synchronous one does besides.
+"""The contract that every engine keeps; test_blk_engine_sync.py tests more of the sync engine.
 
 The contract (``devices/virtio_blk/engines/base.py``): each operation is executed
 once and comes back once, with its own ``error`` and ``moved``; the notifier is
@@ -170,7 +170,7 @@ def test_the_end_of_a_file_is_a_short_transfer(
 
 
 def test_errors_are_per_operation(factory: EngineFactory, path: Path) -> None:
-    """A hole cannot be filled beyond the limit; what is beside it can."""
+    """A hole beyond the limit cannot be filled; the bytes beside it can be written."""
     path.write_bytes(b"")
     os.truncate(path, SIZE)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -303,7 +303,7 @@ def test_a_stopped_engine_starts_nothing(
 def test_a_stop_with_many_operations_in_flight(
     factory: EngineFactory, path: Path, cache: CacheMode
 ) -> None:
-    """From another thread: everything comes back, done or cancelled, and the file says which."""
+    """From another thread: each operation comes back, done or cancelled, and the file agrees."""
     with made(factory, path, cache) as (engine, ram, _):
         ram.bytes[:SIZE] = bytes(SIZE)
         batch = [operation(OUT, 4096 * i, [(4096 * i, 4096)]) for i in range(256)]
@@ -332,7 +332,7 @@ def test_a_closed_engine_leaves_nothing_behind(factory: EngineFactory, path: Pat
             engine.submit([operation(IN, 0, [(0, 4096)]), flush()])
             wait(engine, 2)
             ram.bytes[:4096] = bytes(4096)
-        # Nobody else holds the file, so its lock is free.
+        # No other program uses the file, so its lock is free.
         Image(path).close()
     assert held() == before
 

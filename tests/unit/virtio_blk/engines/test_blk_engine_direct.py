@@ -1,4 +1,4 @@
-"""O_DIRECT: what goes straight, what bounces, and that neither changes a byte it should not.
+"""O_DIRECT: direct and bounced transfers, which change exactly the bytes that they should.
 
 Most tests run on a strict host: the page cache, behind calls that refuse
 whatever O_DIRECT may refuse. So they need no disk with large blocks.
@@ -97,7 +97,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def content(path: Path) -> bytes:
-    """What the disk holds at first."""
+    """The first content of the disk."""
     data = random.Random(1).randbytes(SIZE)
     path.write_bytes(data)
     return data
@@ -384,7 +384,7 @@ def test_a_part_of_the_last_block_makes_no_file_larger(
 def test_a_write_beside_an_edge_is_not_undone(
     path: Path, content: bytes, memory: GuestMemory
 ) -> None:
-    """Between reading the rest of a block and writing it back, nobody else writes."""
+    """Between reading the rest of a block and writing it back, no other thread writes."""
     threads: list[threading.Thread] = []
 
     with strict_image(path, 4096) as (image, host):

@@ -1,4 +1,4 @@
-"""Discards and zeroes: what every engine does, whatever its host can do."""
+"""Discards and zeroes of every engine, on hosts that support them and on others."""
 
 import errno
 import fcntl
@@ -47,7 +47,7 @@ def made(
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, error: int) -> list[int]:
-    """A host on which every ioctl of a range fails; the list grows by what it was asked for."""
+    """A host on which every ioctl of a range fails; the list grows by each request."""
     asked: list[int] = []
 
     def ioctl(fd: int, request: int, argument: bytes) -> int:
@@ -188,7 +188,7 @@ def test_an_error_of_the_host_is_the_operations(
 def test_zeros_that_do_not_fit(
     factory: EngineFactory, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As far as the host takes them, which is told."""
+    """The host takes a part of them, and the result has its size."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with made(factory, path) as (engine, _, _):
         refuse(monkeypatch, errno.EOPNOTSUPP)
@@ -283,7 +283,7 @@ def test_any_batch_does_what_a_bytearray_does(
     batches: list[list[tuple[int | None, int, int, bool]]],
     able: bool,
 ) -> None:
-    """No two operations under way touch one sector; what is discarded may hold anything."""
+    """No two operations in flight touch one sector; discarded bytes may hold anything."""
     disk = bytearray(CONTENT[: BLOCKS * 4096])
     path.write_bytes(disk)
     unknown: set[int] = set()

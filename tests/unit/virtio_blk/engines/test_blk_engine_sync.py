@@ -1,4 +1,4 @@
-"""The synchronous engine: what files and system calls do to an operation."""
+"""The sync engine: results of system calls become results of operations."""
 
 import errno
 import os

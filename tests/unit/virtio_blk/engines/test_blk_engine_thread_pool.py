@@ -1,4 +1,4 @@
-"""The engine of several threads: how many, and what becomes of a bug in one of them."""
+"""The engine of several threads: their number, and a bug in one of them."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ def test_threads_start_when_there_are_operations(image: Image) -> None:
 
 
 def test_operations_run_side_by_side(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each waits for the others: they all come back only if all are under way at once."""
+    """Each waits for the others, so they complete only if all are in flight at once."""
     meeting = threading.Barrier(4)
     real = os.preadv
 
@@ -62,7 +62,7 @@ def in_lockstep(frame: FrameType, event: str, argument: object) -> Any:
 
 
 def test_no_interleaving_of_threads_loses_a_notification(image: Image) -> None:
-    """Who sleeps until the notifier is readable gets all completions."""
+    """A thread that sleeps until the notifier is readable gets all completions."""
     threading.settrace(in_lockstep)
     try:
         engine = ThreadsEngine(image, Ram.flat(8192), workers=3)

@@ -1,4 +1,4 @@
-"""The engine on io_uring: what it asks of the kernel, and a kernel that is in no hurry."""
+"""The engine on io_uring: its requests to the kernel, and a kernel that takes its time."""
 
 import errno
 import fcntl
@@ -124,7 +124,7 @@ def make(path: Path, memory: GuestMemory) -> Iterator[Callable[..., Made]]:
         image.close()
 
 
-# -- what is asked ---------------------------------------------------------------
+# -- requests to the kernel ---------------------------------------------------------------
 
 
 def test_a_batch_is_one_system_call(make: Callable[..., Made]) -> None:
@@ -169,7 +169,7 @@ def test_the_ring_executes_discards_and_zeroes(
     engine.submit(batch)
     wait(engine, 3)
     assert [(op.error, op.moved) for op in batch] == [(0, 4096)] * 3
-    # What the filesystem refuses is left to threads, which the ring then watches.
+    # Threads execute the operations that the filesystem refuses, and the ring polls the threads.
     assert kernel.asked[:3] == [(IORING_OP_FALLOCATE, 0)] * 3
     disk = path.read_bytes()
     assert disk[:4096] == disk[8192:12288] == disk[16384:20480] == bytes(4096)
@@ -252,7 +252,7 @@ def test_writes_to_large_blocks_take_turns(make: Callable[..., Made]) -> None:
     assert {opcode for opcode, _ in kernel.asked} == {IORING_OP_POLL_ADD, IORING_OP_READ}
 
 
-# -- what the kernel does not take at once ---------------------------------------
+# -- a kernel that does not take all at once ---------------------------------------
 
 
 def test_a_kernel_that_takes_only_some_submissions(make: Callable[..., Made], path: Path) -> None:
@@ -319,7 +319,7 @@ def test_an_operation_for_which_the_ring_did_not_wait_goes_to_a_thread(
     watched = threading.Event()
 
     class Slow(SyncEngine):
-        """Done only after the ring was asked to watch the threads; it need not be for others."""
+        """Completes only after the ring polls the threads."""
 
         def submit(self, operations: Sequence[Operation]) -> None:
             assert watched.wait(PATIENCE_MS / 1000)

@@ -1,4 +1,4 @@
-"""Images that are not raw: which are refused, and how their user insists."""
+"""Images that are not raw are refused, unless the user asks for raw."""
 
 import bz2
 import gzip
@@ -74,7 +74,7 @@ def test_a_part_of_the_magic_bytes_is_not_enough() -> None:
 def test_compressed_data_are_noticed(
     path: Path, name: str, compress: Callable[[bytes], bytes]
 ) -> None:
-    """They may be meant for the guest, so they are served; unlike another kind of disk."""
+    """They may be intended for the guest, so they are served with a notice."""
     path.write_bytes(compress(b"x" * 10000).ljust(4096, b"\0"))
     with closing(Image(path)) as image:
         assert len(image.notices) == 1

@@ -1,4 +1,4 @@
-"""What the host asks of a transfer: how large it may be, and how it is to be aligned."""
+"""The host's limits for a transfer: its size and its alignment."""
 
 import errno
 import os
@@ -59,7 +59,7 @@ def test_direct_where_the_mode_says_so(path: Path, cache: CacheMode, readonly: b
 
 
 def flags(fd: int) -> int:
-    """What the kernel says about an open file."""
+    """The kernel's flags of an open file."""
     lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("flags")), 8)
 

@@ -1,4 +1,4 @@
-"""What can be a disk, and what the user is told about what cannot."""
+"""Files that can be disks, and the errors for those that cannot."""
 
 import errno
 import fcntl
@@ -52,7 +52,7 @@ def test_the_descriptor_is_not_inherited(path: Path) -> None:
 
 
 def test_the_descriptor_blocks(path: Path) -> None:
-    """Else io_uring can fail with EAGAIN what would block."""
+    """Otherwise io_uring fails with EAGAIN instead of waiting."""
     image = Image(path)
     assert os.get_blocking(image.fd)
     image.close()
@@ -249,7 +249,7 @@ def test_a_block_device_that_is_claimed(block_device: str) -> None:
 
 
 def test_a_block_device_that_is_read_only_on_the_host(tmp_path: Path) -> None:
-    """It opens for writing, and what is written stays in the page cache until it is forgotten."""
+    """It opens for writing, and written data stay in the page cache and get lost."""
     backing = tmp_path / "backing"
     backing.write_bytes(bytes(65536))
     with loop_device(backing, readonly=True) as device:

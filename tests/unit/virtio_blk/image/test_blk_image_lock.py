@@ -63,7 +63,7 @@ def refusal(path: Path, readonly: bool, locking: Locking = Locking.AUTO) -> str:
 
 @pytest.fixture
 def other_process(path: Path) -> Iterator[list[subprocess.Popen[str]]]:
-    """Append what is started, so that it ends."""
+    """Append a started process to it, so that the process ends."""
     started: list[subprocess.Popen[str]] = []
     yield started
     for process in started:
@@ -150,7 +150,7 @@ class TestNoLocks:
     def test_the_temporary_file_of_a_snapshot_needs_none(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nobody else can open it."""
+        """No other process can open it."""
         monkeypatch.setenv("TMPDIR", str(path.parent))
         with closing(Image(path, readonly=True)) as base:
             fail(monkeypatch, fcntl.F_OFD_SETLK, errno.ENOLCK)
@@ -213,7 +213,7 @@ class TestTwoProcesses:
 
 
 def locked_bytes(path: Path) -> set[int]:
-    """The bytes on which somebody has a lock, as another process sees it."""
+    """The locked bytes, as another process sees them."""
     found = set()
     flock = struct.Struct("@hhqqi4x")
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -268,7 +268,7 @@ class TestWithQemu:
     ) -> None:
         process = self.start(path, qemu_readonly)
         try:
-            # Not as soon as the locks are there: QEMU looks for others' after it has taken
+            # Not as soon as the locks are there: QEMU checks for other locks after it has taken
             # its own, and would give way to ours.
             await_main_loop(process)
             assert locked_bytes(path) == {100, 201} | ({101} if qemu_readonly == "off" else set())

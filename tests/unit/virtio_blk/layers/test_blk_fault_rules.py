@@ -1,4 +1,4 @@
-"""Fault rules: what they match, when they strike, and what their file may say."""
+"""Fault rules: matches, strikes, and the file of rules."""
 
 import contextlib
 import errno
@@ -122,7 +122,7 @@ def test_chance_is_the_same_for_the_same_seed():
     assert run(1) == run(1)
     assert run(1) != run(2)
     assert 60 < sum(run(1)) < 140
-    # From one version to the next too: somebody may have noted a seed that shows a bug.
+    # From one version to the next, too, because a user may have noted a seed that shows a bug.
     assert run(1)[:12] == PINNED
 
 

@@ -1,4 +1,4 @@
-"""The engine that fails on purpose: what it does to operations, when, and that nothing is lost."""
+"""The engine that injects faults: effects, delays, and that no operation is lost."""
 
 import errno
 import os
@@ -174,7 +174,7 @@ def test_counts_outlive_a_reset(image: Image) -> None:
 
 
 def test_two_threads_change_the_plan(start: Callable[..., Engine]) -> None:
-    """What is struck is counted once, however often the plan changes meanwhile."""
+    """Each strike counts once, however often the plan changes meanwhile."""
     plan = FaultPlan([Fault(operation="write", errno="EIO")])
     engine = start(plan)
     ended = threading.Event()

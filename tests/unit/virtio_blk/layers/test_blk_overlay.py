@@ -1,4 +1,4 @@
-"""``snapshot=on``: a disk like any other to the guest, and a file that nobody touched."""
+"""``snapshot=on``: the guest sees an ordinary disk, and the file does not change."""
 
 import errno
 import os
@@ -162,7 +162,7 @@ def test_a_read_in_many_parts_comes_short_and_goes_on(factory: EngineFactory, pa
 
 @engines(wrapped=False)
 def test_a_part_that_comes_short_ends_the_whole(factory: EngineFactory, path: Path) -> None:
-    """Somebody has truncated the image, though it is locked; what was written is there still."""
+    """The image was truncated although it is locked; written data are still there."""
     with made(factory, path) as (engine, _, _):
         execute(engine, OUT, 9, 1)
         inode = path.stat()
@@ -203,7 +203,7 @@ def test_a_write_to_two_files_of_which_one_is_full_changes_nothing(
 def test_several_files_change_their_sizes_together(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was cut off reads as zeros afterwards; no further file can be opened by then."""
+    """Lost sectors read as zeros afterwards. No more files can be opened by then."""
     limit_files(monkeypatch, 1 << 17)
     with made(SyncEngine, path) as (engine, ram, image):
         execute(engine, OUT, 0, SECTORS)
@@ -266,7 +266,7 @@ def test_a_write_that_fails_changes_nothing(factory: EngineFactory, path: Path) 
 
 @pytest.mark.parametrize("factory", [SyncEngine, ThreadsEngine])
 def test_written_data_outlive_a_reset(factory: EngineFactory, path: Path) -> None:
-    """With a device around it, which is told that it may write."""
+    """With a device around it, which may write."""
     before = path.read_bytes()
     image, engine, _ = open_image(DiskConfig(path, snapshot=True, engine=factory))
     device = block_device(image, engine=engine)

@@ -1,4 +1,4 @@
-"""Read-only images whose size is no multiple of a sector: what is behind their end is zeros."""
+"""Read-only images whose size is not a multiple of a sector: zeros follow their end."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Which sectors are in the map: a set says the same."""
+"""The sectors in the map are those of an ordinary set."""
 
 from itertools import pairwise
 

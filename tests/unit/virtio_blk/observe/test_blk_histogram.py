@@ -1,4 +1,4 @@
-"""Latencies in buckets: each in the right one, and percentiles that are nearly true."""
+"""Latencies are in the right buckets, and percentiles are nearly exact."""
 
 from bisect import bisect_right
 from itertools import pairwise

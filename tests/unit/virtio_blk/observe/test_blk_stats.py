@@ -1,4 +1,4 @@
-"""What a disk counts: each request once, whatever became of it on the way.
+"""The statistics of a disk: each request counts once, regardless of its execution.
 
 Requests of one ``kick`` are found in one drain, so the merging is exact.
 """
@@ -107,7 +107,7 @@ def test_a_request_that_is_split_is_one(
     status: int,
     counts: dict[str, int],
 ) -> None:
-    """Larger than what the host moves at once; and one that fails in two places failed once."""
+    """It is larger than one system call moves. If it fails in two places, it counts once."""
     monkeypatch.setattr(file, "max_transfer", lambda fd: 1024)
     bench = make(EngineScript(Faults(fails)))
     assert statuses(bench, [bench.write(0, fill("s") * 8)]) == [status]
@@ -266,7 +266,7 @@ def test_idle_time_is_since_a_request_succeeded(monkeypatch: pytest.MonkeyPatch)
 def test_only_a_request_that_succeeds_ends_the_idle_time(
     make: Maker, monkeypatch: pytest.MonkeyPatch, policy: ErrorPolicy
 ) -> None:
-    """What fails and what is invalid does not: account_failed and account_invalid are off."""
+    """Failed and invalid requests do not: account_failed and account_invalid are off."""
     now = 1000
     monkeypatch.setattr("time.monotonic_ns", lambda: now)
     monkeypatch.setattr("blk_bench.monotonic_ns", lambda: now)

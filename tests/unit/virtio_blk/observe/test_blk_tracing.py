@@ -1,4 +1,4 @@
-"""What a disk tells of each step: the events, their order, and how they belong together."""
+"""The trace of a disk: its events, their order, and their relations."""
 
 import errno
 from typing import Any
