@@ -19,7 +19,6 @@ from pykvm.devices.virtio_blk.core.parser import RequestParser
 from pykvm.devices.virtio_blk.core.planner import Limits, Planner
 from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.core.zero_detection import ZeroDetector
-from pykvm.devices.virtio_blk.engines.base import EngineFactory
 from pykvm.devices.virtio_blk.engines.sync import SyncEngine
 from pykvm.devices.virtio_blk.features import Blocks, accepted, describe, offered
 from pykvm.devices.virtio_blk.hooks import NO_HOOKS, NO_SPACE, DeviceHooks, IoError
@@ -39,6 +38,7 @@ from pykvm.virtio.device import Activation
 from pykvm.virtio.queue import Virtqueue
 
 if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk.engines.base import EngineFactory
     from pykvm.devices.virtio_blk.observe.tracing import DiskTrace
 
 DEFAULTS: Final = DiskOptions()
@@ -68,7 +68,7 @@ class VirtioBlk:
         image: Image,
         options: DiskOptions = DEFAULTS,
         *,
-        engine: EngineFactory = SyncEngine,
+        engine: "EngineFactory" = SyncEngine,
         threads: Callable[..., IoThreadGroup] | None = None,
         hooks: DeviceHooks = NO_HOOKS,
         trace: "DiskTrace | None" = None,

@@ -1,23 +1,25 @@
 """Chooses the engine that executes a disk's operations."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory
 from pykvm.devices.virtio_blk.engines.sync import SyncEngine
 from pykvm.devices.virtio_blk.image.file import Image
 from pykvm.devices.virtio_blk.modes import EngineKind
 from pykvm.errors import HostError, UsageError
 from pykvm.memory.ram import Ram
 
+if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory
+
 
 class EngineChoice(NamedTuple):
     """A factory of engines, and the reason for the choice: a sentence without a full stop."""
 
-    make: EngineFactory
+    make: "EngineFactory"
     reason: str
 
 
-def choose(image: Image, wanted: EngineKind | EngineFactory) -> EngineChoice:
+def choose(image: Image, wanted: "EngineKind | EngineFactory") -> EngineChoice:
     """The engine for ``image``; a factory as ``wanted`` is returned as it is.
 
     By default, an image in the host's page cache has ``sync``, because copying
@@ -40,7 +42,7 @@ def choose(image: Image, wanted: EngineKind | EngineFactory) -> EngineChoice:
     return EngineChoice(_ring_or_threads(), f"io_uring, because {direct}")
 
 
-def _factory(kind: EngineKind) -> EngineFactory:
+def _factory(kind: EngineKind) -> "EngineFactory":
     if kind is EngineKind.SYNC:
         return SyncEngine
     if kind is EngineKind.THREADS:
@@ -58,19 +60,19 @@ def _factory(kind: EngineKind) -> EngineFactory:
 # once the guest runs, the sandbox may forbid imports (pykvm/sandbox).
 
 
-def _threads() -> EngineFactory:
+def _threads() -> "EngineFactory":
     from pykvm.devices.virtio_blk.engines.thread_pool import ThreadsEngine
 
     return ThreadsEngine
 
 
-def _ring_or_threads() -> EngineFactory:
+def _ring_or_threads() -> "EngineFactory":
     """Decides at each activation, because the host may have memory for one ring and not for two."""
     from pykvm.devices.virtio_blk.engines.uring import IoUringEngine
 
     threads = _threads()
 
-    def make(image: Image, ram: Ram) -> Engine:
+    def make(image: Image, ram: Ram) -> "Engine":
         try:
             return IoUringEngine(image, ram)
         except HostError:

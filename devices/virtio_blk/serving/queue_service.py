@@ -25,7 +25,6 @@ from pykvm.devices.virtio_blk.core.parser import RequestParser
 from pykvm.devices.virtio_blk.core.planner import Planner
 from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.core.scheduler import Decide, Schedule
-from pykvm.devices.virtio_blk.engines.base import Engine
 from pykvm.devices.virtio_blk.observe.stats import Stats
 from pykvm.hot.word_watch import Watch
 from pykvm.hot.words import Bytes
@@ -36,6 +35,7 @@ from pykvm.virtio.queue import Virtqueue
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.core.throttle import Throttle
     from pykvm.devices.virtio_blk.core.zero_detection import ZeroDetector
+    from pykvm.devices.virtio_blk.engines.base import Engine
     from pykvm.devices.virtio_blk.observe.tracing import QueueTrace
 
 MOST_READS: Final = 16
@@ -59,7 +59,7 @@ class QueueService:
 
     queue: Virtqueue
     kick: int
-    engine: Engine
+    engine: "Engine"
     _stopping: bool
     _halting: bool
     _singly: bool
@@ -81,7 +81,7 @@ class QueueService:
         ram: Ram,
         parser: RequestParser,
         planner: Planner,
-        engine: Engine,
+        engine: "Engine",
         stats: Stats,
         durable: Callable[[], bool],
         decide: Decide,
