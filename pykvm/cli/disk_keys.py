@@ -1,4 +1,4 @@
-"""``--disk``: its keys, what they set, and what people are told of them."""
+"""``--disk``: its keys, their values and their help."""
 
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -71,12 +71,15 @@ def parse_disk(text: str) -> DiskConfig:
 
 
 def disk_help() -> str:
-    """What ``--disk help`` prints: every key, its values and what it means."""
-    lines = ["--disk PATH[,KEY=VALUE…]: a virtio-blk disk, a raw image or a block device."]
+    """The text that ``--disk help`` prints: every key, its values, meaning and default."""
+    lines = [
+        "--disk PATH[,KEY=VALUE…]: a virtio-blk disk, a raw image or a block device.",
+        "The default of each key is in parentheses.",
+    ]
     for name, key in _DISK_KEYS.items():
         lines.append(f"  {name}={key.values}")
         lines.append(f"        {key.meaning}")
-    lines.append("A comma in a path or a value is written twice; a file named help is ./help.")
+    lines.append("Write a comma in a path or a value twice, and a file named help as ./help.")
     return "\n".join(lines) + "\n"
 
 
@@ -85,17 +88,17 @@ def _hint(unknown: str) -> str:
     from pykvm.suggest import did_you_mean
 
     if not unknown:
-        return "a comma in a path is written twice"
+        return "write a comma in a path twice"
     return did_you_mean(unknown, _DISK_KEYS, "--disk help lists all options")
 
 
 @record
 class _DiskKey:
-    """A key of ``--disk``, which sets the field of its name in DiskConfig or RateLimits.
+    """A key of ``--disk``, which sets the field of the same name in DiskConfig or RateLimits.
 
-    ``parse`` makes a value of the key, as it was spelled, and the text after
-    its equals sign; UsageError. ``values`` and ``meaning`` are for people, the
-    default in parentheses.
+    ``parse`` takes the key, as the user spelled it, and the text after the equals sign. It returns
+    the field's value, or raises UsageError. ``values`` and ``meaning`` are for the help;
+    ``meaning`` ends with the default in parentheses.
     """
 
     parse: Callable[[str, str], object]
@@ -143,7 +146,7 @@ def _size(allowed: range, meaning: str) -> _DiskKey:
     def parse(name: str, text: str) -> int:
         value = parse_bytes(text)
         if value not in allowed:
-            hint = f"use {allowed[0]} to {allowed[-1]} bytes; K, M, G or T may follow a number"
+            hint = f"use {allowed[0]} to {allowed[-1]} bytes; a suffix K, M, G or T is allowed"
             raise UsageError(f"{name} cannot be '{text}'", hint)
         return value
 
@@ -151,7 +154,7 @@ def _size(allowed: range, meaning: str) -> _DiskKey:
 
 
 def _or_off(key: _DiskKey) -> _DiskKey:
-    """``key``, whose value may also be ``off``: None."""
+    """``key``, which also accepts ``off`` and then gives None."""
     return replace(
         key,
         parse=lambda name, text: None if text == "off" else key.parse(name, text),
@@ -182,7 +185,7 @@ def _format(name: str, text: str) -> ImageFormat:
 def _faults(name: str, text: str) -> "FaultPlan":
     if not text:
         raise UsageError(f"--disk option '{name}' needs a file", f"write {name}=FILE.toml")
-    # Few runs want faults: not at the top.
+    # Imported only for the few runs with faults.
     from pykvm.devices.virtio_blk.layers.faults import FaultPlan
 
     return FaultPlan.load(text)
@@ -194,63 +197,68 @@ def _rate_keys() -> Iterator[tuple[str, _DiskKey]]:
         for kind, of_these in (("", ""), ("-rd", ", reads"), ("-wr", ", writes")):
             key = unit + kind
             yield key, make(RATE, f"at most {many} per second{of_these} (no limit)")
-            burst = f"… and {many} at once after a rest (a tenth of {key})"
+            burst = f"at most {many} at once after a rest{of_these} (a tenth of {key})"
             yield f"{key}-max", make(RATE, burst)
-    meaning = "for iops, SIZE bytes of a larger request count as one (all of it)"
+    meaning = "iops counts each SIZE bytes of a request as one (never more than one)"
     yield "iops-size", _size(RATE, meaning)
 
 
 _DISK_KEYS: Final = MappingProxyType(
     {
-        "readonly": _switch("the guest cannot write, the file is only read (off)"),
-        "snapshot": _switch("writes are dropped at the end, the file is only read (off)"),
-        "format": _DiskKey(_format, "raw", "it is raw, even if it looks like another format"),
-        "locking": _choice(Locking, "keep others from using the image; auto: if it can be (auto)"),
+        "readonly": _switch("the guest cannot write, and pykvm only reads the file (off)"),
+        "snapshot": _switch("keep writes until the end of the run, then drop them (off)"),
+        "format": _DiskKey(_format, "raw", "take the image as raw, whatever it looks like"),
+        "locking": _choice(
+            Locking, "lock the image against other programs; auto: if the host can (auto)"
+        ),
         "serial": _DiskKey(
-            lambda _, text: text, "TEXT", "what /sys/block/vda/serial shows, at most 20 characters"
+            lambda _, text: text, "TEXT", "the disk's serial number, at most 20 characters (none)"
         ),
         "cache": _choice(CacheMode, "caching, and when writes are durable (writeback)"),
-        "engine": _choice(EngineKind, "what does the I/O (auto)"),
+        "engine": _choice(EngineKind, "the way to do I/O on the host (auto)"),
         "merge": _choice(MergePolicy, "which requests become one operation (sequential)"),
-        "merge-max": _number(MERGE_MAX, "at most N requests in one operation (32)"),
-        "poll-max-ns": _number(POLL_MAX_NS, "watch the ring up to N ns before sleeping (32768)"),
+        "merge-max": _number(MERGE_MAX, "most requests in one operation (32)"),
+        "poll-max-ns": _number(
+            POLL_MAX_NS, "poll the ring for at most N ns before sleeping (32768)"
+        ),
         "queue-size": _number(QUEUE_SIZE, "descriptors of a queue, a power of 2 (256)"),
-        "num-queues": _number(NUM_QUEUES, "queues; 'queues' means the same (1)"),
-        "iothreads": _number(NUM_QUEUES, "threads that serve the queues (1)"),
+        "num-queues": _number(NUM_QUEUES, "number of queues; short: queues=N (1)"),
+        "iothreads": _number(NUM_QUEUES, "number of threads that serve the queues (1)"),
         "cpu-affinity": _DiskKey(
             lambda _, text: parse_cpus(text),
             "CPUS",
-            "the host's CPUs for these threads, like 0+2-3 (any)",
+            "host CPUs for these threads, such as 0+2-3 (any)",
         ),
         "seg-max": _or_off(
-            _number(SEG_MAX, "the guest is to give a request at most N segments (254)")
+            _number(SEG_MAX, "most segments that the guest may give a request (254)")
         ),
-        "size-max": _size(SIZE_MAX, "… and a segment at most SIZE bytes, like 4K (no limit)"),
-        "rerror": _choice(
-            ErrorPolicy, "what becomes of a read that the host cannot carry out (report)"
+        "size-max": _size(SIZE_MAX, "most bytes that a segment may have, such as 4K (no limit)"),
+        "rerror": _choice(ErrorPolicy, "reaction to a read that fails on the host (report)"),
+        "werror": _choice(
+            ErrorPolicy, "reaction to a write or flush that fails on the host (enospc)"
         ),
-        "werror": _choice(ErrorPolicy, "… and of a write or a flush (enospc)"),
         "discard": _choice(
             DiscardMode, "discards free the host's space, do nothing, or are not offered (unmap)"
         ),
-        "write-zeroes": _switch("the guest may have zeros made without data (on)"),
+        "write-zeroes": _switch("offer VIRTIO_BLK_F_WRITE_ZEROES: zeros without data (on)"),
         "detect-zeroes": _choice(
-            DetectZeroes, "writes of zeros are made without data, and may free space (off)"
+            DetectZeroes,
+            "turn writes of zeros into write zeroes; unmap also frees space (off)",
         ),
         "logical-block-size": _size(
             LOGICAL_BLOCK_SIZE, "the guest's unit of access (512, or the host device's)"
         ),
         "physical-block-size": _size(
-            PHYSICAL_BLOCK_SIZE, "what the guest is to align to (what O_DIRECT wants)"
+            PHYSICAL_BLOCK_SIZE, "the guest's preferred alignment (that of O_DIRECT)"
         ),
-        "min-io-size": _size(IO_SIZE, "the least that is good to transfer (the host device's)"),
-        "opt-io-size": _size(IO_SIZE, "what is best to transfer (the host device's)"),
-        "discard-granularity": _size(IO_SIZE, "the unit of discards (the host's)"),
-        "cyls": _number(CYLS, "a geometry: cylinders (none)"),
-        "heads": _number(HEADS, "… heads"),
-        "secs": _number(SECS, "… sectors in a track"),
+        "min-io-size": _size(IO_SIZE, "least efficient size of a transfer (the host device's)"),
+        "opt-io-size": _size(IO_SIZE, "best size of a transfer (the host device's)"),
+        "discard-granularity": _size(IO_SIZE, "unit of discards (the host's)"),
+        "cyls": _number(CYLS, "cylinders of the geometry; needs heads= and secs= (none)"),
+        "heads": _number(HEADS, "heads of the geometry"),
+        "secs": _number(SECS, "sectors in a track of the geometry"),
         "lifetime": _DiskKey(
-            _lifetime, "EOL:A:B", "the wear that the disk tells of, like 1:2:3 (none)"
+            _lifetime, "EOL:A:B", "the wear that the disk reports, such as 1:2:3 (none)"
         ),
         "flush": _switch("offer VIRTIO_BLK_F_FLUSH (on)"),
         "config-wce": _switch("offer VIRTIO_BLK_F_CONFIG_WCE (on)"),
@@ -258,15 +266,15 @@ _DISK_KEYS: Final = MappingProxyType(
         "topology": _switch("offer VIRTIO_BLK_F_TOPOLOGY (on)"),
         "packed": _switch("offer packed virtqueues (off)"),
         "indirect-desc": _switch("offer indirect descriptors (on)"),
-        "event-idx": _switch("offer interrupts only where they are wanted (on)"),
-        "in-order": _switch("offer to answer requests in their order (off)"),
-        "queue-reset": _switch("offer the reset of one queue (on)"),
-        "notification-data": _switch("offer notifications that say more (off)"),
+        "event-idx": _switch("offer VIRTIO_F_EVENT_IDX: fewer notifications and interrupts (on)"),
+        "in-order": _switch("offer to complete requests in their order (off)"),
+        "queue-reset": _switch("offer the reset of a single queue (on)"),
+        "notification-data": _switch("offer notifications that carry a ring position (off)"),
         **dict(_rate_keys()),
-        "faults": _DiskKey(_faults, "FILE", "have operations fail as this TOML file says"),
+        "faults": _DiskKey(_faults, "FILE", "inject the faults that this TOML file describes"),
     }
 )
-"""In the order of the help."""
+"""The keys, in the order of the help."""
 
 _ALIASES: Final = MappingProxyType({"queues": "num-queues", "indirect": "indirect-desc"})
 """Other names for keys of ``--disk``."""

@@ -19,22 +19,22 @@ _EXHAUSTED = {
     errno.ENOMEM: "free some memory, or give the guest less with -m",
     errno.EFBIG: SIZES,
 }
-"""What helps when the host has run out of something."""
+"""The advice for each error that says that the host has run out of a resource."""
 
 
 COMMANDS = {
-    "boot": ("boot.run", "boot a guest, to a shell or to run a command in it"),
-    "bench": ("bench.run", "measure a disk, and compare with QEMU or fio"),
-    "trace": ("trace", "summarize or draw what 'boot --trace' wrote"),
-    "doctor": ("doctor.run", "show what this host offers for running guests"),
+    "boot": ("boot.run", "boot a guest, with a shell or to run one command"),
+    "bench": ("bench.run", "measure a disk, and compare it with QEMU or fio"),
+    "trace": ("trace", "summarize or draw a trace of 'pykvm boot --trace'"),
+    "doctor": ("doctor.run", "show whether this host can run guests, and how well"),
 }
-"""Each with the module that has its function, ``run_boot`` and so on, and a line of help."""
+"""Each command's module, which has its function (``run_boot`` and so on), and its line of help."""
 
 
 def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int:
     """Run ``pykvm`` with ``argv`` (default: the process's) and return its exit status.
 
-    ``own_process``: the process ends with it, and so may be confined for good.
+    ``own_process``: the process ends afterwards, so the sandbox may confine it permanently.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments[:1] or os.environ.get("PYKVM_DEBUG") == "1"
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int
     try:
         return _dispatch(arguments, own_process)
     except BrokenPipeError:
-        # Nobody reads our output any more: quietly, as SIGPIPE would have it.
+        # The reader of our output is gone: end without a message, as SIGPIPE would.
         return 128 + signal.SIGPIPE
     except Exception as error:
         if debug:
@@ -58,7 +58,7 @@ def _as_pykvm_error(error: Exception) -> PykvmError:
         return error
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("pykvm"):
         return PykvmError(
-            f"this Python lacks the package that has '{error.name}'",
+            f"this Python lacks the module '{error.name}'",
             "in a checkout, run 'make guest' once, then '. .venv/bin/activate'; "
             "elsewhere, install pykvm with pip",
         )
@@ -84,11 +84,11 @@ def _dispatch(arguments: list[str], own_process: bool) -> int:
         emit(f"pykvm {__version__}\n")
         return 0
     if command in COMMANDS:
-        # Each is imported only when it is run: start-up time is a feature.
+        # A command is imported only when it runs, because start-up time counts.
         module, _ = COMMANDS[command]
         run = getattr(import_module(f"pykvm.cli.{module}"), f"run_{command}")
         if own_process:
-            # What has been imported stays: nobody needs to look at it again.
+            # Imported modules stay until the end: the garbage collector need not scan them.
             gc.freeze()
             gc.enable()
         confinable = {"own_process": own_process} if command == "boot" else {}
@@ -109,7 +109,7 @@ def _usage() -> str:
         "A small hypervisor in Python, with a virtio-blk disk.\n\n"
         f"commands:\n{commands}\n\n"
         "options:\n"
-        "  --help     this text; 'pykvm COMMAND --help' for a command's options\n"
-        "  --version  the version\n"
-        "  --debug    show a traceback for errors (first on the line)\n"
+        "  --help     show this text; 'pykvm COMMAND --help' lists a command's options\n"
+        "  --version  show pykvm's version\n"
+        "  --debug    show the traceback of an error; write it before COMMAND\n"
     )

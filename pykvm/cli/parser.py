@@ -1,4 +1,4 @@
-"""How a command's options are parsed, and what its mistakes look like."""
+"""An argparse parser whose errors have pykvm's form."""
 
 import argparse
 import re
@@ -12,7 +12,7 @@ from pykvm.suggest import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose mistakes are UsageErrors, with the nearest option named."""
+    """An ArgumentParser that raises UsageError, and names the nearest option for an unknown one."""
 
     def __init__(
         self,
@@ -21,9 +21,9 @@ class Parser(argparse.ArgumentParser):
         hint_for: Callable[[str], str] = lambda word: "",
         **rest: Any,
     ) -> None:
-        """``hint_for`` says what to use instead of an option that is not known, or ""."""
-        # A formatter is made for each option that is added. Without a width it looks for the
-        # terminal's, with a module that takes longer to import than all options to parse.
+        """``hint_for`` gives the replacement for an unknown option, or ""."""
+        # argparse creates a formatter for each added option. Without a width, the formatter
+        # imports a module to find the terminal's, which takes longer than parsing all options.
         super().__init__(formatter_class=partial(formatter_class, width=80), **rest)
         self._formatter_of_help = formatter_class
         self._hint_for = hint_for
@@ -32,21 +32,21 @@ class Parser(argparse.ArgumentParser):
         """Raise UsageError instead of printing the usage and leaving."""
         hint = f"'{self.prog} --help' lists what there is"
         if message.endswith("expected one argument"):
-            hint = "a value that begins with '-' is written after '=': --OPTION=VALUE"
-        # argparse quotes values as Python does: a byte that is no UTF-8 is half a surrogate pair.
+            hint = "write a value that begins with '-' after '=': --OPTION=VALUE"
+        # argparse quotes values with repr(), which shows a byte that is not UTF-8 as \udcNN.
         raise UsageError(re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", message), hint)
 
     def print_help(self, file: object = None) -> None:
-        """Print it where a failure to do so is noticed."""
+        """Print the help by ``emit``, which reports a failure to print."""
         self.formatter_class = self._formatter_of_help
         emit(self.format_help())
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        """Parse, and say what an unknown option may have meant."""
+        """Parse ``args``; UsageError, with the nearest known option for an unknown one."""
         for word in args or ():
             if word == "--":
                 break
-            # Else -machine would be -m with the value 'achine'.
+            # Without this check, -machine would be -m with the value 'achine'.
             if self._foreign(word.partition("=")[0]):
                 raise UsageError(f"unknown option '{word}'", self._foreign(word))
         parsed, unknown = self.parse_known_args(args, namespace)
@@ -59,5 +59,5 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def _foreign(self, word: str) -> str:
-        """What to use instead of ``word``, if it is another program's option and none of ours."""
+        """The replacement for ``word`` if it is an option of another program but not of pykvm."""
         return "" if word in self._option_string_actions else self._hint_for(word)

@@ -1,4 +1,4 @@
-"""Paths on the command line: types of argparse, which names the option of a wrong one."""
+"""Paths on the command line, as argparse types: argparse names the option of a wrong path."""
 
 from pykvm.lean.typing_names import TYPE_CHECKING
 
@@ -7,16 +7,16 @@ if TYPE_CHECKING:
 
 
 def path_text(text: str) -> str:
-    """``text``, which is a path or stands for something else, as ``-`` does."""
-    if not text:  # which Path would take for the current folder
-        import argparse  # which is only there if something is amiss
+    """``text``, a path or a stand-in such as ``-``; ArgumentTypeError if it is empty."""
+    if not text:  # Path("") would be the current folder.
+        import argparse  # Imported only for the error.
 
         raise argparse.ArgumentTypeError("the path is empty")
     return text
 
 
 def parse_path(text: str) -> "Path":
-    """A path, which need not exist."""
+    """The path in ``text``, which need not exist."""
     from pathlib import Path
 
     return Path(path_text(text))

@@ -1,4 +1,4 @@
-"""What holds for the whole process: its standard streams, and the signals that end it."""
+"""The process: the signals that end it, its CPU time limit and its standard streams."""
 
 import os
 import signal
@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from types import FrameType
 
 USUAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What people and programs send to end another one."""
+"""The signals by which people and programs usually end a program."""
 _NEVER_HANDLED = {
     *(signal.SIGKILL, signal.SIGSTOP),
-    # A fault of the process itself would come again as soon as a handler returns.
+    # These report a fault of the process, which would recur as soon as a handler returns.
     *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),
-    # Ignored, or stopping, by default.
+    # By default these are ignored or stop the process.
     *(signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH),
     *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
-    # Python has write() fail instead.
+    # Python ignores these, so that write() fails instead.
     *(signal.SIGPIPE, signal.SIGXFSZ),
 }
 ENDING_SIGNALS = tuple(sorted(signal.valid_signals() - _NEVER_HANDLED))
-"""All whose default is to end the process: a terminal in raw mode would stay so."""
+"""All signals that end a process by default, and would leave its terminal in raw mode."""
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -27,11 +27,11 @@ Handler = Callable[[int, FrameType | None], None]
 def leave_on_signals() -> None:
     """From now on SIGINT, SIGTERM and SIGHUP end the process at once, with status 128 + n.
 
-    Nothing is cleaned up: whoever has something that the kernel does not
-    clean up uses :func:`signals_go_to` meanwhile. A signal that was ignored
-    when the process started (nohup, a shell's background job) stays so.
+    The process cleans nothing up. Code that holds something that the kernel does not clean up
+    uses :func:`signals_go_to` meanwhile. A signal that was ignored when the process started
+    (nohup, a shell's background job) stays ignored.
     """
-    # The others do so by themselves, and it takes a while to tell them all.
+    # Only these: the other signals already end the process by default, and each handler takes time.
     for number in USUAL_SIGNALS:
         _handle(number, _leave)
 
@@ -42,7 +42,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def signals_go_to(finish: Callable[[int], None]) -> Iterator[None]:
-    """Within it, ENDING_SIGNALS call ``finish(number)`` in the main thread instead."""
+    """A context in which each of ENDING_SIGNALS calls ``finish(number)`` in the main thread."""
 
     def end(number: int, frame: FrameType | None) -> None:
         finish(number)
@@ -57,9 +57,9 @@ def signals_go_to(finish: Callable[[int], None]) -> Iterator[None]:
 
 
 def _handle(number: int, handler: Handler) -> "Handler | int | None":
-    """Set ``handler``; what it replaces, or None if that stays."""
+    """Set ``handler`` and return the handler that it replaces; None if that handler stays."""
     before = signal.getsignal(number)
-    # A program that has this module run in it may have a use of its own for SIGALRM.
+    # A program that calls pykvm as a library may use SIGALRM and others for its own purposes.
     free = number in USUAL_SIGNALS or before is signal.SIG_DFL
     if before is None or before is signal.SIG_IGN or not free:
         return None
@@ -68,7 +68,7 @@ def _handle(number: int, handler: Handler) -> "Handler | int | None":
 
 
 def keep_time_to_tidy_up() -> None:
-    """Where CPU time is limited, have SIGXCPU come a second before SIGKILL, not together."""
+    """Where CPU time has a hard limit, have SIGXCPU come a second before SIGKILL."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
@@ -77,15 +77,15 @@ def keep_time_to_tidy_up() -> None:
 
 
 def open_standard_streams() -> None:
-    """Put something in the place of standard streams that are closed.
+    """Open /dev/null in place of each closed standard stream.
 
-    Else the next file opened would become one: error messages would go into
-    a disk image. Closed input is empty, closed output cannot be written
-    (EBADF), and what goes to a closed standard error is lost.
+    Otherwise the next opened file would take the stream's number, and error messages would go into
+    a disk image. Afterwards closed input is empty, closed output cannot be written (EBADF), and
+    closed standard error discards everything.
     """
     for fd, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(fd)
         except OSError:
-            # The lowest free number is this one, for those below are taken.
+            # open() takes the lowest free number, which is fd because all lower ones are open.
             os.open("/dev/null", flags)

@@ -1,12 +1,10 @@
 """The options of a command as a table, and the quick way to parse a plain command line.
 
-``argparse`` knows every way to write an option, what to say of mistakes, and
-how to format help; to import and to use it takes longer than to create a VM.
-So a command whose start counts describes its options in a table. A command
-line in which every word is plainly an option of the table, the value of one or
-the only argument is parsed with that. Whatever is not is left to argparse, for
-which the same table is the parser: the result cannot be another one, and
-``tests/unit/cli/test_cli_quick_options.py`` compares the two.
+``argparse`` knows every way to write an option, reports mistakes and formats help, but importing
+and using it takes longer than creating a VM. So a command whose start-up time counts describes its
+options in a table. If every word of a command line is plainly an option of the table, an option's
+value or the only argument, this module parses it. argparse parses every other command line, from
+the same table. ``tests/unit/cli/test_cli_quick_options.py`` checks that both give the same result.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,17 +18,17 @@ if TYPE_CHECKING:
 
 
 class Options(SimpleNamespace):
-    """What a command line said: an attribute for each option."""
+    """The values of a command line: an attribute for each option."""
 
 
 @record
 class Option:
-    """An option that begins with hyphens, or a positional argument that may be missing.
+    """An option that begins with hyphens, or an optional positional argument.
 
-    ``names`` are its spellings, of which the last gives the attribute its name
-    unless ``dest`` does. Without a ``metavar`` and ``choices`` it takes no value
-    and is True or False. ``repeated``: values are collected in a list. ``parse``
-    makes of the text what the attribute holds.
+    ``names`` are its spellings. ``dest``, or else the last spelling, names the attribute. An
+    option without ``metavar`` and ``choices`` takes no value and is True or False. ``repeated``:
+    the attribute is a list of all given values. ``parse`` turns the text of a value into the
+    attribute's value.
     """
 
     names: tuple[str, ...]
@@ -49,17 +47,17 @@ class Option:
 
     @property
     def positional(self) -> bool:
-        """It is known by its place, not by a name."""
+        """True if its place on the command line, not a name, tells what it is."""
         return not self.names[0].startswith("-")
 
     @property
     def is_switch(self) -> bool:
-        """It takes no value."""
+        """True if it takes no value."""
         return not self.metavar and not self.choices
 
     @property
     def initially(self) -> Any:
-        """The attribute if the command line does not say."""
+        """The attribute's value without the option on the command line."""
         if self.repeated:
             return []
         return False if self.is_switch else self.default
@@ -68,10 +66,10 @@ class Option:
 def parse_options(
     table: Sequence[Option], arguments: Sequence[str], parser: "Callable[[], ArgumentParser]"
 ) -> Options:
-    """What ``arguments`` say of the options in ``table``; UsageError.
+    """The values of the options in ``table`` that ``arguments`` give; UsageError.
 
-    ``parser`` makes the argparse parser, to which :func:`add_options` has
-    added the table, if that is needed.
+    ``parser`` is called if argparse is needed. It returns a parser to which :func:`add_options`
+    has added the table.
     """
     options = parse_plainly(table, arguments)
     if options is None:
@@ -81,7 +79,7 @@ def parse_options(
 
 
 def parse_plainly(table: Iterable[Option], arguments: Sequence[str]) -> Options | None:
-    """What ``arguments`` say, or None if that takes more than looking words up in ``table``."""
+    """The values that ``arguments`` give, or None if only argparse can parse them."""
     known = {name: option for option in table for name in option.names}
     places = [option for option in known.values() if option.positional]
     state = {option.attribute: option.initially for option in known.values()}
@@ -110,7 +108,7 @@ def parse_plainly(table: Iterable[Option], arguments: Sequence[str]) -> Options 
         try:
             value = option.parse(text) if option.parse else text
         except Exception:
-            return None  # argparse meets the same, and tells of which option
+            return None  # argparse meets the same error, and names the option.
         if option.repeated:
             state[option.attribute].append(value)
         else:
@@ -119,7 +117,7 @@ def parse_plainly(table: Iterable[Option], arguments: Sequence[str]) -> Options 
 
 
 def add_options(parser: "ArgumentParser", table: Iterable[Option]) -> None:
-    """Have ``parser`` know the options of ``table``."""
+    """Add the options of ``table`` to ``parser``."""
     for option in table:
         more: dict[str, Any] = {"help": option.help}
         if option.positional:

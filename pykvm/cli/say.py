@@ -1,7 +1,7 @@
-"""The standard streams, written past Python's buffers.
+"""Writes to the standard streams without Python's buffers.
 
-What print() could not write stays in a buffer, and the exit status would be
-that of the next attempt, at the end.
+Text that print() cannot write stays in Python's buffer. Python tries again at the end of the
+process, and a failure then changes the exit status.
 """
 
 from contextlib import suppress
@@ -14,9 +14,10 @@ _LAYOUT = "\n\t"
 
 
 def say(text: str, *, raw: bool = False, fresh: bool = False) -> None:
-    """One line to standard error, from pykvm itself. Nobody may be there to read it.
+    """Write a message of pykvm's own to standard error; errors are ignored.
 
-    ``fresh``: it is a terminal, with the guest's cursor anywhere. ``raw``: it is in raw mode, too.
+    ``fresh``: begin on a new line, because the guest may have left the terminal's cursor anywhere.
+    ``raw``: the same for a terminal in raw mode.
     """
     line = f"pykvm: {shown(text, keep=_LAYOUT)}\n"
     if raw or fresh:
@@ -26,9 +27,9 @@ def say(text: str, *, raw: bool = False, fresh: bool = False) -> None:
 
 
 def emit(text: str) -> None:
-    """Write to standard output what the user asked for.
+    """Write the result that the user asked for to standard output.
 
-    BrokenPipeError if the reader is gone; PykvmError if it cannot be written.
+    BrokenPipeError if the reader is gone; PykvmError for any other failure.
     """
     try:
         put(STDOUT, text)

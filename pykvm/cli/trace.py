@@ -1,4 +1,4 @@
-"""``--trace`` of ``pykvm boot``, and ``pykvm trace``, which reads what it wrote."""
+"""``--trace`` of ``pykvm boot``, and ``pykvm trace``, which reads the traces."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -19,23 +19,24 @@ from pykvm.trace.summary import report, summarize
 
 
 def trace_help() -> str:
-    """What ``--trace help`` prints."""
+    """The text that ``--trace help`` prints."""
     lines = [
-        "--trace FILE[,format=jsonl|chrome][,events=PATTERN[:PATTERN...]]: write what disks do.",
-        "  format=jsonl   a JSON object on each line, for 'pykvm trace' (the default)",
+        "--trace FILE[,format=jsonl|chrome][,events=PATTERN[:PATTERN...]]",
+        "Write each step of the disks to FILE.",
+        "  format=jsonl   one JSON object on each line, for 'pykvm trace' (default)",
         "  format=chrome  for ui.perfetto.dev and chrome://tracing",
-        "  events=        only events with such names, like 'events=*.error:*.merge':",
+        "  events=        only events with matching names, such as events=*.error:*.merge",
         *(f"    {name:<21} {meaning}" for name, meaning in EVENTS.items()),
-        "A comma in the path is written twice; a file named help is ./help.",
+        "Write a comma in FILE twice, and a file named help as ./help.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def parse_trace(text: str) -> TraceOptions:
-    """What ``--trace`` says; UsageError."""
+    """The value of ``--trace``; UsageError."""
     path, *options = split_options(text)
     if not path:
-        raise UsageError("--trace needs a path", "write it like --trace boot.jsonl")
+        raise UsageError("--trace needs a file", "write it like --trace boot.jsonl")
     given: dict[str, str] = {}
     for option in options:
         name, equals, value = option.partition("=")
@@ -51,7 +52,7 @@ def parse_trace(text: str) -> TraceOptions:
         made = TraceOptions(Path(path), TraceFormat(form), given.get("events", "*"))
     except ValueError:
         raise UsageError(
-            f"the format of a trace cannot be '{form}'", "use jsonl or chrome"
+            f"the format of a trace cannot be '{form}'", "use format=jsonl or format=chrome"
         ) from None
     matching(made.events)
     return made
@@ -61,13 +62,20 @@ def parser() -> argparse.ArgumentParser:
     """The options of ``pykvm trace``."""
     made = Parser(
         prog="pykvm trace",
-        description="Look at what 'pykvm boot --trace FILE' wrote.",
+        description="Summarize or draw a trace that 'pykvm boot --trace FILE' wrote.",
         allow_abbrev=False,
     )
-    made.add_argument("what", choices=("show", "plot"), help="a summary, or sector over time")
-    made.add_argument("file", metavar="FILE", type=parse_path, help="a trace in JSON Lines")
     made.add_argument(
-        "-o", "--output", metavar="SVG", type=parse_path, help="where to plot (standard output)"
+        "what",
+        choices=("show", "plot"),
+        help="show prints a summary; plot draws sectors over time as SVG",
+    )
+    made.add_argument("file", metavar="FILE", type=parse_path, help="the trace (format=jsonl)")
+    made.add_argument(
+        *("-o", "--output"),
+        metavar="SVG",
+        type=parse_path,
+        help="write the drawing to this file (default: standard output)",
     )
     return made
 
@@ -76,7 +84,9 @@ def run_trace(arguments: Sequence[str]) -> int:
     """Run ``pykvm trace`` and return the exit status."""
     options = parser().parse_args(arguments)
     if options.what == "show" and options.output:
-        raise UsageError("--output is for plot", "redirect what show prints")
+        raise UsageError(
+            "--output works only with plot", "redirect standard output: show FILE >TEXT"
+        )
     with Outputs([options.file]) as outputs:
         outputs.check_streams()
         output = outputs.open(options.output, "--output") if options.output else None
@@ -97,13 +107,13 @@ def run_trace(arguments: Sequence[str]) -> int:
 
 
 def _read(path: Path, use: Callable[[Reader], str]) -> str:
-    """What ``use`` makes of the trace at ``path``; UsageError, which names it."""
+    """The result of ``use`` on the trace at ``path``; UsageError, which names the path."""
     try:
         with path.open("rb") as file:
             return use(Reader(iter(partial(file.readline, LINE_MAX + 1), b"")))
     except OSError as error:
         reason = reason_of(error)
-        hint = "standard input is /dev/stdin" if str(path) == "-" else "check the path"
+        hint = "use /dev/stdin for standard input" if str(path) == "-" else "check the path"
         raise UsageError(f"the trace {path} cannot be read: {reason}", hint) from None
     except UsageError as error:
         raise UsageError(f"{path}: {error.message}", error.hint) from None

@@ -6,21 +6,21 @@ from pykvm.host.threads import MAX_CPUS
 from pykvm.lean.typing_names import Any, Final
 
 _MEMORY_KEYS: Final = {"shared": "shared_memory", "thp": "thp"}
-"""The keys of --memory, and the fields that they are of."""
+"""The keys of --memory, and the field of MachineConfig that each sets."""
 
 
 def parse_size(text: str) -> int:
-    """Bytes meant by ``64M``, ``1G``, ``512K`` or a plain number of MiB, as QEMU's -m."""
+    """The bytes in ``64M``, ``1G``, ``512K`` or a number of MiB (as QEMU's -m); UsageError."""
     size = parse_bytes(text, "M")
     if size < 0:
         raise UsageError(f"'{text}' is not a size", "write it like 64M or 1G")
     if size == 0:
-        raise UsageError("a size of 0 is of no use", "write it like 64M or 1G")
+        raise UsageError("a size cannot be 0", "write it like 64M or 1G")
     return size
 
 
 def parse_memory(text: str) -> "dict[str, Any]":
-    """Fields of MachineConfig meant by ``SIZE[,shared=on|off][,thp=on|off]``; UsageError."""
+    """The fields of MachineConfig in ``SIZE[,shared=on|off][,thp=on|off]``; UsageError."""
     size, *keys = text.split(",")
     found: dict[str, Any] = {"memory": parse_size(size)}
     for key in keys:
@@ -39,7 +39,7 @@ def parse_memory(text: str) -> "dict[str, Any]":
 
 
 def parse_seconds(text: str) -> float:
-    """A positive, finite number of seconds."""
+    """A positive, finite number of seconds; UsageError."""
     try:
         seconds = float(text)
     except ValueError:
@@ -50,9 +50,9 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_count(text: str) -> int:
-    """A whole number of 1 or more."""
+    """A number of CPUs, 1 or more; UsageError."""
     if not is_number(text, 9) or int(text) < 1:
-        raise UsageError(f"'{text}' is not a number of CPUs", "write a whole number from 1")
+        raise UsageError(f"'{text}' is not a number of CPUs", "write a whole number, 1 or more")
     return int(text)
 
 
@@ -71,10 +71,10 @@ def parse_cpus(text: str) -> frozenset[int]:
 
 
 def split_options(text: str) -> list[str]:
-    """Split at commas; a doubled comma stands for one, as in QEMU's options."""
+    """``text`` split at commas. A doubled comma stands for a comma, as in QEMU's options."""
     return [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
 
 
 def parse_whole(text: str) -> int:
-    """A whole number; -1 if it is none."""
+    """The whole number in ``text``; -1 if it is not one."""
     return int(text) if is_number(text, MOST_DIGITS) else -1

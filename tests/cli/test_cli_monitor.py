@@ -174,11 +174,11 @@ def test_keys_stop_and_resume_the_guest(bare_kernel):
         terminal.type(b"a")
         terminal.expect(b"a")
         terminal.type(b"\x01s")
-        terminal.expect(b"\r\npykvm: the guest is stopped; Ctrl-a c lets it go on\r\n")
+        terminal.expect(b"\r\npykvm: the guest is stopped; Ctrl-a c lets it continue\r\n")
         terminal.type(b"Q\x01c")
         terminal.expect(b"Q")
         terminal.type(b"\x01s")
-        terminal.expect(b"lets it go on")
+        terminal.expect(b"lets it continue")
         terminal.type(b"\x01x")
         assert terminal.finish() == 0
     finally:

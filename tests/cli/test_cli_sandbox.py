@@ -207,5 +207,5 @@ def test_a_process_of_others_is_not_confined(bare_kernel, capfd, tmp_path):
     assert main([*kernel, "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["sandbox"] is None
     assert main([*kernel, "--sandbox=on", "--stats", str(old)]) == 2
-    assert "process of pykvm's own" in capfd.readouterr().err
+    assert "confine the calling program" in capfd.readouterr().err
     assert old.read_text() == "of the last run"

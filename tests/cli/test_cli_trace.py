@@ -76,10 +76,10 @@ def test_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "needs a path"),
+        ("", "needs a file"),
         ("a,fromat=jsonl", "no option 'fromat'"),
         ("a,format", "needs a value"),
-        ("a,format=xml", "jsonl or chrome"),
+        ("a,format=xml", "format=jsonl or format=chrome"),
         ("a,events=*.x", "no trace event"),
         ("a,events=*,events=*", "twice"),
     ],
@@ -106,7 +106,7 @@ def test_help_lists_the_events(capfd: pytest.CaptureFixture[str]) -> None:
         (["show", "{empty}"], "this is not a trace: it is empty"),
         (["show", "/bin/true"], "this is not a trace: line 1"),
         (["show", "README.md"], "this is not a trace: line 1"),
-        (["show", "{empty}", "-o", "x"], "for plot"),
+        (["show", "{empty}", "-o", "x"], "only with plot"),
         (["plot", "{bad}", "-o", "{bad}"], "would overwrite"),
     ],
 )

@@ -1,1 +1,1 @@
-"""``pykvm boot``: its options, the sessions on its terminal, and what it tells at the end."""
+"""``pykvm boot``: its options, the sessions on its terminal, and its report at the end."""

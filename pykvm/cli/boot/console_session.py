@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class Session(Protocol):
-    """One way to use a machine that is built and not started yet."""
+    """One way to use a machine that is built but not yet started."""
 
     output: dict[str, bytes]
-    """What was captured instead of being printed, for ``--json``."""
+    """The output that was captured for ``--json`` instead of being printed, by stream."""
     has_keys: bool
-    """Whether the user has our keys (Ctrl-a)."""
+    """True if pykvm's keys (Ctrl-a) work."""
 
     def say(self, text: str) -> None:
         """Tell the user something while the guest runs."""
@@ -33,11 +33,11 @@ class Session(Protocol):
         """Run the machine to its end."""
 
     def release(self) -> None:
-        """Drop output that would have to wait from now on: the run is over."""
+        """The run is over: from now on drop output whose reader would make it wait."""
 
 
 class ConsoleSession:
-    """A Session: a shell, or whatever the guest has on its console."""
+    """A Session that connects the terminal with the guest's console."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class ConsoleSession:
         size: tuple[int, int] | None,
         json: bool,
     ) -> None:
-        """``bundled``: the guest follows guest/README.md; ``size`` is that of its terminal."""
+        """``bundled``: the guest follows guest/README.md. ``size``: its rows and columns."""
         self._bundled = bundled
         self._waiting = waiting_line()
         self.output: dict[str, bytes] = {}
@@ -61,7 +61,7 @@ class ConsoleSession:
         self._window = _window(machine, size) if self.has_keys and bundled else None
 
     def show(self, data: bytes) -> None:
-        """The guest prints ``data``."""
+        """Show ``data``, which the guest has printed."""
         if self._waiting:
             self._waiting.end()
         self._writer.write(data)
@@ -119,8 +119,8 @@ class ConsoleSession:
         self._machine.finish(output_failure(error))
 
 
-# Start-up time is a feature: imported for terminals only, and before the guest runs, because later
-# the sandbox does not let it.
+# These modules are imported only for terminals, because start-up time counts. They are imported
+# before the guest runs, because the sandbox forbids later imports.
 
 
 def _terminal() -> "RawTerminal":
@@ -138,7 +138,7 @@ def _window(machine: Machine, size: tuple[int, int] | None) -> "WindowSize":
 
 
 def waiting_line() -> "WaitingLine | None":
-    """A line that tells that the guest boots, if there is a terminal for it."""
+    """A line that says that the guest is booting; None if standard error is no terminal."""
     if not os.isatty(STDERR):
         return None
     from pykvm.cli.boot.waiting_line import WaitingLine

@@ -1,4 +1,4 @@
-"""The escape key of a console session: Ctrl-a and what follows it. Pure."""
+"""The escape key of a console session: Ctrl-a and the key after it. Pure."""
 
 from enum import Enum, auto
 
@@ -17,30 +17,30 @@ HELP = (
 
 
 class Key(Enum):
-    """What the user asked of pykvm rather than of the guest."""
+    """A request of the user to pykvm, not to the guest."""
 
     QUIT = auto()
     STOP = auto()
     CONTINUE = auto()
     HELP = auto()
     UNKNOWN = auto()
-    """Ctrl-a and a key that means nothing; the guest gets neither."""
+    """Ctrl-a and a key without a meaning. The guest gets neither."""
 
 
 _KEYS = ((b"xX", Key.QUIT), (b"sS", Key.STOP), (b"cC", Key.CONTINUE), (b"hH?", Key.HELP))
 
 
 class EscapeParser:
-    """Splits what is typed into bytes for the guest and keys for pykvm.
+    """Splits typed bytes into bytes for the guest and keys for pykvm.
 
-    A pair may be torn apart between two reads.
+    Ctrl-a and the key after it may arrive in two reads.
     """
 
     def __init__(self) -> None:
         self._after_prefix = False
 
     def feed(self, data: bytes) -> list[bytes | Key]:
-        """What ``data`` means, in order; no item is empty."""
+        """The bytes for the guest and the keys in ``data``, in order; no item is empty."""
         found: list[bytes | Key] = []
         plain = bytearray()
         for byte in data:

@@ -1,4 +1,4 @@
-"""``--exec``: one command in the guest, through its agent, on our standard streams."""
+"""``--exec``: one command in the guest, run by its agent, on pykvm's standard streams."""
 
 import os
 import threading
@@ -15,24 +15,24 @@ from pykvm.machine.machine import Machine
 from pykvm.machine.outcome import Outcome
 
 AGENT_SECONDS = 60.0
-"""After this long without a word from the agent, the user is told what the run waits for."""
+"""After this time without an answer from the agent, a message says that the run waits for it."""
 
 
 def check_command(command: str, guest: str | None) -> None:
-    """UsageError if ``guest``, None for a kernel file, cannot be asked to run ``command``."""
+    """UsageError if ``guest`` cannot run ``command``. ``guest`` is None for a kernel file."""
     if guest is None:
         raise UsageError(
-            "--exec needs a guest with pykvm's agent in it", "use 'pykvm boot guest --exec CMD'"
+            "--exec needs a guest that contains pykvm's agent", "use 'pykvm boot guest --exec CMD'"
         )
     if len(os.fsencode(command)) > MAX_COMMAND:
         raise UsageError(
             f"the command is longer than {MAX_COMMAND} bytes",
-            "give the guest a script on standard input: --exec sh <script",
+            "pass a script on standard input: --exec sh <script",
         )
 
 
 class CommandSession:
-    """See Session. With ``json`` the command's output is kept instead of being printed."""
+    """See Session. With ``json`` the command's output is captured instead of being printed."""
 
     def __init__(self, stack: ExitStack, machine: Machine, command: str, *, json: bool) -> None:
         self.output: dict[str, bytes] = {}
@@ -66,7 +66,7 @@ class CommandSession:
 
     def run(self, timeout: float | None) -> Outcome:
         """See Session."""
-        # Not before: no thread may run until the process is confined.
+        # The timer's thread starts only here, because no thread may run before the sandbox closes.
         start(self._timer, "waiting for the guest's agent")
         try:
             if self._waiting:
@@ -81,7 +81,7 @@ class CommandSession:
     def _run(self, timeout: float | None) -> Outcome:
         client = self._command.client
         if os.isatty(STDIN):
-            # A command does not take the terminal: Ctrl-C shall still end the run.
+            # A command does not get the terminal, so that Ctrl-C still ends the run.
             client.stdin_eof()
             return self._command.run(timeout)
         pump = InputPump(STDIN, client.stdin, client.stdin_eof)
@@ -99,8 +99,8 @@ class CommandSession:
 
     def _no_agent(self) -> None:
         self.say(
-            f"no agent has answered in the guest for {AGENT_SECONDS:g} seconds; "
-            "if it has none, end this with Ctrl-C (next time, --timeout S does so)"
+            f"the guest's agent has not answered for {AGENT_SECONDS:g} seconds; "
+            "if the guest has none, press Ctrl-C (or give --timeout S the next time)"
         )
 
     def _output_failed(self, error: OSError) -> None:

@@ -1,6 +1,6 @@
-"""Options of QEMU and of other programs that run VMs, and what pykvm has instead.
+"""Options of QEMU and other programs that run VMs, with pykvm's replacement for each.
 
-Imported when an option is not known.
+Imported only when an option is unknown.
 """
 
 from types import MappingProxyType
@@ -17,30 +17,30 @@ _TEXTS = {
     "use --exec CMD": "script-sh script execute run",
     "use --monitor PATH, which serves QMP": "monitor mon qmp qmp-pretty api-sock api-socket",
     "use --trace FILE": "trace",
-    "the root is the initial RAM disk's; give a disk with --disk PATH and, to a kernel that is to "
-    "mount it, --append root=/dev/vda": "root rwroot r",
-    "there is no network": "net netdev nic tap network",
-    "the console is on this terminal, and --console-log FILE keeps it; there is no display": (
+    "the initial RAM disk has the root filesystem; for a root on a disk, use --disk PATH and "
+    "--append root=/dev/vda": "root rwroot r",
+    "pykvm has no network device": "net netdev nic tap network",
+    "pykvm has no display: the console is on this terminal, and --console-log FILE copies it": (
         "nographic display vga vnc curses sdl gtk spice"
     ),
-    "the console is on standard input and output; --console-log FILE keeps it": (
+    "the console is on standard input and output, and --console-log FILE copies it": (
         "serial console chardev"
     ),
-    "write it before the command: pykvm --debug boot": "debug",
-    "KVM is always used": "enable-kvm accel kvm",
-    "there is one kind of machine, with the host's CPU": "machine M cpu",
+    "write --debug before the command: pykvm --debug boot": "debug",
+    "pykvm always uses KVM": "enable-kvm accel kvm",
+    "pykvm has one kind of machine, with the host's CPU": "machine M cpu",
     "a reset always ends the run": "no-reboot action",
-    "a kernel is booted without firmware: use --kernel FILE": "boot bios pflash firmware",
-    "there is no debugger's port": "s gdb",
-    "the guest runs at once; Ctrl-a s and the monitor stop it": "S",
-    "there are no shared folders; a disk or standard input takes files to the guest": (
+    "pykvm boots kernels without firmware: use --kernel FILE": "boot bios pflash firmware",
+    "pykvm has no port for a debugger": "s gdb",
+    "the guest runs at once; Ctrl-a s or the monitor stops it": "S",
+    "pykvm shares no folders; pass files on a disk or on standard input": (
         "virtfs fsdev fs shared-dir rwdir share 9p"
     ),
-    "a shell's '&' puts it into the background": "daemonize pidfile",
+    "append '&' in a shell to run pykvm in the background": "daemonize pidfile",
 }
 _HINTS = MappingProxyType({name: hint for hint, names in _TEXTS.items() for name in names.split()})
 
 
 def hint_for(word: str) -> str:
-    """What to use instead of the option in ``word``, which may have a value after ``=``, or ""."""
+    """The replacement for the option in ``word``, or "". A value may follow the option after =."""
     return _HINTS.get(word.partition("=")[0].lstrip("-"), "") if word.startswith("-") else ""

@@ -24,57 +24,78 @@ Exit status: the guest's own; 2 usage, 77 no KVM, 124 timeout, 125 pykvm failed,
 
 
 OPTIONS: Final = (
-    Option(("guest",), "'guest' (bundled) or a folder with bundle.json", "GUEST"),
-    Option(("--kernel",), "vmlinux, bzImage or ELF with a PVH note", "FILE", parse=path_text),
-    Option(("--initrd",), "initial RAM disk", "FILE", parse=path_text),
-    Option(("--append",), "add to the command line", "STR", repeated=True),
+    Option(("guest",), "'guest', the bundled one, or a folder with a bundle.json", "GUEST"),
     Option(
-        ("-m", "--memory"),
-        "guest memory, like 64M (the default); shared=on: in a memfd, thp=off: in 4 KiB pages",
-        "SIZE[,KEY=VALUE...]",
-    ),
-    Option(("--cpus",), "virtual CPUs (1)", "N", "1"),
-    Option(("--cpu-affinity",), "the host's CPUs that they run on, like 0,2-3 (any)", "CPUS"),
-    Option(
-        ("--disk",),
-        "virtio-blk disk: raw image or block device; may be repeated; 'help' lists the keys",
-        "PATH[,KEY=VALUE...]",
-        repeated=True,
-    ),
-    Option(("--exec",), "run CMD in the bundled guest and end", "CMD", dest="command"),
-    Option(
-        ("--snapshot",),
-        "begin where the guest has booted, as saved in DIR; the first run makes DIR (with --exec)",
-        "DIR",
-        parse=path_text,
-    ),
-    Option(("--timeout",), "end the guest after S seconds (status 124)", "S"),
-    Option(("--console-log",), "also write the console to FILE", "FILE", parse=path_text),
-    Option(
-        ("--stats",),
-        "write statistics as JSON at the end; '-': print them",
+        ("--kernel",),
+        "boot this kernel: vmlinux, bzImage or any ELF file with a PVH note",
         "FILE",
         parse=path_text,
     ),
-    Option(("--monitor",), "serve QMP on a UNIX socket made at PATH", "PATH", parse=parse_path),
+    Option(("--initrd",), "give the kernel this initial RAM disk", "FILE", parse=path_text),
+    Option(
+        ("--append",),
+        "add STR to the kernel command line; may be repeated",
+        "STR",
+        repeated=True,
+    ),
+    Option(
+        ("-m", "--memory"),
+        "guest memory, such as 1G (default: 64M); shared=on keeps it in a memfd, thp=off asks "
+        "the host for no large pages",
+        "SIZE[,KEY=VALUE...]",
+    ),
+    Option(("--cpus",), "number of virtual CPUs (default: 1)", "N", "1"),
+    Option(
+        ("--cpu-affinity",),
+        "host CPUs for the virtual CPUs, such as 0,2-3 (default: any)",
+        "CPUS",
+    ),
+    Option(
+        ("--disk",),
+        "virtio-blk disk: a raw image or a block device; may be repeated; 'help' lists the keys",
+        "PATH[,KEY=VALUE...]",
+        repeated=True,
+    ),
+    Option(("--exec",), "run CMD in the bundled guest, then end the run", "CMD", dest="command"),
+    Option(
+        ("--snapshot",),
+        "with --exec: start from the booted guest saved in DIR; the first run makes DIR",
+        "DIR",
+        parse=path_text,
+    ),
+    Option(("--timeout",), "end the run after S seconds, with status 124", "S"),
+    Option(
+        ("--console-log",),
+        "also write the guest's console output to FILE",
+        "FILE",
+        parse=path_text,
+    ),
+    Option(
+        ("--stats",),
+        "at the end, write statistics to FILE as JSON; '-' prints one line for each disk",
+        "FILE",
+        parse=path_text,
+    ),
+    Option(("--monitor",), "serve QMP on a new UNIX socket at PATH", "PATH", parse=parse_path),
     Option(
         ("--trace",),
-        "write what the disks do to FILE; 'help' tells of formats and events",
+        "write each step of the disks to FILE; 'help' lists the formats and events",
         "FILE[,KEY=VALUE...]",
     ),
     Option(
         ("--sandbox",),
-        "confine pykvm while the guest runs: as far as the host can (auto), fully, or not",
+        "confine pykvm while the guest runs: auto (default) as far as the host can, on "
+        "completely or the run fails, off not at all",
         default="auto",
         choices=("auto", "on", "off"),
     ),
-    Option(("--timings",), "say where the time went"),
-    Option(("--json",), "print one JSON object about the run at the end"),
+    Option(("--timings",), "print how long each step took"),
+    Option(("--json",), "at the end, print one JSON object about the run"),
 )
 
 
 def parser() -> "Parser":
-    """The options of ``pykvm boot``, for all that is more than plain."""
+    """The argparse parser of ``pykvm boot``, for command lines that are not plain."""
     from argparse import RawDescriptionHelpFormatter
 
     from pykvm.cli.boot.foreign import hint_for
@@ -82,7 +103,7 @@ def parser() -> "Parser":
 
     made = Parser(
         prog="pykvm boot",
-        description="Boot a guest, to a shell on this terminal or to run one command.",
+        description="Boot a guest with a shell on this terminal, or run one command in it.",
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -93,7 +114,7 @@ def parser() -> "Parser":
 
 
 def help_asked_for(options: Options) -> str:
-    """What is asked for instead of a run, if anything is."""
+    """The help on ``--disk`` or ``--trace``, if ``options`` ask for it instead of a run; or ""."""
     if "help" in options.disk:
         from pykvm.cli.disk_keys import disk_help
 
@@ -107,8 +128,8 @@ def help_asked_for(options: Options) -> str:
 
 def configuration(options: Options) -> MachineConfig:
     if options.guest is None and options.kernel is None:
-        what = "--initrd needs a kernel" if options.initrd else "there is nothing to boot"
-        raise UsageError(what, "try 'pykvm boot guest', or --kernel FILE")
+        problem = "--initrd needs a kernel" if options.initrd else "there is nothing to boot"
+        raise UsageError(problem, "try 'pykvm boot guest', or --kernel FILE")
     if options.command is not None:
         from pykvm.cli.boot.exec_session import check_command
 
@@ -135,7 +156,7 @@ def configuration(options: Options) -> MachineConfig:
         disks=_disks(options.disk) if options.disk else (),
         console=console,
         console_size=(size.lines, size.columns) if size and size.lines else None,
-        # A shell's terminal needs it for its size.
+        # The agent keeps the size of a shell's terminal up to date.
         agent=console is not ConsoleMode.PIPE,
         trace=_trace(options.trace) if options.trace is not None else None,
     )

@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: the console's log and tail, and the failure."""
+"""The console's log, its last lines, and the reason why a run ended."""
 
 import signal
 from collections.abc import Callable
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 TAIL_BYTES = 16 << 10
 TAIL_LINES = 20
 CRASH_LINES = 100
-"""An oops and the panic that follows it, at most."""
+"""Enough for an oops and the panic that follows it."""
 CRASH_TEXTS = ("BUG: ", "[#1]", PANIC_TEXT.decode())
-"""What Linux says first of a crash: show_fault_oops, __die_header (arch/x86) and panic()."""
+"""The first words of Linux on a crash: show_fault_oops, __die_header (arch/x86) and panic()."""
 _QUIET = (OutcomeKind.POWER_OFF, OutcomeKind.RESET, OutcomeKind.HALTED)
 _FROM_OUTSIDE = (OutcomeKind.QUIT, OutcomeKind.TIMEOUT, OutcomeKind.SIGNALLED)
-"""Ends that find the guest's cursor anywhere."""
+"""Ends that come while the guest's cursor may be anywhere."""
 
 
 class ConsoleLog:
-    """The file of ``--console-log``: a context that owns no more than what writes it.
+    """The file of ``--console-log``: a context that owns the file's writer but not the file.
 
-    A log that cannot be written is no reason to end a guest's run: it ends
-    there, and :attr:`problem` says so, to be said when the run is over.
+    If the log cannot be written, the run goes on without it. :attr:`problem` is then the message
+    for the end of the run.
     """
 
     def __init__(self, output: "Output", path: str) -> None:
@@ -51,14 +51,14 @@ class ConsoleLog:
 
 
 class ConsoleRecorder:
-    """Takes the guest's console to some sinks, and keeps its last lines."""
+    """Passes the guest's console output to each sink, and keeps its last lines."""
 
     def __init__(self, *sinks: Callable[[bytes], None]) -> None:
         self._sinks = sinks
         self._tail = bytearray()
 
     def __call__(self, data: bytes) -> None:
-        """Record ``data``; called from vCPU threads."""
+        """Record ``data``. vCPU threads call this."""
         self._tail += data
         if len(self._tail) > 2 * TAIL_BYTES:
             del self._tail[:-TAIL_BYTES]
@@ -66,15 +66,14 @@ class ConsoleRecorder:
             sink(data)
 
     def say_tail(self) -> None:
-        """Show the last lines that the guest printed, if there are any.
+        """Show the last lines that the guest printed, if any.
 
-        They begin no later than what its kernel said of a crash: the message, the
-        registers and the call trace.
+        After a crash of its kernel, they include the kernel's message, registers and call trace.
         """
         lines = _last(self._tail.decode("utf-8", "replace").splitlines())
         if lines:
             text = "\n".join(f"  | {line}" for line in lines)
-            say(f"the guest's console ended with:\n{text}")
+            say(f"the last lines of the guest's console:\n{text}")
 
 
 def _last(lines: list[str]) -> list[str]:
@@ -86,9 +85,10 @@ def _last(lines: list[str]) -> list[str]:
 
 
 def say_reason(outcome: Outcome, on_terminal: bool = False) -> None:
-    """Say why a run ended, unless it ended as runs should. ``on_terminal``: the console was there.
+    """Say why a run ended, unless its end is a normal one.
 
-    A reader of our output that had enough (SIGPIPE) is no failure either.
+    ``on_terminal``: the guest's console was on the terminal. An end because the reader of pykvm's
+    output went away (SIGPIPE) is normal too.
     """
     if outcome.kind not in _QUIET and outcome.status != 128 + signal.SIGPIPE:
         say(shown(outcome.reason), fresh=on_terminal and outcome.kind in _FROM_OUTSIDE)

@@ -12,7 +12,7 @@ from pykvm.outputs import Output, Outputs
 def open_output_files(
     stack: ExitStack, config: MachineConfig, options: Options
 ) -> dict[str, Output]:
-    """The files that are to be written, by option; UsageError. Not the trace, which is checked."""
+    """The open output files by option; UsageError. The trace is checked but not opened here."""
     wanted = {
         "--console-log": options.console_log,
         "--stats": None if options.stats == "-" else options.stats,
@@ -23,7 +23,7 @@ def open_output_files(
     if options.json:
         outputs.take_stream(STDOUT, "--json")
     if options.console_log and options.command is None:
-        # Which would get everything twice, letter by letter.
+        # A log that shares the console's file would mix with it, letter by letter.
         console = Outputs([])
         console.take_stream(STDERR if options.json else STDOUT, "the console")
         console.check(options.console_log, "--console-log")

@@ -1,7 +1,7 @@
-"""What ``--stats`` and ``--json`` tell about a run. Imported only where one is asked for."""
+"""The output of ``--stats`` and ``--json``. Imported only for runs with one of these options."""
 
 import base64
-import json  # noqa: F401 - json_text wants it when nothing can be imported any more
+import json  # noqa: F401 - json_text needs it after the sandbox has closed
 from typing import Any
 
 from pykvm.cli.process import signals_go_to
@@ -15,16 +15,16 @@ from pykvm.outputs import Output
 
 
 class Report:
-    """What is asked for, to be made before the run."""
+    """Writes the reports that the user asked for. Create it before the run."""
 
     def __init__(self, *, stats: str | None, file: Output | None, as_json: bool) -> None:
-        """``stats`` is a path, which is open as ``file``, or "-" or None."""
+        """``stats`` is the value of ``--stats``: a path, open as ``file``; "-"; or None."""
         self._stats = stats
         self._as_json = as_json
         self._file = file
 
     def write(self, machine: Machine) -> None:
-        """Write the object of ``--stats FILE``; PykvmError if that fails, or a signal ends it."""
+        """``--stats FILE``: write the object; PykvmError if that fails or a signal ends it."""
         if self._file is None:
             return
         try:
@@ -35,7 +35,7 @@ class Report:
             raise PykvmError(f"{where}: {reason_of(error)}", "give another file") from None
 
     def print_statistics(self, machine: Machine) -> None:
-        """``--stats -``: one line per disk to standard error; PykvmError if that fails."""
+        """``--stats -``: print one line per disk on standard error; PykvmError if that fails."""
         if self._stats != "-":
             return
         disks = machine.statistics()["disks"]
@@ -51,13 +51,13 @@ class Report:
         output: dict[str, bytes],
         sandbox: dict[str, str] | None,
     ) -> None:
-        """``--json``: the object about the run, to standard output; PykvmError if that fails."""
+        """``--json``: print the object about the run; PykvmError if that fails."""
         if self._as_json:
             emit(json_text(_run_report(machine, outcome, output, sandbox)) + "\n")
 
 
 def _cut_short(number: int) -> None:
-    """Signal ``number`` ends the writing of statistics, for which a pipe's reader may not care."""
+    """Signal ``number`` ends the writing of statistics, which may wait for a pipe's reader."""
     ended = Outcome.signalled(number)
     error = PykvmError(f"the statistics are not complete: {ended.reason}")
     error.exit_status = ended.status
@@ -65,7 +65,7 @@ def _cut_short(number: int) -> None:
 
 
 def _json_text(data: bytes) -> dict[str, str]:
-    """``data`` for JSON: as text if it is UTF-8, else in base64."""
+    """``data`` as JSON: text if it is UTF-8, else base64."""
     try:
         return {"text": data.decode("utf-8")}
     except UnicodeDecodeError:

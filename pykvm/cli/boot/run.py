@@ -50,7 +50,7 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
     timeout = parse_seconds(options.timeout) if options.timeout is not None else None
     failure: PykvmError | None = None
     with ExitStack() as stack:
-        # Files are opened before the VM exists: a bad path costs nobody a boot.
+        # Files are opened before the VM exists, so that a bad path fails before the boot.
         outputs = _open_outputs(stack, config, options)
         log = _console_log(stack, outputs, options.console_log)
         report = _report(outputs, options) if options.stats or options.json else None
@@ -60,7 +60,7 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
         for notice in machine.notices:
             say(shown(notice))
         session, recorder = _session(stack, machine, config, options, log)
-        # Nothing else stops a guest.
+        # Only a disk's error, Ctrl-a s and the monitor stop a guest.
         may_stop = machine.disks or session.has_keys or listener
         reporter = _reporter(machine, session, options) if may_stop else None
         confinement = _confine(options, own_process)
@@ -73,7 +73,7 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
         try:
             outcome = session.run(timeout)
         except PykvmError as error:
-            # What the guest did until then is of interest all the more.
+            # After a failure, the statistics and the last lines matter most.
             failure, outcome = error, Outcome.error(str(error))
         if report:
             report.write(machine)
@@ -109,7 +109,7 @@ def _open_outputs(stack: ExitStack, config: MachineConfig, options: Options) -> 
 
 
 def _is_file(fd: int) -> bool:
-    """Whether the stream ``fd`` goes to something that may be a disk's image."""
+    """True if the stream ``fd`` goes to a file or block device, which may be a disk's image."""
     try:
         mode = os.fstat(fd).st_mode
     except OSError:
@@ -118,7 +118,7 @@ def _is_file(fd: int) -> bool:
 
 
 def _begin(outputs: "dict[str, Output]", machine: Machine) -> None:
-    """Empty what will be written: nothing that could still fail would be of interest there."""
+    """Empty the output files, as the last step before the guest runs: no later step can fail."""
     for option, output in outputs.items():
         try:
             output.begin()
@@ -129,14 +129,16 @@ def _begin(outputs: "dict[str, Output]", machine: Machine) -> None:
 
 
 def _confine(options: Options, own_process: bool) -> "Confinement | None":
-    """Give up what nobody will need while the guest runs. No thread has been started yet."""
+    """Drop every privilege that the run does not need, before any thread is started."""
     if not own_process and options.sandbox == "on":
-        raise UsageError("--sandbox=on confines only a process of pykvm's own", "run 'pykvm boot'")
+        raise UsageError(
+            "--sandbox=on would confine the calling program", "run 'pykvm boot' in its own process"
+        )
     if own_process:
         keep_time_to_tidy_up()
     if not own_process or options.sandbox == "off":
         return None
-    # Start-up time counts, and libraries that use this module are not confined.
+    # Imported only here because start-up time counts.
     from pykvm.sandbox import confine
 
     return confine(socket=options.monitor, insist=options.sandbox == "on")
@@ -146,7 +148,7 @@ def _say_timings(timings: Timings, machine: Machine, confinement: "Confinement |
     say(timings.table())
     say(f"guest memory: {machine.memory.kind}")
     for disk in machine.disks:
-        say(f"{disk.name}: its I/O is done by {disk.engine}")
+        say(f"{disk.name}: I/O by {disk.engine}")
     say(f"sandbox: {confinement or 'off'}")
 
 
@@ -157,7 +159,7 @@ def _session(
     options: Options,
     log: ConsoleLog | None,
 ) -> tuple[Session, ConsoleRecorder]:
-    """Connect ``machine`` with what ``options`` ask for."""
+    """Connect ``machine`` with the terminal or the command, as ``options`` say."""
     session: Session
     sinks = [log.write] if log else []
     if options.command is None:
@@ -185,7 +187,7 @@ def _session(
 def _machine(
     config: MachineConfig, options: Options, timings: Timings, timeout: float | None
 ) -> Machine:
-    """The machine of this run. Its snapshot, if it has one, is made if it does not exist."""
+    """The machine of this run. With ``--snapshot``, the first run also makes the snapshot."""
     folder: str | None = options.snapshot
     if folder is None:
         return Machine(config, timings=timings)
@@ -203,8 +205,8 @@ def _machine(
     return Machine(config, timings=timings, snapshot=folder)
 
 
-# What few runs want is imported only for them: start-up time is a feature. It is imported before
-# the guest runs, because later the sandbox does not let it.
+# These modules are imported only for the runs that need them, because start-up time counts. They
+# are imported before the guest runs, because the sandbox forbids later imports.
 
 
 def _command_session(stack: ExitStack, machine: Machine, options: Options) -> "CommandSession":

@@ -1,4 +1,4 @@
-"""Tells the user why the guest or its disk has stopped, and how it goes on again."""
+"""Tells the user why the guest or its disk has stopped, and how to let it continue."""
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 _LOST: Final = (
-    "what the guest wrote since its last flush may be lost, and no flush of this run succeeds "
-    "any more"
+    "data that the guest wrote since its last flush may be lost, and every later flush of this "
+    "run fails"
 )
 
 
 class StopReporter:
-    """A listener of a machine. A guest that is stopped looks like one that hangs.
+    """Listens to a machine's events, because a stopped guest looks like one that hangs.
 
-    ``images`` are the paths of the disks by their names, ``ways`` the phrases
-    for what lets the guest go on, and ``say`` takes a sentence. Without any
-    way to go on, ``give_up`` takes the sentence on the error that stopped it.
-    ``rooms`` are the folders that need space for disks whose images do not.
+    ``images`` are the paths of the disks by their names. ``ways`` are phrases for the ways to let
+    the guest continue. ``say`` takes a sentence. If there is no way to continue, ``give_up``
+    takes the sentence on the error that stopped the guest. ``rooms`` has the folder of each disk
+    whose written data goes to a folder instead of the image.
     """
 
     def __init__(
@@ -41,16 +41,16 @@ class StopReporter:
         self._how = " or ".join(ways)
         self._say = say
         self._give_up = give_up
-        # One failure of each disk is enough: those that follow have the same cause.
+        # Only the first failure of each disk is reported: later ones have the same cause.
         self._failed: set[str] = set()
-        # Said once: all flushes fail from then on.
+        # Reported once, because all later flushes fail.
         self._lost: set[str] = set()
-        # A guest may ask again and again for what the host has not.
+        # Reported once, because a guest may try again and again.
         self._lacks: set[tuple[str, str]] = set()
         self._held: set[str] = set()
 
     def __call__(self, event: Event) -> None:
-        """Say what is to be said about ``event``."""
+        """Tell the user about ``event``, if it matters to the user."""
         if isinstance(event, BlockIoError):
             if event.error.stops and event.device not in self._failed:
                 self._failed.add(event.device)
@@ -62,39 +62,39 @@ class StopReporter:
             if (event.device, event.lack) not in self._lacks:
                 self._lacks.add((event.device, event.lack))
                 where = self._where(event.device)
-                advice = "nothing is read or written until the guest resets it"
-                self._say(f"{where}: the host cannot serve it, {event.lack}; {advice}")
+                advice = "the disk does no I/O until the guest resets it"
+                self._say(f"{where}: the host cannot serve the disk, {event.lack}; {advice}")
         elif isinstance(event, DiskHeld):
             if event.device not in self._held:
                 self._held.add(event.device)
                 self._say(
-                    f"{self._where(event.device)}: the guest's driver has not made it a bus master "
-                    "(bit 2 of the PCI command register); its requests wait until that is done"
+                    f"{self._where(event.device)}: its requests wait, because the guest's driver "
+                    "has not made it a bus master (bit 2 of the PCI command register)"
                 )
         elif isinstance(event, Resume):
             self._failed.clear()
         elif isinstance(event, Stop) and not self._failed and self._how:
-            self._say(f"the guest is stopped; {self._how} lets it go on")
+            self._say(f"the guest is stopped; {self._how} lets it continue")
 
     def _failure(self, event: BlockIoError) -> str:
         error = event.error
         if not self._how:
             happens = "the run ends here"
-            advice = f"{_LOST}: check what the image holds" if error.lost else self._cure(event)
-            advice += "; with --monitor, a guest can go on after such an error"
+            advice = f"{_LOST}: check the image's contents" if error.lost else self._cure(event)
+            advice += "; with --monitor, a guest can continue after such an error"
         else:
             happens = "the guest is stopped"
             if error.lost:
-                advice = f"{_LOST}: end it, and check what the image holds"
+                advice = f"{_LOST}: end the run, and check the image's contents"
             else:
                 advice = f"{self._cure(event)}, then {self._how} tries again"
         return f"{self._where(event.device)}: {describe(error)}; {happens}: {advice}"
 
     def _cure(self, event: BlockIoError) -> str:
         if not event.error.full:
-            return "mend it"
+            return "remove the cause"
         room = self._rooms.get(event.device)
-        where = f" in {room}, where snapshot=on keeps what the guest writes" if room else ""
+        where = f" in {room}, where snapshot=on keeps the guest's writes" if room else ""
         quota = " or raise the quota" if event.error.errno == errno.EDQUOT else ""
         return f"make space{where}{quota}"
 
@@ -103,9 +103,9 @@ class StopReporter:
 
 
 def describe(error: "IoError") -> str:
-    """What failed and why, without a full stop."""
-    what = f"a {error.operation}"
+    """The operation that failed and the reason, without a full stop."""
+    operation = f"a {error.operation}"
     if error.operation != "flush":
-        what += f" of {error.length} bytes at sector {error.sector}"
+        operation += f" of {error.length} bytes at sector {error.sector}"
     name = errno.errorcode.get(error.errno, str(error.errno))
-    return f"{what} failed: {error_text(error.errno)} ({name})"
+    return f"{operation} failed: {error_text(error.errno)} ({name})"

@@ -24,13 +24,12 @@ _JOIN_SECONDS = 2.0
 
 
 class ScriptInput:
-    """Input that is no terminal, as the guest's console gets it: the end arrives as Ctrl-D.
+    """Passes input that is not from a terminal to the guest's console, and ends it with Ctrl-D.
 
-    With ``exact``, the guest reads a script as the bundled one does: Ctrl-V
-    makes the byte after it an ordinary one, so that every byte arrives.
-    Other guests get the bytes as if they were typed. On their terminals
-    Ctrl-D ends the input only at the start of a line, so a missing newline
-    is added before it.
+    ``exact``: the guest reads a script as the bundled guest does, and Ctrl-V makes the next byte
+    an ordinary one. So every byte arrives. Any other guest gets the bytes as if they were typed.
+    On its terminal Ctrl-D ends the input only at the start of a line, so a missing newline is
+    added before it.
     """
 
     def __init__(self, feed: Callable[[bytes], bool], *, exact: bool) -> None:
@@ -51,20 +50,19 @@ class ScriptInput:
 
 
 class InputPump:
-    """Owns the thread that reads ``fd``, but not ``fd``. A context: it reads from enter to exit.
+    """A context whose thread reads ``fd``. It owns the thread but not ``fd``.
 
-    ``feed(data)`` takes what was read; while its answer is False, nothing
-    more is read until :meth:`wake`, which is made for ``on_room``. ``ended()``
-    is called once at the end of the input: end of file, or nothing that can
-    be read, as a closed descriptor or a directory; or after a bug, what is
-    raised here.
+    ``feed(data)`` takes the read bytes. If it returns False, the pump reads nothing more until
+    :meth:`wake`, which is the callback for ``on_room``. ``ended()`` is called once at the end of
+    the input: at the end of file, if ``fd`` cannot be read (closed, a directory), or if the
+    thread fails by a bug.
 
-    With ``on_key``, the input is a terminal's: escape keys are parsed out and
-    go to ``on_key``. It is then read without regard to ``feed``'s answer, so
-    that Ctrl-a x works while the guest takes no input; beyond 1 MiB of that,
-    what is typed is dropped. ``ended()`` means here that the terminal is gone.
-    ``terminal`` is taken back when this process returns to its foreground.
-    ``woken()`` is called in the pump's thread after each :meth:`wake`.
+    With ``on_key``, the input is a terminal's. The pump takes the escape keys out of it and passes
+    them to ``on_key``. It reads even after ``feed`` has returned False, so that Ctrl-a x works
+    while the guest takes no input. Beyond 1 MiB of such input it drops typed bytes. ``ended()``
+    then means that the terminal is gone. The pump makes ``terminal`` raw again when this process
+    returns to the terminal's foreground. ``woken()`` is called in the pump's thread after each
+    :meth:`wake`.
     """
 
     def __init__(
@@ -84,7 +82,7 @@ class InputPump:
         self._terminal = terminal
         self._woken = woken
         if on_key:
-            # Start-up time is a feature: imported for terminals only.
+            # Imported only for terminals, because start-up time counts.
             from pykvm.cli.boot.escape_keys import EscapeParser
 
             self._parser = EscapeParser()
@@ -101,10 +99,10 @@ class InputPump:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Stop reading. Not to be called from the callbacks."""
+        """Stop reading. The callbacks must not call this."""
         self._stopped = True
         self.wake()
-        # Another reader of the same terminal may have left our read blocked.
+        # If a second reader of the same terminal takes the input first, our read may block.
         self._thread.join(_JOIN_SECONDS)
         if not self._thread.is_alive():
             with self._lock:
@@ -112,7 +110,7 @@ class InputPump:
                 self._eventfd = -1
 
     def wake(self) -> None:
-        """There is room for input again. From any thread, at any time."""
+        """There is room for input again. Any thread may call this at any time."""
         with self._lock:
             if self._eventfd >= 0:
                 os.eventfd_write(self._eventfd, 1)
@@ -121,7 +119,7 @@ class InputPump:
         try:
             self._pump()
         except BaseException:
-            # Rather than leave the guest without input, and the user without keys.
+            # Without this, a bug would leave the guest without input and the user without keys.
             self._ended()
             raise
 
@@ -135,7 +133,7 @@ class InputPump:
                 return
 
     def _wait(self) -> bool:
-        """Sleep until there is something to do; whether it is reading."""
+        """Sleep until there is something to do. True if ``fd`` can be read."""
         poll = select.poll()
         poll.register(self._eventfd, select.POLLIN)
         if not self._blocked:
@@ -152,7 +150,7 @@ class InputPump:
         return bool(ready)
 
     def _read(self) -> bool:
-        """Read once and pass it on; False at the end."""
+        """Read once and pass the bytes on. False at the end of the input."""
         try:
             data = os.read(self._fd, _CHUNK)
         except (BlockingIOError, InterruptedError):
@@ -168,7 +166,7 @@ class InputPump:
         return True
 
     def _in_background(self) -> bool:
-        """Whether reading failed only because the terminal is another job's; waits a little."""
+        """True if reading failed only because this process is in the background; waits a little."""
         terminal = self._terminal
         if terminal is None or not terminal.is_terminal or terminal.in_foreground():
             return False
@@ -184,11 +182,11 @@ class InputPump:
 
 
 class OutputWriter:
-    """Writes to ``fd``, which it does not own, from any thread; whole calls do not mix.
+    """Writes to ``fd``, which it does not own. Any thread may write, and calls do not mix.
 
-    A reader that does not read makes :meth:`write` wait, and so the guest,
-    until :meth:`release`. After an error all output is dropped; ``failed`` is
-    called with the first one (see :func:`output_failure`).
+    A reader that does not read makes :meth:`write`, and so the guest, wait until :meth:`release`.
+    After an error all output is dropped, and ``failed`` gets the first error (see
+    :func:`output_failure`).
     """
 
     def __init__(self, fd: int, failed: Callable[[OSError], None]) -> None:
@@ -220,9 +218,9 @@ class OutputWriter:
             self._failed(error)
 
     def release(self) -> None:
-        """From now on drop what would have to wait, also in calls that wait already.
+        """The run is over: drop output that would wait, also in calls that already wait.
 
-        To be called when the run is over, perhaps more than once.
+        May be called more than once.
         """
         if not self._released:
             self._released = True
@@ -246,10 +244,10 @@ class OutputWriter:
 
 
 def output_failure(error: OSError) -> Outcome:
-    """How a run ends whose output cannot be written.
+    """The outcome of a run whose output cannot be written.
 
-    A reader that went away (EPIPE) ends it as SIGPIPE would, quietly; a
-    terminal that went away (EIO) as SIGHUP would.
+    A reader that went away (EPIPE) ends the run as SIGPIPE would, without a message. A terminal
+    that went away (EIO) ends it as SIGHUP would.
     """
     if error.errno == errno.EPIPE:
         return Outcome.signalled(signal.SIGPIPE)

@@ -1,16 +1,13 @@
-"""The user's terminal in raw mode, and back on every way out.
+"""Puts the user's terminal into raw mode, and restores it however the run ends.
 
-While raw, every key goes to the guest, Ctrl-C and Ctrl-Z too. The way back
-is ``__exit__``, which runs for a normal end and for an exception; signals
-that end the process must be turned into one of these by whoever handles
-them. Stopping (SIGTSTP) gives the terminal back for the time being, and
-SIGCONT takes it again.
+In raw mode every key goes to the guest, Ctrl-C and Ctrl-Z too. ``__exit__`` restores the terminal,
+after a normal end and after an exception. A signal that ends the process needs a handler that turns
+it into one of these. A stop of the process (SIGTSTP) restores the terminal until SIGCONT.
 
-A process in the background of its terminal must not touch it: the modes
-are the shell's then. So nothing is set and nothing restored unless this
-process is in the foreground; :meth:`RawTerminal.resume` may be called again
-later. SIGTTIN and SIGTTOU are ignored meanwhile, so that a run in the
-background goes on instead of being stopped; reading then gives EIO.
+A process in the background of its terminal must not touch it, because the shell then owns the
+modes. So this module sets and restores modes only in the foreground. :meth:`RawTerminal.resume`
+may be called again later. SIGTTIN and SIGTTOU are ignored meanwhile, so that a run in the
+background continues instead of being stopped. Reading then fails with EIO.
 """
 
 import os
@@ -57,19 +54,18 @@ class RawTerminal:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether ``fd`` is a terminal, within the context."""
+        """True within the context if ``fd`` is a terminal."""
         return self._saved is not None
 
     @property
     def raw(self) -> bool:
-        """Whether the terminal is raw now, as far as this object knows."""
+        """True if this object has made the terminal raw and not restored it since."""
         return self._raw
 
     def in_foreground(self) -> bool:
-        """Whether the terminal is this process's to use.
+        """True if this process may use the terminal.
 
-        True as well where job control does not apply: another session's
-        terminal, or one that is gone.
+        Also true without job control: for a terminal of a different session, or one that is gone.
         """
         try:
             return os.tcgetpgrp(self._fd) == os.getpgrp()
@@ -77,18 +73,18 @@ class RawTerminal:
             return True
 
     def resume(self) -> None:
-        """Make the terminal raw, if it is ours to use; also after someone else changed it."""
+        """Make the terminal raw if this process is in its foreground. May be repeated."""
         if self._saved is not None and self.in_foreground():
             self._raw = self._set(_raw_modes(self._saved))
 
     def suspend(self) -> None:
-        """Give the terminal its former modes back."""
+        """Restore the terminal's former modes."""
         if self._saved is not None and self._raw and self.in_foreground():
             self._set(self._saved)
         self._raw = False
 
     def _set(self, modes: list[Any]) -> bool:
-        # TCSANOW: the others wait until all output is read, for ever if nobody reads it.
+        # TCSANOW, because the alternatives wait until all output is read, perhaps for ever.
         try:
             termios.tcsetattr(self._fd, termios.TCSANOW, modes)
         except (termios.error, OSError):
@@ -107,14 +103,14 @@ class RawTerminal:
         for number, handler in wanted.items():
             before = signal.getsignal(number)
             if before != signal.SIG_IGN:
-                # None stands for a handler that Python did not set.
+                # getsignal() returns None for a handler that Python did not set.
                 self._handlers[number] = signal.SIG_DFL if before is None else before
                 signal.signal(number, handler)
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         self.suspend()
         signal.signal(number, signal.SIG_DFL)
-        # The process stops here. It does not if no shell could wake it again.
+        # The process stops here, unless there is no shell that could wake it again.
         os.kill(os.getpid(), number)
         signal.signal(number, self._on_stop)
         self.resume()
@@ -124,7 +120,7 @@ class RawTerminal:
 
 
 def _raw_modes(modes: list[Any]) -> list[Any]:
-    """``modes`` changed to pass every byte unchanged both ways, at once."""
+    """A copy of ``modes`` that passes every byte unchanged and at once, in both directions."""
     raw = list(modes)
     raw[_IFLAG] &= ~(
         termios.IGNBRK

@@ -1,4 +1,4 @@
-"""One line on the user's terminal while a guest boots and says nothing. Imported for those only."""
+"""One line on the user's terminal while a guest boots silently. Imported only for terminals."""
 
 import os
 import select
@@ -10,15 +10,15 @@ from pykvm.cli.say import STDERR
 from pykvm.host.threads import start
 
 PATIENCE_SECONDS = 1.0
-"""A guest that speaks earlier needs no line. Then the line counts seconds."""
+"""The line appears after this time without output of the guest. Then it counts seconds."""
 _ERASE = "\r\x1b[K"
 
 
 class WaitingLine:
-    """Tells on standard error, a terminal, that the guest is booting, until :meth:`end`.
+    """Shows on standard error, a terminal, that the guest is booting, until :meth:`end`.
 
-    It counts in a thread of its own from :meth:`start` on, and leaves no trace. A
-    terminal that takes nothing at the moment (Ctrl-S) keeps nobody waiting.
+    It owns a thread, which counts from :meth:`start` on. At the end it erases the line. A terminal
+    that takes no output at the moment (Ctrl-S) makes no caller wait.
     """
 
     def __init__(self) -> None:
@@ -27,19 +27,20 @@ class WaitingLine:
         self._shown = False
 
     def start(self) -> None:
-        """The guest runs from now on."""
+        """Begin to count: the guest runs from now on."""
         thread = threading.Thread(target=self._run, name="waiting line", daemon=True)
         start(thread, "the line that tells of the boot")
 
     def end(self) -> None:
-        """The guest speaks, or somebody else does: the line is gone on return. May be repeated."""
+        """Erase the line, before any other output. It is gone on return. May be repeated."""
         if self._ended.is_set():
             return
         with self._lock:
             if self._shown:
                 _show(_ERASE)
                 self._shown = False
-            # Last: who sees it does not wait for the lock, and what it prints must not be erased.
+            # Set last: a caller that sees it set prints without the lock, and the line's erasure
+            # must not erase that output.
             self._ended.set()
 
     def _run(self) -> None:
@@ -52,10 +53,10 @@ class WaitingLine:
 
 
 def _show(text: str) -> bool:
-    """Write what of ``text`` can be written without waiting; whether that is any of it."""
+    """Write the part of ``text`` that needs no waiting. True if that is at least one byte."""
     shown = False
     with suppress(OSError):
-        # A terminal that takes something may not take all of it, and a write of that would wait.
+        # A terminal that takes one byte may not take all, and a write of the rest would wait.
         for byte in text.encode():
             if not select.select([], [STDERR], [], 0)[1]:
                 break

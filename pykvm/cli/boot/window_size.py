@@ -1,4 +1,4 @@
-"""The size of the user's terminal, which the guest's console is to have too. For terminals only."""
+"""Gives the guest's console the size of the user's terminal. Imported only for terminals."""
 
 import os
 import signal
@@ -11,10 +11,10 @@ from pykvm.cli.process import Handler
 
 
 class WindowSize:
-    """Tells the guest's agent whenever the terminal ``fd`` has another size.
+    """Tells the guest's agent whenever the size of the terminal ``fd`` changes.
 
-    ``size``, rows and columns, is what the guest was started with, and ``send``
-    is the channel to its agent. What the agent says goes to :meth:`received`.
+    ``size`` is the guest's size at the start, in rows and columns. ``send`` sends bytes to the
+    agent. The agent's bytes go to :meth:`received`.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class WindowSize:
         self._ready = False
 
     def received(self, data: bytes) -> None:
-        """``data`` from the agent, which says first of all that it is there."""
+        """Take ``data`` from the agent, whose first message says that it is ready."""
         hello = encode(Kind.HELLO, PROTOCOL_VERSION.to_bytes(2, "little"))
         if not self._ready and len(self._heard) < len(hello):
             self._heard += data
@@ -40,7 +40,7 @@ class WindowSize:
                 self._wake()
 
     def look(self) -> None:
-        """Tell the agent the size, if it is there and knows another."""
+        """Tell the agent the size, if the agent is ready and knows a different size."""
         if not self._ready:
             return
         with suppress(OSError):
@@ -52,9 +52,9 @@ class WindowSize:
 
     @contextmanager
     def watched(self, wake: Callable[[], None]) -> Iterator[None]:
-        """Within it ``wake`` is called, also by a signal handler, when :meth:`look` is to be.
+        """A context that calls ``wake`` when it is time for :meth:`look`.
 
-        The terminal's changes are noticed in the main thread only.
+        A signal handler may make the call. Changes are noticed only if the main thread enters it.
         """
 
         def changed(*_: object) -> None:

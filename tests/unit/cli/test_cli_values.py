@@ -156,7 +156,7 @@ def test_every_value_of_a_choice_is_accepted():
         ("d.img,lifetime=1:2:x", "0 to 11 and 0 to 11, like lifetime=1:2:3"),
         ("d.img,lifetime=1:2:12", "lifetime cannot be '1:2:12'"),
         ("d.img,iops-size=4K", "iops-size has no effect without iops"),
-        ("d.img,bps=1X", "bytes; K, M, G or T may follow a number"),
+        ("d.img,bps=1X", "bytes; a suffix K, M, G or T is allowed"),
         ("d.img,queue-size=100", "use a power of 2"),
         ("d.img,queue_size=2", "use 4 to 1024"),
         ("d.img,num_queues=65", "use 1 to 64"),

@@ -219,7 +219,7 @@ def test_a_missing_agent_is_noticed(run, monkeypatch, capfd):
 
     def noticed():
         said.append(capfd.readouterr().err)
-        return "no agent has answered" in "".join(said)
+        return "agent has not answered" in "".join(said)
 
     def guest(machine):
         until(noticed)

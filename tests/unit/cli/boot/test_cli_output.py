@@ -18,7 +18,7 @@ def tail(lines: list[str], capfd: pytest.CaptureFixture[str]) -> list[str]:
         recorder(line.encode() + b"\r\n")
     recorder.say_tail()
     head, *shown = capfd.readouterr().err.splitlines()
-    assert head == "pykvm: the guest's console ended with:"
+    assert head == "pykvm: the last lines of the guest's console:"
     return [line.removeprefix("  | ") for line in shown]
 
 

@@ -55,9 +55,7 @@ def test_the_folder_that_needs_space_is_named(said):
     rooms = {"virtio0": "/t"}
     tell = StopReporter({"virtio0": "a.img"}, ["Ctrl-a c"], said.append, rooms, give_up=said.append)
     tell(failure())
-    assert (
-        "make space in /t, where snapshot=on keeps what the guest writes, then Ctrl-a c" in said[0]
-    )
+    assert "make space in /t, where snapshot=on keeps the guest's writes, then Ctrl-a c" in said[0]
 
 
 @pytest.mark.parametrize("ways", [(), ("Ctrl-a c",)])
@@ -65,7 +63,7 @@ def test_nobody_is_told_to_make_space_for_what_is_lost(reporter, said, last_word
     reporter(*ways)(failure(operation="flush", lost=True))
     (text,) = said + last_words
     assert "a flush failed: no space left on device (ENOSPC)" in text
-    assert "check what the image holds" in text
+    assert "check the image's contents" in text
     assert "make space" not in text
     assert "tries again" not in text
 
@@ -78,8 +76,8 @@ def test_lost_data_are_told_once_though_the_guest_goes_on(reporter, said):
     assert [text[:7] for text in said] == ["virtio0", "virtio1"]
     assert said[0] == (
         "virtio0 (a.img): a flush failed: no space left on device (ENOSPC); "
-        "what the guest wrote since its last flush may be lost, "
-        "and no flush of this run succeeds any more"
+        "data that the guest wrote since its last flush may be lost, "
+        "and every later flush of this run fails"
     )
 
 
@@ -90,7 +88,7 @@ def test_without_a_way_out_the_run_ends_with_the_reason(reporter, said, last_wor
     tell(failure(number=errno.EIO, operation="flush"))
     assert not said
     (text,) = last_words
-    assert "a flush failed: input/output error (EIO); the run ends here: mend it" in text
+    assert "a flush failed: input/output error (EIO); the run ends here: remove the cause" in text
     assert "sector" not in text
     assert "--monitor" in text
 
@@ -116,7 +114,7 @@ def test_errors_that_do_not_stop_are_the_guests_own(reporter, said):
 
 def test_a_guest_that_the_user_stopped(reporter, said):
     reporter("Ctrl-a c")(Stop())
-    assert said == ["the guest is stopped; Ctrl-a c lets it go on"]
+    assert said == ["the guest is stopped; Ctrl-a c lets it continue"]
 
 
 def test_what_the_host_has_not_is_told_once(reporter, said):
@@ -125,8 +123,8 @@ def test_what_the_host_has_not_is_told_once(reporter, said):
     for event in (files, files, Resume(), files, HostShortage("virtio1", "too many open files")):
         tell(event)
     assert said == [
-        f"virtio{disk} ({image}.img): the host cannot serve it, too many open files; "
-        "nothing is read or written until the guest resets it"
+        f"virtio{disk} ({image}.img): the host cannot serve the disk, too many open files; "
+        "the disk does no I/O until the guest resets it"
         for disk, image in ((0, "a"), (1, "b"))
     ]
 
