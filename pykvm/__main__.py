@@ -7,10 +7,10 @@ from pykvm.cli.process import leave_on_signals, open_standard_streams
 
 
 def run() -> int:
-    """Be the process: the command line from the first import to the exit status."""
-    # Nothing that imports make is garbage, and to look for some takes a tenth of their time.
+    """Run the command line in a process of its own, and return the exit status."""
+    # Imports create no garbage, and the collector would take a tenth of their time.
     gc.disable()
-    # Before the imports that take time: a signal shall find no traceback to print.
+    # Before the imports that take time, so that a signal meanwhile prints no traceback.
     leave_on_signals()
     open_standard_streams()
     from pykvm.cli.main import main

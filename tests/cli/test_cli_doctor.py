@@ -39,12 +39,12 @@ def test_flavour_is_unknown_where_nothing_can_be_probed(capfd):
     assert capfd.readouterr().out == "unknown\n"
 
 
-def test_a_host_that_cannot_be_asked_wants_no_flavour(monkeypatch, tmp_path):
+def test_a_host_without_kvm_has_no_known_flavour(monkeypatch, tmp_path):
     (tmp_path / "guest").mkdir()
     (tmp_path / "guest" / "bundle.json").write_text('{"flavours": {"emulated": {}}}')
     monkeypatch.setattr("pykvm.cli.doctor.examine.BUNDLES", tmp_path)
     text = as_text(examine(NOWHERE[1]))
-    assert "built: emulated; which one this host wants is not known" in text
+    assert "built: emulated; the flavour for this host is unknown" in text
 
 
 @pytest.mark.kvm

@@ -1,1 +1,1 @@
-"""``pykvm bench``: its options, and the disks that it measures."""
+"""``pykvm bench``: its options, and the choice of the disks."""

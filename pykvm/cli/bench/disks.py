@@ -1,4 +1,4 @@
-"""The disks that ``pykvm bench`` measures: made or found, and tried before minutes are spent."""
+"""The disks that ``pykvm bench`` measures, and the checks before the long measurement."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -34,14 +34,18 @@ def disks_of(
         progress(f"making disks of {size // MIB} MiB")
         return [stack.enter_context(temporary_disk(path, size)) for _ in range(count)], size
     if count > 1:
-        raise UsageError("--vms needs a disk for each", "leave --disk out, or give it a folder")
+        raise UsageError(
+            "--vms needs a separate disk for each VM", "leave --disk out, or give it a folder"
+        )
     if options.size is not None:
-        raise UsageError("--size is for temporary files", "leave it out, or give --disk a folder")
+        raise UsageError(
+            "--size applies only to temporary files", "leave it out, or give --disk a folder"
+        )
     size = size_of(path)
     if any(workload.write for workload in workloads) and not options.overwrite:
         raise UsageError(
-            f"writes would destroy what '{path}' holds",
-            "give --overwrite if they may, or only workloads that read",
+            f"writes would destroy the contents of '{path}'",
+            "give --overwrite to allow that, or choose workloads that only read",
         )
     return [path], size
 
@@ -49,7 +53,7 @@ def disks_of(
 def check_disk_options(
     tools: Mapping[CacheMode, Sequence[Tool]], workloads: Sequence[Workload]
 ) -> None:
-    """UsageError now for what a run of pykvm would refuse later."""
+    """UsageError for disk options that a later run of pykvm would refuse."""
     queues = max(workload.queues for workload in workloads)
     more = f",num-queues={queues}" if queues > 1 else ""
     for cache, of_mode in tools.items():
@@ -59,15 +63,17 @@ def check_disk_options(
 
 
 def disk_of(tool: PykvmTool, more: str = "") -> DiskConfig:
-    """What ``tool`` makes of a disk, with ``more`` keys; UsageError."""
+    """The disk that ``tool``'s options and the keys ``more`` describe; UsageError."""
     if tool.label.startswith(","):
         raise UsageError(f"'{tool.label}' begins with a comma", "write KEY=VALUE,...")
     return parse_disk(f"disk{more}" + (f",{tool.label}" if tool.label else ""))
 
 
 def check_tools(measurement: Measurement) -> None:
-    """Have told now, before minutes are spent, what cannot run here: HostError, or what
-    ``pykvm boot`` would say of the disk."""
+    """Find a tool that cannot run here before the long measurement begins.
+
+    HostError, or the error that ``pykvm boot`` would raise for the disk.
+    """
     if measurement.job.cache.direct:
         check_on_disk(measurement.job.disks[0])
     job = max(measurement.job.parts(), key=lambda part: part.queues)

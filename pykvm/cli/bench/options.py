@@ -1,4 +1,4 @@
-"""What ``pykvm bench`` can be asked for, and what it refuses at once."""
+"""The options of ``pykvm bench``, and the checks of their values."""
 
 import argparse
 from collections.abc import Sequence
@@ -29,8 +29,10 @@ def parser() -> argparse.ArgumentParser:
     """The options of ``pykvm bench``."""
     made = Parser(
         prog="pykvm bench",
-        description="Measure a virtio-blk disk with the bare-metal guest, and compare.",
-        epilog="Without --disk, a temporary file is measured. docs/reference/bench.md has more.",
+        description="Measure a virtio-blk disk with the bare-metal guest, and compare it with "
+        "other tools.",
+        epilog="Without --disk, bench measures a temporary file. docs/reference/bench.md explains "
+        "each option.",
         allow_abbrev=False,
     )
     add = made.add_argument
@@ -38,53 +40,115 @@ def parser() -> argparse.ArgumentParser:
         "--disk",
         metavar="PATH",
         type=parse_path,
-        help="raw image or block device, or a folder for one",
+        help="raw image or block device to measure, or a folder for the temporary file",
     )
-    add("--size", metavar="SIZE", help="of the temporary file (256M)")
-    add("--overwrite", action="store_true", help="let writes destroy what --disk PATH holds")
+    add("--size", metavar="SIZE", help="size of the temporary file (default: 256M)")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="allow workloads that destroy the contents of --disk PATH",
+    )
     add(
         *("--workload",),
         metavar="NAME",
         action="append",
         default=[],
-        help="randread, randwrite, seqread, seqwrite, or with a block size: seqread-128k, "
-        "seqread-1m; or exits; may be repeated",
+        help="randread, randwrite, seqread or seqwrite, of 4 KiB or of a given block size "
+        "(seqread-128k, seqread-1m); or exits; may be repeated",
     )
     several = "N[,N...]"
-    add("--depth", metavar=several, help="requests in flight (1,8,32,128)")
-    add("--segments", metavar=several, default="1", help="descriptors of a request's data (1)")
-    add("--queues", metavar=several, default="1", help="virtqueues of the disk, up to 4 (1)")
-    add("--vms", metavar=several, default="1", help="VMs side by side, each with a disk (1)")
-    add("--runs", metavar="N", default="5", help="runs that count (5)")
-    add("--seconds", metavar="S", default="0.5", help="per workload and run (0.5)")
-    add("--requests", metavar="N", default="0", help="per workload and run, instead of a time")
-    modes = "MODE[,MODE...]"
-    add("--cache", metavar=modes, default="writeback", help="as in --disk: writeback, none, ...")
-    add("--engine", metavar="NAME", help="as in --disk")
+    add("--depth", metavar=several, help="requests in flight (default: 1,8,32,128)")
+    add(
+        "--segments",
+        metavar=several,
+        default="1",
+        help="descriptors for a request's data (default: 1)",
+    )
+    add(
+        "--queues",
+        metavar=several,
+        default="1",
+        help="virtqueues of the disk, up to 4 (default: 1)",
+    )
+    add(
+        "--vms",
+        metavar=several,
+        default="1",
+        help="VMs side by side, each with its own disk (default: 1)",
+    )
+    add("--runs", metavar="N", default="5", help="runs that count (default: 5)")
+    add(
+        "--seconds",
+        metavar="S",
+        default="0.5",
+        help="length of each workload in each run (default: 0.5)",
+    )
+    add(
+        "--requests",
+        metavar="N",
+        default="0",
+        help="end each workload after N requests instead of --seconds",
+    )
+    add(
+        "--cache",
+        metavar="MODE[,MODE...]",
+        default="writeback",
+        help="cache mode, as in --disk, such as writeback or none (default: writeback)",
+    )
+    add("--engine", metavar="NAME", help="pykvm's engine, as in --disk")
     add("--options", metavar="KEY=VALUE,...", default="", help="more keys of --disk for pykvm")
-    add("--cpus", metavar="N", default="4", help="the most vCPUs that share out the queues (4)")
-    add("--wait", choices=sorted(WAITS), default="poll", help="how the guest waits (poll)")
-    add("--pin", metavar="CPU", help="serve disks on this CPU of the host, run vCPUs on others")
-    add("--busy", metavar="N", default="0", help="busy loops that run beside, up to 64 (0)")
-    add("--exits", action="store_true", help="time exits that the guest makes while it waits")
+    add(
+        "--cpus",
+        metavar="N",
+        default="4",
+        help="most vCPUs; they share out the queues (default: 4)",
+    )
+    add(
+        "--wait",
+        choices=sorted(WAITS),
+        default="poll",
+        help="poll the used ring, or halt until an interrupt (default: poll)",
+    )
+    add(
+        "--pin",
+        metavar="CPU",
+        help="run the disks' threads on this host CPU, and the vCPUs on the other CPUs",
+    )
+    add(
+        "--busy",
+        metavar="N",
+        default="0",
+        help="busy loops beside the measurement, up to 64 (default: 0)",
+    )
+    add(
+        "--exits",
+        action="store_true",
+        help="also measure how long VM exits take while the guest waits for the disk",
+    )
     add(
         *("--against",),
         metavar="TOOL",
         action="append",
         default=[],
-        help="qemu, fio, or pykvm,KEY=VALUE,... with other options; may be repeated",
+        help="also measure this tool: qemu, fio, or pykvm,KEY=VALUE,... with other keys of "
+        "--disk; may be repeated",
     )
-    add("--start", action="store_true", help="time the start of a VM instead of a disk")
+    add("--start", action="store_true", help="measure how fast a VM starts, instead of a disk")
     add("--json", action="store_true", help="print one JSON object instead of tables")
-    add("--chart", metavar="FILE", type=parse_path, help="write throughput and latency as SVG")
+    add(
+        "--chart",
+        metavar="FILE",
+        type=parse_path,
+        help="draw throughput and latency over queue depth as SVG",
+    )
     return made
 
 
 def parse_shapes(options: argparse.Namespace) -> list[Workload]:
-    """The workloads that are asked for; UsageError."""
+    """The workloads that ``options`` select; UsageError."""
     names = options.workload or DEFAULTS
     if options.exits and EXITS not in names:
-        # What exits take while the disk does nothing, to compare with.
+        # For comparison: the duration of exits while the disk is idle.
         names = [EXITS, *names]
     shapes = Shapes(
         depths=[] if options.depth is None else parse_numbers(options.depth, "--depth"),
@@ -111,19 +175,24 @@ def parse_number(text: str, what: str, least: int, most: int = NUMBER_MAX) -> in
 
 
 def check_wait(workloads: Sequence[Workload], wait: str, exits: bool) -> None:
-    """UsageError for what can be done only by a guest that polls."""
+    """UsageError for a workload that needs a guest that polls, if ``wait`` is not to poll."""
     if wait == "poll":
         return
     if exits or any(workload.kind == EXITS for workload in workloads):
-        raise UsageError("exits go with --wait poll only", "a guest that halts makes none")
+        raise UsageError(
+            "exits work only with --wait poll, because a halted guest makes none",
+            "leave --wait out",
+        )
     if any(workload.queues > 1 for workload in workloads):
         raise UsageError(
-            "--queues goes with --wait poll only", "interrupts go to one queue of the guest"
+            "several --queues work only with --wait poll, because the guest takes interrupts of "
+            "one queue",
+            "leave --wait or --queues out",
         )
 
 
 def check_room(workloads: Sequence[Workload], size: int) -> None:
-    """UsageError if the part of ``size`` bytes that each queue gets does not hold a block."""
+    """UsageError if a disk of ``size`` bytes has no room for a block of each queue."""
     for workload in workloads:
         if workload.block * workload.queues > size:
             raise UsageError(
@@ -134,7 +203,7 @@ def check_room(workloads: Sequence[Workload], size: int) -> None:
 
 
 def parse_busy(text: str) -> int:
-    """How many busy loops; UsageError."""
+    """The number of busy loops; UsageError."""
     return parse_number(text, "--busy", 0, BUSY_MAX)
 
 

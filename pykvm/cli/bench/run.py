@@ -1,4 +1,4 @@
-"""``pykvm bench``: how fast disks are, here and under others."""
+"""``pykvm bench``: measures how fast a disk is under pykvm and other tools."""
 
 import argparse
 import json
@@ -36,17 +36,17 @@ from pykvm.errors import PykvmError, UsageError, reason_of
 from pykvm.names import json_text
 from pykvm.outputs import Output, Outputs
 
-_NOT_OF_A_START = (
+_ONLY_FOR_DISKS = (
     *("disk", "size", "overwrite", "workload", "depth", "segments", "queues", "vms", "seconds"),
     *("requests", "cache", "engine", "options", "cpus", "wait", "pin", "exits", "chart"),
 )
-"""The options that say something of a disk's measurement."""
+"""The options that --start does not accept."""
 BUSY = 0.25
-"""Load per CPU above which a host is not quiet."""
+"""A host with more load per CPU than this counts as busy."""
 
 
 class _Stopped(BaseException):
-    """A signal asks for the end; not an Exception, so that nothing on the way takes it for one."""
+    """A signal asks for the end. Not an Exception, so that no handler of errors catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -54,7 +54,7 @@ class _Stopped(BaseException):
 
 
 class _Stop:
-    """Ends the measurement at the first signal; later ones must not disturb the tidying up."""
+    """Ends the measurement at the first signal, and ignores later ones during the clean-up."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -66,18 +66,18 @@ class _Stop:
 
 
 class Progress:
-    """What is going on, in one line of a terminal that is taken back at the end."""
+    """Shows the progress in one line of the terminal, and erases the line at the end."""
 
     def __init__(self) -> None:
         self._shown = os.isatty(STDERR)
 
     def __call__(self, text: str) -> None:
-        """Show ``text`` instead of what was shown before."""
+        """Show ``text`` in place of the former text."""
         if self._shown:
             put(STDERR, f"\r\033[K{text}")
 
     def clear(self) -> None:
-        """Show nothing."""
+        """Erase the line."""
         self("")
 
 
@@ -94,7 +94,7 @@ def run_bench(arguments: Sequence[str]) -> int:
     if seconds > 600:
         raise UsageError("--seconds is more than 600", "measure more --runs instead")
     if seconds < 0.001:
-        raise UsageError("--seconds is less than 0.001", "give it longer, such as 0.5")
+        raise UsageError("--seconds is less than 0.001", "give a longer time, such as 0.5")
     cpus = parse_number(options.cpus, "--cpus", 1, CPUS_MAX)
     busy = parse_busy(options.busy)
     check_wait(workloads, options.wait, options.exits)
@@ -145,7 +145,7 @@ def run_bench(arguments: Sequence[str]) -> int:
 
 
 def _begin(stack: ExitStack, busy: int) -> BusyLoops:
-    """Tell of a busy host, and make it so if that is asked for."""
+    """Warn of a busy host, and then start the busy loops of ``--busy``."""
     _warn_if_busy()
     return stack.enter_context(busy_loops(busy))
 
@@ -155,14 +155,14 @@ def _run_start(options: argparse.Namespace) -> int:
 
     unknown = [tool for tool in options.against if tool != "qemu"]
     if unknown:
-        raise UsageError(f"--start knows no '{unknown[0]}'", "use --against qemu")
-    ignored = [
-        name for name in _NOT_OF_A_START if getattr(options, name) != parser().get_default(name)
+        raise UsageError(f"--start cannot be compared with '{unknown[0]}'", "use --against qemu")
+    refused = [
+        name for name in _ONLY_FOR_DISKS if getattr(options, name) != parser().get_default(name)
     ]
-    if ignored:
+    if refused:
         raise UsageError(
-            f"--start does not go with --{ignored[0].replace('_', '-')}",
-            "it goes with --against qemu, --runs, --busy and --json",
+            f"--start does not work with --{refused[0].replace('_', '-')}",
+            "it works with --against qemu, --runs, --busy and --json",
         )
     runs, busy = parse_number(options.runs, "--runs", 1), parse_busy(options.busy)
     progress = Progress()
@@ -174,7 +174,7 @@ def _run_start(options: argparse.Namespace) -> int:
             progress.clear()
             loops = _begin(stack, busy)
             start.time_starts(found, runs, progress)
-            loops.cpu_time()  # they have been there all the time
+            loops.cpu_time()  # raises if a busy loop has ended meanwhile
     except _Stopped as stopped:
         return 128 + stopped.number
     if options.json:
@@ -187,7 +187,7 @@ def _run_start(options: argparse.Namespace) -> int:
 def _open_chart(
     stack: ExitStack, options: argparse.Namespace, tools: Sequence[Tool]
 ) -> Output | None:
-    """The file of --chart, if one is asked for; UsageError for it or a standard stream."""
+    """The open file of --chart, None without one; UsageError for the file or a standard stream."""
     inputs = [options.disk] if options.disk else []
     for tool in tools:
         if isinstance(tool, PykvmTool):
@@ -211,4 +211,4 @@ def _write_chart(chart: Output, path: Path, text: str) -> None:
 def _warn_if_busy() -> None:
     load, cpus = os.getloadavg()[0], os.cpu_count() or 1
     if load > BUSY * cpus:
-        say(f"this host is busy (load {load:.1f} on {cpus} CPUs): expect wide spreads")
+        say(f"this host is busy (load {load:.1f} on {cpus} CPUs): results will vary widely")

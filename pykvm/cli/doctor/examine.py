@@ -25,17 +25,17 @@ _NEEDED_BY_ASSISTS = {
     c.KVM_CAP_VCPU_EVENTS: "emulated instructions cannot raise exceptions",
 }
 _OPTIONAL = {
-    c.KVM_CAP_MP_STATE: "--cpus 2 and more, noticing that a guest has halted",
-    c.KVM_CAP_SYNC_REGS: "fewer system calls for each exit that looks at registers",
-    c.KVM_CAP_EXIT_ON_EMULATION_FAILURE: "the bytes of an instruction that KVM refuses",
-    c.KVM_CAP_GET_TSC_KHZ: "telling a guest its TSC frequency",
-    c.KVM_CAP_TSC_DEADLINE_TIMER: "the timer that costs a guest least",
+    c.KVM_CAP_MP_STATE: "needed for --cpus 2 or more, and to notice that a guest has halted",
+    c.KVM_CAP_SYNC_REGS: "saves system calls at exits that read registers",
+    c.KVM_CAP_EXIT_ON_EMULATION_FAILURE: "shows the bytes of an instruction that KVM refuses",
+    c.KVM_CAP_GET_TSC_KHZ: "tells a guest its TSC frequency",
+    c.KVM_CAP_TSC_DEADLINE_TIMER: "is the cheapest timer for a guest",
 }
 _INSTALL_SECONDS = 10
 
 
 def examine(device: str = "/dev/kvm") -> Report:
-    """Look at everything; never raises for what the host lacks."""
+    """A report on everything. A missing ability of the host is a finding, never an exception."""
     report = Report()
     _examine_processor(report)
     try:
@@ -64,7 +64,7 @@ def _examine_processor(report: Report) -> None:
     if found:
         report.add("processor", f"has {found[0]}")
     else:
-        report.add("processor", "shows no hardware virtualization (VT-x, AMD-V)", Mark.NOTE)
+        report.add("processor", "reports no hardware virtualization (VT-x, AMD-V)", Mark.NOTE)
 
 
 def _examine_behaviour(report: Report, kvm: Kvm) -> None:
@@ -90,7 +90,7 @@ def _examine_capabilities(report: Report, kvm: Kvm) -> None:
         if value <= 0:
             report.fail(name, f"missing: {consequence}", f"KVM lacks {name}; use a newer kernel")
     if report.usable:
-        report.add("capabilities", f"all {len(needed)} that are needed")
+        report.add("capabilities", f"all {len(needed)} needed ones are there")
     for cap, purpose in _OPTIONAL.items():
         name = c.cap_name(cap)
         value = report.capabilities[name] = kvm.check_extension(cap)
@@ -117,8 +117,8 @@ def _examine_memory(report: Report) -> None:
     if memory.large_pages:
         report.add("guest memory", text)
     else:
-        more = f"; large direct I/O is slower than with 'madvise' in {SETTING}"
-        report.add("guest memory", text + more, Mark.NOTE)
+        advice = f"; 'madvise' in {SETTING} would speed up large direct I/O"
+        report.add("guest memory", text + advice, Mark.NOTE)
 
 
 def _examine_io_uring(report: Report) -> None:
@@ -130,21 +130,21 @@ def _examine_io_uring(report: Report) -> None:
 
 
 def _examine_sandbox(report: Report) -> None:
-    """The parts of ``boot --sandbox`` that a host may lack."""
+    """Examine the parts of the sandbox that a host may lack."""
     from pykvm.sandbox import landlock, seccomp
 
     try:
-        report.add("Landlock", f"version {landlock.version()}: files are out of a guest's reach")
+        report.add("Landlock", f"version {landlock.version()}: the sandbox can block files")
     except HostError as error:
-        report.add("Landlock", f"{error.message}: a part of the sandbox is missing", Mark.NOTE)
+        report.add("Landlock", f"{error.message}: the sandbox lacks this part", Mark.NOTE)
     try:
-        report.add("seccomp", f"libseccomp {seccomp.check()} filters system calls")
+        report.add("seccomp", f"libseccomp {seccomp.check()}: the sandbox can filter system calls")
     except HostError as error:
-        report.add("seccomp", f"{error.message}: a part of the sandbox is missing", Mark.NOTE)
+        report.add("seccomp", f"{error.message}: the sandbox lacks this part", Mark.NOTE)
 
 
 def _examine_form(report: Report) -> None:
-    """Is the hot path compiled (speed/README.md), and from what its sources say now?"""
+    """Examine whether the hot path is compiled (speed/README.md), and from its present sources."""
     package = Path(str(split.__file__)).parent.parent
     # In a checkout devices is a link, which rglob does not follow.
     compiled = {*package.rglob("*.so"), *(package / "devices").rglob("*.so")}
@@ -152,7 +152,7 @@ def _examine_form(report: Report) -> None:
     report.form = "compiled" if compiled else "interpreted"
     if stale:
         names = ", ".join(sorted(stale))
-        text = f"compiled, and {names} changed since: run 'make speed' or 'make interpreted'"
+        text = f"compiled, but {names} changed since: run 'make speed' or 'make interpreted'"
         report.add("hot path", text, Mark.NOTE)
     elif compiled:
         report.add("hot path", "compiled")
@@ -164,7 +164,7 @@ def _is_stale(compiled: Path) -> bool:
     source = compiled.with_name(f"{compiled.name.split('.')[0]}.py")
     if not source.exists():
         return False
-    # An installer may write the two in any order.
+    # An installer may write the two files in either order.
     return source.stat().st_mtime > compiled.stat().st_mtime + _INSTALL_SECONDS
 
 
@@ -180,9 +180,9 @@ def _examine_guest(report: Report) -> None:
         fits = report.flavour in flavours
         text = f"built: {', '.join(flavours)}"
         if report.flavour is None:
-            text += "; which one this host wants is not known, for KVM cannot be asked"
+            text += "; the flavour for this host is unknown, because KVM cannot be asked"
         elif not fits:
-            text += f"; this host wants {report.flavour}"
+            text += f"; this host needs {report.flavour}"
         report.add("bundled guest", text, Mark.OK if fits else Mark.NOTE)
 
 
@@ -191,4 +191,4 @@ def _examine_compiler(report: Report) -> None:
     if compiler:
         report.add("C compiler", compiler)
     else:
-        report.add("C compiler", "none: only needed to build the bundled guest", Mark.NOTE)
+        report.add("C compiler", "none: needed only to build guests", Mark.NOTE)

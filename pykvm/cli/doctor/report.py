@@ -1,4 +1,4 @@
-"""What ``pykvm doctor`` found out, as text and as a JSON object."""
+"""The report of ``pykvm doctor``, as text and as a JSON object."""
 
 import platform
 from collections.abc import Iterable
@@ -12,13 +12,13 @@ from pykvm.machine.guest import EMULATED, NATIVE
 
 
 class Mark(Enum):
-    """How a finding is to be taken."""
+    """The severity of a finding."""
 
     OK = "ok"
     NOTE = "note"
-    """Works, with a cost or a limit."""
+    """It works, with a cost or a limit."""
     BAD = "BAD"
-    """No guest can run."""
+    """It prevents every guest from running."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,34 +32,34 @@ class Finding:
 
 @dataclass(slots=True)
 class Report:
-    """Everything found out; what :func:`as_object` makes of it is the JSON interface."""
+    """All findings about a host. :func:`as_object` gives the JSON interface."""
 
     findings: list[Finding] = field(default_factory=list)
     api_version: int | None = None
     form: str = "interpreted"
-    """Of the hot path: or compiled."""
+    """The form of the hot path: interpreted or compiled."""
     capabilities: dict[str, int] = field(default_factory=dict)
     traits: HostTraits | None = None
     problems: list[str] = field(default_factory=list)
-    """Why no guest can run, each with what helps."""
+    """The reasons why no guest can run, each with its remedy."""
 
     def add(self, subject: str, text: str, mark: Mark = Mark.OK) -> None:
-        """Note a finding."""
+        """Add a finding."""
         self.findings.append(Finding(subject, mark, text))
 
     def fail(self, subject: str, text: str, problem: str) -> None:
-        """Note a finding with which no guest can run, and why."""
+        """Add a finding that prevents every guest from running, and the ``problem`` with it."""
         self.add(subject, text, Mark.BAD)
         self.problems.append(problem)
 
     @property
     def usable(self) -> bool:
-        """Whether guests can run."""
+        """True if guests can run."""
         return not self.problems
 
     @property
     def flavour(self) -> str | None:
-        """The build of the bundled guest that suits this host; None if KVM could not be asked."""
+        """The flavour of the bundled guest that suits this host; None if KVM cannot be asked."""
         if self.traits is None:
             return None
         return EMULATED if self.traits.needs_assists else NATIVE
@@ -107,7 +107,7 @@ def _verdict(report: Report) -> Iterable[str]:
         yield "No guest can run here:"
         yield from (f"  {shown(problem)}" for problem in report.problems)
     elif report.flavour == EMULATED:
-        yield "Guests run here, with assists: this KVM has no hardware virtualization beneath it."
+        yield "Guests run here, with assists: KVM emulates the guest's kernel code on this host."
         yield "Guest programs run at full speed, guest kernel code some hundred times slower."
     else:
         yield "Guests run here at full speed; no assist is needed."

@@ -1,4 +1,4 @@
-"""``pykvm doctor``: shows what this host offers, what it lacks, and whether guests can run."""
+"""``pykvm doctor``: shows whether this host can run guests, and which abilities it has or lacks."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ from pykvm.names import json_text
 
 
 def run_doctor(argv: Sequence[str]) -> int:
-    """``pykvm doctor`` with ``argv``: 0 if this host can run guests, 77 if not."""
+    """Run ``pykvm doctor``. The exit status is 0 if this host can run guests, else 77."""
     options = _parser().parse_args(argv)
     if options.flavour:
         emit(_flavour(options.device) + "\n")
@@ -34,8 +34,8 @@ def run_doctor(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="pykvm doctor",
-        description="Show what this host offers for guests.",
-        epilog="Exit status: 0 if guests can run here, 77 if not.",
+        description="Show whether this host can run guests, and how well.",
+        epilog="Exit status: 0 if guests can run on this host, 77 if not.",
         allow_abbrev=False,
     )
     output = parser.add_mutually_exclusive_group()
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--flavour",
         action="store_true",
-        help="print only which build of the bundled guest suits this host: native, emulated, "
+        help="print only the flavour of the bundled guest for this host: native, emulated, "
         "or unknown if KVM cannot be asked",
     )
     parser.add_argument(
@@ -51,14 +51,14 @@ def _parser() -> argparse.ArgumentParser:
         default="/dev/kvm",
         metavar="PATH",
         type=path_text,
-        help="the KVM device (default: /dev/kvm)",
+        help="examine this KVM device (default: /dev/kvm)",
     )
     return parser
 
 
 def _flavour(device: str) -> str:
     report = Report()
-    # A host that cannot run guests may still build them for others.
+    # A host that cannot run guests may still build them for other hosts.
     with suppress(PykvmError), Kvm.open(device) as kvm:
         report.traits = probe(kvm)
     return report.flavour or "unknown"

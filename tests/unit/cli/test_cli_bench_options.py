@@ -160,7 +160,7 @@ def test_a_guest_that_halts():
         ("randread", 1, True),
         ("exits", 1, False),
     ]:
-        with pytest.raises(UsageError, match="--wait poll only"):
+        with pytest.raises(UsageError, match="only with --wait poll"):
             check_wait(parse_workloads([names], Shapes(queues=[queues])), "interrupt", exits)
 
 
