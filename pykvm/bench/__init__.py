@@ -1,5 +1,5 @@
-"""Measures disks: the bare-metal guest's loads on pykvm, and what others make of the same.
+"""Measures disks: the bare-metal guest's loads under pykvm, and the same loads under other tools.
 
-Everything is measured from outside, and alike: each tool is a child process,
-and figures come from the guest's own clock and from /proc.
+bench measures every tool from outside and in the same way: each tool is a child process, and the
+figures come from the guest's own clock and from /proc.
 """

@@ -1,4 +1,4 @@
-"""Busy loops that run beside a measurement, so that anyone can repeat that of a busy host."""
+"""Busy loops beside a measurement, so that anyone can repeat a measurement on a busy host."""
 
 import subprocess
 import tempfile
@@ -12,7 +12,7 @@ from pykvm.errors import PykvmError
 
 BUSY_MAX: Final = 64
 _LOOP: Final = ("/bin/sh", "-c", "while :; do :; done")
-"""Not Python: what a loop shares with pykvm's process would not count as pykvm's memory."""
+"""Not Python: the memory that such a loop shares with pykvm would not count as pykvm's."""
 
 
 class BusyLoops:
@@ -25,17 +25,17 @@ class BusyLoops:
         return len(self._children)
 
     def cpu_time(self) -> float:
-        """Seconds of processor time that they have used; PykvmError if one has ended."""
+        """The processor time of all loops in seconds; PykvmError if one has ended."""
         if any(child.poll() is not None for child in self._children):
-            raise PykvmError("somebody has ended a busy loop of --busy", "measure again")
+            raise PykvmError("another program has ended a busy loop of --busy", "measure again")
         return sum(cpu_seconds(child.pid) for child in self._children)
 
 
 @contextmanager
 def busy_loops(count: int) -> Iterator[BusyLoops]:
-    """``count`` processes that compute for ever, at this one's priority and on its CPUs.
+    """``count`` processes that compute for ever, with this process's priority and CPUs.
 
-    They are gone at the end of the block, and if this process ends without coming to that.
+    They end at the end of the block, and also if this process is killed.
     """
     with ExitStack() as stack:
         errors = stack.enter_context(tempfile.TemporaryFile())

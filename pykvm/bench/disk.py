@@ -1,4 +1,4 @@
-"""The disk that is measured: the user's, or a temporary file full of random bytes."""
+"""The measured disk: the user's, or a temporary file full of random bytes."""
 
 import os
 import tempfile
@@ -20,16 +20,17 @@ SIZE_MIN = MIB
 
 @contextmanager
 def temporary_disk(folder: Path | None, size: int) -> Iterator[Path]:
-    """A file of ``size`` bytes in ``folder`` (default: where temporary files go).
+    """A file of ``size`` bytes in ``folder`` (default: the folder for temporary files).
 
-    It has random contents, so that no file system keeps less than all of it,
-    and is on stable storage. UsageError if it cannot be made.
+    Its contents are random, so that no filesystem stores less than ``size`` bytes. They are on
+    stable storage. UsageError if the file cannot be made.
     """
     try:
         handle, name = tempfile.mkstemp(prefix="pykvm-bench-", suffix=".img", dir=folder)
     except OSError as error:
         raise UsageError(
-            f"no file can be made in '{folder}': {reason_of(error)}", "give --disk another folder"
+            f"no file can be made in '{folder}': {reason_of(error)}",
+            "give --disk a different folder",
         ) from None
     path = Path(name)
     try:
@@ -39,7 +40,7 @@ def temporary_disk(folder: Path | None, size: int) -> Iterator[Path]:
         except OSError as error:
             raise UsageError(
                 f"the temporary disk '{path}' cannot be written: {reason_of(error)}",
-                "give --disk another folder, or a smaller --size",
+                "give --disk a different folder, or a smaller --size",
             ) from None
         finally:
             os.close(handle)
@@ -49,13 +50,13 @@ def temporary_disk(folder: Path | None, size: int) -> Iterator[Path]:
 
 
 def _check_room(handle: int, size: int, path: Path) -> None:
-    """UsageError if the file's filesystem has no room: to fill it up would harm others."""
+    """UsageError if the filesystem has no room: a full one would harm other programs."""
     found = os.fstatvfs(handle)
     room = found.f_bavail * found.f_frsize
     if size > room:
         raise UsageError(
             f"the temporary disk '{path}' would need {size // MIB} MiB, and {room // MIB} are free",
-            "give --disk another folder, or a smaller --size",
+            "give --disk a different folder, or a smaller --size",
         )
 
 
@@ -69,7 +70,7 @@ def _fill(handle: int, size: int) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a raw image or block device, whole blocks of 4096; UsageError."""
+    """The size of a raw image or block device in bytes, in whole blocks of 4096; UsageError."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -86,9 +87,9 @@ def size_of(path: Path) -> int:
 
 
 def check_on_disk(path: Path) -> None:
-    """UsageError for a file in memory: there is no disk below it, whatever O_DIRECT says there.
+    """UsageError for a file in memory, which has no disk below it.
 
-    tmpfs takes O_DIRECT from Linux 6.6 on. A block device is what it is.
+    tmpfs accepts O_DIRECT from Linux 6.6 on. Block devices are not checked.
     """
     if not path.is_file():
         return
@@ -102,11 +103,11 @@ def check_on_disk(path: Path) -> None:
 
 
 def settle(path: Path, size: int, cache: CacheMode) -> None:
-    """Write back what is dirty of ``path``, and let the page cache hold all of it, or nothing if
-    ``cache`` bypasses that. Else a measurement pays for what the one before left.
+    """Write dirty pages of ``path`` back, and read all of it into the page cache, or drop it from
+    there if ``cache`` bypasses the page cache. So no measurement pays for the one before.
 
-    If ``size``, its bytes, is more than half of the free memory, it is not read: the page cache
-    would not hold it. PykvmError if the host cannot.
+    ``size`` is in bytes. A disk larger than half of the free memory is not read, because the page
+    cache would not hold it. PykvmError if the host cannot do this.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -123,7 +124,7 @@ def settle(path: Path, size: int, cache: CacheMode) -> None:
 
 
 def _available_memory() -> int:
-    """Bytes that the page cache can have (MemAvailable of /proc/meminfo)."""
+    """The memory that the page cache can use, in bytes (MemAvailable of /proc/meminfo)."""
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         name, _, rest = line.partition(":")
         if name == "MemAvailable":
@@ -132,7 +133,7 @@ def _available_memory() -> int:
 
 
 def _read_all(path: Path) -> None:
-    """Have the page cache hold all of the file, so that nobody pays for the first read."""
+    """Read all of the file into the page cache, so that no tool pays for the first read."""
     with path.open("rb", buffering=0) as file:
         while file.read(8 * MIB):
             pass

@@ -1,6 +1,6 @@
-"""A VM's RAM, found in the memory of its process by the guest's code.
+"""Finds a VM's RAM in the memory of its process, by the guest's code.
 
-That works for every kind of memory, shared or not; proc(5) describes the files.
+This works for every kind of memory, shared or not. proc(5) describes the files.
 """
 
 import os
@@ -16,7 +16,7 @@ from pykvm.x86.elf import parse_elf
 from pykvm.x86.source import Source
 
 ALIGNMENT: Final = 2 << 20
-"""Where RAM may begin inside a mapping: at huge pages."""
+"""Inside a mapping, RAM begins at a multiple of this: at a huge page."""
 PAGE: Final = 4096
 CODE_SIZE: Final = 256
 _PRESENT_OR_SWAPPED: Final = 3 << 62
@@ -25,7 +25,7 @@ _YAMA: Final = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Bytes of the guest's kernel that stay as they are, at a guest-physical ``address``."""
+    """Bytes of the guest's kernel that never change, at a guest-physical ``address``."""
 
     address: int
     data: bytes
@@ -43,13 +43,14 @@ class Code:
 
 
 class GuestRam:
-    """``size`` bytes of RAM of the VM in process ``pid``, which began with ``code``.
+    """The ``size`` bytes of RAM of the VM in process ``pid``, whose guest has ``code``.
 
-    It begins at ``start`` in that process. There is nothing to read once the process has ended.
+    The RAM begins at address ``start`` of the process. It is gone when the process has ended.
     """
 
     def __init__(self, pid: int, size: int, code: Code) -> None:
-        """LookupError if the process has none; OSError if it has ended; HostError."""
+        """LookupError if the process has no such RAM; OSError if it has ended; HostError if the
+        host does not allow access to the process's memory."""
         folder = Path(f"/proc/{pid}")
         try:
             self._memory = os.open(folder / "mem", os.O_RDWR | os.O_CLOEXEC)
@@ -71,7 +72,7 @@ class GuestRam:
             raise
 
     def read(self, address: int, length: int) -> bytes:
-        """Bytes from guest-physical ``address``; OSError if the process has ended."""
+        """``length`` bytes from guest-physical ``address``; OSError if the process has ended."""
         data = os.pread(self._memory, length, self.start + address)
         if len(data) != length:
             raise ProcessLookupError("the process has ended")
@@ -83,11 +84,11 @@ class GuestRam:
             raise ProcessLookupError("the process has ended")
 
     def close(self) -> None:
-        """Give it up."""
+        """Close the process's memory."""
         os.close(self._memory)
 
     def _has(self, pages: int, address: int, data: bytes) -> bool:
-        """Whether ``data`` are at ``address``. A page that is not there yet is not made."""
+        """True if ``data`` are at ``address``. Reading allocates no page that is still missing."""
         for page in {address // PAGE, (address + len(data) - 1) // PAGE}:
             entry = os.pread(pages, 8, page * 8)
             if len(entry) < 8 or not struct.unpack("=Q", entry)[0] & _PRESENT_OR_SWAPPED:
@@ -95,14 +96,14 @@ class GuestRam:
         try:
             return os.pread(self._memory, len(data), address) == data
         except OSError:
-            # Some mappings cannot be read this way, those of devices for example.
+            # Some mappings, such as those of devices, cannot be read this way.
             return False
 
 
 def candidates(maps: str, size: int) -> Iterator[int]:
-    """Where ``size`` bytes of RAM may begin, by what /proc/PID/maps says.
+    """The addresses in /proc/PID/maps at which ``size`` bytes of RAM may begin.
 
-    One RAM may be several mappings next to each other, and a part of one.
+    RAM may span several adjacent mappings, or be a part of one.
     """
     for starts, end in _runs(maps):
         aligned = range(-(-starts[0] // ALIGNMENT) * ALIGNMENT, end, ALIGNMENT)
@@ -110,7 +111,7 @@ def candidates(maps: str, size: int) -> Iterator[int]:
 
 
 def _runs(maps: str) -> Iterator[tuple[list[int], int]]:
-    """Mappings next to each other that can be read and written: their starts, and the end."""
+    """Each run of adjacent mappings that can be read and written: their starts, and the end."""
     starts: list[int] = []
     end = 0
     for line in maps.splitlines():
@@ -128,7 +129,7 @@ def _runs(maps: str) -> Iterator[tuple[list[int], int]]:
 
 
 def _forbidden() -> HostError:
-    message = "the host does not let bench reach into the memory of a VM that it has started"
+    message = "the host does not let bench access the memory of a VM that it has started"
     scope = ""
     with suppress(OSError):
         scope = _YAMA.read_text().strip()
@@ -139,5 +140,5 @@ def _forbidden() -> HostError:
         hint = "boot the host with it set to 1: it cannot be lowered later"
         return HostError(f"{message}: kernel.yama.ptrace_scope is 3", hint)
     return HostError(
-        message, "let this user trace its own processes (a container's or SELinux' rules)"
+        message, "allow this user to trace its own processes (rules of a container or of SELinux)"
     )

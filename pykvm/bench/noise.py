@@ -1,4 +1,4 @@
-"""What else the host did while something was measured."""
+"""The other work of the host during a measurement."""
 
 import os
 import resource
@@ -15,23 +15,27 @@ _STEAL = 7
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """In CPUs, on average: what ``others`` used than this process and its children, interrupts
-    included, what the host's own hypervisor withheld (``stolen``), and what busy loops of
-    ours used (``busy``)."""
+    """Processor time in CPUs, on average.
+
+    ``others`` is the use by all but this process and its children, interrupts included. ``stolen``
+    is the time that the host's own hypervisor withheld. ``busy`` is the use by bench's busy loops.
+    """
 
     others: float
     stolen: float
     busy: float = 0.0
 
     def __str__(self) -> str:
-        stolen = f", and {self.stolen:.2f} were stolen" if self.stolen >= 0.01 else ""
-        return f"meanwhile others used {self.others:.2f} of {os.cpu_count()} CPUs{stolen}"
+        stolen = ""
+        if self.stolen >= 0.01:
+            stolen = f", and the host's hypervisor withheld {self.stolen:.2f}"
+        return f"meanwhile other programs used {self.others:.2f} of {os.cpu_count()} CPUs{stolen}"
 
 
 class NoiseMeter:
-    """Measures from its making on.
+    """Measures from its creation on.
 
-    ``busy`` gives the seconds of processor time that busy loops of ours have used.
+    ``busy()`` returns the seconds of processor time that bench's busy loops have used.
     """
 
     def __init__(self, busy: Callable[[], float]) -> None:
@@ -39,14 +43,17 @@ class NoiseMeter:
         self._began = Usage.now(busy())
 
     def read(self) -> Noise:
-        """Until now, when all children but the busy loops have ended."""
+        """The noise until now. All children but the busy loops must have ended."""
         return noise_between(self._began, Usage.now(self._busy()))
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Seconds so far: of the ``clock``, of processor time by all, by us, stolen, and by
-    ``loops``, which are ours and still there."""
+    """Seconds so far: the ``clock``, and processor time.
+
+    ``busy`` is used by all processes, ``own`` by this process and its ended children, ``stolen``
+    withheld by the host's hypervisor, ``loops`` used by bench's running busy loops.
+    """
 
     clock: float
     busy: float
@@ -69,11 +76,11 @@ class Usage:
 
 
 def noise_between(before: Usage, now: Usage) -> Noise:
-    """What was not ours."""
+    """The noise between two moments."""
     elapsed = max(now.clock - before.clock, 1e-3)
     loops = now.loops - before.loops
     others = (now.busy - before.busy) - (now.own - before.own) - loops
-    # They are counted in different steps.
+    # The kernel counts the two in different steps, so the difference may be negative.
     stolen = now.stolen - before.stolen
     return Noise(max(others / elapsed, 0.0), stolen / elapsed, loops / elapsed)
 

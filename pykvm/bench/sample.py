@@ -13,12 +13,11 @@ from pykvm.bench.workload import Workload
 class Sample:
     """Requests per second, latencies in µs, and processor time in µs per request.
 
-    The latter is CPU seconds per million requests as well: ``cpu`` without
-    vCPU threads, which a guest that polls keeps busy all the time, and
-    ``cpu_whole`` with them; None if not known. ``notifications`` and
-    ``interrupts`` are per request. ``exits`` are those that the guest made on
-    purpose, per second; ``exit_*`` how long they took, in µs. They are the
-    requests if the workload has none.
+    Processor time in µs per request equals CPU seconds per million requests. ``cpu`` excludes the
+    vCPU threads, which a polling guest keeps busy all the time; ``cpu_whole`` includes them.
+    ``notifications`` and ``interrupts`` are per request. ``exits`` are VM exits that the guest
+    makes on purpose, per second, and ``exit_*`` their durations in µs. In a workload without
+    requests, each such exit counts as a request. None: unknown.
     """
 
     iops: float
@@ -37,12 +36,12 @@ class Sample:
     exit_longest: float | None = None
 
     def rate(self, workload: Workload) -> float | None:
-        """Millions of bytes per second."""
+        """Millions of bytes per second; None for a workload without requests."""
         return self.iops * workload.block / 1e6 if workload.depth else None
 
     @classmethod
     def of_guest(cls, load: LoadResult, tsc_khz: int, cpu: float, cpu_whole: float) -> Self:
-        """From what the guest counted, and the seconds of processor time meanwhile."""
+        """From the guest's counts, and the processor time meanwhile in seconds."""
         per_us = tsc_khz / 1e3
         seconds = load.ticks / tsc_khz / 1e3
         timed = load.latencies if load.latencies.total else load.exits
@@ -73,12 +72,12 @@ def _exits(latencies: Latencies, per_us: float, seconds: float) -> dict[str, flo
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of one tool: a sample per workload, None where the tool has none for it.
+    """One run of one tool: a sample for each workload, None if the tool cannot carry it out.
 
-    ``start`` is seconds from the start of the process to the guest's first
-    words, ``memory`` the process's bytes beyond guest RAM after the last
-    workload; None if not known. Of several VMs it is the slowest start, and
-    the memory of one on average. ``ram`` is that of the first VM then.
+    ``start`` is the time from the start of the process to the guest's first words, in seconds.
+    ``memory`` is the process's memory without guest RAM after the last workload, in bytes. Both
+    are None if unknown. With several VMs, ``start`` is the slowest, ``memory`` the average of one
+    VM, and ``ram`` that of the first VM.
     """
 
     samples: tuple[Sample | None, ...]

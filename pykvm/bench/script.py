@@ -1,4 +1,4 @@
-"""The script of the bare guest that carries out workloads, and what it leaves."""
+"""The script by which the bare guest carries out workloads, and its results."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,28 +18,27 @@ from pykvm.devices.virtio_blk.constants import (
 from pykvm.errors import PykvmError
 
 MARK = b"mark "
-"""The guest prints a line of this and a number: -1 as its first act, i before workload i, and
-the number of workloads after the last. Then it waits at a gate, see :class:`LoadScript`."""
+"""The guest prints lines of this word and a number: -1 first of all, i before workload i, and the
+number of workloads after the last one. After each it waits at a gate, see :class:`LoadScript`."""
 OPEN = (1).to_bytes(8, "little")
-"""What opens a gate."""
+"""The bytes that open a gate."""
 TIMEOUT_US = 60_000_000
-"""For one workload, beyond its time: the slowest disks answer sooner."""
+"""A workload may take this much longer than its time. The slowest disks answer sooner."""
 QUEUE_SIZE = 128
 _PATTERN = 0x9E3779B97F4A7C15
 
 
 class LoadScript:
-    """A script for ``workloads`` one after the other on the first ``span`` sectors of one disk.
+    """A script that carries out ``workloads``, one after the other, on the first ``span`` sectors.
 
-    Each lasts ``seconds``, or ``requests`` requests of each queue if that is
-    not 0. ``seed`` (not 0) chooses random places; ``tsc_khz`` is the guest's
-    clock. ``wait`` says how the guest waits for completions. Each queue, all
-    workloads having the same number, has a part of the disk of its own.
-    ``cpus`` vCPUs share them out. With ``exits`` a vCPU that waits reads a
-    register meanwhile.
+    Each workload lasts ``seconds``, or ``requests`` requests of each queue if that is not 0.
+    ``seed`` (not 0) chooses random places. ``tsc_khz`` is the frequency of the guest's clock.
+    ``wait`` says how the guest waits for completions. All workloads have the same number of
+    queues, and each queue has a separate part of the disk. ``cpus`` vCPUs share out the queues.
+    With ``exits``, a waiting vCPU reads a register of the device.
 
-    ``initrd`` is the script. After each MARK the guest waits until the host
-    has written OPEN to an address in its RAM, the next one of ``gates``.
+    ``initrd`` is the script. After each MARK the guest waits until the host has written OPEN to
+    the next address in ``gates``, which is in the guest's RAM.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class LoadScript:
     def _mark(self, number: int) -> None:
         self._main.print(MARK + b"%d\n" % number)
         self.gates.append(self._main.arena.allocate(64, 64))
-        # A round of ping-pong is all there is to a gate: who has turn 1 waits for turn 0.
+        # A gate is one round of ping-pong: the guest has turn 1 and waits for turn 0.
         self._main.ping_pong(self.gates[-1], 1, 1, TIMEOUT_US)
 
     def _load(self, script: Script, workload: Workload, share: "_Share") -> Step[LoadResult]:
@@ -119,7 +118,7 @@ class LoadScript:
         )
 
     def results(self, read: Callable[[int, int], bytes]) -> list[LoadResult]:
-        """What each workload left in guest RAM, see :class:`Results`; PykvmError if one failed."""
+        """The result of each workload; PykvmError if one failed. ``read`` is as in Results."""
         results = Results(read)
         try:
             found = [reduce(add, (results[step] for step in steps)) for steps in self._steps]
@@ -129,21 +128,21 @@ class LoadScript:
             if result.errors:
                 raise PykvmError(
                     f"{result.errors} of {result.completed} requests failed",
-                    "see whether the disk can be read and written",
+                    "check that the disk can be read and written",
                 )
         return found
 
 
 @dataclass(slots=True)
 class _Share:
-    """The queues of one vCPU, from ``first`` to before ``end``, and ``memory`` for its loads."""
+    """The queues ``first`` to ``end - 1`` of one vCPU, and the address of its loads' ``memory``."""
 
     first: int
     end: int
     memory: int = 0
 
     def allocate(self, main: Script, workloads: Sequence[Workload], seed: int) -> None:
-        """Memory that suffices for each of ``workloads``, with something in it to write."""
+        """Allocate memory that suffices for each of ``workloads``, and fill it with a pattern."""
         queues = self.end - self.first
         needed = max(
             load_memory(w.depth * queues, w.block // SECTOR_SIZE, w.segments) for w in workloads
@@ -153,7 +152,7 @@ class _Share:
 
 
 class _Gates:
-    """Lets other vCPUs begin together with the first, and the first wait for their ends."""
+    """Makes all vCPUs begin together, and the first vCPU wait for the end of the others."""
 
     def __init__(self, main: Script, others: Sequence[Script]) -> None:
         self._main = main
@@ -163,19 +162,19 @@ class _Gates:
         }
 
     def start(self) -> None:
-        """The first vCPU opens."""
+        """The first vCPU opens the gates of the others."""
         for begin, _ in self._words.values():
             self._main.ping_pong(begin, 0, 1, TIMEOUT_US)
 
     def wait_for_start(self, other: Script) -> None:
-        """Another one waits."""
+        """The vCPU of ``other`` waits for its gate."""
         other.ping_pong(self._words[other.cpu][0], 1, 1, TIMEOUT_US)
 
     def has_ended(self, other: Script) -> None:
-        """Another one is through."""
+        """The vCPU of ``other`` has finished."""
         other.ping_pong(self._words[other.cpu][1], 0, 1, TIMEOUT_US)
 
     def wait_for_end(self) -> None:
-        """The first vCPU waits for all."""
+        """The first vCPU waits for all others."""
         for _, end in self._words.values():
             self._main.ping_pong(end, 1, 1, TIMEOUT_US)

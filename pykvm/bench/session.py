@@ -1,4 +1,4 @@
-"""A whole measurement: every tool in turn, run after run."""
+"""A whole session: every tool in turn, run after run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,12 +12,12 @@ from pykvm.bench.tools.base import Job, Tool
 from pykvm.kvm.system import Kvm
 
 Report = Callable[[str], None]
-"""Called with what is going on, a few words."""
+"""Called with a few words on the progress."""
 
 
 @dataclass(slots=True)
 class Measurement:
-    """A job in one cache mode, and the tools that carry it out, ours first.
+    """A job in one cache mode, and the tools that carry it out, pykvm first.
 
     ``runs`` has the runs of each tool, in the order of ``tools``.
     """
@@ -40,15 +40,15 @@ class Measurement:
 
 @dataclass(slots=True)
 class Session:
-    """All measurements, one for each cache mode, and what else the host did meanwhile: others,
-    and ``busy`` loops of ours."""
+    """All measurements, one for each cache mode; the other work of the host; and the number of
+    ``busy`` loops."""
 
     parts: Sequence[Measurement]
     noise: Noise
     busy: int = 0
 
     def rows(self) -> list[Row]:
-        """Of all."""
+        """The rows of all measurements."""
         return [row for part in self.parts for row in part.rows()]
 
 
@@ -56,10 +56,9 @@ def measure(parts: Sequence[Measurement], runs: int, busy: BusyLoops, report: Re
     """Run the job of each of ``parts`` under each of its tools, one after the other, ``runs``
     times over.
 
-    What the host does meanwhile then meets all alike. A first round warms
-    caches up and does not count, unless there is to be one run only. Each tool
-    begins with the page cache as the mode wants it, and with nothing that the
-    tool before it has left to be written.
+    The tools take turns, so that other work of the host affects all of them alike. A first round
+    warms the caches up and does not count, unless ``runs`` is 1. Each tool begins with the page
+    cache as the mode needs it, and without dirty pages of the tool before it.
     """
     meter = NoiseMeter(busy.cpu_time)
     warm_up = 1 if runs > 1 else 0
@@ -70,7 +69,7 @@ def measure(parts: Sequence[Measurement], runs: int, busy: BusyLoops, report: Re
             if len(parts) > 1:
                 what += f", cache {part.job.cache.value}"
             found = _round(part, number + 1, what, report)
-            busy.cpu_time()  # raises now if somebody has ended a loop, not after all rounds
+            busy.cpu_time()  # raises now if a loop has ended, not after all rounds
             if number >= warm_up:
                 for runs_of_tool, run in zip(part.runs, found, strict=True):
                     runs_of_tool.append(run)
@@ -101,11 +100,11 @@ def _run(part: Job, tool: Tool, seed: int, which: str, report: Report) -> Run:
 
 
 def _together(parts: Sequence[Run]) -> Run:
-    """One run of all parts; start and memory are those of the first."""
+    """One run with the samples of all ``parts``; start and memory are those of the first."""
     return replace(parts[0], samples=tuple(sample for run in parts for sample in run.samples))
 
 
 def guest_tsc_khz() -> int:
-    """The frequency of a guest's clock here, as KVM knows it; HostError if there is no KVM."""
+    """The frequency of a guest's clock on this host, from KVM; HostError if there is no KVM."""
     with Kvm.open() as kvm, kvm.create_vm() as vm, vm.create_vcpu(0) as vcpu:
         return vcpu.tsc_khz()

@@ -1,4 +1,4 @@
-"""How long tools take from the start of their process to the guest's first words."""
+"""Measures the time from the start of a tool's process to the guest's first words."""
 
 import os
 import selectors
@@ -26,12 +26,12 @@ from pykvm.bench.tools.qemu_cpu import (
 from pykvm.errors import PykvmError
 
 MACHINES: Final = ("microvm", "pc", "q35")
-"""QEMU's: the leanest, the default, and the modern one."""
+"""QEMU's machines: the smallest, the default and the modern one."""
 
 
 @dataclass(slots=True)
 class Start:
-    """One tool's command line, and seconds for each run; ``note`` tells how it was run."""
+    """One tool's command line, and the seconds of each run. ``note`` describes how it was run."""
 
     name: str
     note: str
@@ -40,8 +40,10 @@ class Start:
 
 
 def starts(kernel: Path, with_qemu: bool) -> list[Start]:
-    """What is to be timed: pykvm, and QEMU with each machine; UsageError if it is not there,
-    HostError if it cannot run here."""
+    """The starts to measure: pykvm's, and with ``with_qemu`` that of each machine of QEMU.
+
+    UsageError if QEMU is not installed, HostError if it cannot run here.
+    """
     found = [Start("pykvm", f"hot path {form()}", boot_command(kernel, MODE))]
     if with_qemu:
         program = qemu_program()
@@ -55,7 +57,7 @@ def starts(kernel: Path, with_qemu: bool) -> list[Start]:
 
 
 def time_starts(found: Sequence[Start], runs: int, report: Callable[[str], None]) -> None:
-    """Start each, one after the other, ``runs`` times over, and once before that for the caches."""
+    """Start each tool in turn, ``runs`` times over, after one round that only warms the caches."""
     for number in range(runs + 1):
         for start in found:
             report(f"run {number} of {runs}, {start.name}" if number else f"warm-up, {start.name}")
@@ -77,7 +79,7 @@ def _first_words(command: Sequence[str]) -> float:
                     data = os.read(child.stdout.fileno(), 4096)
                 if not data:
                     raise PykvmError(
-                        f"{Path(command[0]).name} did not get to the guest{last_words(errors)}",
+                        f"{Path(command[0]).name} did not start the guest{last_words(errors)}",
                         f"the command was '{join(command)}'",
                     )
                 said += data
@@ -85,7 +87,7 @@ def _first_words(command: Sequence[str]) -> float:
 
 
 def start_table(found: Sequence[Start]) -> str:
-    """Milliseconds: medians and ends."""
+    """A table of the medians, the least and the most, in milliseconds."""
     lines = []
     for start in found:
         middle, least, most = median(start.seconds), min(start.seconds), max(start.seconds)
@@ -95,7 +97,7 @@ def start_table(found: Sequence[Start]) -> str:
 
 
 def start_object(found: Sequence[Start]) -> list[dict[str, object]]:
-    """The same for JSON."""
+    """The starts for JSON; docs/reference/bench.md describes the keys."""
     return [
         {
             "name": start.name,

@@ -1,4 +1,4 @@
-"""What is measured: a closed loop of equal requests. Pure."""
+"""Workloads: closed loops of equal requests. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from typing import Final
 from pykvm.errors import UsageError
 
 DEPTHS: Final = (1, 8, 32, 128)
-"""Requests in flight, for blocks of 4 KiB unless other depths are asked for."""
+"""The default numbers of requests in flight for blocks of 4 KiB."""
 DEPTHS_LARGE: Final = (8,)
-"""And for other blocks."""
+"""The default for blocks of other sizes."""
 DEPTH_MAX: Final = 128
 BLOCK: Final = 4096
 BLOCK_MAX: Final = 1 << 20
 IN_FLIGHT_MAX: Final = 8 << 20
-"""Bytes, so that the guest's arena has room for them."""
+"""In bytes. The guest's arena has room for no more."""
 SEGMENTS_MAX: Final = 126
-"""What the bare guest's queues of 128 can take beside header and status."""
+"""The bare guest's queues have 128 descriptors, two of which are for the header and the status."""
 QUEUES_MAX: Final = 4
-"""The bare guest knows no more."""
+"""The bare guest's limit."""
 VMS_MAX: Final = 16
 EXITS: Final = "exits"
 _SHIFTS: Final = MappingProxyType({"": 0, "k": 10, "m": 20})
@@ -45,10 +45,9 @@ _KINDS: Final = MappingProxyType(
 class Workload:
     """``depth`` requests of ``block`` bytes are in flight on each queue until the time is up.
 
-    The data of each request has ``segments`` descriptors. ``vms`` VMs side by
-    side do the same, each on ``queues`` queues of a disk of its own. If
-    ``kind`` is EXITS there are no requests (``depth`` is 0): the vCPU reads a
-    register of the device again and again.
+    The data of each request has ``segments`` descriptors. ``vms`` VMs side by side do the same,
+    each on ``queues`` queues of its own disk. If ``kind`` is EXITS there are no requests
+    (``depth`` is 0), and the vCPU reads a register of the device again and again.
     """
 
     kind: str
@@ -60,22 +59,22 @@ class Workload:
 
     @property
     def random(self) -> bool:
-        """At random multiples of ``block``, else one after the other."""
+        """True if requests go to random multiples of ``block``; else each follows the last one."""
         return _KINDS[self.kind][0]
 
     @property
     def write(self) -> bool:
-        """Writes, else reads."""
+        """True for writes, False for reads."""
         return _KINDS[self.kind][1]
 
     @property
     def alone(self) -> bool:
-        """One queue of one VM, and requests as plain as can be."""
+        """True if one VM sends requests with one segment on one queue, as fio can."""
         return bool(self.depth) and self.segments == self.queues == self.vms == 1
 
     @property
     def in_flight(self) -> int:
-        """Bytes at once, in each VM."""
+        """The bytes in flight in each VM."""
         return self.block * self.depth * self.queues
 
     @property
@@ -92,7 +91,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """Numbers that each workload is to be carried out with; no ``depths``: what suits it."""
+    """The numbers with which each workload is carried out. No ``depths``: the block's default."""
 
     depths: Sequence[int] = ()
     segments: Sequence[int] = (1,)
@@ -103,12 +102,12 @@ class Shapes:
 def parse_workloads(
     names: Sequence[str], shapes: Shapes = Shapes(), skip_large: bool = False
 ) -> list[Workload]:
-    """Every workload of ``names`` in each of ``shapes``.
+    """Every workload of ``names`` in each of ``shapes``; UsageError.
 
-    Those with more than IN_FLIGHT_MAX in flight are an error, or left out with ``skip_large``.
-    Those that the same VMs can carry out are together. A name is ``randread``,
-    ``randwrite``, ``seqread`` or ``seqwrite``, and for blocks of another size
-    than 4 KiB the size: ``seqread-128k``; or it is EXITS. UsageError.
+    A name is ``randread``, ``randwrite``, ``seqread`` or ``seqwrite``, for blocks of 4 KiB; such a
+    word with a block size, as in ``seqread-128k``; or EXITS. A workload with more than
+    IN_FLIGHT_MAX in flight is an error, or left out with ``skip_large``. Workloads for the same
+    number of VMs and queues are adjacent.
     """
     found: dict[Workload, None] = {}
     for vms, queues, name in product(shapes.vms, shapes.queues, names):
@@ -149,11 +148,11 @@ def _parse_name(name: str) -> tuple[str, int]:
     block = int(match[2]) << _SHIFTS[match[3]] if match[2] else BLOCK
     if not block or block % 512 or block > BLOCK_MAX:
         raise UsageError(
-            f"the blocks of '{name}' cannot be", "use a multiple of 512 bytes up to 1m"
+            f"the block size of '{name}' is wrong", "use a multiple of 512 bytes up to 1m"
         )
     return match[1], block
 
 
 def name_hint() -> str:
-    """A name with a block size, for messages."""
+    """An example of a name with a block size, for messages."""
     return "seqread-128k"

@@ -60,7 +60,7 @@ def test_a_table(folder: Path):
     assert nothing == ""
     assert cost.startswith("pykvm: first guest instructions after ")
     assert cost.endswith(f", hot path {form()}")
-    assert noise.startswith("meanwhile others used ")
+    assert noise.startswith("meanwhile other programs used ")
 
 
 @pytest.mark.kvm

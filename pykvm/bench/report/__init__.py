@@ -1,1 +1,1 @@
-"""What becomes of measurements: tables, comparisons, drawings, JSON."""
+"""The reports on measurements: comparisons, tables, drawings and JSON."""

@@ -9,7 +9,7 @@ from pykvm.svg.axes import linear_axis, log_axis, short
 from pykvm.svg.drawing import head, legend
 
 COLOURS = ("#1f6feb", "#d1495b", "#6a737d", "#2a9d8f")
-"""pykvm's first."""
+"""The first is pykvm's."""
 PLOT_WIDTH, PLOT_HEIGHT = 260, 150
 LEFT, HEAD, GAP_X, GAP_Y = 70, 34, 90, 70
 TITLE_HEIGHT = 30
@@ -18,9 +18,9 @@ COLUMNS = 3
 
 
 def chart_of(rows: Sequence[Row], note: str = "") -> str:
-    """For each workload requests per second, and median latency below; ``note`` is about ours.
+    """Two diagrams for each workload and cache mode: requests per second, and median latency.
 
-    If there are several cache modes, each has its own.
+    ``note`` stands behind pykvm's name in the legend.
     """
     several = len({row.cache for row in rows}) > 1
     families: dict[str, list[Row]] = {}
@@ -57,12 +57,12 @@ def _plot(
     value_of: Callable[[Figures], float],
     log: bool = False,
 ) -> list[str]:
-    """One diagram with its upper left corner at (x, y): a line per name."""
+    """One diagram with its upper left corner at (x, y), with a line for each of ``names``."""
     lines = {name: _points(name, rows, value_of) for name in names}
     values = [value for points in lines.values() for _, value in points]
     up = log_axis(values) if log else linear_axis(values)
     depths = sorted({row.workload.depth for row in rows})
-    # Depths as they come, evenly: they are usually powers of 2 or so.
+    # Depths are usually powers of 2, so they are spaced evenly.
     across = {depth: (i + 0.5) / len(depths) for i, depth in enumerate(depths)}
     parts = [f'<text x="{x}" y="{y + PLOT_HEIGHT + 42}">{escape(title)} over queue depth</text>']
     for tick in up.ticks:
@@ -88,7 +88,7 @@ def _plot(
 def _points(
     name: str, rows: Sequence[Row], value_of: Callable[[Figures], float]
 ) -> list[tuple[int, float]]:
-    """Depth and value for each row in which ``name`` has figures."""
+    """The depth and the value of each row in which ``name`` has figures."""
     points = []
     for row in rows:
         figures = {"pykvm": row.ours} | {v.tool: v.figures for v in row.others}

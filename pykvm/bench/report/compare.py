@@ -10,8 +10,8 @@ from pykvm.bench.workload import Workload
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One workload under one configuration of one tool: ``label``, the medians of all runs,
-    and the least and the most requests per second."""
+    """One workload under the configuration ``label`` of one tool: the medians of all runs, and the
+    least and the most requests per second."""
 
     label: str
     median: Sample
@@ -21,8 +21,11 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Our requests per second to theirs: of the medians, the ends over pairs of runs, and of the
-    best run of each, which a busy host disturbs least."""
+    """pykvm's requests per second divided by the other tool's.
+
+    ``median`` is the ratio of the medians, ``least`` and ``most`` the extremes over pairs of runs,
+    and ``best`` the ratio of the best runs, which a busy host disturbs least.
+    """
 
     median: float
     least: float
@@ -32,7 +35,7 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Versus:
-    """Another tool's best configuration for a workload, and how we compare."""
+    """The other tool's best configuration for a workload, and pykvm's ratio to it."""
 
     tool: str
     figures: Figures
@@ -41,7 +44,7 @@ class Versus:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One workload in one ``cache`` mode: ``ours``, and each other tool that has figures for it."""
+    """One workload in one ``cache`` mode: pykvm's figures, and each other tool that has some."""
 
     workload: Workload
     ours: Figures
@@ -54,13 +57,13 @@ Group = Mapping[str, Sequence[Run]]
 
 
 def middle(values: Iterable[float | None]) -> float | None:
-    """The median of those that are known; None if none is."""
+    """The median of the known values; None if there are none."""
     known = [value for value in values if value is not None]
     return median(known) if known else None
 
 
 def figures(label: str, samples: Sequence[Sample]) -> Figures:
-    """What ``samples`` of the same workload come to."""
+    """The figures of ``samples``, which are of the same workload."""
     values = {
         field.name: middle(getattr(sample, field.name) for sample in samples)
         for field in fields(Sample)
@@ -77,8 +80,8 @@ def rows(
 ) -> list[Row]:
     """A row for each workload; ``others`` are the other tools by name.
 
-    Of each, the configuration with the highest median counts, which favours
-    the other tool. Run i of ours is paired with run i of theirs.
+    The configuration of each tool with the highest median counts, which favours that tool. Run i
+    of pykvm is paired with run i of the other tool.
     """
     found = []
     for number, workload in enumerate(workloads):

@@ -20,7 +20,7 @@ SHAPE = ("block", "depth", "segments", "queues", "vms")
 
 
 def as_object(session: Session) -> dict[str, Any]:
-    """Everything: host, settings, medians and every single run."""
+    """The object: host, settings, medians and every single run."""
     first = session.parts[0]
     job = first.job
     return {

@@ -1,4 +1,4 @@
-"""What a measurement came to, as text."""
+"""The results of a measurement as text."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ from pykvm.bench.report.compare import Row, middle
 from pykvm.bench.session import Measurement, Session
 from pykvm.bench.tools.process import Ram
 
-_WHAT = ("workload", "depth")
+_LOAD = ("workload", "depth")
 
 
 def as_text(session: Session) -> str:
-    """All that people see; each cache mode under a head if there are several."""
+    """The whole text. If there are several cache modes, each has a heading."""
     several = len(session.parts) > 1
     blocks = []
     for part in session.parts:
@@ -29,12 +29,12 @@ def as_text(session: Session) -> str:
 
 
 def beside(busy: int) -> str:
-    """That there were ``busy`` busy loops of ours."""
+    """A phrase for ``busy`` busy loops beside the measurement."""
     return f"beside {busy} busy loop{'' if busy == 1 else 's'}"
 
 
 def _costs(part: Measurement) -> list[str]:
-    """A line for each tool about which there is something to say."""
+    """A line for each tool with a start-up time, memory or a note."""
     lines = []
     for tool, runs in zip(part.tools, part.runs, strict=True):
         start = middle(run.start for run in runs)
@@ -46,25 +46,25 @@ def _costs(part: Measurement) -> list[str]:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Our own figures, a comparison with each other tool, and the exits if there were any."""
+    """pykvm's figures, a comparison with each other tool, and the exits if there are any."""
     parts = [_own(rows)]
     names = list(dict.fromkeys(versus.tool for row in rows for versus in row.others))
     parts += [_against(name, rows) for name in names]
     exits = _exits(rows)
     if exits:
-        parts.append(align([*_WHAT, "of", "exits/s", "p50 µs", "p99", "p99.9", "max"], exits))
+        parts.append(align([*_LOAD, "of", "exits/s", "p50 µs", "p99", "p99.9", "max"], exits))
     return "\n\n".join(parts)
 
 
 def _own(rows: Sequence[Row]) -> str:
-    head = [*_WHAT, "IOPS", "least", "most", "MB/s"]
+    head = [*_LOAD, "IOPS", "least", "most", "MB/s"]
     head += ["p50 µs", "p99", "p99.9", "max", "CPU µs", "notif/1000", "irq/1000"]
     lines = []
     for row in rows:
         found = row.ours.median
         lines.append(
             [
-                *(*_what(row), whole(found.iops)),
+                *(*_load(row), whole(found.iops)),
                 *(whole(row.ours.least), whole(row.ours.most)),
                 number(found.rate(row.workload)),
                 *(number(x) for x in (found.p50, found.p99, found.p999, found.longest, found.cpu)),
@@ -75,7 +75,7 @@ def _own(rows: Sequence[Row]) -> str:
 
 
 def _against(name: str, rows: Sequence[Row]) -> str:
-    head = [*_WHAT, "pykvm IOPS", f"{name} IOPS", "ratio", "of pairs", "of best"]
+    head = [*_LOAD, "pykvm IOPS", f"{name} IOPS", "ratio", "of pairs", "of best"]
     head += ["p50 µs", "theirs", "CPU µs", "theirs", f" {name}'s best configuration"]
     lines = []
     for row in rows:
@@ -85,7 +85,7 @@ def _against(name: str, rows: Sequence[Row]) -> str:
             ours, theirs, ratio = row.ours.median, versus.figures.median, versus.ratio
             lines.append(
                 [
-                    *_what(row),
+                    *_load(row),
                     *(whole(ours.iops), whole(theirs.iops), f"{ratio.median:.2f}"),
                     *(f"{ratio.least:.2f}-{ratio.most:.2f}", f"{ratio.best:.2f}"),
                     *(number(x) for x in (ours.p50, theirs.p50, ours.cpu, theirs.cpu)),
@@ -103,11 +103,11 @@ def _exits(rows: Sequence[Row]) -> list[list[str]]:
             if (rate := figures.median.exits) is not None:
                 sample = figures.median
                 times = (sample.exit_p50, sample.exit_p99, sample.exit_p999, sample.exit_longest)
-                lines.append([*_what(row), tool, whole(rate), *(number(x) for x in times)])
+                lines.append([*_load(row), tool, whole(rate), *(number(x) for x in times)])
     return lines
 
 
-def _what(row: Row) -> tuple[str, str]:
+def _load(row: Row) -> tuple[str, str]:
     return row.workload.family, str(row.workload.depth or "-")
 
 
@@ -123,7 +123,7 @@ def cost_of(
     note: str = "",
 ) -> str:
     """A line about one configuration of a tool: its start-up time, its memory, its VM's RAM and a
-    note, where there are any."""
+    note, as far as they are known."""
     parts = []
     if start is not None:
         parts.append(f"first guest instructions after {start:.2f} s")
@@ -134,7 +134,7 @@ def cost_of(
 
 
 def align(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Columns under ``head``: the first and any that begins with a space to the left."""
+    """Columns under ``head``, aligned right; the first, and each that begins with a space, left."""
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     left = [i == 0 or name.startswith(" ") for i, name in enumerate(head)]
     return "\n".join(
@@ -147,12 +147,12 @@ def align(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def whole(value: float) -> str:
-    """Without a fraction, thousands set apart."""
+    """``value`` without a fraction, with a space between thousands."""
     return f"{value:,.0f}".replace(",", " ")
 
 
 def number(value: float | None) -> str:
-    """With about three digits; a dash if not known."""
+    """``value`` with about three digits; a dash for None."""
     if value is None:
         return "-"
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else whole(value)

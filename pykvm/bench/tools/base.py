@@ -1,4 +1,4 @@
-"""What a tool under measurement is, and the job that all get alike."""
+"""The contract of a tool under measurement, and the job, which is the same for all tools."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,19 +15,19 @@ from pykvm.errors import UsageError
 from pykvm.host.threads import cpu_list, usable_cpus
 
 Progress = Callable[[int], None]
-"""Called with the number of the workload that begins."""
+"""Called with the index of the workload that begins."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The host's CPUs: ``disk`` is for what serves the disk, ``vcpus`` are for the vCPUs."""
+    """Host CPUs: ``disk`` is for the threads that serve the disk, ``vcpus`` are for the vCPUs."""
 
     disk: int
     vcpus: frozenset[int]
 
     @classmethod
     def around(cls, disk: int) -> "Placement":
-        """vCPUs have all but ``disk``; UsageError if this process may not use that, or no other."""
+        """vCPUs get all usable CPUs but ``disk``; UsageError if it is not usable, or alone."""
         usable = usable_cpus()
         if disk not in usable or len(usable) == 1:
             raise UsageError(
@@ -40,11 +40,11 @@ class Placement:
 class Job:
     """Run ``workloads`` on ``disks``, raw images or block devices of ``size`` bytes, one per VM.
 
-    Each lasts ``seconds``, or ``requests`` requests of each queue if that is
-    not 0. ``cpus`` vCPUs share out the queues, none having more vCPUs than
-    queues. ``kernel`` is the bare guest, ``tsc_khz`` its clock, ``folder`` is
-    for files of the run. ``exits``: a vCPU that waits reads a register meanwhile.
-    ``placement``: where threads run, instead of wherever the host puts them.
+    Each workload lasts ``seconds``, or ``requests`` requests of each queue if that is not 0.
+    ``cpus`` is the most vCPUs; they share out the queues, and no VM has more vCPUs than queues.
+    ``kernel`` is the bare guest, ``tsc_khz`` the frequency of its clock, and ``folder`` is for
+    files of the run. ``exits``: a waiting vCPU reads a register of the device. ``placement`` has
+    the threads' CPUs; with None the host chooses them.
     """
 
     workloads: Sequence[Workload]
@@ -63,52 +63,52 @@ class Job:
 
     @property
     def queues(self) -> int:
-        """Of each VM of the first workload, and of all if this is one of :meth:`parts`."""
+        """The queues of each VM in the first workload. In one of :meth:`parts`, all are alike."""
         return self.workloads[0].queues
 
     @property
     def vms(self) -> int:
-        """As ``queues``."""
+        """The number of VMs, in the same workloads as ``queues``."""
         return self.workloads[0].vms
 
     @property
     def vcpus(self) -> int:
-        """Of each VM, as ``queues``."""
+        """The vCPUs of each VM, in the same workloads as ``queues``."""
         return min(self.cpus, self.queues)
 
     def parts(self) -> list["Job"]:
-        """Jobs whose workloads the same VMs can carry out; together they are this one."""
+        """This job cut into jobs, so that the same VMs can carry out all workloads of one job."""
         groups = groupby(self.workloads, lambda workload: (workload.queues, workload.vms))
         return [replace(self, workloads=list(group)) for _, group in groups]
 
 
 class Tool(Protocol):
-    """Something that carries out jobs, in one configuration.
+    """A tool in one configuration, which carries out jobs.
 
-    ``name`` is the tool's ("qemu"), ``label`` tells its configurations apart
-    ("aio=threads"), empty if there is one only.
+    ``name`` is the tool's name ("qemu"). ``label`` tells its configurations apart ("aio=threads");
+    it is empty if there is only one.
     """
 
     name: str
     label: str
 
     def version(self) -> str:
-        """Of the tool, one line."""
+        """The tool's version, one line."""
         ...
 
     def note(self, job: Job) -> str:
-        """What a reader of ``job``'s figures has to know of how the tool was run, a few words.
+        """A few words on how the tool was run, for readers of ``job``'s figures.
 
-        HostError if this host cannot run it.
+        HostError if this host cannot run the tool.
         """
         ...
 
     def command(self, job: Job) -> list[str]:
-        """A command line that shows how the tool is run, for the first workload and disk."""
+        """The tool's command line for the first workload and disk."""
         ...
 
     def run(self, job: Job, seed: int, progress: Progress) -> Run:
-        """Carry out ``job``, a part of one, once; ``seed`` chooses random places.
+        """Carry out ``job``, one of :meth:`Job.parts`, once; ``seed`` chooses random places.
 
         PykvmError if that fails.
         """

@@ -1,4 +1,4 @@
-"""Child processes that do not outlive what they are for."""
+"""Child processes that end with their block, or with this process."""
 
 import os
 import signal
@@ -15,15 +15,13 @@ _PR_SET_PDEATHSIG = 1
 
 @contextmanager
 def running(command: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """``command`` as a process that is gone at the end of the block; PykvmError if it cannot be.
+    """A context in which ``command`` runs as a child process; PykvmError if it cannot be run.
 
-    Its standard output is a pipe, standard error goes to ``errors``, and it
-    does not get the terminal's Ctrl-C: that is ours. If this process is
-    killed, so is the child.
+    Its standard output is a pipe, and its standard error goes to ``errors``. It does not get the
+    terminal's Ctrl-C. It is killed at the end of the block, or when this process is killed.
     """
     us = os.getpid()
-    # A signal whose handler raises, after the fork and before we know of the child,
-    # would leave the child behind.
+    # If a signal's handler raised after the fork but before Popen returns, the child would stay.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         child = subprocess.Popen(
@@ -33,9 +31,10 @@ def running(command: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Po
             stderr=errors,
             bufsize=0,
             process_group=0,
-            # Else Python compiles all of pykvm again at each start: no installed program does.
+            # With this variable Python would compile all of pykvm at each start, which no
+            # installed program does.
             env={k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"},
-            # It would be unsafe in a program with threads, of which we have none.
+            # preexec_fn is unsafe in a program with threads, but bench has none.
             preexec_fn=lambda: _begin(us, before),  # noqa: PLW1509
         )
     except BaseException as error:
@@ -54,16 +53,16 @@ def running(command: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Po
 
 
 def _begin(parent: int, signals: set[int | signal.Signals]) -> None:
-    """In the child, before the program: die with ``parent``, and get ``signals`` no more."""
+    """In the child, before the program: die with ``parent``, and set the signal mask."""
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        # It was gone before it could be told of.
+        # The parent ended before prctl(), so no signal will come.
         os.kill(os.getpid(), signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_SETMASK, signals)
 
 
 def last_words(errors: IO[bytes]) -> str:
-    """The last two lines that a process has said on standard error, to go behind a sentence."""
+    """The last two lines of a process's standard error, as the end of a sentence; or ""."""
     errors.seek(0)
     lines = errors.read().decode(errors="replace").strip().splitlines()
     return f", saying '{'; '.join(line.strip() for line in lines[-2:])}'" if lines else ""

@@ -17,14 +17,16 @@ NAMES = ("qemu", "fio", "pykvm")
 def tools_of_modes(
     texts: Sequence[str], caches: Sequence[CacheMode]
 ) -> dict[CacheMode, list[Tool]]:
-    """What :func:`tools_against` gives for each cache mode, of all ``texts`` together; UsageError
-    also if there is one that has no configuration in any of ``caches``."""
+    """The tools of all ``texts`` for each cache mode, by :func:`tools_against`.
+
+    UsageError, also if one of ``texts`` has no configuration in any of ``caches``.
+    """
     found: dict[CacheMode, list[Tool]] = {cache: [] for cache in caches}
     for text in texts:
         tools = {cache: tools_against(text, cache) for cache in caches}
         if not any(tools.values()):
             raise UsageError(
-                f"--against {text} goes with O_DIRECT only", "add --cache none or directsync"
+                f"--against {text} works only with O_DIRECT", "add --cache none or directsync"
             )
         for cache, some in tools.items():
             found[cache] += some
@@ -39,8 +41,8 @@ def tools_against(text: str, cache: CacheMode) -> list[Tool]:
     """The configurations of the tool in ``NAME[,KEY=VALUE…]`` that suit ``cache``, perhaps none;
     UsageError.
 
-    ``qemu`` takes ``machine=``, ``memory=``, ``aio=`` and ``poll-max-ns=``, ``fio`` takes
-    ``ioengine=``, and ``pykvm`` the keys of ``--disk``, for a comparison of options.
+    ``qemu`` takes ``machine=``, ``memory=``, ``aio=`` and ``poll-max-ns=``. ``fio`` takes
+    ``ioengine=``. ``pykvm`` takes the keys of ``--disk``, which compares two sets of options.
     """
     name, _, rest = text.partition(",")
     if name == "pykvm":
@@ -71,7 +73,7 @@ def _options(name: str, text: str) -> dict[str, str]:
     for part in text.split(",") if text else []:
         key, equals, value = part.partition("=")
         if not equals or not value:
-            raise UsageError(f"'{part}' says nothing to --against {name}", "write KEY=VALUE")
+            raise UsageError(f"--against {name} cannot read '{part}'", "write KEY=VALUE")
         options[key] = value
     return options
 

@@ -1,4 +1,4 @@
-"""fio as a tool: the same requests from the host itself, the most that a VM could get."""
+"""fio as a tool: the same requests from the host itself, without a VM."""
 
 import json
 import shutil
@@ -24,13 +24,13 @@ _PERCENTILES = {"p50": "50.000000", "p99": "99.000000", "p999": "99.900000"}
 _LARGE_PAGES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=100000000:glibc.malloc.top_pad=33554432"
 )
-"""Have malloc(3), where it is glibc's, ask for large pages, also for buffers smaller than one.
+"""Makes glibc's malloc(3) ask for large pages, also for buffers smaller than one.
 
-VMs have their RAM in large pages. With others, the host's disk gets large
-requests in many more segments: that would be no limit to compare with.
+VMs have their RAM in large pages. With small pages, the host's disk would get large requests in
+many more segments, and the comparison would not be fair.
 """
 SLACK_SECONDS = 60.0
-"""For one workload, beyond its time."""
+"""A workload may take this much longer than its time."""
 
 
 class FioTool:
@@ -57,7 +57,7 @@ class FioTool:
         return "malloc asked for large pages (glibc 2.35 and later)"
 
     def command(self, job: Job) -> list[str]:
-        """See Tool: for the first workload that fio can carry out; empty if there is none."""
+        """See Tool. The command of the first workload that fio can carry out; empty without one."""
         usable = [workload for workload in job.workloads if self._can(workload)]
         return self._command(job, usable[0], 1) if usable else []
 
@@ -70,7 +70,7 @@ class FioTool:
         return Run(tuple(samples))
 
     def _can(self, workload: Workload) -> bool:
-        # Synchronous calls have a depth of 1 whatever is asked for.
+        # Synchronous calls always have a depth of 1.
         return workload.alone and (self._engine != "psync" or workload.depth == 1)
 
     def _measure(self, job: Job, workload: Workload, seed: int) -> Sample:
@@ -87,17 +87,17 @@ class FioTool:
         try:
             return sample_of(json.loads(text)["jobs"][0], workload)
         except (ValueError, LookupError, TypeError, ArithmeticError):
-            message = "fio's report is not as that of fio 3 is"
+            message = "fio's report does not have the form of fio 3's"
             raise PykvmError(message, f"see what '{join(command)}' prints") from None
 
     def _command(self, job: Job, workload: Workload, seed: int) -> list[str]:
         limit = ["--time_based", f"--runtime={int(job.seconds * 1e6)}us"]
         if job.requests:
-            # Without io_size fio ends where the file does.
+            # Without io_size fio stops at the end of the file.
             size = job.requests * workload.block
             limit = [f"--number_ios={job.requests}", f"--io_size={size}"]
         sync = [] if job.cache.writeback else ["--sync=dsync"]
-        # A colon would be the end of the name.
+        # An unescaped colon would end the name.
         file = str(job.disks[0]).replace(":", "\\:")
         return [
             *("/usr/bin/env", f"GLIBC_TUNABLES={_LARGE_PAGES}"),
@@ -107,14 +107,14 @@ class FioTool:
             *(f"--iodepth={workload.depth}", f"--size={job.size}", *limit, "--thread"),
             *([f"--cpus_allowed={job.placement.disk}"] if job.placement else []),
             *("--norandommap", f"--randseed={seed}", "--invalidate=0", "--fallocate=none", *sync),
-            # Latency from the submission on, as the guest measures it.
+            # Latency begins at the submission, as in the guest.
             *("--lat_percentiles=1", "--clat_percentiles=0"),
             *("--percentile_list=50:99:99.9", "--output-format=json"),
         ]
 
 
 def sample_of(report: dict[str, Any], workload: Workload) -> Sample:
-    """A sample from what fio's JSON says about its one job."""
+    """A sample from the JSON report of fio's only job."""
     side = report["write" if workload.write else "read"]
     times = side["lat_ns"]
     ranks = times["percentile"]
@@ -130,7 +130,7 @@ def sample_of(report: dict[str, Any], workload: Workload) -> Sample:
 
 
 def fio_tools(cache: CacheMode) -> list[FioTool]:
-    """fio with every engine that suits ``cache``."""
+    """fio in each engine that suits ``cache``."""
     engines = ["psync", "io_uring"]
     if cache.direct:
         engines.append("libaio")

@@ -1,4 +1,4 @@
-"""What another process uses: processor time and memory, read from /proc."""
+"""A different process's use of processor time and memory, read from /proc."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from typing import Self
 MIB = 1 << 20
 _NANO = 1e-9
 _HUGETLB = ("Shared_Hugetlb", "Private_Hugetlb")
-"""What is not in Rss."""
+"""Rss does not include these."""
 _LARGE = ("AnonHugePages", "ShmemPmdMapped", "FilePmdMapped", *_HUGETLB)
 _CPUCLOCK_SCHED = 2
 
@@ -23,11 +23,11 @@ class CpuTime:
     vcpus: float
 
     def __add__(self, other: Self) -> "CpuTime":
-        """Of two processes."""
+        """The sum for two processes."""
         return CpuTime(self.whole + other.whole, self.vcpus + other.vcpus)
 
     def __sub__(self, other: Self) -> "CpuTime":
-        """What was used in between."""
+        """The use between two moments."""
         return CpuTime(self.whole - other.whole, self.vcpus - other.vcpus)
 
 
@@ -35,8 +35,8 @@ class CpuTime:
 class Ram:
     """The RAM of a VM as its host sees it.
 
-    ``kind`` is "anonymous", "memfd" or "file"; of its bytes ``resident`` have
-    been touched, and of these ``large`` are in large pages.
+    ``kind`` is "anonymous", "memfd" or "file". ``resident`` bytes have been touched, and ``large``
+    of these are in large pages.
     """
 
     kind: str
@@ -51,23 +51,24 @@ class Ram:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Of a process with a VM: ``beyond`` is its proportional set size in bytes without ``ram``."""
+    """The memory of a process with a VM. ``beyond`` is its proportional set size without ``ram``,
+    in bytes."""
 
     beyond: int
     ram: Ram
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of processor time that a process has used, to the nanosecond; OSError if it is gone."""
+    """The processor time of a process, exact to a nanosecond; OSError if the process is gone."""
     # The kernel's number for the CPU-time clock of a process (clock_getcpuclockid(3)).
     return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
 
 
 class ProcessView:
-    """A process seen from outside; ``vcpu`` is how the names of its vCPU threads begin.
+    """A process seen from outside. The names of its vCPU threads begin with ``vcpu``.
 
-    It is to be made while its devices have no threads yet: a thread begins
-    with the name of the one that started it, which may be a vCPU's.
+    Create the view before the devices of the process have threads: a new thread has the name of
+    the thread that started it, which may be a vCPU's.
     """
 
     def __init__(self, pid: int, vcpu: str) -> None:
@@ -80,22 +81,22 @@ class ProcessView:
         ]
 
     def cpu_time(self) -> CpuTime:
-        """To the nanosecond, threads that have ended included; OSError if the process has."""
+        """The processor time, including ended threads; OSError if the process has ended."""
         vcpus = sum(int((task / "schedstat").read_text().split()[0]) for task in self._vcpus)
         return CpuTime(cpu_seconds(self.pid), vcpus * _NANO)
 
     def place(self, vcpus: Collection[int], others: Collection[int]) -> None:
-        """Let vCPU threads run on these CPUs only, and the others on those; OSError."""
+        """Let vCPU threads run only on ``vcpus``, and all other threads on ``others``; OSError."""
         for task in (self._folder / "task").iterdir():
             os.sched_setaffinity(int(task.name), vcpus if task in self._vcpus else others)
 
     def memory(self, start: int, end: int) -> Memory:
-        """What it has; RAM is at addresses ``start`` to ``end``. OSError if it has ended."""
+        """The memory, with RAM at addresses ``start`` to ``end``; OSError if the process ended."""
         return parse_smaps((self._folder / "smaps").read_text(errors="replace"), start, end)
 
 
 def parse_smaps(text: str, start: int, end: int) -> Memory:
-    """What /proc/PID/smaps says of a process whose RAM is at addresses ``start`` to ``end``."""
+    """The memory in /proc/PID/smaps of a process whose RAM is at ``start`` to ``end``."""
     beyond = resident = large = 0
     kind, is_ram = "anonymous", False
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""pykvm as a tool: what ``pykvm boot`` does with the bare guest."""
+"""pykvm as a tool: ``pykvm boot`` with the bare guest."""
 
 import sys
 from pathlib import Path
@@ -39,7 +39,7 @@ class PykvmTool:
         return self._runner.run(job, seed, progress)
 
     def disk_keys(self, job: Job, disk: Path) -> str:
-        """What ``--disk`` gets for ``disk``."""
+        """The value of ``--disk`` for ``disk``."""
         keys = str(disk).replace(",", ",,") + f",cache={job.cache.value}"
         if job.queues > 1:
             keys += f",num-queues={job.queues}"
@@ -61,7 +61,7 @@ class PykvmTool:
 
 
 def form() -> str:
-    """Which form of the hot path runs here (speed/README.md): "compiled" or "interpreted"."""
+    """The form of the hot path (speed/README.md): "compiled" or "interpreted"."""
     return "interpreted" if (split.__file__ or "").endswith(".py") else "compiled"
 
 

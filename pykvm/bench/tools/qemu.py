@@ -20,10 +20,10 @@ from pykvm.errors import UsageError
 
 PROGRAM = "qemu-system-x86_64"
 POLL_RAISED_NS = 1_000_000
-"""``poll-max-ns`` where it is raised, from QEMU's 32768."""
+"""The raised ``poll-max-ns``. QEMU's default is 32768."""
 
 DIRECT_ONLY = "native"
-"""Linux AIO blocks unless the page cache is bypassed; QEMU refuses it then."""
+"""The aio mode that needs O_DIRECT: without it Linux AIO blocks, and QEMU refuses the mode."""
 
 
 class QemuTool:
@@ -92,7 +92,7 @@ class QemuTool:
 
 
 def qemu_program() -> str:
-    """Where QEMU is; UsageError if it is not installed."""
+    """The path of QEMU; UsageError if it is not installed."""
     found = shutil.which(PROGRAM)
     if found is None:
         raise UsageError(f"{PROGRAM} is not on the PATH", "install it (Debian: qemu-system-x86)")
@@ -102,7 +102,7 @@ def qemu_program() -> str:
 def qemu_tools(
     cache: CacheMode, machine: str = DEFAULT_MACHINE, memory: str = DEFAULT_MEMORY
 ) -> list[QemuTool]:
-    """QEMU in every aio mode that ``cache`` allows, polling as by default and longer."""
+    """QEMU in every aio mode that ``cache`` allows, with the default polling and with longer."""
     modes = ["threads", "io_uring"]
     if cache.direct:
         modes.insert(1, DIRECT_ONLY)

@@ -1,4 +1,4 @@
-"""Which CPU QEMU can show to a guest here: ``-cpu host`` ends at once on some hosts."""
+"""The CPU model with which QEMU runs a guest here: ``-cpu host`` fails on some hosts."""
 
 import subprocess
 import tempfile
@@ -12,18 +12,17 @@ from pykvm.bench.tools.vm_runner import MEMORY_MIB
 from pykvm.errors import HostError
 
 CPU_MODELS: Final = ("host", "host,arch-capabilities=off", "max", "qemu64")
-"""In the order in which they are tried: the more a guest sees of the host's CPU, the better.
+"""The models in the order of trial. The more of the host's CPU a guest sees, the better.
 
-Without arch-capabilities there is no MSR 0x10a, which KVM may refuse although it
-offers the bit."""
+``arch-capabilities=off`` leaves out MSR 0x10a, which KVM may refuse although it offers the bit."""
 DEFAULT_MACHINE: Final = "pc"
 DEFAULT_MEMORY: Final = "default"
 MEMORIES: Final = MappingProxyType({DEFAULT_MEMORY: "", "memfd": "memory-backend-memfd,share=on"})
-"""The object that gives a guest its RAM, by what ``memory=`` calls it; "" is none, so that RAM
-is what QEMU makes by itself: anonymous memory, for which it asks for huge pages."""
+"""The QEMU object for guest RAM, by the value of ``memory=``. "" stands for no object: QEMU then
+makes anonymous memory, for which it asks for huge pages."""
 MODE: Final = "hello 0"
 WORDS: Final = b"hello from CPL3"
-"""What the bare guest prints in this mode, a few hundred instructions after its entry."""
+"""The bare guest prints this in this mode, a few hundred instructions after its entry."""
 PATIENCE_SECONDS: Final = 60.0
 
 
@@ -66,17 +65,17 @@ def qemu_command(
 
 
 def qemu_note(cpu: str, memory: str = DEFAULT_MEMORY) -> str:
-    """How QEMU was run, for a reader of its figures."""
-    why = "" if cpu == CPU_MODELS[0] else ", for '-cpu host' fails here"
+    """A few words on how QEMU was run, for readers of its figures."""
+    why = "" if cpu == CPU_MODELS[0] else ", because '-cpu host' fails here"
     kind = "default memory (anonymous)" if memory == DEFAULT_MEMORY else f"{memory} memory"
     return f"-cpu {cpu}{why}, {kind}"
 
 
 def _failure(command: list[str]) -> str | None:
-    """None if the guest got to its words; else what there is to say of it, behind a name."""
+    """None if the guest printed its words; else the failure, as the end of a sentence."""
     with tempfile.TemporaryFile() as errors, running(command, errors) as child:
         try:
             said, _ = child.communicate(timeout=PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             return " is silent"
-        return None if WORDS in said else last_words(errors) or " ends without a word"
+        return None if WORDS in said else last_words(errors) or " ends without a message"

@@ -18,14 +18,14 @@ from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
 
 MEMORY_MIB = MEMORY_NEEDED >> 20
 PATIENCE_SECONDS = 70.0
-"""For the guest to say something beyond the time that a workload lasts: a little longer than the
-guest itself waits for the disk, so that its own words come first."""
+"""The guest may be silent for this long beyond a workload's time: a little longer than the guest
+waits for the disk, so that the guest's own message comes first."""
 
 
 class VmRunner:
     """Runs jobs in VMs of one ``kind``.
 
-    ``command`` makes the command line from a job and the paths of the disk and the script.
+    ``command`` returns the command line for a job and the paths of the disk and the script.
     """
 
     def __init__(self, command: Callable[[Job, Path, Path], list[str]], kind: Kind) -> None:
@@ -77,9 +77,9 @@ class VmRunner:
 def _follow(
     vms: list[Vm], script: LoadScript, progress: Progress, placement: Placement | None
 ) -> list[CpuTime]:
-    """Take all VMs to the last mark together; what they have used at each from 0 on.
+    """Take all VMs to the last mark together, and return their processor time at each mark from 0.
 
-    Their threads are put where ``placement`` says.
+    ``placement`` has the CPUs of their threads; None changes nothing.
     """
     used = []
     for number in range(-1, script.marks + 1):

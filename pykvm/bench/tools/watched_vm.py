@@ -21,17 +21,16 @@ from pykvm.bench.tools.child import last_words, running
 from pykvm.bench.tools.process import CpuTime, Memory, ProcessView
 from pykvm.errors import PykvmError
 
-ENDED = "it ended before the load did"
+ENDED = "it ended before the load"
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How to look into a VM's process.
+    """The facts about a tool's VM processes.
 
-    ``vcpu`` is how the names of vCPU threads begin, and ``status`` what it exits with
-    when the guest has done its work. ``places``: it puts its threads where the
-    job has them by itself. The guest's first serial port is its
-    standard output.
+    The names of vCPU threads begin with ``vcpu``. ``status`` is the exit status after the guest
+    has done its work. ``places``: the process places its threads on the job's CPUs without help.
+    The guest's first serial port is the process's standard output.
     """
 
     vcpu: str
@@ -43,9 +42,9 @@ class Kind:
 def watched(
     command: Sequence[str], kind: Kind, code: Code, script: LoadScript, patience: float
 ) -> Iterator["Vm"]:
-    """The VM that ``command`` starts on ``script``; it is gone at the end of the block.
+    """A context with the VM that ``command`` starts to run ``script``; it ends with the block.
 
-    ``code`` is its kernel's, and it has MEMORY_NEEDED bytes of RAM.
+    ``code`` is the code of its kernel. The VM has MEMORY_NEEDED bytes of RAM.
     """
     with tempfile.TemporaryFile() as errors, running(command, errors) as child:
         vm = Vm(child, command, errors, kind, code, script, patience)
@@ -56,10 +55,10 @@ def watched(
 
 
 class Vm:
-    """See :func:`watched`. Its methods raise PykvmError, with what the process said, if the VM
-    ends before its time or says nothing for ``patience`` seconds.
+    """See :func:`watched`. Its methods raise PykvmError, with the process's last lines, if the VM
+    ends too early or prints nothing for ``patience`` seconds.
 
-    ``start`` is as in Run, and known after the first mark.
+    ``start`` is as in Run, and set after the first mark.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class Vm:
         self.start = 0.0
 
     def follow(self, mark: int) -> None:
-        """Wait until the guest is at ``mark``, the next one; it then waits at its gate."""
+        """Wait until the guest is at ``mark``, its next one. The guest then waits at its gate."""
         said = self._next_mark()
         assert said == mark, "the guest counts its marks"
         if mark < 0:
@@ -101,7 +100,7 @@ class Vm:
                 raise self._failed("its guest's RAM cannot be found") from None
 
     def place(self, placement: Placement) -> None:
-        """Put its threads where ``placement`` has them."""
+        """Let its threads run on the CPUs of ``placement``."""
         assert self._view is not None, "the first mark comes first"
         try:
             self._view.place(placement.vcpus, {placement.disk})
@@ -109,7 +108,7 @@ class Vm:
             raise self._failed(ENDED) from None
 
     def open_gate(self, mark: int) -> None:
-        """Let the guest go on from ``mark``."""
+        """Let the guest continue from ``mark``."""
         assert self._ram is not None, "the first mark comes first"
         try:
             self._ram.write(self._script.gates[mark + 1], OPEN)
@@ -117,7 +116,7 @@ class Vm:
             raise self._failed(ENDED) from None
 
     def cpu_time(self) -> CpuTime:
-        """What the process has used."""
+        """The processor time of the process so far."""
         assert self._view is not None, "the first mark comes first"
         try:
             return self._view.cpu_time()
@@ -125,7 +124,7 @@ class Vm:
             raise self._failed(ENDED) from None
 
     def memory(self) -> Memory | None:
-        """What the process has; None if it cannot be known."""
+        """The memory of the process; None if it cannot be read."""
         assert self._view is not None, "the first mark comes first"
         assert self._ram is not None, "the first mark comes first"
         with suppress(OSError):
@@ -133,7 +132,8 @@ class Vm:
         return None
 
     def finish(self) -> list[LoadResult]:
-        """What the loads left, when the guest has gone on from its last mark and is gone."""
+        """Let the guest continue from its last mark, wait for the VM's end, and return the loads'
+        results."""
         loads = self._results()
         self.open_gate(self._script.marks)
         status = self._status()
@@ -142,7 +142,7 @@ class Vm:
         return loads
 
     def _results(self) -> list[LoadResult]:
-        """At the last mark: guest RAM is gone when the process is."""
+        """The loads' results. They are read at the last mark, while guest RAM still exists."""
         assert self._ram is not None, "the first mark comes first"
         try:
             return self._script.results(self._ram.read)
@@ -152,7 +152,7 @@ class Vm:
             raise self._failed(error.message, error.hint) from None
 
     def close(self) -> None:
-        """Give up guest RAM."""
+        """Close guest RAM."""
         if self._ram is not None:
             self._ram.close()
             self._ram = None
@@ -165,7 +165,7 @@ class Vm:
             selector.register(output, selectors.EVENT_READ)
             while not self._marks:
                 if not selector.select(self._patience):
-                    raise self._failed(f"the guest said nothing for {self._patience:.0f} seconds")
+                    raise self._failed(f"the guest was silent for {self._patience:.0f} seconds")
                 data = os.read(output, 4096)
                 if not data:
                     raise self._failed(f"{ENDED}, with status {self._status()}")
@@ -177,7 +177,7 @@ class Vm:
         try:
             return self._child.wait(self._patience)
         except subprocess.TimeoutExpired:
-            raise self._failed("it does not end") from None
+            raise self._failed("its process does not end") from None
 
     def _failed(self, message: str, hint: str = "") -> PykvmError:
         program = Path(self._command[0]).name

@@ -77,8 +77,8 @@ def test_what_is_ours_includes_children():
 def test_the_first_line_of_stat():
     text = "cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1 2 3 4 5 6 7 8 9 10\n"
     assert parse_stat(text) == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert str(Noise(0.5, 0)).startswith("meanwhile others used 0.50 of ")
-    assert str(Noise(0.5, 0.1)).endswith(" CPUs, and 0.10 were stolen")
+    assert str(Noise(0.5, 0)).startswith("meanwhile other programs used 0.50 of ")
+    assert str(Noise(0.5, 0.1)).endswith(" CPUs, and the host's hypervisor withheld 0.10")
 
 
 def test_a_process_that_is_gone():

@@ -57,7 +57,9 @@ def test_qemu_makes_its_memory_by_itself():
     assert words[words.index("-machine") + 1] == "q35"
     assert "memory-backend" not in " ".join(words)
     assert qemu_note("host") == "-cpu host, default memory (anonymous)"
-    assert qemu_note("max") == "-cpu max, for '-cpu host' fails here, default memory (anonymous)"
+    assert (
+        qemu_note("max") == "-cpu max, because '-cpu host' fails here, default memory (anonymous)"
+    )
 
 
 def test_qemu_with_shared_memory():

@@ -107,7 +107,7 @@ def test_several_modes_have_tables_of_their_own(disk: Path):
     assert len(rest) == 8
     assert rest[2].endswith("note on writeback")
     assert rest[6].endswith("note on none")
-    assert rest[7].startswith("meanwhile others used")
+    assert rest[7].startswith("meanwhile other programs used")
 
 
 def test_a_drawing_of_several_modes(disk: Path):
@@ -138,7 +138,9 @@ def test_busy_loops_are_told_of(disk: Path):
     session, _, _ = session_of(disk, [CacheMode.NONE])
     session.noise, session.busy = Noise(0.25, 0, 0.5), 1
     last = as_text(session).splitlines()[-1]
-    assert last.startswith("beside 1 busy loop, with 0.50 CPUs; meanwhile others used 0.25 of ")
+    assert last.startswith(
+        "beside 1 busy loop, with 0.50 CPUs; meanwhile other programs used 0.25 of "
+    )
     session.busy = 2
     assert "beside 2 busy loops, with" in as_text(session)
 

@@ -132,7 +132,7 @@ def test_a_report_of_fio_that_lacks_something_is_no_bug_of_ours(
 ):
     program(tmp_path, "fio", f"echo '{report}'")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(PykvmError, match="fio's report is not"):
+    with pytest.raises(PykvmError, match="fio's report does not have"):
         FioTool("x").run(job, 1, lambda number: None)
 
 

@@ -185,7 +185,7 @@ def test_each_cache_mode_has_the_tools_that_suit_it():
         *("aio=native", "ioengine=psync", "ioengine=io_uring", "ioengine=libaio")
     ]
     assert tools_of_modes([], modes) == {mode: [] for mode in modes}
-    with pytest.raises(UsageError, match="aio=native goes with O_DIRECT only; add --cache none"):
+    with pytest.raises(UsageError, match="aio=native works only with O_DIRECT; add --cache none"):
         tools_of_modes(["qemu,aio=native"], modes[:1])
 
 
