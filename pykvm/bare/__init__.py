@@ -1,8 +1,8 @@
-"""The bare-metal test guest: build it, write scripts for it, read what they did.
+"""The bare-metal test guest: build it, write scripts for it, read their results.
 
-The guest (guest/bare/) is a few kilobytes of C that run at CPL3 without an
-operating system: in milliseconds it has done what a test asks of a device,
-also things that no operating system's driver would do.
+The guest (guest/bare/) is a few kilobytes of C, which run at CPL3 without an operating system. It
+drives a device as a test's script says, in milliseconds, and in ways that no operating system's
+driver would.
 """
 
 from pykvm.bare.arena import Chain, Ring, Segment

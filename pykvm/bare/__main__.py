@@ -1,4 +1,4 @@
-"""``python -m pykvm.bare build [FILE]``: build the bare guest and print where it is."""
+"""``python -m pykvm.bare build [FILE]``: builds the bare guest and prints its path."""
 
 import argparse
 import sys
@@ -12,8 +12,10 @@ def main() -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m pykvm.bare")
     commands = parser.add_subparsers(required=True)
-    build = commands.add_parser("build", help="build the bare-metal test guest")
-    build.add_argument("output", nargs="?", type=Path, help="copy it to this file as well")
+    build = commands.add_parser("build", help="build the bare guest and print its path")
+    build.add_argument(
+        "output", nargs="?", metavar="FILE", type=Path, help="also copy it to FILE, and print that"
+    )
     options = parser.parse_args()
     try:
         print(build_bare_guest(options.output))

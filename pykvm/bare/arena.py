@@ -17,7 +17,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A descriptor chain to post; ``indirect`` is where to build a table, 0 for none."""
+    """A descriptor chain to post. ``indirect`` is the address for its table, 0 for no table."""
 
     tag: int
     segments: Sequence[Segment]
@@ -41,7 +41,7 @@ class Ring:
 
 
 class Arena:
-    """Hands out zeroed guest memory that the script may use; nothing is ever given back."""
+    """Allocates zeroed guest memory for a script. No memory is ever freed."""
 
     def __init__(self) -> None:
         self._next = layout.ARENA_BASE
@@ -50,7 +50,7 @@ class Arena:
         """The guest-physical address of ``size`` bytes."""
         address = -(-self._next // align) * align
         if address + size > layout.ARENA_BASE + layout.ARENA_SIZE:
-            raise ValueError(f"the arena has no {size} bytes left")
+            raise ValueError(f"the arena has fewer than {size} bytes left")
         self._next = address + size
         return address
 

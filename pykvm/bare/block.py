@@ -51,23 +51,23 @@ DEFAULT_FEATURES = (
     | VIRTIO_BLK_F_CONFIG_WCE
     | VIRTIO_BLK_F_MQ
 )
-"""For a driver that knows no flush, a device makes every write durable (virtio 1.2 §5.2.6.2); one
-that knows how to switch the cache keeps the mode that the disk was given."""
+"""For a driver without the flush feature, a device makes every write durable (virtio 1.2
+§5.2.6.2). With CONFIG_WCE the disk keeps the cache mode of its options."""
 
 UNTOUCHED = 0xEE
-"""What the driver puts where the device shall write: a status of this was never written."""
+"""The driver fills the device-writable buffers with this byte before each request. A status with
+this value was never written."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockRequest:
     """A request as a driver lays it out (virtio 1.2 §5.2.6).
 
-    The device reads the header and ``data``, and writes ``length`` bytes and
-    the status. ``readable`` and ``writable`` cut these two runs of bytes into
-    descriptors of the given lengths, the last taking what is left; by default
-    header, data and status have one each, empty data none. ``header`` replaces
-    the 16 bytes made of ``type`` and ``sector``. ``hashed``: only the CRC-32
-    of what was read comes back, not the bytes.
+    The device reads the header and ``data``, and writes ``length`` bytes and the status.
+    ``readable`` and ``writable`` cut these two runs of bytes into descriptors of the given
+    lengths; one more descriptor takes the rest. By default the header, the data and the status
+    have one descriptor each, and empty data has none. ``header`` replaces the 16 bytes made of
+    ``type`` and ``sector``. ``hashed``: the outcome has only the CRC-32 of the read bytes.
     """
 
     type: int
@@ -106,7 +106,7 @@ class BlockRequest:
         writable: Sequence[int] | None = None,
         indirect: bool = False,
     ) -> "BlockRequest":
-        """The same request in other descriptors."""
+        """The same request in different descriptors."""
         return replace(self, readable=readable, writable=writable, indirect=indirect)
 
     def header_bytes(self) -> bytes:
@@ -118,13 +118,13 @@ class BlockRequest:
 
 @dataclass(frozen=True, slots=True)
 class BlockOutcome:
-    """What became of a request.
+    """The outcome of a request.
 
-    ``status`` is the byte in memory, UNTOUCHED if never written; ``length``
-    and ``order`` are the used element's length and place among the batch's
-    completions, None if it never completed; ``data`` is what the device wrote
-    before the status (empty if hashed) and ``crc`` its CRC-32 (0 unless
-    hashed); ``ticks`` is from the post to the completion's sight.
+    ``status`` is the byte in memory, UNTOUCHED if never written. ``length`` is the used element's
+    length, and ``order`` its place among the batch's completions; both are None if the request
+    never completed. ``data`` has the bytes that the device wrote before the status (empty if
+    hashed), and ``crc`` their CRC-32 (0 unless hashed). ``ticks`` is the time from the post until
+    the driver saw the completion.
     """
 
     status: int
@@ -153,7 +153,7 @@ class Batch:
     requests: tuple[_Placed, ...]
 
     def outcomes(self, results: Results) -> list[BlockOutcome]:
-        """What became of each request, in the order given; also of those that timed out."""
+        """The outcome of each request, in the order of the batch, even after a time-out."""
         begin = results.record(self.posted).begin
         done = results.whatever(self.wait).completions if self.wait else ()
         by_tag = {completion.tag: (i, completion) for i, completion in enumerate(done)}
@@ -199,12 +199,11 @@ class BlockDriver:
         intx: bool = False,
         apic_id: int = 0,
     ) -> Step[int]:
-        """Bring the device up to DRIVER_OK; gives the device status then.
+        """Bring the device up to DRIVER_OK; the result is the device status.
 
-        ``size`` is each queue's. With ``msix``, queue i interrupts with CPU
-        vector 0x41 + 5 * slot + i of ``apic_id`` and the configuration with the one
-        before; ``intx`` receives INTx instead.
-        Starting again uses new rings.
+        Each queue has ``size`` descriptors. With ``msix``, queue i interrupts with CPU vector
+        0x41 + 5 * slot + i on the CPU ``apic_id``, and a change of the configuration with vector
+        0x40 + 5 * slot. ``intx`` uses INTx instead. A second start uses new rings.
         """
         script, slot = self.script, self.slot
         self.initialised = script.initialise(features, slot)
@@ -231,9 +230,8 @@ class BlockDriver:
     ) -> Batch:
         """Post ``requests`` as one batch and wait for ``expect`` completions (default: all).
 
-        Waiting by SPIN or IDLE also waits for at least one interrupt.
-        With ``wait`` None the script goes on at once, and the outcomes show
-        what has happened by then.
+        SPIN and IDLE also wait for at least one interrupt. With ``wait`` None the script continues
+        at once, and the outcomes show the state at that time.
         """
         script = self.script
         chains = [self._place(request) for request in requests]
@@ -251,7 +249,7 @@ class BlockDriver:
         return Batch(posted, waited, placed)
 
     def _place(self, request: BlockRequest) -> tuple[Chain, int]:
-        """Lay the request out in memory; its chain, and where the device writes."""
+        """Lay the request out in memory; return its chain and the address of the data."""
         script, arena = self.script, self.script.arena
         readable = request.header_bytes() + request.data
         source = arena.allocate(len(readable))
@@ -282,7 +280,8 @@ class BlockDriver:
 def _cut(
     start: int, length: int, lengths: Sequence[int] | None, default: int, device_writes: bool
 ) -> list[Segment]:
-    """Segments over ``length`` bytes at ``start``: of ``lengths`` and the rest, or cut once."""
+    """Segments over ``length`` bytes at ``start``: of ``lengths`` (default: one of ``default``
+    bytes), and one for the rest."""
     parts = [default] if lengths is None else list(lengths)
     ends = [0]
     for part in parts:
@@ -293,6 +292,6 @@ def _cut(
     return [
         Segment(start + a, b - a, device_writes)
         for i, (a, b) in enumerate(pairwise(ends))
-        # A length of 0 asked for is a zero-length descriptor; no rest is no descriptor.
+        # A requested length of 0 makes a zero-length descriptor; an empty rest makes none.
         if b > a or (lengths is not None and i < len(parts))
     ]

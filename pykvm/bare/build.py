@@ -18,23 +18,23 @@ _TIMEOUT_SECONDS = 120.0
 
 
 def build_bare_guest(output: Path | None = None) -> Path:
-    """The path of an up-to-date ``bare.elf``, built unless the cache has it.
+    """The path of an up-to-date ``bare.elf``, which is built unless the cache has it.
 
-    ``output`` is a file to copy it to as well, whose path is then returned.
-    UsageError if there are no sources or no compiler, or if the build fails.
+    With ``output`` it is copied to that file, and the result is ``output``. UsageError if the
+    sources or a compiler are missing, or if the build fails.
     """
     if not (SOURCES / "Makefile").is_file():
-        raise UsageError("the bare guest's sources are not here", "use a checkout of pykvm")
-    hint = "set PYKVM_CACHE to a folder that can be written"
+        raise UsageError("an installed pykvm lacks the bare guest's sources", "use a checkout")
+    hint = "set PYKVM_CACHE to a writable folder"
     if not (folder := cache_folder()):
-        raise UsageError("this user has no home to keep the bare guest in", hint)
+        raise UsageError("this user has no home folder for the bare guest", hint)
     built = Path(folder) / "bare" / _key() / NAME
     try:
         if not built.is_file():
             _build_into(built)
     except OSError as error:
         reason = reason_of(error)
-        raise UsageError(f"the bare guest cannot be kept in '{folder}': {reason}", hint) from None
+        raise UsageError(f"the bare guest cannot be stored in '{folder}': {reason}", hint) from None
     if output is None:
         return built
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def _compiler() -> str:
     try:
         done = subprocess.run(["cc", "--version"], capture_output=True, text=True, check=True)
     except BlockingIOError:
-        raise UsageError("the host has no process for the C compiler", THREADS) from None
+        raise UsageError("the C compiler cannot be started: too many processes", THREADS) from None
     except (OSError, subprocess.CalledProcessError):
         raise UsageError(
             "the bare guest needs a C compiler", "install gcc, binutils and make"
@@ -64,12 +64,12 @@ def _compiler() -> str:
 
 
 def _build_into(built: Path) -> None:
-    """Build beside the cache and move into it, so that the cache never holds half a file."""
+    """Build in a folder beside the result and rename it, so that no reader sees half a file."""
     root = built.parent.parent
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root) as scratch:
         command = ["make", "-s", "-C", str(SOURCES), f"OUT={scratch}"]
-        # A make that runs us must not pass its flags and job slots on.
+        # If make runs pykvm, its flags and job slots must not reach this make.
         clean = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
         try:
             done = subprocess.run(

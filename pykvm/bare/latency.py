@@ -9,10 +9,9 @@ from pykvm.bare.layout import LATENCIES, LATENCY_FIRST, LATENCY_STEPS
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """How many requests, or exits, took how long, in ticks.
+    """The distribution of the latencies of requests or exits, in TSC ticks.
 
-    ``counts`` are the guest's buckets, ``sum`` is of all, ``least`` and
-    ``most`` are the exact ends.
+    ``counts`` are the guest's buckets. ``sum``, ``least`` and ``most`` are exact.
     """
 
     counts: Sequence[int]
@@ -28,14 +27,14 @@ class Latencies:
 
     @property
     def total(self) -> int:
-        """How many were counted."""
+        """The number of latencies."""
         return sum(self.counts)
 
     def percentile(self, percent: float) -> float:
-        """The latency that ``percent`` of all did not exceed; 0 if there were none.
+        """The latency that ``percent`` of all did not exceed; 0 if there are none.
 
-        Within a bucket (a sixteenth of its power of 2) they count as
-        evenly spread, so the answer is off by 6 % at the very most.
+        A bucket is a sixteenth of its power of 2 wide. Latencies count as evenly spread in a
+        bucket, so the error is at most 6 %.
         """
         wanted = self.total * percent / 100
         before = 0
@@ -48,7 +47,7 @@ class Latencies:
         return 0.0
 
     def __add__(self, other: Self) -> "Latencies":
-        """Both together."""
+        """The distribution of the latencies of both."""
         counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
         return Latencies(
             counts,

@@ -1,6 +1,6 @@
-"""The bare guest's memory map and the structures of its scripts, as guest/bare/*.h have them.
+"""The bare guest's memory map and the structures of its scripts, as in guest/bare/*.h.
 
-tests/bare/test_bare_layout.py compiles the headers against this file.
+tests/bare/test_bare_layout.py compiles the headers and compares them with this file.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ VECTOR_IRQ_FIRST = 0x40
 VECTOR_IRQ_END = 0x60
 VECTOR_INTX = 0x60
 COUNTER_INTX_EMPTY = 0x61
-"""No vector: counts the INTx interrupts whose ISR register read 0."""
+"""Not a vector: the counter of INTx interrupts whose ISR register read 0."""
 LATENCY_FIRST = 8
 LATENCY_STEPS = 16
 LATENCY_BUCKETS = 32 * LATENCY_STEPS
@@ -26,7 +26,7 @@ SCRIPT_MAGIC = int.from_bytes(b"BARESCR1", "little")
 RESULTS_MAGIC = int.from_bytes(b"BARERES1", "little")
 
 MEMORY_NEEDED = 18 << 20
-"""Bytes of guest RAM that suffice for any script of up to 4 MiB."""
+"""The guest RAM, in bytes, that suffices for any script of up to 4 MiB."""
 
 
 class OpCode(IntEnum):
@@ -96,7 +96,7 @@ class Region(IntEnum):
 
 
 class NotifyMode(IntEnum):
-    """``enum notify_mode``: whether a posted batch ends with a notification."""
+    """``enum notify_mode``: when a posted batch ends with a notification."""
 
     NEVER = 0
     IF_WANTED = 1
@@ -115,7 +115,7 @@ class Layout:
     """One C structure: its name, and its fields in order with :mod:`struct` formats."""
 
     def __init__(self, name: str, fields: str) -> None:
-        """``fields`` reads like ``"Q address, I length"``; ``5B`` is an array, ``4x`` padding."""
+        """``fields`` has the form ``"Q address, I length"``. ``5B`` is an array, ``4x`` padding."""
         self.name = name
         self.fields = [(part.split()[1], part.split()[0]) for part in fields.split(", ")]
 
@@ -130,11 +130,11 @@ class Layout:
         return self.packer.size
 
     def pack(self, *values: int) -> bytes:
-        """The structure with ``values``, reserved fields left out."""
+        """The bytes of the structure with ``values``, which leave out reserved fields."""
         return self.packer.pack(*values)
 
     def unpack(self, data: bytes) -> tuple[Any, ...]:
-        """The values at the start of ``data``, reserved fields left out; structures as bytes."""
+        """The values at the start of ``data`` without reserved fields; structures as bytes."""
         return self.packer.unpack_from(data)
 
     def offsets(self) -> Iterable[tuple[str, int]]:
@@ -212,4 +212,4 @@ OP_PING_PONG = Layout("op_ping_pong", "Q address, I turn, I rounds, I timeout_us
 PING_PONG_RESULT = Layout("ping_pong_result", "Q rounds, Q fastest")
 
 LAYOUTS = tuple(value for value in list(globals().values()) if isinstance(value, Layout))
-"""Every structure above, for the test that compares them with the headers."""
+"""Every structure above, for the test that compares it with the headers."""

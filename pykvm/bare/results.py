@@ -1,4 +1,4 @@
-"""What a script left behind: one record per operation, in an area of guest RAM per vCPU."""
+"""The results of a script: a record of each operation, in an area of guest RAM for each vCPU."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 class ScriptError(AssertionError):
-    """An operation did not do what the script wanted, or never ran: the test failed."""
+    """An operation failed or never ran, so the test failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What one operation left. Times are values of the guest's TSC."""
+    """The record of one operation. Times are values of the guest's TSC."""
 
     code: int
     error: RecordError
@@ -27,17 +27,17 @@ class Record:
 
     @property
     def ticks(self) -> int:
-        """How long the operation took, in TSC ticks."""
+        """The duration of the operation in TSC ticks."""
         return self.end - self.begin
 
 
 Decoder = Callable[[Record], T]
-"""Makes the result of an operation of its record."""
+"""Turns an operation's record into its result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step(Generic[T]):
-    """One operation of the script of vCPU ``cpu``; ``decode`` makes its result of its record."""
+    """One operation of the script of vCPU ``cpu``. ``decode`` turns its record into its result."""
 
     cpu: int
     index: int
@@ -46,7 +46,7 @@ class Step(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """The results area of one vCPU; the last four fields count if ``state`` is FAILED."""
+    """The results area of one vCPU. The last four fields have a meaning if ``state`` is FAILED."""
 
     state: RunState
     records: tuple[Record, ...]
@@ -57,7 +57,7 @@ class Area:
 
 
 class Results:
-    """The results of a whole script: ``results[step]`` is what that step gave."""
+    """The results of a whole script: ``results[step]`` is the result of that step."""
 
     def __init__(self, read: Callable[[int, int], bytes]) -> None:
         """``read(address, length)`` reads guest RAM, for example :meth:`pykvm.memory.Ram.read`."""
@@ -85,7 +85,7 @@ class Results:
         return step.decode(record)
 
     def whatever(self, step: Step[T]) -> T:
-        """The result of ``step`` even if it failed, as far as it goes."""
+        """The result of ``step``, even if the step failed and the result is incomplete."""
         return step.decode(self.record(step))
 
 
@@ -117,7 +117,7 @@ def nothing(record: Record) -> None:
 
 
 def raw(record: Record) -> bytes:
-    """Decodes a record that is bytes."""
+    """Decodes a record whose result is its bytes."""
     return record.data
 
 
@@ -135,7 +135,7 @@ def value(record: Record) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PciFunction:
-    """One function that a scan of bus 0 found; ``bdf`` is bus << 8 | device << 3 | function."""
+    """A PCI function on bus 0. ``bdf`` is bus << 8 | device << 3 | function."""
 
     bdf: int
     header_type: int
@@ -155,7 +155,7 @@ def pci_functions(record: Record) -> list[PciFunction]:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """Where a structure of a virtio function is: guest-physical ``address`` (0: absent)."""
+    """The place of a structure of a virtio function. Guest-physical ``address``; 0: absent."""
 
     address: int
     length: int
@@ -184,7 +184,7 @@ class OpenResult:
 
 @dataclass(frozen=True, slots=True)
 class InitialiseResult:
-    """Feature negotiation: what was offered and accepted, and the device's state after it."""
+    """Feature negotiation: the offered and accepted features, and the device's state afterwards."""
 
     offered: int
     accepted: int
@@ -195,7 +195,7 @@ class InitialiseResult:
 
 @dataclass(frozen=True, slots=True)
 class QueueResult:
-    """``size_max`` is queue_size before the driver wrote it, ``vector`` what reads back."""
+    """``size_max`` is queue_size before the driver writes it. ``vector`` is the value read back."""
 
     size_max: int
     size: int
@@ -214,7 +214,7 @@ class PostResult:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One used element; ``tag`` is None if it names no chain in flight. ``tsc``: when seen."""
+    """One used element. ``tag`` is None if no chain in flight has its id. ``tsc``: when seen."""
 
     id: int
     length: int
@@ -242,10 +242,10 @@ class WaitResult:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """A closed loop's figures; times are TSC ticks.
+    """The figures of a closed loop. Times are in TSC ticks.
 
-    ``latencies`` of requests are from post to sight; ``exits`` are how long
-    each read of the device's status took, where they were asked for.
+    ``latencies`` are of requests, from the post until the driver sees the used element. ``exits``
+    are the durations of reads of the device's status, if the load makes them.
     """
 
     completed: int
@@ -267,7 +267,7 @@ class LoadResult:
         )
 
     def __add__(self, other: "LoadResult") -> "LoadResult":
-        """Two loads at the same time as one, which lasted as long as the longer."""
+        """Two simultaneous loads as one, which lasted as long as the longer one."""
         return LoadResult(
             completed=self.completed + other.completed,
             errors=self.errors + other.errors,
@@ -281,9 +281,10 @@ class LoadResult:
 
 @dataclass(frozen=True, slots=True)
 class PingPongResult:
-    """Rounds done, and TSC ticks of the fastest: below a time slice only if both vCPUs run at once.
+    """The number of rounds, and the TSC ticks of the fastest one.
 
-    The first round includes waiting for the other vCPU.
+    Only vCPUs that run at the same time need less than a time slice. The first round includes the
+    wait for the other vCPU.
     """
 
     rounds: int
@@ -291,6 +292,6 @@ class PingPongResult:
 
 
 def counters(record: Record) -> dict[int, int]:
-    """Decodes COUNTERS: interrupts by CPU vector, those that arrived at all."""
+    """Decodes COUNTERS: the number of interrupts by CPU vector, without vectors that had none."""
     counts = memoryview(record.data).cast("I")
     return {layout.VECTOR_IRQ_FIRST + i: count for i, count in enumerate(counts) if count}

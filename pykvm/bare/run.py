@@ -17,10 +17,10 @@ from pykvm.trace import TraceOptions
 
 @dataclass(frozen=True, slots=True)
 class BareRun:
-    """How a run of the bare guest ended, and what it left.
+    """The outcome and the results of a run of the bare guest.
 
-    ``console`` is what it printed on COM1, ``exits`` the vCPUs' exits to
-    Python by cause, and ``disks`` each disk's statistics.
+    ``console`` has the guest's output on COM1, ``exits`` the number of the vCPUs' exits to Python
+    by cause, and ``disks`` each disk's statistics.
     """
 
     outcome: Outcome

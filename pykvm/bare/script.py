@@ -1,6 +1,6 @@
 """Scripts for the bare guest: each method adds an operation and returns its :class:`Step`.
 
-guest/bare/script.h is the reference for what the operations do.
+guest/bare/script.h is the reference for the operations.
 """
 
 from collections.abc import Sequence
@@ -33,10 +33,10 @@ TIMEOUT_US = 60_000_000
 
 
 class Script:
-    """Operations for one vCPU. :meth:`encode` makes the initrd of the script for vCPU 0."""
+    """Operations for one vCPU. :meth:`encode` returns the initrd, from the script of vCPU 0."""
 
     def __init__(self, cpu: int = 0, arena: Arena | None = None) -> None:
-        """``arena``: share that of another vCPU's script."""
+        """``arena``: the arena of a different vCPU's script, to share it."""
         self.cpu = cpu
         self.arena = arena or Arena()
         self._ops: list[bytes] = []
@@ -46,7 +46,7 @@ class Script:
         return b"".join(self._ops)
 
     def encode(self, tsc_khz: int | None = None) -> bytes:
-        """The whole script; ``tsc_khz`` is the guest's TSC frequency (default: as this host's)."""
+        """The whole script. ``tsc_khz`` is the guest's TSC frequency (default: the host's)."""
         body = self.operations()
         size = layout.SCRIPT_HEADER.size + len(body)
         khz = host_tsc_khz() if tsc_khz is None else tsc_khz
@@ -65,7 +65,7 @@ class Script:
         return self._add(OpCode.EXIT, layout.OP_EXIT.pack(status), results.nothing)
 
     def print(self, text: bytes, port: int = COM1, string: bool = False) -> Step[None]:
-        """Send ``text`` to the serial port at ``port``; ``string``: by one REP OUTSB."""
+        """Send ``text`` to the serial port at ``port``. ``string``: with one REP OUTSB."""
         body = layout.OP_PRINT.pack(port, len(text)) + text
         return self._add(OpCode.PRINT, body, results.nothing, flags=int(string))
 
@@ -79,7 +79,7 @@ class Script:
         return self._add(OpCode.READ_MEMORY, layout.OP_MEMORY.pack(address, length), results.raw)
 
     def fill_memory(self, address: int, length: int, seed: int, step: int = 1) -> Step[None]:
-        """Fill with 64-bit words seed, seed + step, … (see :func:`filling`)."""
+        """Fill memory with 64-bit words seed, seed + step, … (see :func:`filling`)."""
         body = layout.OP_FILL.pack(address, seed, step, length)
         return self._add(OpCode.FILL_MEMORY, body, results.nothing)
 
@@ -88,14 +88,14 @@ class Script:
         return self._add(OpCode.HASH_MEMORY, layout.OP_MEMORY.pack(address, length), results.value)
 
     def sleep(self, microseconds: int) -> Step[None]:
-        """Spin."""
+        """Spin for this time."""
         return self._add(OpCode.SLEEP, layout.OP_SLEEP.pack(microseconds), results.nothing)
 
     def counters(self) -> Step[dict[int, int]]:
-        """Interrupts so far by CPU vector."""
+        """The number of interrupts so far by CPU vector."""
         return self._add(OpCode.COUNTERS, b"", results.counters)
 
-    # Raw accesses: a write if ``value`` is given; ``count`` repeats one, for its cost
+    # Raw accesses: a write if ``value`` is given; ``count`` repeats it, to measure its cost
 
     def _access(
         self, code: OpCode, address: int, width: int, value: int | None, count: int
@@ -118,7 +118,7 @@ class Script:
         return self._access(OpCode.PCI_CONFIG, bdf << 16 | offset, width, value, count)
 
     def pci_scan(self) -> Step[list[PciFunction]]:
-        """The functions 0 on bus 0."""
+        """Function 0 of each device on bus 0."""
         return self._add(OpCode.PCI_SCAN, b"", results.pci_functions)
 
     # A virtio device; ``slot`` (0 to 3) is the guest's number for it
@@ -140,7 +140,7 @@ class Script:
     def initialise(
         self, features: int, slot: int = 0, force: bool = False
     ) -> Step[InitialiseResult]:
-        """Reset and negotiate up to FEATURES_OK; ``force``: accept what was not offered, too."""
+        """Reset and negotiate up to FEATURES_OK. ``force``: also accept features not offered."""
         body = layout.OP_INITIALISE.pack(slot, features)
         return self._add(
             OpCode.INITIALISE,
@@ -164,7 +164,7 @@ class Script:
         return self._add(OpCode.QUEUE, body, fields_of(layout.QUEUE_RESULT, QueueResult))
 
     def ready(self, slot: int = 0) -> Step[int]:
-        """Set DRIVER_OK; gives the device status read back."""
+        """Set DRIVER_OK; the result is the device status read back."""
         return self._add(OpCode.READY, layout.OP_SLOT.pack(slot), results.value)
 
     def reset(self, slot: int = 0) -> Step[int]:
@@ -174,15 +174,15 @@ class Script:
     def msix(
         self, count: int, first: int = layout.VECTOR_IRQ_FIRST, apic_id: int = 0, slot: int = 0
     ) -> Step[int]:
-        """Enable MSI-X, entry i sending CPU vector ``first + i``; gives the table's size."""
+        """Enable MSI-X; entry i sends CPU vector ``first + i``. The result is the table's size."""
         return self._add(
             OpCode.MSIX, layout.OP_MSIX.pack(slot, count, first, apic_id), results.value
         )
 
     def intx(self, gsi: int = 0, slot: int = 0) -> Step[None]:
-        """Receive the device's INTx through I/O APIC input ``gsi``. One device at a time.
+        """Receive the device's INTx through I/O APIC input ``gsi``. Only one device at a time.
 
-        0 is the input that the function's Interrupt Line register names.
+        0 stands for the input that the function's Interrupt Line register names.
         """
         return self._add(OpCode.INTX, layout.OP_INTX.pack(slot, gsi), results.nothing)
 
@@ -194,10 +194,10 @@ class Script:
         queue: int = 0,
         slot: int = 0,
     ) -> Step[PostResult]:
-        """Make ``chains`` available at once, then notify (or not).
+        """Make ``chains`` available at once, and notify the device as ``notify`` says.
 
-        ``wait`` is how the script will wait for them: unless by polling, the
-        first used element shall interrupt.
+        ``wait`` is how the script will wait for them. Unless it polls, the driver asks for an
+        interrupt at the first used element.
         """
         body = layout.OP_POST.pack(slot, queue, notify, wait, len(chains))
         body += b"".join(chain.encode() for chain in chains)
@@ -216,16 +216,16 @@ class Script:
         timeout_us: int = TIMEOUT_US,
         needs_interrupt: bool = False,
     ) -> Step[WaitResult]:
-        """Take ``count`` used elements. A time-out gives TIMEOUT and those that came.
+        """Take ``count`` used elements. A time-out gives TIMEOUT and the elements that came.
 
-        ``needs_interrupt``: it is a time-out, too, if no interrupt arrives
-        since the post. Waiting with IDLE halts, and only an interrupt ends that.
+        ``needs_interrupt``: the operation also times out if no interrupt arrives after the post.
+        With IDLE the vCPU halts until an interrupt.
         """
         body = layout.OP_WAIT.pack(slot, queue, mode, count, timeout_us)
         return self._add(OpCode.WAIT, body, WaitResult.decode, flags=int(needs_interrupt))
 
     def relocate(self, bar: int, address: int, slot: int = 0) -> Step[int]:
-        """Move a BAR of the device, and go on using it there; gives the BAR read back."""
+        """Move a BAR of the device and use it there from now on; the result is the BAR."""
         body = layout.OP_RELOCATE.pack(slot, bar, address)
         return self._add(OpCode.RELOCATE, body, results.value)
 
@@ -252,18 +252,18 @@ class Script:
         segments: int = 1,
         exits: bool = False,
     ) -> Step[LoadResult]:
-        """A closed loop of ``total`` block requests of ``type_``, ``depth`` in flight.
+        """A closed loop of ``total`` block requests of ``type_``, with ``depth`` in flight.
 
-        With ``duration_us`` it ends after that time if it has not done them all.
-        The data of each has ``segments`` descriptors. ``exits``: while it
-        waits it reads a register of the device again and again, and times that.
+        With ``duration_us`` the loop ends after that time at the latest. The data of each request
+        has ``segments`` descriptors. ``exits``: while it waits, the vCPU reads a register of the
+        device again and again, and measures the time of each read.
 
-        All figures are sectors: request i starts at ``first + i * stride % span``
-        (``stride`` 0: sequential), or with a seed ``random`` at any multiple of
-        ``stride`` below ``span``. With several ``queues`` each has a loop, the
-        first on ``queue`` and ``first``, the second on the queue and the span
-        after it, and so on. ``memory``: use these :func:`load_memory` bytes of
-        the arena, page-aligned, instead of its own.
+        ``sectors``, ``first``, ``stride`` and ``span`` are in sectors. Request i starts at
+        ``first + i * stride % span`` (``stride`` 0: sequential). With a seed ``random`` it starts
+        at a random multiple of ``stride`` below ``span``. With several ``queues`` each has a loop:
+        the first on ``queue`` and ``first``, the second on the next queue and the next span, and
+        so on. ``memory`` is the page-aligned address of :func:`load_memory` bytes of the arena;
+        by default the operation allocates them.
         """
         assert wait is WaitMode.POLL or (queues == 1 and not exits), "see script.h"
         needed = load_memory(depth * queues, sectors, segments)
@@ -280,27 +280,27 @@ class Script:
     # Other vCPUs
 
     def spawn(self, other: "Script", timeout_us: int = TIMEOUT_US) -> Step[None]:
-        """Start vCPU ``other.cpu`` (1 to 3) on a finished script of its own."""
+        """Start vCPU ``other.cpu`` (1 to 3) on the script ``other``, which must be complete."""
         body = other.operations()
         head = layout.OP_SPAWN.pack(other.cpu, len(body), timeout_us)
         return self._add(OpCode.SPAWN, head + body, results.nothing)
 
     def join(self, cpu: int, timeout_us: int = TIMEOUT_US) -> Step[int]:
-        """Wait for a spawned vCPU to end its script; gives its :class:`RunState`."""
+        """Wait until a spawned vCPU ends its script; the result is its :class:`RunState`."""
         return self._add(OpCode.JOIN, layout.OP_JOIN.pack(cpu, timeout_us), results.value)
 
     def ping_pong(
         self, address: int, turn: int, rounds: int, timeout_us: int = TIMEOUT_US
     ) -> Step[PingPongResult]:
-        """Hand the word at ``address`` back and forth with a vCPU of the other ``turn``."""
+        """Pass the word at ``address`` back and forth with a vCPU that has the other ``turn``."""
         body = layout.OP_PING_PONG.pack(address, turn, rounds, timeout_us)
         return self._add(OpCode.PING_PONG, body, fields_of(layout.PING_PONG_RESULT, PingPongResult))
 
 
 def load_memory(requests: int, sectors: int, segments: int = 1) -> int:
-    """Bytes of the arena that :meth:`Script.load` needs for so many ``requests`` in flight.
+    """The bytes of the arena that :meth:`Script.load` needs for ``requests`` in flight.
 
-    They hold data, headers and statuses, and indirect tables.
+    They hold the data, headers, statuses and indirect tables.
     """
     return (512 * sectors + 32 + 16 * (segments + 2)) * requests
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 @cache
 def host_tsc_khz() -> int:
-    """About the host's TSC frequency, good enough for time-outs; 2 GHz if unknown."""
+    """The host's approximate TSC frequency, good enough for time-outs; 2 GHz if unknown."""
     try:
         for line in (
             Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()

@@ -1,8 +1,8 @@
-"""Confinement of the process of ``pykvm boot``; docs/reference/sandbox.md tells what it forbids.
+"""Confines the process of ``pykvm boot``; docs/reference/sandbox.md lists the allowed system calls.
 
-Whoever breaks out of a guest through a bug of ours finds a process that can use
-what is open and nothing else. Only the command line confines itself: a program
-that uses pykvm as a library has a process of its own to look after.
+An attacker who escapes the guest through a bug in pykvm can use only what the process already has
+open. Only the command line confines itself. A program that uses pykvm as a library decides about
+its own process.
 """
 
 from pykvm.sandbox.confinement import Confinement, confine

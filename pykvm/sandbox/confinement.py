@@ -21,30 +21,30 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 
 class Confinement:
-    """What holds: in ``parts`` each part of the sandbox by name, with why it is missing, or ""."""
+    """The sandbox of a process. ``parts`` has for each part the reason why it is missing, or ""."""
 
     def __init__(self, parts: dict[str, str]) -> None:
         self.parts = parts
 
     def __str__(self) -> str:
-        """For people, without a full stop."""
+        """The parts that hold and the reasons for missing ones, without a full stop."""
         held = ", ".join(name for name, problem in self.parts.items() if not problem)
         missing = "".join(f"; {problem}" for problem in self.parts.values() if problem)
         return (held or "nothing") + missing
 
 
 def confine(*, socket: "Path | None" = None, insist: bool = False) -> Confinement:
-    """Confine this process for good: what it needs is open and imported, and no thread runs yet.
+    """Confine this process permanently. It must have opened and imported everything that it needs.
 
-    It keeps the file ``socket`` removable, and all of its folder with it.
-    HostError if a part is missing and the user ``insist``s; PykvmError if a thread runs.
+    The file ``socket``, and every file of its folder, stays removable. HostError if a part is
+    missing and ``insist`` is true; PykvmError if other threads run, because they would stay free.
     """
     _check_threads()
     _load_libraries()
     rules = allowed(
         os.getpid(),
         monitor=socket is not None,
-        # Imported for disks that may have a ring, and for no others.
+        # This module is imported only for disks that may use io_uring.
         rings="pykvm.host.io_uring" in sys.modules,
     )
     steps: dict[str, Callable[[], None]] = {
@@ -60,43 +60,43 @@ def confine(*, socket: "Path | None" = None, insist: bool = False) -> Confinemen
             parts[name] = ""
         except HostError as error:
             if insist:
-                hint = "'pykvm doctor' shows what there is; --sandbox=auto does without the rest"
+                hint = "see 'pykvm doctor', or use --sandbox=auto to run without the missing part"
                 raise HostError(f"--sandbox=on: {error.message}", hint) from None
             parts[name] = error.message
     return Confinement(parts)
 
 
 def _check_threads() -> None:
-    """PykvmError if other threads run, which would go free.
+    """PykvmError if other threads run, because the sandbox would not hold for them.
 
-    None of ours does, but those that have been joined may take a moment to be gone.
+    pykvm has no threads yet, but a thread that was joined may take a moment to end.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while len(os.listdir("/proc/self/task")) > 1:
         if time.monotonic() > deadline:
             raise PykvmError(
-                "pykvm cannot confine itself, for there are threads already",
-                "a debugger or profiler that makes some needs --sandbox=off",
+                "pykvm cannot confine itself, because the process already has threads",
+                "use --sandbox=off with a debugger or profiler that starts threads",
             )
         time.sleep(0.001)
 
 
 def _load_libraries() -> None:
-    """Have those loaded that are asked for later: they are found then, without opening a file."""
-    # glibc needs libgcc_s to end a thread in its middle, else it ends the process, and Python ends
-    # threads so that still run at its own end.
+    """Load the libraries that are needed later, when the process can open no file."""
+    # At its end Python cancels threads that still run. For that glibc needs libgcc_s, and aborts
+    # the process without it.
     for library in (seccomp.LIBRARY, "libgcc_s.so.1"):
         with suppress(OSError):
             keep_library(library)
 
 
 def _forbid_new_privileges() -> None:
-    """No program that is started gains any."""
+    """Make sure that no started program gains privileges."""
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def _limit_resources() -> None:
-    """No core dump, for the guest's memory would be in it; and no more descriptors than now."""
+    """Forbid core dumps, which would contain the guest's memory, and a higher limit of files."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))

@@ -1,12 +1,11 @@
-"""Landlock: no path leads anywhere any more.
+"""Landlock: forbids access to files by their paths.
 
-What a seccomp filter forbids is a system call; what Landlock forbids is the
-deed, however it is asked for, io_uring included. It holds for the calling
-thread and for those that it starts.
+A seccomp filter forbids a system call. Landlock forbids the access, by whatever call, io_uring
+included. It holds for the calling thread and for the threads that it starts.
 
-Structures and numbers are those of <linux/landlock.h>; what each version of
-the interface brought, and how a program copes with older ones, is told in the
-kernel's Documentation/userspace-api/landlock.rst.
+The structures and numbers are those of <linux/landlock.h>. The kernel's
+Documentation/userspace-api/landlock.rst lists the news of each version of the interface, and
+describes how a program supports older versions.
 """
 
 import errno
@@ -29,7 +28,7 @@ _RULE_PATH_BENEATH: Final = 1
 
 _FS_REMOVE_FILE: Final = 1 << 5
 _FS_RIGHTS: Final = {1: 13, 2: 14, 3: 15, 5: 16}
-"""How many rights on files there are, from each version on: bits 0 and up."""
+"""The number of access rights for files from each version on. The rights are bits 0 and up."""
 _NET_BIND_TCP: Final = 1 << 0
 _NET_CONNECT_TCP: Final = 1 << 1
 _NET_VERSION: Final = 4
@@ -42,7 +41,7 @@ _PATH_BENEATH_ATTR: Final = Struct("=Qi")  # allowed_access, parent_fd
 
 
 def version() -> int:
-    """The version of the interface, 1 or more; HostError if this host has none."""
+    """The version of the interface, 1 or more; HostError if Landlock is not available."""
     try:
         return system_call(_NR_CREATE_RULESET, 0, 0, _CREATE_RULESET_VERSION)
     except OSError as error:
@@ -50,11 +49,10 @@ def version() -> int:
 
 
 def restrict(removable: "Path | None" = None) -> None:
-    """From now on nothing can be opened, made, changed or removed by its path; HostError.
+    """From now on, forbid to open, make, change or remove a file by its path; HostError.
 
-    But files in the folder ``removable`` and below may be removed. Where the
-    kernel can, there are no new TCP connections either, no abstract UNIX
-    sockets and no signals to others.
+    Files in the folder ``removable`` and below may still be removed. A kernel that can also
+    forbids new TCP connections, abstract UNIX sockets and signals to other processes.
     """
     handled = ruleset(version())
     try:
@@ -70,9 +68,9 @@ def restrict(removable: "Path | None" = None) -> None:
 
 
 def ruleset(version: int) -> bytes:
-    """A struct landlock_ruleset_attr that forbids all that ``version`` knows of.
+    """A struct landlock_ruleset_attr that forbids everything that ``version`` can forbid.
 
-    Where the kernel's structure is shorter, what is beyond it is 0, which it accepts.
+    An older kernel's structure is shorter. It accepts the rest, because the rest is 0.
     """
     rights = _FS_RIGHTS[max(known for known in _FS_RIGHTS if known <= version)]
     net = _NET_BIND_TCP | _NET_CONNECT_TCP if version >= _NET_VERSION else 0
@@ -91,9 +89,9 @@ def _allow(ruleset_fd: int, folder: "Path", rights: int) -> None:
 
 def _unavailable(error: OSError) -> HostError:
     reasons = {
-        errno.ENOSYS: "this kernel has none",
+        errno.ENOSYS: "this kernel does not have it",
         errno.EOPNOTSUPP: "it is not among the kernel's security modules (lsm=)",
-        errno.EPERM: "a seccomp filter forbids it, such as a container's",
+        errno.EPERM: "a seccomp filter, such as a container's, forbids it",
     }
     reason = reasons.get(error.errno or 0) or error_text(error.errno or 0)
     return HostError(f"Landlock is not available: {reason}")

@@ -1,9 +1,9 @@
-"""The system calls of a confined process; all others are refused with EPERM.
+"""The allowed system calls of a confined process. All others fail with EPERM.
 
-docs/reference/sandbox.md lists the same for people, and a test compares the two.
+docs/reference/sandbox.md has the same list for people, and a test compares the two.
 
-Arguments that the kernel takes for an ``int`` are compared in their lower 32
-bits only: nobody promises anything about the upper ones.
+An argument that the kernel takes as an ``int`` is compared only in its lower 32 bits, because the
+upper bits are undefined.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ _FIONBIO: Final = 0x5421
 
 @record
 class Only:
-    """A condition: argument ``argument``, of its bits those in ``mask``, is one of ``values``."""
+    """A condition: the bits ``mask`` of argument number ``argument`` equal one of ``values``."""
 
     argument: int
     mask: int
@@ -55,14 +55,14 @@ class Only:
 
 @record
 class Rule:
-    """``calls`` may be made, if ``only`` is met."""
+    """The system calls ``calls`` are allowed if ``only`` holds. None: always."""
 
     calls: tuple[str, ...]
     only: Only | None = None
 
 
 def allowed(pid: int, *, monitor: bool, rings: bool) -> Iterator[Rule]:
-    """What process ``pid`` may do, with clients of a ``monitor`` and rings of io_uring or not."""
+    """The rules for process ``pid``. ``monitor``: it has a monitor. ``rings``: it uses io_uring."""
     yield from _on_descriptors()
     yield from _waiting()
     yield from _memory()
@@ -70,13 +70,13 @@ def allowed(pid: int, *, monitor: bool, rings: bool) -> Iterator[Rule]:
     if monitor:
         yield from _monitor()
     if rings:
-        # What is submitted passes by all these rules, but not by Landlock.
+        # seccomp does not see operations submitted to a ring, but Landlock does.
         yield _rule("io_uring_setup io_uring_enter")
 
 
 ABSENT: Final = ("clone3",)
-"""What answers ENOSYS instead: its flags are in memory, where no filter sees them, and the C
-library uses clone when the kernel has none."""
+"""System calls that fail with ENOSYS instead of EPERM. The flags of clone3 are in memory, where no
+filter sees them. The C library falls back to clone on ENOSYS."""
 
 
 def _rule(calls: str, only: Only | None = None) -> Rule:
@@ -119,6 +119,6 @@ def _monitor() -> Iterator[Rule]:
     yield _rule("accept4 recvfrom getsockname getpeername")
     yield _rule("sendto", Only(4, _POINTER, (0,)))
     yield _rule("ioctl", Only(1, _INT, (_FIONBIO,)))
-    # To remove the socket at the end, if it is still the one that was made.
+    # At the end pykvm removes the socket, if the path still leads to the socket that it made.
     yield _rule("newfstatat", Only(3, _INT, (_AT_SYMLINK_NOFOLLOW,)))
     yield _rule("lstat unlink")

@@ -1,8 +1,7 @@
-"""A seccomp filter, put together by libseccomp: every system call is refused but those of a list.
+"""A seccomp filter that refuses every system call outside a list. libseccomp builds it.
 
-libseccomp is the reference implementation, which systemd and every container
-runtime use, and so it is nearly everywhere. Its few functions are called
-through cffi (docs/decisions/0011-sandbox.md).
+libseccomp is the reference implementation. systemd and the container runtimes use it, so nearly
+every host has it. pykvm calls its few functions through cffi (docs/decisions/0011-sandbox.md).
 """
 
 import errno
@@ -29,7 +28,7 @@ _SCMP_CMP_MASKED_EQ: Final = 7
 
 
 def check() -> str:
-    """The version of libseccomp; HostError if this host has no filters, or no libseccomp."""
+    """The version of libseccomp; HostError if filters or libseccomp are missing."""
     action = _SCMP_ACT_ERRNO.to_bytes(4, "little")
     try:
         system_call(_NR_SECCOMP, _SECCOMP_GET_ACTION_AVAIL, 0, action)
@@ -40,9 +39,10 @@ def check() -> str:
 
 
 def load(rules: Iterable[Rule]) -> None:
-    """Allow ``rules`` and no other system call, in this thread and those it starts; HostError.
+    """Allow only ``rules`` in this thread and in the threads that it starts; HostError.
 
-    Others fail with EPERM, and system calls of other architectures end the process.
+    Any other system call fails with EPERM. A system call of a different architecture ends the
+    process.
     """
     library = _library()
     context = library.seccomp_init(_refuse(errno.EPERM))
@@ -50,9 +50,10 @@ def load(rules: Iterable[Rule]) -> None:
         raise _unavailable("libseccomp has no memory")
     try:
         _set(library, context, _SCMP_FLTATR_ACT_BADARCH, _SCMP_ACT_KILL_PROCESS)
-        # Linux before 5.16 takes a filtered process for one that keeps secrets from code in its own
-        # address space, and slows down all of its loads. A guest has an address space of its own.
-        # Older libraries cannot say so, and search a list instead of a tree: slower, no more.
+        # Linux before 5.16 protects the loads of a filtered process against code in the process's
+        # own address space, which slows them down. A guest has its own address space, so that is
+        # turned off. An older library cannot do this, and searches a list instead of a tree. It is
+        # only slower.
         with suppress(HostError):
             _set(library, context, _SCMP_FLTATR_CTL_SSB, 1)
             _set(library, context, _SCMP_FLTATR_CTL_OPTIMIZE, _OPTIMIZE_BINARY_TREE)
@@ -104,7 +105,7 @@ def _reason(error: int) -> str:
     if error in (errno.ENOSYS, errno.EINVAL):
         return "this kernel has no filters"
     if error == errno.ECANCELED:
-        # What libseccomp makes of every error of the kernel's.
+        # libseccomp returns this for every error of the kernel's.
         return "the kernel refuses the filter"
     return error_text(error)
 

@@ -191,7 +191,7 @@ def test_a_process_that_is_gone():
     [
         ("3\n", "ptrace_scope is 3; boot the host with it set to 1"),
         ("2\n", r"ptrace_scope is 2; set it to 1 \(sysctl\), or run bench as root"),
-        ("1\n", "that it has started; let this user trace"),
+        ("1\n", "that it has started; allow this user to trace"),
     ],
 )
 def test_a_host_that_forbids_it(
