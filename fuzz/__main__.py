@@ -6,6 +6,7 @@ What was learnt stays in build/fuzz/, so that the next run goes on from there.
 import argparse
 import importlib.util
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ _PROGRESS = re.compile(r"^#(\d+)\s.*?cov: (\d+) ft: (\d+).*?exec/s: (\d+)", re.M
 
 
 def main() -> int:
-    """0: nothing was found."""
+    """The exit status: 0 if nothing was found, 1 if something was, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
     parser.add_argument("--seconds", type=int, default=3600, help="in all (default: %(default)s)")
     parser.add_argument("--play", nargs=2, metavar=("TARGET", "FILE"), help="one input, once")
@@ -39,9 +40,13 @@ def main() -> int:
     except PykvmError as error:
         print(f"fuzz: {error}", file=sys.stderr)
         return error.exit_status
-    found = [
-        fuzz(name, arguments.seconds * SHARES[name] // sum(SHARES.values())) for name in SHARES
-    ]
+    try:
+        found = [
+            fuzz(name, arguments.seconds * SHARES[name] // sum(SHARES.values())) for name in SHARES
+        ]
+    except KeyboardInterrupt:
+        print(f"fuzz: ended by Ctrl-C; the next run continues from {WORK}", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 1 if any(found) else 0
 
 

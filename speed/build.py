@@ -11,6 +11,7 @@ import ast
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -242,13 +243,20 @@ def clean() -> None:
 def interpreted_for(command: Sequence[str]) -> int:
     """Run ``command`` with the hot path interpreted, then have it as before; its exit status."""
     if not compiled_files():
-        return subprocess.run(command, check=False).returncode
+        return _status_of(command)
     print("the hot path is interpreted meanwhile", file=sys.stderr)
     clean()
     try:
-        return subprocess.run(command, check=False).returncode
+        return _status_of(command)
     finally:
         build()
+
+
+def _status_of(command: Sequence[str]) -> int:
+    try:
+        return subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT  # The command got Ctrl-C too, and reports it.
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,10 +1,14 @@
 """The fuzz targets on their corpus, and what must be noticed; atheris is not needed."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fuzz import __main__ as fuzzer
 from fuzz.seeds import CORPUS, SEEDS
 from fuzz.targets import TARGETS
 from pykvm.devices.virtio_blk import DiskOptions, VirtioBlk
@@ -140,3 +144,17 @@ def test_bytes_from_outside_guest_ram_on_the_disk_are_noticed() -> None:
         rig.request(driver, VIRTIO_BLK_T_OUT, 60, (GUARD * 2)[:512], 0)
         with pytest.raises(AssertionError, match="not guest RAM was read"):
             rig.works(VIRTIO_F_VERSION_1)
+
+
+def test_ctrl_c_ends_the_fuzzer_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    monkeypatch.setattr(fuzzer, "WORK", tmp_path)
+    monkeypatch.setattr(fuzzer, "_check", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["fuzz"])
+    assert fuzzer.main() == 128 + signal.SIGINT
+    assert capsys.readouterr().err.count("\n") == 1
