@@ -1,4 +1,4 @@
-"""What tests with the bare-metal guest start from."""
+"""Fixtures for tests with the bare guest."""
 
 import random
 

@@ -188,9 +188,7 @@ def test_steady_state_causes_no_exit(disk: DiskConfig, wait: WaitMode):
     ],
     ids=["far", "right above RAM", "below 3 GiB"],
 )
-def test_a_moved_bar_takes_its_doorbells_along(
-    disk: DiskConfig, content: bytes, places: tuple[int, int]
-):
+def test_a_moved_bar_moves_its_doorbells(disk: DiskConfig, content: bytes, places: tuple[int, int]):
     script = Script()
     driver = BlockDriver(script)
     driver.start(msix=True)
@@ -207,7 +205,7 @@ def test_a_moved_bar_takes_its_doorbells_along(
 
 
 @pytest.mark.parametrize("msix", [True, False])
-def test_a_disk_that_may_not_be_a_bus_master_waits_until_it_may(
+def test_requests_wait_until_the_driver_makes_the_disk_a_bus_master(
     disk: DiskConfig, content: bytes, msix: bool
 ):
     """It answers nothing and interrupts nobody; DRIVER_OK may come before the bit or after."""

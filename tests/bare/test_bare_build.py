@@ -21,7 +21,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @needs_compiler
-def test_it_is_built_once(cache: Path):
+def test_the_bare_guest_is_built_once(cache: Path):
     built = build_bare_guest()
     stamp = built.stat().st_mtime_ns
     assert built.is_relative_to(cache)
@@ -62,7 +62,7 @@ def test_without_sources_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @needs_compiler
-def test_our_loader_takes_it_as_pvh(tmp_path: Path):
+def test_the_loader_accepts_the_bare_guest_as_pvh(tmp_path: Path):
     guest = build_bare_guest(tmp_path / "copy" / "bare.elf")
     ram = Ram.flat(16 << 20)
     loaded = load_kernel(

@@ -270,7 +270,7 @@ def check(script: Script, disk: DiskConfig, cpus: int = 1) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_nothing_that_a_guest_does_ends_its_run(disk: DiskConfig, seed: int) -> None:
+def test_random_accesses_never_end_the_run(disk: DiskConfig, seed: int) -> None:
     script = Script()
     BlockDriver(script)
     Attacker(script, seed).attack(STEPS)

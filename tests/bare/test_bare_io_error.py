@@ -1,4 +1,4 @@
-"""Disks that fail stop a real machine, and it goes on as if they had not."""
+"""A failing disk stops a real machine, which later continues without a loss."""
 
 import errno
 import threading
@@ -80,7 +80,7 @@ def test_an_error_stops_the_guest_and_a_resume_tries_again(disk: DiskConfig):
     assert one.last_error == error
 
 
-def test_errors_that_do_not_stop_are_told_too(disk: DiskConfig):
+def test_errors_that_do_not_stop_are_reported_too(disk: DiskConfig):
     plan = FaultPlan([Fault(operation="write", errno="EIO"), Fault(operation="read", errno="EIO")])
     disk = replace(disk, faults=plan, rerror=ErrorPolicy.IGNORE, werror=ErrorPolicy.REPORT)
     machine, batch = write_run(

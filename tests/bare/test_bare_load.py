@@ -1,4 +1,4 @@
-"""The bare guest's closed loop: how long it goes on, and the latencies it counts."""
+"""The bare guest's closed loop: its duration, and the latencies that it counts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Each way to end a run, seen from the machine, in the fewest instructions possible."""
+"""Each way to end a run, seen from the machine, with the fewest instructions."""
 
 from threading import Event
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.kvm
         ("triple", OutcomeKind.TRIPLE_FAULT, 126),
     ],
 )
-def test_an_end_is_told_from_the_others(words: str, kind: OutcomeKind, status: int):
+def test_each_end_has_its_own_outcome(words: str, kind: OutcomeKind, status: int):
     outcome = run_mode(words).outcome
     assert (outcome.kind, outcome.status) == (kind, status)
 
@@ -62,7 +62,7 @@ def test_a_script_can_print_and_leave():
     assert run.outcome.status == 42
 
 
-def test_what_is_typed_comes_back():
+def test_the_terminal_echoes_typed_keys():
     config = MachineConfig(kernel=build_bare_guest(), append="echo", memory=16 << 20)
     text = b"typed\n" * 20
     with Machine(config) as machine:

@@ -1,4 +1,4 @@
-"""Stopping a real machine: what the guest notices (nothing), and what the host does (all)."""
+"""Stopping a real machine: the guest notices nothing, and the host sees every stop."""
 
 import threading
 import time
@@ -49,7 +49,7 @@ def test_a_guest_that_is_stopped_executes_nothing(cpus: int):
     assert log.kinds == [Stop, Resume, Stop, Resume, Shutdown]
 
 
-def test_to_look_at_a_guest_and_to_stop_it_nest():
+def test_paused_and_pause_nest():
     with Machine(guest("echo")) as machine:
         machine.start()
         until(lambda: port_exits(machine), "the first exit")
@@ -133,7 +133,7 @@ def test_timeouts_go_on_while_stopped():
         ("reset", RunState.SHUTDOWN, [Shutdown]),
     ],
 )
-def test_ends_are_told(words: str, state: RunState, kinds: list[type[Event]]):
+def test_each_end_has_its_events(words: str, state: RunState, kinds: list[type[Event]]):
     with Machine(guest(words)) as machine:
         log = Log(machine)
         outcome = machine.run(PATIENCE)

@@ -100,7 +100,7 @@ def test_more_queues_than_kvm_has_doorbells_for(disk: DiskConfig):
 # -- CPU affinity ------------------------------------------------------------------
 
 
-def test_a_vcpu_runs_where_it_is_told_to():
+def test_a_vcpu_runs_on_the_cpus_of_its_option():
     last = max(usable_cpus())
     seen: list[set[int]] = []
 

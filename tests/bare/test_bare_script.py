@@ -60,14 +60,14 @@ def test_a_script_is_a_header_and_padded_operations():
 
 
 @given(st.lists(st.binary(max_size=40), max_size=8))
-def test_what_the_guest_records_is_what_a_step_gives(payloads: list[bytes]):
+def test_a_step_gives_the_result_that_the_guest_recorded(payloads: list[bytes]):
     script = Script()
     steps = [script.read_memory(0, len(data)) for data in payloads]
     results = results_of([(layout.OpCode.READ_MEMORY, 0, data) for data in payloads])
     assert [results[step] for step in steps] == payloads
 
 
-def test_a_failed_operation_is_an_error_only_when_it_is_asked_for():
+def test_a_failed_operation_raises_only_when_its_result_is_read():
     script = Script()
     bad, good = script.reset(), script.sleep(1)
     results = results_of([(layout.OpCode.RESET, RecordError.TIMEOUT, bytes(8)), (23, 0, b"")])

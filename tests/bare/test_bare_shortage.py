@@ -1,4 +1,4 @@
-"""Disks that are not served as yet: the host lacks something, or the driver forgot something."""
+"""Disks that are not served yet: the host lacks a resource, or the driver forgot a step."""
 
 import errno
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_a_disk_that_cannot_be_served_may_be_started_again(tmp_path: Path) -> No
     assert {(event.device, event.lack) for event in log.events[:2]} == {("virtio0", LACK)}
 
 
-def test_who_runs_a_driver_that_forgets_bus_mastering_hears_of_it(tmp_path: Path) -> None:
+def test_a_driver_that_forgets_bus_mastering_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(4096))
     script = Script()

@@ -33,7 +33,7 @@ def test_two_vcpus_run_at_once():
     assert run.console == b"second vCPU\n"
 
 
-def test_each_vcpu_drives_a_disk_of_its_own(tmp_path: Path):
+def test_each_vcpu_drives_its_own_disk(tmp_path: Path):
     disks = []
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(name.encode() * 65536)

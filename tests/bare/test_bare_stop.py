@@ -1,4 +1,4 @@
-"""A stop that meets the end of the run, a reset by the guest, or its setting up of the disk."""
+"""A stop meets the end of the run, a reset by the guest, or the setup of the disk."""
 
 import threading
 from pathlib import Path
@@ -158,7 +158,7 @@ def test_an_end_that_meets_a_stop(disk: DiskConfig, delay_us: int):
     assert disk.path.read_bytes() == bytes(SECTORS * 512)
 
 
-def test_an_end_while_the_disk_is_to_let_memory_alone(disk: DiskConfig):
+def test_a_run_ends_while_a_vcpu_turns_bus_mastering_off(disk: DiskConfig):
     """A vCPU that turns bus mastering off waits for what executes; who ends the run does not."""
     script = Script()
     driver = BlockDriver(script)

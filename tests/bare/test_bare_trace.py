@@ -1,4 +1,4 @@
-"""A trace of the whole machine: it tells what the statistics count, request by request."""
+"""A trace of the whole machine has the same numbers as the statistics, request by request."""
 
 import json
 from collections import Counter
@@ -38,7 +38,7 @@ def run_batch(disk: DiskConfig, trace: TraceOptions) -> BareRun:
     return run_script(script, [disk], trace=trace)
 
 
-def test_a_trace_tells_what_statistics_count(tmp_path: Path, disk: DiskConfig) -> None:
+def test_a_trace_has_the_events_that_statistics_count(tmp_path: Path, disk: DiskConfig) -> None:
     path = tmp_path / "trace"
     stats = run_batch(disk, TraceOptions(path)).disks[0]
     told: dict[str, list[dict[str, Any]]] = {}

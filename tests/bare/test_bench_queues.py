@@ -60,7 +60,7 @@ def blocks_written(data: bytes) -> list[int]:
 
 @pytest.mark.parametrize("cpus", [1, 2])
 @pytest.mark.parametrize("tool", ["pykvm", "qemu"])
-def test_each_queue_has_its_part_of_the_disk(disks: list[Path], tool: str, cpus: int):
+def test_each_queue_has_a_separate_part_of_the_disk(disks: list[Path], tool: str, cpus: int):
     if tool == "qemu":
         require_qemu("pc")
     made = PykvmTool() if tool == "pykvm" else QemuTool("threads")

@@ -1,4 +1,4 @@
-"""The guest that pykvm bench runs, in a machine of ours."""
+"""The script of pykvm bench, run by the bare guest in a machine of the test."""
 
 from collections.abc import Sequence
 from functools import partial

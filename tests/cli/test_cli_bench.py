@@ -234,7 +234,9 @@ def vm_of(pid: int) -> Path | None:
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_and_leaves_nothing(folder: Path, number: signal.Signals):
+def test_a_signal_ends_bench_and_leaves_no_process_and_no_file(
+    folder: Path, number: signal.Signals
+):
     command = [*SMALL, "--requests", "0", "--seconds", "100", "--workload", "randread"]
     command += ["--busy", "1"]
     child = subprocess.Popen(

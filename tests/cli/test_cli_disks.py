@@ -64,7 +64,7 @@ def test_a_bad_value_is_a_usage_error(tmp_path):
 
 
 @pytest.mark.kvm
-def test_what_looks_like_another_format_is_refused_unless_it_is_meant(bare_kernel, disks):
+def test_an_image_that_looks_like_a_different_format_needs_format_raw(bare_kernel, disks):
     disks[0].write_bytes(b"QFI\xfb\0\0\0\3".ljust(4096, b"\0"))
     done = boot(bare_kernel, "--disk", f"{disks[0]}")
     assert done.returncode == 2
@@ -75,7 +75,7 @@ def test_what_looks_like_another_format_is_refused_unless_it_is_meant(bare_kerne
 
 
 @pytest.mark.kvm
-def test_a_disk_with_a_part_of_a_sector_is_read_and_the_user_told(bare_kernel, disks):
+def test_a_partial_last_sector_is_readable_and_reported(bare_kernel, disks):
     disks[0].write_bytes(bytes(1000))
     for mode in ("readonly=on", "snapshot=on"):
         done = boot(bare_kernel, "--disk", f"{disks[0]},{mode}")

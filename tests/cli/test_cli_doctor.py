@@ -1,4 +1,4 @@
-"""The doctor: what it prints for people, for programs and for the Makefile."""
+"""The doctor's output for people, for programs and for the Makefile."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_all_outputs_agree_on_this_host(capfd):
 
 
 @pytest.mark.kvm
-def test_a_missing_capability_is_named_with_what_fails(monkeypatch):
+def test_a_missing_capability_is_named_with_its_consequence(monkeypatch):
     real = Kvm.check_extension
     monkeypatch.setattr(
         Kvm,
@@ -105,7 +105,7 @@ def test_wrong_options_are_usage_errors(argv):
 
 @pytest.mark.kvm
 @pytest.mark.parametrize(("setting", "mark"), [("[never]", "note"), ("[madvise]", "ok")])
-def test_a_host_without_large_pages_is_told_of(
+def test_a_host_without_large_pages_gets_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, mark: str
 ):
     (tmp_path / "enabled").write_text(setting)

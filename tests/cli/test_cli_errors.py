@@ -1,4 +1,4 @@
-"""What a user gets for wrong input: status 2 or 77, one sentence, what to do next, no traceback."""
+"""Wrong input gives status 2 or 77, one sentence with the next step, and no traceback."""
 
 import errno
 import os
@@ -209,7 +209,7 @@ def test_an_internal_error_is_said_to_be_one(capfd, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "word"), [(OSError(errno.EMFILE, "x"), "ulimit"), (MemoryError(), "less with -m")]
 )
-def test_what_the_host_has_run_out_of_is_no_bug(capfd, monkeypatch, error, word):
+def test_a_resource_that_the_host_has_run_out_of_is_not_a_bug(capfd, monkeypatch, error, word):
     def exhausted(*argv: object) -> int:
         raise error
 

@@ -1,4 +1,4 @@
-"""What a run imports: time until the guest's first instruction is mostly imports."""
+"""The imports of a run: they take most of the time until the first instruction of the guest."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ def test_a_kernel_alone_needs_no_module_that_takes_long_to_import():
     assert modules & (ALWAYS_HEAVY | FOR_SOME) == set()
 
 
-def test_what_belongs_to_disks_bundles_and_reports_is_imported_for_them_only():
+def test_modules_of_disks_bundles_and_reports_are_imported_only_for_them():
     modules = imported()
     for name in ("devices", "monitor", "pci.virtio_pci", "x86.payload", "x86.initrd"):
         assert f"pykvm.{name}" not in modules

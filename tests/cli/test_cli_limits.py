@@ -1,4 +1,4 @@
-"""Runs under limits of setrlimit(2): each is named, with what helps, and none makes a run hang."""
+"""Runs under limits of setrlimit(2): a message names the limit and the remedy, and no run hangs."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Files whose names are not UTF-8, or do things to terminals, are files like others."""
+"""pykvm accepts file names that are not UTF-8 or that hold control characters."""
 
 import base64
 import json

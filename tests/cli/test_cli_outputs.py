@@ -1,4 +1,4 @@
-"""What commands write costs no other file, whatever the command and whatever it is given."""
+"""No output of a command destroys a different file."""
 
 import fcntl
 import json
@@ -49,7 +49,7 @@ def spared(capfd: pytest.CaptureFixture[str], path: Path, arguments: list[str]) 
 @pytest.mark.parametrize(
     "name", ["bundle.json", "NOTICE", "vmlinux", "initrd", "vmlinux-e", "initrd-e"]
 )
-def test_a_bundle_is_spared_in_all_its_flavours(capfd, bundle: Path, option: str, name: str):
+def test_no_file_of_a_bundle_is_overwritten(capfd, bundle: Path, option: str, name: str):
     spared(capfd, bundle / name, ["boot", str(bundle), option, str(bundle / name)])
 
 
@@ -81,7 +81,9 @@ def test_two_outputs_are_two_files(capfd, tmp_path: Path, second: str):
 
 
 @pytest.mark.parametrize("option", OUTPUTS)
-def test_a_run_that_never_began_leaves_the_last_one_s_files(capfd, tmp_path: Path, option: str):
+def test_a_run_that_fails_before_the_guest_starts_changes_no_file(
+    capfd, tmp_path: Path, option: str
+):
     old = tmp_path / "old"
     old.write_text("of the last run")
     assert main(["boot", "--kernel", "/no/such/kernel", option, str(old)]) in (2, 77)
@@ -108,7 +110,7 @@ def shell(script: str, folder: Path, kernel: Path) -> subprocess.CompletedProces
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("stream", ["/dev/stdout", "/dev/stderr", "/proc/self/fd/2", "r.log"])
-def test_a_log_that_the_shell_adds_to_keeps_what_it_held(
+def test_a_log_that_the_shell_appends_to_keeps_its_contents(
     tmp_path: Path, bare_kernel: Path, stream: str
 ):
     (tmp_path / "r.log").write_text("before\n")
@@ -204,7 +206,7 @@ def test_a_disk_in_use_elsewhere_is_no_output(tmp_path: Path, bare_kernel: Path)
     assert path.read_bytes() == bytes(512)
 
 
-def test_what_is_made_of_a_trace_spares_it(tmp_path: Path):
+def test_plot_does_not_overwrite_its_trace(tmp_path: Path):
     trace = tmp_path / "t"
     trace.write_text("{}\n")
     for arguments in (

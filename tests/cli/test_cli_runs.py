@@ -1,4 +1,4 @@
-"""How runs end, seen from outside: statuses, signals, the terminal, JSON. With the bare guest."""
+"""Ends of runs, seen from outside: statuses, signals, terminal, JSON. With the bare guest."""
 
 import fcntl
 import json
@@ -257,7 +257,7 @@ def test_json(bare_kernel, tmp_path):
     ("keys", "shared", "kind"),
     [("", False, "anonymous"), (",shared=on", True, "a memfd"), (",thp=off", False, "4 KiB pages")],
 )
-def test_how_memory_is_backed_is_told(bare_kernel, keys, shared, kind):
+def test_the_backing_of_memory_is_reported(bare_kernel, keys, shared, kind):
     done = boot(bare_kernel, "hello 3", "--json", "--timings", "-m", f"16M{keys}")
     memory = json.loads(done.stdout)["memory"]
     assert (memory["size"], memory["shared"]) == (16 << 20, shared)

@@ -1,4 +1,4 @@
-"""``pykvm boot --sandbox``: whole runs that are confined, with the bare guest."""
+"""``pykvm boot --sandbox``: whole confined runs, with the bare guest."""
 
 import json
 import subprocess
@@ -87,7 +87,7 @@ def boot(kernel: Path, *options: str, patch: str = "") -> subprocess.CompletedPr
     )
 
 
-def test_a_guest_that_takes_over_a_vcpu_thread_gets_nowhere(bare_kernel, tmp_path):
+def test_code_in_a_vcpu_thread_cannot_leave_the_sandbox(bare_kernel, tmp_path):
     prepare(tmp_path)
     takeover = attempts(tmp_path)
     done = boot(bare_kernel, "--append", "hello 0", "--sandbox=on", patch=takeover)
@@ -161,7 +161,7 @@ def test_nothing_is_imported_once_confined(bare_kernel, tmp_path, script, option
     assert not (tmp_path / "qmp").exists()
 
 
-def test_a_missing_part_is_done_without_and_told(bare_kernel):
+def test_a_missing_part_of_the_sandbox_is_reported(bare_kernel):
     done = boot(bare_kernel, "--append", "hello 0", patch=NO_LANDLOCK)
     assert (done.returncode, done.stderr) == (0, b"")
     done = boot(bare_kernel, "--append", "hello 0", "--timings", "--json", patch=NO_LANDLOCK)
@@ -171,7 +171,7 @@ def test_a_missing_part_is_done_without_and_told(bare_kernel):
     assert parts == {"limits": "", "no_new_privs": "", "seccomp": ""}
 
 
-def test_who_insists_does_not_run_without_a_part(bare_kernel):
+def test_sandbox_on_does_not_run_without_a_part(bare_kernel):
     done = boot(bare_kernel, "--append", "hello 0", "--sandbox=on", patch=NO_LANDLOCK)
     assert done.returncode == 77
     assert done.stdout == b""
@@ -200,7 +200,7 @@ def test_the_kernel_says_that_every_thread_is_confined(bare_kernel, tmp_path):
     assert next(line.split()[4:6] for line in limits.splitlines() if "core" in line) == ["0", "0"]
 
 
-def test_a_process_of_others_is_not_confined(bare_kernel, capfd, tmp_path):
+def test_a_calling_program_is_not_confined(bare_kernel, capfd, tmp_path):
     old = tmp_path / "old"
     old.write_text("of the last run")
     kernel = ["boot", "--kernel", str(bare_kernel), "--append", "hello 0"]

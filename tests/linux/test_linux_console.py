@@ -1,4 +1,4 @@
-"""What the Linux guest's console does with its last output."""
+"""The last output on the Linux guest's console."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Discards, zeroes and large blocks, as Linux uses them: what the host's files are afterwards."""
+"""Discards, zeroes and large blocks as Linux uses them, and the host's files afterwards."""
 
 import json
 import random

@@ -29,7 +29,7 @@ def md5(data: bytes) -> bytes:
     return hashlib.md5(data, usedforsecurity=False).hexdigest().encode()
 
 
-def test_what_the_guest_reads_is_what_the_file_holds(boot, tmp_path):
+def test_the_guest_reads_the_contents_of_the_file(boot, tmp_path):
     """Two disks, one of them read-only; reads, writes, serials, statistics."""
     first, second = image(tmp_path, 4 * MIB), image(tmp_path, MIB, "second.img", seed=2)
     before, untouched = first.read_bytes(), second.read_bytes()

@@ -1,4 +1,4 @@
-"""Injected faults, and what Linux makes of them."""
+"""Injected faults, and the reaction of Linux."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Linux on a disk that offers next to nothing, and on one that offers all it can."""
+"""Linux on a disk with the fewest features, and on a disk with all features."""
 
 import hashlib
 import json

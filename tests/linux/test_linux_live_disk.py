@@ -1,4 +1,4 @@
-"""What changes about a disk under a running Linux: its size; and what is made not to last."""
+"""A disk under a running Linux: its size changes, and a snapshot forgets its writes."""
 
 import asyncio
 import hashlib
@@ -87,7 +87,7 @@ def until_ready(run: "subprocess.Popen[bytes]") -> list[bytes]:
     return lines
 
 
-def test_a_disk_that_grows_and_shrinks_and_one_that_forgets(
+def test_a_disk_grows_and_shrinks_and_a_snapshot_disk_forgets(
     run: "subprocess.Popen[bytes]", images: list[Path], tmp_path: Path
 ) -> None:
     sized, base = images

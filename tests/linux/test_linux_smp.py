@@ -1,4 +1,4 @@
-"""Two CPUs at work in Linux, where there is a kernel that can use them."""
+"""Linux uses two CPUs, with a kernel that supports them."""
 
 import json
 

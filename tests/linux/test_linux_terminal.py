@@ -1,4 +1,4 @@
-"""The shell of the Linux guest on a terminal, as ``make boot`` gives it."""
+"""The shell of the Linux guest on a terminal, as in ``make boot``."""
 
 import signal
 import termios
@@ -38,8 +38,8 @@ def test_a_session_at_the_shell(terminal):
     assert terminal.finish(linux_patience()) == 0
 
 
-def test_programs_that_have_the_whole_screen(terminal):
-    """They see its size, also when that changes, and keys that need no Enter."""
+def test_full_screen_programs_see_the_size_of_the_terminal(terminal):
+    """Such programs see each change of the size, and get keys without Enter."""
     terminal.expect(PROMPT, linux_patience())
     termios.tcsetwinsize(terminal.slave, (50, 132))
     # The test's terminal is not the run's controlling one, which would have told it.

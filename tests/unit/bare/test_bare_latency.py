@@ -1,4 +1,4 @@
-"""Latencies that the bare guest counted by size, and what percentiles make of them."""
+"""The bare guest's distribution of latencies, and its percentiles."""
 
 from itertools import pairwise
 

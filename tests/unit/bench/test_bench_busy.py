@@ -1,4 +1,4 @@
-"""Busy loops compute for as long as they are wanted, and not longer."""
+"""Busy loops compute until the end of their block, and no longer."""
 
 import os
 import signal
@@ -59,7 +59,7 @@ def test_none():
         assert (len(loops), loops.cpu_time(), children()) == (0, 0, before)
 
 
-def test_one_that_somebody_ends():
+def test_a_killed_busy_loop_is_an_error():
     before = children()
     with busy_loops(1) as loops:
         (pid,) = children() - before

@@ -1,4 +1,4 @@
-"""Runs to medians, ratios, tables and drawings."""
+"""From runs to medians, ratios, tables and drawings."""
 
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -39,7 +39,7 @@ def test_the_best_configuration_counts_for_each_workload():
     assert [versus.figures.median.iops for versus in found] == [500, 1600, 600, 100]
 
 
-def test_a_ratio_is_of_medians_and_its_ends_are_of_pairs():
+def test_a_ratio_compares_medians_and_its_range_compares_pairs():
     ratio = example()[1].others[0].ratio
     assert ratio.median == 2200 / 1600
     assert (ratio.least, ratio.most) == (1.0, 2.0)

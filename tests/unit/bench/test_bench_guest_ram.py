@@ -1,4 +1,4 @@
-"""Guest RAM is found in another process, whatever kind of memory it is."""
+"""Guest RAM is found in a different process, in every kind of memory."""
 
 import mmap
 import os

@@ -1,4 +1,4 @@
-"""Where the tools of a measurement have their threads."""
+"""The CPUs of the tools' threads."""
 
 import os
 import subprocess
@@ -84,7 +84,7 @@ def process() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.skipif(len(usable_cpus()) < 2, reason="this host has one CPU")
-def test_threads_of_others_are_put_from_outside(process: subprocess.Popen[str]) -> None:
+def test_threads_of_other_tools_are_placed_from_outside(process: subprocess.Popen[str]) -> None:
     first, second, *_ = sorted(usable_cpus())
     ProcessView(process.pid, "CPU ").place({first}, {second})
     found = {}

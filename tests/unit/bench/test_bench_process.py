@@ -24,7 +24,7 @@ def burn(seconds: float, clock: Callable[[], float]) -> None:
         pass
 
 
-def test_threads_of_vcpus_are_told_apart():
+def test_vcpu_threads_are_distinguished():
     steps = [threading.Event() for _ in range(4)]
 
     def run() -> None:
@@ -59,13 +59,13 @@ def test_our_own_work_is_no_noise():
     assert noise_between(before, Usage(110, 1009.99, 20, 5)) == Noise(others=0, stolen=0)
 
 
-def test_busy_loops_of_ours_are_no_noise_but_are_told_of():
+def test_busy_loops_are_reported_but_are_not_noise():
     before = Usage(clock=100, busy=1000, own=10, stolen=5, loops=3)
     found = noise_between(before, Usage(110, 1015, 12, 5, 12))
     assert found == Noise(others=pytest.approx(0.4), stolen=0, busy=0.9)
 
 
-def test_what_is_ours_includes_children():
+def test_own_use_includes_children():
     before = Usage.now()
     subprocess.run([sys.executable, "-c", BURN], check=True)
     after = Usage.now()

@@ -1,4 +1,4 @@
-"""QEMU is measured with a CPU with which it starts here; where there is none, it is said."""
+"""QEMU gets a CPU model with which it starts here. Without one, an error says so."""
 
 import os
 from pathlib import Path
@@ -32,7 +32,7 @@ def cannot(qemu: Path, *models: str) -> str:
 
 
 @pytest.mark.parametrize("number", range(len(CPU_MODELS)))
-def test_the_first_model_that_starts_is_taken(qemu: Path, number: int):
+def test_the_first_cpu_model_that_starts_is_used(qemu: Path, number: int):
     program = cannot(qemu, *CPU_MODELS[:number])
     assert cpu_model(program, "pc", KERNEL) == CPU_MODELS[number]
 
@@ -52,7 +52,7 @@ def command(**more: str) -> list[str]:
     )
 
 
-def test_qemu_makes_its_memory_by_itself():
+def test_qemu_makes_its_default_memory_without_an_object():
     words = command()
     assert words[words.index("-machine") + 1] == "q35"
     assert "memory-backend" not in " ".join(words)

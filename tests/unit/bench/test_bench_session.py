@@ -1,4 +1,4 @@
-"""In what order the tools of a measurement run, and what people see of several cache modes."""
+"""The order of the tools' runs, and the report on several cache modes."""
 
 import os
 import tempfile
@@ -134,7 +134,7 @@ def test_json_of_several_modes(disk: Path):
     ]
 
 
-def test_busy_loops_are_told_of(disk: Path):
+def test_busy_loops_are_reported(disk: Path):
     session, _, _ = session_of(disk, [CacheMode.NONE])
     session.noise, session.busy = Noise(0.25, 0, 0.5), 1
     last = as_text(session).splitlines()[-1]

@@ -1,4 +1,4 @@
-"""What becomes of tools that fail, and what fio says."""
+"""Failing tools, and the report of fio."""
 
 import json
 import sys
@@ -76,7 +76,7 @@ def test_a_vm_that_cannot_be_started(job: Job):
         runner.run(job, 1, lambda number: None)
 
 
-def test_a_vm_does_not_outlive_its_run(job: Job, tmp_path: Path):
+def test_a_vm_ends_with_its_run(job: Job, tmp_path: Path):
     def interrupt(number: int) -> None:
         raise KeyboardInterrupt
 
@@ -127,7 +127,7 @@ def test_fio_runs_each_workload(job: Job, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("report", ["nothing", "{", "{}", '{"jobs": [{"read": {}}]}'])
-def test_a_report_of_fio_that_lacks_something_is_no_bug_of_ours(
+def test_an_incomplete_report_of_fio_is_an_error(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: str
 ):
     program(tmp_path, "fio", f"echo '{report}'")

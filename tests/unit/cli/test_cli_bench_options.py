@@ -1,4 +1,4 @@
-"""What can be asked of ``pykvm bench``, and what cannot."""
+"""The options of ``pykvm bench``, and the errors for wrong values."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def test_of_the_default_those_that_the_guest_has_no_room_for_are_left_out():
         (["seqread-1m"], Shapes([2], [126], [4])),
     ],
 )
-def test_the_guest_has_room_for_what_is_in_flight(names: list[str], shapes: Shapes):
+def test_the_guest_has_room_for_the_requests_in_flight(names: list[str], shapes: Shapes):
     workloads = parse_workloads(names, shapes)
     cpus = max(shapes.queues)
     script = LoadScript(workloads, span=1 << 20, seconds=1, tsc_khz=10**6, cpus=cpus)
@@ -205,7 +205,9 @@ def test_machines_of_qemu_have_labels(monkeypatch: pytest.MonkeyPatch):
     assert one.label == "aio=threads,machine=q35"
 
 
-def test_fio_has_no_command_for_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_fio_has_no_command_for_a_workload_that_it_cannot_carry_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.setattr("shutil.which", lambda name: name)
     (fio,) = tools_against("fio,ioengine=io_uring", CacheMode.NONE)
     workloads = parse_workloads(["exits"])

@@ -1,4 +1,4 @@
-"""The quick way to parse a command line against argparse, which is the measure."""
+"""The quick way to parse a command line gives the same result as argparse."""
 
 import pytest
 from hypothesis import assume, given, settings
@@ -31,7 +31,7 @@ def by_argparse(arguments: list[str]) -> Options | None:
 
 @settings(max_examples=500)
 @given(st.lists(words, max_size=6))
-def test_what_is_parsed_plainly_is_what_argparse_makes_of_it(arguments: list[str]) -> None:
+def test_plain_parsing_and_argparse_agree(arguments: list[str]) -> None:
     # argparse takes these two hyphens for the end of options, even there.
     assume(not any(word.endswith("=--") for word in arguments))
     options = parse_plainly(OPTIONS, arguments)
@@ -72,7 +72,7 @@ def test_ordinary_command_lines_need_no_argparse(arguments: list[str]) -> None:
         ["--kern", "k"],
     ],
 )
-def test_what_is_not_plain_is_left_to_argparse(arguments: list[str]) -> None:
+def test_argparse_parses_command_lines_that_are_not_plain(arguments: list[str]) -> None:
     assert parse_plainly(OPTIONS, arguments) is None
 
 

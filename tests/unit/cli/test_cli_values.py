@@ -1,4 +1,4 @@
-"""Option values: what is accepted, and one clear sentence for what is not."""
+"""Option values: the accepted ones, and one clear sentence for each wrong one."""
 
 import contextlib
 import re
@@ -208,7 +208,7 @@ def test_any_text_is_a_value_or_a_usage_error(text):
         st.tuples(st.sampled_from(["merge", "merge-max", "size-max", "cpu-affinity"]), st.text())
     )
 )
-def test_any_value_of_a_key_is_taken_or_a_usage_error(options):
+def test_any_value_of_a_key_is_accepted_or_a_usage_error(options):
     with contextlib.suppress(UsageError):
         parse_disk(",".join(["d.img", *(f"{key}={value}" for key, value in options)]))
 

@@ -1,4 +1,4 @@
-"""A process that has confined itself: what it can still do, and what it cannot."""
+"""A confined process: the allowed and the forbidden actions."""
 
 import json
 import subprocess
@@ -66,13 +66,13 @@ def test_a_process_may_end_while_threads_run():
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_unconfined_all_of_it_succeeds(tmp_path):
+def test_every_attempt_succeeds_without_the_sandbox(tmp_path):
     """So what is refused below is refused by the sandbox."""
     for group in attempted(tmp_path, "none").values():
         assert set(group.values()) <= {"done"}, group
 
 
-def test_confined_nothing_of_it_succeeds(tmp_path):
+def test_no_attempt_succeeds_in_the_sandbox(tmp_path):
     found = attempted(tmp_path, "both")
     for group in found.values():
         assert set(group.values()) <= {"EPERM", "EACCES"}, group
@@ -87,7 +87,7 @@ def test_landlock_alone_keeps_files_and_programs_out_of_reach(tmp_path):
     assert found["desperate"]["become a program"] == "EACCES"
 
 
-def test_the_filter_alone_refuses_all_that_it_sees(tmp_path):
+def test_the_seccomp_filter_alone_refuses_every_attempt_by_system_call(tmp_path):
     found = attempted(tmp_path, "seccomp")
     # It does not see paths: whoever may remove the monitor's socket may remove any file.
     assert found["files"].pop("remove a file") == "done"

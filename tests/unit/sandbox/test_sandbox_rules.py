@@ -1,4 +1,4 @@
-"""The sandbox's list of system calls and its documentation, and what a host may lack."""
+"""The sandbox's list of system calls and its documentation, and parts that the host lacks."""
 
 import errno
 import os
@@ -31,12 +31,12 @@ def test_the_documented_list_is_the_list():
     assert sorted(documented) == sorted(listed)
 
 
-def test_what_opens_starts_or_connects_is_never_allowed():
+def test_calls_that_open_start_or_connect_are_never_allowed():
     assert not calls(monitor=True, rings=True) & FORBIDDEN
     assert set(ABSENT) <= FORBIDDEN
 
 
-def test_a_run_is_allowed_what_its_options_need_and_no_more():
+def test_a_run_may_make_only_the_system_calls_that_its_options_need():
     least = calls(monitor=False, rings=False)
     assert {"accept4", "unlink"} & least == set()
     assert calls(monitor=False, rings=True) - least == {"io_uring_setup", "io_uring_enter"}
@@ -153,14 +153,14 @@ def missing(*arguments: object) -> None:
     raise HostError("it is not available")
 
 
-def test_what_is_missing_is_done_without(harmless, monkeypatch):
+def test_a_missing_part_is_reported_without_insisting(harmless, monkeypatch):
     monkeypatch.setattr(landlock, "restrict", missing)
     parts = confine().parts
     assert parts.pop("landlock") == "it is not available"
     assert parts == {"limits": "", "no_new_privs": "", "seccomp": ""}
 
 
-def test_who_insists_gets_all_or_an_error(harmless, monkeypatch):
+def test_insisting_gives_every_part_or_an_error(harmless, monkeypatch):
     assert set(confine(insist=True).parts.values()) == {""}
     monkeypatch.setattr(seccomp, "load", missing)
     with pytest.raises(HostError, match="--sandbox=on: it is not available") as caught:
@@ -181,7 +181,7 @@ def test_threads_that_are_about_to_end_are_awaited(harmless, monkeypatch):
     assert set(confine(insist=True).parts.values()) == {""}
 
 
-def test_people_read_what_holds_and_what_does_not():
+def test_the_text_names_the_parts_that_hold_and_the_missing_ones():
     parts = {"limits": "", "landlock": "", "seccomp": "there is no library"}
     assert str(Confinement(parts)) == "limits, landlock; there is no library"
     assert str(Confinement({"limits": "no"})) == "nothing; no"

@@ -1,4 +1,4 @@
-"""Escape keys among what is typed."""
+"""Escape keys among typed bytes."""
 
 import pytest
 from hypothesis import given

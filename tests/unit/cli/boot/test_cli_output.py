@@ -1,4 +1,4 @@
-"""What is shown of the guest's console when its run went wrong."""
+"""The last lines of the guest's console after a run that failed."""
 
 import pytest
 
@@ -35,13 +35,13 @@ def test_the_last_lines(capfd: pytest.CaptureFixture[str]) -> None:
         ["general protection fault: 0000 [#1]", *REGISTERS, *TRACE, PANIC],
     ],
 )
-def test_a_crash_is_shown_from_its_message_with_its_call_trace(
+def test_a_crash_is_shown_from_its_message_to_its_call_trace(
     crash: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert tail([*BOOT, *crash], capfd) == crash
 
 
-def test_a_short_crash_is_shown_with_what_came_before(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_short_crash_is_shown_with_the_lines_before_it(capfd: pytest.CaptureFixture[str]) -> None:
     assert tail([*BOOT, "sysrq: Trigger a crash", PANIC], capfd) == [
         *BOOT[2 - TAIL_LINES :],
         "sysrq: Trigger a crash",

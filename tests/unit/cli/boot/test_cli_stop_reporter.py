@@ -1,4 +1,4 @@
-"""What the user is told about a guest that has stopped."""
+"""The messages about a stopped guest."""
 
 import errno
 
@@ -59,7 +59,7 @@ def test_the_folder_that_needs_space_is_named(said):
 
 
 @pytest.mark.parametrize("ways", [(), ("Ctrl-a c",)])
-def test_nobody_is_told_to_make_space_for_what_is_lost(reporter, said, last_words, ways):
+def test_the_message_on_lost_data_does_not_ask_for_space(reporter, said, last_words, ways):
     reporter(*ways)(failure(operation="flush", lost=True))
     (text,) = said + last_words
     assert "a flush failed: no space left on device (ENOSPC)" in text
@@ -68,7 +68,7 @@ def test_nobody_is_told_to_make_space_for_what_is_lost(reporter, said, last_word
     assert "tries again" not in text
 
 
-def test_lost_data_are_told_once_though_the_guest_goes_on(reporter, said):
+def test_lost_data_are_reported_once_while_the_guest_continues(reporter, said):
     tell = reporter("Ctrl-a c")
     for operation in ("flush", "write", "flush"):
         tell(failure(operation=operation, action=ErrorAction.REPORT, lost=True))
@@ -117,7 +117,7 @@ def test_a_guest_that_the_user_stopped(reporter, said):
     assert said == ["the guest is stopped; Ctrl-a c lets it continue"]
 
 
-def test_what_the_host_has_not_is_told_once(reporter, said):
+def test_a_shortage_of_the_host_is_reported_once(reporter, said):
     tell = reporter("Ctrl-a c")
     files = HostShortage("virtio0", "too many open files")
     for event in (files, files, Resume(), files, HostShortage("virtio1", "too many open files")):
@@ -129,7 +129,7 @@ def test_what_the_host_has_not_is_told_once(reporter, said):
     ]
 
 
-def test_a_driver_that_forgot_bus_mastering_is_told_of_once(reporter, said):
+def test_a_driver_without_bus_mastering_is_reported_once(reporter, said):
     tell = reporter("Ctrl-a c")
     for event in (DiskHeld("virtio0"), Resume(), DiskHeld("virtio0"), DiskHeld("virtio1")):
         tell(event)

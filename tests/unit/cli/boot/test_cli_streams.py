@@ -1,4 +1,4 @@
-"""What is typed or piped reaches the guest; what the guest says is written, or its loss told."""
+"""Input reaches the guest. The guest's output is written, or its loss is reported."""
 
 import contextlib
 import errno
@@ -63,7 +63,7 @@ def guest():
     return Guest()
 
 
-def test_a_bug_ends_the_input_and_is_told_of(guest, pipe, monkeypatch):
+def test_a_bug_ends_the_input_and_is_reported(guest, pipe, monkeypatch):
     """So nobody waits for a guest, or at a terminal, that no input reaches."""
 
     def buggy(data):
@@ -175,7 +175,7 @@ def test_the_end_of_a_script_arrives_as_ctrl_d_on_its_own_line(guest, pieces, fe
     assert guest.got == fed
 
 
-def test_bytes_that_mean_something_to_the_bundled_guest_are_marked_as_data(guest):
+def test_control_bytes_for_the_bundled_guest_are_quoted(guest):
     script = ScriptInput(guest.feed, exact=True)
     for piece in (b"a\x04", b"\x16b\0\x03\r\x16", b"\x04 no newline"):
         assert script.feed(piece)
@@ -192,7 +192,7 @@ class Failures(list):
         self.append(error)
 
 
-def test_output_is_written_whole(pipe):
+def test_output_is_written_completely(pipe):
     read, write = pipe
     failures = Failures()
     data = os.urandom(300_000)
@@ -239,7 +239,7 @@ def test_release_frees_a_writer_that_waits(pipe):
     assert not failures
 
 
-def test_what_can_be_written_at_once_is_written_after_release(pipe):
+def test_output_that_need_not_wait_is_written_after_release(pipe):
     read, write = pipe
     with OutputWriter(write.fileno(), Failures()) as writer:
         writer.release()

@@ -1,4 +1,4 @@
-"""The terminal comes back on every way out, and belongs to whom the shell gives it."""
+"""The terminal is restored on every way out, and only the foreground job changes it."""
 
 import os
 import pty
@@ -159,7 +159,7 @@ def test_the_terminal_is_restored_after_a_signal(number):
         assert session.restored
 
 
-def test_a_closed_terminal_ends_it_without_a_crash():
+def test_a_closed_terminal_ends_the_run_without_a_crash():
     with Session("wait") as session:
         session.expect("ready")
         session.hang_up()
@@ -188,7 +188,7 @@ def test_stop_and_continue():
         assert session.restored
 
 
-def test_stop_with_no_shell_to_continue_goes_on_raw():
+def test_a_stop_without_a_shell_leaves_the_terminal_raw():
     with Session("wait") as session:
         session.expect("ready")
         session.process.send_signal(signal.SIGTSTP)
@@ -232,7 +232,7 @@ def test_a_job_in_the_background_leaves_the_terminal_alone_until_it_comes_forwar
         assert session.restored
 
 
-def test_raw_terminal_on_what_is_no_terminal_does_nothing():
+def test_raw_terminal_does_nothing_without_a_terminal():
     before = signal.getsignal(signal.SIGTSTP)
     read, write = os.pipe()
     try:

@@ -1,4 +1,4 @@
-"""The line that tells of a guest that boots."""
+"""The line that says that the guest is booting."""
 
 import os
 import pty
@@ -31,7 +31,7 @@ def read(master: int, seen: bytearray) -> bytearray:
     return seen
 
 
-def test_the_line_counts_and_goes_when_the_guest_speaks(terminal):
+def test_the_line_counts_and_disappears_at_the_guests_first_output(terminal):
     seen = bytearray()
     line = WaitingLine()
     line.start()
@@ -60,7 +60,7 @@ def test_a_terminal_that_takes_nothing_keeps_nobody_waiting(terminal):
     line.end()
 
 
-def test_what_is_said_beside_the_end_of_the_line_is_not_erased(terminal, monkeypatch):
+def test_output_during_the_lines_end_is_not_erased(terminal, monkeypatch):
     """A vCPU's thread prints while the thread of events ends the line."""
     line = WaitingLine()
     line._shown = True
@@ -81,7 +81,7 @@ def test_what_is_said_beside_the_end_of_the_line_is_not_erased(terminal, monkeyp
     assert done == ["erased", "the guest's words"]
 
 
-def test_a_host_without_a_thread_for_it_is_told_of(terminal, monkeypatch):
+def test_a_host_without_a_thread_for_the_line_is_an_error(terminal, monkeypatch):
     def none_left(thread):
         raise RuntimeError("can't start new thread")
 

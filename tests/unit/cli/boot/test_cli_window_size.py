@@ -1,4 +1,4 @@
-"""A terminal's size on its way to the guest."""
+"""The terminal's size reaches the guest's agent."""
 
 import os
 import pty
@@ -33,7 +33,7 @@ def sent() -> list[bytes]:
     return []
 
 
-def test_only_changes_are_told_and_only_to_an_agent_that_is_there(terminal, sent):
+def test_only_changes_of_the_size_go_to_a_ready_agent(terminal, sent):
     window = WindowSize(terminal, (24, 80), sent.append)
     termios.tcsetwinsize(terminal, (50, 132))
     window.look()
@@ -45,7 +45,7 @@ def test_only_changes_are_told_and_only_to_an_agent_that_is_there(terminal, sent
     assert sent == [resize(50, 132)]
 
 
-def test_what_is_no_agent_is_told_nothing(terminal, sent):
+def test_only_an_agent_gets_the_size(terminal, sent):
     window = WindowSize(terminal, None, sent.append)
     for data in (b"login: ", HELLO):
         window.received(data)
@@ -53,7 +53,7 @@ def test_what_is_no_agent_is_told_nothing(terminal, sent):
     assert not sent
 
 
-def test_the_size_before_the_agent_was_there_is_told_when_it_is(terminal, sent):
+def test_the_agent_gets_the_size_as_soon_as_it_is_ready(terminal, sent):
     window = WindowSize(terminal, None, sent.append)
     with window.watched(window.look):
         window.received(HELLO)
@@ -69,7 +69,7 @@ def test_a_change_is_noticed(terminal, sent):
     assert signal.getsignal(signal.SIGWINCH) is before
 
 
-def test_another_thread_than_the_main_one_may_have_the_session(terminal, sent):
+def test_a_thread_other_than_the_main_one_may_run_the_session(terminal, sent):
     def session() -> None:
         with WindowSize(terminal, None, sent.append).watched(lambda: None):
             done.append(1)
