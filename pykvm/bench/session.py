@@ -65,10 +65,10 @@ def measure(parts: Sequence[Measurement], runs: int, busy: BusyLoops, report: Re
     for number in range(runs + warm_up):
         which = f"run {number - warm_up + 1} of {runs}" if number >= warm_up else "warm-up"
         for part in parts:
-            what = which
+            label = which
             if len(parts) > 1:
-                what += f", cache {part.job.cache.value}"
-            found = _round(part, number + 1, what, report)
+                label += f", cache {part.job.cache.value}"
+            found = _round(part, number + 1, label, report)
             busy.cpu_time()  # raises now if a loop has ended, not after all rounds
             if number >= warm_up:
                 for runs_of_tool, run in zip(part.runs, found, strict=True):
@@ -86,16 +86,16 @@ def _round(measurement: Measurement, seed: int, which: str, report: Report) -> l
 
 
 def _run(part: Job, tool: Tool, seed: int, which: str, report: Report) -> Run:
-    what = f"{which}, {tool.name} {tool.label}".strip()
-    report(f"{what}: preparing the page cache")
+    label = f"{which}, {tool.name} {tool.label}".strip()
+    report(f"{label}: preparing the page cache")
     for disk in part.disks:
         settle(disk, part.size, part.cache)
 
     def progress(index: int) -> None:
         workload = part.workloads[index]
-        report(f"{what}: {workload.family}, depth {workload.depth}")
+        report(f"{label}: {workload.family}, depth {workload.depth}")
 
-    report(f"{what}: start")
+    report(f"{label}: start")
     return tool.run(part, seed, progress)
 
 

@@ -85,7 +85,7 @@ class Workload:
         if size % (1 << 20) == 0:
             block = f"{size >> 20} MiB"
         counts = (("segments", self.segments), ("queues", self.queues), ("VMs", self.vms))
-        more = [f"{count} {what}" for what, count in counts if count > 1]
+        more = [f"{count} {name}" for name, count in counts if count > 1]
         return ", ".join([f"{self.kind} {block}" if self.depth else self.kind, *more])
 
 

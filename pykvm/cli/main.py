@@ -64,7 +64,7 @@ def _as_pykvm_error(error: Exception) -> PykvmError:
         )
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     if isinstance(error, ImportError) and os.strerror(errno.EMFILE) in str(error):
-        number = errno.EMFILE  # so it is told of a shared library
+        number = errno.EMFILE  # The loader of shared libraries reports it only in the text.
     if number in _EXHAUSTED:
         return PykvmError(error_text(number), advice(number, _EXHAUSTED[number]))
     if isinstance(error, RuntimeError) and "start new thread" in str(error):

@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of printing the usage and leaving."""
-        hint = f"'{self.prog} --help' lists what there is"
+        hint = f"'{self.prog} --help' lists the options"
         if message.endswith("expected one argument"):
             hint = "write a value that begins with '-' after '=': --OPTION=VALUE"
         # argparse quotes values with repr(), which shows a byte that is not UTF-8 as \udcNN.

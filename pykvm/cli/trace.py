@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument(
-        "what",
+        "action",
         choices=("show", "plot"),
         help="show prints a summary; plot draws sectors over time as SVG",
     )
@@ -83,14 +83,14 @@ def parser() -> argparse.ArgumentParser:
 def run_trace(arguments: Sequence[str]) -> int:
     """Run ``pykvm trace`` and return the exit status."""
     options = parser().parse_args(arguments)
-    if options.what == "show" and options.output:
+    if options.action == "show" and options.output:
         raise UsageError(
             "--output works only with plot", "redirect standard output: show FILE >TEXT"
         )
     with Outputs([options.file]) as outputs:
         outputs.check_streams()
         output = outputs.open(options.output, "--output") if options.output else None
-        if options.what == "show":
+        if options.action == "show":
             emit(_read(options.file, lambda reader: report(summarize(reader))))
             return 0
         drawing = _read(options.file, plot)

@@ -1,4 +1,4 @@
-"""Injected faults as the bare guest sees them: each fails what it should, and nothing else."""
+"""Injected faults as the bare guest sees them: each fails only its own operations."""
 
 import os
 import random
@@ -282,7 +282,7 @@ def test_the_same_seed_breaks_the_same_requests(disk: DiskConfig):
 
 
 def test_an_engine_of_ones_own_below_the_faults(disk: DiskConfig):
-    """``engine`` makes what the faults wrap; both go when the machine does."""
+    """``engine`` makes the engine below the faults. Both end with the machine."""
     made: list[Engine] = []
 
     def engine(image: Image, ram: Ram) -> Engine:

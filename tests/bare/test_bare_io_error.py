@@ -107,7 +107,7 @@ def test_an_error_that_stops_the_guest_ends_a_run_that_nobody_listens_to(disk: D
 
 
 def test_an_error_with_a_vcpu_busy_in_a_sink(disk: DiskConfig):
-    """The error is told at once; the guest stops when the sink lets go, or is called off."""
+    """The event comes at once. The guest stops when the sink returns, unless it is resumed."""
     plan = FaultPlan([Fault(operation="write", errno="EIO", count=1)])
     disk = replace(disk, faults=plan, werror=ErrorPolicy.STOP)
     script = Script()

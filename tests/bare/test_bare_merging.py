@@ -110,7 +110,7 @@ def test_reads_merge_as_well(tmp_path: Path, policy: MergePolicy, count: int) ->
     assert seen.stats["rd_operations"] == 48
 
 
-# The flush and the second write of sector 102 start when what they wait for is done.
+# The flush and the second write of sector 102 start when the operations before them have completed.
 MIXED = [
     read(0, 512),
     read(1, 512),

@@ -48,8 +48,10 @@ def used_index(machine: Machine, driver: BlockDriver) -> int:
 
 @pytest.mark.parametrize("quit_", [True, False])
 @pytest.mark.parametrize("merge", list(MergePolicy))
-def test_to_quit_while_stopped_claims_nothing(disk: DiskConfig, merge: MergePolicy, quit_: bool):
-    """What the guest sees as written is in the file; what is behind the failure is not executed."""
+def test_quitting_while_stopped_claims_no_unwritten_data(
+    disk: DiskConfig, merge: MergePolicy, quit_: bool
+):
+    """Data that the guest sees as written is in the file. Later requests do not run."""
     plan = FaultPlan([Fault(operation="write", sectors=(5, 6), errno="ENOSPC")])
     script = Script()
     driver = BlockDriver(script)
@@ -84,7 +86,7 @@ def test_to_quit_while_stopped_claims_nothing(disk: DiskConfig, merge: MergePoli
 
 
 def test_resets_that_meet_stops(disk: DiskConfig):
-    """A driver that gives up on what failed: sometimes before the stop, sometimes after it."""
+    """A driver resets the disk after a failure, sometimes before the stop, sometimes after it."""
     rounds = 40
     plan = FaultPlan([Fault(operation="write", sectors=f"0-{rounds - 1}", errno="EIO")])
     script = Script()
@@ -159,7 +161,7 @@ def test_an_end_that_meets_a_stop(disk: DiskConfig, delay_us: int):
 
 
 def test_a_run_ends_while_a_vcpu_turns_bus_mastering_off(disk: DiskConfig):
-    """A vCPU that turns bus mastering off waits for what executes; who ends the run does not."""
+    """A vCPU that turns bus mastering off waits for operations in flight; a run's end does not."""
     script = Script()
     driver = BlockDriver(script)
     driver.start()

@@ -49,7 +49,7 @@ def disk(tmp_path: Path) -> DiskConfig:
 
 @dataclass(frozen=True)
 class Round:
-    """A posted batch, and what its requests shall give: the CRC of each read, else 0."""
+    """A posted batch, and the expected result of each request: the CRC of a read, else 0."""
 
     batch: Batch
     lengths: list[int]

@@ -57,7 +57,7 @@ def check(disk: DiskConfig, case: Case, restart: bool = False) -> None:
     assert [answer.data for answer in answers[:2]] == [bytes(range(256)) * 2] * 2
 
 
-# -- what changes nothing ------------------------------------------------------------
+# -- accesses without effect ------------------------------------------------------------
 
 
 def a_queue_that_does_not_exist(script: Script, driver: BlockDriver) -> Expected:
@@ -160,7 +160,7 @@ def test_it_changes_nothing(disk: DiskConfig, case: Case) -> None:
     check(disk, case)
 
 
-# -- what keeps the device from starting -----------------------------------------------
+# -- a device that does not start -----------------------------------------------
 
 
 def features_that_are_not_offered(script: Script, driver: BlockDriver) -> Expected:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.kvm
 
 
 class Witness(SyncEngine):
-    """Notes whether the writes that it is given are to be durable."""
+    """Records for each write whether it must be durable."""
 
     def __init__(self, image: Image, ram: Ram, seen: set[bool]) -> None:
         super().__init__(image, ram)

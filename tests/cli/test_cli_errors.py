@@ -129,7 +129,7 @@ def test_a_guest_that_is_incomplete(capfd, tmp_path):
 
 @pytest.mark.kvm
 def test_disk_in_use(capfd, tmp_path, bare_kernel):
-    """A second writer is refused, and told who has the disk."""
+    """A second writer is refused, and the message names the disk's user."""
     disk = tmp_path / "d.img"
     disk.write_bytes(bytes(1 << 20))
     command = [sys.executable, "-m", "pykvm", "boot", "--kernel", str(bare_kernel)]

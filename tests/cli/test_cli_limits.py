@@ -11,7 +11,7 @@ from patience import patience
 
 pytestmark = pytest.mark.kvm
 
-KEPT = "-all,+dac_override"  # what reads a Python in root's home
+KEPT = "-all,+dac_override"  # lets an unprivileged user read a Python in root's home
 ORDINARY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 ORDINARY += [f"--inh-caps={KEPT}", f"--ambient-caps={KEPT}", f"--bounding-set={KEPT}"]
 """Makes root a user for whom threads are limited."""

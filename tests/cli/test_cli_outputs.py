@@ -36,7 +36,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def spared(capfd: pytest.CaptureFixture[str], path: Path, arguments: list[str]) -> None:
-    """``pykvm arguments`` is refused, and ``path`` keeps what it holds."""
+    """``pykvm arguments`` is refused, and ``path`` keeps its contents."""
     before = path.read_bytes()
     assert main(arguments) == 2
     out, err = capfd.readouterr()

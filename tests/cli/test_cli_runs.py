@@ -238,7 +238,7 @@ def test_few_descriptors(bare_kernel):
     assert done.stderr.count(b"\n") == 1
 
 
-# -- what is left behind ------------------------------------------------------------
+# -- reports -------------------------------------------------------------------------------------
 
 
 def test_json(bare_kernel, tmp_path):

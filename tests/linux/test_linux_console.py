@@ -6,7 +6,7 @@ pytestmark = [pytest.mark.kvm, pytest.mark.linux]
 
 
 def test_the_last_output_arrives_before_the_power_is_off(boot):
-    """It all fits in the kernel's buffer, which another CPU, if there is one, empties meanwhile."""
+    """All of it fits in the kernel's buffer, which a second CPU may empty meanwhile."""
     script = b"head -c 4000 /dev/zero | tr '\\0' x >/f; dd if=/f bs=4000 count=1 2>/dev/null\n"
     assert boot("--cpus", "2", stdin=script).stdout == b"x" * 4000
 

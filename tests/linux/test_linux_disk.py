@@ -92,7 +92,7 @@ def test_a_filesystem_survives(boot, tmp_path):
 
 
 def test_fio(boot, tmp_path):
-    """fio verifies what it wrote; and neither notification nor interrupt makes an exit."""
+    """fio verifies its data, and neither notification nor interrupt makes an exit."""
     disk = image(tmp_path, 8 * MIB)
     stats = [tmp_path / "few.json", tmp_path / "many.json"]
     fio = (
@@ -123,7 +123,7 @@ def test_without_msi(boot, tmp_path):
 
 
 def test_packed_rings(boot, tmp_path):
-    """A filesystem on a packed queue; and a small one, without what spares its descriptors."""
+    """A filesystem on a packed queue, and on a small one without indirect descriptors."""
     first, second = tmp_path / "fs.img", image(tmp_path, MIB)
     first.write_bytes(bytes(2 * MIB))
     before, trace = second.read_bytes(), tmp_path / "trace.jsonl"

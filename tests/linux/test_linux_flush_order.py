@@ -98,7 +98,7 @@ def parse(lines: list[str]) -> Iterator[Call]:
 
 
 class Trace:
-    """The calls of one run. ``devices`` names what each mode's disk is in the guest."""
+    """The calls of one run. ``devices`` has the name of each mode's disk in the guest."""
 
     def __init__(self, lines: list[str], devices: dict[CacheMode, str]) -> None:
         self.calls = list(parse(lines))

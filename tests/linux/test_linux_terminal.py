@@ -33,7 +33,7 @@ def test_a_session_at_the_shell(terminal):
     # An escaped Ctrl-a goes to the shell's line editor: to the line's begin.
     terminal.type(b"no\x01\x01echo \r")
     terminal.expect(b"\r\nno\r\n", linux_patience())
-    # Unlike a script's, the status of what was typed last is nobody's business.
+    # Unlike a script, a shell on a terminal does not pass on its last command's status.
     terminal.type(b"exit 3\r")
     assert terminal.finish(linux_patience()) == 0
 
@@ -42,7 +42,7 @@ def test_full_screen_programs_see_the_size_of_the_terminal(terminal):
     """Such programs see each change of the size, and get keys without Enter."""
     terminal.expect(PROMPT, linux_patience())
     termios.tcsetwinsize(terminal.slave, (50, 132))
-    # The test's terminal is not the run's controlling one, which would have told it.
+    # The kernel sends this signal only for a controlling terminal, which the test's is not.
     terminal.process.send_signal(signal.SIGWINCH)
     terminal.type(b"until stty size | grep 132; do sleep 1; done\r")
     terminal.expect(b"50 132\r\n", linux_patience())

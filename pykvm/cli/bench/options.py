@@ -159,18 +159,18 @@ def parse_shapes(options: argparse.Namespace) -> list[Workload]:
     return parse_workloads(names, shapes, skip_large=not options.workload)
 
 
-def parse_numbers(text: str, what: str, most: int = NUMBER_MAX) -> list[int]:
+def parse_numbers(text: str, option: str, most: int = NUMBER_MAX) -> list[int]:
     """Numbers from ``1,8,32``; UsageError."""
-    return [parse_number(part, what, 1, most) for part in text.split(",")]
+    return [parse_number(part, option, 1, most) for part in text.split(",")]
 
 
-def parse_number(text: str, what: str, least: int, most: int = NUMBER_MAX) -> int:
+def parse_number(text: str, option: str, least: int, most: int = NUMBER_MAX) -> int:
     """A whole number from ``least`` to ``most``; UsageError."""
     if not text.isascii() or not text.isdecimal() or len(text) > 9 or int(text) < least:
         hint = f"write a whole number from {least} to {most}"
-        raise UsageError(f"{what} cannot be '{text}'", hint)
+        raise UsageError(f"{option} cannot be '{text}'", hint)
     if int(text) > most:
-        raise UsageError(f"{what} cannot be more than {most}", f"use {least} to {most}")
+        raise UsageError(f"{option} cannot be more than {most}", f"use {least} to {most}")
     return int(text)
 
 

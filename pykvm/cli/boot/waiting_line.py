@@ -29,7 +29,7 @@ class WaitingLine:
     def start(self) -> None:
         """Begin to count: the guest runs from now on."""
         thread = threading.Thread(target=self._run, name="waiting line", daemon=True)
-        start(thread, "the line that tells of the boot")
+        start(thread, "the line that shows the boot")
 
     def end(self) -> None:
         """Erase the line, before any other output. It is gone on return. May be repeated."""

@@ -62,7 +62,7 @@ def disk(tmp_path: Path) -> Path:
 def session_of(
     disk: Path, caches: Sequence[CacheMode], runs: int = 1
 ) -> tuple[Session, list[tuple[str, str, int]], list[str]]:
-    """What two tools come to, the order of their runs, and what was reported."""
+    """The session of two tools, the order of their runs, and the reported progress."""
     log: list[tuple[str, str, int]] = []
     said: list[str] = []
     tools = [Recorder("pykvm", log), Recorder("qemu", log)]
@@ -154,7 +154,7 @@ def test_a_disk_that_went_away(disk: Path):
 def test_each_tool_begins_with_nothing_left_to_be_written(
     disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Else the tool after a writer pays for what that has left."""
+    """Without this, a tool pays for the dirty pages of the tool before it."""
     said: list[str] = []
     sync = os.fdatasync
 

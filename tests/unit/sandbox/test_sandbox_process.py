@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(bool(problem()), reason=problem())
 
 
 def attempted(folder: Path, part: str) -> dict[str, dict[str, str]]:
-    """What came of each attempt on ``folder``, by their groups; what must work has worked."""
+    """The result of each attempt on ``folder``, by group. The allowed actions have worked."""
     prepare(folder)
     command = [sys.executable, "-W", "ignore", sandbox_attempts.__file__, str(folder), part]
     done = subprocess.run(command, capture_output=True, timeout=patience(), check=True)
@@ -56,7 +56,7 @@ time.sleep(0.02)
 
 
 def test_a_process_may_end_while_threads_run():
-    """They are ended in their middle, for which the C library wants another library."""
+    """Python cancels them, and for that the C library needs libgcc_s."""
     done = subprocess.run(
         [sys.executable, "-c", ENDS_WITH_THREADS],
         check=False,
@@ -67,7 +67,7 @@ def test_a_process_may_end_while_threads_run():
 
 
 def test_every_attempt_succeeds_without_the_sandbox(tmp_path):
-    """So what is refused below is refused by the sandbox."""
+    """So a refusal in the other tests comes from the sandbox."""
     for group in attempted(tmp_path, "none").values():
         assert set(group.values()) <= {"done"}, group
 

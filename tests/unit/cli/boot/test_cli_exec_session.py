@@ -62,7 +62,7 @@ class FakeMachine:
 
 @pytest.fixture
 def run(monkeypatch):
-    """Run a guest; what came of it. Standard input is empty, output is captured."""
+    """Run a guest and return its result. Standard input is empty, output is captured."""
     read, write = os.pipe()
     os.close(write)
     monkeypatch.setattr(exec_session, "STDIN", read)

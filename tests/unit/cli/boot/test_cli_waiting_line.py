@@ -86,5 +86,5 @@ def test_a_host_without_a_thread_for_the_line_is_an_error(terminal, monkeypatch)
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", none_left)
-    with pytest.raises(HostError, match="no thread for the line that tells of the boot"):
+    with pytest.raises(HostError, match="no thread for the line that shows the boot"):
         WaitingLine().start()
