@@ -39,8 +39,8 @@ test-interpreted: tools interpreted  ## The tests that the form of the hot path 
 test-compiled: tools speed  ## Every test, with the hot path compiled
 	PYKVM_FORM=compiled $(PYTEST)
 
-test-quick: form  ## The unit tests, in the form that the hot path has, and no linters
-	$(PYTEST) -q tests/unit
+test-quick: lint form  ## Linters, and the unit tests in one form: fewer examples, and no slow tests
+	$(PYTEST) -q tests/unit --hypothesis-profile quick -m 'not slow'
 
 test-pythons: $(READY)  ## The unit tests on every other Python from 3.11 on that is here, interpreted
 	$(PYTHON) tests/helpers/pythons.py -n $(JOBS) --maxprocesses 8 --dist loadfile tests/unit
@@ -79,10 +79,8 @@ lint: $(READY)  ## Style, types and the import contract
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m mypy examples
 	cd guest && $(abspath $(PYTHON)) -m mypy --config-file ../pyproject.toml build.py recipe
 	cd speed && $(abspath $(PYTHON)) -m mypy --config-file ../pyproject.toml build.py declarations.py hook.py
-	$(PYTHON) -m mypy -p fuzz -p soak
 	$(VENV)/bin/lint-imports
 
 guest: $(READY)  ## Build the bundled guest for this host (quick when nothing changed)

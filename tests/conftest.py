@@ -13,6 +13,7 @@ from pykvm.virtio import split
 
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("pykvm", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=10)
 hypothesis.settings.load_profile("pykvm")
 
 REQUIRE_KVM = os.environ.get("PYKVM_REQUIRE_KVM") == "1"

@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,7 +68,7 @@ ANYTHING = st.one_of(
     ("kind", "name"), [(kind, name) for kind in RECORDS for name in fields(kind)]
 )
 def test_any_value_is_accepted_or_a_usage_error(kind: type, name: str) -> None:
-    @settings(max_examples=50)
+    @settings(max_examples=examples(50))
     @given(ANYTHING)
     def check(value: object) -> None:
         try:

@@ -1,6 +1,7 @@
 """The quick way to parse a command line gives the same result as argparse."""
 
 import pytest
+from effort import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +30,7 @@ def by_argparse(arguments: list[str]) -> Options | None:
         return None
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(st.lists(words, max_size=6))
 def test_plain_parsing_and_argparse_agree(arguments: list[str]) -> None:
     # argparse takes these two hyphens for the end of options, even there.

@@ -4,6 +4,7 @@ from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,7 +45,7 @@ def test_walk_finds_what_was_mapped(levels, stop, data):
     assert walk(ram, CR3, address ^ (1 << stop), levels=levels) == NOT_PRESENT
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(
     st.lists(st.integers(0, (1 << 64) - 1), min_size=64, max_size=64),
     st.integers(0, (1 << 64) - 1),

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from patience import patience
@@ -261,7 +262,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(steps)
 def test_every_byte_fed_comes_out_once_and_in_order(operations):
     """Whatever resets, loopbacks and flow control happen in between."""

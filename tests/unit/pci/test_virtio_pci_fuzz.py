@@ -5,6 +5,7 @@ so; doorbells exist exactly while it is active and BAR 0 is decoded, and at
 its address; the line is low whenever nothing is pending.
 """
 
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtio_pci_guest import DRIVER_OK, NEEDS_RESET, READY, VERSION_HI, FakeDevice, Guest
@@ -89,7 +90,7 @@ def check(guest: Guest) -> None:
     assert guest.line.level <= function.intx.pending
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(STEP, max_size=30))
 def test_no_sequence_of_accesses_breaks_the_transport(
     steps: list[tuple[str, int, int, int]],

@@ -69,6 +69,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.slow
 @COMPILES
 def test_from_a_wheel(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
@@ -77,6 +78,7 @@ def test_from_a_wheel(wheel, tmp_path):
     assert found == tmp_path / "site/pykvm/devices/virtio_blk/__init__.py"
 
 
+@pytest.mark.slow
 @COMPILES
 def test_a_wheel_carries_the_guest_and_the_licences(wheel):
     with zipfile.ZipFile(wheel) as archive:
@@ -86,6 +88,7 @@ def test_a_wheel_carries_the_guest_and_the_licences(wheel):
     assert not any(name.startswith("devices/") for name in names)
 
 
+@pytest.mark.slow
 @COMPILES
 def test_a_wheel_has_the_hot_path_compiled(wheel):
     """Where there is a compiler; each module once, beside its source."""

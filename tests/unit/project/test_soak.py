@@ -20,6 +20,7 @@ ENOUGH = "60"
 """Scenarios in which a mutant is found; mostly it is one of the first."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", range(BLOCKS), ids="seeds-{}".format)
 def test_random_drivers_find_nothing(block: int) -> None:
     host = Host.look()
@@ -30,6 +31,7 @@ def test_random_drivers_find_nothing(block: int) -> None:
 
 
 @pytest.mark.interpreted
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_mutant_is_found(mutant: str) -> None:
     run = soak(

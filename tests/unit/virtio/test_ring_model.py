@@ -10,6 +10,7 @@ Hostile driver: no exception, bounded work, no byte outside guest RAM.
 from collections import deque
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -161,7 +162,7 @@ def run(world: World) -> None:
         world.nobody_overslept()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     data=st.data(),
     size=st.sampled_from([1, 2, 4, 16]),
@@ -175,7 +176,7 @@ def test_everything_arrives_once_and_nobody_oversleeps(
     run(World(data, SplitDriver, size=size, features=features | in_order, start=start))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     data=st.data(),
     size=st.sampled_from([1, 2, 3, 4, 7, 16]),
@@ -233,7 +234,7 @@ def scribble(ram: Ram, writes: list[tuple[int, tuple[int, int, int, int]]]) -> N
         ram.write(16 * index, packed)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(
     data=st.data(),
     features=FEATURES,
@@ -272,7 +273,7 @@ def test_garbage_in_the_rings_is_survived(data: st.DataObject, features: int, no
 SLOT = st.tuples(ADDRESS, LENGTH, st.integers(0, 15), st.sampled_from([0, 0x80, 0x8000, 0x8080]))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(
     data=st.data(),
     features=FEATURES,

@@ -19,6 +19,7 @@ from blk_device import (
     Maker,
     used_length,
 )
+from effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -188,7 +189,9 @@ item = st.tuples(
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(40),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(st.lists(item, min_size=1, max_size=12), max_size=5))
 def test_batches_do_what_a_model_disk_does(

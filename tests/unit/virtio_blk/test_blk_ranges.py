@@ -29,6 +29,7 @@ from struct import pack
 import pytest
 from blk_device import IOERR, OK, OUT, SECTORS, SIZE, UNSUPP, Disk, Maker, disk_file, disks
 from blk_ranges import DISCARD, UNMAP, ZEROES, Segment, segments
+from effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -245,7 +246,7 @@ def test_a_request_without_a_status(disk: Disk, path: Path, kind: int) -> None:
 
 
 @BOTH
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.integers(1, 47), max_size=5))
 def test_segments_may_be_cut_anywhere(disk: Disk, path: Path, kind: int, cuts: list[int]) -> None:
     path.write_bytes(CONTENT)

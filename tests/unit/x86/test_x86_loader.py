@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_x86_payload import PACKERS, sized
@@ -331,7 +332,7 @@ IMAGES: list[Build] = [
 CHANGES = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=10)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.sampled_from(IMAGES), CHANGES, st.booleans())
 def test_mutants_load_or_get_a_message(
     build: Build, changes: list[tuple[int, int]], header_only: bool

@@ -37,6 +37,7 @@ import pytest
 from blk_contract import BrokenContractError, Run
 from blk_mutants import MUTANTS, Mutant
 from blk_script import Script, scripts
+from effort import examples
 from hypothesis import HealthCheck, Phase, given, settings
 
 ONLY_FIND = settings(
@@ -50,12 +51,13 @@ ONLY_FIND = settings(
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(scripts())
 def test_the_contract(script: Script) -> None:
     Run(script).run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_the_contract_catches(mutant: Mutant) -> None:
     @ONLY_FIND
@@ -67,6 +69,7 @@ def test_the_contract_catches(mutant: Mutant) -> None:
         contract()
 
 
+@pytest.mark.slow
 def test_the_examples_reach_everything() -> None:
     """A property that nothing puts to the test would hold too."""
     seen: Counter[str] = Counter()

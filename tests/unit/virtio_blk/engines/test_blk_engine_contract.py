@@ -22,6 +22,7 @@ from blk_engines import engine_on, engines, results, wait
 from blk_host import filesystem, overlay_of
 from blk_operations import flush, operation, over, readable
 from blk_ranges import ZEROES
+from effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -352,7 +353,7 @@ asked = st.tuples(
 
 
 @settings(
-    max_examples=25,
+    max_examples=examples(25),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -16,6 +16,7 @@ from blk_host import loop_device
 from blk_operations import over
 from blk_operations import write as write_of
 from blk_ranges import DISCARD, ZEROES
+from effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from patience import patience
@@ -274,7 +275,7 @@ _asked = st.tuples(
 )
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=st.lists(st.lists(_asked, max_size=12), max_size=3), able=st.booleans())
 def test_any_batch_does_what_a_bytearray_does(
     factory: EngineFactory,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from blk_operations import ManualEngine, flush, operation, read, readable, write
+from effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -342,7 +343,9 @@ ACCESSES = st.lists(st.tuples(st.sampled_from("rwf"), st.integers(0, 8)), min_si
 
 @given(st.lists(FAULTS, max_size=4), ACCESSES, st.integers(0, 3))
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_the_same_operations_meet_the_same_faults(
     image: Image, faults: list[Fault], accesses: list[tuple[str, int]], seed: int

@@ -14,6 +14,7 @@ from blk_device import Disk as StartedDisk
 from blk_engines import engine_on, engines, wait
 from blk_operations import operation, over
 from blk_ranges import DISCARD, ZEROES
+from effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -116,7 +117,7 @@ steps = st.lists(
 
 @engines()
 @settings(
-    max_examples=12,
+    max_examples=examples(12),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
