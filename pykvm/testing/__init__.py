@@ -1,1 +1,1 @@
-"""What tests of devices and guests are made of: drivers, transports and engines for tests."""
+"""Drivers, transports and engines for tests of devices and guests."""

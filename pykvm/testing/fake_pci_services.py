@@ -1,4 +1,4 @@
-"""The machine's services to PCI, made of eventfds and lists, for tests of the transport."""
+"""The machine's services for PCI, made of eventfds and lists, for tests of the transport."""
 
 import os
 
@@ -7,7 +7,7 @@ from pykvm.x86.mptable import pci_gsi
 
 
 class FakeVector:
-    """An MSI vector that remembers its message. ``message`` is None while masked."""
+    """An MSI vector that keeps its message. ``message`` is None while masked."""
 
     def __init__(self) -> None:
         self.eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -34,7 +34,7 @@ class FakeVector:
         return self._drain() > 0
 
     def delivered(self) -> tuple[int, int] | None:
-        """The message that the guest has received since last time; None if none or masked."""
+        """The message that the guest received since the last call; None if none, or masked."""
         return self.message if self.message is not None and self._drain() else None
 
     def close(self) -> None:
@@ -43,7 +43,7 @@ class FakeVector:
 
 
 class FakeLine:
-    """An interrupt line; ``level`` is what it is driven to, ``edges`` counts its rises."""
+    """An interrupt line. ``level`` is its present level, ``edges`` the number of its rises."""
 
     def __init__(self, gsi: int) -> None:
         self.gsi = gsi
@@ -51,7 +51,7 @@ class FakeLine:
         self.edges = 0
 
     def set(self, level: bool) -> None:
-        """Drive it."""
+        """Drive the line."""
         self.edges += level and not self.level
         self.level = level
 
@@ -60,8 +60,8 @@ class FakePciServices:
     """Implements :class:`pykvm.pci.services.PciServices`.
 
     ``doorbells`` maps (address, length) to the eventfd bound there.
-    :meth:`store` is a guest's MMIO write that finds doorbells first and
-    ``mmio`` otherwise, as KVM does; ``exits`` counts the latter.
+    :meth:`store` is a guest's MMIO write: it goes to the doorbell at its address,
+    else to ``mmio``, as in KVM. ``exits`` counts accesses to ``mmio``.
     """
 
     def __init__(self) -> None:
@@ -77,17 +77,17 @@ class FakePciServices:
         return self.vectors[-1]
 
     def interrupt_line(self, device: int, pin: int) -> FakeLine:
-        """The line that the machine's routing gives (see the machine's MP table)."""
+        """The line of INTx ``pin``, as the MP table gives it."""
         gsi = pci_gsi(device, pin)
         return self.lines.setdefault(gsi, FakeLine(gsi))
 
     def bind_doorbell(self, address: int, length: int, eventfd: int) -> None:
-        """AssertionError if something is bound there already, as KVM gives EEXIST."""
+        """AssertionError if a doorbell is bound there already; KVM returns EEXIST then."""
         assert (address, length) not in self.doorbells, f"doorbell {address:#x} is taken"
         self.doorbells[address, length] = eventfd
 
     def unbind_doorbell(self, address: int, length: int, eventfd: int) -> None:
-        """AssertionError unless exactly that was bound."""
+        """AssertionError unless exactly this doorbell was bound."""
         assert self.doorbells.pop((address, length)) == eventfd
 
     def store(self, address: int, size: int, value: int) -> None:

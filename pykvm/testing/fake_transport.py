@@ -27,14 +27,14 @@ PATIENCE_SECONDS = 60.0
 
 
 class FakeTransport:
-    """Carries ``device`` between test drivers, one per queue: ``drivers``.
+    """Connects ``device`` to test drivers, one per queue: ``drivers``.
 
-    They are of the class that VIRTIO_F_RING_PACKED asks for.
+    VIRTIO_F_RING_PACKED decides between SplitDriver and PackedDriver.
     ``interrupts`` lists the queue number of each interrupt, in order;
     ``config_changes`` counts configuration interrupts; ``broken`` lists the
-    reasons given. ``done`` maps (queue, head) to the bytes written, for what
-    was collected and not yet asked for. One test thread uses it; the device
-    calls in from its own.
+    device's reasons. ``done`` maps (queue, head) to the bytes written, for heads
+    that were collected and that :meth:`wait` has not returned yet. One test thread
+    uses it; the device calls it from its own threads.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class FakeTransport:
         queue_size: int | None = None,
         disabled: Sequence[int] = (),
     ) -> None:
-        """Negotiate nothing yet: only lay out one driver per queue.
+        """Lay out one driver per queue, without negotiating.
 
         ``ram`` defaults to 4 MiB at address 0, divided evenly between the
-        queues; ``features`` to everything that the device offers;
+        queues; ``features`` to all features that the device offers;
         ``queue_size`` to each queue's largest. The queues in ``disabled``, and
         those that the features leave out, are None in the activation.
         """
@@ -83,7 +83,7 @@ class FakeTransport:
         )
 
     def start(self) -> None:
-        """What happens at DRIVER_OK: the device is activated with fresh queues."""
+        """Activate the device with new queues, as DRIVER_OK does."""
         assert not self.active, "started twice"
         assert self.device.negotiated(self.features), "the device refuses these features"
         fence = queue_fence()
@@ -106,20 +106,20 @@ class FakeTransport:
         )
 
     def notify(self, queue: int = 0) -> None:
-        """Kick, wanted or not."""
+        """Kick the queue, even if the device asked for no notification."""
         os.eventfd_write(self.kicks[queue], 1)
 
     def submit(self, queue: int = 0) -> bool:
-        """Publish what was added and notify if the device wants it; whether it did."""
+        """Publish added chains, and notify if the device wants it; True if it did."""
         wanted = self.drivers[queue].publish()
         if wanted:
             self.notify(queue)
         return wanted
 
     def wait(self, head: int, queue: int = 0, timeout: float = PATIENCE_SECONDS) -> int:
-        """Submit, then wait until ``head`` is used; bytes written. TimeoutError.
+        """Submit, then wait until ``head`` is used; return the bytes written. TimeoutError.
 
-        Sleeps until an interrupt, like a driver: a lost interrupt shows as a timeout.
+        Sleeps until an interrupt, as a driver does, so a lost interrupt shows as a timeout.
         """
         self.submit(queue)
         deadline = time.monotonic() + timeout
@@ -135,43 +135,43 @@ class FakeTransport:
         return self.done.pop((queue, head))
 
     def arm(self) -> int:
-        """Ask every queue for an interrupt; a number for :meth:`sleep`.
+        """Ask every queue for an interrupt; return a number for :meth:`sleep`.
 
-        -1: something is there to collect already.
+        -1: a queue has used heads to collect already.
         """
         with self._changed:
             seen = len(self.interrupts)
-        # All of them, though the first may have something.
+        # Ask all queues, even if the first has used heads.
         ready = [driver.enable_interrupts() for driver in self.drivers]
         return -1 if any(ready) else seen
 
     def sleep(self, armed: int, timeout: float) -> bool:
-        """Sleep until an interrupt comes that was not there at :meth:`arm`; False: none came.
+        """Sleep until an interrupt arrives that came after :meth:`arm`; False if none came.
 
-        The rings are not looked at, so that a lost interrupt shows.
+        This does not read the rings, so that a lost interrupt shows.
         """
         with self._changed:
             return self._changed.wait_for(lambda: len(self.interrupts) > armed, timeout)
 
     def wait_broken(self, timeout: float = PATIENCE_SECONDS) -> str:
-        """Wait until the device declares itself broken; the reason. TimeoutError."""
+        """Wait until the device reports a broken ring; return the reason. TimeoutError."""
         with self._changed:
             if not self._changed.wait_for(lambda: bool(self.broken), timeout):
                 raise TimeoutError("the device did not report a broken ring")
             return self.broken[0]
 
     def collect(self, queue: int = 0) -> list[tuple[int, int]]:
-        """Take what is used, without waiting, into ``done`` too."""
+        """Take the used heads, without waiting, and add them to ``done``."""
         used = self.drivers[queue].collect()
         for head, length in used:
             self.done[queue, head] = length
         return used
 
     def stop_queue(self, queue: int = 0, size: int = 0) -> None:
-        """What a write of 1 to the queue's reset register does (virtio 1.2 §2.6.1).
+        """Reset the queue, as a write of 1 to its reset register does (virtio 1.2 §2.6.1).
 
-        The ring is laid out anew, for ``size`` descriptors unless that is 0, so
-        :meth:`start_queue` can follow.
+        The queue gets a new ring, with ``size`` descriptors or as many as before,
+        so :meth:`start_queue` can follow.
         """
         self.device.stop_queue(queue)
         for index, head in list(self.done):
@@ -180,14 +180,14 @@ class FakeTransport:
         self.drivers[queue] = self._lay_out(queue, size or self.drivers[queue].size)
 
     def start_queue(self, queue: int = 0) -> None:
-        """What enabling the queue does then."""
+        """Start the queue again, as enabling it does."""
         fresh = self.drivers[queue].device_queue(queue, queue_fence())
         self.device.start_queue(queue, fresh)
 
     def reset(self) -> None:
-        """What a driver's write of 0 to the status does: the device is quiet afterwards.
+        """Reset the device, as a write of 0 to the status does. It is quiet afterwards.
 
-        Rings are laid out anew, so :meth:`start` can follow.
+        All queues get new rings, so :meth:`start` can follow.
         """
         self.device.reset()
         self.active = False
@@ -195,7 +195,7 @@ class FakeTransport:
         self.drivers = [self._lay_out(i, driver.size) for i, driver in enumerate(self.drivers)]
 
     def close(self) -> None:
-        """Reset the device (which stays the caller's to close) and free the eventfds."""
+        """Reset the device, which the caller closes, and close the eventfds."""
         self.device.reset()
         for kick in self.kicks:
             os.close(kick)

@@ -3,22 +3,22 @@
 ::
 
     with Rig(DiskOptions(packed=True)) as rig:
-        driver = rig.start(features)           # as an honest driver begins
-        rig.ram.write(address, anything)       # and whatever else one may do
+        driver = rig.start(features)           # begin as an honest driver does
+        rig.ram.write(address, data)           # then do anything
         rig.write(offset, size, value)         # BAR 0
-        rig.serve()                            # what the device does of it
-        rig.works()                            # a reset, and an honest driver's requests
+        rig.serve()                            # the device serves its rings
+        rig.works(features)                    # a reset, and an honest driver's requests
 
-Each method raises AssertionError when the device did what it must not:
+Each method raises AssertionError when one of these happened:
 
-- an exception leaves the device, whatever the driver does;
-- a byte of memory that is not guest RAM is written, or gets onto the disk;
-- something that was taken from a ring is neither given back nor kept for a
-  stopped machine, or is given back twice;
-- one look at the rings has the device do more than its queue holds, or keep
+- an exception left the device;
+- a byte of memory that is not guest RAM was written, or reached the disk;
+- a request that was taken from a ring was neither given back nor kept for a stopped
+  machine, or it was given back twice;
+- in one pass over the rings, the device executed more than its queue can hold, or kept
   more memory than its longest chain needs;
-- the disk changes its size, or something beyond its end is touched;
-- after a reset, an honest driver finds a device that does not work.
+- the disk changed its size, or an operation went beyond its end;
+- after a reset, the device did not work for an honest driver.
 """
 
 import mmap
@@ -66,14 +66,14 @@ LOW, HIGH = 0x8000, 0x6000
 HIGH_START = 0x1_0000_0000
 QUEUE_SIZE = 16
 _BLOCK = 4096
-"""Bytes of the requests that must work: whole blocks, whatever size these have."""
+"""Bytes of the requests that must work: a whole block of any size that a disk can have."""
 DRIVERS_QUEUE = 8
 """Descriptors in each of an honest driver's queues."""
 GUARD = bytes.fromhex("c7a14e92d05b836f1978e2b4fd0c6a35") * 16
-"""What stands between the regions of RAM, and gets nowhere."""
+"""The bytes between the regions of RAM. They must neither change nor reach the disk."""
 
 _LIMIT = 2 * (1026 + QUEUE_SIZE)
-"""Segments that a chain has room for at most: it grows by doubling."""
+"""The largest room of a chain, in segments. It grows by doubling."""
 _STATUS = 0x14
 _STEPS = (
     VIRTIO_CONFIG_S_ACKNOWLEDGE,
@@ -86,17 +86,16 @@ _STEPS = (
 class Rig:
     """Owns the disk (a memfd of SECTORS sectors), the device, the bus and guest RAM.
 
-    ``function`` is the device on PCI, ``number`` its place there, ``ports``
-    and ``pci_services.mmio`` the buses, ``drivers`` the honest driver's queues
-    since the last :meth:`start`. Of ``errors``, each operation that is
-    executed takes one: an errno, or 0, or the bytes that it moves at most as a
-    negative number; those of ``meanwhile`` are called when
-    the device next moves data.
+    ``function`` is the device on PCI, ``number`` its device number, ``ports`` and
+    ``pci_services.mmio`` the buses, ``drivers`` the honest driver's queues since
+    the last :meth:`start`. Each executed operation takes an item of ``errors``:
+    an errno, 0 for none, or -n to move n bytes at most. The functions in
+    ``meanwhile`` are called when the device next moves data.
     """
 
     def __init__(self, options: DiskOptions) -> None:
         """``options``: queue_size is at most QUEUE_SIZE."""
-        assert options.queue_size <= QUEUE_SIZE, "the checks count on it"
+        assert options.queue_size <= QUEUE_SIZE, "the checks rely on this size"
         self.buffer = bytearray(GUARD + bytes(LOW) + GUARD + bytes(HIGH) + GUARD)
         low, high = len(GUARD), 2 * len(GUARD) + LOW
         self.ram = Ram(self.buffer, [Region(0, LOW, low), Region(HIGH_START, HIGH, high)])
@@ -124,7 +123,7 @@ class Rig:
         self.number = self.host.add(self.function)
         self._bars = [self.function.bar_register(bar) for bar in self.function.bars]
 
-    # -- what the device is made of ------------------------------------------
+    # -- parts of the device --------------------------------------------------
 
     def _engine(self, image: Image, ram: Ram) -> Engine:
         self._engines.append(InspectingEngine(image, ram, self._interfere))
@@ -138,20 +137,20 @@ class Rig:
     def _failed(self, error: BaseException) -> None:
         raise error
 
-    # -- what a driver does ----------------------------------------------------
+    # -- actions of a driver -----------------------------------------------------
 
     def read(self, offset: int, size: int) -> int:
-        """BAR 0, wherever it is."""
+        """Read BAR 0, at any address of the BAR."""
         value = self.function.read(offset, size)
-        assert 0 <= value < 1 << 8 * size, "a value is as wide as the access"
+        assert 0 <= value < 1 << 8 * size, "the value is wider than the access"
         return value
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """BAR 0, wherever it is; a notification is a write like any other."""
+        """Write BAR 0, at any address of the BAR. A notification is such a write."""
         self.function.write(offset, size, value & (1 << 8 * size) - 1)
 
     def config(self, register: int, size: int, value: int | None = None) -> int:
-        """Configuration space of the disk, by mechanism 1; a write if there is a ``value``."""
+        """Read the disk's configuration space by mechanism 1, or write ``value`` to it."""
         address = 1 << 31 | self.number << 11 | register & 0xFC
         self.ports.write(CONFIG_PORT, 4, address)
         port = CONFIG_PORT + 4 + (register & 3)
@@ -165,9 +164,9 @@ class Rig:
         self.write(_STATUS, 1, 0)
 
     def start(self, features: int, queues: int | None = None) -> SplitDriver | PackedDriver:
-        """Reset, and bring the device to life with new rings; queue 0's driver.
+        """Reset the device, and start it with new rings; return the driver of queue 0.
 
-        ``features``: what of it is offered is accepted. ``queues`` None: all.
+        Accepts those of ``features`` that are offered. ``queues`` None: all queues.
         """
         self.config(0x04, 2, 6)
         self.reset()
@@ -187,7 +186,7 @@ class Rig:
         return self.drivers[0]
 
     def place(self, index: int) -> SplitDriver | PackedDriver:
-        """A driver for queue ``index``, whose rings the device is told of."""
+        """A driver for queue ``index``, with its rings written to the queue's registers."""
         features = self.function.state.driver_features
         kind = PackedDriver if features & VIRTIO_F_RING_PACKED else SplitDriver
         share = 0x2000
@@ -214,46 +213,46 @@ class Rig:
         """Write to the queue's notification address."""
         self.write(NOTIFY + NOTIFY_MULTIPLIER * queue, 2, queue)
 
-    # -- what the device does, and must not -------------------------------------
+    # -- the device, and its checks ---------------------------------------------
 
     @property
     def services(self) -> Sequence[QueueService]:
-        """The queues that are served."""
+        """The services of the queues that the device serves."""
         return self._inline.services
 
     def serve(self) -> None:
-        """Let the device look at its rings once, and at what it did."""
+        """Let the device make one pass over its rings, and check it."""
         before = sum(engine.operations for engine in self._engines)
         self._inline.serve()
         done = sum(engine.operations for engine in self._engines) - before
-        # A request is an operation, or one for each range; merged ones that fail have two each.
+        # A request has one operation, or one for each range. A failed merge runs them again.
         limit = len(self.function.state.queues) * QUEUE_SIZE * 2 * (MAX_RANGES + 1)
-        assert done <= limit, f"{done} operations for a look at the rings"
+        assert done <= limit, f"{done} operations in one pass over the rings"
         self.check()
 
     def check(self) -> None:
-        """AssertionError if something is as it must not be."""
+        """AssertionError if an invariant of the device does not hold."""
         for place in self._guards:
             assert self.buffer[place] == GUARD, "memory that is not guest RAM was written"
         served = [service.queue.index for service in self.services]
-        assert len(set(served)) == len(served), "a queue is served once"
+        assert len(set(served)) == len(served), "a queue has two services"
         for service in self.services:
             queue = service.queue
-            assert service.idle, "the engine is done"
+            assert service.idle, "the engine has operations in flight"
             assert service.halted or not queue.in_flight, f"{queue.in_flight} requests are lost"
-            assert 0 <= queue.in_flight <= queue.size, "no more than there are descriptors"
+            assert 0 <= queue.in_flight <= queue.size, "more requests than descriptors"
             for chain in queue.chains:
-                assert len(chain.offsets) <= _LIMIT, "memory is bounded"
+                assert len(chain.offsets) <= _LIMIT, "a chain keeps too much memory"
         state = self.function.state
-        assert self.device.failure is None, "no exception leaves the device"
-        assert not (self.services and state.status & 64), "a broken device serves nothing"
+        assert self.device.failure is None, "an exception left the device"
+        assert not (self.services and state.status & 64), "a broken device still serves its queues"
         intx = self.function.intx
         assert intx is not None
         (line,) = self.pci_services.lines.values()
-        assert line.level <= intx.pending, "the line is low unless an interrupt is pending"
+        assert line.level <= intx.pending, "the line is high without a pending interrupt"
 
     def works(self, features: int) -> None:
-        """Put the function right and reset it, as firmware and a driver do: it works."""
+        """Set the function up as firmware does, reset it, and check that it works for a driver."""
         self.errors.clear()
         self.meanwhile.clear()
         self.device.resume()
@@ -263,29 +262,31 @@ class Rig:
         self.reset()
         self.device.resize(SECTORS * SECTOR_SIZE)
         driver = self.start(features)
-        assert self.read(_STATUS, 1) == sum(_STEPS), "the device is ready"
+        assert self.read(_STATUS, 1) == sum(_STEPS), "the device did not reach DRIVER_OK"
         data = bytes(range(256)) * (_BLOCK // 256)
         written = self.request(driver, VIRTIO_BLK_T_OUT, 0, data, 0)
         read = self.request(driver, VIRTIO_BLK_T_IN, 0, b"", len(data))
         assert (written, read) == (bytes([VIRTIO_BLK_S_OK]), data + bytes([VIRTIO_BLK_S_OK]))
-        assert os.fstat(self._fd).st_size == SECTORS * SECTOR_SIZE, "the disk keeps its size"
+        assert os.fstat(self._fd).st_size == SECTORS * SECTOR_SIZE, "the disk changed its size"
         with mmap.mmap(self._fd, 0) as content:
             assert content.find(GUARD[:16]) < 0, "memory that is not guest RAM was read"
 
     def request(
         self, driver: SplitDriver | PackedDriver, kind: int, sector: int, data: bytes, size: int
     ) -> bytes:
-        """An honest request on queue 0 of a device that serves it: data read, and status."""
+        """Make an honest request on queue 0; return the data read, and the status byte."""
         readable = [pack("<IIQ", kind, 0, sector), *([data] if data else [])]
         head = driver.send(readable, [size, 1] if size else [1])
         if driver.publish():
             self.notify()
         self.serve()
-        assert [done for done, _ in driver.collect()] == [head], "one answer to one request"
+        assert [done for done, _ in driver.collect()] == [head], (
+            "the request needs one answer"
+        )
         return driver.response(head)
 
     def close(self) -> None:
-        """Close everything."""
+        """Close the device and its file."""
         self.host.close()
         with suppress(OSError):
             os.close(self._fd)

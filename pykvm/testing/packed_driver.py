@@ -1,4 +1,4 @@
-"""The driver's side of a packed virtqueue, as :mod:`pykvm.testing.split_driver` has a split one."""
+"""The driver's side of a packed virtqueue; see :mod:`pykvm.testing.split_driver`."""
 
 from collections.abc import Callable, Sequence
 
@@ -25,8 +25,7 @@ _USED = VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED
 class PackedDriver(RingDriver):
     """A driver of a packed queue. A head is a buffer id.
 
-    ``ids`` are the buffer ids that are free, the next one last; they may be
-    any 16-bit numbers.
+    ``ids`` are the free buffer ids, any 16-bit numbers. The last one is used next.
     """
 
     def __init__(
@@ -51,10 +50,10 @@ class PackedDriver(RingDriver):
         self._free = size
         self._next_at = self._used_at = start & ~WRAP
         self._wrap = self._used_wrap = bool(start & WRAP)
-        # Where the first descriptor since publish() has its flags, and what they will be.
+        # The address of the flags of the first descriptor since publish(), and their new value.
         self._held: tuple[int, int] | None = None
         self._added = 0
-        for index in range(size):  # as the device left them
+        for index in range(size):  # as the device would have left them
             last = self._wrap if index < self._next_at else not self._wrap
             self.write_descriptor(index, 0, 0, 0, _USED if last else 0)
         self.enable_interrupts()

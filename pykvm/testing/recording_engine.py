@@ -1,12 +1,12 @@
-"""Records what a disk asks of its engine, and when it is done::
+"""Records the operations of a disk's engine, at submission and completion::
 
     log = EngineLog()
     disk = DiskConfig(path, engine=log.wrap(SyncEngine))
     … run the machine …
     assert log.operations() == [("read", 0, 8, 8)]
 
-The seam is the right place to look at merging and ordering: what passes here
-is what the host is asked to do, whichever engine does it and however.
+The engine's interface is the right place to observe merging and ordering: it shows the
+operations that the host gets, with any engine.
 """
 
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ from pykvm.memory.ram import Ram
 class EngineEvent:
     """An operation at the moment of its submission or completion.
 
-    ``number`` tells which operation: the same for both events, and rising in
-    the order of submission. ``engine`` is the number of the engine, one for
-    each queue of each activation, in the order in which they were made.
-    ``kind`` is one of OPERATION_NAMES, such as ``"read"``; ``sector`` and
-    ``sectors`` are what it touches, if only in part; ``members`` and
-    ``segments`` count. ``error`` (an errno or 0) and ``moved`` (bytes) are
-    results: 0 at submission.
+    ``number`` identifies the operation in both events, and rises in the order of
+    submission. ``engine`` is the number of the engine: each activation makes one
+    for each queue, and they are numbered in that order. ``kind`` is one of
+    OPERATION_NAMES, such as ``"read"``. ``sector`` and ``sectors`` cover the
+    sectors that it touches, even in part. ``members`` is the number of its requests,
+    ``segments`` that of its segments. ``error`` (an errno or 0) and ``moved``
+    (bytes) are results, and 0 at submission.
     """
 
     event: Literal["submitted", "completed"]
@@ -51,19 +51,19 @@ class EngineEvent:
 
 
 class EngineLog:
-    """What happened at the engines of a disk, or of several: ``events``, the earliest first.
+    """The events at the engines of one or several disks: ``events``, the earliest first.
 
-    Engines append from their threads; read it when they are quiet.
+    Engines append from their threads. Read it when they are quiet.
     """
 
     def __init__(self) -> None:
         self.events: list[EngineEvent] = []
-        # One step of a counter is atomic in CPython, and so is append.
+        # In CPython, next() of a counter and append() are atomic.
         self._numbers = count()
         self._engines = count()
 
     def wrap(self, factory: EngineFactory) -> EngineFactory:
-        """``factory``, with what it makes recorded here."""
+        """A factory like ``factory``, whose engines are recorded here."""
 
         def make(image: Image, ram: Ram) -> Engine:
             inner = factory(image, ram)
@@ -80,7 +80,7 @@ class EngineLog:
         ]
 
     def submitted(self, operation: Operation, engine: int) -> int:
-        """Record that ``operation`` is about to be submitted; its number."""
+        """Record that ``operation`` is about to be submitted; return its number."""
         number = next(self._numbers)
         self._append("submitted", number, engine, operation)
         return number

@@ -1,6 +1,6 @@
-"""The driver's side of a virtqueue but for the format of its ring: memory and chains.
+"""The common part of test drivers for both ring formats: memory and chains.
 
-:mod:`pykvm.testing.split_driver` says what it is for.
+:mod:`pykvm.testing.split_driver` has an example.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ _DESC = Struct("<QIHH")
 
 
 class Buffer(NamedTuple):
-    """One element of a chain: guest-physical address, bytes, and whether the device writes it."""
+    """One element of a chain: guest-physical address, bytes, and True if the device writes it."""
 
     address: int
     length: int
@@ -32,8 +32,8 @@ class RingDriver:
 
     ``desc``, ``avail`` and ``used`` are the guest-physical addresses for the
     transport: the descriptor, driver and device areas (§2.6). ``end`` is the
-    first address after what this driver uses. ``outstanding`` maps each head
-    in flight to its buffers; what a head is, the format says.
+    first address behind this driver's memory. ``outstanding`` maps each head in
+    flight to its device-writable buffers. The format defines a head.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class RingDriver:
 
     @property
     def room(self) -> int:
-        """How many bytes of the heap are free."""
+        """The number of free bytes in the heap."""
         return self.end - self._next
 
     def empty_heap(self) -> None:
-        """Free all that was allocated. No chain may be in flight."""
-        assert not self.outstanding, "the device may still look at the heap"
+        """Free the whole heap. No chain may be in flight."""
+        assert not self.outstanding, "the device may still use the heap"
         self._next = self._heap
         self._answers.clear()
 
@@ -101,10 +101,11 @@ class RingDriver:
     def send(
         self, readable: Sequence[bytes], writable: Sequence[int], *, indirect: bool | None = None
     ) -> int:
-        """Add a chain of fresh buffers, one descriptor each; its head. See :meth:`add`.
+        """Add a chain of new buffers, one descriptor each; return its head. See :meth:`add`.
 
-        ``readable`` is what the device reads, ``writable`` the lengths of
-        what it writes (filled with 0xAA, so that unwritten bytes show).
+        ``readable`` has the data for the device to read, ``writable`` the lengths
+        of the buffers for it to write. These are filled with 0xAA, so that
+        unwritten bytes show.
         """
         if not self.outstanding:
             self.empty_heap()
@@ -113,11 +114,11 @@ class RingDriver:
         return self.add(chain, indirect=indirect)
 
     def add(self, chain: Sequence[Buffer], *, indirect: bool | None = None) -> int:
-        """Make ``chain`` available, unpublished; its head.
+        """Make ``chain`` available, but do not publish it; return its head.
 
         ``indirect`` None uses a table if the feature was negotiated and the
         chain has more than one element, as Linux does. IndexError if too few
-        descriptors are free. Nothing about the chain is checked.
+        descriptors are free. The chain is not checked.
         """
         if indirect is None:
             indirect = bool(self.features & VIRTIO_F_INDIRECT_DESC) and len(chain) > 1
@@ -127,10 +128,10 @@ class RingDriver:
         return head
 
     def collect(self) -> list[tuple[int, int]]:
-        """What the device used since last time, as (head, bytes written), in the ring's order.
+        """The heads used since the last call, as (head, bytes written), in the ring's order.
 
-        AssertionError if the device gave back what it was not given. Their
-        descriptors are free again.
+        Frees their descriptors. AssertionError if the device gave back a head that
+        was not in flight.
         """
         done = []
         while used := self._next_used():
@@ -145,25 +146,25 @@ class RingDriver:
         """The bytes of all device-writable buffers of a collected chain, in chain order."""
         return b"".join(self.ram.read(b.address, b.length) for b in self._answers[head])
 
-    # -- what the formats do -----------------------------------------------
+    # -- for the formats ---------------------------------------------------
 
     def device_queue(self, index: int = 0, fence: Callable[[], None] = no_fence) -> Virtqueue:
-        """The device's side of these rings, where this side began."""
+        """The device's side of these rings, at the place where this side began."""
         raise NotImplementedError
 
     def publish(self) -> bool:
-        """Show the device what was added. True: it wants a notification (§2.7.13, §2.8.21)."""
+        """Show the device the added chains. True: it wants a notification (§2.7.13, §2.8.21)."""
         raise NotImplementedError
 
     def enable_interrupts(self, after: int = 0) -> bool:
         """Ask for an interrupt once ``after`` + 1 more buffers are used (0 without EVENT_IDX).
 
-        True: something is there to collect already, so no interrupt may come.
+        True: there are used heads to collect already, so there may be no interrupt.
         """
         raise NotImplementedError
 
     def disable_interrupts(self) -> None:
-        """Ask for none. A hint, as for the device's side."""
+        """Ask for no interrupts. This is a hint, as on the device's side."""
         raise NotImplementedError
 
     def _add(self, chain: Sequence[Buffer], indirect: bool) -> int:
@@ -174,19 +175,19 @@ class RingDriver:
         raise NotImplementedError
 
     def _take_back(self, head: int) -> None:
-        """The next used element was that of ``head``."""
+        """Free the descriptors of ``head``, which had the next used element."""
         raise NotImplementedError
 
     # -- by hand, for hostile drivers --------------------------------------
 
     def spoil(self) -> None:
-        """Make available, once published, what no device can make sense of."""
+        """Make something invalid available, once published."""
         raise NotImplementedError
 
     def write_descriptor(
         self, index: int, address: int, length: int, third: int, fourth: int
     ) -> None:
-        """Fill descriptor ``index`` of the queue with anything at all.
+        """Fill descriptor ``index`` of the queue with any values.
 
         ``third`` and ``fourth`` are its last two 16-bit numbers: flags and
         next in a split queue, id and flags in a packed one.
@@ -197,7 +198,7 @@ class RingDriver:
     # -- words -------------------------------------------------------------
 
     def _put_table(self, descriptors: Sequence[tuple[int, int, int, int]]) -> tuple[int, int]:
-        """(address, bytes) of a fresh indirect table of ``descriptors``."""
+        """(address, bytes) of a new indirect table of ``descriptors``."""
         table = b"".join(_DESC.pack(*fields) for fields in descriptors)
         return self.put(table), len(table)
 

@@ -1,21 +1,20 @@
-"""The driver's side of a split virtqueue, on any RAM: no guest, no kernel.
+"""The driver's side of a split virtqueue, on any RAM, without a guest or a kernel.
 
-:class:`SplitDriver` does what a Linux driver does to its rings (virtio 1.2
-§2.7.13, §2.7.14), and on request what no driver should::
+:class:`SplitDriver` handles its rings as a Linux driver does (virtio 1.2 §2.7.13,
+§2.7.14). On request it breaks the rules::
 
     driver = SplitDriver(Ram.flat(1 << 20), size=16, features=VIRTIO_F_EVENT_IDX)
     queue = driver.device_queue()              # the other side, for the code under test
     head = driver.send([header], [512, 1])     # device-readable bytes, device-writable lengths
-    if driver.publish(): ...                   # the device asked to be notified
-    for head, length in driver.collect():      # what the device used
+    if driver.publish(): ...                   # the device wants a notification
+    for head, length in driver.collect():      # the used heads
         data = driver.response(head)
 
-It lays its rings and a heap into RAM from ``base`` on. Everything that it
-writes can also be written by hand (:meth:`~RingDriver.write_descriptor`,
-:meth:`~SplitDriver.offer`, :attr:`~SplitDriver.avail_index`), so a hostile
-driver is a few lines. :mod:`pykvm.testing.packed_driver` does the same for
-packed virtqueues; :mod:`pykvm.testing.fake_transport` adds eventfds and
-interrupts to test whole devices.
+It puts its rings and a heap into RAM from ``base`` on. A test can also write each part
+by hand (:meth:`~RingDriver.write_descriptor`, :meth:`~SplitDriver.offer`,
+:attr:`~SplitDriver.avail_index`), so a hostile driver takes a few lines.
+:mod:`pykvm.testing.packed_driver` does the same for packed virtqueues.
+:mod:`pykvm.testing.fake_transport` adds eventfds and interrupts, to test whole devices.
 """
 
 from collections import deque
@@ -53,16 +52,15 @@ class SplitDriver(RingDriver):
     ) -> None:
         """Lay out the rings at ``base`` (16-byte aligned) and a heap of ``heap`` bytes after them.
 
-        ``heap`` 0 takes the rest of the region that holds ``base``. ``start``
-        is the index at which both rings begin (a real driver has 0; others
-        test the wrap at 2^16, see :meth:`device_queue`). ValueError if it does
-        not fit.
+        ``heap`` 0 takes the rest of the region of ``base``. ``start`` is the index at
+        which both rings begin: 0 for a real driver, other numbers to test the wrap
+        at 2^16 (see :meth:`device_queue`). ValueError if it does not fit.
         """
         super().__init__(ram, size, features, base, heap, fence, (6 + 2 * size, 6 + 8 * size))
         self._start = start
         self._published = start
         self._collected = start
-        # With IN_ORDER descriptors are used in the order of the table, round and round (§2.7.5).
+        # With IN_ORDER, descriptors are used in the order of the table, cyclically (§2.7.5).
         self._in_order = bool(features & VIRTIO_F_IN_ORDER)
         self._free = deque(range(size))
         self._chains: dict[int, list[int]] = {}
@@ -70,7 +68,7 @@ class SplitDriver(RingDriver):
         self._set(self.used + 2, start)
         self._set(self.used + 4 + 8 * size, start)
         self.avail_index = start
-        """What the next :meth:`publish` writes to avail.idx; may be set to anything."""
+        """The next :meth:`publish` writes this to avail.idx. A test may set any number."""
         self.enable_interrupts()
 
     def device_queue(self, index: int = 0, fence: Callable[[], None] = no_fence) -> SplitQueue:
@@ -148,7 +146,7 @@ class SplitDriver(RingDriver):
 
 
 def _linked(chain: Sequence[Buffer], places: Sequence[int]) -> list[tuple[int, int, int, int]]:
-    """The descriptors of ``chain``, each naming the place of the following one."""
+    """The descriptors of ``chain``; each has the place of the next one."""
     linked = []
     for i, buffer in enumerate(chain):
         flags = VIRTQ_DESC_F_WRITE if buffer.writable else 0

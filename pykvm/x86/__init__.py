@@ -1,4 +1,4 @@
-"""x86 boot: a kernel, its initrd and command line, placed in guest RAM ready to run."""
+"""x86 boot: puts a kernel, its initrd and its command line into guest RAM, ready to run."""
 
 from pykvm.x86.cpu import DescriptorTable, EntryState, Segment, SpecialRegisters
 from pykvm.x86.loader import LoadedKernel, load_kernel

@@ -1,7 +1,7 @@
-"""bzImage: the setup header in front and the compressed vmlinux behind it.
+"""bzImage: a setup header, and a compressed vmlinux behind it.
 
 Source: Documentation/arch/x86/boot.rst of Linux ("The Real-Mode Kernel
-Header"). Nothing of the image's own code runs: see :mod:`pykvm.x86.payload`.
+Header"). The code in the image does not run; see :mod:`pykvm.x86.payload`.
 """
 
 import struct
@@ -11,20 +11,20 @@ from pykvm.lean.records import record
 from pykvm.x86.source import Source
 
 SETUP_HEADER = 0x1F1
-"""Offset of the setup header in the image and in the zero page alike."""
+"""Offset of the setup header, both in the image and in the zero page."""
 SETUP_HEADER_LIMIT = 0x290
 """The zero page has other fields from here on."""
 
 _HDRS = b"HdrS"
 _PAYLOAD_VERSION = 0x0208
-"""First protocol that says where the payload is (Linux 2.6.24)."""
+"""The first protocol that tells the payload's place (Linux 2.6.24)."""
 XLF_KERNEL_64 = 1 << 0
 XLF_CAN_BE_LOADED_ABOVE_4G = 1 << 1
 
 
 @record
 class BzImage:
-    """What a bzImage's setup header says.
+    """The contents of a bzImage's setup header.
 
     ``setup_header`` is the bytes to copy to the zero page at SETUP_HEADER;
     ``command_line_limit`` excludes the NUL; ``initrd_end`` is the first
@@ -41,7 +41,7 @@ class BzImage:
 
 
 def is_bzimage(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` (≥ 0x206 bytes) has a setup header."""
+    """True if a file that begins with ``head`` (≥ 0x206 bytes) has a setup header."""
     return head[0x202:0x206] == _HDRS and head[0x1FE:0x200] == b"\x55\xaa"
 
 
@@ -52,7 +52,7 @@ def parse_bzimage(source: Source) -> BzImage:
     if version < _PAYLOAD_VERSION:
         raise UsageError(
             f"{source.name} is a Linux kernel of boot protocol {version >> 8}.{version & 255:02}",
-            "the oldest that can be booted is 2.08 (Linux 2.6.24); give its vmlinux to --kernel",
+            "pykvm boots protocol 2.08 (Linux 2.6.24) and later; give its vmlinux to --kernel",
         )
     setup_sects = head[SETUP_HEADER] or 4
     offset, length = struct.unpack_from("<II", head, 0x248)
@@ -65,7 +65,7 @@ def parse_bzimage(source: Source) -> BzImage:
     (xloadflags,) = struct.unpack_from("<H", head, 0x236)
     (initrd_addr_max,) = struct.unpack_from("<I", head, 0x22C)
     (cmdline_size,) = struct.unpack_from("<I", head, 0x238)
-    # Byte 0x201 is the offset of a two-byte jump over the header: where it ends.
+    # Byte 0x201 is the offset of a two-byte jump over the header, to its end.
     end = min(0x202 + head[0x201], SETUP_HEADER_LIMIT)
     return BzImage(
         setup_header=head[SETUP_HEADER:end],

@@ -1,7 +1,7 @@
-"""The state a vCPU starts in, and the tables in RAM that this state refers to.
+"""The first state of a vCPU, and the tables in RAM to which this state refers.
 
-Plain values: the machine copies them into KVM's structures. Names are those
-of ``struct kvm_regs``, ``kvm_sregs`` and ``kvm_segment``.
+These are plain values, which the machine copies into KVM's structures. Their names are
+those of ``struct kvm_regs``, ``kvm_sregs`` and ``kvm_segment``.
 """
 
 import struct
@@ -64,7 +64,7 @@ class DescriptorTable:
 
 @record
 class SpecialRegisters:
-    """Segments, tables and control registers. What is not here keeps KVM's reset value."""
+    """Segments, tables and control registers. Other registers keep KVM's reset values."""
 
     cs: Segment
     ds: Segment
@@ -84,12 +84,12 @@ class SpecialRegisters:
 
 @record
 class EntryState:
-    """What the boot vCPU starts with.
+    """The first state of the boot vCPU.
 
-    ``regs``: general registers by name, those not named are 0. ``sregs``: all
-    of them, to be set over what KVM_GET_SREGS returned (which keeps
-    ``apic_base``). ``msrs``: index to value, for every vCPU, not only the
-    first: Linux complains about MTRRs that differ between CPUs.
+    ``regs``: general registers by name; the others are 0. ``sregs``: set them over
+    the result of KVM_GET_SREGS, which keeps ``apic_base``. ``msrs``: index to
+    value, for every vCPU, because Linux complains about MTRRs that differ between
+    CPUs.
     """
 
     regs: Mapping[str, int]
@@ -112,8 +112,8 @@ def long_mode_entry(ram: Ram, entry: int, boot_params: int) -> EntryState:
 def pvh_entry(ram: Ram, entry: int, start_info: int) -> EntryState:
     """The PVH entry: 32-bit protected mode, no paging, flat segments, ebx = start info.
 
-    Writes the GDT, which PVH does not ask for, so that a selector that is
-    loaded again means the same. Source: Xen's docs/misc/pvh.pandoc.
+    Also writes a GDT, which PVH does not require, so that selectors keep their
+    meaning when the guest loads them again. Source: Xen's docs/misc/pvh.pandoc.
     """
     code = Segment(0, 0xFFFFFFFF, BOOT_CS, type=0xB, db=1, g=1)
     sregs = _flat(ram, code, cr0=CR0_PE | CR0_ET, cr4=0, efer=0)
@@ -122,8 +122,8 @@ def pvh_entry(ram: Ram, entry: int, start_info: int) -> EntryState:
 
 
 def _msrs() -> dict[int, int]:
-    # Without enabled MTRRs Linux takes all memory for uncachable and turns PAT off;
-    # without the fast-string bit it takes `rep movsb` for slow.
+    # Without enabled MTRRs, Linux treats all memory as uncachable and turns PAT off.
+    # Without the fast-string bit, it treats `rep movsb` as slow.
     return {
         MSR_IA32_MISC_ENABLE: MISC_ENABLE_FAST_STRING,
         MSR_MTRR_DEF_TYPE: MTRR_ENABLE | MTRR_WRITE_BACK,
@@ -132,7 +132,7 @@ def _msrs() -> dict[int, int]:
 
 def _flat(ram: Ram, code: Segment, cr0: int, cr4: int, efer: int) -> SpecialRegisters:
     data = Segment(0, 0xFFFFFFFF, BOOT_DS, type=0x3, db=1, g=1)
-    # VMX demands a busy TSS in TR, and of 0x67 bytes at least in long mode.
+    # VMX requires a busy TSS in TR, in long mode with a limit of at least 0x67.
     task = Segment(0, 0x67, BOOT_TSS, type=0xB, s=0)
     nothing = Segment(0, 0, 0, type=0, present=0, s=0, unusable=1)
     gdt = bytearray(_GDT_SIZE)
@@ -168,7 +168,7 @@ def descriptor(segment: Segment) -> int:
 
 
 def _write_page_tables(ram: Ram) -> None:
-    """4 GiB by 2 MiB pages: 1 GiB pages are a CPU feature that may be missing."""
+    """Map 4 GiB by 2 MiB pages, because a CPU may lack 1 GiB pages."""
     directories = range(
         layout.PAGE_DIRECTORIES | _PRESENT_WRITABLE, layout.BOOT_DATA_END, layout.PAGE
     )

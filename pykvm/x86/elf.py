@@ -1,4 +1,4 @@
-"""ELF kernels: headers, loadable segments and the PVH note, read without trust.
+"""ELF kernels: headers, loadable segments and the PVH note, all of them untrusted.
 
 Sources: the ELF gABI for the file format; Xen's ``public/elfnote.h`` for
 XEN_ELFNOTE_PHYS32_ENTRY, whose value is the physical address of a PVH entry.
@@ -19,7 +19,7 @@ XEN_ELFNOTE_PHYS32_ENTRY = 18
 
 MAX_PROGRAM_HEADERS = 512
 MAX_NOTES = 1 << 20
-"""Bytes of one PT_NOTE segment that are looked at."""
+"""The number of bytes of a PT_NOTE segment that are read."""
 
 _MACHINES = {8: "MIPS", 20: "PowerPC", 21: "PowerPC64", 22: "s390", 40: "ARM", 183: "arm64"}
 _MACHINES |= {243: "RISC-V", 258: "LoongArch"}
@@ -45,10 +45,10 @@ class LoadSegment:
 
 @record
 class Elf:
-    """What booting needs to know of an ELF file.
+    """The parts of an ELF file that a boot needs.
 
     ``bits`` is 32 or 64; ``entry`` is e_entry; ``pvh_entry`` the PVH note's
-    value or None; ``linux_note`` whether a note of Linux's own is there.
+    value or None; ``linux_note``: the file has a note whose owner is ``Linux``.
     """
 
     bits: int
@@ -64,7 +64,7 @@ def parse_elf(source: Source) -> Elf:
     ident = source.read(0, 64)
     elf_class = ident[4] if len(ident) > 5 else 0
     if not ident.startswith(b"\x7fELF") or elf_class not in _HEADER:
-        raise _damaged(source, "its header makes no sense")
+        raise _damaged(source, "its header is invalid")
     if ident[5] != 1:
         raise _foreign(source, "a big-endian machine")
     header = _HEADER[elf_class]
@@ -87,7 +87,7 @@ def parse_elf(source: Source) -> Elf:
 
 
 def has_linux_banner(source: Source, elf: Elf) -> bool:
-    """Whether a loadable segment contains the kernel's ``Linux version 6.1.0 (...`` text."""
+    """True if a loadable segment contains a text such as ``Linux version 6.1.0 (...``."""
     piece, overlap = 1 << 20, 256
     for segment in elf.segments:
         for start in range(0, segment.file_size, piece):
@@ -100,7 +100,7 @@ def has_linux_banner(source: Source, elf: Elf) -> bool:
 def _is_banner_in(data: bytes) -> bool:
     if b"Linux version " not in data:
         return False
-    import re  # which few files need
+    import re  # few files come here
 
     return re.search(rb"Linux version \d+\.\d+\S* \(", data) is not None
 
@@ -157,7 +157,7 @@ def _program_headers(
 
 
 def _read_notes(source: Source, segments: list[_NoteSegment]) -> tuple[int | None, bool]:
-    """The PVH entry, and whether Linux left a note of its own (owner ``Linux``)."""
+    """The PVH entry or None, and True if there is a note whose owner is ``Linux``."""
     pvh_entry = None
     linux = False
     for segment in segments:

@@ -1,6 +1,6 @@
-"""What a file is, by its first bytes, when it is not what an option wanted.
+"""Names the kind of a file that an option cannot take, by its first bytes.
 
-Only for messages: a file that is what it should be never comes here.
+Used only for error messages, so never for a file of the right kind.
 """
 
 from pykvm.errors import UsageError
@@ -11,11 +11,11 @@ from pykvm.x86.source import Source
 _CPIO = (b"070701", b"070702", b"070707", b"\xc7\x71")
 _HEAD = 64 << 10
 _LZ4_BLOCK = 9 << 20
-"""An lz4 legacy block cannot be unpacked in part, so all of the first one is read."""
+"""Enough for the whole first block of an lz4 legacy frame, which cannot be unpacked in part."""
 
 DISK, KERNEL, INITRD = "--disk", "--kernel", "--initrd"
 
-# (offset, magic, what it is, the option it belongs to)
+# (offset, magic, kind of file, the option that takes it)
 _MAGICS: tuple[tuple[int, bytes, str, str], ...] = (
     (0x202, b"HdrS", "a Linux kernel (bzImage)", KERNEL),
     (0x38, b"ARM\x64", "a Linux kernel for arm64 (Image)", ""),
@@ -34,7 +34,7 @@ _MAGICS: tuple[tuple[int, bytes, str, str], ...] = (
     (0x8001, b"CD001", "a CD image (ISO 9660)", DISK),
     (0, b"MZ", "an EFI or Windows program", ""),
     (0x1FE, b"\x55\xaa", "a disk image (with a boot sector)", DISK),
-    (0, b"!<arch>\n", "a Debian package or another ar archive", ""),
+    (0, b"!<arch>\n", "an ar archive, such as a Debian package", ""),
     (0, b"\xed\xab\xee\xdb", "an RPM package", ""),
     (0, b"PK\x03\x04", "a zip archive", ""),
     (0, b"ANDROID!", "an Android boot image", ""),
@@ -45,9 +45,9 @@ _MAGICS: tuple[tuple[int, bytes, str, str], ...] = (
 
 @record
 class Identity:
-    """What a file is, with its article, and the option that takes it ("" if none does).
+    """The kind of a file, with its article, and the option that takes it ("" if none does).
 
-    ``generic``: compressed data about whose content nothing is known.
+    ``generic``: compressed data with unknown content.
     """
 
     what: str
@@ -56,7 +56,7 @@ class Identity:
 
 
 def identify(source: Source) -> Identity | None:
-    """What ``source`` looks like, or None if nothing is known about such bytes."""
+    """The kind of ``source``; None if its first bytes are unknown."""
     head = source.read(0, _HEAD)
     if not head:
         return Identity("empty", "")
@@ -88,11 +88,11 @@ def _compressed(source: Source, head: bytes, name: str) -> Identity:
 
 
 def wrong_file(source: Source, wanted: str) -> UsageError:
-    """The error for a ``source`` that its option cannot take; ``wanted``: what it takes."""
+    """The error for a ``source`` that its option cannot take; the option takes ``wanted``."""
     identity = identify(source)
     takes = f"{source.option} takes {wanted}"
     if identity is None:
-        return UsageError(f"{source.name} is of no kind that {source.option} knows", takes)
+        return UsageError(f"{source.name}, given to {source.option}, is of an unknown kind", takes)
     if identity.option and identity.option != source.option:
         takes = f"give it to {identity.option}; {takes}"
     elif identity.what.startswith("an ELF file compressed"):

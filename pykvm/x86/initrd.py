@@ -1,4 +1,4 @@
-"""Where the initrd goes, and whether the file can be one."""
+"""Checks the initrd, and puts it into guest RAM."""
 
 from pykvm.errors import UsageError
 from pykvm.memory import Ram
@@ -10,13 +10,13 @@ from pykvm.x86.source import Source
 def place_initrd(
     ram: Ram, source: Source, first: int, end: int, above_4g: bool, linux: bool
 ) -> tuple[int, int]:
-    """Read ``source`` into RAM; returns its guest-physical (start, end).
+    """Read ``source`` into RAM; return its guest-physical (start, end).
 
-    As high as it fits below ``end`` and above ``first``, the kernel's end, so that the kernel
-    finds one free range in between; above 4 GiB only if it fits nowhere else
-    and ``above_4g`` says the kernel can have it there. ``linux``: refuse what
-    is plainly no initrd (other kernels take any module). UsageError if it is
-    that, is empty, or does not fit.
+    It goes as high as possible below ``end`` and above ``first``, the kernel's
+    end, so that there is one free range between the two. It goes above 4 GiB only
+    if it fits nowhere else and ``above_4g`` allows it. ``linux``: refuse files that
+    are plainly not an initrd; other kernels take any module. UsageError if the file
+    is refused, is empty, or does not fit.
     """
     if not source.size:
         raise UsageError(f"{source.name} is empty", "--initrd takes a cpio archive")
@@ -45,7 +45,7 @@ def _below(end: int, size: int) -> int:
 
 
 def _check(source: Source) -> None:
-    """Linux takes an archive, compressed or not; of unknown kinds it is the judge."""
+    """Refuse files that are plainly not an archive. Linux judges files of unknown kinds."""
     identity = identify(source)
     if identity is None or identity.option == INITRD or identity.generic:
         return

@@ -1,8 +1,8 @@
-"""Where the boot data lies in guest memory, and the memory map the guest is told.
+"""The layout of boot data in guest memory, and the guest's memory map.
 
-The data occupy as little as possible of the first megabyte, because foreign
-kernels are sometimes linked there. Linux reserves the first 64 KiB for itself
-and has copied everything it needs before it uses them.
+The data occupy little of the first megabyte, because some kernels are linked to run
+there. Linux reserves the first 64 KiB for itself, and copies the data before it
+uses them.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ MIB = 1 << 20
 PAGE = 4096
 
 MP_FLOATING_POINTER = 0x300
-"""In the first KiB, the first place where Linux looks (``default_find_smp_config``)."""
+"""In the first KiB, which Linux searches first (``default_find_smp_config``)."""
 GDT = 0x500
 BOOT_PARAMS = 0x1000
 COMMAND_LINE = 0x2000
@@ -31,17 +31,17 @@ BOOT_DATA_END = 0xA000
 BASE_MEMORY_END = 0x9FC00
 """End of the conventional memory that the guest may use (639 KiB)."""
 MP_TABLE = 0xF0000
-"""In the BIOS area, which no guest takes for ordinary memory."""
+"""In the BIOS area, which no guest uses as ordinary memory."""
 HIGH_MEMORY = 0x100000
 
 MP_TABLE_SPACE = 0x2000
-"""Bytes; kept small, since linkers put a file's ELF header right below 1 MiB."""
+"""In bytes. It is small, because linkers put a file's ELF header right below 1 MiB."""
 
 BOOT_DATA = ((0, BOOT_DATA_END), (MP_TABLE, MP_TABLE + MP_TABLE_SPACE))
-"""Address ranges ``(start, end)`` that no part of a kernel may be loaded to."""
+"""Address ranges ``(start, end)`` in which no part of a kernel may lie."""
 
 PLATFORM_START = 0xFEC00000
-"""I/O APIC, local APIC and the pages KVM keeps for itself: no place for a PCI BAR."""
+"""From here on: I/O APIC, local APIC and pages of KVM, but no PCI BAR."""
 PLATFORM_END = 1 << 32
 
 E820_RAM = 1
@@ -58,7 +58,7 @@ class MapEntry:
 
 
 def memory_map(regions: Iterable[Region]) -> list[MapEntry]:
-    """What E820 and the PVH memory map say of RAM at ``regions``, by rising address.
+    """The memory map for E820 and PVH, with RAM at ``regions``, by rising address.
 
     The first region starts at 0 and is at least 1 MiB long.
     """

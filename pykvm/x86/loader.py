@@ -1,17 +1,17 @@
 """Puts a kernel, its initrd, its command line and the boot data into guest RAM.
 
-Which way in:
+The choice of the entry:
 
-- A Linux kernel (64-bit ELF, bare or inside a bzImage) is entered at e_entry,
-  the 64-bit entry. Its PVH note, if it has one, is not used: that entry runs
-  more kernel code before it arrives at the same place (it builds page tables
-  and the boot parameters itself), and takes no initrd above 4 GiB. Linux is
-  told by a note of its own (owner ``Linux``) or by its banner in the image.
-- Anything else with a PVH note, 32-bit or 64-bit, is entered through it.
-- An ELF file that is neither is refused. Linux's protocol would be a guess,
-  and almost every such file is an ordinary program.
+- A Linux kernel (64-bit ELF, bare or inside a bzImage) is entered at e_entry, the
+  64-bit entry. If it has a PVH note, that is not used: the PVH entry runs more kernel
+  code before it arrives at the same place, because it builds page tables and boot
+  parameters, and it takes no initrd above 4 GiB. A Linux kernel has a note with the
+  owner ``Linux``, or its banner in the image.
+- Any other file with a PVH note, 32-bit or 64-bit, is entered through that note.
+- An ELF file that is neither is refused. Linux's protocol would be a guess, and almost
+  every such file is an ordinary program.
 
-What only some kernels need is imported for them: start-up time is a feature.
+Modules that only some kernels need are imported for those, because start-up time counts.
 """
 
 import os
@@ -29,7 +29,7 @@ from pykvm.x86.source import Source, open_source
 
 LINUX64, PVH = "linux64", "pvh"
 LINUX_COMMAND_LINE = 2047
-"""What x86 Linux accepts (COMMAND_LINE_SIZE less the NUL), if no header says otherwise."""
+"""The limit of x86 Linux (COMMAND_LINE_SIZE less the NUL), if no header has a different one."""
 WANTED = "an x86-64 vmlinux or bzImage, or an ELF file with a PVH note"
 
 FileLike = bytes | str | os.PathLike[str]
@@ -40,7 +40,7 @@ class LoadedKernel:
     """A kernel in guest RAM. Ranges are guest-physical (start, end), end exclusive.
 
     ``kind`` is ``linux64`` or ``pvh``; ``entry`` is the boot vCPU's state;
-    ``description`` one line for people.
+    ``description`` one line for the user.
     """
 
     entry: EntryState
@@ -52,7 +52,7 @@ class LoadedKernel:
 
 @record
 class _Kernel:
-    """A kernel file, understood: the ELF file to load and how to enter it."""
+    """A parsed kernel file: the ELF file to load, and its entry."""
 
     source: Source
     elf: Elf
@@ -70,11 +70,11 @@ def load_kernel(
     command_line: str | Callable[[str], str] = "",
     cpus: int = 1,
 ) -> LoadedKernel:
-    """Load ``kernel`` (a path, or the file's content) and all it needs into ``ram``.
+    """Load ``kernel``, a path or the file's content, and its boot data into ``ram``.
 
     ``command_line`` may be a function of the kernel's kind (see LoadedKernel).
-    ``ram`` must be all zeros, as a new VM's is. UsageError, with the option to
-    look at, for whatever is wrong with a file, a size or the line.
+    ``ram`` must be all zeros, as that of a new VM. UsageError, which names the
+    option, for any fault of a file, a size or the line.
     """
     if not 1 <= cpus <= mptable.MAX_CPUS:
         raise UsageError(
@@ -83,7 +83,7 @@ def load_kernel(
     if ram.translate(0, layout.HIGH_MEMORY) < 0:
         raise UsageError("a guest needs at least 1 MiB of memory", "give it more with -m")
     with open_source(kernel, "--kernel") as source:
-        image = _understand(source)
+        image = _parse(source)
         text = command_line if isinstance(command_line, str) else command_line(image.kind)
         line = _encode(text, image)
         span = _load_segments(ram, image)
@@ -99,7 +99,7 @@ def load_kernel(
     return LoadedKernel(entry, image.kind, image.description, span, ramdisk)
 
 
-def _understand(source: Source) -> _Kernel:
+def _parse(source: Source) -> _Kernel:
     head = source.read(0, 0x206)
     if is_bzimage(head):
         from pykvm.x86.payload import unpack
@@ -131,8 +131,8 @@ def _choose_entry(source: Source, elf: Elf, header: BzImage | None, label: str) 
         raise _no_entry(source, elf)
     if not any(segment.address <= entry < segment.end for segment in elf.segments):
         raise UsageError(
-            f"{source.name} has its {kind} entry at {entry:#x}, outside what it loads",
-            "it is damaged, or no kernel",
+            f"{source.name} has its {kind} entry at {entry:#x}, outside its segments",
+            "it is damaged, or not a kernel",
         )
     return _Kernel(source, elf, kind, entry, header, label)
 
@@ -143,7 +143,7 @@ def _no_entry(source: Source, elf: Elf) -> UsageError:
     elif elf.bits == 32:
         what = "a 32-bit ELF file without a PVH note"
     else:
-        what = "a 64-bit ELF file, but neither Linux nor with a PVH note"
+        what = "a 64-bit ELF file that is not Linux and has no PVH note"
     return UsageError(f"{source.name} is {what}", f"--kernel takes {WANTED}")
 
 
@@ -168,7 +168,7 @@ def _encode(command_line: str, image: _Kernel) -> bytes:
 
 
 def _load_segments(ram: Ram, image: _Kernel) -> tuple[int, int]:
-    """Copy the segments to RAM; returns the range from the first to the last byte."""
+    """Copy the segments to RAM; return the range from the first to the last byte."""
     source, segments = image.source, image.elf.segments
     start = min(segment.address for segment in segments)
     end = max(segment.end for segment in segments)
@@ -176,7 +176,7 @@ def _load_segments(ram: Ram, image: _Kernel) -> tuple[int, int]:
         last = max(segments, key=lambda segment: segment.end)
         raise UsageError(
             f"{source.name} loads a part to {last.address:#x}-{last.end:#x},"
-            " where a guest has no low memory",
+            " where no guest has memory",
             "link it to run below 3 GiB",
         )
     if end > ram.regions[0].end:
@@ -201,9 +201,9 @@ def _load_segments(ram: Ram, image: _Kernel) -> tuple[int, int]:
 
 
 def _initrd_limits(image: _Kernel) -> tuple[int, bool, bool]:
-    """(end that the initrd must stay below, may lie above 4 GiB, is Linux's)."""
+    """(end that the initrd must stay below, may lie above 4 GiB, is for Linux)."""
     if image.kind == PVH:
-        # Linux's PVH entry keeps 32 bits of a module's address; others may do the same.
+        # Linux's PVH entry keeps 32 bits of a module's address, and other kernels may, too.
         return 1 << 32, False, image.header is not None
     if image.header is None:
         return 1 << 32, True, True

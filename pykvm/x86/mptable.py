@@ -1,16 +1,15 @@
-"""The MP configuration table: CPUs, the I/O APIC, and where every interrupt goes.
+"""The MP configuration table: CPUs, the I/O APIC, and the route of each interrupt.
 
-It does for a kernel without ACPI what the MADT and the DSDT would. Source:
-Intel MultiProcessor Specification 1.4, chapter 4.
+A kernel without ACPI reads it instead of the MADT and the DSDT. Source: Intel
+MultiProcessor Specification 1.4, chapter 4.
 
-KVM's irqchip routes GSI n to pin n of its I/O APIC, including GSI 0, on which
-its PIT sits (``default_routing`` in arch/x86/kvm; nothing like QEMU's "IRQ 0
-is pin 2" unless a VMM sets such routes). So every entry here names the pin
-that equals its interrupt's number.
+KVM's irqchip routes GSI n to pin n of its I/O APIC. That includes GSI 0, which the PIT
+uses (``default_routing`` in arch/x86/kvm; QEMU sets different routes, with IRQ 0 on
+pin 2). So the pin in each entry here equals the interrupt's number.
 
-INTA# of every slot of PCI bus 0 is described, of the empty ones too. Functions
-have no other pin, and Linux compares each entry with all before it, which is
-time one can see on a host that emulates guest kernel code.
+The table has INTA# of every slot of PCI bus 0, also of empty slots. It leaves out the
+other pins, because no function has them: Linux compares each entry with all earlier
+ones, which takes noticeable time on a host that emulates guest kernel code.
 """
 
 import struct
@@ -19,7 +18,7 @@ from pykvm.x86 import layout
 
 PCI_SLOTS = 32
 MAX_CPUS = 254
-"""APIC ids are 8 bits wide; one is left for the I/O APIC, and 255 means everybody."""
+"""APIC ids are 8 bits wide. The I/O APIC has one, and 255 means all APICs."""
 LOCAL_APIC = 0xFEE00000
 IO_APIC = 0xFEC00000
 
@@ -31,11 +30,11 @@ _ENABLED, _BOOT_CPU = 1, 2
 _APIC_VERSION, _IO_APIC_VERSION = 0x14, 0x11
 _CPU_SIGNATURE = 0x600
 _CPU_FEATURES = 0x201
-"""FPU and APIC; nobody reads more where there is CPUID."""
+"""FPU and APIC. Guests read further features from CPUID."""
 _CONFORMS = 0
 _LEVEL_ACTIVE_LOW = 0xF
 _ISA_CASCADE = 2
-"""The second 8259's input to the first: no device's interrupt."""
+"""The second 8259's input to the first, so not the interrupt of a device."""
 _ALL_APICS = 0xFF
 
 
@@ -50,7 +49,7 @@ def floating_pointer(table: int) -> bytes:
 
 
 def configuration(cpus: int) -> bytes:
-    """The configuration table for ``cpus`` CPUs (APIC ids 0 up), the first the boot CPU."""
+    """The configuration table for ``cpus`` CPUs with APIC ids from 0, the boot CPU, on."""
     assert 1 <= cpus <= MAX_CPUS
     io_apic = cpus
     entries = [_processor(apic_id) for apic_id in range(cpus)]
@@ -61,7 +60,7 @@ def configuration(cpus: int) -> bytes:
         if irq != _ISA_CASCADE:
             entries.append(_io_interrupt(_CONFORMS, _ISA_BUS, irq, io_apic, irq))
     for device in range(PCI_SLOTS):
-        source = device << 2  # and the pin, INTA# being 0 (appendix D.3)
+        source = device << 2  # plus the pin, which is 0 for INTA# (appendix D.3)
         entries.append(
             _io_interrupt(_LEVEL_ACTIVE_LOW, _PCI_BUS, source, io_apic, pci_gsi(device, 1))
         )

@@ -1,12 +1,11 @@
-"""Decompression, on the host, of what a bzImage carries.
+"""Decompression of the kernel in a bzImage, on the host.
 
-Guest code never decompresses a kernel: on a host that emulates guest kernel
-code that would take hours, and on others it is still time spent for nothing.
+The guest never decompresses a kernel. On a host that emulates guest kernel code
+that would take hours, and on other hosts it would waste time.
 
-The x86 build appends the unpacked size as four bytes to every payload but a
-gzip one; each decompressor here ignores what follows the compressed stream.
-The libraries are imported when a payload needs them, since most runs boot an
-uncompressed vmlinux and should not pay for them.
+The x86 build appends four bytes with the unpacked size to every payload except gzip.
+Each decompressor here ignores bytes behind the compressed stream. A library is
+imported only when a payload needs it, because most runs boot an uncompressed vmlinux.
 """
 
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Protocol
 from pykvm.errors import UsageError
 
 MAX_UNPACKED = 1 << 30
-"""No kernel is larger; a payload that unpacks to more is refused (bytes)."""
+"""In bytes. No kernel is larger, so a payload that unpacks to more is refused."""
 
 _LZMA_MEMORY = 512 << 20
 """xz and lzma dictionaries: kernels use up to 128 MiB."""
@@ -70,7 +69,7 @@ def unpack(data: bytes, what: str, limit: int = MAX_UNPACKED) -> tuple[bytes, st
     if name == "lzo":
         raise UsageError(
             f"{what} is compressed with LZO, which is not supported",
-            "build it with another compression, or give its vmlinux to --kernel",
+            "build it with a different compression, or give its vmlinux to --kernel",
         )
     if name is None:
         raise UsageError(
@@ -84,12 +83,12 @@ def unpack(data: bytes, what: str, limit: int = MAX_UNPACKED) -> tuple[bytes, st
             f"{what} cannot be unpacked ({name}): {error}", "it is damaged; build or copy it again"
         ) from None
     if len(unpacked) > limit:
-        raise UsageError(f"{what} unpacks to more than {limit >> 20} MiB", "no kernel is that big")
+        raise UsageError(f"{what} unpacks to more than {limit >> 20} MiB", "no kernel is so large")
     return unpacked, name
 
 
 def peek(data: bytes, length: int = 512) -> bytes:
-    """The first bytes that compressed ``data``, perhaps cut off, unpack to; b"" if none."""
+    """The first unpacked bytes of compressed ``data``, which may be cut off; b"" if none."""
     name = compression(data)
     if name is None or name == "lzo":
         return b""
@@ -102,7 +101,7 @@ def peek(data: bytes, length: int = 512) -> bytes:
 def _decompressor(name: str, whole: bool = True) -> Callable[[bytes, int], bytes]:
     """A function of (data, limit) that returns at most limit + 1 bytes, or a few more.
 
-    With ``whole``, data that end before their stream does are an error.
+    With ``whole``, data that end before their stream are an error.
     """
     if name == "zstd":
         return lambda data, limit: _zstd(data, limit, whole)
@@ -143,10 +142,10 @@ def _stream(name: str) -> tuple[_Stream, tuple[type[Exception], ...]]:
 
 
 def _zstd(data: bytes, limit: int, whole: bool) -> bytes:
-    """A zstd frame; kernels' have no content size, so the output's end is found by unpacking.
+    """Unpack a zstd frame. Those of kernels do not tell their unpacked size.
 
-    It is fed in small pieces because the library bounds no output: four bytes
-    unpack to 128 KiB at most, so one piece to 128 MiB.
+    The library has no limit for its output, so it gets small pieces: four bytes
+    unpack to 128 KiB at most, so one piece unpacks to 128 MiB at most.
     """
     import zstandard
 
@@ -166,10 +165,10 @@ def _zstd(data: bytes, limit: int, whole: bool) -> bytes:
 
 
 def _lz4_legacy(data: bytes, limit: int) -> bytes:
-    """An lz4 legacy frame: a magic number, then blocks that each have a size in front.
+    """Unpack an lz4 legacy frame: a magic number, then blocks with a size in front of each.
 
-    The format has no end mark, so four last bytes are taken for the size that
-    the kernel's build appends.
+    The format has no end mark, so the last four bytes count as the size that the
+    kernel's build appends.
     """
     import lz4.block
 

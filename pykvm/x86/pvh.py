@@ -1,4 +1,4 @@
-"""The PVH start info: how a kernel entered through its PVH note finds its surroundings.
+"""The PVH start info, in which a kernel with a PVH entry finds its boot data.
 
 Source: Xen's public/arch-x86/hvm/start_info.h, version 1.
 """
@@ -19,7 +19,7 @@ _MEMORY = struct.Struct("<QQII")
 def build(
     address: int, memory: Sequence[MapEntry], command_line: int, initrd: tuple[int, int] | None
 ) -> bytes:
-    """The start info to put at guest-physical ``address``, its lists right behind it.
+    """The start info for guest-physical ``address``, with its lists right behind it.
 
     ``command_line`` is the guest-physical address of the line, ``initrd`` the
     (start, end) of the only module, if there is one.

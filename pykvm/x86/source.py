@@ -1,7 +1,7 @@
-"""The bytes of a kernel or an initrd, wherever they come from.
+"""The bytes of a kernel or an initrd, from a file, a pipe or memory.
 
-Files are read with pread straight into guest RAM, rather than mapped: a file
-that someone truncates meanwhile is then an error instead of a SIGBUS.
+Files are read straight into guest RAM with pread. If they were mapped, a file that is
+truncated meanwhile would cause a SIGBUS instead of an error.
 """
 
 import os
@@ -11,11 +11,11 @@ from pykvm.errors import UsageError, reason_of
 from pykvm.lean.typing_names import Self
 
 MAX_PIPE = 1 << 30
-"""Bytes read from a pipe at most."""
+"""The largest number of bytes that is read from a pipe."""
 
 
 class Source:
-    """Random access to immutable bytes. ``name`` is for messages, ``option`` who gave it."""
+    """Random access to immutable bytes. Messages use ``name`` and ``option``, which gave it."""
 
     def __init__(self, data: bytes, name: str, option: str) -> None:
         self.name = name
@@ -28,7 +28,7 @@ class Source:
         return self._data[offset : offset + length]
 
     def readinto(self, offset: int, view: memoryview) -> None:
-        """Fill ``view`` from ``offset``; UsageError if the source ends before."""
+        """Fill ``view`` from ``offset``; UsageError if the source ends earlier."""
         data = memoryview(self._data)[offset : offset + len(view)]
         if len(data) != len(view):
             raise self.truncated()
@@ -39,7 +39,7 @@ class Source:
         return UsageError(f"{self.name} ends too early", "it is damaged; build or copy it again")
 
     def close(self) -> None:
-        """Release what the source holds."""
+        """Release the source's resources."""
 
     def __enter__(self) -> Self:
         return self

@@ -166,7 +166,7 @@ def with_magic(offset: int, magic: bytes, size: int = 0x11000) -> bytes:
         (b"just some words\n", "text", "--kernel takes"),
         (with_magic(0, b"\x13\x37"), "no kind", "--kernel takes"),
         (build_elf([(0x100000, b"", 4)], machine=183), "arm64", "x86-64"),
-        (build_elf([(0x100000, b"abc", 4)]), "neither Linux nor", "--kernel takes"),
+        (build_elf([(0x100000, b"abc", 4)]), "is not Linux and has", "--kernel takes"),
         (build_elf([(0x100000, b"abc", 4)], bits=32), "32-bit ELF", "--kernel takes"),
         (build_elf([(0x100000, b"abc", 4)], kind=ET_DYN), "shared library", "--kernel takes"),
         (linux_elf()[:200], "shorter", "damaged"),
