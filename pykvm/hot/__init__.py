@@ -1,1 +1,1 @@
-"""What the hot path needs in both of its forms, interpreted and compiled (speed/README.md)."""
+"""Helpers of the hot path in both of its forms, interpreted and compiled (speed/README.md)."""

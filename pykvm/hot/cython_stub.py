@@ -1,4 +1,4 @@
-"""Stands in for the module ``cython``, which only a compiler needs."""
+"""Stands in for the module ``cython``, which only the compiled form needs."""
 
 from typing import Any
 

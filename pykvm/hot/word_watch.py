@@ -1,8 +1,8 @@
-"""Watches words of memory that others write: what polling is made of.
+"""Watches words of memory that other threads write, which is the core of polling.
 
-Only the compiled form (speed/README.md) spins, without the GIL. A loop of
-interpreted code would keep the GIL from the vCPU threads for milliseconds, so
-that form does not spin at all.
+Only the compiled form (speed/README.md) spins, without the GIL. An interpreted loop
+would keep the GIL from the vCPU threads for milliseconds, so the interpreted form checks
+the words once.
 """
 
 from array import array
@@ -17,14 +17,15 @@ if cython.compiled:
 
 _GAP_NS: Final = 100_000
 """A thread that does not run for this long has lost its CPU. Interrupts, and the kernel's threads
-that go with them, take it for less."""
+behind them, take a CPU for less."""
 
 
 class Watch:
-    """Words of 16 bits and what they were; given anew for each :meth:`changes`, which forgets them.
+    """Words of 16 bits with their known values. Each :meth:`changes` forgets them afterwards.
 
-    Until then their memory stays where it is. ``lost_ns``: how long others had
-    the CPU during the last :meth:`changes`, in gaps of 0.1 ms or more; 0 where that does not spin.
+    Until then, their memory must not move. ``lost_ns``: the time for which other
+    threads had the CPU during the last :meth:`changes`, in gaps of 0.1 ms or more; 0 in
+    the interpreted form.
     """
 
     count: int
@@ -34,7 +35,7 @@ class Watch:
     _values: Words64
 
     def __init__(self, most: int) -> None:
-        """For up to ``most`` words."""
+        """Make room for ``most`` words."""
         self.count = 0
         self.lost_ns = 0
         self._words = []
@@ -47,7 +48,7 @@ class Watch:
         self._words.clear()
 
     def add(self, words: Words16, place: int, value: int) -> None:
-        """Watch ``words[place]`` for another number than ``value``, which it may have already."""
+        """Watch ``words[place]`` for a number other than ``value``, which it may have already."""
         if cython.compiled:
             address: U64 = cython.cast(cython.size_t, cython.address(words[place]))
             self._addresses[self.count] = address
@@ -57,7 +58,7 @@ class Watch:
         self.count += 1
 
     def changes(self, nanoseconds: int) -> bool:
-        """Has any of the words another number, now or within ``nanoseconds``?"""
+        """True if a word has a number other than its known value, now or within ``nanoseconds``."""
         changed = False
         if cython.compiled:
             now = cython.declare(clock.timespec)

@@ -1,16 +1,15 @@
-"""Names for what fits into machine words, for mypy the same as the types behind them.
+"""Names for machine words and for memory made of them. mypy sees the types behind them.
 
-``make speed`` compiles the modules that use them (speed/); interpreted, they
-mean nothing more than ``int`` and ``memoryview``.
+``make speed`` compiles the modules that use them (speed/README.md). In the interpreted
+form they only mean ``int`` and ``memoryview``.
 """
 
 from array import array
 from collections.abc import Iterable
-
-from pykvm.lean.typing_names import TypeAlias
+from typing import TypeAlias
 
 U64: TypeAlias = int
-"""0 to 2^64 - 1, where ``int`` is a signed 64-bit word."""
+"""0 to 2^64 - 1. An ``int`` is a signed 64-bit word."""
 Bytes: TypeAlias = memoryview
 """Of unsigned bytes."""
 Words16: TypeAlias = memoryview
@@ -23,13 +22,13 @@ Longs: TypeAlias = memoryview
 """Of signed 64-bit words."""
 
 LOW_32 = 0xFFFFFFFF
-"""Masks the low half of a 64-bit word. Imported, it is one; written out, it is too large for C."""
+"""Masks the low half of a 64-bit word. Import it: as a literal, it would be too large for C."""
 
 NO_BYTES: Bytes = memoryview(bytearray())
 
 
 def zeros(count: int) -> Longs:
-    """``count`` zeros."""
+    """``count`` words, all 0."""
     return memoryview(array("q", bytes(8 * count)))
 
 

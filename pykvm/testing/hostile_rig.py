@@ -280,9 +280,7 @@ class Rig:
         if driver.publish():
             self.notify()
         self.serve()
-        assert [done for done, _ in driver.collect()] == [head], (
-            "the request needs one answer"
-        )
+        assert [done for done, _ in driver.collect()] == [head], "the request needs one answer"
         return driver.response(head)
 
     def close(self) -> None:

@@ -151,8 +151,8 @@ class InspectingEngine:
                 operation.moved = min(operation.moved, -limit)
 
     def _inspect(self, operation: Operation) -> None:
-        assert operation.offset >= 0, "it begins on the disk"
-        assert 0 <= operation.length <= self._image.size - operation.offset, "it ends there"
+        assert operation.offset >= 0, "it begins before the disk"
+        assert 0 <= operation.length <= self._image.size - operation.offset, "it leaves the disk"
         if operation.kind > VIRTIO_BLK_T_OUT:
             return
         count = operation.last - operation.first
