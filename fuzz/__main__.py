@@ -1,6 +1,6 @@
-"""``python -m fuzz``: every target under libFuzzer for a while, and what came of it.
+"""``python -m fuzz``: runs every target under libFuzzer for a given time, and reports.
 
-What was learnt stays in build/fuzz/, so that the next run goes on from there.
+Inputs that it learnt stay in build/fuzz/, and the next run continues with them.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from pykvm.virtio import split
 ROOT = Path(__file__).parent
 WORK = ROOT.parent / "build" / "fuzz"
 SHARES = {"disk": 5, "pci": 4, "parsers": 1}
-"""How the time is divided."""
+"""Each target's share of the time."""
 INPUT_TIMEOUT, MEMORY_MIB, LONGEST = 30, 1024, 512
-"""For one input: seconds (on a loaded machine), memory, and its bytes."""
+"""Limits for one input: seconds (on a loaded machine), MiB of memory, and its length."""
 
 _PROGRESS = re.compile(r"^#(\d+)\s.*?cov: (\d+) ft: (\d+).*?exec/s: (\d+)", re.MULTILINE)
 
@@ -28,8 +28,10 @@ _PROGRESS = re.compile(r"^#(\d+)\s.*?cov: (\d+) ft: (\d+).*?exec/s: (\d+)", re.M
 def main() -> int:
     """The exit status: 0 if nothing was found, 1 if something was, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
-    parser.add_argument("--seconds", type=int, default=3600, help="in all (default: %(default)s)")
-    parser.add_argument("--play", nargs=2, metavar=("TARGET", "FILE"), help="one input, once")
+    parser.add_argument(
+        "--seconds", type=int, default=3600, help="for all targets (default: %(default)s)"
+    )
+    parser.add_argument("--play", nargs=2, metavar=("TARGET", "FILE"), help="run one input once")
     arguments = parser.parse_args()
     if arguments.play:
         name, file = arguments.play
@@ -51,7 +53,7 @@ def main() -> int:
 
 
 def fuzz(name: str, seconds: int) -> bool:
-    """Let libFuzzer work on a target for so long, and print a line; was anything found?"""
+    """Run libFuzzer on a target for ``seconds``, and print a line; True if it found anything."""
     learnt = WORK / name
     learnt.mkdir(parents=True, exist_ok=True)
     log = WORK / f"{name}.log"
@@ -73,22 +75,26 @@ def fuzz(name: str, seconds: int) -> bool:
     )
     if status.returncode:
         print(_tail(said), file=sys.stderr)
-        print(f"again: python -m fuzz --play {name} FILE, from {WORK}", file=sys.stderr)
+        print(
+            f"again: python -m fuzz --play {name} FILE (from {WORK})",
+            file=sys.stderr,
+        )
     return status.returncode != 0
 
 
 def _check() -> None:
-    """UsageError if nothing could be seen here."""
+    """UsageError if fuzzing is impossible here."""
     if not (split.__file__ or "").endswith(".py"):
         raise UsageError(
-            "the hot path is compiled, and a fuzzer cannot look inside", "run 'make interpreted'"
+            "the fuzzer cannot follow a compiled hot path",
+            "run 'make interpreted'",
         )
     if importlib.util.find_spec("atheris") is None:
         raise UsageError("atheris is not installed", "run 'make fuzz', which installs it")
 
 
 def _tail(said: str) -> str:
-    """The end of libFuzzer's output, from where Python says what is wrong."""
+    """The end of libFuzzer's output, from Python's report of the exception on."""
     start = said.rfind("=== Uncaught Python exception")
     return said[start if start >= 0 else -4000 :][:4000]
 

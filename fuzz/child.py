@@ -4,13 +4,13 @@ import sys
 
 import atheris
 
-# Everything that is imported here can be followed; pykvm.errors must not come before.
+# The fuzzer can follow all modules that are imported here, so none of pykvm may come before.
 with atheris.instrument_imports(include=["pykvm", "fuzz"]):
     from fuzz.targets import TARGETS
 
 
 def main() -> None:
-    """Fuzz until libFuzzer's arguments say that it is enough, or something is found."""
+    """Fuzz until the time of libFuzzer's arguments is over, or it finds something."""
     name, *arguments = sys.argv[1:]
     atheris.Setup([sys.argv[0], *arguments], TARGETS[name])
     atheris.Fuzz()

@@ -1,4 +1,4 @@
-"""Parsers of what other people wrote: kernels, fault files, traces, monitor and agent messages."""
+"""Parsers of untrusted input: kernels, fault files, traces, monitor and agent messages."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,34 +18,34 @@ GUEST_MEMORY = 4 << 20
 
 
 def kernel(data: bytes) -> None:
-    """ELF and bzImage, decompression included."""
+    """Parse an ELF or bzImage kernel, including its decompression."""
     load_kernel(Ram.flat(GUEST_MEMORY), data)
 
 
 def faults(data: bytes) -> None:
-    """The TOML of ``faults=``."""
+    """Parse the TOML of ``faults=``."""
     parse_faults(data.decode("utf-8", "replace"))
 
 
 def trace(data: bytes) -> None:
-    """JSON Lines, and both that read them."""
+    """Parse the JSON Lines of a trace, for its summary and its drawing."""
     report(summarize(Reader(BytesIO(data))))
     plot(Reader(BytesIO(data)))
 
 
 def monitor(data: bytes) -> None:
-    """QMP, in one piece and byte by byte: the same answers."""
+    """Parse QMP messages in one piece and byte by byte: both give the same answers."""
     whole, pieces = Conversation({}), Conversation({})
     said = whole.receive(data)
     bit_by_bit = [item for byte in data for item in pieces.receive(bytes([byte]))]
-    assert said == bit_by_bit, "it matters how a message arrives"
+    assert said == bit_by_bit, "a message in pieces got a different answer"
     for item in said:
         if isinstance(item, Command):
             item.success({})
 
 
 def agent(data: bytes) -> None:
-    """What the program in a guest that carries out commands says."""
+    """Parse the messages of the guest's agent."""
     FrameDecoder().feed(data)
 
 
@@ -53,7 +53,7 @@ PARSERS: tuple[Callable[[bytes], None], ...] = (kernel, faults, trace, monitor, 
 
 
 def parse(data: bytes) -> None:
-    """The first byte says what the rest is for."""
+    """Parse ``data``: its first byte selects the parser of the rest."""
     if data:
         with suppress(UsageError):
             PARSERS[data[0] % len(PARSERS)](data[1:])

@@ -1,10 +1,10 @@
-"""Bytes as steps of a hostile driver, and the steps.
+"""Plays bytes as the steps of a hostile driver.
 
-A script is steps one after another: the step's number in a target's table,
-then its fields, little-endian as :mod:`struct` has them, then with ``*`` a
-length byte and as many bytes. Whatever the bytes are they are a script: a
-number is taken modulo the table's length, and what is missing at the end is 0.
-So a mutation of a script is mostly the same script with another field.
+A script is a sequence of steps. A step is its number in a target's table, then its
+fields, little-endian in the format of :mod:`struct`, then with ``*`` a length byte and
+that number of bytes. Any bytes are a script: a number counts modulo the table's length, and
+missing bytes at the end are 0. So a mutation of a script is mostly the same script with one
+changed field.
 """
 
 import errno
@@ -46,10 +46,10 @@ RING_FEATURES = (
 )
 BLOCK_FEATURES = (1 << 24) - 1
 KINDS = (0, 1, 4, 8, 10, 11, 13, 2, 0x8000_0001, 2**32 - 1)
-"""Request types: those that are known, and some that are not."""
+"""Request types, known and unknown."""
 LAST_SECTORS = (SECTORS - 1, SECTORS, 2**55, 2**63, 2**64 - 1)
 ERRORS = (0, errno.EIO, errno.ENOSPC, errno.ECANCELED, -512, -1)
-"""As :attr:`Rig.errors` has them."""
+"""Items for :attr:`Rig.errors`."""
 SIZES = (1, 2, 4, 8)
 BASES: tuple[int, ...] = (
     *range(0, LOW, 0x1000),
@@ -62,27 +62,27 @@ BASES: tuple[int, ...] = (
     2**64 - 4096,
     0xC000_0000,
 )
-"""What the upper four bits of a place mean; the lower twelve are added."""
+"""The upper four bits of a place select one; the lower twelve are added."""
 
 
 class Step(NamedTuple):
-    """``fields``: what :mod:`struct` calls a format, perhaps with ``*`` at the end."""
+    """``fields`` is a format of :mod:`struct`, perhaps with ``*`` at the end."""
 
     fields: str
     run: Callable[..., None]
 
 
 class Player:
-    """Plays a script's steps on a rig. Nothing that it does may raise an exception."""
+    """Plays a script's steps on a rig. No step may raise an exception."""
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
         self.features = VIRTIO_F_VERSION_1
 
-    # -- a driver that behaves --------------------------------------------------
+    # -- an honest driver --------------------------------------------------------
 
     def start(self, ring: int, block: int) -> None:
-        """Reset, negotiate and go; bits of ``ring`` are RING_FEATURES."""
+        """Reset, negotiate and start; the bits of ``ring`` select RING_FEATURES."""
         self.features = VIRTIO_F_VERSION_1 | (BLOCK_FEATURES if block & 1 else 0)
         self.features |= sum(bit for i, bit in enumerate(RING_FEATURES) if ring >> i & 1)
         self.rig.start(self.features)
@@ -92,7 +92,7 @@ class Player:
         self.rig.reset()
 
     def request(self, queue: int, kind: int, sector: int, framing: int, data: bytes) -> None:
-        """Make a request available, in pieces as ``framing`` says."""
+        """Make a request available, in the pieces that ``framing`` selects."""
         where = sector if sector < 0xF0 else LAST_SECTORS[sector % len(LAST_SECTORS)]
         header = pack("<IIQ", KINDS[kind % len(KINDS)], 0, where)
         cut = framing & 15
@@ -106,21 +106,21 @@ class Player:
         if framing & 64:
             writable = [sum(writable)]
         if driver := self._driver(queue):
-            with _mock():
+            with _driver_errors_ignored():
                 driver.send([piece for piece in readable if piece], writable)
 
     def submit(self, queue: int) -> None:
-        """Publish, and notify unless bit 7 of ``queue`` is set, wanted or not."""
+        """Publish. Notify unless bit 7 of ``queue`` is set, even if the device does not want it."""
         if driver := self._driver(queue):
-            with _mock():
+            with _driver_errors_ignored():
                 driver.publish()
             if queue < 0x80:
                 self.rig.notify(queue % len(self.rig.drivers))
 
     def collect(self, queue: int) -> None:
-        """Take what is used."""
+        """Take the used heads."""
         if driver := self._driver(queue):
-            with _mock():
+            with _driver_errors_ignored():
                 driver.collect()
 
     def renew(self, queue: int) -> None:
@@ -132,7 +132,7 @@ class Player:
                 index = self.rig.drivers.index(driver)
                 self.rig.drivers[index] = self.rig.place(index)
 
-    # -- one that does not ----------------------------------------------------
+    # -- a hostile driver ------------------------------------------------------
 
     def memory(self, place: int, data: bytes) -> None:
         """Write anything to guest RAM."""
@@ -149,7 +149,7 @@ class Player:
             driver.write_descriptor(slot & 15, address(place), length, third, fourth)
 
     def offer(self, queue: int, head: int, index: int) -> None:
-        """Put anything into the next slot of the available ring, and ``index`` bytes ahead."""
+        """Put any head into the next slot of the ring, and move a split ring on by ``index``."""
         driver = self._driver(queue)
         if isinstance(driver, SplitDriver):
             driver.offer(head)
@@ -223,7 +223,7 @@ class Player:
         self.rig.config(at + 16, 4)
 
     def mmio(self, place: int, size: int, value: int) -> None:
-        """Access what is decoded in the PCI window, doorbells included."""
+        """Access any address in the PCI window, including doorbells."""
         at, width = 0xE000_0000 + place, SIZES[size & 3]
         self.rig.pci_services.store(at, width, value & (1 << 8 * width) - 1)
         assert self.rig.pci_services.load(at, width) < 1 << 8 * width
@@ -237,11 +237,11 @@ class Player:
     # -- its host -----------------------------------------------------------------
 
     def serve(self) -> None:
-        """The device's turn."""
+        """Let the device serve its rings."""
         self.rig.serve()
 
     def pause(self, which: int) -> None:
-        """The machine is stopped, or goes on."""
+        """Stop the machine, or continue it."""
         if which & 1:
             self.rig.device.pause()
         else:
@@ -249,12 +249,12 @@ class Player:
         self.rig.check()
 
     def resize(self, sectors: int) -> None:
-        """The disk gets another size, or not."""
+        """Resize the disk, if the size is possible."""
         with suppress(UsageError):
             self.rig.device.resize(sectors * SECTOR_SIZE)
 
     def errors(self, which: int, count: int) -> None:
-        """The host cannot carry out the next operations."""
+        """Make the host fail the next operations."""
         self.rig.errors.extend([ERRORS[which % len(ERRORS)]] * (count & 7))
 
     def _driver(self, queue: int) -> SplitDriver | PackedDriver | None:
@@ -321,7 +321,7 @@ def play(steps: dict[str, Step], data: bytes) -> None:
 
 
 def options(choice: bytes) -> DiskOptions:
-    """What a script's first two bytes say."""
+    """The disk's options from a script's first two bytes."""
     ring, disk = choice
     return DiskOptions(
         queue_size=QUEUE_SIZE,
@@ -341,7 +341,7 @@ def options(choice: bytes) -> DiskOptions:
 
 
 def script(steps: dict[str, Step], choice: bytes, *played: tuple[Any, ...]) -> bytes:
-    """The script of steps that are given as a name and its fields."""
+    """The script of ``played``: steps as tuples of a name and its fields."""
     names = list(steps)
     made = bytearray(choice)
     for name, *fields in played:
@@ -355,7 +355,7 @@ def script(steps: dict[str, Step], choice: bytes, *played: tuple[Any, ...]) -> b
 
 
 def address(place: int) -> int:
-    """The guest-physical address that 16 bits stand for."""
+    """The guest-physical address for the 16 bits of ``place``."""
     return BASES[place >> 12] + (place & 0xFFF)
 
 
@@ -371,7 +371,7 @@ def _arguments(form: str, data: memoryview) -> tuple[Sequence[Any], memoryview]:
 
 
 @contextmanager
-def _mock() -> Iterator[None]:
-    """The test driver's own mistakes are none of the device's."""
+def _driver_errors_ignored() -> Iterator[None]:
+    """Ignore errors of the test driver, which are not the device's."""
     with suppress(AssertionError, LookupError, MemoryError):
         yield

@@ -1,8 +1,7 @@
 """Writes the corpus's scripts: ``python -m fuzz.seeds``.
 
-Each is one thing that a driver does, honest or not, so that libFuzzer finds
-the rest by combining them. What else is in the corpus was found, or is a file
-for the parsers.
+Each script is one action of an honest or hostile driver, and libFuzzer combines them. The
+other files of the corpus were found by fuzzing, or are input for the parsers.
 """
 
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ Played = tuple[Any, ...]
 SPLIT, PACKED, IN_ORDER, TWO_QUEUES = 0, 1, 2, 64
 STOP_ON_ERRORS = 2 << 2 | 2 << 4
 ALL = 0xFF
-"""Accept all that is offered."""
+"""Accept all offered features."""
 READ, WRITE, FLUSH, GET_ID, LIFETIME, DISCARD, ZEROES = range(7)
 SECTORS, OUT, WITH_STATUS = 16, 32, 64
 """Framing: data in sectors, device-readable data, data and status in one descriptor."""
@@ -81,7 +80,7 @@ def one_request(kind: int) -> list[Played]:
 
 
 def reads() -> list[Played]:
-    """Three that follow each other."""
+    """Three reads of consecutive sectors."""
     return [("request", 0, READ, at, SECTORS, b"xy") for at in (0, 2, 4)]
 
 
@@ -179,7 +178,7 @@ SEEDS = {"disk": disk, "pci": pci}
 
 
 def main() -> None:
-    """Write what is missing or has changed."""
+    """Write all scripts to the corpus."""
     for target, made in SEEDS.items():
         folder = CORPUS / target
         folder.mkdir(parents=True, exist_ok=True)

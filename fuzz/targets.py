@@ -1,18 +1,18 @@
-"""What is fuzzed, and what must hold.
+"""The targets of the fuzzer, and their invariants.
 
-The invariant, whatever a guest does to its memory, its rings and its devices'
-registers:
+A guest may do anything to its memory, its rings and its devices' registers. These
+invariants hold nevertheless:
 
 - no exception leaves the device;
-- what was taken from a ring is given back at most once, and is given back
-  unless the machine is stopped or the ring is beyond use;
-- no access outside guest RAM, and none outside the disk;
-- bounded work and memory for each look at the rings;
-- after a reset, an honest driver finds a device that works.
+- a request that was taken from a ring is given back once, or not at all if the machine is
+  stopped or the ring is broken;
+- no access goes outside guest RAM or outside the disk;
+- each pass over the rings takes bounded work and memory;
+- after a reset, the device works for an honest driver.
 
-:class:`pykvm.testing.hostile_rig.Rig` checks it. For parsers of other people's files
-and messages: they return, or say what is wrong as a UsageError, within memory
-that the input's length bounds.
+:class:`pykvm.testing.hostile_rig.Rig` checks them. A parser of untrusted files or messages
+returns, or raises a UsageError that names the fault. Its memory is bounded by the input's
+length.
 """
 
 from collections.abc import Callable
@@ -27,4 +27,4 @@ TARGETS: dict[str, Target] = {
     "pci": partial(play.play, play.PCI),
     "parsers": parsers.parse,
 }
-"""Each takes any bytes, and raises AssertionError, or what it must not, if it found something."""
+"""Each takes any bytes. It raises an exception if it found a fault."""

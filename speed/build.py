@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Compile the hot modules with Cython, next to their sources: ``make speed``.
 
-Each module is copied into a folder of its own together with the declarations
-that its annotations amount to (declarations.py), and becomes an extension
-module there. Python prefers an extension module to the .py file beside it.
+Each module is copied to build/speed together with its declarations, which
+declarations.py makes from its annotations. It becomes an extension module there, which is
+copied next to the source. Python prefers an extension module to the .py file beside it.
 """
 
 import argparse
@@ -48,18 +48,18 @@ HOT = (
     "pykvm.devices.virtio_blk.serving.contention",
     "pykvm.devices.virtio_blk.serving.event_loop",
 )
-"""What a request passes on its way, whatever it asks for; bases before what is made of them."""
+"""The modules that every request passes. A base class comes before the classes made of it."""
 
 STAND_IN = "from pykvm.hot import cython_stub as cython"
-"""The line by which a module imports what stands in for Cython when it is interpreted."""
+"""The line by which a module imports the stand-in for Cython of the interpreted form."""
 
 C_CALLS = Path(__file__).with_name("c_calls.pxd")
-"""What ``from cython.cimports.c_calls import …`` finds."""
+"""The source of ``from cython.cimports.c_calls import …``."""
 
 DEBIAN_PACKAGES = ("gcc", "libc6-dev", "python3-dev")
 
-# Python's own rules, at little cost: an index is checked, an overflow and an attribute of
-# None raise, instead of touching what they should not.
+# Python's rules hold, at little cost: a bad index, an overflow and an attribute of None raise
+# exceptions instead of corrupting memory.
 DIRECTIVES = {
     "language_level": 3,
     "annotation_typing": False,
@@ -77,21 +77,21 @@ def source_of(name: str) -> Path:
 
 
 def extensions_of(name: str, root: Path) -> list[Path]:
-    """The extension modules of module ``name`` below ``root``, for whatever Python."""
+    """The extension modules of module ``name`` below ``root``, for any Python."""
     *packages, last = name.split(".")
     return list(root.joinpath(*packages).glob(f"{last}.*.so"))
 
 
 def compiled_files() -> list[Path]:
-    """The extension modules that lie next to sources, also of modules that were renamed since."""
+    """The extension modules next to sources, including those of renamed modules."""
     return [found for folder in ("pykvm", "devices") for found in (ROOT / folder).rglob("*.so")]
 
 
 class Build:
-    """The folder of sources, their declarations and what was compiled of them.
+    """The folder of sources, declarations and extension modules.
 
-    Beside each extension module lies a ``.key``: a hash of all that it was
-    made of. What has the key that it is to have is not compiled again.
+    Each extension module has a ``.key`` beside it: a hash of everything from which
+    it was made. A module is compiled again only if its key changes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -121,7 +121,7 @@ class Build:
         return self.folder.joinpath(*name.split(".")).with_suffix(suffix)
 
     def stale(self) -> list[str]:
-        """The modules that have to be compiled."""
+        """The modules that need compiling."""
         return [
             name
             for name in HOT
@@ -131,11 +131,11 @@ class Build:
         ]
 
     def compile(self, name: str) -> None:
-        """Compile module ``name``; RuntimeError, with what the compiler said, if that fails."""
+        """Compile module ``name``; RuntimeError, with the compiler's output, if that fails."""
         self._file(name, ".key").unlink(missing_ok=True)
         for old in extensions_of(name, self.folder):
             old.unlink()
-        # In a process of its own, for setuptools and Cython work in the current folder.
+        # In a separate process, because setuptools and Cython work in the current folder.
         command = [sys.executable, str(Path(__file__).resolve()), "--in-folder", name]
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -143,7 +143,7 @@ class Build:
         self._file(name, ".key").write_text(self._keys[name])
 
     def compile_all(self, names: Sequence[str]) -> None:
-        """Compile ``names``, as many at a time as there are CPUs, and say how far it is."""
+        """Compile ``names``, one at a time per CPU, and show the progress."""
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             waiting = [pool.submit(self.compile, name) for name in names]
             try:
@@ -156,7 +156,7 @@ class Build:
 
 
 def needed(name: str, modules: dict[str, Module]) -> set[str]:
-    """The hot modules whose declarations the compiler reads for module ``name``, itself too."""
+    """The hot modules whose declarations the compiler reads for module ``name``, including it."""
     found: set[str] = set()
     waiting = [name]
     while waiting:
@@ -169,21 +169,21 @@ def needed(name: str, modules: dict[str, Module]) -> set[str]:
 
 
 def write(path: Path, text: str) -> None:
-    """Have ``path`` hold ``text``, and leave it alone if it does."""
+    """Write ``text`` to ``path``, unless it has this text already."""
     if not path.exists() or path.read_text() != text:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
 
 def show(text: str) -> None:
-    """Progress, on a terminal only; the last line of it is empty."""
+    """Show the progress, on a terminal only; an empty text ends it."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\033[K{text}")
         sys.stderr.flush()
 
 
 def compile_here(name: str) -> None:
-    """Run Cython and the C compiler in the working folder on module ``name``."""
+    """Run Cython and the C compiler on module ``name`` in the working folder."""
     from Cython.Build import cythonize
     from setuptools import Extension, setup
 
@@ -198,21 +198,21 @@ def compile_here(name: str) -> None:
 
 
 def missing_tools() -> bool:
-    """Is there no C compiler, or no header of this Python?"""
+    """True if there is no C compiler, or no header of this Python."""
     header = Path(sysconfig.get_path("include"), "Python.h")
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     return not (shutil.which(compiler) and header.exists())
 
 
 def install_tools() -> None:
-    """Have Debian's package manager install them; RuntimeError."""
+    """Install the compiler and the headers with Debian's package manager; RuntimeError."""
     command = ["apt-get", "install", "-qy", "--no-install-recommends", *DEBIAN_PACKAGES]
     if subprocess.run(command, check=False).returncode:
         raise RuntimeError(f"{' '.join(command)} failed")
 
 
 def build() -> list[Path]:
-    """Compile what changed; the extension modules, which are next to their sources then."""
+    """Compile changed modules; return all extension modules, which are next to their sources."""
     made = Build(ROOT / "build" / "speed")
     if stale := made.stale():
         print(
@@ -227,7 +227,7 @@ def build() -> list[Path]:
         beside = source_of(name).parent / extension.name
         built.append(beside)
         if not beside.exists() or beside.stat().st_mtime_ns != extension.stat().st_mtime_ns:
-            beside.unlink(missing_ok=True)  # a process may have it mapped
+            beside.unlink(missing_ok=True)  # not overwritten, because a process may have it mapped
             shutil.copy2(extension, beside)
     for old in set(compiled_files()) - set(map(Path.resolve, built)):
         old.unlink()
@@ -235,16 +235,16 @@ def build() -> list[Path]:
 
 
 def clean() -> None:
-    """Remove the extension modules: interpreted from now on."""
+    """Remove the extension modules, so that the hot path is interpreted."""
     for path in compiled_files():
         path.unlink()
 
 
 def interpreted_for(command: Sequence[str]) -> int:
-    """Run ``command`` with the hot path interpreted, then have it as before; its exit status."""
+    """Run ``command`` with the hot path interpreted, then restore the form; its exit status."""
     if not compiled_files():
         return _status_of(command)
-    print("the hot path is interpreted meanwhile", file=sys.stderr)
+    print("the hot path is interpreted while this command runs", file=sys.stderr)
     clean()
     try:
         return _status_of(command)
@@ -260,13 +260,18 @@ def _status_of(command: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do as the command line says; the exit status."""
+    """Carry out the command line; return the exit status."""
     parser = argparse.ArgumentParser(description="compile pykvm's hot path, or undo that")
     add = parser.add_argument
-    add("--clean", action="store_true", help="interpreted from now on")
-    add("--if-compiled", action="store_true", help="what is interpreted stays so")
-    add("--interpreted", nargs=argparse.REMAINDER, metavar="COMMAND", help="for this command only")
-    add("--install-deps", action="store_true", help="install the compiler if missing (as root)")
+    add("--clean", action="store_true", help="remove the compiled form")
+    add("--if-compiled", action="store_true", help="do nothing if the hot path is interpreted")
+    add(
+        "--interpreted",
+        nargs=argparse.REMAINDER,
+        metavar="COMMAND",
+        help="run COMMAND interpreted",
+    )
+    add("--install-deps", action="store_true", help="install a missing compiler (as root)")
     add("--in-folder", metavar="MODULE", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.in_folder:
@@ -283,7 +288,7 @@ def main(arguments: Sequence[str]) -> int:
         if missing_tools():
             if not options.install_deps:
                 packages = " ".join(DEBIAN_PACKAGES)
-                raise RuntimeError(f"a C compiler and Python's headers are needed: {packages}")
+                raise RuntimeError(f"no C compiler, or no Python.h: apt-get install {packages}")
             install_tools()
         build()
     except RuntimeError as error:

@@ -1,7 +1,7 @@
-# C functions that hot modules call when they are compiled, for which Cython has no declarations.
+# C functions that compiled hot modules call and for which Cython has no declarations.
 
 cdef extern from "<unistd.h>" nogil:
-    # Six words, as the kernel takes them; the C library's declaration leaves their types open.
+    # Six words, as the kernel takes them. The C library's declaration does not give their types.
     long syscall(long number, long a, long b, long c, long d, long e, long f)
 
 cdef extern from * nogil:

@@ -1,8 +1,8 @@
-"""Reads what a module's annotations say, and writes it down for Cython (an augmenting .pxd).
+"""Writes the declarations for Cython (a .pxd) that follow from a module's annotations.
 
-The hot modules are ordinary Python. Cython needs to be told which of their
-attributes, arguments and results fit into machine words, and mypy has been
-told already: this turns the second into the first. What it goes by:
+The hot modules are ordinary Python. Cython has to know which of their attributes,
+arguments and results fit into machine words. The annotations for mypy tell that, so this
+translates them (docs/decisions/0010-two-speeds.md):
 
 ==============================  =======================================
 in the source                   for the compiler
@@ -15,11 +15,11 @@ an imported ``CONSTANT``        a word with its value; also ``_OWN``
 anything else                   a Python object
 ==============================  =======================================
 
-A class whose body declares attributes becomes an extension type; its methods
-and the module's functions become C functions that Python can call too, unless
-they hold a closure or generator or are decorated. Local variables get their
-types from Cython's inference, which these declarations feed, and from what a
-loop goes over.
+A class whose body declares attributes becomes an extension type. Its methods and the
+module's functions become C functions that Python can call, too. Functions with a closure,
+a generator or a decorator stay Python functions. Local variables get their types from
+Cython's inference, which uses these declarations, and from the container over which a loop
+goes.
 """
 
 import ast
@@ -49,7 +49,7 @@ _CLOSURES = (ast.Lambda, ast.GeneratorExp, ast.FunctionDef, ast.Yield, ast.Yield
 
 
 def extension_types(tree: ast.Module, bases: Collection[str]) -> Iterator[ast.ClassDef]:
-    """The classes of ``tree`` that declare their attributes and are nobody's protocol or enum.
+    """The classes of ``tree`` that declare their attributes and are neither protocols nor enums.
 
     Their base, if any, is one of ``bases``.
     """
@@ -73,7 +73,7 @@ def _declared(node: ast.ClassDef) -> dict[str, ast.expr]:
 
 
 def _compilable(node: ast.stmt) -> TypeGuard[ast.FunctionDef]:
-    """Is it a function that can be one of C?"""
+    """True if ``node`` is a function that can become a C function."""
     if not isinstance(node, ast.FunctionDef) or node.decorator_list:
         return False
     if node.args.kwonlyargs or node.args.vararg or node.args.kwarg:
@@ -88,10 +88,10 @@ def parse(name: str, root: Path) -> ast.Module:
 
 
 def integer_constants(name: str, root: Path) -> set[str]:
-    """The names that module ``name`` gives to integers, once and for all: those in capitals.
+    """The names of integer constants in module ``name``, which are in capitals.
 
-    A module that imports one has a word of its own for it when compiled, as
-    has the module itself for those that nobody imports (``_LIKE_THIS``).
+    A compiled module has a C word for each constant that it imports, and for each
+    constant of its own that no other module imports (``_LIKE_THIS``).
     """
     found = set()
     for node in parse(name, root).body:
@@ -120,7 +120,7 @@ class Module:
     """
 
     def __init__(self, name: str, root: Path, known: "Iterable[Module]" = ()) -> None:
-        """``root`` is where the packages are; ``known`` the modules that bases may come from."""
+        """``root``: the folder of the packages. ``known``: modules from which bases may come."""
         self.name = name
         self._root = root
         self.tree = parse(name, root)

@@ -1,4 +1,4 @@
-"""Hatch's hook: a wheel brings the hot path compiled, where a compiler is at hand."""
+"""Hatch's hook: a wheel contains the compiled hot path, if there is a compiler."""
 
 import sys
 from pathlib import Path
@@ -11,14 +11,14 @@ from build import ROOT, build, missing_tools
 
 
 class SpeedHook(BuildHookInterface[Any]):
-    """Adds the extension modules to wheels; editable installs stay as the checkout is."""
+    """Adds the extension modules to wheels. An editable install uses the checkout's form."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and say that the wheel is for one Python and platform."""
+        """Compile, and mark the wheel as one for this Python and platform."""
         if self.target_name != "wheel" or version == "editable":
             return
         if missing_tools():
-            self.app.display_warning("no C compiler: this wheel runs interpreted")
+            self.app.display_warning("no C compiler: the hot path of this wheel is interpreted")
             return
         for path in build():
             build_data["force_include"][str(path)] = str(path.relative_to(ROOT))
