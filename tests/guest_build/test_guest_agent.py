@@ -128,7 +128,7 @@ def test_output_error_and_status_are_kept_apart(host: Host):
     assert host.run("echo out; echo err >&2; exit 7") == (7, b"out\n", b"err\n")
 
 
-def test_another_command_may_follow(host: Host):
+def test_a_second_command_may_follow(host: Host):
     for word in (b"one", b"two"):
         assert host.run(f"echo {word.decode()}") == (0, word + b"\n", b"")
 
@@ -175,7 +175,7 @@ def test_a_command_in_parts_is_put_together(host: Host):
     assert host.result() == (0, b"20000\n", b"")
 
 
-def test_a_background_process_does_not_hold_up_the_status(host: Host):
+def test_a_background_process_does_not_delay_the_status(host: Host):
     assert host.run("sleep 100 & echo started; kill -9 $! ; exit 0") == (0, b"started\n", b"")
     assert host.run("sleep 3 & exit 4")[0] == 4
 

@@ -27,7 +27,7 @@ def test_render_is_the_inverse_of_parse():
 
 
 @pytest.mark.parametrize("line", ["CONFIG_A", "A=y", "select FOO"])
-def test_parse_refuses_what_is_no_option(line: str):
+def test_parse_refuses_lines_that_are_not_options(line: str):
     with pytest.raises(ValueError, match="line 1"):
         kconfig.parse(line)
 
@@ -52,7 +52,7 @@ def test_an_option_switched_on_against_the_fragment_is_named():
 
 
 @pytest.mark.parametrize("flavour", kernel.FLAVOURS)
-def test_the_recipe_has_what_the_product_promises(flavour: str):
+def test_the_recipe_has_the_promised_options(flavour: str):
     options = kconfig.merge([f.read_text() for f in kernel.fragments(flavour)])
     promised = (
         "64BIT EXT4_FS SYSFS PROC_FS DEVTMPFS TMPFS IO_URING AIO VIRTIO_PCI VIRTIO_BLK PCI_MSI "

@@ -28,12 +28,12 @@ def test_a_long_step_tells_how_many_files_are_left(
     assert "41 of" not in seen
 
 
-def test_tasks_run_side_by_side():
+def test_tasks_run_in_parallel():
     both = threading.Barrier(2, timeout=patience())
     together(both.wait, both.wait)
 
 
-def test_a_failure_ends_the_commands_beside_it(tmp_path: Path):
+def test_a_failure_ends_the_other_commands(tmp_path: Path):
     log, begun = tmp_path / "log", tmp_path / "begun"
     after = []
 

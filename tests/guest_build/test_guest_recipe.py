@@ -57,7 +57,7 @@ def test_one_line_entries_gain_sources():
         ("Types: deb\nSuites: nodistro\n", False),
     ],
 )
-def test_entries_of_others_are_told_apart(entry: str, expected: bool):
+def test_entries_of_different_packages_are_told_apart(entry: str, expected: bool):
     assert apt.is_debian(entry, "bookworm") is expected
 
 
@@ -106,7 +106,7 @@ def test_a_failed_part_leaves_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_keys_depend_on_everything_and_on_its_borders():
+def test_keys_depend_on_each_input_and_on_its_limits():
     assert cache.key("ab", "c") != cache.key("a", "bc")
     assert cache.key(["a"], {"x": 1}) == cache.key(["a"], {"x": 1})
 
@@ -120,9 +120,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("home", ["", "here"])
-def test_without_a_home_nothing_is_kept_in_a_folder_that_nobody_named(
-    monkeypatch: pytest.MonkeyPatch, home: str
-):
+def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch, home: str):
     for name in ("PYKVM_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path.replace("~", home or "~"))
@@ -165,7 +163,7 @@ def test_the_bundle_describes_its_flavours():
     assert contents["memory_mib"] <= 64
 
 
-def test_a_bundle_of_another_recipe_is_not_kept(tmp_path: Path):
+def test_a_bundle_of_a_different_recipe_is_not_kept(tmp_path: Path):
     (tmp_path / "vmlinux-native").write_text("")
     (tmp_path / "bundle.json").write_bytes(bundle.description(["native"], "r", {}))
     assert bundle.read_flavours(tmp_path, "r") == ["native"]
@@ -195,7 +193,7 @@ def test_a_dry_run_needs_no_network_and_changes_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path: Path):
+def test_a_cache_that_cannot_be_made_is_reported_in_one_sentence(tmp_path: Path):
     (tmp_path / "file").write_text("")
     done = build("--flavour", "native", PYKVM_CACHE=str(tmp_path / "file"))
     assert done.returncode == 1

@@ -29,7 +29,7 @@ def run(vcpu: Vcpu):
     return reason
 
 
-def test_out_then_hlt(machine):
+def test_a_port_write_and_a_halt_are_exits(machine):
     vcpu = machine.real_mode(b"\xb0\x42\xe6\x80" + HLT)  # mov al, 0x42; out 0x80, al
     out = run(vcpu)
     assert isinstance(out, IoExit)
@@ -39,7 +39,7 @@ def test_out_then_hlt(machine):
     assert out.value == 0x42  # still there after the next exit
 
 
-def test_in_is_answered(machine):
+def test_a_port_read_gets_its_answer(machine):
     # mov dx, 0x3f8; in eax, dx; out 0x80, eax
     vcpu = machine.real_mode(b"\xba\xf8\x03\x66\xed\x66\xe7\x80" + HLT)
     read = run(vcpu)
@@ -136,7 +136,7 @@ def test_impossible_exits_from_the_kernel_are_refused(machine):
         decode(vcpu.page)
 
 
-def test_exit_is_dead_after_close(machine):
+def test_an_exit_cannot_be_answered_after_close(machine):
     vcpu = machine.real_mode(b"\xe4\x80" + HLT)
     read = run(vcpu)
     vcpu.close()

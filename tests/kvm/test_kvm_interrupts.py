@@ -74,7 +74,7 @@ def never(vcpu) -> None:
     assert pending(vcpu) == set()
 
 
-def test_services_have_the_shape_that_pci_wants(services, vectors):
+def test_services_implement_the_protocols_of_pci(services, vectors):
     given: PciServices = services
     vector: MsiVector = vectors()
     line: InterruptLine = given.interrupt_line(2, 1)
@@ -128,7 +128,7 @@ def test_delivered_signal_is_not_pending_after_masking(vcpu, vectors):
     never(vcpu)
 
 
-def test_kernel_raises_what_it_finds_when_assigned(irqchip_machine, services, vcpu):
+def test_assigning_raises_signals_that_wait_in_the_eventfd(irqchip_machine, services, vcpu):
     # KvmMsiVector relies on this for a signal that slips in as it connects.
     gsi = services.router.allocate()
     services.router.route(gsi, MSI_ADDRESS, 0x60)
@@ -196,7 +196,9 @@ def test_interrupt_is_delivered_to_a_running_guest(irqchip_machine, vcpu, vector
     assert reason.value == 0x50
 
 
-def test_line_is_shared(irqchip_machine, services, monkeypatch):
+def test_a_shared_line_is_high_while_one_function_asserts_it(
+    irqchip_machine, services, monkeypatch
+):
     driven = []
     monkeypatch.setattr(services._lines[2], "_drive", lambda *args: driven.append(args))
     one, other = services.interrupt_line(2, 1), services.interrupt_line(9, 2)
@@ -210,7 +212,7 @@ def test_line_is_shared(irqchip_machine, services, monkeypatch):
     assert driven == [(18, True), (18, False)]
 
 
-def test_line_reaches_the_interrupt_controller(irqchip_machine, services):
+def test_a_line_reaches_the_interrupt_controller(irqchip_machine, services):
     # The guest programs I/O APIC pin 18: vector 0x52, level-triggered. Then out 0x80, al.
     code = "bb0000c0fe c70334000000 c7431052800000 c70335000000 c7431000000000 e680"
     vcpu = irqchip_machine.long_mode(bytes.fromhex(code))

@@ -61,7 +61,7 @@ def test_failed_vcpu_leaves_nothing_open():
 
 
 @pytest.mark.kvm
-def test_capabilities():
+def test_capabilities_are_numbers_or_0():
     with Kvm.open() as kvm, kvm.create_vm() as vm:
         assert kvm.check_extension(c.KVM_CAP_USER_MEMORY) == 1
         assert kvm.check_extension(9999) == 0
@@ -80,7 +80,7 @@ def test_missing_capability_is_named():
     assert error.exit_status == 77
 
 
-def test_no_such_device(tmp_path: Path):
+def test_a_missing_device_is_unavailable(tmp_path: Path):
     with pytest.raises(KvmUnavailable) as caught:
         Kvm.open(str(tmp_path / "kvm"))
     assert caught.value.exit_status == 77
@@ -90,7 +90,7 @@ def test_no_such_device(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["file", "device"])
-def test_something_else_than_kvm(tmp_path: Path, kind: str):
+def test_a_device_other_than_kvm_is_refused(tmp_path: Path, kind: str):
     path = "/dev/null"
     if kind == "file":
         path = str(tmp_path / "file")
@@ -102,7 +102,7 @@ def test_something_else_than_kvm(tmp_path: Path, kind: str):
     assert descriptors() == before
 
 
-def test_directory(tmp_path: Path):
+def test_a_directory_is_not_a_device(tmp_path: Path):
     with pytest.raises(KvmUnavailable, match="is a directory"):
         Kvm.open(str(tmp_path))
 
@@ -132,7 +132,7 @@ def test_each_refusal_has_its_advice(monkeypatch: pytest.MonkeyPatch, number: in
 
 @pytest.mark.kvm
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_permission_is_really_missing():
+def test_a_device_without_permission_is_unavailable():
     if os.stat("/dev/kvm").st_mode & 0o006:
         pytest.skip("/dev/kvm is open to everybody")
     os.seteuid(65534)
@@ -176,7 +176,7 @@ def test_default_routes_are_kvms_own():
     assert {r.gsi for r in routes if r.irqchip == c.KVM_IRQCHIP_IOAPIC} == set(range(24))
 
 
-def test_router_loads_whole_tables_and_only_changes():
+def test_router_loads_the_whole_table_and_only_after_a_change():
     table = Table()
     router = GsiRouter(table, limit=1024)
     first, second = router.allocate(), router.allocate()
@@ -206,7 +206,7 @@ def test_router_forgets_a_route_that_was_refused():
     assert table.loads[-1][-1] == MsiRoute(gsi, 0xFEE00000, 0x41)
 
 
-def test_router_runs_out_with_a_message():
+def test_router_without_a_free_gsi_is_an_error():
     router = GsiRouter(Table(), limit=42)
     assert [router.allocate(), router.allocate()] == [24, 25]
     with pytest.raises(KvmError, match="all 42 interrupt routes"):

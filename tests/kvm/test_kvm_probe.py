@@ -82,7 +82,7 @@ def test_an_ordinary_host_needs_nothing():
         ([*USUAL[:-2], REFUSED, *USUAL[-2:]], {}, "instructions_complete"),
     ],
 )
-def test_each_oddity_is_seen(exits, shown, trait):
+def test_each_oddity_is_noticed(exits, shown, trait):
     traits = play(exits, **shown)
     assert not getattr(traits, trait)
     assert traits.needs_assists
@@ -96,20 +96,20 @@ def test_kvm_that_cannot_run_kernel_code_is_an_error():
         steps.send(Shutdown())
 
 
-def test_speed_alone_calls_for_no_assists():
+def test_a_slow_host_needs_no_assists():
     traits = HostTraits(cpl0_mips=4.0)
     assert traits.slow_cpl0
     assert not traits.needs_assists
     assert not HostTraits(cpl0_mips=300.0).slow_cpl0
 
 
-def test_speed_is_measured_if_wanted():
+def test_speed_is_measured_only_if_asked_for():
     # What the exits take is the time; here they take next to none.
     assert play([OUT, *[OUT] * 2 * 3, *USUAL[1:]], rounds=3).cpl0_mips
 
 
 @pytest.mark.parametrize("rounds", [0, 3])
-def test_the_guest_brings_every_step_to_us(rounds):
+def test_every_step_of_the_guest_is_an_exit(rounds):
     code, syscall = _code(rounds)
     assert code.count(b"\xe6\x80") == len(USUAL) + 2 * rounds
     assert code[syscall : syscall + 2] == b"\x0f\x05"

@@ -57,7 +57,7 @@ def test_a_host_is_probed_once(probes: list[Kvm]) -> None:
         lambda text: text * 1000,
     ],
 )
-def test_a_damaged_file_is_not_believed(probes: list[Kvm], change: Callable[[str], str]) -> None:
+def test_a_damaged_file_is_ignored(probes: list[Kvm], change: Callable[[str], str]) -> None:
     asked()
     file = Path(traits_file())
     good = file.read_text()
@@ -67,7 +67,7 @@ def test_a_damaged_file_is_not_believed(probes: list[Kvm], change: Callable[[str
     assert file.read_text() == good
 
 
-def test_another_host_is_probed_again(probes: list[Kvm], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_host_is_probed_again(probes: list[Kvm], monkeypatch: pytest.MonkeyPatch) -> None:
     asked()
     real = Kvm.supported_cpuid
 
@@ -81,7 +81,7 @@ def test_another_host_is_probed_again(probes: list[Kvm], monkeypatch: pytest.Mon
     assert len(probes) == 2
 
 
-def test_the_cpu_that_asks_makes_no_difference(
+def test_the_key_does_not_depend_on_the_cpu_that_executes_cpuid(
     probes: list[Kvm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked()
@@ -99,7 +99,7 @@ def test_the_cpu_that_asks_makes_no_difference(
 
 
 @pytest.mark.parametrize("kind", ["a file", "a folder"])
-def test_what_cannot_be_remembered_is_probed_each_time(
+def test_an_answer_that_cannot_be_kept_is_probed_each_time(
     probes: list[Kvm], tmp_path: Path, kind: str
 ) -> None:
     if kind == "a folder":
@@ -110,7 +110,7 @@ def test_what_cannot_be_remembered_is_probed_each_time(
     assert len(probes) == 2
 
 
-def test_without_a_boot_id_nothing_is_remembered(
+def test_no_answer_is_kept_without_a_boot_id(
     probes: list[Kvm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreadable(kvm: Kvm) -> str:

@@ -109,7 +109,7 @@ def test_a_guest_is_told_of_a_long_pause(machine, monkeypatch, limit, told):
     assert thread.error is None
 
 
-def test_a_guest_without_a_clock_goes_on_after_a_long_pause(machine, spinning, monkeypatch):
+def test_a_guest_without_a_clock_continues_after_a_long_pause(machine, spinning, monkeypatch):
     monkeypatch.setattr(runner, "LONG_PAUSE_SECONDS", 0.0)
     thread = VcpuThread(spinning, unexpected)
     thread.start()

@@ -56,7 +56,7 @@ def test_more_completions_than_the_queue_holds_are_not_lost() -> None:
     ring.close()
 
 
-def test_what_is_taken_back_is_not_executed() -> None:
+def test_withdrawn_submissions_are_not_executed() -> None:
     ring = Ring(4)
     for tag in (7, 8, 9):
         ring.prepare(NOP, 0, 0, 0, 0, 0, tag)

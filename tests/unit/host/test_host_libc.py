@@ -37,6 +37,6 @@ def test_failure_is_an_os_error() -> None:
     assert raised.value.errno == errno.EBADF
 
 
-def test_a_library_that_is_not_there_is_an_os_error() -> None:
+def test_a_missing_library_is_an_os_error() -> None:
     with pytest.raises(OSError, match="libpykvm-none"):
         keep_library("libpykvm-none.so.0")

@@ -30,7 +30,7 @@ def limited(monkeypatch: pytest.MonkeyPatch, **limits: int) -> None:
         ({"AS": 1 << 30}, errno.EIO, "otherwise"),
     ],
 )
-def test_an_error_that_a_limit_may_be_behind(
+def test_an_error_that_a_limit_can_cause_has_a_hint(
     monkeypatch: pytest.MonkeyPatch, limits: dict[str, int], number: int, hint: str
 ) -> None:
     limited(monkeypatch, **limits)
@@ -45,7 +45,7 @@ def test_an_error_that_a_limit_may_be_behind(
         ({"STACK": 8 << 20, "AS": 1 << 30}, "ulimit -v"),
     ],
 )
-def test_a_thread_that_cannot_be_started(
+def test_a_thread_that_cannot_be_started_is_an_error_with_a_hint(
     monkeypatch: pytest.MonkeyPatch, limits: dict[str, int], word: str
 ) -> None:
     limited(monkeypatch, **limits)
@@ -59,7 +59,7 @@ def test_a_thread_that_cannot_be_started(
     assert word in caught.value.hint
 
 
-def test_a_sandbox_that_hides_the_limits_leaves_all_of_them_to_look_at(
+def test_hidden_limits_are_all_named_in_the_hint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def forbidden(kind: int) -> None:

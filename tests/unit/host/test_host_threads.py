@@ -55,7 +55,7 @@ def affinity_after(cpus: set[int]) -> set[int]:
     return seen[0]
 
 
-def test_a_thread_runs_where_it_is_told_to():
+def test_a_thread_runs_on_its_cpus():
     before = os.sched_getaffinity(0)
     for cpu in usable_cpus():
         assert affinity_after({cpu}) == {cpu}
@@ -63,7 +63,7 @@ def test_a_thread_runs_where_it_is_told_to():
     assert affinity_after(set()) == before
 
 
-def test_an_affinity_that_is_narrow_does_not_hide_what_is_usable():
+def test_a_narrow_affinity_does_not_hide_usable_cpus():
     usable = usable_cpus()
     before = os.sched_getaffinity(0)
     try:
@@ -78,10 +78,10 @@ def test_an_affinity_that_is_narrow_does_not_hide_what_is_usable():
     ("cpus", "text"),
     [({0}, "0"), ({0, 1}, "0-1"), ({3, 0, 1, 2, 6}, "0-3,6"), ({1, 3, 5}, "1,3,5")],
 )
-def test_cpus_for_people(cpus, text):
+def test_cpus_are_shown_as_ranges(cpus, text):
     assert cpu_list(cpus) == text
 
 
 @given(st.sets(st.integers(0, MAX_CPUS - 1), min_size=1))
-def test_what_people_read_they_can_write(cpus):
+def test_shown_cpus_can_be_parsed_again(cpus):
     assert parse_cpus(cpu_list(cpus)) == cpus

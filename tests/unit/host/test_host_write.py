@@ -11,7 +11,7 @@ SIZE = 1 << 18
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_all_of_a_buffer_is_written_through_a_full_pipe(blocking: bool) -> None:
+def test_a_whole_buffer_is_written_through_a_full_pipe(blocking: bool) -> None:
     read, write = os.pipe()
     os.set_blocking(write, blocking)
     data = os.urandom(SIZE)

@@ -164,7 +164,7 @@ def test_cmpxchg16b(gpr, low, high, equal):
     assert now.rip == RIP + len(code)
 
 
-def test_cmpxchg16b_wants_alignment():
+def test_cmpxchg16b_needs_alignment():
     now = state()
     now.gpr[7] = 0x7008
     before = copy(now)
@@ -188,7 +188,7 @@ def test_int3_is_a_trap():
 
 
 @pytest.mark.parametrize(("cr0", "faults"), [(0, False), (2, False), (8, False), (10, True)])
-def test_fwait_minds_task_switched(cr0, faults):
+def test_fwait_faults_if_task_switched_is_set(cr0, faults):
     now = state(cr0=cr0)
     expected = Fault(NM_VECTOR) if faults else Outcome.DONE
     assert emulate(b"\x9b", now, Cells(b"")) == expected
@@ -228,7 +228,7 @@ def test_sysretq_faults_on_a_non_canonical_target():
 @pytest.mark.parametrize(
     "code", [b"\xf0\xf3\x48\x0f\xb8\xc0", b"\xf0\x0f\x01\xca", b"\xf0\x48\x0f\x07", b"\xf0\xcc"]
 )
-def test_lock_is_undefined_but_for_cmpxchg16b(code):
+def test_lock_is_undefined_except_for_cmpxchg16b(code):
     assert emulate(code, state(), Cells(b"")) == Fault(UD_VECTOR)
 
 
@@ -245,7 +245,7 @@ def test_lock_is_undefined_but_for_cmpxchg16b(code):
         b"\x66" * 16 + b"\x9b",  # longer than an instruction may be
     ],
 )
-def test_others_are_refused_untouched(code):
+def test_unknown_instructions_change_nothing(code):
     now = state()
     assert emulate(code, now, Cells(bytes(16))) is None
     assert vars(now) == vars(state())

@@ -13,7 +13,7 @@ def test_linux_reads_the_whole_list_of_features():
     assert len(set(value.split(","))) == len(value.split(","))
 
 
-def test_an_unknown_frequency_is_not_claimed():
+def test_linux_is_not_told_an_unknown_frequency():
     assert not any(option.startswith("tsc") for option in linux_options(0))
     assert "tsc_early_khz=2600000" in linux_options(2_600_000)
 

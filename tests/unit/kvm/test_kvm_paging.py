@@ -87,7 +87,7 @@ def test_a_write_is_all_or_nothing(second):
 
 
 @pytest.mark.parametrize(("leaf", "code"), [(0, 0b10), (0x9000 | PRESENT, 0b11)])
-def test_page_fault_says_why(leaf, code):
+def test_a_page_fault_has_its_error_code(leaf, code):
     ram = Ram.flat(SIZE)
     tables(ram, 0x5000, leaf)
     with pytest.raises(GuestFault) as caught:

@@ -24,7 +24,7 @@ def guest(*leaves: int) -> tuple[Ram, GuestView]:
     return ram, GuestView(ram, SimpleNamespace(cr0=0, cr3=0x1000, cr4=0))
 
 
-def test_jumps_lead_where_they_should():
+def test_jumps_lead_to_the_handler_and_to_lstar():
     code = trampoline.build(AT, HANDLER, LSTAR)
     jne = code.index(b"\x0f\x85") + 2
     assert AT + jne + 4 + int.from_bytes(code[jne : jne + 4], "little", signed=True) == HANDLER
@@ -43,7 +43,7 @@ def test_return_by_iret_marks_r11():
 
 
 @pytest.mark.parametrize("bad", [0, 0x1000, 0xFFFF_FFFF_7FFF_FFFF, 0xFFFF_8880_0000_0000])
-def test_only_a_kernels_addresses_will_do(bad):
+def test_only_kernel_addresses_are_accepted(bad):
     assert trampoline.build(bad, HANDLER, LSTAR) == b""
     assert trampoline.build(AT, bad, LSTAR) == b""
     assert trampoline.build(AT, HANDLER, bad) == b""
@@ -74,7 +74,7 @@ def test_room_is_padding_behind_code():
         (0x8000_0000 | 1, b""),  # not RAM
     ],
 )
-def test_no_room(leaf, contents):
+def test_memory_without_free_padding_has_no_room(leaf, contents):
     ram, view = guest(leaf)
     ram.write(CODE, contents)
     assert trampoline.find_room(view, KERNEL) == 0

@@ -92,7 +92,7 @@ def test_hidden_fields_neither_count_nor_show():
     assert repr(Nothing()) == "Nothing()"
 
 
-def test_nothing_can_be_changed():
+def test_no_field_can_be_changed():
     point = Point(1)
     with pytest.raises(AttributeError, match="x of a Point"):
         point.x = 2  # type: ignore[misc]
@@ -103,7 +103,7 @@ def test_nothing_can_be_changed():
     assert point == Point(1)
 
 
-def test_replace_makes_another_one():
+def test_replace_makes_a_changed_copy():
     place = Place(1, 2, "a", 3)
     assert vars(replace(place, name="b")) == {**vars(place), "name": "b"}
     assert place.name == "a"

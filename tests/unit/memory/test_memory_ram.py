@@ -117,7 +117,7 @@ def test_casts_show_the_same_memory() -> None:
         (bytearray(16), [Region(0, 0, 0)]),
     ],
 )
-def test_a_ram_that_cannot_be_is_refused(
+def test_an_impossible_ram_is_refused(
     buffer: bytearray | memoryview, regions: list[Region]
 ) -> None:
     with pytest.raises(ValueError, match=r"region|buffer"):
@@ -188,7 +188,7 @@ def test_the_host_is_asked_for_large_pages_or_for_none(shared: bool, thp: bool, 
         (None, False, False),
     ],
 )
-def test_whether_a_host_has_large_pages(
+def test_the_settings_of_the_host_decide_about_large_pages(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     setting: str | None,
@@ -224,7 +224,7 @@ def test_a_forked_child_has_empty_guest_memory_and_may_close_it() -> None:
 
 
 @needs_smaps
-def test_guest_memory_takes_nothing_before_it_is_touched() -> None:
+def test_guest_memory_uses_no_memory_before_it_is_touched() -> None:
     memory = GuestMemory(64 * MIB)
     try:
         before = resident(memory.address)
@@ -254,7 +254,7 @@ def resident(address: int) -> int:
     return int(mapping(address)["Rss"].split()[0]) << 10
 
 
-def test_shared_guest_memory_is_a_memfd_that_another_mapping_sees() -> None:
+def test_shared_guest_memory_is_a_memfd_that_a_second_mapping_sees() -> None:
     memory = GuestMemory(2 * MIB, shared=True)
     try:
         memory.ram.write(0x1234, b"hello")
@@ -271,7 +271,7 @@ def test_shared_guest_memory_is_a_memfd_that_another_mapping_sees() -> None:
         os.fstat(memory.fd)
 
 
-def test_guest_memory_above_the_hole_is_there() -> None:
+def test_guest_memory_above_the_hole_can_be_used() -> None:
     memory = GuestMemory(3 * GIB + MIB)
     try:
         memory.ram.write(HOLE_END + MIB - 4, b"last")
@@ -285,7 +285,7 @@ def test_guest_memory_above_the_hole_is_there() -> None:
 
 
 @pytest.mark.parametrize("size", [0, -4096, 4096, MIB - 4096, MIB + 1, MAX_SIZE + 4096, 1 << 70])
-def test_absurd_sizes_are_the_users_mistake(size: int) -> None:
+def test_impossible_sizes_are_usage_errors(size: int) -> None:
     with pytest.raises(UsageError, match="MiB"):
         GuestMemory(size)
 
@@ -301,7 +301,7 @@ def test_address_is_the_mappings() -> None:
         memory.close()
 
 
-def test_a_view_that_somebody_keeps_outlives_the_memory() -> None:
+def test_a_kept_view_outlives_the_memory() -> None:
     memory = GuestMemory(1 << 20)
     with memoryview(memory.ram.bytes) as kept, memoryview(kept) as inner:
         inner[0] = 7

@@ -30,7 +30,7 @@ def test_alarm_that_was_never_set_has_no_thread():
     alarm.close()
 
 
-def test_a_host_without_a_thread_is_told_of(monkeypatch):
+def test_a_missing_thread_is_an_error(monkeypatch):
     def none_left(thread):
         raise RuntimeError("can't start new thread")
 

@@ -69,7 +69,7 @@ def test_binary_and_12_hour_formats(clock):
     st.datetimes(datetime(1970, 1, 2), datetime(9998, 1, 1)),
     st.sampled_from([0, B_24H, B_BINARY, B_24H | B_BINARY]),
 )
-def test_a_time_that_the_guest_sets_is_read_back_and_goes_on(moment, form):
+def test_a_time_that_the_guest_sets_is_read_back_and_advances(moment, form):
     clock = Clock(datetime(2024, 1, 1, tzinfo=UTC))
     shown = Clock(moment.replace(tzinfo=UTC))
     shown.put(REG_B, form)
@@ -82,7 +82,7 @@ def test_a_time_that_the_guest_sets_is_read_back_and_goes_on(moment, form):
     assert clock.time() != shown.time()
 
 
-def test_the_clock_stands_still_while_it_is_being_set(clock):
+def test_the_clock_stands_still_while_set_is_on(clock):
     clock.put(REG_B, B_SET | B_24H)
     clock.moment = clock.moment.replace(year=2032)
     assert clock.get(9) == 0x31
@@ -93,7 +93,7 @@ def test_a_single_field_can_be_set_at_once(clock):
     assert clock.time()[4:] == [0x07, 0x59, 0x58]
 
 
-def test_nonsense_leaves_the_clock_alone(clock):
+def test_an_impossible_time_does_not_change_the_clock(clock):
     before = clock.time()
     clock.put(8, 0xFF)
     assert clock.time() == before
@@ -107,7 +107,7 @@ def test_uip_and_read_only_registers_cannot_be_set(clock):
     assert clock.get(REG_D) == 0x80
 
 
-def test_cells_keep_what_is_written_and_the_nmi_bit_is_no_address(clock):
+def test_cells_keep_their_bytes_and_the_nmi_bit_is_not_part_of_the_index(clock):
     clock.put(0x0F, 0x5A)
     clock.cmos.write(0, 2, 0x77 << 8 | 0x8F)
     assert clock.get(0x0F) == 0x77
@@ -178,7 +178,7 @@ def test_i8042_is_always_ready_and_empty_at_first(controller):
 @pytest.mark.parametrize(
     ("command", "answer"), [(0xAA, 0x55), (0xAB, 0x00), (0xA9, 0xFF), (0xD0, 0x03), (0x20, 0x00)]
 )
-def test_i8042_answers_what_drivers_ask(controller, command, answer):
+def test_i8042_answers_the_probes_of_drivers(controller, command, answer):
     controller.command(command)
     assert controller.status & 0x01
     assert controller.bus.read(0x60, 1) == answer
@@ -198,7 +198,7 @@ def test_i8042_resets(controller):
     assert controller.resets == 2
 
 
-def test_i8042_does_not_reset_without_being_asked(controller):
+def test_i8042_resets_only_on_request(controller):
     controller.command(0xFF)
     controller.command(0xD1, 0x03)
     controller.command(0xD4, 0xFE)
@@ -217,7 +217,7 @@ def test_port_a_resets_and_has_a20_open():
     assert resets
 
 
-def test_reset_control_wants_an_edge():
+def test_reset_control_needs_a_rising_edge():
     resets = []
     port = ResetControl(lambda: resets.append(1))
     port.write(0, 1, 0x02)
@@ -231,7 +231,7 @@ def test_reset_control_wants_an_edge():
     assert len(resets) == 2
 
 
-def test_exit_port_gives_a_byte():
+def test_exit_port_passes_one_byte_on():
     statuses = []
     bus = Bus()
     bus.add(EXIT_PORT, EXIT_PORTS, ExitPort(statuses.append))

@@ -75,7 +75,7 @@ def test_loopback_bytes_are_the_guests_and_are_dropped_by_a_reset(line):
     assert not line.sent
 
 
-def test_nothing_comes_in_from_outside_during_loopback(line):
+def test_no_byte_of_the_host_arrives_during_loopback(line):
     line.put(MCR, MCR_LOOP | MCR_RTS)
     line.uart.feed(b"x")
     assert not line.get(LSR) & LSR_DR
@@ -155,7 +155,7 @@ def test_wide_accesses_are_byte_cycles(line):
     assert line.uart.read(SCR, 4) == 0xFFFFFF00
 
 
-def test_feed_asks_for_a_break_and_says_when_to_go_on():
+def test_feed_asks_for_a_pause_and_tells_its_end():
     line = Line()
     calls = []
     line.uart.on_room = lambda: calls.append(line.uart.waiting)
@@ -169,7 +169,7 @@ def test_feed_asks_for_a_break_and_says_when_to_go_on():
     assert line.uart.feed(b"z")
 
 
-def test_a_slow_sink_blocks_nobody_else():
+def test_a_slow_sink_blocks_only_its_vcpu():
     entered, leave = threading.Event(), threading.Event()
 
     def sink(data):
@@ -238,7 +238,7 @@ def test_no_access_raises_and_answers_fit(operations):
     assert line.edges == [index % 2 == 0 for index in range(len(line.edges))]
 
 
-def test_a_bug_in_the_pacing_thread_is_told_of(line):
+def test_a_bug_in_the_pacing_thread_is_reported(line):
     failures = []
     line.uart.on_failure = failures.append
     line.put(IER, IER_RDI)

@@ -32,7 +32,7 @@ def test_linux_finds_a_16550a_without_bugs(line, linux):
     assert not line.sent
 
 
-def test_what_waits_while_linux_detects_and_opens_the_port_is_read_afterwards(line, linux):
+def test_linux_reads_bytes_that_came_while_it_detected_and_opened_the_port(line, linux):
     line.uart.feed(b"typed ahead")
     assert linux.autoconfig() == "16550A"
     linux.startup()
@@ -42,7 +42,7 @@ def test_what_waits_while_linux_detects_and_opens_the_port_is_read_afterwards(li
     assert not line.irq
 
 
-def test_early_console_that_left_rts_on_loses_nothing(line, linux):
+def test_an_early_console_that_left_rts_on_loses_no_byte(line, linux):
     line.put(MCR, MCR_DTR | MCR_RTS)
     line.uart.feed(b"abc")
     assert line.get(LSR) & LSR_DR
@@ -87,7 +87,7 @@ def test_input_can_wait_for_out1():
     assert line.irq
 
 
-def test_the_handler_comes_to_an_end_and_leaves_time_for_the_rest(line, linux):
+def test_pacing_lets_the_handler_end_and_leaves_time_for_the_guest(line, linux):
     """However much waits, one interrupt takes one FIFO, and the next waits for a while."""
     data = bytes(range(256)) * 40
     linux.startup()

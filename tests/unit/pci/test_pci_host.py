@@ -70,7 +70,7 @@ def test_the_host_bridge_is_device_0(pc: Pc) -> None:
     assert pc.read(0, 0x0E, 1) == 0  # header type 0, one function
 
 
-def test_linux_probes_mechanism_1_this_way(pc: Pc) -> None:
+def test_the_probe_of_linux_finds_mechanism_1(pc: Pc) -> None:
     pc.ports.write(0xCFB, 1, 0x01)
     before = pc.ports.read(0xCF8, 4)
     pc.ports.write(0xCF8, 4, 0x80000000)
@@ -100,7 +100,7 @@ def test_narrow_accesses_reach_their_bytes(pc: Pc) -> None:
     assert pc.read(number, 0x3C) == 0x0000000B
 
 
-def test_an_access_across_the_doubleword_is_nobodys(pc: Pc) -> None:
+def test_an_access_across_the_doubleword_reads_all_ones(pc: Pc) -> None:
     pc.select(0, 0)
     assert pc.ports.read(0xCFE, 4) == 0xFFFFFFFF  # also past the last port
     assert pc.host.read(7, 2) == 0xFFFF

@@ -97,7 +97,9 @@ def test_the_message_can_move_to_another_cpu(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("look", [True, False])
-def test_what_arrives_while_masked_is_pending_and_delivered_once(setup: Setup, look: bool) -> None:
+def test_interrupts_that_arrive_while_masked_are_pending_and_delivered_once(
+    setup: Setup, look: bool
+) -> None:
     setup.control(ENABLE)
     setup.entry(2, 0xFEE00000, 0x31, masked=True)
     setup.msix.signal(2)
@@ -127,7 +129,7 @@ def test_a_function_that_is_no_bus_master_sends_no_message(setup: Setup) -> None
     assert setup.pending() == 0
 
 
-def test_disabling_forgets_what_was_pending(setup: Setup) -> None:
+def test_disabling_drops_pending_interrupts(setup: Setup) -> None:
     setup.control(ENABLE)
     setup.entry(0, 0xFEE00000, 0x31, masked=True)
     setup.msix.signal(0)
@@ -137,7 +139,7 @@ def test_disabling_forgets_what_was_pending(setup: Setup) -> None:
     assert setup.vectors[0].delivered() is None
 
 
-def test_disabled_means_no_delivery(setup: Setup) -> None:
+def test_a_disabled_vector_delivers_nothing(setup: Setup) -> None:
     setup.entry(0, 0xFEE00000, 0x31)
     assert setup.vectors[0].message is None
     setup.control(ENABLE)

@@ -136,7 +136,7 @@ def test_bits_out_of_order_are_ignored(guest: Guest) -> None:
     assert guest.status == READY | DRIVER_OK
 
 
-def test_reset_brings_everything_back(guest: Guest) -> None:
+def test_reset_restores_every_register(guest: Guest) -> None:
     guest.start()
     guest.use_msix()
     guest.set(0x10, 2, 0)
@@ -181,7 +181,7 @@ def test_an_impossible_queue_size_is_ignored(guest: Guest, value: int) -> None:
     assert guest.get(0x18, 2) == 4
 
 
-def test_a_queue_that_does_not_exist_reads_0(guest: Guest) -> None:
+def test_a_missing_queue_reads_0(guest: Guest) -> None:
     guest.negotiate()
     for queue in (2, 0xFFFF):
         guest.place(queue, 0x1000, 0x2000, 0x3000, 8)
@@ -270,7 +270,7 @@ def test_wrong_widths_and_places_read_0_and_write_nothing(guest: Guest) -> None:
 # -- configuration space of the device ----------------------------------------------
 
 
-def test_device_configuration_is_the_devices(guest: Guest) -> None:
+def test_the_device_provides_its_configuration(guest: Guest) -> None:
     assert guest.get(4, 4, DEVICE) == 0x07060504
     assert guest.get(0, 8, DEVICE) == 0x0706050403020100
     guest.set(32, 1, 0xEE, DEVICE)
@@ -278,14 +278,14 @@ def test_device_configuration_is_the_devices(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize(("offset", "size"), [(60, 1), (58, 4), (0xFFC, 4), (56, 8)])
-def test_past_the_end_of_it_is_nothing(guest: Guest, offset: int, size: int) -> None:
+def test_the_configuration_reads_0_past_its_end(guest: Guest, offset: int, size: int) -> None:
     assert guest.get(offset, size, DEVICE) == 0
     before = guest.device.config
     guest.set(offset, size, 0, DEVICE)
     assert guest.device.config == before
 
 
-def test_a_change_interrupts(guest: Guest) -> None:
+def test_a_configuration_change_interrupts(guest: Guest) -> None:
     activation = guest.start()
     activation.config_changed()
     assert guest.get(0, 1, ISR) == 2

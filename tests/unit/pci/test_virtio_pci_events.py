@@ -86,7 +86,7 @@ def test_a_configuration_change_without_a_vector_shows_in_the_isr(guest: Guest) 
     assert guest.line.edges == 0
 
 
-def test_a_change_that_msix_told_of_needs_no_reading_of_the_isr(guest: Guest) -> None:
+def test_a_change_announced_by_msix_needs_no_read_of_the_isr(guest: Guest) -> None:
     guest.use_msix()
     guest.set(0x10, 2, 0)
     activation = guest.start()
@@ -174,7 +174,7 @@ def test_doorbells_follow_the_bar(guest: Guest) -> None:
     assert not guest.services.doorbells
 
 
-def test_two_functions_that_fight_for_a_place_never_share_a_doorbell(guest: Guest) -> None:
+def test_two_functions_at_one_address_never_share_a_doorbell(guest: Guest) -> None:
     other = Guest(guest.host, guest.services)
     guest.start()
     other.start()
@@ -252,7 +252,9 @@ def test_a_whole_driver_can_work_through_the_window(guest: Guest) -> None:
         (0, 0x14, 0xFFFFFFFF),
     ],
 )  # fmt: skip
-def test_a_senseless_window_does_nothing(guest: Guest, bar: int, offset: int, length: int) -> None:
+def test_an_impossible_window_does_nothing(
+    guest: Guest, bar: int, offset: int, length: int
+) -> None:
     data = window(guest, bar, offset, length)
     guest.set_config(data, 4, 0xFFFFFFFF)
     guest.config(data)

@@ -25,7 +25,7 @@ class PoorPlatform(FakePciServices):
         return super().msi_vector()
 
 
-def test_a_function_that_cannot_be_made_leaves_nothing_open() -> None:
+def test_a_function_whose_creation_fails_leaves_nothing_open() -> None:
     before = os.listdir("/proc/self/fd")
     device = FakeDevice()
     with pytest.raises(HostError):
@@ -49,7 +49,7 @@ def test_without_eventfds_there_is_no_function(monkeypatch: pytest.MonkeyPatch) 
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_bus_that_is_full_closes_what_it_refuses() -> None:
+def test_a_full_bus_closes_the_function_that_it_refuses() -> None:
     services = FakePciServices()
     host = PciHost(services.mmio)
     for _ in range(31):
@@ -76,7 +76,7 @@ class Crowded(FakePciServices):
 
 
 @pytest.mark.parametrize("room", [0, 1])
-def test_where_there_is_no_doorbell_a_notification_is_a_write_like_any_other(room: int) -> None:
+def test_without_a_doorbell_a_notification_is_an_ordinary_write(room: int) -> None:
     guest = Guest(services=Crowded(room))
     for _ in range(2):
         guest.start()

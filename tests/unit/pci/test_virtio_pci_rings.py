@@ -70,7 +70,7 @@ def test_a_packed_queue_works_from_its_registers_on(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize(("features", "size"), [(0, 8), (VIRTIO_F_RING_PACKED, 5)])
-def test_only_a_packed_queue_has_any_size(guest: Guest, features: int, size: int) -> None:
+def test_only_a_packed_queue_takes_any_size(guest: Guest, features: int, size: int) -> None:
     guest.negotiate(features | VIRTIO_F_VERSION_1)
     guest.set(0x16, 2, 1)
     guest.set(0x18, 2, 5)
@@ -91,7 +91,7 @@ def test_a_packed_ring_that_is_impossible_needs_a_reset(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("features", [VIRTIO_F_RING_RESET, 1 << 34 | VIRTIO_F_RING_RESET])
-def test_a_queue_is_reset_and_comes_back_with_another_ring(guest: Guest, features: int) -> None:
+def test_a_queue_is_reset_and_gets_a_new_ring(guest: Guest, features: int) -> None:
     guest.use_msix()
     start(guest, features)
     guest.set(0x16, 2, 1)
@@ -115,7 +115,7 @@ def test_a_queue_is_reset_and_comes_back_with_another_ring(guest: Guest, feature
     assert guest.get(0x1C, 2) == 0
 
 
-def test_the_reset_of_a_queue_leaves_the_other_alone(guest: Guest) -> None:
+def test_the_reset_of_a_queue_does_not_affect_the_other(guest: Guest) -> None:
     start(guest, VIRTIO_F_RING_RESET)
     guest.set(0x16, 2, 0)
     guest.set(QUEUE_RESET, 2, 1)
@@ -127,21 +127,21 @@ def test_the_reset_of_a_queue_leaves_the_other_alone(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 2, 0xFFFF])
-def test_other_values_reset_nothing(guest: Guest, value: int) -> None:
+def test_only_a_write_of_1_resets_a_queue(guest: Guest, value: int) -> None:
     start(guest, VIRTIO_F_RING_RESET)
     guest.set(QUEUE_RESET, 2, value)
     assert guest.get(0x1C, 2) == 1
     assert guest.device.stopped == []
 
 
-def test_without_the_feature_nothing_is_reset(guest: Guest) -> None:
+def test_without_the_feature_no_queue_is_reset(guest: Guest) -> None:
     start(guest, 0)
     guest.set(QUEUE_RESET, 2, 1)
     assert guest.get(0x1C, 2) == 1
     assert guest.device.stopped == []
 
 
-def test_queues_that_are_not_enabled_or_do_not_exist_are_not_reset(guest: Guest) -> None:
+def test_a_disabled_or_missing_queue_is_not_reset(guest: Guest) -> None:
     guest.negotiate(VIRTIO_F_RING_RESET | VIRTIO_F_VERSION_1)
     place(guest, 0, 0)
     guest.status = READY | DRIVER_OK
@@ -183,7 +183,7 @@ def test_an_impossible_ring_after_a_reset_needs_a_reset_of_the_device(guest: Gue
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_what_a_notification_says_does_not_matter(guest: Guest, size: int) -> None:
+def test_the_value_of_a_notification_does_not_matter(guest: Guest, size: int) -> None:
     start(guest, VIRTIO_F_NOTIFICATION_DATA)
     base, exits = guest.address(NOTIFY), guest.services.exits
     guest.services.store(base + 4, size, 0x8005_0001)

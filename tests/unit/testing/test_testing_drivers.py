@@ -117,7 +117,7 @@ def test_requests_travel_through_threads_eventfds_and_interrupts(echo: Echo) -> 
         assert not transport.broken
 
 
-def test_what_lies_in_the_queue_at_activation_needs_no_kick(echo: Echo) -> None:
+def test_requests_in_the_queue_at_activation_need_no_kick(echo: Echo) -> None:
     with FakeTransport(echo) as transport:
         driver = transport.drivers[0]
         heads = [driver.send([b"early"], [8]) for _ in range(3)]
@@ -166,7 +166,9 @@ kinds = pytest.mark.parametrize("kind", [SplitDriver, PackedDriver])
 
 
 @kinds
-def test_direct_and_indirect_chains_use_as_many_descriptors_as_they_should(kind: Kind) -> None:
+def test_a_direct_chain_takes_a_descriptor_per_buffer_and_an_indirect_one_takes_one(
+    kind: Kind,
+) -> None:
     driver = kind(Ram.flat(1 << 16), size=4, features=VIRTIO_F_INDIRECT_DESC)
     for _ in range(4):
         driver.send([b"a", b"b"], [1, 2])
@@ -244,7 +246,7 @@ def fresh_event(driver: SplitDriver) -> None:
 
 
 @pytest.mark.parametrize(("features", "quiet"), [(0, fresh_flags), (1 << 29, fresh_event)])
-def test_publish_says_whether_the_device_wants_to_know(
+def test_publish_tells_if_the_device_wants_a_notification(
     features: int, quiet: Callable[[SplitDriver], None]
 ) -> None:
     driver = SplitDriver(Ram.flat(1 << 16), features=features)

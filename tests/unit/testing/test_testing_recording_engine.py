@@ -23,7 +23,7 @@ def operation(kind: int, offset: int = 0, length: int = 0, members: int = 1) -> 
     return made
 
 
-def test_submissions_and_completions_are_told(image: Image) -> None:
+def test_submissions_and_completions_are_recorded(image: Image) -> None:
     log = EngineLog()
     engine = log.wrap(SyncEngine)(image, Ram.flat(8192))
     assert engine.notifier == -1

@@ -62,7 +62,9 @@ def test_without_event_idx_flags_decide(make: Maker) -> None:
     ("make", "size", "start"),
     [(split_ring, 8, 0), *((packed_ring, 4, start) for start in (WRAP, WRAP | 2, 0, 2))],
 )
-def test_event_idx_suppresses_what_was_not_asked_for(make: Maker, size: int, start: int) -> None:
+def test_event_idx_suppresses_unwanted_notifications_and_interrupts(
+    make: Maker, size: int, start: int
+) -> None:
     driver, queue = make(size, VIRTIO_F_EVENT_IDX, start)
     for _ in range(4):
         driver.send([b"x"], [])

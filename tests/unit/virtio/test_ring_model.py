@@ -170,7 +170,7 @@ def run(world: World) -> None:
     in_order=IN_ORDER,
     start=st.sampled_from([0, 65533, 32766]),
 )
-def test_everything_arrives_once_and_nobody_oversleeps(
+def test_every_request_arrives_once_and_no_side_oversleeps(
     data: st.DataObject, size: int, features: int, in_order: int, start: int
 ) -> None:
     run(World(data, SplitDriver, size=size, features=features | in_order, start=start))
@@ -185,7 +185,7 @@ def test_everything_arrives_once_and_nobody_oversleeps(
     last=st.booleans(),
     wrap=st.sampled_from([0, WRAP]),
 )
-def test_the_same_of_a_packed_queue(
+def test_every_request_of_a_packed_queue_arrives_once(
     data: st.DataObject, size: int, features: int, in_order: int, last: bool, wrap: int
 ) -> None:
     start = wrap | (size - 1 if last else 0)

@@ -13,7 +13,7 @@ from pykvm.virtio.packed import WRAP
 from pykvm.virtio.queue import BROKEN, EMPTY
 
 
-def test_nothing_is_seen_before_it_is_published() -> None:
+def test_the_driver_sees_no_used_buffer_before_publish() -> None:
     driver, queue = packed_ring()
     driver.send([b"x"] * 3, [4])
     queue.begin_drain()
@@ -29,7 +29,7 @@ def test_nothing_is_seen_before_it_is_published() -> None:
     assert driver.collect() == [(1, 2), (0, 2)]
 
 
-def test_a_list_may_go_round_the_end_of_the_ring() -> None:
+def test_a_list_may_wrap_at_the_end_of_the_ring() -> None:
     driver, queue = packed_ring(size=5, start=WRAP | 3)
     head = driver.send([b"a", b"bc"], [3, 4])
     chain = pop_one(driver, queue)
@@ -40,7 +40,7 @@ def test_a_list_may_go_round_the_end_of_the_ring() -> None:
     assert queue.save() == {"last_avail": 2, "used": 2}
 
 
-def test_a_used_descriptor_says_whether_anything_was_written() -> None:
+def test_a_used_descriptor_has_the_write_flag_if_bytes_were_written() -> None:
     driver, queue = packed_ring(size=2)
     driver.offer(DATA, 4, 6)
     serve(driver, queue, 0)
@@ -50,7 +50,7 @@ def test_a_used_descriptor_says_whether_anything_was_written() -> None:
     assert words == [0x8080 << 48 | 6 << 32, (0x8080 | WRITE) << 48 | 7 << 32 | 4]
 
 
-def test_a_drain_ends_though_the_driver_refills_the_ring() -> None:
+def test_a_drain_ends_even_if_the_driver_refills_the_ring() -> None:
     driver, queue = packed_ring(size=4)
     for _ in range(4):
         driver.send([b"x"], [])
@@ -66,7 +66,7 @@ def test_a_drain_ends_though_the_driver_refills_the_ring() -> None:
     assert queue.enable_notifications()
 
 
-def test_a_buffer_id_is_the_drivers_business() -> None:
+def test_any_buffer_id_is_accepted_and_returned() -> None:
     driver, queue = packed_ring(size=4)
     driver.ids = [0, 0xFFFF, 4, 4]
     first = driver.send([b"one"], [1])
@@ -86,7 +86,7 @@ def test_a_buffer_id_is_the_drivers_business() -> None:
     assert queue.error == ""
 
 
-def test_a_specific_descriptor_can_be_asked_for_only_with_event_idx() -> None:
+def test_an_event_descriptor_counts_only_with_event_idx() -> None:
     driver, queue = packed_ring()
     driver.ram.u32[driver.avail // 4] = RING_EVENT_FLAGS_DESC << 16 | WRAP | 5
     driver.send([b"x"], [])
@@ -95,7 +95,7 @@ def test_a_specific_descriptor_can_be_asked_for_only_with_event_idx() -> None:
     assert not queue.publish()  # nothing new
 
 
-def test_more_is_awaited_where_the_next_descriptor_will_be() -> None:
+def test_a_watch_waits_for_the_next_descriptor() -> None:
     driver, queue = packed_ring(size=3, start=WRAP | 2)
     assert not queue.available()
     driver.send([b"x"], [])
@@ -106,7 +106,7 @@ def test_more_is_awaited_where_the_next_descriptor_will_be() -> None:
     assert not queue.available()
 
 
-def test_with_in_order_what_is_done_early_waits() -> None:
+def test_with_in_order_a_head_that_is_done_early_waits() -> None:
     driver, queue = packed_ring(features=VIRTIO_F_IN_ORDER)
     sent = [driver.send([b"x"] * 2, [1]) for _ in range(2)]
     driver.publish()
@@ -157,7 +157,7 @@ def more_than_a_list_in_flight_leaves(size: int) -> list[list[int]]:
         more_than_a_list_in_flight_leaves,
     ],
 )
-def test_a_ring_in_an_impossible_state_is_broken_for_good(
+def test_a_ring_in_an_impossible_state_stays_broken(
     mischief: Callable[[int], list[list[int]]], size: int, start: int
 ) -> None:
     driver, queue = packed_ring(size, start=start)

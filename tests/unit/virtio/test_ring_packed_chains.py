@@ -19,7 +19,7 @@ from pykvm.virtio.constants import VIRTIO_F_INDIRECT_DESC
 
 
 @pytest.mark.parametrize("shift", [0, 4])
-def test_in_a_table_only_write_means_anything(shift: int) -> None:
+def test_in_a_table_every_flag_but_write_is_ignored(shift: int) -> None:
     driver, queue = packed_ring(features=VIRTIO_F_INDIRECT_DESC)
     entries = [(DATA, 16, 0xFFFF & ~WRITE), (DATA + 16, 4, WRITE), (DATA + 32, 1, 0xFFFF)]
     table = b"".join(
@@ -43,7 +43,7 @@ def test_a_table_may_be_longer_than_the_queue() -> None:
     assert (chain.readable, chain.writable, chain.error) == (1, 1025, CHAIN_OK)
 
 
-def test_buffers_outside_ram_and_empty_ones() -> None:
+def test_a_buffer_outside_ram_has_no_offset_and_an_empty_one_no_segment() -> None:
     driver, queue = packed_ring()
     buffers = [Buffer(DATA, 8, False), Buffer(2**64 - 2, 4, True), Buffer(DATA, 0, True)]
     driver.add([*buffers, Buffer(DATA, 1, True)])

@@ -9,7 +9,7 @@ from pykvm.testing.split_driver import SplitDriver
 from pykvm.virtio.queue import BROKEN, EMPTY
 
 
-def test_an_empty_ring_gives_nothing() -> None:
+def test_an_empty_ring_has_no_head() -> None:
     _, queue = split_ring()
     assert queue.pop() == EMPTY
     assert queue.begin_drain() == 0
@@ -33,7 +33,7 @@ def test_used_buffers_reach_the_driver_in_the_order_of_completion() -> None:
     assert queue.in_flight == 0
 
 
-def test_a_drain_takes_only_what_was_there_when_it_began() -> None:
+def test_a_drain_takes_only_heads_that_were_available_when_it_began() -> None:
     driver, queue = split_ring()
     driver.send([b"x"], [])
     driver.publish()
@@ -82,7 +82,7 @@ def huge_head(driver: SplitDriver) -> None:
 
 
 @pytest.mark.parametrize("mischief", [jump, backwards, bad_head, huge_head])
-def test_a_ring_in_an_impossible_state_is_broken_for_good(
+def test_a_ring_in_an_impossible_state_stays_broken(
     mischief: Callable[[SplitDriver], None],
 ) -> None:
     driver, queue = split_ring()

@@ -74,7 +74,7 @@ def test_a_full_direct_chain_is_as_long_as_the_queue() -> None:
     assert pop_one(driver, queue).readable == 8
 
 
-def test_chains_do_not_inherit_from_the_previous_use_of_their_head() -> None:
+def test_a_chain_has_no_segments_of_an_earlier_chain() -> None:
     driver, queue = split_ring(features=VIRTIO_F_INDIRECT_DESC)
     head = driver.send([b"x"] * 6, [1] * 6)
     chain = pop_one(driver, queue)

@@ -42,7 +42,7 @@ def test_split_rings_that_just_fit_are_accepted() -> None:
     assert ring_error(ram, 8, 0, 0x1000, (1 << 16) - 72) == ""
 
 
-def test_a_saved_split_queue_goes_on_where_it_was() -> None:
+def test_a_saved_split_queue_continues_at_its_place() -> None:
     driver, queue = split_ring(size=4)
     for _ in range(7):
         driver.send([b"x"], [])
@@ -97,7 +97,7 @@ def test_a_packed_ring_that_just_fits_is_accepted() -> None:
     assert packed_ring_error(ram, 7, 0, (1 << 16) - 4, (1 << 16) - 8) == ""
 
 
-def test_a_saved_packed_queue_goes_on_where_it_was() -> None:
+def test_a_saved_packed_queue_continues_at_its_place() -> None:
     driver, queue = packed_ring(size=3)
     for _ in range(5):
         driver.send([b"x"], [])

@@ -15,7 +15,7 @@ from pykvm.x86.cpu import Segment, descriptor, long_mode_entry, pvh_entry
 from pykvm.x86.layout import E820_RAM, E820_RESERVED, MapEntry, memory_map
 
 
-def test_memory_map_of_a_small_and_a_big_guest() -> None:
+def test_memory_map_of_a_small_and_a_large_guest() -> None:
     low = [
         MapEntry(0, 0x9FC00, E820_RAM),
         MapEntry(0x9FC00, 0x60400, E820_RESERVED),

@@ -36,7 +36,7 @@ def test_segments_entry_and_notes(bits: int) -> None:
     assert (second.address, second.memory_size, second.end) == (0x200000, 0x5000, 0x205000)
 
 
-def test_linux_is_told_by_its_note_or_its_banner() -> None:
+def test_linux_is_recognized_by_its_note_or_its_banner() -> None:
     assert parse(linux_elf()).linux_note
     for text, found in ((BANNER, True), (b"Linux version %s (%s)", False)):
         data = build_elf([(0x100000, b"x" * ((1 << 20) - 10) + text, 1 << 21)])
@@ -58,7 +58,7 @@ def test_notes_of_alignment_8() -> None:
     [
         (b"\x7fELF", "header"),
         (b"\x7fELF\x02\x01" + bytes(20), "cut off"),
-        (b"\x7fELF\x07\x01" + bytes(60), "makes no sense"),
+        (b"\x7fELF\x07\x01" + bytes(60), "header is invalid"),
         (b"\x7fELF\x02\x02" + bytes(60), "big-endian"),
         (build_elf([(0, b"", 1)], machine=183), "arm64"),
         (build_elf([(0, b"", 1)], machine=243), "RISC-V"),
@@ -87,7 +87,7 @@ def test_hostile_header_fields(field: tuple[int, str], value: int) -> None:
         parse(bytes(data))
 
 
-def test_hostile_segment_fields_wrap_nowhere() -> None:
+def test_hostile_segment_fields_do_not_wrap() -> None:
     for place in (8, 32, 40):
         data = bytearray(linux_elf())
         struct.pack_into("<Q", data, 64 + place, (1 << 64) - 8)

@@ -202,7 +202,7 @@ def test_initrds_that_linux_may_understand_are_not_judged() -> None:
         assert load(linux_elf(), initrd=data)[1].initrd
 
 
-def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     refused(tmp_path / "none", "no file")
     refused(tmp_path, "directory")
     refused(Path("/dev/null"), "not a regular file")
@@ -238,7 +238,7 @@ def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
         ((0x9FFF, b"", 2), "boot data", "1 MiB"),
     ],
 )
-def test_segments_where_they_cannot_be(
+def test_segments_at_impossible_addresses_are_refused(
     segment: tuple[int, bytes, int], says: str, hint: str
 ) -> None:
     good = (0x100000, b"code", 4)
@@ -260,7 +260,7 @@ def test_an_entry_outside_the_kernel_is_refused(entry: int) -> None:
     refused(build_elf([], entry=entry, notes=[LINUX_NOTE]), "entry at")
 
 
-def test_command_lines_that_do_not_fit() -> None:
+def test_command_lines_that_do_not_fit_are_refused() -> None:
     load(linux_elf(), command_line="x" * 2047)
     refused(linux_elf(), "2048 bytes", command_line="x" * 2048)
     load(pvh_elf(), command_line="x" * 4095)
@@ -274,18 +274,18 @@ def test_command_lines_that_do_not_fit() -> None:
     refused(linux_elf(), "not text", command_line="\ud800")
 
 
-def test_initrds_that_do_not_fit() -> None:
+def test_initrds_that_do_not_fit_are_refused() -> None:
     error = refused(linux_elf(), "does not fit", initrd=CPIO.ljust(7 * MIB, b"\0"))
     assert "-m" in error.hint
     refused(linux_elf(), "does not fit", size=4 * MIB, initrd=CPIO.ljust(5 * MIB, b"\0"))
 
 
 @pytest.mark.parametrize("cpus", [0, -1, 255, 1 << 40])
-def test_absurd_numbers_of_cpus(cpus: int) -> None:
+def test_impossible_numbers_of_cpus_are_refused(cpus: int) -> None:
     assert "--cpus" in refused(linux_elf(), "CPUs", cpus=cpus).hint
 
 
-def test_too_little_ram() -> None:
+def test_too_little_ram_is_refused() -> None:
     refused(linux_elf(), "at least 1 MiB", size=MIB // 2)
 
 
@@ -297,11 +297,11 @@ def test_too_little_ram() -> None:
         ({"payload_length": 0xFFFFFFFF}, "ends before"),
     ],
 )
-def test_bzimages_that_cannot_be(options: dict[str, int], says: str) -> None:
+def test_impossible_bzimages_are_refused(options: dict[str, int], says: str) -> None:
     refused(build_bzimage(gzip.compress(linux_elf()), **options), says)  # type: ignore[arg-type]
 
 
-def test_bzimages_with_odd_insides() -> None:
+def test_the_kernel_inside_a_bzimage_is_judged_too() -> None:
     refused(build_bzimage(b"\x89LZO" + bytes(99)), "LZO")
     refused(build_bzimage(b"what is this"), "unknown compression")
     refused(build_bzimage(gzip.compress(b"no ELF file")), "ELF")

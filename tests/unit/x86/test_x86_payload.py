@@ -64,7 +64,7 @@ def sized(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", PACKERS)
-def test_unpacks_with_and_without_the_size_behind(name: str) -> None:
+def test_a_payload_unpacks_with_and_without_its_size_behind(name: str) -> None:
     packed = PACKERS[name](KERNEL)
     assert compression(packed) == name
     assert unpack(packed, "it") == (KERNEL, name)
@@ -72,7 +72,7 @@ def test_unpacks_with_and_without_the_size_behind(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TOOLS)
-def test_unpacks_what_the_real_tool_packs(name: str) -> None:
+def test_the_output_of_the_real_tool_unpacks(name: str) -> None:
     if not shutil.which(TOOLS[name][0]):
         pytest.skip(f"{TOOLS[name][0]} is not installed")
     run = subprocess.run(
@@ -81,7 +81,7 @@ def test_unpacks_what_the_real_tool_packs(name: str) -> None:
     assert unpack(sized(run.stdout), "it") == (KERNEL, name)
 
 
-def test_lz4_blocks_of_more_than_one() -> None:
+def test_several_lz4_blocks_unpack() -> None:
     data = KERNEL * 90
     assert len(data) > 8 << 20
     assert unpack(sized(lz4_legacy(data)), "it")[0] == data
@@ -97,7 +97,7 @@ def test_lz4_tool_with_several_blocks() -> None:
     assert unpack(sized(run.stdout), "it")[0] == data
 
 
-def test_an_uncompressed_elf_stays_as_it_is() -> None:
+def test_an_uncompressed_elf_is_unchanged() -> None:
     assert unpack(KERNEL, "it") == (KERNEL, "none")
 
 
@@ -110,7 +110,7 @@ def test_a_bomb_is_stopped(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PACKERS)
-def test_exactly_the_limit_is_allowed(name: str) -> None:
+def test_a_payload_of_exactly_the_limit_is_allowed(name: str) -> None:
     packed = PACKERS[name](KERNEL)
     assert unpack(packed, "it", limit=len(KERNEL))[0] == KERNEL
     with pytest.raises(UsageError):
