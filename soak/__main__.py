@@ -1,4 +1,4 @@
-"""``python -m soak``: one random scenario after another, until one fails or the time is over."""
+"""``python -m soak``: plays random scenarios until one fails or the time is over."""
 
 import argparse
 import json
@@ -13,20 +13,20 @@ from soak.run import SoakFailure, play
 from soak.scenario import Host, Scenario, choose
 
 STEPS: Final = 80
-"""Steps of a driver in one scenario: some hundred requests, in some tenths of a second."""
+"""Steps of the driver in one scenario: some hundred requests, in some tenths of a second."""
 PATIENCE: Final = 30.0
-"""Seconds without an answer, on a busy host too, after which none is expected any more."""
+"""Seconds without an answer after which no answer will come, even on a busy host."""
 REDRAW: Final = 0.2
 
 
 def main() -> int:
-    """0: nothing was found; 1: something was, and the last lines say how to see it again."""
+    """Play scenarios. 0: no fault found. 1: a fault, and the last lines tell how to repeat it."""
     arguments = _parser().parse_args()
     first = int(time.time()) if arguments.seed is None else arguments.seed
     runs = arguments.runs or (0 if arguments.seconds else 1)
     host = Host.look()
     form = "interpreted" if (split.__file__ or "").endswith(".py") else "compiled"
-    print(f"soak: from seed {first} on, hot path {form}, {_has(host)}", flush=True)
+    print(f"soak: from seed {first} on, hot path {form}, {_features(host)}", flush=True)
     seen: Counter[str] = Counter()
     began = drawn = time.monotonic()
     done = 0
@@ -36,16 +36,16 @@ def main() -> int:
         try:
             seen += play(scenario, arguments.patience)
         except SoakFailure as failure:
-            _clear()
-            _tell(scenario, failure, arguments.steps)
+            _show()
+            _report(scenario, failure, arguments.steps)
             return 1
         except KeyboardInterrupt:
             break
         done += 1
         if sys.stderr.isatty() and time.monotonic() - drawn > REDRAW:
             drawn = time.monotonic()
-            _clear(_line(done, seen, drawn - began))
-    _clear()
+            _show(_line(done, seen, drawn - began))
+    _show()
     print(f"soak: {_line(done, seen, time.monotonic() - began)}: nothing found")
     print(json.dumps(dict(sorted(seen.items()))))
     return 0
@@ -54,16 +54,16 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m soak", description=__doc__)
     add = parser.add_argument
-    add("--seconds", type=float, default=0, help="begin no scenario after so many")
-    add("--runs", type=int, default=0, help="so many scenarios (default: 1, or as time allows)")
-    add("--seed", type=int, help="of the first one; the others count up (default: the time)")
-    add("--same", action="store_true", help="play the first one each time: races need luck")
-    add("--steps", type=int, default=STEPS, help="of the driver in each (default: %(default)s)")
+    add("--seconds", type=float, default=0, help="begin no scenario after this time")
+    add("--runs", type=int, default=0, help="number of scenarios (default: 1, or as time allows)")
+    add("--seed", type=int, help="seed of the first scenario; others count up (default: the time)")
+    add("--same", action="store_true", help="play the first scenario each time, to hit a race")
+    add("--steps", type=int, default=STEPS, help="steps of each driver (default: %(default)s)")
     add(
         "--patience",
         type=float,
         default=PATIENCE,
-        help="seconds after which an answer will not come (default: %(default)g)",
+        help="seconds without an answer that count as a failure (default: %(default)g)",
     )
     return parser
 
@@ -72,7 +72,7 @@ def _over(began: float, seconds: float) -> bool:
     return bool(seconds) and time.monotonic() - began >= seconds
 
 
-def _has(host: Host) -> str:
+def _features(host: Host) -> str:
     return (
         f"{'with' if host.io_uring else 'without'} io_uring, "
         f"{'with' if host.direct else 'without'} O_DIRECT in {gettempdir()}"
@@ -88,13 +88,13 @@ def _line(done: int, seen: Counter[str], seconds: float) -> str:
     )
 
 
-def _clear(line: str = "") -> None:
-    """Let ``line`` be what a terminal shows of the progress."""
+def _show(line: str = "") -> None:
+    """Show ``line`` as the progress, on a terminal only."""
     if sys.stderr.isatty():
         print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
 
-def _tell(scenario: Scenario, failure: SoakFailure, steps: int) -> None:
+def _report(scenario: Scenario, failure: SoakFailure, steps: int) -> None:
     print(f"soak: FOUND SOMETHING\n{scenario}\n{failure}", file=sys.stderr)
     again = f"python -m soak --seed {scenario.seed} --steps {steps} --same --runs 100"
     print(f"again: {again}", file=sys.stderr)

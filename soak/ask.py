@@ -1,4 +1,4 @@
-"""Requests as a driver may send them: good ones, over each other, and bad ones between. Pure."""
+"""Random requests of a driver: overlapping valid ones, with invalid ones in between. Pure."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,21 +22,21 @@ from pykvm.devices.virtio_blk.constants import (
 from soak.model import SECTOR, ZEROS, Change
 
 NONSENSE: Final = (2, 3, 5, 9, 16, 1 << 31, 0xFFFF_FFFF)
-"""Types that no device has."""
+"""Request types that no device has."""
 FAR: Final = (1 << 23, 1 << 54, 1 << 55, (1 << 64) - 1)
-"""Sectors that no disk here has."""
+"""Sectors behind the end of every disk here."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Ask:
     """A request before it has memory.
 
-    ``readable`` are header and data, ``writable`` counts the bytes for data and
-    status. ``ranges`` are (sector, sectors) that it is for and ``changes`` what
-    it does to them. ``refused``: the status that it must get, -1 if it has no
-    place for one, or None if it is a good one, as far as it fits the disk.
-    ``hole``: between its data is a buffer that is not guest RAM. ``backwards``:
-    its device-writable buffers come first.
+    ``readable`` has header and data. ``writable`` is the number of bytes for data
+    and status. ``ranges`` are its pairs of (sector, sectors), and ``changes`` the new
+    contents. ``refused`` is the status that it must get, -1 if it has no byte for a
+    status, or None if it is valid for a disk that is large enough. ``hole``: one
+    data buffer is not guest RAM. ``backwards``: its device-writable buffers come
+    first.
     """
 
     kind: int
@@ -76,7 +76,7 @@ class Asker:
         return maker(capacity)
 
     def _place(self, capacity: int, most: int) -> tuple[int, int]:
-        """Sector and number: near the last ones, or anywhere, now and then beyond the end."""
+        """(sector, sectors): near earlier requests, or anywhere, sometimes beyond the end."""
         dice, block = self._dice, self._block
         blocks = capacity // block
         count = min(dice.choice((1, 1, 1, 2, 3, dice.randint(1, most))), blocks)
@@ -93,7 +93,7 @@ class Asker:
         return start * block, count * block
 
     def _most(self) -> int:
-        """Blocks of one request, at most."""
+        """The largest number of blocks for the next request."""
         large = self._dice.random() < 0.03
         return max(1, (128 if large else 8) // self._block)
 
@@ -135,7 +135,7 @@ class Asker:
         readable = _header(kind, 0) + data
         if not negotiated:
             return Ask(kind, readable, refused=VIRTIO_BLK_S_UNSUPP)
-        # What a discarded range holds is anybody's guess; here: what it held, or zeros.
+        # A discarded range may have any content. Here it has its old content, or zeros.
         changes = [Change(sector, [ZEROS] * count, not discard) for sector, count in ranges]
         return Ask(kind, readable, ranges=ranges, changes=changes)
 

@@ -1,4 +1,4 @@
-"""A guest's driver that does whatever drivers may."""
+"""A guest's driver that uses everything that a driver may do."""
 
 from pykvm.devices.virtio_blk.config_space import FIELDS
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_F_CONFIG_WCE
@@ -9,10 +9,10 @@ from soak.scenario import negotiate
 
 
 class Driver(Requests):
-    """Resets queues and the device, breaks rings, and changes what it may between requests."""
+    """Resets queues and the device, breaks rings, and changes settings between requests."""
 
     def restart(self) -> None:
-        """Reset the device, and begin again with others of its features."""
+        """Reset the device, and start it with a different choice of features."""
         self.collect()
         self._transport.features = negotiate(self._dice, self._device.features)
         self._transport.reset()
@@ -24,7 +24,7 @@ class Driver(Requests):
         self.seen["device resets"] += 1
 
     def spoil(self) -> None:
-        """Break a ring: the device has to say that it needs a reset, and gets one."""
+        """Break a ring. The device has to ask for a reset, and gets it."""
         with self._guest:
             queue = self._queue()
             if self.flying[queue] or queue in self._resting:
@@ -35,13 +35,13 @@ class Driver(Requests):
         try:
             self._transport.wait_broken(self._patience)
         except TimeoutError:
-            raise Stalled("a queue was broken, and the device does not say so") from None
+            raise Stalled("a queue was broken, and the device does not report it") from None
         with self._guest:
             self.restart()
             self.seen["broken rings"] += 1
 
     def renew(self) -> None:
-        """Reset a queue, or let one that was go on."""
+        """Reset a queue, or start a queue that was reset."""
         if not self._transport.features & VIRTIO_F_RING_RESET:
             return
         queue = self._queue()
@@ -57,7 +57,7 @@ class Driver(Requests):
             self._transport.start_queue(queue)
 
     def hold(self) -> None:
-        """Let the device not be a bus master for a moment, or for a reset."""
+        """Take bus mastering from the device for a moment, or during a reset."""
         self._device.hold()
         check_quiet(self._transport)
         if self._dice.random() < 0.2:
@@ -67,7 +67,7 @@ class Driver(Requests):
         self.seen["holds"] += 1
 
     def switch_cache(self) -> None:
-        """Write-back or write-through, from now on."""
+        """Switch to write-back or write-through."""
         if self._transport.features & VIRTIO_BLK_F_CONFIG_WCE:
             at = FIELDS["writeback"][0]
             writeback = bool(self._dice.randint(0, 1))
@@ -78,7 +78,7 @@ class Driver(Requests):
             self.seen["cache switches"] += 1
 
     def _lose(self, queue: int) -> None:
-        """What was in flight in ``queue`` is lost."""
+        """Count the requests in flight in ``queue`` as lost."""
         for sent in self.flying[queue].values():
             self._judge.lost(sent)
             self._slots.give(sent.slot)

@@ -1,4 +1,4 @@
-"""What can be seen of a disk that does not go on, for people."""
+"""Describes a disk that is stuck, for its developers."""
 
 import sys
 import threading
@@ -9,11 +9,11 @@ from pykvm.testing.fake_transport import FakeTransport
 from soak.driver import Driver
 
 MOST = 12
-"""Requests shown of one queue."""
+"""The largest number of requests that are shown for a queue."""
 
 
 def dump(transport: FakeTransport, device: VirtioBlk, driver: Driver) -> str:
-    """Every thread's stack, every queue's place, and what is in flight."""
+    """Every thread's stack, every queue's place, and the requests in flight."""
     lines = [f"broken: {transport.broken}; failure: {device.failure!r}; limits: {device.limits}"]
     lines.append(f"features {transport.features:#x}, {len(transport.interrupts)} interrupts")
     services = device._threads._services

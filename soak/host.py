@@ -1,4 +1,4 @@
-"""Hosts that can do less than the one that we are on."""
+"""Simulates hosts that lack some of this host's features."""
 
 import errno
 import resource
@@ -10,7 +10,7 @@ from soak.scenario import LARGE_FILE
 
 
 class NoHoles(Allocation):
-    """A host's, which can do nothing about the space of a file."""
+    """The allocation of a host that cannot make holes in a file."""
 
     def mode(self, discard: bool, unmap: bool) -> int:
         """See Allocation."""
@@ -22,7 +22,7 @@ class NoHoles(Allocation):
 
 @contextmanager
 def small_files() -> Iterator[None]:
-    """No file of this process can become larger than LARGE_FILE meanwhile."""
+    """In this context, no file of this process can become larger than LARGE_FILE."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGE_FILE, before[1]))
     try:

@@ -1,4 +1,4 @@
-"""Looks at the whole disk while nothing is in flight. AssertionError if something is wrong."""
+"""Checks the whole disk while no request is in flight. AssertionError for a fault."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from soak.tally import Announced, Tally
 
 
 class Inspector:
-    """Owns a descriptor of the disk's file. ``apart``: the file is never to change."""
+    """Owns a descriptor of the disk's file. ``apart``: the file must never change."""
 
     def __init__(self, path: Path, model: Model, tally: Tally, announced: Announced, apart: bool):
         self._path = path
@@ -21,7 +21,7 @@ class Inspector:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def inspect(self, device: VirtioBlk, lost: int) -> None:
-        """Counters, configuration, and every sector; ``lost`` requests were never answered."""
+        """Check counters, configuration, and every sector. ``lost``: requests without an answer."""
         if self._model.resizing_now:
             return
         self._tally.check(device.stats.counters())
@@ -44,7 +44,7 @@ class Inspector:
             self._model.settle(sector, found)
 
     def close(self) -> None:
-        """AssertionError if a file that was to stay as it is did not."""
+        """Close the file. AssertionError if it changed and must not."""
         os.close(self._fd)
         if self._apart:
             assert self._path.read_bytes() == self._first, "the image below was written"

@@ -1,4 +1,4 @@
-"""Is an answer one that the request can have? AssertionError if not."""
+"""Checks that an answer is possible for its request. AssertionError if not."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,17 +31,17 @@ class Sent:
 
     @property
     def length(self) -> int:
-        """Bytes of the disk that it is for."""
+        """The number of bytes of the disk that it covers."""
         return SECTOR * sum(count for _, count in self.ask.ranges)
 
     @property
     def end(self) -> int:
-        """The first sector behind it."""
+        """The first sector behind its ranges."""
         return max((sector + count for sector, count in self.ask.ranges), default=0)
 
     @property
     def key(self) -> Key:
-        """How an error of it is announced."""
+        """The key of an error of this request, as the disk announces it."""
         return key(self.ask.kind, self.ask.ranges)
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Sent:
 
 
 class Judge:
-    """Knows what the disk may hold, what it must count, and what it told of."""
+    """Knows the possible contents of the disk, its counters, and the errors that it announced."""
 
     def __init__(
         self, model: Model, tally: Tally, announced: Announced, syncs: Syncs, serial: str
@@ -64,7 +64,7 @@ class Judge:
         self._id = serial.encode().ljust(VIRTIO_BLK_ID_BYTES, b"\0")
 
     def answer(self, sent: Sent, used: int) -> None:
-        """The device has used the request's chain, and says that it wrote ``used`` bytes."""
+        """Judge an answer: the device used the request's chain, with a length of ``used`` bytes."""
         ask = sent.ask
         stream = sent.slot.take_back(sent.lent)
         data, status = stream[:-1], stream[-1] if stream else -1
@@ -82,14 +82,14 @@ class Judge:
             self._used(used, size + 1 if size == len(data) else size)
             self._model.refuse(sent.access)
         elif status == VIRTIO_BLK_S_OK:
-            assert sent.end <= sent.access.high, "nothing is behind the end of the disk"
+            assert sent.end <= sent.access.high, "a request behind the end of the disk succeeded"
             self._succeeded(sent, data, used)
         else:
             assert status == VIRTIO_BLK_S_IOERR, f"it was answered with {status}"
             self._failed(sent, data, used)
 
     def lost(self, sent: Sent) -> None:
-        """A reset came first."""
+        """Count the request as lost in a reset."""
         sent.slot.abandon()
         self._tally.lost(sent.ask.kind, sent.length)
         if sent.ask.refused is None:
@@ -112,7 +112,7 @@ class Judge:
             self._model.fail(sent.access)
             return
         self._tally.done(sent.ask.kind, sent.length)
-        if ignored:  # one of several alike failed; which of them, nobody said
+        if ignored:  # one of several requests with this key failed, and it is unknown which
             self._model.fail(sent.access)
         else:
             self._syncs.check(sent.ask.kind, sent.access)
@@ -128,7 +128,7 @@ class Judge:
             if read:
                 self._found(sent, data, True)
         else:
-            assert not fitted, "it failed, and nobody was told"
+            assert not fitted, "it failed, and no error was announced"
             if sent.end > sent.access.high:
                 self._model.refuse(sent.access)
             else:
@@ -139,7 +139,7 @@ class Judge:
         self._used(used, 0 if read else 1)
 
     def _found(self, sent: Sent, data: bytes, in_part: bool) -> None:
-        """A read has found ``data``; ``in_part``: some may not have been read."""
+        """Check the ``data`` of a read. ``in_part``: some of it may not have been read."""
         at = 0
         for first, count in sent.ask.ranges:
             for sector in range(first, first + count):
@@ -148,21 +148,21 @@ class Judge:
                 if in_part:
                     contents.append(bytes([FILL]) * SECTOR)
                 assert explains(contents, found), (
-                    f"sector {sector} cannot hold what was read: {_short(found)}; "
+                    f"sector {sector} cannot contain {_short(found)}, which was read, "
                     f"but {' or '.join(map(_short, contents))}"
                 )
                 at += SECTOR
 
     def _untouched(self, data: bytes) -> None:
-        assert data.count(FILL) == len(data), "data was written that nobody asked for"
+        assert data.count(FILL) == len(data), "the device wrote to a buffer without need"
 
     def _used(self, used: int, written: int) -> None:
-        """``written``: the bytes from the first device-writable one on, without a gap."""
+        """Check the used length. ``written``: the device-writable bytes before the first gap."""
         assert used == written, f"the device says that it wrote {used} bytes, not {written}"
 
 
 def is_flush(sent: Sent) -> bool:
-    """Does it wait for what was written before it in its queue?"""
+    """True if the request has to wait for earlier writes in its queue."""
     return sent.ask.kind == VIRTIO_BLK_T_FLUSH
 
 

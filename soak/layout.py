@@ -1,4 +1,4 @@
-"""From a request to a chain: where in memory its bytes are, and how they are cut."""
+"""Makes a chain from a request: places its bytes in memory, and cuts them into buffers."""
 
 from random import Random
 from typing import Final
@@ -12,14 +12,14 @@ from soak.model import SECTOR
 NOWHERE: Final = 0xE000_0000
 """A guest-physical address without RAM."""
 GAPS: Final = (0, 1, 8, 24, 64)
-"""Bytes between two buffers: with none, they can be told from one by the lengths only."""
+"""Bytes between two buffers. 0 makes two buffers look like one, except for their lengths."""
 MOST_PIECES: Final = 8
 
 
 def lay_out(
     ask: Ask, slots: Slots, dice: Random, most: int
 ) -> tuple[Slot, list[Buffer], list[Buffer]] | None:
-    """A slot with the request's bytes, its chain, and those buffers that the device may write.
+    """A slot with the request's bytes, its chain, and the buffers that the device may write.
 
     The chain has at most ``most`` elements, of at least four. None: no memory is left.
     """
@@ -57,7 +57,7 @@ def _fit(align: int, length: int) -> int:
 
 
 def _cut(length: int, dice: Random, most: int) -> list[int]:
-    """``length`` bytes in at most ``most`` pieces, and at least one if there are any."""
+    """``length`` bytes in ``most`` pieces at most; in one or more if ``length`` is not 0."""
     if length <= 0:
         return []
     pieces = dice.choice((1, 1, dice.randint(1, MOST_PIECES)))

@@ -1,4 +1,4 @@
-"""Guest memory for requests, where everything that the device must not write is known."""
+"""Guest memory for requests, which shows every byte that the device must not write."""
 
 import time
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from pykvm.testing.fake_transport import FakeTransport
 from pykvm.testing.ring_driver import Buffer
 
 GUARD: Final = bytes.fromhex("c75a1ee92d054b83")
-"""What is between buffers."""
+"""The bytes between buffers."""
 FILL: Final = 0xAA
-"""What buffers hold that the device may write."""
+"""The initial content of device-writable buffers."""
 
 
 class Slot:
     """One request's memory: buffers one after another, with guards around them.
 
-    Nobody but the device may write it, and that only buffers that are lent to it.
+    Only the device may write to it, and only to buffers that are lent to the device.
     """
 
     def __init__(self, ram: Ram, start: int, size: int) -> None:
@@ -31,20 +31,20 @@ class Slot:
         ram.write(start, self._content)
 
     def open(self) -> None:
-        """Begin anew."""
+        """Start a new request."""
         self.check()
         self._new = bytearray(GUARD * (self.size // len(GUARD)))
         self._at = len(GUARD)
 
     def put(self, data: bytes, gap: int, align: int) -> Buffer:
-        """A device-readable buffer, ``gap`` bytes after the last one and aligned."""
+        """Add a device-readable buffer, ``gap`` bytes behind the last one, and aligned."""
         buffer = self._place(len(data), gap, align, False)
         at = buffer.address - self.start
         self._new[at : at + len(data)] = data
         return buffer
 
     def lend(self, length: int, gap: int, align: int) -> Buffer:
-        """A device-writable buffer."""
+        """Add a device-writable buffer."""
         buffer = self._place(length, gap, align, True)
         at = buffer.address - self.start
         self._new[at : at + length] = bytes([FILL]) * length
@@ -58,12 +58,12 @@ class Slot:
         return Buffer(self.start + at, length, writable)
 
     def close(self) -> None:
-        """Let memory hold it."""
+        """Write the request to guest memory."""
         self._content = bytes(self._new)
         self._ram.write(self.start, self._content)
 
     def take_back(self, lent: Sequence[Buffer]) -> bytes:
-        """What ``lent`` hold; AssertionError if anything else was written."""
+        """The contents of ``lent``; AssertionError if the device wrote anywhere else."""
         now = self._ram.read(self.start, self.size)
         was = bytearray(self._content)
         stream = b""
@@ -76,22 +76,22 @@ class Slot:
         return stream
 
     def abandon(self) -> None:
-        """A reset: what it holds now, it holds for good."""
+        """Accept the present content, because a reset came. It must not change any more."""
         self._content = self._ram.read(self.start, self.size)
 
     def check(self) -> None:
-        """AssertionError if it was written while nothing of it was lent."""
+        """AssertionError if the device wrote to it while no buffer was lent."""
         now = self._ram.read(self.start, self.size)
         assert now == self._content, f"memory was written late: {_difference(self._content, now)}"
 
 
 class Slots:
-    """Those that are free, the small ones and the large ones."""
+    """The free slots: small ones and large ones."""
 
     def __init__(
         self, ram: Ram, start: int, small: tuple[int, int], large: tuple[int, int]
     ) -> None:
-        """``small`` and ``large``: how many, and how many bytes each has."""
+        """``small`` and ``large``: the number of slots, and the bytes of each."""
         self._small: list[Slot] = []
         self._large: list[Slot] = []
         for free, (count, size) in ((self._small, small), (self._large, large)):
@@ -101,7 +101,7 @@ class Slots:
         self._border = small[1]
 
     def take(self, size: int, dice: Random) -> Slot | None:
-        """A slot for ``size`` bytes, if there is one."""
+        """A free slot for ``size`` bytes, or None."""
         free = self._small if size <= self._border else self._large
         if not free:
             return None
@@ -112,17 +112,17 @@ class Slots:
         return slot
 
     def give(self, slot: Slot) -> None:
-        """``slot`` is free."""
+        """Free ``slot``."""
         (self._small if slot.size == self._border else self._large).append(slot)
 
     def check(self) -> None:
-        """See Slot, for all that are free."""
+        """Check all free slots; see Slot."""
         for slot in (*self._small, *self._large):
             slot.check()
 
 
 def check_quiet(transport: FakeTransport) -> None:
-    """AssertionError if anything happens in guest RAM, though the device is notified."""
+    """Notify a device at rest. AssertionError if it changes guest RAM."""
     before = bytes(transport.ram.bytes)
     for queue in range(len(transport.kicks)):
         transport.notify(queue)

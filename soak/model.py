@@ -1,19 +1,19 @@
-"""What each sector of a disk may hold, while any number of requests are under way. Pure.
+"""The possible contents of each sector of a disk, with any number of requests in flight. Pure.
 
 A sector has *versions*: contents that a read may find. The rules:
 
-- An access comes *before* another one if it was answered before the other one
-  was issued, or if both are in one batch and it was issued first. A batch is
-  what a driver makes available at once; the device keeps the order of what
-  overlaps in it. Everything else may happen in any order.
-- A write adds a version when it is issued. When it succeeds, it replaces the
-  versions of all writes before it. When it fails, or is lost in a reset, it may
-  have happened or not, in part too; it cannot happen any more.
-- A read may find a version unless that was replaced before the read was
-  issued, or comes after the read, or is replaced by a write before the read.
-- Where several versions are possible, each byte may be of another one.
+- Access A comes *before* access B if A was answered before B was issued, or if both are
+  in one batch and A was issued first. A batch is the set of requests that a driver makes
+  available at once. The device keeps the order of overlapping requests in a batch. All
+  other accesses may happen in any order.
+- A write adds a version when it is issued. When it succeeds, it replaces the versions of
+  all writes before it. When it fails, or is lost in a reset, it may have happened, in
+  part too, or not. It cannot happen later.
+- A read may find a version, except if the version was replaced before the read was
+  issued, comes after the read, or is replaced by a write before the read.
+- If several versions are possible, each byte may come from any of them.
 
-Time is a number that rises with each thing that happens.
+Time is a number that rises with each event.
 """
 
 from collections.abc import Sequence
@@ -23,14 +23,15 @@ from typing import Final
 SECTOR: Final = 512
 ZEROS: Final = bytes(SECTOR)
 NEVER: Final = 1 << 62
-"""A time that does not come."""
+"""A time that is never reached."""
 
 
 @dataclass(eq=False, slots=True)
 class Access:
-    """A request in flight, or one that is over: its ``batch``, its ``place`` in it, and times.
+    """A request, in flight or finished: its ``batch``, its ``place`` there, and its times.
 
-    ``low`` and ``high`` are the least and the most sectors that the disk had meanwhile.
+    ``low`` and ``high`` are the smallest and largest sizes of the disk meanwhile, in
+    sectors.
     """
 
     batch: int
@@ -41,16 +42,16 @@ class Access:
     over: int = NEVER
 
     def before(self, other: "Access") -> bool:
-        """Did it surely happen before ``other``?"""
+        """True if it certainly happened before ``other``."""
         same = self.batch == other.batch
         return self.over < other.issued or (same and self.place < other.place)
 
 
 @dataclass(eq=False, slots=True)
 class Version:
-    """A content that a sector may have, by whom, and when it was replaced for sure.
+    """A possible content of a sector, its writer, and the time when it was certainly replaced.
 
-    ``sure``: the sector has had it, or something of the same time.
+    ``sure``: the sector certainly had it, or a version of the same time.
     """
 
     access: Access
@@ -61,7 +62,10 @@ class Version:
 
 @dataclass(eq=False, slots=True)
 class Change:
-    """What an access writes: from sector ``first`` on, ``contents``. ``sure``: if it succeeds."""
+    """The ``contents`` that an access writes from sector ``first`` on.
+
+    ``sure``: if the access succeeds, it certainly wrote them.
+    """
 
     first: int
     contents: Sequence[bytes]
@@ -70,7 +74,7 @@ class Change:
 
 
 class Model:
-    """A disk of sectors. One thread at a time."""
+    """A disk of sectors. One thread at a time uses it."""
 
     def __init__(self, content: bytes) -> None:
         self.now = 1
@@ -85,7 +89,7 @@ class Model:
     # -- requests ------------------------------------------------------------
 
     def issue(self, batch: int, place: int, changes: Sequence[Change] = ()) -> Access:
-        """A request is about to be made available; what it changes within the disk."""
+        """Record a request that is about to be made available, with its changes within the disk."""
         self.now += 1
         access = Access(batch, place, self.now, min(self._possible), max(self._possible))
         oldest = next(iter(self._flying)).issued if self._flying else self.now
@@ -101,7 +105,7 @@ class Model:
         return access
 
     def succeed(self, access: Access) -> None:
-        """The request was answered: it was carried out."""
+        """Record the answer that the request was carried out."""
         for change in self._end(access):
             if not change.sure:
                 continue
@@ -112,22 +116,22 @@ class Model:
                         other.replaced = self.now
 
     def fail(self, access: Access) -> None:
-        """The request failed or was lost: nobody knows how far it came."""
+        """Record that the request failed or was lost, so its effect is unknown."""
         self._end(access)
 
     def refuse(self, access: Access) -> None:
-        """The request was answered without anything done."""
+        """Record the answer that the request had no effect."""
         for change in self._end(access):
             for sector, version in enumerate(change.versions, change.first):
                 self._sectors[sector].remove(version)
 
     def observer(self) -> Access:
-        """Somebody who looks at the disk now, and at once."""
+        """An access that reads the whole disk at this moment."""
         self.now += 1
         return Access(-1, 0, self.now, self.capacity, self.capacity)
 
     def possible(self, reader: Access, sector: int) -> list[bytes]:
-        """What ``reader`` may find in ``sector``."""
+        """The contents that ``reader`` may find in ``sector``."""
         versions = self._sectors[sector]
         if len(versions) == 1:
             return [versions[0].content]
@@ -143,8 +147,8 @@ class Model:
         return [v.content for v in found]
 
     def settle(self, sector: int, content: bytes) -> None:
-        """Nothing is in flight, and ``sector`` was found to hold ``content``."""
-        assert not self._flying, "it may change any moment"
+        """Record ``content``, found in ``sector`` while no request was in flight."""
+        assert not self._flying, "the sector can still change"
         versions = self._sectors[sector]
         if len(versions) > 1:
             past = Access(0, 0, self.now, 0, 0, over=self.now)
@@ -159,11 +163,11 @@ class Model:
 
     @property
     def resizing_now(self) -> bool:
-        """Between :meth:`resizing` and :meth:`resized`."""
+        """True between :meth:`resizing` and :meth:`resized`."""
         return len(self._possible) > 1
 
     def resizing(self, capacity: int) -> None:
-        """From now on the disk may have ``capacity`` sectors, or still what it had."""
+        """From now on the disk may have ``capacity`` sectors, or its old number."""
         self.now += 1
         self._possible.add(capacity)
         for access in self._flying:
@@ -178,7 +182,7 @@ class Model:
             versions.append(Version(cut, ZEROS))
 
     def resized(self) -> None:
-        """It has."""
+        """From now on the disk has its new capacity."""
         (self.capacity,) = self._possible - {self.capacity} or {self.capacity}
         self._possible = {self.capacity}
 
@@ -189,7 +193,7 @@ class Model:
 
 
 def explains(contents: Sequence[bytes], found: bytes) -> bool:
-    """Is each byte of ``found`` the one of any of ``contents`` in its place?"""
+    """True if each byte of ``found`` is at its place in one of ``contents``."""
     if found in contents:
         return True
     if len(contents) < 2:

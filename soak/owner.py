@@ -1,4 +1,4 @@
-"""The disk's owner: stops it, lets it go on, resizes it, limits it, makes it fail, heals it."""
+"""The disk's owner: pauses, resumes, resizes and limits it, makes it fail, and heals it."""
 
 import threading
 import time
@@ -21,12 +21,12 @@ OPERATIONS = ("any", "any", "read", "write", "flush", "discard", "write-zeroes")
 
 
 class Owner:
-    """Owns a thread, which does one job after another: :meth:`work` asks for one.
+    """Owns a thread, which does jobs in turn. :meth:`work` adds a random job.
 
-    What it does by itself is to let the disk go on after an error that stopped
-    it. While it stops the disk it holds ``guest``: vCPUs are stopped then. So
-    that nothing it does can hide that the disk has fallen asleep, it rests when
-    its driver waits for the last answers.
+    Without being asked, it resumes the disk after an error that stopped it. While
+    the disk is stopped, it holds ``guest``, as vCPUs are stopped then. It rests while
+    the driver waits for the last answers; otherwise its jobs could wake up a disk
+    that missed a notification.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Owner:
         self._model = model
         self._announced = announced
         self._plan = plan
-        # Each of the two threads that draw has numbers of its own.
+        # Two threads draw random numbers, each from its own source.
         self._dice = Random(dice.random())
         self._draw = Random(dice.random())
         self._guest = guest
@@ -58,23 +58,23 @@ class Owner:
         self._thread = threading.Thread(target=self._run, name="soak owner", daemon=True)
 
     def start(self, device: VirtioBlk, transport: FakeTransport) -> None:
-        """Be the owner of ``device``, which ``transport`` carries."""
+        """Become the owner of ``device`` on ``transport``."""
         self._device = device
         self._transport = transport
         self._thread.start()
 
     def work(self) -> None:
-        """Have it do something."""
+        """Add a random job."""
         self._jobs.put(self._draw.choice(self._choices))
 
     def heard(self, error: IoError) -> None:
-        """The disk announces an error. Called in its threads."""
+        """Record an error that the disk announces. The disk's threads call this."""
         self._announced.add(error, self._model.now)
         if error.action is ErrorAction.STOP:
-            self._jobs.put(self._go_on)
+            self._jobs.put(self._continue)
 
     def end(self, seconds: float) -> bool:
-        """Have it come to its end; whether it did within so many ``seconds``."""
+        """End the thread; True if it ended within ``seconds``."""
         self._jobs.put(None)
         self._thread.join(seconds)
         return not self._thread.is_alive()
@@ -86,8 +86,8 @@ class Owner:
         except BaseException as failure:
             self.failure = failure
 
-    def _go_on(self) -> None:
-        """After an error that stopped the disk: it is stopped as a whole, healed, and resumed."""
+    def _continue(self) -> None:
+        """After an error that stopped the disk, pause it, perhaps heal it, and resume it."""
         with self._guest:
             self._device.pause()
             if self._plan is not None and self._dice.random() < 0.6:
@@ -101,14 +101,14 @@ class Owner:
         with self._guest:
             if self._dice.random() < 0.3:
                 self._device.pause(0)
-            assert self._device.pause(), "there was no limit"
+            assert self._device.pause(), "pause() without a timeout returned False"
             check_quiet(self._transport)
             self._device.resume()
         self.seen["pauses"] += 1
 
     def _limit(self) -> None:
         dice = self._dice
-        if dice.random() < 0.6:  # next to nothing gets through, but for a moment only
+        if dice.random() < 0.6:  # almost no request gets through, but only for a moment
             self._device.limits = RateLimits(bps=1000, bps_max=1, iops=1, iops_max=1)
             time.sleep(dice.choice((0, 0.002, 0.01)))
         self._device.limits = dice.choice(
@@ -128,7 +128,7 @@ class Owner:
         assert self._device.limits is not None
 
     def _break(self) -> None:
-        assert self._plan is not None, "it is asked of those that have one"
+        assert self._plan is not None, "only owners with a plan break their disk"
         dice = self._dice
         if dice.random() < 0.3:
             self._plan.clear()
@@ -153,7 +153,7 @@ class Owner:
         self.seen["faults"] += 1
 
     def _grow(self) -> None:
-        """The disk grows under its driver."""
+        """Grow the disk while its driver uses it."""
         with self._guest:
             capacity = self._model.capacity + STEP * self._dice.randint(1, 8)
             if capacity > MOST_SECTORS:
@@ -165,14 +165,14 @@ class Owner:
         self.seen["resizes"] += 1
 
     def _shrink(self) -> None:
-        """It is resized while it is paused, and what it keeps may be behind its end."""
+        """Resize the disk while it is paused. Requests that it keeps may then be behind its end."""
         with self._guest:
             self._device.pause()
             self._resize_at_rest()
             self._device.resume()
 
     def _resize_at_rest(self) -> None:
-        """Once, or twice before anybody looks. Sometimes somebody else resumes it meanwhile."""
+        """Resize once, or twice in a row. Sometimes a second thread resumes the disk meanwhile."""
         other = threading.Thread(target=self._device.resume, name="soak other owner")
         meddles = self._dice.random() < 0.3
         if meddles:
@@ -183,10 +183,10 @@ class Owner:
             try:
                 self._device.resize(capacity * SECTOR)
             except UsageError:
-                assert meddles, "a disk at rest can have any size"
-                assert capacity < self._model.capacity, "it can always grow"
+                assert meddles, "a disk at rest refused a size"
+                assert capacity < self._model.capacity, "the disk refused to grow"
                 continue
-            # The guest is stopped: nothing was sent or looked at meanwhile.
+            # The guest is stopped, so no request was sent and no answer was read meanwhile.
             self._model.resizing(capacity)
             self._model.resized()
             self.seen["resizes"] += 1

@@ -1,4 +1,4 @@
-"""What a driver sends, awaits and looks at: batches of requests, and each answer."""
+"""The driver's requests: it sends them in batches, waits for answers, and checks each one."""
 
 import threading
 from collections import Counter
@@ -20,19 +20,20 @@ from soak.model import SECTOR, Model
 from soak.syncs import Syncs
 
 LOW_HEAP = 4096
-"""Bytes of a queue's heap below which the driver waits until it can be emptied."""
+"""With fewer free bytes in a queue's heap, the driver waits until the heap can be emptied."""
 
 
 class Stalled(AssertionError):
-    """Requests are in flight, and nothing is answered any more."""
+    """Requests are in flight, and no answer comes any more."""
 
 
 class Requests:
     """Owns the queues and their memory. One thread at a time, which holds ``guest``.
 
-    It waits without holding it, as a halted vCPU can be stopped. ``flying`` has
-    for each queue what is in flight, by heads, the oldest first; ``answered``,
-    ``lost`` and ``batches`` count, and ``seen`` what else there was.
+    While it waits it does not hold ``guest``, because a halted vCPU can be stopped.
+    ``flying`` has the requests in flight of each queue, by their heads, the oldest
+    first. ``answered``, ``lost`` and ``batches`` are numbers; ``seen`` counts other
+    events.
     """
 
     def __init__(
@@ -69,11 +70,11 @@ class Requests:
 
     @property
     def idle(self) -> bool:
-        """Nothing is in flight."""
+        """True if no request is in flight."""
         return not any(self.flying)
 
     def start(self) -> None:
-        """Begin, with the features of the transport."""
+        """Begin with the features of the transport."""
         self._syncs.cache(True)
         self._transport.start()
         self._syncs.cache(self._device.writeback)
@@ -82,7 +83,7 @@ class Requests:
     # -- requests --------------------------------------------------------------
 
     def send(self) -> None:
-        """One batch, or several in different queues."""
+        """Send one batch, or several in different queues."""
         for _ in range(self._dice.choice((1, 1, 2, 3))):
             queue = self._queue()
             if queue not in self._resting:
@@ -103,7 +104,7 @@ class Requests:
             self._transport.notify(queue)
 
     def _add(self, queue: int, driver: RingDriver, place: int) -> bool:
-        """One more request, the one at ``place`` of its batch; False: there is no room."""
+        """Add the request at ``place`` of its batch; False if there is no room."""
         ask = self._asker.ask(self._model.capacity)
         tables = self._transport.features & VIRTIO_F_INDIRECT_DESC
         laid = lay_out(ask, self._slots, self._dice, 64 if tables else driver.size)
@@ -122,7 +123,7 @@ class Requests:
         return True
 
     def collect(self) -> int:
-        """Look at all answers that are there; how many were."""
+        """Check all answers that have arrived; return their number."""
         before = self.answered
         for queue in range(len(self.flying)):
             for head, used in self._transport.collect(queue):
@@ -155,18 +156,18 @@ class Requests:
             assert not writes, f"a flush was answered before a write in front of it ({sent})"
 
     def wait(self) -> None:
-        """Sleep until there is an answer, and look at what there is. Stalled."""
+        """Sleep until there is an answer, and check all that have arrived. Stalled."""
         with self._guest:
             if self.idle or self.collect():
                 return
             armed = self._transport.arm()
         if armed >= 0 and not self._transport.sleep(armed, self._patience):
-            raise Stalled(f"nothing was answered for {self._patience:g} s")
+            raise Stalled(f"no request was answered for {self._patience:g} s")
         with self._guest:
             self.collect()
 
     def settle(self) -> None:
-        """Wait until nothing is in flight."""
+        """Wait until no request is in flight."""
         while not self.idle:
             self.wait()
         with self._guest:
@@ -175,7 +176,7 @@ class Requests:
             self._slots.check()
 
     def _queue(self) -> int:
-        """Any of the queues that there are with these features."""
+        """A random queue of those that exist with these features."""
         return self._dice.randrange(self._device.queue_count(self._transport.features))
 
     def _new_asker(self) -> Asker:

@@ -36,7 +36,7 @@ RINGS: Final = 256 << 10
 """Bytes of guest RAM for each queue's ring and its tables."""
 SLOTS_AT: Final = 0x4000_0000
 SMALL, LARGE = (160, 16 << 10), (8, 96 << 10)
-"""Requests that have memory at a time, and how many bytes each."""
+"""The number of requests that have memory at a time, and the bytes of each."""
 STEPS: Final = {
     "send": 35,
     "ask": 25,
@@ -50,15 +50,15 @@ STEPS: Final = {
     "cache": 3,
     "hold": 2,
 }
-"""What the driver does how often."""
+"""The weights of the driver's actions."""
 
 
 class SoakFailure(AssertionError):
-    """A scenario in which the disk did what it must not."""
+    """A scenario in which the disk broke a rule."""
 
 
 class Run:
-    """Everything that one scenario has."""
+    """The parts of one scenario."""
 
     def __init__(self, scenario: Scenario, folder: Path, patience: float) -> None:
         self._patience = patience
@@ -130,7 +130,7 @@ class Run:
         return ram
 
     def play(self) -> Counter[str]:
-        """Let it run; what there was. SoakFailure."""
+        """Play the scenario; return the counts of its events. SoakFailure."""
         self.driver.start()
         self.owner.start(self.device, self.transport)
         thread = threading.Thread(target=self._drive, name="soak driver", daemon=True)
@@ -152,7 +152,7 @@ class Run:
         )
 
     def _await(self, thread: threading.Thread) -> None:
-        """Until the driver is done, or has done nothing for too long."""
+        """Wait until the driver is done, or has been idle for too long."""
         beat, since = (0, 0), time.monotonic()
         while thread.is_alive():
             thread.join(0.05)
@@ -183,7 +183,7 @@ class Run:
         match name:
             case "wait":
                 driver.wait()
-            case "ask":  # with nothing to come that would wake the device
+            case "ask":  # without a later request that would wake the device
                 with self._guest:
                     driver.send()
                 driver.settle()
@@ -212,7 +212,7 @@ class Run:
                 self.inspector.inspect(self.device, self.driver.lost)
 
     def _give_up(self) -> None:
-        """Close what can be closed; what hangs is left behind."""
+        """Close all parts that can be closed, and leave those that hang."""
 
         def close() -> None:
             try:
@@ -227,7 +227,7 @@ class Run:
 
 
 def play(scenario: Scenario, patience: float) -> Counter[str]:
-    """Play ``scenario``; what there was, by name. SoakFailure.
+    """Play ``scenario``; return the counts of its events, by name. SoakFailure.
 
     ``patience``: seconds after which something that was to happen has not.
     """

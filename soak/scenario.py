@@ -1,4 +1,4 @@
-"""What one scenario is made of, chosen from its seed."""
+"""Chooses the parts of a scenario from its seed."""
 
 from random import Random
 from tempfile import NamedTemporaryFile
@@ -20,7 +20,7 @@ from pykvm.virtio.constants import VIRTIO_F_VERSION_1
 from soak.model import SECTOR
 
 SWITCH_INTERVALS: Final = (1e-6, 1e-6, 1e-5, 1e-4, 0.005)
-"""Seconds after which Python lets another thread run; the last one is its default."""
+"""Python's switch intervals between threads, in seconds. The last one is Python's default."""
 CACHES: Final = (*CacheMode, CacheMode.WRITEBACK, CacheMode.NONE, CacheMode.UNSAFE)
 SHAKEN: Final = (
     *(
@@ -37,21 +37,21 @@ SHAKEN: Final = (
     *("layers.faults", "layers.overlay", "image.file"),
 )
 STEP: Final = 8
-"""Sizes of disks are multiples of so many sectors, whatever the host's blocks."""
+"""Disk sizes are multiples of this number of sectors, which fits all block sizes of hosts."""
 MOST_SECTORS: Final = 4096
 LARGE_FILE: Final = 1 << 20
-"""Bytes that the files of a snapshot have at most, if there are to be several."""
+"""The largest size, in bytes, of each file of a snapshot with several files."""
 
 
 class Host(NamedTuple):
-    """What the host has of what a scenario may want."""
+    """The host's features that matter to scenarios."""
 
     io_uring: bool
     direct: bool
 
     @classmethod
     def look(cls) -> "Host":
-        """What it has where temporary files are."""
+        """The features of this host and its folder of temporary files."""
         with NamedTemporaryFile() as file:
             file.truncate(STEP * SECTOR)
             try:
@@ -63,7 +63,7 @@ class Host(NamedTuple):
 
 
 class Scenario(NamedTuple):
-    """``disk``: arguments of DiskConfig. ``steps`` is how many a driver takes.
+    """``disk``: arguments of DiskConfig. ``steps`` is the number of the driver's steps.
 
     ``transfer``: the most bytes of one operation, 0 for what the host takes.
     ``ragged``: so many bytes are missing from the last sector of a read-only image.
@@ -146,7 +146,7 @@ def choose(seed: int, host: Host, steps: int) -> Scenario:
 
 
 def negotiate(dice: Random, offered: int) -> int:
-    """Features that a driver may choose of those ``offered``."""
+    """A random valid choice of the ``offered`` features."""
     features = VIRTIO_F_VERSION_1
     for bit in range(64):
         if offered >> bit & 1 and dice.random() < 0.85:

@@ -1,9 +1,9 @@
-"""Has threads lose their turn in the middle of things, at random.
+"""Makes threads sleep at random places in a module.
 
-Python changes threads where it likes, which is nearly always elsewhere than in
-the three instructions that matter. Here a thread often sleeps for a moment
-before some lines of one module of the device, chosen for the whole run. What is
-compiled has no lines; the threads and what hands over between them never is.
+Python rarely switches threads in the few instructions where a race can happen. Here
+threads often sleep for a moment before some lines of one module of the device. These
+are the same in the whole run. Compiled modules have no lines, so their threads do not
+sleep there.
 """
 
 import threading
@@ -16,15 +16,15 @@ from typing import Any, Final
 
 PACKAGE: Final = "pykvm.devices.virtio_blk"
 ONE_IN: Final = (1, 4, 10, 10)
-"""Of so many lines one is chosen, …"""
+"""One in this number of lines is chosen, …"""
 PROBABILITY: Final = (0.05, 0.2, 0.5, 0.5)
-"""… and a thread sleeps there so often."""
+"""… and a thread sleeps there with this probability."""
 LONGEST: Final = 2e-4
-"""Seconds."""
+"""The longest sleep, in seconds."""
 
 
 class Shaker:
-    """What :func:`threading.settrace` wants."""
+    """The callbacks for :func:`threading.settrace`."""
 
     def __init__(self, module: str, dice: Random) -> None:
         self._module = f"{PACKAGE}.{module}"
@@ -46,7 +46,7 @@ class Shaker:
 
 @contextmanager
 def shaken(module: str, dice: Random) -> Iterator[None]:
-    """Threads that are started within are shaken in ``module``, if that is not empty."""
+    """Shake threads that start in this context in ``module``, unless that is empty."""
     if not module:
         yield
         return

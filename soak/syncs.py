@@ -1,4 +1,4 @@
-"""Which answers promise stable storage, and whether something was put there in time."""
+"""Checks that data was synced before an answer that promises stable storage."""
 
 from pykvm.devices.virtio_blk import EngineKind, Image
 from pykvm.devices.virtio_blk.constants import (
@@ -32,14 +32,14 @@ class Syncs:
         return error
 
     def cache(self, writeback: bool) -> None:
-        """From now on the device is in this mode."""
+        """The device switched to this mode."""
         if writeback:
             self._through = NEVER
         elif self._through == NEVER:
             self._through = self._model.now
 
     def check(self, kind: int, access: Access) -> None:
-        """A request succeeded. AssertionError if that was said too early."""
+        """Check a successful request. AssertionError if its answer came before its sync."""
         if not self._seen or self._last >= access.issued:
             return
         assert kind != VIRTIO_BLK_T_FLUSH, "a flush was answered without a sync"

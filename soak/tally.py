@@ -1,4 +1,4 @@
-"""What a disk has to have counted, and what it announced. Pure."""
+"""The expected counters of a disk, and the errors that it announced. Pure."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -30,47 +30,47 @@ COUNTED: Final = (
 )
 
 Key = tuple[str, int, int]
-"""(kind of operation, sector, bytes) of a request, as an error is announced."""
+"""(kind of operation, sector, bytes) of a request, as in an announced error."""
 
 
 class Tally:
-    """``sure`` is what the answers mean; ``perhaps``, what may have been counted besides."""
+    """``sure`` are counts that follow from answers; ``perhaps`` may be counted in addition."""
 
     def __init__(self) -> None:
         self.sure: Counter[str] = Counter()
         self.perhaps: Counter[str] = Counter()
 
     def done(self, kind: int, length: int) -> None:
-        """A request succeeded."""
+        """Count a request that succeeded."""
         self._done(self.sure, kind, length)
 
     def failed(self, kind: int) -> None:
-        """The host could not carry out a request."""
+        """Count a request that the host could not carry out."""
         self.sure[f"failed_{NAMES[kind]}_operations"] += 1
 
     def invalid(self, kind: int) -> None:
-        """The driver got a request wrong."""
+        """Count an invalid request of the driver."""
         self.sure[_invalid(kind)] += 1
 
     def failed_or_invalid(self, kind: int) -> None:
-        """A request went beyond the end of a disk that was resized meanwhile."""
+        """Count a request beyond the end of a disk that was resized meanwhile."""
         self.perhaps[f"failed_{NAMES[kind]}_operations"] += 1
         self.perhaps[_invalid(kind)] += 1
 
     def lost(self, kind: int, length: int) -> None:
-        """A reset came before the answer, or before anybody looked at it."""
+        """Count a request whose answer was lost in a reset."""
         self.perhaps[_invalid(kind)] += 1
         if kind in NAMES:
             self._done(self.perhaps, kind, length)
             self.perhaps[f"failed_{NAMES[kind]}_operations"] += 1
 
     def check(self, counted: dict[str, int]) -> None:
-        """AssertionError if the disk has ``counted`` something else."""
+        """AssertionError if the disk ``counted`` differently."""
         for name in COUNTED:
             least = self.sure[name]
             most = least + self.perhaps[name]
             assert least <= counted[name] <= most, (
-                f"{name} is {counted[name]}, and has to be {least}"
+                f"{name} is {counted[name]}, but must be {least}"
                 + (f" to {most}" if most > least else "")
             )
 
@@ -83,7 +83,7 @@ class Tally:
 
 
 class Announced:
-    """The errors that the disk told of. Threads of the disk add to it; one other looks."""
+    """The errors that the disk announced. The disk's threads add to it; one thread reads it."""
 
     def __init__(self) -> None:
         self.stops = 0
@@ -103,25 +103,25 @@ class Announced:
             self._ignored[key] += 1
 
     def reported(self, key: Key) -> bool:
-        """An answer reports an error; was it announced?"""
+        """True if the error that an answer reports was announced."""
         return _take(self._reported, key)
 
     def ignored(self, key: Key) -> bool:
-        """An answer says that all is well; was an error of its request announced?"""
+        """True if an error of a request was announced, though its answer reports success."""
         return _take(self._ignored, key)
 
     def ignored_since(self, key: Key, then: int) -> bool:
-        """Was an error of such a request ignored since ``then``?"""
+        """True if an error with this key was ignored since ``then``."""
         return self._ever_ignored.get(key, -1) >= then
 
     @property
     def unanswered(self) -> int:
-        """Errors whose requests were not answered."""
+        """The number of errors whose requests were not answered."""
         return sum(self._reported.values()) + sum(self._ignored.values())
 
 
 def key(kind: int, ranges: Sequence[tuple[int, int]]) -> Key:
-    """How errors of such a request are announced."""
+    """The key under which errors of such a request are announced."""
     return OPERATION_NAMES[kind], ranges[0][0] if ranges else 0, 512 * sum(n for _, n in ranges)
 
 
