@@ -1,4 +1,4 @@
-"""Shared rules of the suite: what runs where, and what a test may leave behind (nothing)."""
+"""Shared rules of the suite: where each test runs, and that it leaves nothing behind."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Undo what a background job inherits: ignored signals, which the programs under test keep."""
+    """Reset ignored signals, which a background job inherits and programs under test would keep."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
         if signal.getsignal(number) is signal.SIG_IGN:
             ours = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
@@ -36,12 +36,12 @@ def pytest_configure() -> None:
 
 
 def form() -> str:
-    """Which form of the hot path runs (speed/README.md)."""
+    """The form of the hot path that runs (speed/README.md)."""
     return "interpreted" if (split.__file__ or "").endswith(".py") else "compiled"
 
 
 def pytest_report_header() -> str:
-    """Say which form is tested; a run for the other one (PYKVM_FORM) proves nothing."""
+    """Report the tested form; end the run if PYKVM_FORM demands the other one."""
     wanted = os.environ.get("PYKVM_FORM", form())
     if wanted != form():
         raise pytest.UsageError(f"the hot path is {form()}, not {wanted}: see speed/README.md")
@@ -49,7 +49,7 @@ def pytest_report_header() -> str:
 
 
 def kvm_problem() -> str:
-    """Why KVM tests cannot run here, or an empty string."""
+    """Why KVM tests cannot run here; "" if they can."""
     try:
         os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
@@ -79,7 +79,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item):
-    """Stretch the limit of pytest-timeout as all others; --timeout on the command line stays."""
+    """Stretch the limit of pytest-timeout like all others, unless --timeout is given."""
     if item.config.getoption("timeout") is None:
         mark = item.get_closest_marker("timeout")
         seconds = float(mark.args[0] if mark else item.config.getini("timeout"))
@@ -101,7 +101,7 @@ def _no_descriptor_leaks(request: pytest.FixtureRequest):
 
 
 def open_descriptors() -> dict[int, str]:
-    """Open file descriptors of this process and what they refer to."""
+    """The open file descriptors of this process and their targets."""
     found = {}
     for entry in Path("/proc/self/fd").iterdir():
         try:

@@ -1,4 +1,4 @@
-"""Bare-metal guests that are stopped, and the events that tell of it."""
+"""Bare-metal guests that are stopped, and the events that announce it."""
 
 import threading
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ def guest(words: str, **more: object) -> MachineConfig:
 
 
 class Log:
-    """The events of a machine; the kinds of them are ``kinds``."""
+    """The events of a machine; ``kinds`` has their kinds."""
 
     def __init__(self, machine: Machine) -> None:
         self.events: list[Event] = []
@@ -38,7 +38,7 @@ def port_exits(machine: Machine) -> int:
 
 @contextmanager
 def no_threads_left():
-    """What is done meanwhile must have ended its threads."""
+    """The body of this context must end its threads."""
     before = set(threading.enumerate())
     yield
     assert not set(threading.enumerate()) - before

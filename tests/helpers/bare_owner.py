@@ -1,4 +1,4 @@
-"""Machines with the bare guest in them, and somebody who stops and resumes them all the time."""
+"""Machines with the bare guest, and a thread that stops and resumes them all the time."""
 
 import random
 import threading
@@ -19,7 +19,7 @@ COUNTED = (
     *("failed_rd_operations", "failed_wr_operations", "failed_flush_operations"),
     *("invalid_rd_operations", "invalid_wr_operations", "invalid_other_operations"),
 )
-"""Statistics that depend on the guest's requests alone, or should."""
+"""Statistics that must depend only on the guest's requests."""
 
 
 class Owner:

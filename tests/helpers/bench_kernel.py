@@ -1,4 +1,4 @@
-"""A kernel that is nothing but code, and processes that have it in their memory."""
+"""A kernel that consists of code only, and processes that have it in their memory."""
 
 import struct
 from pathlib import Path

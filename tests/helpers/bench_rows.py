@@ -14,12 +14,12 @@ def sample(iops: float) -> Sample:
 
 
 def run(*iops: float) -> Run:
-    """A run with a sample for each workload; 0 stands for none."""
+    """A run with a sample for each workload; 0 means no sample."""
     return Run(tuple(sample(x) if x else None for x in iops), start=0.2, memory=20 << 20)
 
 
 def example() -> list[Row]:
-    """Rows in which QEMU wins at times, by different configurations, and fio knows two only."""
+    """Rows in which QEMU sometimes wins, with different configurations, and fio has two rows."""
     ours = [run(1000, 2000, 300, 400), run(1100, 2200, 330, 440), run(900, 2600, 360, 480)]
     qemu = {
         "aio=threads": [run(500, 1000, 600, 100)] * 3,

@@ -1,4 +1,4 @@
-"""A disk on a fake transport whose engine does what a test says, at the moment it says so.
+"""A disk on a fake transport, whose engine acts only when a test tells it to, and as told.
 
 ::
 
@@ -45,7 +45,7 @@ Asked = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Short:
-    """The engine moves so many bytes and stops, without an error."""
+    """The engine moves this number of bytes and stops, without an error."""
 
     moved: int
 
@@ -55,19 +55,19 @@ Fails = Callable[[Operation], "int | Short"]
 
 
 def asked(operation: Operation) -> Asked:
-    """What an engine is asked to do."""
+    """An operation that an engine got."""
     return OPERATION_NAMES[operation.kind], operation.offset // 512, operation.length // 512
 
 
 def touches(operation: Operation, sector: int) -> bool:
-    """Is ``sector`` among those of ``operation``? A flush touches 0."""
+    """True if ``operation`` covers ``sector``. A flush covers 0."""
     if operation.kind == VIRTIO_BLK_T_FLUSH:
         return sector == 0
     return 0 <= sector * 512 - operation.offset < operation.length
 
 
 class Faults:
-    """``{(kind, sector): [what happens to the first request, to the next, …]}``.
+    """``{(kind, sector): [result of the first request, of the next, …]}``.
 
     An operation for several requests fails as its first bad sector will, and
     uses nothing up: the requests come again one by one.
@@ -84,11 +84,11 @@ class Faults:
 
 
 class EngineScript:
-    """Tells the engines of a disk what to do. ``log`` is what they were asked, in order.
+    """Directs the engines of a disk. ``log`` has the operations that they got, in order.
 
-    ``executing`` operations are theirs at the moment; ``stopped`` is set when
-    one was told to start nothing any more. They carry out, or fail, an
-    operation at its submission; ``slow``: when :meth:`release` says so.
+    ``executing`` are the operations that the engines have now. ``stopped`` is set
+    when an engine was told to start no more. Engines carry out, or fail, an
+    operation at its submission; with ``slow``, when :meth:`release` is called.
     """
 
     def __init__(self, fails: Fails = lambda operation: 0, *, slow: bool = False) -> None:
@@ -101,17 +101,17 @@ class EngineScript:
         self.waiting: list[tuple[ScriptedEngine, Operation]] = []
 
     def engine(self, image: Image, ram: Ram) -> "ScriptedEngine":
-        """An EngineFactory."""
+        """Make an engine, as an EngineFactory does."""
         return ScriptedEngine(self, image, ram)
 
     def wait_for(self, count: int) -> None:
-        """Until exactly ``count`` operations wait to be released."""
+        """Wait until exactly ``count`` operations wait to be released."""
         with self.changed:
             reached = self.changed.wait_for(lambda: len(self.waiting) == count, PATIENCE)
             assert reached, f"{[asked(operation) for _, operation in self.waiting]} wait"
 
     def release(self, index: int = 0) -> None:
-        """Carry out the operation at ``index`` of those waiting."""
+        """Carry out the waiting operation at ``index``."""
         with self.changed:
             engine, operation = self.waiting.pop(index)
             engine.execute(operation)
@@ -119,14 +119,14 @@ class EngineScript:
             os.eventfd_write(engine.notifier, 1)
 
     def take_log(self) -> list[Asked]:
-        """``log``, emptied."""
+        """Return the contents of ``log``, and empty it."""
         with self.changed:
             log, self.log = self.log, []
         return log
 
 
 class ScriptedEngine:
-    """See :class:`EngineScript`. What waits at a reset counts as executing."""
+    """See :class:`EngineScript`. Operations that wait at a reset count as executing."""
 
     def __init__(self, script: EngineScript, image: Image, ram: Ram) -> None:
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
@@ -219,26 +219,26 @@ class Bench:
         self.on_error(error)
 
     def note(self, error: IoError) -> None:
-        """The ``on_error`` of the device."""
+        """Take an error, as the ``on_error`` of the device."""
         with self._told:
             self.errors.append(error)
             self._told.notify_all()
 
     def wait_errors(self, count: int) -> list[IoError]:
-        """The errors so far, once there are ``count``."""
+        """Wait for ``count`` errors; return all errors so far."""
         with self._told:
             assert self._told.wait_for(lambda: len(self.errors) >= count, PATIENCE), self.errors
             return list(self.errors)
 
     @property
     def io_thread(self) -> Thread:
-        """The device's first."""
+        """The device's first I/O thread."""
         return self.device._threads._threads[0]._thread
 
     def send(
         self, kind: int, sector: int = 0, data: bytes = b"", size: int = 0, queue: int = 0
     ) -> int:
-        """Put a request into the ring, unpublished; its head."""
+        """Put a request into the ring without publishing it; return its head."""
         header = pack("<IIQ", kind, 0, sector)
         readable = [header, data] if data else [header]
         return self.transport.drivers[queue].send(readable, [size, 1] if size else [1])
@@ -253,12 +253,12 @@ class Bench:
         return self.send(VIRTIO_BLK_T_FLUSH, queue=queue)
 
     def kick(self, queue: int = 0) -> None:
-        """Publish what was sent and notify, wanted or not."""
+        """Publish sent requests and notify, even if the device does not want it."""
         self.transport.drivers[queue].publish()
         self.transport.notify(queue)
 
     def wait(self, head: int, queue: int = 0) -> tuple[int, bytes]:
-        """(status, data), once the request is answered; its used length is checked."""
+        """Wait for the answer, and check its used length; return (status, data)."""
         used = self.transport.wait(head, queue, timeout=PATIENCE)
         answer = self.transport.drivers[queue].response(head)
         if len(answer) > 1:
@@ -272,18 +272,18 @@ class Bench:
         return [head for head, _ in self.transport.collect(queue)]
 
     def stats(self) -> dict[str, int]:
-        """Counters that are not 0, but for times."""
+        """The counters that are not 0, without times."""
         counters = self.device.stats.as_dict().items()
         return {name: n for name, n in counters if n and not name.endswith("_ns")}
 
 
 Maker = Callable[..., Bench]
-"""Makes a bench of a script, and of options for its disk."""
+"""Makes a bench from a script and the options of its disk."""
 
 
 @contextmanager
 def benches(path: Path, **defaults: object) -> Iterator[Maker]:
-    """Makes disks on ``path``, which holds "o" everywhere at first, and closes them at the end."""
+    """Makes disks on ``path``, which is full of "o" at first, and closes them at the end."""
     path.write_bytes(b"o" * 512 * SECTORS)
     made: list[Bench] = []
 
@@ -305,7 +305,7 @@ def stopping_benches(path: Path, **defaults: object) -> AbstractContextManager[M
 
 
 def sector_of(path: Path, sector: int) -> bytes:
-    """What the disk at ``path`` has in ``sector``."""
+    """The content of ``sector`` of the disk at ``path``."""
     return path.read_bytes()[sector * 512 :][:512]
 
 

@@ -22,7 +22,7 @@ from pykvm.hot.words import longs
 STOP = ErrorAction.STOP
 REQUESTS = 32
 AREA = 8192
-"""Guest RAM of one request: its segments, and untouchable bytes between them."""
+"""Guest RAM of one request: its segments, with bytes between them that must not change."""
 DISK = Random(0).randbytes(SECTORS * SECTOR)
 DATA = [Random(head + 1).randbytes(LONGEST) for head in range(REQUESTS)]
 GUARD = 0xEE
@@ -39,7 +39,7 @@ def hold(clause: str, holds: bool) -> None:
 
 @dataclass(eq=False)
 class Life:
-    """What the executor knows of a request.
+    """The executor's record of a request.
 
     ``drain`` is the plan that it belongs to, ``done`` its bytes that were
     executed for good since it was planned, ``errors`` what its own operations
@@ -83,7 +83,7 @@ class Run:
         self.schedule = schedule(made, self._decide)
 
     def run(self) -> None:
-        """From the first drain until everything is answered; BrokenContractError."""
+        """Run from the first drain to the last answer; BrokenContractError."""
         for _ in range(3000):
             if not self._step():
                 break
@@ -96,7 +96,7 @@ class Run:
         return next(self._tape, 0) % choices
 
     def _step(self) -> bool:
-        """Do one thing; False if there is nothing left to do."""
+        """Take one step; False if there is none left."""
         schedule = self.schedule
         choice = self._next(8)
         if choice == 7 and not schedule.halted:
@@ -141,7 +141,7 @@ class Run:
         self.seen["waits"] += sum(operation.waits > 0 for operation in planned)
 
     def _may_send(self, item: Item, start: int, count: int) -> bool:
-        """A driver rarely sends what conflicts with what is executing: the result is undefined."""
+        """False, mostly, for a request that conflicts with executing ones: drivers avoid that."""
         for life in self.lives:
             other = life.request
             if not life.answered and life.drain != self._plans and OUT in (item.kind, other.type):
@@ -201,7 +201,7 @@ class Run:
                 hold("5: overlapping operations run one by one", len(drains) > 1)
 
     def _execute(self, operation: Operation) -> None:
-        """Let the disk do it, in full, in part, or not, as the tape and the bad sectors say."""
+        """Carry out the operation, fully, in part, or not, by the tape and the bad sectors."""
         length, single = operation.length, len(operation.members) == 1
         good = self._good_bytes(operation)
         operation.moved = min(good, length)
@@ -230,7 +230,7 @@ class Run:
             self._answer(request)
 
     def _good_bytes(self, operation: Operation) -> int:
-        """How much of ``operation`` is before the first bad sector."""
+        """The bytes of ``operation`` before the first bad sector."""
         first = operation.offset // SECTOR
         end = -(-(operation.offset + operation.length) // SECTOR)
         bad = [s for s in range(first, end) if s in self.bad[operation.kind]]
@@ -303,7 +303,7 @@ class Run:
             hold("6: ring order", started == sorted(started))
 
     def _compare(self) -> None:
-        """The disk and what was read, with the requests one after another in ring order."""
+        """The disk and the data read, if the requests run one after another in ring order."""
         disk: list[bytes | None] = [
             DISK[i * SECTOR : (i + 1) * SECTOR] if i not in self.undefined else None
             for i in range(SECTORS)
@@ -338,7 +338,7 @@ def overlap(one: Operation, other: Operation) -> bool:
 
 
 def scatter(ram: bytearray, request: Request, data: bytes) -> None:
-    """Put ``data``, or nothing if it is empty, where the request's segments are."""
+    """Put ``data``, if there is any, into the request's segments."""
     for start, size in zip(request.offsets, request.lengths, strict=True):
         if data:
             ram[start : start + size] = data[:size]
@@ -346,7 +346,7 @@ def scatter(ram: bytearray, request: Request, data: bytes) -> None:
 
 
 def gather(ram: bytearray, request: Request) -> bytes:
-    """What is where the request's segments are."""
+    """The contents of the request's segments."""
     return b"".join(
         ram[start : start + size]
         for start, size in zip(request.offsets, request.lengths, strict=True)

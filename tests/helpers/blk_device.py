@@ -64,7 +64,7 @@ class Disk:
 
 
 def used_length(kind: int, status: int, data: bytes) -> int:
-    """Of an answer that left ``data`` in the driver's memory: what was written without a gap.
+    """The length that was written without a gap, for an answer that left ``data`` in memory.
 
     The status behind data that may not have been written does not count (virtio 1.2 §2.7.8.2).
     """

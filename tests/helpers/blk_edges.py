@@ -1,4 +1,4 @@
-"""What :func:`order` made of operations: which of them wait for which."""
+"""The edges that :func:`order` made: which operations wait for which others."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from pykvm.devices.virtio_blk.core.operation import Operation
 
 
 def waits_for(operations: Sequence[Operation]) -> list[set[int]]:
-    """For each operation the indices that it waits for itself, be it at a joint of several."""
+    """For each operation, the indices for which it waits, directly or at a joint of several."""
     places = {operation: index for index, operation in enumerate(operations)}
     found: list[set[int]] = [set() for _ in operations]
     edges = Counter(follower for one in nodes(operations) for follower in one.followers)
@@ -31,7 +31,7 @@ def nodes(operations: Sequence[Operation]) -> list[Operation]:
 
 
 def size(operations: Sequence[Operation]) -> int:
-    """How many references there are from one to another."""
+    """The number of references from one operation to another."""
     return sum(len(one.followers) for one in nodes(operations))
 
 

@@ -1,4 +1,4 @@
-"""The engines by name, and what tests of all of them share."""
+"""The engines by name, and helpers for tests of all engines."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,7 +75,7 @@ def results(operations: Sequence[Operation]) -> list[tuple[int, int]]:
 
 
 def wait(engine: Engine, count: int) -> list[Operation]:
-    """``count`` completions, by sleeping until the notifier says so; no more are there then."""
+    """Sleep by the notifier until there are ``count`` completions; there must not be more."""
     done = list(engine.completions())
     while len(done) < count:
         assert engine.notifier >= 0, f"{len(done)} of {count} are done"

@@ -1,4 +1,4 @@
-"""What a host has or has not: block devices, O_DIRECT."""
+"""Features of hosts: block devices, O_DIRECT."""
 
 import fcntl
 import os
@@ -37,7 +37,7 @@ def loop_device(backing: Path, block: int = 512, readonly: bool = False) -> Iter
 
 
 def _let_be_written(device: str) -> None:
-    """Whoever had the loop device before may have made it read-only; that outlives its file."""
+    """Make a loop device writable: an earlier user may have left it read-only."""
     with open(device, "rb") as file:
         fcntl.ioctl(file, BLKROSET, struct.pack("i", 0))
 

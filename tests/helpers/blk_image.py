@@ -1,4 +1,4 @@
-"""What tests of images share."""
+"""Helpers for tests of images."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pykvm.errors import UsageError
 def refusal(
     path: Path | str, readonly: bool = False, cache: CacheMode = CacheMode.WRITEBACK
 ) -> str:
-    """What the user is told who wants this image."""
+    """The error message for a user of this image."""
     with pytest.raises(UsageError) as caught:
         Image(path, readonly, cache)
     assert "\n" not in str(caught.value)

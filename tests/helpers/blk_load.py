@@ -1,4 +1,4 @@
-"""Random load on a disk, checked against a model of it, and an owner who stops it meanwhile."""
+"""Random load on a disk, checked against a model, and an owner that stops it meanwhile."""
 
 import random
 import threading
@@ -14,7 +14,8 @@ from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_
 
 OK, IOERR = VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR
 REGIONS = 4
-"""Batches in flight. Each has its own part of the disk: their order is open (virtio 1.2 §2.7)."""
+"""Batches in flight. Each has a separate part of the disk, because their order is undefined
+(virtio 1.2 §2.7)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,7 @@ class Driver:
         return Sent(kind, head, sector, sectors, data, queue)
 
     def _collect(self) -> None:
-        """Note the answers so far; their heads may then be used again."""
+        """Record the answers so far; their heads may then be used again."""
         transport = self.bench.transport
         for queue in range(self.queues):
             transport.collect(queue)
@@ -106,7 +107,7 @@ class Driver:
                 self.model[span] = sent.data
 
     def finish(self) -> None:
-        """Wait for everything; the file is as the model, and nothing was answered twice."""
+        """Wait for all requests; check the file by the model, and that no answer came twice."""
         while self.flying:
             self.check()
         assert self.path.read_bytes() == self.model
@@ -116,7 +117,7 @@ class Driver:
             assert driver.outstanding == {}
 
     def run(self, batches: int) -> None:
-        """Send so many, and check them all; at times everything is awaited."""
+        """Send this number of batches and check them; sometimes wait for all in flight."""
         for number in range(batches):
             self.send(number)
             if len(self.flying) == REGIONS:
@@ -126,14 +127,14 @@ class Driver:
         self.finish()
 
     def forget(self) -> None:
-        """A reset: what was in flight is lost, and nobody knows how far it came."""
+        """Forget the requests in flight after a reset; their effect is unknown."""
         for lost in (self.flying, self.by_head, self.answers):
             lost.clear()  # type: ignore[attr-defined]
         self.model[:] = self.path.read_bytes()
 
 
 class Owner:
-    """Does what the owner of a disk does: stops everything at an error, goes on; also just so.
+    """Acts as the owner of a disk: stops it at an error and resumes it; also without an error.
 
     ``stops`` and ``pauses`` count, and ``busy`` what was found executing
     within one, where nothing is to execute. It never pauses while it is held, by

@@ -1,4 +1,4 @@
-"""Broken planners, orders and schedules: what the contract must catch.
+"""Broken planners, orders and schedules, which the contract must catch.
 
 Each is a mistake that is easy to make, some of them with a history in other
 devices. ``policy`` is the one with which it shows, None for any of them.
@@ -51,7 +51,7 @@ class Mutant:
 
     @property
     def name(self) -> str:
-        """The broken class's."""
+        """The name of the broken class."""
         return (self.schedule if self.planner is Planner else self.planner).__name__
 
 
@@ -59,10 +59,10 @@ class Mutant:
 
 
 class Ordered(Schedule):
-    """A schedule with an order of its own."""
+    """A schedule with a different order."""
 
     def order(self, operations: Sequence[Operation]) -> list[Operation]:
-        """What :func:`order` does, or not."""
+        """Order the operations, as :func:`order` does or differently."""
         raise NotImplementedError
 
     def _plan(self, requests: Sequence[Request]) -> list[Operation]:
@@ -132,7 +132,7 @@ class FollowersWaitForTheFirstSuccessor(Schedule):
 
 
 class OneBadSectorFailsTheRun(Schedule):
-    """What every other device does."""
+    """Restarts as other devices do."""
 
     def finish(self, operation: Operation) -> Sequence[Request]:
         if len(operation.members) == 1 or not operation.error:
@@ -199,7 +199,7 @@ class ResumesFailuresLast(Schedule):
 
 
 class StaleChainOnRestart(Schedule):
-    """What is held starts again in a run, and once more with the run's other members."""
+    """Held requests start again in a run, and once more with the run's other members."""
 
     def resume(self) -> None:
         held = list(self._held)

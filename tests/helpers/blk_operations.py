@@ -1,4 +1,4 @@
-"""Operations without requests, and an engine that does them by hand, for tests of engines."""
+"""Operations without requests, and an engine that a test operates by hand."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ def flush() -> Operation:
 
 
 def over(kind: int, offset: int, length: int, unmap: bool = False) -> Operation:
-    """A discard or one that writes zeroes."""
+    """A discard operation, or one that writes zeroes."""
     made = operation(kind, offset)
     made.length = length
     made.unmap = unmap
@@ -55,7 +55,7 @@ def readable(fd: int, timeout_ms: int = 0) -> bool:
 
 
 class ManualEngine:
-    """An engine with a notifier whose operations succeed, without doing anything, when told to."""
+    """An engine with a notifier. Its operations have no effect, and succeed when told to."""
 
     def __init__(self, image: Image, ram: Ram) -> None:
         self.notifier = os.eventfd(0, os.EFD_NONBLOCK)

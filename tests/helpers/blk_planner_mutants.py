@@ -14,7 +14,7 @@ from pykvm.hot.words import longs
 def runs_where(
     requests: Sequence[Request], joins: Callable[[Request, Request], bool]
 ) -> list[Sequence[Request]]:
-    """``requests`` cut where a request does not join the one before it. Knows no limits."""
+    """``requests``, cut where a request does not join the one before it. It ignores limits."""
     runs: list[list[Request]] = []
     for request in requests:
         if runs and joins(runs[-1][-1], request):
@@ -73,7 +73,7 @@ class JoinsFlushes(Planner):
 
 
 class SortsOverlappingWrites(Planner):
-    """As sorting windows without a look at overlaps does."""
+    """Sorts windows without regard to overlaps."""
 
     def plan(self, requests: Sequence[Request]) -> list[Operation]:
         def windows(requests: Sequence[Request], limits: Limits) -> list[Sequence[Request]]:
@@ -112,7 +112,7 @@ class ForgetsTheLast(Planner):
 
 
 class PlansOneTwice(Planner):
-    """The second operation is answered for a request that waits for one."""
+    """Plans two operations for a request that waits for one."""
 
     def plan(self, requests: Sequence[Request]) -> list[Operation]:
         plan = super().plan(requests)

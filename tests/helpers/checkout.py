@@ -1,4 +1,4 @@
-"""Where the files of the checkout are."""
+"""The paths of the checkout's files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which tests the form of the hot path can affect (speed/README.md): those run in both forms.
+"""Finds the tests that the form of the hot path can affect (speed/README.md); they run in both.
 
 A test file is affected if the compiled modules are among what it imports, directly
 or by way of other modules of pykvm or of the tests; or if it says "disk" anywhere,
@@ -28,7 +28,7 @@ def compiled_modules() -> frozenset[Path]:
 
 @cache
 def affected(path: Path) -> bool:
-    """Can the form affect the tests in file ``path``?"""
+    """True if the form can affect the tests in file ``path``."""
     seen: set[Path] = set()
     waiting = [path]
     while waiting:
@@ -56,7 +56,7 @@ def imports(path: Path) -> frozenset[Path]:
 
 @cache
 def files_of(name: str) -> tuple[Path, ...]:
-    """What is read when module ``name`` is imported, without its packages; ours only."""
+    """The files of pykvm that an import of module ``name`` reads, without its packages."""
     if name.partition(".")[0] == "pykvm":
         places = [ROOT.joinpath(*name.split("."))]
     elif "." in name:

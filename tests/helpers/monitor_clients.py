@@ -1,4 +1,4 @@
-"""Clients of a machine's monitor: QEMU's own, and one that sends and reads what it likes."""
+"""Clients of a machine's monitor: QEMU's own, and one that sends and reads anything."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ def listens(path: Path) -> bool:
 
 
 class Raw:
-    """A client that sends and reads what it likes."""
+    """A client that sends and reads anything."""
 
     def __init__(self, path: Path, negotiate: bool = True) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
@@ -67,7 +67,7 @@ class Raw:
         self.socket.sendall(data)
 
     def read(self) -> dict | None:
-        """The next message, None at the end."""
+        """The next message; None at the end."""
         line = self._file.readline()
         return json.loads(line) if line else None
 
@@ -79,7 +79,7 @@ class Raw:
         return message
 
     def events(self, last: str) -> list[dict]:
-        """The events up to and with ``last``."""
+        """The events up to ``last``, which is included."""
         found = [self.read()]
         while found[-1]["event"] != last:
             found.append(self.read())
@@ -87,7 +87,7 @@ class Raw:
 
 
 def run_client(path: Path, talk) -> object:
-    """What ``talk(client)``, a coroutine, gives, with QEMU's client connected to ``path``."""
+    """The result of the coroutine ``talk(client)``, with QEMU's client connected to ``path``."""
 
     async def whole() -> object:
         client = QMPClient("test")

@@ -1,4 +1,4 @@
-"""Runs the unit tests on every other Python of this machine that pykvm is for: make test-pythons.
+"""Runs the unit tests on every other supported Python of this machine: make test-pythons.
 
 Those are found on the PATH and among pyenv's; one of each minor version is enough.
 Each has an environment of its own in build/pythons, which is kept. The hot path is
@@ -20,7 +20,7 @@ LOOK = "import ensurepip, venv, sys; print(*sys.version_info[:2])"
 
 
 def candidates() -> Iterator[Path]:
-    """Programs that may be a Python."""
+    """The programs that may be a Python."""
     folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     for folder in [*folders, *sorted(pyenv.glob("versions/*/bin"))]:
@@ -30,7 +30,7 @@ def candidates() -> Iterator[Path]:
 
 
 def version_of(program: Path) -> tuple[int, ...]:
-    """Its version; () if it does not run, or cannot make an environment."""
+    """The version of ``program``; () if it does not run, or cannot make an environment."""
     try:
         done = subprocess.run(
             [program, "-c", LOOK], capture_output=True, check=False, timeout=patience()
@@ -41,7 +41,7 @@ def version_of(program: Path) -> tuple[int, ...]:
 
 
 def others(programs: Iterable[Path]) -> dict[tuple[int, ...], Path]:
-    """One program for each version that is not the one at work and not too old."""
+    """One program for each other version that is not too old."""
     found: dict[tuple[int, ...], Path] = {}
     for program in programs:
         version = version_of(program)
@@ -51,7 +51,7 @@ def others(programs: Iterable[Path]) -> dict[tuple[int, ...], Path]:
 
 
 def environment(version: tuple[int, ...], program: Path) -> Path:
-    """The Python of an environment with what the tests need."""
+    """The Python of an environment with the packages that the tests need."""
     folder = ROOT / "build/pythons" / ".".join(map(str, version))
     python, stamp = folder / "bin/python", folder / "installed"
     wanted = (ROOT / "pyproject.toml").read_text()

@@ -1,4 +1,4 @@
-"""Tests that run a guest in QEMU too, where QEMU can."""
+"""Skips tests that need QEMU where QEMU cannot run."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ from pykvm.errors import HostError
 
 
 def skip_where_qemu_runs_no_guest(done: "subprocess.CompletedProcess[str]") -> None:
-    """Skip the test, with the reason, if that is what a ``pykvm bench`` ended with."""
+    """Skip the test, with the reason, if a ``pykvm bench`` reported that QEMU cannot run."""
     if done.returncode == HostError.exit_status and "cannot compare with QEMU" in done.stderr:
         pytest.skip(done.stderr)
 

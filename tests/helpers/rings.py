@@ -1,4 +1,4 @@
-"""Both sides of one queue, split or packed, and what a device does with it."""
+"""Both sides of one queue, split or packed, and a simple device for it."""
 
 from pykvm.memory.ram import Ram
 from pykvm.testing.packed_driver import PackedDriver
@@ -15,7 +15,7 @@ from pykvm.virtio.split import SplitQueue
 
 NEXT, WRITE, INDIRECT = VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_DESC_F_INDIRECT
 DATA = 0x8000
-"""An address in RAM beyond the rings."""
+"""An address in RAM behind the rings."""
 
 Driver = SplitDriver | PackedDriver
 Queue = SplitQueue | PackedQueue
@@ -53,7 +53,7 @@ def pop_one(driver: Driver, queue: Queue) -> DescriptorChain:
 
 
 def serve(driver: Driver, queue: Queue, length: int = 0) -> None:
-    """Publish, and use whatever is available; ``length`` is what the device says of each."""
+    """Publish, and use all available chains, each with the used ``length``."""
     driver.publish()
     queue.begin_drain()
     while (head := queue.pop()) >= 0:
@@ -62,6 +62,6 @@ def serve(driver: Driver, queue: Queue, length: int = 0) -> None:
 
 
 def segments(chain: DescriptorChain) -> list[tuple[int, int]]:
-    """(offset in RAM, length) of each, readable ones first."""
+    """(offset in RAM, length) of each segment, readable ones first."""
     count = chain.readable + chain.writable
     return list(zip(chain.offsets[:count], chain.lengths[:count], strict=True))

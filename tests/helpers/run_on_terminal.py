@@ -1,4 +1,4 @@
-"""A run of pykvm on a terminal of its own, typed to and read by a test."""
+"""A run of pykvm on a new terminal, on which a test types and reads."""
 
 import os
 import pty
@@ -12,7 +12,7 @@ from patience import PATIENCE, until
 
 
 class Terminal:
-    """A run on a terminal of its own."""
+    """A run on a new terminal."""
 
     def __init__(self, *arguments: str, size: tuple[int, int] = (24, 80)) -> None:
         self.master, self.slave = pty.openpty()
@@ -37,7 +37,7 @@ class Terminal:
                 self.seen += os.read(self.master, 4096)
 
     def type(self, text: bytes) -> None:
-        """As keys; what was seen before no longer counts for :meth:`expect`."""
+        """Type keys. Text that appeared before no longer counts for :meth:`expect`."""
         self.seen = b""
         os.write(self.master, text)
 
@@ -49,7 +49,7 @@ class Terminal:
         )
 
     def finish(self, seconds: float = PATIENCE) -> int:
-        """The exit status; the terminal must be as it was."""
+        """Wait for the exit status, and check that the terminal was restored."""
         status = self.process.wait(seconds)
         assert termios.tcgetattr(self.slave) == self.before
         return status

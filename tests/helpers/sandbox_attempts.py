@@ -1,9 +1,9 @@
-"""What somebody who has taken over a confined process would try, and what pykvm must still do.
+"""The attempts of an attacker in a confined process, and the actions that pykvm must still do.
 
 As a program, ``sandbox_attempts.py FOLDER [PART]`` confines itself, with a
-monitor's socket in ``FOLDER/monitor``, and prints as JSON what came of each
-attempt, made in a thread, by their groups. Of Landlock and the filter only
-PART is there, or both; "none" makes it stay unconfined.
+monitor's socket in ``FOLDER/monitor``. It makes each attempt in a thread, and prints
+the results as JSON, by groups. PART is the only part of Landlock and the filter, without
+it both are in force; "none" means unconfined.
 """
 
 import errno
@@ -35,7 +35,7 @@ _NR_UNSHARE, _CLONE_NEWUSER = 272, 0x1000_0000
 
 
 def prepare(folder: Path) -> None:
-    """Make what the attempts are about."""
+    """Make the targets of the attempts."""
     (folder / "file").write_text("secret")
     (folder / "victim").touch()
     (folder / "monitor").mkdir()
@@ -88,7 +88,7 @@ def for_the_desperate() -> Attempts:
 
 
 def needed(folder: Path) -> Attempts:
-    """What must still work."""
+    """The actions that must still work."""
     read, write = os.pipe()
     return {
         "use what is open": lambda: os.read(read, os.write(write, b"x")),
@@ -102,7 +102,7 @@ def needed(folder: Path) -> Attempts:
 
 
 def outcomes(attempts: Attempts) -> dict[str, str]:
-    """What came of each: "done", or the name of its errno."""
+    """The result of each: "done", or the name of its errno."""
     found = {}
     for name, attempt in attempts.items():
         try:
@@ -121,7 +121,7 @@ def fork() -> None:
 
 
 def trace() -> None:
-    """Nobody is there; who is told so was allowed to look."""
+    """Attach to a missing process: the error for that shows that ptrace was allowed."""
     try:
         system_call(_NR_PTRACE, _PTRACE_ATTACH, _NOBODY, 0, 0)
     except ProcessLookupError:
@@ -129,7 +129,7 @@ def trace() -> None:
 
 
 def connect(client: socket.socket) -> None:
-    """Nobody listens; who is told so has reached the network."""
+    """Connect to a closed port: the error for that shows that the network was reached."""
     try:
         client.connect(("127.0.0.1", 1))
     except ConnectionRefusedError:
@@ -137,7 +137,7 @@ def connect(client: socket.socket) -> None:
 
 
 def by_io_uring(folder: Path) -> Attempts:
-    """What no filter of system calls sees; none on a host without it."""
+    """Attempts that no filter of system calls sees; none on a host without io_uring."""
     name = os.fsencode(folder.absolute() / "file") + b"\0"
     try:
         ring = Ring(1)
@@ -158,7 +158,7 @@ def by_io_uring(folder: Path) -> Attempts:
 
 
 def main(folder: Path, part: str) -> None:
-    """See the module."""
+    """Make the attempts, and print the results."""
 
     def missing(*arguments: object) -> None:
         raise HostError("not there")

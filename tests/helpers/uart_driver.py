@@ -77,7 +77,7 @@ class Line:
             self.alarm.ring()
 
     def read_available(self, limit=1 << 30):
-        """What a polling receiver gets."""
+        """The byte that a polling receiver gets."""
         got = bytearray()
         while len(got) < limit and self.get(LSR) & LSR_DR:
             got.append(self.get(RBR_THR))
@@ -85,7 +85,7 @@ class Line:
 
 
 class Linux:
-    """As much of the 8250 driver as touches registers (drivers/tty/serial/8250/8250_port.c)."""
+    """The register accesses of the 8250 driver (drivers/tty/serial/8250/8250_port.c)."""
 
     def __init__(self, line):
         self.line = line
@@ -96,7 +96,7 @@ class Linux:
             self.line.put(IIR_FCR, value)
 
     def autoconfig(self):
-        """The type of port found; None for none."""
+        """The type of the port that was found, or None."""
         get, put = self.line.get, self.line.put
         ier = get(IER)
         put(IER, 0)
@@ -176,7 +176,7 @@ class Linux:
         return size
 
     def startup(self):
-        """Open the port. Returns the bugs that the driver believes to see."""
+        """Open the port; return the bugs that the driver detects."""
         get, put = self.line.get, self.line.put
         self.clear_fifos()
         for register in (LSR, RBR_THR, IIR_FCR, MSR):
@@ -208,7 +208,7 @@ class Linux:
         return bugs
 
     def interrupt(self):
-        """serial8250_interrupt: go on until the port is quiet; the number of rounds."""
+        """serial8250_interrupt: loop until the port is quiet; return the number of rounds."""
         rounds = 0
         while not self.line.get(IIR_FCR) & IIR_NO_INT:
             rounds += 1

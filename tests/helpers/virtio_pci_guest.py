@@ -1,4 +1,4 @@
-"""A virtio-pci driver in Python and a device that remembers, for the transport's tests."""
+"""A virtio-pci driver in Python and a device that records its calls, for the transport's tests."""
 
 import os
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ ONE_QUEUE = 1 << 7
 
 
 class FakeDevice:
-    """A block-like device of two queues that only remembers what it is told."""
+    """A block-like device with two queues that only records its calls."""
 
     device_id = 2
     features = (
@@ -121,7 +121,7 @@ class FakeDevice:
 
 
 class Guest:
-    """What a driver does: finds the structures through capabilities, then uses them."""
+    """Acts as a driver: finds the structures through capabilities, then uses them."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class Guest:
         self.ports.write(0xCFC + (register & 3), size, value)
 
     def capabilities(self) -> dict[int, tuple[int, int, int, int]]:
-        """Virtio structure type → (capability's place, BAR, offset, length); 0x1100 for MSI-X."""
+        """Virtio structure type → (capability's offset, BAR, offset, length); 0x1100: MSI-X."""
         found: dict[int, tuple[int, int, int, int]] = {}
         at = self.config(0x34, 1)
         while at:

@@ -1,4 +1,4 @@
-"""Builders of small kernels for the x86 tests: ELF files and bzImages, right or wrong."""
+"""Builders of small kernels for the x86 tests: valid and invalid ELF files and bzImages."""
 
 import struct
 
@@ -62,12 +62,12 @@ def build_elf(
 
 
 def linux_elf(code: bytes = b"\xf4" * 64, address: int = 0x200000) -> bytes:
-    """A 64-bit ELF file that passes for Linux, entered at its first byte."""
+    """A 64-bit ELF file that looks like Linux, with its entry at its first byte."""
     return build_elf([(address, code, len(code) + 100)], entry=address, notes=[LINUX_NOTE])
 
 
 def pvh_elf(code: bytes = b"\xf4" * 16, address: int = 0x100000, bits: int = 32) -> bytes:
-    """A foreign kernel with a PVH note."""
+    """A kernel other than Linux, with a PVH note."""
     notes = [pvh_note(address)]
     return build_elf([(address, code, len(code))], entry=address, notes=notes, bits=bits)
 
@@ -83,7 +83,7 @@ def build_bzimage(
     payload_length: int | None = None,
     release: bytes = b"6.1.0-test (x@y) #1",
 ) -> bytes:
-    """A bzImage whose protected-mode part is 128 bytes of nothing and ``payload``."""
+    """A bzImage whose protected-mode part is 128 zero bytes and ``payload``."""
     head = bytearray((setup_sects + 1) * 512)
     head[:2] = b"MZ"
     head[0x1F1] = setup_sects
