@@ -53,7 +53,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="parallel compilers"
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list cached parts and parts to build"
+    )
     arguments = parser.parse_args()
     if arguments.jobs < 1:
         parser.error("--jobs must be at least 1")
@@ -67,7 +69,7 @@ def _flavours(choice: str) -> list[str]:
 
 
 def _host_flavours() -> list[str]:
-    """What the doctor says this host needs; all when it does not know, or cannot be asked."""
+    """The flavour that the doctor names for this host; all if it does not know, or cannot run."""
     try:
         answer = subprocess.run(
             [sys.executable, "-m", "pykvm", "doctor", "--flavour"],

@@ -65,12 +65,11 @@ class Host(NamedTuple):
 class Scenario(NamedTuple):
     """``disk``: arguments of DiskConfig. ``steps`` is the number of the driver's steps.
 
-    ``transfer``: the most bytes of one operation, 0 for what the host takes.
-    ``ragged``: so many bytes are missing from the last sector of a read-only image.
-    ``cut``: its snapshot has to be in several files. ``holes``: the host knows how to make
-    some, and zeros.
-    ``switch_interval`` (seconds) and ``shaken`` (see :mod:`soak.shake`; a module's name, or
-    nothing) say how threads take turns.
+    ``transfer``: the largest operation in bytes, 0 for the host's limit.
+    ``ragged``: the bytes missing from the last sector of a read-only image.
+    ``cut``: its snapshot needs several files. ``holes``: the host can make holes and zeros.
+    ``switch_interval`` (seconds) and ``shaken`` (a module's name or "", see
+    :mod:`soak.shake`) decide how threads take turns.
     """
 
     seed: int

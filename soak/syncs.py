@@ -12,7 +12,7 @@ from soak.model import NEVER, Access, Model
 class Syncs:
     """Watches the syncs of an image.
 
-    With io_uring and O_DIRECT the ring makes them, where nobody can watch.
+    With io_uring and O_DIRECT, the ring makes the syncs, which cannot be watched.
     """
 
     def __init__(self, model: Model, image: Image, engine: EngineKind) -> None:

@@ -62,7 +62,7 @@ class Assist:
     def handle(self, vcpu: Vcpu, reason: Exit) -> bool:
         """Deal with ``reason`` if it is one of the assist's: True, run the vCPU again.
 
-        RefusedInstruction if the guest cannot go on.
+        RefusedInstruction if the guest cannot continue.
         """
         syscalls = self._syscalls
         if isinstance(reason, InternalError):

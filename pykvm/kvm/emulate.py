@@ -78,9 +78,9 @@ class Outcome(Enum):
     """The next step once an instruction has been carried out."""
 
     DONE = auto()
-    """Go on at ``state.rip``."""
+    """Continue at ``state.rip``."""
     TO_USER = auto()
-    """SYSRET: go on at ``state.rip`` with CS and SS from IA32_STAR, at CPL 3."""
+    """SYSRET: continue at ``state.rip`` with CS and SS from IA32_STAR, at CPL 3."""
 
 
 Result = Outcome | Fault

@@ -85,7 +85,9 @@ class MissingCapability(HostError):
     def __init__(self, caps: Iterable[int]) -> None:
         self.caps = tuple(caps)
         names = ", ".join(cap_name(cap) for cap in self.caps)
-        super().__init__(f"this host's KVM lacks {names}", "use a newer kernel or another host")
+        super().__init__(
+            f"this host's KVM lacks {names}", "use a newer kernel, or a different host"
+        )
 
 
 def error_name(number: int) -> str:

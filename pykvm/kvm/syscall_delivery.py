@@ -152,7 +152,7 @@ class SyscallDelivery:
         return low | middle << 16 | high << 32 if kind & 0x80 else 0
 
     def debug(self, vcpu: Vcpu, reason: Debug) -> None:
-        """Deliver a system call, or go on with a page fault or a debug exception of the guest."""
+        """Deliver a system call, or pass on a page fault or debug exception of the guest."""
         state = self._states[vcpu.index]
         if state.stepping:
             state.stepping = False
@@ -221,7 +221,7 @@ class SyscallDelivery:
         return True
 
     def _step_over(self, vcpu: Vcpu, state: _VcpuState, view: GuestView) -> None:
-        """Go on with a real page fault, behind the handler's first instruction.
+        """Continue with a real page fault, behind the handler's first instruction.
 
         KVM's breakpoints ignore RFLAGS.RF, so the instruction at the breakpoint has to be
         skipped. It is a NOP in every Linux, which makes room for CLAC there.

@@ -11,7 +11,7 @@ from pykvm.virtio.split import SplitQueue
 
 
 class QueueRegisters:
-    """What the driver wrote about one queue. Addresses are guest-physical and unchecked.
+    """The driver's settings for one queue. Addresses are guest-physical and unchecked.
 
     ``served``: the device serves the queue. ``was_reset``: the device served it
     before a reset of the queue, and may serve it again.

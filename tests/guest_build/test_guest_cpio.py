@@ -1,4 +1,4 @@
-"""The ramdisk's format, and what the guest relies on in it."""
+"""The ramdisk's format, and its properties on which the guest relies."""
 
 from pathlib import Path
 
@@ -64,6 +64,6 @@ def test_the_ramdisk_holds_back_its_tools(tmp_path: Path):
     assert found["init"] == (0o100755, b"init" * 3)
     assert found["bin/sh"][1] == b"busybox"
     assert found["bin/fio"][1] == b"../init"
-    # The kernel skips what it cannot create, so the folder must not exist.
+    # The kernel skips entries that it cannot create, so the folder must not exist.
     assert ".tools" not in found
     assert members(found[".tools/archive"][1])["mke2fs"] == (0o100755, b"mke2fs" * 3)

@@ -1,4 +1,4 @@
-"""What a long build shows, and builds side by side."""
+"""The progress of a long build, and parallel builds."""
 
 import re
 import sys

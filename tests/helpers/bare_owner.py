@@ -25,8 +25,8 @@ COUNTED = (
 class Owner:
     """Resumes a machine whenever it stops for an error; within the context, also pauses it.
 
-    ``stops`` are those after which it was the first to resume, ``events`` what it
-    heard of, by name. When it goes, the run is over, or it failed.
+    ``stops`` is the number of stops after which it was the first to resume, ``events``
+    counts the machine's events by name. The context ends when the run is over or failed.
     """
 
     def __init__(self, machine: Machine, seed: int) -> None:
@@ -36,7 +36,7 @@ class Owner:
         self._dice = random.Random(seed)
         self._over = threading.Event()
         self._changed = 0
-        # A pause is one even if the machine had stopped by itself: nobody else resumes then.
+        # A pause counts even if the machine had stopped for an error: no other thread resumes then.
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run)
         machine.listen(self._heard)

@@ -115,7 +115,7 @@ class EngineScript:
         with self.changed:
             engine, operation = self.waiting.pop(index)
             engine.execute(operation)
-            # With the lock: the engine cannot be closed before somebody has taken the operation.
+            # With the lock, the engine cannot be closed before the operation has been taken.
             os.eventfd_write(engine.notifier, 1)
 
     def take_log(self) -> list[Asked]:
@@ -207,7 +207,7 @@ class Bench:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        # What a failed test leaves executing must not keep the device from closing.
+        # Operations that a failed test leaves executing must not keep the device from closing.
         closing = in_thread(self.transport.close)
         while closing.is_alive():
             if self.script.waiting:

@@ -41,9 +41,9 @@ def hold(clause: str, holds: bool) -> None:
 class Life:
     """The executor's record of a request.
 
-    ``drain`` is the plan that it belongs to, ``done`` its bytes that were
-    executed for good since it was planned, ``errors`` what its own operations
-    met since then, ``read`` the buffer at the answer.
+    ``drain`` is the number of its plan. ``done`` are its bytes that were finally
+    executed since it was planned, ``errors`` the errors of its own operations since
+    then. ``read`` is the buffer at the answer.
     """
 
     request: Request
@@ -274,7 +274,7 @@ class Run:
         life.answered = True
         decided = request in self._decided
         hold("3: the policy is asked once", decided == bool(life.errors))
-        hold("3: what fails with stop is kept", not (life.errors and action is STOP))
+        hold("3: a request that fails with stop is kept", not (life.errors and action is STOP))
         reported = bool(life.errors) and action is ErrorAction.REPORT
         status = VIRTIO_BLK_S_IOERR if reported else VIRTIO_BLK_S_OK
         hold("3: the status is the truth", request.status == status)

@@ -136,8 +136,8 @@ class Driver:
 class Owner:
     """Acts as the owner of a disk: stops it at an error and resumes it; also without an error.
 
-    ``stops`` and ``pauses`` count, and ``busy`` what was found executing
-    within one, where nothing is to execute. It never pauses while it is held, by
+    ``stops`` and ``pauses`` are numbers. ``busy`` is the number of operations that
+    executed during a pause, which must be 0. It never pauses within
     ``with owner.hands_off``.
     """
 

@@ -182,7 +182,7 @@ class ForgetsWhatHasNotStarted(Schedule):
 
 
 class ResumesFailuresFirst(Schedule):
-    """As restart lists do; its order is another one, even if nothing else comes of it."""
+    """Resumes in the order of a restart list, which is wrong even if no answer differs."""
 
     def resume(self) -> None:
         held = list(self._held)

@@ -19,7 +19,7 @@ LONGEST = 4 * SECTOR
 class Item:
     """A request. ``place`` -1: where the one before it ends; ``cut``: bytes per segment.
 
-    ``rude``: also if it conflicts with a request of another drain that is not answered.
+    ``rude``: sent even if it conflicts with an unanswered request of an earlier drain.
     """
 
     kind: int

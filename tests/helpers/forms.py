@@ -1,9 +1,8 @@
 """Finds the tests that the form of the hot path can affect (speed/README.md); they run in both.
 
-A test file is affected if the compiled modules are among what it imports, directly
-or by way of other modules of pykvm or of the tests; or if it says "disk" anywhere,
-for it may start pykvm as a program, and all that is compiled serves a disk.
-Nobody keeps a list, so none can be out of date.
+A test file is affected if it imports compiled modules, directly or through other modules
+of pykvm or of the tests. It is also affected if it contains the word "disk": it may start
+pykvm as a program, and all compiled modules serve a disk. There is no list to keep.
 """
 
 import ast

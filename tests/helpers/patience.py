@@ -1,10 +1,10 @@
 """How long tests wait for other threads, processes and guests.
 
-A limit in a test is written in seconds of a fast host at rest, with plenty to
-spare, and :func:`patience` stretches it to the host at hand. It goes by how long a
-piece of work took at the start of the session, and by how many processes want a
-CPU now. pytest-timeout's limits are stretched alike (``conftest.py``). Only what
-fails waits that long, so none of these limits makes a test slower.
+A limit in a test is in seconds of a fast host at rest, with a wide margin.
+:func:`patience` stretches it to this host, by the time that a piece of work took at the
+start of the session, and by the number of processes that want a CPU now. pytest-timeout's
+limits are stretched by the same factor (``conftest.py``). Only a failing test waits for its
+limit, so limits make no test slower.
 """
 
 import os

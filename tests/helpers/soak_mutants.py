@@ -1,9 +1,9 @@
-"""Devices that are wrong in one place each, which random drivers must notice::
+"""Devices with one fault each, which random drivers must notice::
 
     python tests/helpers/soak_mutants.py NAME --runs 60
 
-does what ``python -m soak --runs 60`` does, with one of them. Each has a process of its own:
-what is wrong may leave threads behind.
+does the same as ``python -m soak --runs 60``, with one of these devices. Each needs a separate
+process, because its fault may leave threads behind.
 """
 
 import os

@@ -93,7 +93,7 @@ class FakeDevice:
         assert self.activation
         assert index == queue.index
         assert index not in self.serving
-        assert self.activation.queues[index], "only what was stopped can start"
+        assert self.activation.queues[index], "only a stopped queue can start"
         self.serving.add(index)
         self.started.append(queue)
 
@@ -131,7 +131,7 @@ class Guest:
     ) -> None:
         """A PC with one function; given ``host`` and its ``services``, one more function.
 
-        ``device`` is what it has, by default a FakeDevice.
+        ``device`` is its device, by default a FakeDevice.
         """
         self.services = services or FakePciServices()
         self.ports = Bus()

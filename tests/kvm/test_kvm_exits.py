@@ -1,4 +1,4 @@
-"""What tiny guests do, seen as exits."""
+"""The actions of tiny guests, as exits."""
 
 import pytest
 

@@ -144,7 +144,7 @@ def test_assigning_raises_signals_that_wait_in_the_eventfd(irqchip_machine, serv
 
 
 def test_routes_do_not_disturb_each_other(vcpu, vectors):
-    # Every signal on one vector arrives while another's route keeps changing.
+    # Every signal on one vector arrives while the route of a second one keeps changing.
     steady, busy = vectors(), vectors()
     steady.route(MSI_ADDRESS, 0x70)
     done = threading.Event()

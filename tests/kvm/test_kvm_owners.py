@@ -1,4 +1,4 @@
-"""Opening and closing: who owns what, and what is said when it cannot be had."""
+"""Descriptors have one owner each, and a host without KVM gets a message with a hint."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ def test_every_descriptor_is_closed_once():
         again = os.open("/dev/null", os.O_RDONLY)  # gets the number that was given up
         assert again <= taken
         vcpu.close()
-        os.fstat(again)  # a second close does not hit somebody else's
+        os.fstat(again)  # a second close does not close a descriptor of a different owner
         os.close(again)
     assert kvm.closed
     assert vm.closed
@@ -131,7 +131,7 @@ def test_each_refusal_has_its_advice(monkeypatch: pytest.MonkeyPatch, number: in
 
 
 @pytest.mark.kvm
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
 def test_a_device_without_permission_is_unavailable():
     if os.stat("/dev/kvm").st_mode & 0o006:
         pytest.skip("/dev/kvm is open to everybody")

@@ -41,7 +41,7 @@ def test_a_probe_that_hangs_is_ended(monkeypatch):
 
 
 def play(exits: list[Exit], *, rounds: int = 0, ecx: int = 0, cs: int = 0x08) -> HostTraits:
-    """What the probe concludes from ``exits`` of a vCPU that shows ``ecx`` and ``cs``."""
+    """The probe's answer for ``exits`` of a vCPU that shows ``ecx`` and ``cs``."""
     changes: list[int] = []
     vcpu: Any = SimpleNamespace(
         regs=SimpleNamespace(rcx=ecx, rip=0x1000),
@@ -104,7 +104,7 @@ def test_a_slow_host_needs_no_assists():
 
 
 def test_speed_is_measured_only_if_asked_for():
-    # What the exits take is the time; here they take next to none.
+    # The time is that of the exits, which is almost 0 here.
     assert play([OUT, *[OUT] * 2 * 3, *USUAL[1:]], rounds=3).cpl0_mips
 
 

@@ -1,4 +1,4 @@
-"""What the probe found is remembered, and believed only where it was found."""
+"""The probe's answer is kept, and used only on the host where it was found."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ def probes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Kvm]:
 
 
 def asked() -> HostTraits:
-    """What a new process would be told."""
+    """The answer that a new process would get."""
     with Kvm.open() as kvm:
         return host_traits(kvm)
 
@@ -71,12 +71,12 @@ def test_a_changed_host_is_probed_again(probes: list[Kvm], monkeypatch: pytest.M
     asked()
     real = Kvm.supported_cpuid
 
-    def another(kvm: Kvm) -> list[CpuidEntry]:
+    def changed(kvm: Kvm) -> list[CpuidEntry]:
         return [
             replace(leaf, ecx=leaf.ecx ^ 1) if leaf.function == 1 else leaf for leaf in real(kvm)
         ]
 
-    monkeypatch.setattr(Kvm, "supported_cpuid", another)
+    monkeypatch.setattr(Kvm, "supported_cpuid", changed)
     asked()
     assert len(probes) == 2
 

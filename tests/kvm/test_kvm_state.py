@@ -60,7 +60,7 @@ def test_changed_sregs_and_events_arrive(synced):
 def test_ioctls_and_views_agree(synced):
     synced.regs.rbx = 5
     synced.changed(c.KVM_SYNC_X86_REGS)
-    regs = synced.get_regs()  # sees what has not been handed over yet
+    regs = synced.get_regs()  # sees changes that KVM_RUN has not taken over yet
     assert regs.rbx == 5
     regs.rbx = 6
     synced.set_regs(regs)

@@ -1,4 +1,4 @@
-"""A ring of io_uring by itself: each submission is answered once."""
+"""One ring of io_uring: each submission is answered once."""
 
 import pytest
 from blk_engines import PATIENCE_MS
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(bool(PROBLEM), reason=PROBLEM or "-")
 
 
 def take_all(ring: Ring) -> list[int]:
-    """The tags of what is completed; all went well."""
+    """The tags of all completions, which must have succeeded."""
     tags = []
     for _ in range(ring.completed()):
         tags.append(ring.take())

@@ -1,4 +1,4 @@
-"""What the C library is called for."""
+"""Calls of the C library."""
 
 import errno
 import os

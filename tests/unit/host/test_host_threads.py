@@ -13,7 +13,7 @@ from pykvm.host.threads import MAX_CPUS, cpu_list, run_on, show_thread_name, usa
 
 
 def visible_after(name: str) -> str:
-    """What a thread of its own is called once it has shown ``name``."""
+    """The visible name of a new thread once it has shown ``name``."""
     seen = []
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""What Linux is told about the host it is on."""
+"""Options and CPUID for Linux on a host that emulates kernel code."""
 
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.linux_options import linux_options, without_hypercalls

@@ -236,7 +236,7 @@ def test_guest_memory_uses_no_memory_before_it_is_touched() -> None:
 
 
 def mapping(address: int) -> dict[str, str]:
-    """What /proc/self/smaps says of the mapping that ``address`` is in."""
+    """The fields in /proc/self/smaps of the mapping that contains ``address``."""
     found: dict[str, str] = {}
     inside = False
     for line in Path("/proc/self/smaps").read_text(errors="replace").splitlines():

@@ -1,4 +1,4 @@
-"""The UART's registers, FIFOs and interrupts, and what surrounds it."""
+"""The UART's registers, FIFOs and interrupts, and its input and output."""
 
 import threading
 

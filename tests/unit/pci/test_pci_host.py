@@ -189,7 +189,7 @@ def test_a_bar_over_ram_or_apics_is_not_decoded(pc: Pc, address: int) -> None:
 
 
 def test_a_bar_can_lie_anywhere_between_ram_and_the_io_apic() -> None:
-    """Linux without ACPI puts what it places itself right above RAM."""
+    """Linux without ACPI puts the BARs that it places right above RAM."""
     pc = Pc(ram=64 << 20)
     number = pc.host.add(Card(4096))
     for address in (0x0400_0000, 0x0400_1000, 0x7FFF_F000, 0xBFFF_F000, 0xFEBF_F000):

@@ -1,4 +1,4 @@
-"""The drivers and the transport: what device tests lean on must itself be right."""
+"""The test drivers and the fake transport, on which device tests rely."""
 
 import os
 import select

@@ -1,4 +1,4 @@
-"""What split and packed queues do alike, device side: chains, notifications and interrupts.
+"""The common behaviour of split and packed queues, device side: chains, notifications, interrupts.
 
 Both against a model: test_ring_model.py. Where they differ: test_ring_split.py,
 test_ring_packed.py and their chains.
@@ -81,7 +81,7 @@ def test_event_idx_suppresses_unwanted_notifications_and_interrupts(
 
 @pytest.mark.parametrize("features", [0, VIRTIO_F_EVENT_IDX])
 def test_the_fence_lies_between_the_store_and_the_load(make: Maker, features: int) -> None:
-    """The other side acts inside the fence: whoever reads before it would miss that."""
+    """The other side acts inside the fence, so a read before the fence would miss that."""
     driver, _ = make(features=features)
     acts: list[Callable[[], object]] = []
 
@@ -98,12 +98,12 @@ def test_the_fence_lies_between_the_store_and_the_load(make: Maker, features: in
 
     seen: list[bool] = []
     acts.append(lambda: seen.append(driver.enable_interrupts()))
-    assert queue.publish()  # what the driver wants is read after the fence
-    assert seen == [True]  # and what was used was written before it
+    assert queue.publish()  # the driver's wish is read after the fence
+    assert seen == [True]  # and the used heads were written before it
 
     driver.collect()
     queue.disable_notifications()
     driver.send([b"y"], [])
     acts.append(lambda: seen.append(driver.publish()))
-    assert queue.enable_notifications()  # what is available is read after the fence
-    assert seen[-1]  # and what the device wants was written before it
+    assert queue.enable_notifications()  # the available heads are read after the fence
+    assert seen[-1]  # and the device's wish was written before it

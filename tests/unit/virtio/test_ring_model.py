@@ -46,11 +46,11 @@ class World:
         self.driver = kind(Ram.flat(1 << 16), fence=self.fence, **arguments)
         self.queue: Virtqueue = self.driver.device_queue(fence=self.fence)
         self.sent: dict[int, list[Buffer]] = {}
-        """What is in flight by the driver's heads, in the order of sending."""
+        """The driver's heads in flight, in the order of sending."""
         self.unseen: deque[int] = deque()
         """The driver's heads that the device has not popped."""
         self.popped: list[tuple[int, int]] = []
-        """(the device's head, the driver's) of what the device works on."""
+        """(the device's head, the driver's head) of each chain that the device works on."""
         self.pushed: dict[int, int] = {}
         self.kicked = True  # a device looks at its rings when it starts
         self.interrupted = False

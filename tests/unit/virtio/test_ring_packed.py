@@ -1,4 +1,4 @@
-"""The packed queue, device side: what is popped and pushed, and what breaks the ring."""
+"""The packed queue, device side: pops and pushes, and drivers that break the ring."""
 
 from collections.abc import Callable
 
@@ -175,6 +175,6 @@ def test_a_ring_in_an_impossible_state_stays_broken(
     assert queue.begin_drain() == BROKEN
     assert not queue.enable_notifications()
     assert not queue.available()
-    for head in popped:  # what is in flight can still be completed
+    for head in popped:  # heads in flight can still be completed
         queue.push(head, 0)
     assert queue.publish() == bool(popped)

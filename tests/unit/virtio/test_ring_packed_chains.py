@@ -1,4 +1,4 @@
-"""Descriptor lists of a packed queue: well-formed, and malformed while the ring goes on."""
+"""Descriptor lists of a packed queue: well-formed and malformed ones. The ring continues."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The split queue, device side: what is popped and pushed, and what breaks the ring."""
+"""The split queue, device side: pops and pushes, and drivers that break the ring."""
 
 from collections.abc import Callable
 
@@ -107,7 +107,7 @@ def test_the_same_head_twice_while_in_flight_breaks_the_ring() -> None:
     assert queue.pop() == head
     assert queue.pop() == BROKEN
     assert "in use" in queue.error
-    queue.push(head, 0)  # what is in flight can still be completed
+    queue.push(head, 0)  # heads in flight can still be completed
     assert queue.publish()
 
 

@@ -1,4 +1,4 @@
-"""Descriptor chains of a split queue: well-formed, and malformed while the ring goes on."""
+"""Descriptor chains of a split queue: well-formed and malformed ones. The ring continues."""
 
 from collections.abc import Callable
 

@@ -17,7 +17,7 @@ XCHG_MEMORY = re.compile(rb"[\x86\x87][\x00-\x3f]", re.S)
 
 
 def first_block(code: bytes) -> bytes:
-    """Up to the first RET: what every call executes, if no branch comes before."""
+    """The code up to the first RET, which every call executes if there is no branch before it."""
     return code[: code.index(b"\xc3")]
 
 
@@ -30,7 +30,7 @@ def test_the_call_executes_a_locked_instruction() -> None:
 
 
 def test_the_scan_does_not_accept_plain_code() -> None:
-    # mov [rdi], eax; mov eax, [rsi]; ret: what a store and a load by memoryview come down to.
+    # mov [rdi], eax; mov eax, [rsi]; ret: the code of a store and a load by memoryview.
     plain = first_block(bytes.fromhex("8907 8b06 c3"))
     assert not LOCKED.search(plain)
     assert not XCHG_MEMORY.search(plain)
@@ -54,7 +54,7 @@ def test_a_queue_is_given_a_fence_if_it_has_none_of_its_own() -> None:
 
 @pytest.mark.skipif(not queue.COMPILED, reason="the hot path is interpreted")
 def test_the_module_of_queues_has_a_fence_when_compiled() -> None:
-    """MFENCE, or what compilers take instead: LOCK OR of nothing to the top of the stack."""
+    """MFENCE, or the alternative of compilers: LOCK OR of 0 to the top of the stack."""
     code = Path(queue.__file__).read_bytes()
     assert re.search(rb"\x0f\xae\xf0|\xf0\x48?\x83\x0c\x24\x00", code)
 

@@ -1,4 +1,4 @@
-"""ELF kernels: what is read from a good one, and that a bad one only ever gets a message."""
+"""ELF kernels: valid ones are parsed, and invalid ones only cause a message."""
 
 import struct
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Loading a kernel: what ends up in RAM, and which words a wrong file gets."""
+"""Loading a kernel: the contents of RAM, and the messages for wrong files."""
 
 import gzip
 import os
