@@ -52,7 +52,7 @@ class InlineThreads(IoThreadGroup):
     def serve(self) -> None:
         """Serve the queues that were notified, that waited at the start, or that have more.
 
-        Each queue once, so that a driver that refills it cannot keep us here.
+        Each queue is served once, so a driver that refills it cannot prolong the call.
         """
         services = self.services
         if self._halts or any(service.halted for service in services):
@@ -60,7 +60,7 @@ class InlineThreads(IoThreadGroup):
                 service.halt()
             return
         for service in services:
-            if service in self._waiting or _taken(service.kick):
+            if service in self._waiting or _was_kicked(service.kick):
                 self._waiting.discard(service)
                 if service.drain():
                     self._waiting.add(service)
@@ -185,7 +185,7 @@ class InspectingEngine:
         self._engine.close()
 
 
-def _taken(eventfd: int) -> bool:
+def _was_kicked(eventfd: int) -> bool:
     """True if ``eventfd`` was written since the last call."""
     try:
         return os.eventfd_read(eventfd) > 0

@@ -224,7 +224,7 @@ def test_refused_instructions_have_their_effect(guest, code, expected):
     assert guest.out() == expected
 
 
-def test_the_guest_goes_on_behind_int3(guest):
+def test_the_guest_continues_behind_int3(guest):
     guest.code(START, mov_eax(1), b"\xcc", mov_eax(2), OUT)
     assert [guest.out(), guest.out()] == [1, 2]
 

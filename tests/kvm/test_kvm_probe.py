@@ -20,7 +20,7 @@ POPCNT = 1 << 23
 
 
 @pytest.mark.kvm
-def test_probe_agrees_with_what_the_processor_offers():
+def test_probe_agrees_with_the_features_of_the_processor():
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     with Kvm.open() as kvm:
         traits = probe(kvm, measure=True)

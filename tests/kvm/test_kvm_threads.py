@@ -171,7 +171,7 @@ def test_start_and_stop_over_and_over(machine):
         assert thread.error is None
 
 
-def test_kicks_from_another_thread_run_no_handler(machine, spinning):
+def test_kicks_from_a_second_thread_run_no_handler(machine, spinning):
     ran = []
     before = signal.signal(KICK_SIGNAL, lambda *_: ran.append("handler"))
     try:

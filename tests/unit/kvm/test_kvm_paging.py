@@ -33,7 +33,7 @@ def view(ram: Ram, cr4: int = 0, cr0: int = 1 << 16) -> GuestView:
 @pytest.mark.parametrize("levels", [4, 5])
 @pytest.mark.parametrize("stop", [12, 21, 30])
 @given(data=st.data())
-def test_walk_finds_what_was_mapped(levels, stop, data):
+def test_walk_finds_the_mapped_address(levels, stop, data):
     ram = Ram.flat(SIZE)
     address = data.draw(st.integers(0, (1 << (12 + 9 * levels)) - 1))
     frame = data.draw(st.integers(0, (1 << 52) - 1)) >> stop << stop

@@ -201,7 +201,7 @@ def test_a_bar_can_lie_anywhere_between_ram_and_the_io_apic() -> None:
         assert pc.mmio.read(address, 4) == 0xFFFFFFFF
 
 
-def test_a_bar_over_another_device_loses_and_comes_back(pc: Pc) -> None:
+def test_a_bar_over_a_device_outside_pci_loses_and_comes_back(pc: Pc) -> None:
     fixed = Scratch(0x77)
     pc.mmio.add(0xF000_0800, 16, fixed)
     number = pc.host.add(Card(4096))

@@ -86,7 +86,7 @@ def test_linux_sets_up_under_the_function_mask(setup: Setup) -> None:
     assert setup.vectors[0].message == (0xFEE00000, 0x31)
 
 
-def test_the_message_can_move_to_another_cpu(setup: Setup) -> None:
+def test_the_message_can_move_to_a_different_cpu(setup: Setup) -> None:
     setup.control(ENABLE)
     setup.entry(0, 0xFEE00000, 0x31)
     setup.msix.write(12, 4, 1)

@@ -80,7 +80,7 @@ def test_features_come_in_two_windows(guest: Guest) -> None:
     assert guest.get(0x04, 4) == 0
 
 
-def test_a_driver_gets_what_it_accepted(guest: Guest) -> None:
+def test_a_driver_gets_the_accepted_features(guest: Guest) -> None:
     activation = guest.start()
     assert guest.status == READY | DRIVER_OK
     assert activation.features == VIRTIO_F_VERSION_1

@@ -25,7 +25,7 @@ def test_every_compiled_module_is_known():
         "cli/test_cli_monitor.py",
     ],
 )
-def test_what_passes_through_compiled_modules_runs_in_both_forms(name: str):
+def test_tests_of_compiled_modules_run_in_both_forms(name: str):
     assert forms.affected(TESTS / name)
 
 
@@ -33,7 +33,7 @@ def test_what_passes_through_compiled_modules_runs_in_both_forms(name: str):
     "name",
     ["kvm/test_kvm_exits.py", "guest_build/test_guest_kconfig.py", "unit/x86/test_x86_elf.py"],
 )
-def test_the_rest_runs_once(name: str):
+def test_other_tests_run_once(name: str):
     assert not forms.affected(TESTS / name)
 
 

@@ -27,7 +27,7 @@ INPUTS = [(target, file) for target in TARGETS for file in sorted((CORPUS / targ
 @pytest.mark.parametrize(
     ("target", "file"), INPUTS, ids=[f"{target}-{file.name}" for target, file in INPUTS]
 )
-def test_nothing_in_the_corpus_finds_a_mistake(target: str, file: Path) -> None:
+def test_no_input_of_the_corpus_finds_a_fault(target: str, file: Path) -> None:
     TARGETS[target](file.read_bytes())
 
 
@@ -38,7 +38,7 @@ def test_an_input_may_end_anywhere(target: str) -> None:
         TARGETS[target](whole[:end])
 
 
-def test_the_seeds_are_what_the_script_makes() -> None:
+def test_the_seeds_are_those_of_the_script() -> None:
     for target, made in SEEDS.items():
         for name, data in made():
             assert (CORPUS / target / name).read_bytes() == data, (

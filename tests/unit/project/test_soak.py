@@ -22,7 +22,7 @@ ENOUGH = "60"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(BLOCKS), ids="seeds-{}".format)
-def test_random_drivers_find_nothing(block: int) -> None:
+def test_random_drivers_find_no_fault(block: int) -> None:
     host = Host.look()
     answered = 0
     for seed in range(block * BLOCK, (block + 1) * BLOCK):
@@ -47,7 +47,7 @@ def test_every_shaken_module_exists() -> None:
     assert [name for name in SHAKEN if find_spec(f"{PACKAGE}.{name}") is None] == []
 
 
-def test_the_command_says_what_there_was() -> None:
+def test_the_command_reports_its_events() -> None:
     run = soak("-m", "soak", "--runs", "2", "--steps", "10")
     assert run.returncode == 0, run.stderr
     assert "from seed 0 on" in run.stdout

@@ -41,7 +41,7 @@ def test_a_write_may_have_happened_until_it_is_answered(disk: Disk) -> None:
     assert disk.may() == {A}
 
 
-def test_a_read_that_was_issued_before_may_find_what_was_replaced(disk: Disk) -> None:
+def test_an_earlier_read_may_find_replaced_data(disk: Disk) -> None:
     write = disk.write(A)
     read = disk.read()
     disk.model.succeed(write)
@@ -49,7 +49,7 @@ def test_a_read_that_was_issued_before_may_find_what_was_replaced(disk: Disk) ->
     assert disk.may(disk.read()) == {A}
 
 
-def test_writes_side_by_side_may_have_happened_in_any_order(disk: Disk) -> None:
+def test_concurrent_writes_may_have_happened_in_any_order(disk: Disk) -> None:
     first, second = disk.write(A), disk.write(B)
     disk.model.succeed(second)
     disk.model.succeed(first)
@@ -58,7 +58,7 @@ def test_writes_side_by_side_may_have_happened_in_any_order(disk: Disk) -> None:
     assert disk.may() == {C}
 
 
-def test_what_overlaps_in_a_batch_keeps_its_order(disk: Disk) -> None:
+def test_overlapping_requests_of_a_batch_keep_their_order(disk: Disk) -> None:
     before = disk.read(batch=1, place=0)
     first = disk.write(A, batch=1, place=1)
     between = disk.read(batch=1, place=2)
@@ -83,18 +83,18 @@ def test_a_write_that_was_refused_has_not_happened(disk: Disk) -> None:
     assert disk.may() == {OLD}
 
 
-def test_a_discard_may_leave_what_was_there(disk: Disk) -> None:
+def test_a_discard_may_leave_the_old_data(disk: Disk) -> None:
     disk.model.succeed(disk.write(ZEROS, sure=False))
     assert disk.may() == {OLD, ZEROS}
 
 
-def test_what_is_found_while_nothing_is_in_flight_stays(disk: Disk) -> None:
+def test_data_found_at_rest_stays(disk: Disk) -> None:
     disk.model.fail(disk.write(A))
     disk.model.settle(0, A)
     assert disk.may() == {A}
 
 
-def test_what_was_cut_off_is_zeros_when_the_disk_grows_again(disk: Disk) -> None:
+def test_cut_sectors_are_zeros_when_the_disk_grows_again(disk: Disk) -> None:
     disk.model.resizing(2)
     disk.model.resized()
     write = disk.model.issue(1, 0, [Change(1, [A])])
@@ -108,7 +108,7 @@ def test_what_was_cut_off_is_zeros_when_the_disk_grows_again(disk: Disk) -> None
     assert (read.low, read.high) == (1, 2)
 
 
-def test_each_byte_may_be_of_another_version() -> None:
+def test_each_byte_may_come_from_a_different_version() -> None:
     mixed = A[:100] + B[100:]
     assert explains([A, B], mixed)
     assert not explains([A, C], mixed)

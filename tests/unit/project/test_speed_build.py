@@ -71,7 +71,7 @@ def change(root: Path, name: str, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def test_what_did_not_change_is_not_compiled_again(build: ModuleType, tmp_path: Path):
+def test_unchanged_modules_are_not_compiled_again(build: ModuleType, tmp_path: Path):
     assert compiled_by(build) == ["base", "other", "user"]
     assert compiled_by(build) == []
     (tmp_path / "pykvm/base.py").touch()
@@ -80,7 +80,7 @@ def test_what_did_not_change_is_not_compiled_again(build: ModuleType, tmp_path: 
     assert compiled_by(build) == ["base"]
 
 
-def test_declarations_concern_those_who_read_them(build: ModuleType, tmp_path: Path):
+def test_changed_declarations_recompile_only_their_readers(build: ModuleType, tmp_path: Path):
     compiled_by(build)
     change(tmp_path, "base", "number: int", "number: int\n    more: int")
     assert compiled_by(build) == ["base", "user"]
@@ -88,7 +88,7 @@ def test_declarations_concern_those_who_read_them(build: ModuleType, tmp_path: P
     assert compiled_by(build) == ["user"]
 
 
-def test_what_is_missing_is_compiled(build: ModuleType, tmp_path: Path):
+def test_missing_extension_modules_are_compiled(build: ModuleType, tmp_path: Path):
     compiled_by(build)
     (tmp_path / "build/speed/pykvm/other.cpython-0.so").unlink()
     assert compiled_by(build) == ["other"]
@@ -136,12 +136,12 @@ def test_a_command_for_which_the_hot_path_is_interpreted(
     assert len(build.compiled_files()) == extensions == 3 * compiled
 
 
-def test_what_is_interpreted_stays_so_if_that_is_asked_for(build: ModuleType):
+def test_if_compiled_does_nothing_in_the_interpreted_form(build: ModuleType):
     assert build.main(["--if-compiled"]) == 0
     assert build.compiled == []
 
 
-def test_all_is_compiled_again_when_the_declarations_of_c_functions_change(
+def test_every_module_is_compiled_again_when_the_declarations_of_c_functions_change(
     build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     declarations = tmp_path / "c_calls.pxd"
