@@ -47,12 +47,7 @@ BACKLOG_RESUME = BACKLOG_LIMIT // 2
 # Registers, by offset. Offsets 0 and 1 are the divisor while LCR.DLAB is set.
 RBR_THR = DLL = 0
 IER = DLM = 1
-IIR_FCR = 2
-LCR = 3
-MCR = 4
-LSR = 5
-MSR = 6
-SCR = 7
+IIR_FCR, LCR, MCR, LSR, MSR, SCR = 2, 3, 4, 5, 6, 7
 
 IER_RDI, IER_THRI, IER_RLSI, IER_MSI = 0x01, 0x02, 0x04, 0x08
 IIR_NO_INT, IIR_RLSI, IIR_CTI, IIR_RDI, IIR_THRI, IIR_MSI = 0x01, 0x06, 0x0C, 0x04, 0x02, 0x00
