@@ -1,7 +1,7 @@
 """The contract of engines, which execute operations on an image.
 
 The device owns order, limits and second attempts (:mod:`pykvm.devices.virtio_blk.core.scheduler`).
-An engine executes, once, what may run now.
+An engine executes each operation once; the operation may start at once.
 """
 
 from collections.abc import Callable, Sequence

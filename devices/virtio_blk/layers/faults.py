@@ -119,7 +119,7 @@ class FaultEngine(EngineWrapper):
     """Applies ``plan`` to each operation, and has ``inner`` execute the remaining part.
 
     A delayed operation starts when its delay is over. It delays no other
-    operation: the I/O thread goes on until ``notifier`` tells that time has come.
+    operation: the I/O thread goes on, and ``notifier`` is readable when a delay is over.
     """
 
     def __init__(self, inner: Engine, plan: FaultPlan) -> None:

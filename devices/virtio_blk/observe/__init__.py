@@ -1,1 +1,1 @@
-"""Counts and traces of what a disk does."""
+"""The statistics and the trace of a disk."""
