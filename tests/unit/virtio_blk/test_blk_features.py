@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from struct import pack, unpack_from
 
@@ -184,7 +185,7 @@ def test_an_alignment_larger_than_its_field_is_reduced(logical: int, where: int)
     physical = 2 << 20
     place = where * 512
     blocks = Blocks.choose(DiskOptions(), HostBlocks(logical, physical, place, 0, 0, 4096))
-    config = ConfigSpace(blk.VIRTIO_BLK_F_TOPOLOGY)
+    config = ConfigSpace(blk.VIRTIO_BLK_F_TOPOLOGY, nullcontext())
     describe(config, DiskOptions(), blocks, False)
     told, aligned = 1 << config.bytes[24], config.bytes[25]
     if place % logical:
