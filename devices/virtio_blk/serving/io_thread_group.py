@@ -87,6 +87,7 @@ class IoThreadGroup:
         :meth:`stop` then releases the service.
         """
         with self._lock:
+            assert service.queue.index not in self._services, "a queue has one service"
             service.throttle = self._throttle
             self._services[service.queue.index] = service
         if self._serving:
