@@ -68,5 +68,5 @@ def test_a_cache_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("PYKVM_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UsageError, match=r"kept in '.*/file': not a directory; set PYKVM_CACHE"):
+    with pytest.raises(UsageError, match=r"stored in '.*/file': not a directory; set PYKVM_CACHE"):
         build_bare_guest()
