@@ -1,4 +1,4 @@
-"""pykvm: a small hypervisor in Python, with a virtio-blk disk to read, watch and break.
+"""A small hypervisor in Python, with a virtio-blk disk to read, watch and break.
 
 Programs and tests use the names of this package::
 
