@@ -75,7 +75,7 @@ $(FUZZER): $(READY)
 	    { echo "fuzzing needs atheris, which has wheels for Python 3.11 to 3.14 on x86-64 only" >&2; exit 1; }
 	@touch $@
 
-lint: $(READY)  ## Style, types and the import contract
+lint: $(READY)  ## Style, types and the import contracts
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy

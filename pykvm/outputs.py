@@ -22,7 +22,7 @@ from pykvm.errors import UsageError, reason_of
 from pykvm.lean.typing_names import Final, Self
 
 _HINT: Final = "give a file that can be written"
-_OTHER: Final = "give another file"
+_OTHER: Final = "give a different file"
 _Identity = tuple[int, int]
 _Path = os.PathLike[str] | str
 

@@ -102,7 +102,9 @@ def run_trace(arguments: Sequence[str]) -> int:
             put(output.fd, drawing)
         except OSError as error:
             reason = reason_of(error)
-            raise PykvmError(f"--output {options.output}: {reason}", "give another file") from None
+            raise PykvmError(
+                f"--output {options.output}: {reason}", "give a different file"
+            ) from None
     return 0
 
 

@@ -8,7 +8,8 @@ The rule for a class of values with named fields:
 - ``@dataclass`` otherwise, such as in ``pykvm bench``, the monitor and the tests.
 
 The rule for names of ``typing``: a module that a boot without disks imports takes them from
-:mod:`pykvm.lean.typing_names`, because ``typing`` costs a start 3 ms. Other modules import
+:mod:`pykvm.lean.typing_names`, because ``typing`` costs a start 2 ms, and 3 ms where
+nothing else imports ``re``. Other modules import
 ``typing``.
 
 The figures are those of docs/decisions/0012-records.md and 0013-lean-start.md. A test checks

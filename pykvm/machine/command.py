@@ -102,7 +102,7 @@ def save_booted(config: MachineConfig, folder: "Path | str", timeout: float | No
 
     if config.guest is None or not config.agent:
         raise UsageError(
-            "nobody in this guest could say that it has booted",
+            "the guest has no agent, which says when it has booted",
             "configure guest='guest' and agent=True",
         )
     check_place(Path(folder))

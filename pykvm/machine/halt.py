@@ -41,7 +41,7 @@ class HaltPoll:
         self._exits = -1
 
     def poll(self) -> bool:
-        """True if the guest has halted permanently. To be called each ``seconds``."""
+        """True if the guest has halted permanently. Call it every ``seconds``."""
         before, self._exits = self._exits, self._vcpus.guest_exits()
         silent = before == self._exits
         self.seconds = min(2 * self.seconds, LAST_POLL_SECONDS) if silent else FIRST_POLL_SECONDS

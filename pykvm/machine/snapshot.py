@@ -1,8 +1,8 @@
-"""A machine as a snapshot: what is saved of it, and how a new one takes it over.
+"""Saves a machine as a snapshot, and gives a new machine the saved state.
 
-Saved are the vCPUs, KVM's chips and clock, the devices of the board, and RAM.
-Disks are not: a machine with disks cannot be saved, and disks are plugged into
-a restored one, whose guest finds them when it scans its PCI bus.
+A snapshot holds the vCPUs, KVM's chips and clock, the devices of the board, and
+RAM. It holds no disks: a machine with disks cannot be saved. Disks are plugged
+into the restored machine, whose guest finds them when it scans its PCI bus.
 """
 
 import hashlib
@@ -115,8 +115,8 @@ class SavedMachine:
         """
         if _guest_digest(guest, cpus) != self._guest:
             raise SnapshotError(
-                f"the snapshot {self._opened.folder} was made of another guest, or with other "
-                "options",
+                f"the snapshot {self._opened.folder} belongs to a different guest, or to "
+                "other options",
                 "configure the same guest, command line, CPUs and memory, or make a new snapshot",
             )
         return GuestMemory(self.memory, file=self._opened.ram)
@@ -127,8 +127,8 @@ class SavedMachine:
         assisted = hardware.traits.needs_assists
         if assisted != self._assisted or _digest(cpuid, self.cpus) != self._cpuid:
             raise SnapshotError(
-                f"the snapshot {self._opened.folder} was made on another processor, or with "
-                "another KVM",
+                f"the snapshot {self._opened.folder} belongs to a different processor, or to "
+                "a different KVM",
                 "make a new snapshot on this host",
             )
         vm, vcpus = hardware.vm, hardware.vcpus
@@ -143,7 +143,7 @@ class SavedMachine:
 
 
 def _digest(cpuid: Sequence[CpuidEntry], cpus: int) -> bytes:
-    """A hash of what the first vCPU shows: KVM's own leaves name the CPU that asked for them."""
+    """A hash of the first vCPU's CPUID leaves. KVM's own differ with the CPU that asks for them."""
     text = ";".join(
         f"{e.function:x},{e.index:x},{e.flags:x},{e.eax:x},{e.ebx:x},{e.ecx:x},{e.edx:x}"
         for e in cpuid_of(cpuid, 0, cpus)

@@ -1,8 +1,8 @@
 """The fields of a saved part, checked as they are read. Pure.
 
-A snapshot is hostile input: whoever wrote the file may have put anything into
-it. So each part names the fields that it wants, with their kinds and ranges,
-and :meth:`Saved.end` refuses fields that nobody has asked for.
+A snapshot is hostile input: the file may hold anything. So each part names the
+fields that it wants, with their kinds and ranges, and :meth:`Saved.end` refuses
+fields that nobody has asked for.
 
 A part is saved as a dictionary of integers, booleans, strings, bytes, and
 dictionaries and lists of dictionaries of these.
@@ -14,7 +14,7 @@ from pykvm.errors import PykvmError, shown
 from pykvm.lean.typing_names import Any, NoReturn, Protocol
 
 Fields = dict[str, Any]
-"""What a part gives to be saved."""
+"""The fields that a part saves."""
 
 _MOST_REASON = 200
 """Characters of a reason, which may quote a name or a number from the file."""

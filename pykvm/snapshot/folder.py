@@ -38,7 +38,7 @@ _ZEROS = bytes(_PAGE)
 def check_place(folder: Path) -> None:
     """SnapshotError if ``folder`` cannot be written now: before somebody waits for its content."""
     if os.path.lexists(folder):
-        raise SnapshotError(f"{folder} exists already", "give the snapshot another name")
+        raise SnapshotError(f"{folder} exists already", "give a name that does not exist yet")
     try:
         os.rmdir(mkdtemp(prefix=PREFIX, dir=folder.parent))
     except OSError as error:
@@ -127,7 +127,7 @@ class OpenSnapshot:
         try:
             return json.loads(data, object_hook=_data)
         except (ValueError, RecursionError):
-            raise self._unreadable(name, "it is no JSON as pykvm writes it") from None
+            raise self._unreadable(name, "it is not the JSON that pykvm writes") from None
 
     def _unreadable(self, name: str, reason: str) -> SnapshotError:
         return SnapshotError(

@@ -145,7 +145,9 @@ def test_a_paused_machine_stays_paused(snapshot: Path, tmp_path: Path) -> None:
     assert run(tmp_path / "again", "cat /tmp/nonce") == NONCE
 
 
-def test_what_cannot_be_saved(snapshot: Path, tmp_path: Path) -> None:
+def test_a_machine_with_disks_or_that_does_not_run_is_not_saved(
+    snapshot: Path, tmp_path: Path
+) -> None:
     image = tmp_path / "d.img"
     image.write_bytes(bytes(1 << 20))
     config = pykvm.MachineConfig(guest="guest", agent=True, console="none", disks=[image])
@@ -184,20 +186,22 @@ def test_a_damaged_snapshot_is_refused(
         Machine(CONFIG, snapshot=copy)
 
 
-def test_a_snapshot_of_another_processor_is_refused(snapshot: Path, tmp_path: Path) -> None:
+def test_a_snapshot_of_a_different_processor_is_refused(snapshot: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(snapshot, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["cpuid"]["hex"] = "00" * 32
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(pykvm.SnapshotError, match="another processor"):
+    with pytest.raises(pykvm.SnapshotError, match="a different processor"):
         Machine(CONFIG, snapshot=copy)
 
 
 @pytest.mark.parametrize("options", [{"cpus": 1, "memory": "80M"}, {"append": "quiet"}])
-def test_a_snapshot_of_another_guest_is_refused(snapshot: Path, options: dict[str, str]) -> None:
+def test_a_snapshot_of_a_different_guest_is_refused(
+    snapshot: Path, options: dict[str, str]
+) -> None:
     config = pykvm.MachineConfig(guest="guest", agent=True, console="none", **options)
-    with pytest.raises(pykvm.SnapshotError, match="another guest, or with other options"):
+    with pytest.raises(pykvm.SnapshotError, match="a different guest, or to other options"):
         Machine(config, snapshot=snapshot)
 
 
@@ -218,7 +222,7 @@ def test_the_command_line_boots_once(boot, tmp_path: Path) -> None:
 def test_the_command_line_says_what_does_not_fit(boot, snapshot: Path, tmp_path: Path) -> None:
     assert b"--snapshot needs --exec" in boot("--snapshot", str(snapshot), check=2).stderr
     other = boot("-m", "80M", "--snapshot", str(snapshot), "--exec", "true", check=125)
-    assert b"made of another guest, or with other options" in other.stderr
+    assert b"made of a different guest, or to other options" in other.stderr
     missing = tmp_path / "missing" / "booted"
     failed = boot("--snapshot", str(missing), "--exec", "true", check=125)
     assert b"cannot be written: no such file or directory" in failed.stderr

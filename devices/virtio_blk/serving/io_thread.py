@@ -53,7 +53,7 @@ class IoThread:
 
         ``poll_max_ns``: see :class:`EventLoop`.
         ``cpus``: the host's CPUs that it may run on; none: any.
-        OSError if the host has not the descriptors.
+        OSError if the host has no descriptors left.
         """
         self._on_broken = on_broken
         self._on_failure = on_failure

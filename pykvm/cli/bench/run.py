@@ -205,7 +205,7 @@ def _write_chart(chart: Output, path: Path, text: str) -> None:
         chart.begin()
         put(chart.fd, text)
     except OSError as error:
-        raise PykvmError(f"--chart {path}: {reason_of(error)}", "give another file") from None
+        raise PykvmError(f"--chart {path}: {reason_of(error)}", "give a different file") from None
 
 
 def _warn_if_busy() -> None:

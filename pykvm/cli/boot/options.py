@@ -40,8 +40,8 @@ OPTIONS: Final = (
     ),
     Option(
         ("-m", "--memory"),
-        "guest memory, such as 1G (default: 64M); shared=on keeps it in a memfd, thp=off asks "
-        "the host for no large pages",
+        "guest memory, such as 1G (default: the guest's, or else 64M); shared=on keeps it in a "
+        "memfd, thp=off does not ask the host for large pages",
         "SIZE[,KEY=VALUE...]",
     ),
     Option(("--cpus",), "number of virtual CPUs (default: 1)", "N", "1"),

@@ -32,7 +32,7 @@ class Report:
                 put(self._file.fd, json_text(machine.statistics(), indent=2) + "\n")
         except OSError as error:
             where = f"--stats {self._stats}"
-            raise PykvmError(f"{where}: {reason_of(error)}", "give another file") from None
+            raise PykvmError(f"{where}: {reason_of(error)}", "give a different file") from None
 
     def print_statistics(self, machine: Machine) -> None:
         """``--stats -``: print one line per disk on standard error; PykvmError if that fails."""

@@ -123,7 +123,7 @@ def _begin(outputs: "dict[str, Output]", machine: Machine) -> None:
         try:
             output.begin()
         except OSError as error:
-            raise UsageError(f"{option}: {reason_of(error)}", "give another file") from None
+            raise UsageError(f"{option}: {reason_of(error)}", "give a different file") from None
     if machine.trace:
         machine.trace.begin()
 
