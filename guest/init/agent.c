@@ -8,7 +8,7 @@
  * At any time RESIZE, with rows and columns as u16, tells the size of the host's terminal.
  *
  * WAKE comes first after the machine was restored from a snapshot: the time in nanoseconds since
- * 1970 as u64, 32 bytes of entropy, and as u8 whether there may be new disks.
+ * 1970 as u64, 32 bytes of entropy, and as u8 whether there may be new disks. HELLO answers it.
  *
  * Where the host emulates kernel code, a system call costs as much as a million user-mode
  * instructions. So a frame is read and written whole, and no call is made that could be avoided:
@@ -247,6 +247,15 @@ static void look_for_disks(void)
         close(fd);
 }
 
+static void say_hello(void)
+{
+    uint8_t frame[HEADER + PAYLOAD];
+
+    frame[HEADER] = PROTOCOL_VERSION;
+    frame[HEADER + 1] = 0;
+    send_frame(HELLO, frame, 2);
+}
+
 static void wake(const uint8_t *data)
 {
     struct timespec now;
@@ -261,6 +270,7 @@ static void wake(const uint8_t *data)
         send_error("the clock could not be set", strerror(errno));
     if (data[8 + ENTROPY])
         look_for_disks();
+    say_hello();
 }
 
 static void take_frame(uint8_t kind, const uint8_t *data, size_t length)
@@ -337,12 +347,8 @@ static void read_channel(void)
 
 void agent_start(int fd)
 {
-    uint8_t frame[HEADER + PAYLOAD];
-
     channel = fd;
-    frame[HEADER] = PROTOCOL_VERSION;
-    frame[HEADER + 1] = 0;
-    send_frame(HELLO, frame, 2);
+    say_hello();
 }
 
 void agent_poll_setup(struct pollfd fds[POLL_COUNT])

@@ -17,7 +17,7 @@ A frame is a header of 4 bytes (kind, 0, length as little-endian u16) and
 The states of the conversation in :class:`AgentClient`::
 
     WAITING --HELLO--> READY --EXEC--> RUNNING --EXIT--> ENDED
-       WAITING --WAKE, of a restored guest--> READY
+       WAITING --WAKE, of a restored guest--> READY, and the agent answers with HELLO
        any state --ERROR, or a frame that breaks the rules--> ENDED
 
 RESIZE tells the size of the terminal behind the guest's console, at any time
@@ -191,6 +191,7 @@ class AgentClient:
         self._command: bytes | None = None
         self._held: list[bytes] = []
         self._woken = False
+        self._awake = False
 
     @property
     def state(self) -> AgentState:
@@ -210,7 +211,6 @@ class AgentClient:
                 self._state = AgentState.READY
                 self._woken = True
                 self._send(encode(Kind.WAKE, _WAKE.pack(now_ns, entropy, new_disks)))
-            self._events.ready()
             self._start()
 
     def execute(self, command: bytes) -> None:
@@ -295,7 +295,7 @@ class AgentClient:
             case Kind.HELLO if state is AgentState.WAITING and size == 2:
                 self._hello(int.from_bytes(frame.payload, "little"))
             case Kind.HELLO if self._woken and size == 2:
-                self._check(int.from_bytes(frame.payload, "little"))
+                self._hello_again(int.from_bytes(frame.payload, "little"))
             case Kind.STDOUT if state is AgentState.RUNNING:
                 self._events.stdout(frame.payload)
             case Kind.STDERR if state is AgentState.RUNNING:
@@ -313,6 +313,12 @@ class AgentClient:
             self._state = AgentState.READY
             self._events.ready()
             self._start()
+
+    def _hello_again(self, version: int) -> None:
+        """The answer to WAKE, or the first word of a guest that was saved before its agent ran."""
+        if self._check(version) and not self._awake:
+            self._awake = True
+            self._events.ready()
 
     def _check(self, version: int) -> bool:
         if version != PROTOCOL_VERSION:

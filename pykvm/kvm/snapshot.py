@@ -12,9 +12,10 @@ mode of the TSC-deadline timer, whose MSR comes after the TSC's
 (Documentation/virt/kvm/api.rst; SDM volume 3, 11.5.4.1).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from struct import Struct
 
+from pykvm.errors import shown
 from pykvm.kvm import constants as c
 from pykvm.kvm.constants import MSR_TSC, MSR_TSC_DEADLINE
 from pykvm.kvm.descriptor import Structure
@@ -26,6 +27,8 @@ from pykvm.lean.typing_names import Final
 from pykvm.snapshot.fields import SnapshotError
 
 _XSAVE_BYTES: Final = 4096
+_FAR: Final = 1 << 62
+"""Cycles: more than a second at any frequency, so KVM does not take it for the same time."""
 _MSR: Final = Struct("<I4xQ")
 
 
@@ -63,22 +66,29 @@ def save_vcpu(vcpu: Vcpu, vm: Vm, msrs: Sequence[int]) -> dict[str, bytes]:
     return state
 
 
-def load_vcpu(vcpu: Vcpu, vm: Vm, state: Mapping[str, bytes]) -> None:
-    """Give ``vcpu``, whose CPUID is set, a saved ``state``. SnapshotError."""
+def load_vcpu(vcpu: Vcpu, vm: Vm, state: Mapping[str, bytes], tsc: int = 0) -> int:
+    """Give ``vcpu``, whose CPUID is set, a saved ``state``. Returns its TSC. SnapshotError.
+
+    ``tsc``: the first vCPU's, for the others: the counters of one machine are synchronous, but
+    each was saved a moment after the one before.
+    """
     try:
-        _load_vcpu(vcpu, vm, state)
+        return _load_vcpu(vcpu, vm, state, tsc)
     except KvmError as error:
         raise _mismatch(error.message) from None
 
 
-def _load_vcpu(vcpu: Vcpu, vm: Vm, state: Mapping[str, bytes]) -> None:
-    for part in (_MP_STATE, _REGS, _SREGS, _xsave(vm), _XCRS, _DEBUGREGS, _LAPIC):
+def _load_vcpu(vcpu: Vcpu, vm: Vm, state: Mapping[str, bytes], tsc: int) -> int:
+    parts = (_MP_STATE, _REGS, _SREGS, _xsave(vm), _XCRS, _DEBUGREGS, _LAPIC)
+    _check_names(state, {part.name for part in (*parts, _EVENTS)} | {"msrs"})
+    for part in parts:
         vcpu.write(part, _bytes(state, part))
-    saved = state.get("msrs", b"")
+    saved = state["msrs"]
     if len(saved) % _MSR.size:
         raise _mismatch("the part msrs ends in the middle of an entry")
-    _load_msrs(vcpu, dict(_MSR.iter_unpack(saved)))
+    tsc = _load_msrs(vcpu, dict(_MSR.iter_unpack(saved)), tsc)
     vcpu.write(_EVENTS, _bytes(state, _EVENTS))
+    return tsc
 
 
 def save_chips(vm: Vm) -> dict[str, bytes]:
@@ -101,6 +111,7 @@ def load_chips(vm: Vm, state: Mapping[str, bytes]) -> None:
 
 
 def _load_chips(vm: Vm, state: Mapping[str, bytes]) -> None:
+    _check_names(state, {_PIT.name, _CLOCK.name, *_CHIPS})
     vm.write(_PIT, _bytes(state, _PIT))
     clock = bytearray(_bytes(state, _CLOCK))
     clock[8:] = bytes(len(clock) - 8)  # flags would have it count from the host's clocks of then
@@ -119,36 +130,54 @@ def _xsave(vm: Vm) -> Structure:
     return Structure("xsave", size, c.KVM_GET_XSAVE2, c.KVM_SET_XSAVE)
 
 
+def _check_names(state: Mapping[str, bytes], known: Set[str]) -> None:
+    if missing := known - state.keys():
+        raise _mismatch(f"the part {min(missing)} is missing")
+    if unknown := state.keys() - known:
+        raise _mismatch(f"the part {shown(min(unknown))[:40]} means nothing here")
+
+
 def _bytes(state: Mapping[str, bytes], part: Structure) -> bytes:
-    data = state.get(part.name)
-    if data is None:
-        raise _mismatch(f"the part {part.name} is missing")
+    data = state[part.name]
     if len(data) != part.size:
         raise _mismatch(f"the part {part.name} has {len(data)} bytes, this host's has {part.size}")
     return data
 
 
-def _load_msrs(vcpu: Vcpu, saved: Mapping[int, int]) -> None:
-    """Load the MSRs that differ: KVM refuses to write some even with the value that they have."""
+def _load_msrs(vcpu: Vcpu, saved: dict[int, int], tsc: int) -> int:
+    """Load the MSRs that differ: KVM refuses to write some even with the value that they have.
+
+    Returns the TSC that was loaded, which is ``tsc`` unless that is 0.
+    """
     present = vcpu.get_readable_msrs(saved)
     missing = [index for index, value in saved.items() if value and index not in present]
     if missing:
         raise _mismatch(f"this host's KVM has no MSR {missing[0]:#x}")
     wanted = {index: value for index, value in saved.items() if present.get(index, 0) != value}
-    # The counter first, so that the deadline is compared with the right time.
-    first = {MSR_TSC: saved[MSR_TSC]} if MSR_TSC in saved else {}
-    last = {MSR_TSC_DEADLINE: wanted.pop(MSR_TSC_DEADLINE)} if MSR_TSC_DEADLINE in wanted else {}
     wanted.pop(MSR_TSC, None)
-    for values in (first, wanted, last):
-        if values:
-            vcpu.set_msrs(values)
-    # Some hosts give guests their own counter, which cannot be set.
-    if MSR_TSC in saved and vcpu.get_msrs([MSR_TSC])[MSR_TSC] < saved[MSR_TSC]:
-        raise _mismatch("the host's time-stamp counter is behind the saved one")
+    wanted.pop(MSR_TSC_DEADLINE, None)
+    if MSR_TSC in saved:
+        # The counter first, so that the deadline is compared with the right time.
+        if not tsc:
+            tsc = saved[MSR_TSC]
+            # KVM takes a value within a second of the last one, 0 at first, for an attempt to
+            # synchronise vCPUs, and keeps its own. So the first vCPU jumps far away before.
+            vcpu.set_msrs({MSR_TSC: tsc ^ _FAR})
+        vcpu.set_msrs({MSR_TSC: tsc})
+        # Some hosts give guests their own counter, which cannot be set.
+        if vcpu.get_msrs([MSR_TSC])[MSR_TSC] + 1000 * vcpu.tsc_khz() < tsc:
+            raise _mismatch("the host's time-stamp counter is behind the saved one")
+    if wanted:
+        vcpu.set_msrs(wanted)
+    if MSR_TSC_DEADLINE in saved:
+        # A timer that has fired leaves 0, and its interrupt may not have been delivered yet. A
+        # deadline that has passed fires again; a guest expects that.
+        vcpu.set_msrs({MSR_TSC_DEADLINE: saved[MSR_TSC_DEADLINE] or tsc})
+    return tsc
 
 
 def _mismatch(reason: str) -> SnapshotError:
     return SnapshotError(
-        f"this host cannot restore the snapshot's vCPUs: {reason}",
+        f"this host cannot restore the snapshot's processor or chips: {reason}",
         "make a new snapshot on this host; a snapshot may not outlive a restart of its host",
     )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from pykvm.agent.protocol import ENTROPY_BYTES, AgentClient
-from pykvm.errors import HostError, UsageError
+from pykvm.errors import PykvmError, UsageError
 from pykvm.forms import refused
 from pykvm.host.threads import start
 from pykvm.lean.records import record, replace
@@ -89,12 +89,20 @@ def run_command(
     return CommandResult(outcome, bytes(run.captured["stdout"]), bytes(run.captured["stderr"]))
 
 
-def save_booted(config: MachineConfig, folder: "Path | str", timeout: float | None = None) -> None:
+def save_booted(
+    config: MachineConfig,
+    folder: "Path | str",
+    timeout: float | None = None,
+    watch: Callable[[Machine], object] = lambda machine: None,
+) -> None:
     """Boot the guest of ``config`` until its agent answers, and save it as the new ``folder``.
 
+    ``watch`` gets the machine before it runs, for instance to finish it when a signal arrives.
+
     ``config`` needs ``agent=True``. Its disks and its trace are left out: give them to the
-    machines that begin from the snapshot. UsageError if the guest has no agent; HostError if it
-    does not answer within ``timeout`` seconds, or ends before; SnapshotError.
+    machines that begin from the snapshot. UsageError if the guest has no agent; SnapshotError;
+    PykvmError if the agent does not answer within ``timeout`` seconds, or the run ends before:
+    ``exit_status`` is that of the run.
     """
     from pathlib import Path
 
@@ -107,14 +115,14 @@ def save_booted(config: MachineConfig, folder: "Path | str", timeout: float | No
         )
     check_place(Path(folder))
     with Machine(replace(config, disks=(), trace=None)) as machine:
+        watch(machine)
         saver = _Saver(machine, folder)
-        outcome = machine.run(timeout)
-        saver.finish()
-    if not saver.saved:
-        raise HostError(
-            f"the guest did not boot: {saver.failure or outcome.reason or outcome.kind.value}",
-            "boot it without a snapshot, and look at its console",
-        )
+        try:
+            outcome = machine.run(timeout)
+        finally:
+            machine.finish(Outcome.quit())
+            saver.join()
+    saver.check(outcome)
 
 
 class _Saver:
@@ -130,12 +138,24 @@ class _Saver:
         self._thread = threading.Thread(target=self._save, name="snapshot", daemon=True)
         machine.channel = AgentClient(machine.board.channel.feed, self).received
 
-    def finish(self) -> None:
-        """Wait for the end of the attempt, if there was one, and raise what went wrong."""
+    def join(self) -> None:
+        """Wait for the end of the attempt, if there was one."""
         if self._thread.ident is not None:
             self._thread.join()
+
+    def check(self, outcome: Outcome) -> None:
+        """PykvmError or SnapshotError unless the run, which ended with ``outcome``, was saved."""
         if self._error is not None:
             raise self._error
+        if self.saved and outcome.kind is OutcomeKind.QUIT:
+            return
+        reason = self.failure or outcome.reason or outcome.kind.value
+        error = PykvmError(
+            f"the guest did not boot: {reason}",
+            "boot it without a snapshot, and look at its console",
+        )
+        error.exit_status = outcome.status or error.exit_status
+        raise error
 
     def _save(self) -> None:
         try:

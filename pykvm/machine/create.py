@@ -83,6 +83,10 @@ class Hardware:
         mark("host probed")
         self.guest = guest = resolve(config, EMULATED if self.traits.needs_assists else NATIVE)
         check_limits(kvm, config)
+        if saved is not None and config.shared_memory:
+            raise UsageError(
+                "the memory of a restored machine cannot be shared", "leave out shared=on"
+            )
         if saved is None:
             self.memory = GuestMemory(guest.memory, shared=config.shared_memory, thp=config.thp)
         else:

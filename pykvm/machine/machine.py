@@ -187,6 +187,10 @@ class Machine:
         self._started = True
         if self.trace:
             self.trace.begin()
+        if self.restored:
+            # However long ago it was saved, no CPU of the guest was stuck.
+            for vcpu in self.hardware.vcpus:
+                vcpu.mark_stopped()
         self._control.start()
         self._vcpus.start()
 

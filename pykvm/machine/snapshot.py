@@ -35,6 +35,10 @@ _MOST_BLOCK = 1 << 20
 """Bytes of one structure of KVM's; the largest, the floating-point state, has some 11 KiB."""
 
 
+_CACHE_LEAVES = (2, 4, 0x18, 0x8000_0005, 0x8000_0006, 0x8000_001D)
+"""CPUID leaves on caches, which may differ between the processors of one host."""
+
+
 def save(machine: "Machine", path: "Path | str") -> None:
     """Write ``machine`` as the folder ``path``. See :meth:`Machine.save`."""
     if machine.disks:
@@ -42,18 +46,13 @@ def save(machine: "Machine", path: "Path | str") -> None:
             "a machine with disks cannot be saved",
             "save it without disks, and give them to the machine that is restored",
         )
-    running = machine.status is RunState.RUNNING
-    if not running and machine.status is not RunState.PAUSED:
+    if machine.status not in (RunState.RUNNING, RunState.PAUSED):
         raise UsageError("this machine does not run", "save it while the guest runs or is paused")
-    if running:
-        machine.pause()
-    try:
+    # No monitor or listener can end this pause, and no event tells of it.
+    with machine.paused():
         if machine.outcome is not None:
             raise UsageError("the run of this machine is over", "save it while the guest runs")
         _write(machine.hardware, machine.board, Path(path), machine.description)
-    finally:
-        if running:
-            machine.resume()
 
 
 def _write(hardware: Hardware, board: Board, path: Path, description: str) -> None:
@@ -132,9 +131,10 @@ class SavedMachine:
                 "make a new snapshot on this host",
             )
         vm, vcpus = hardware.vm, hardware.vcpus
+        tsc = 0
         for vcpu, saved in zip(vcpus, state.parts("vcpus", len(vcpus)), strict=True):
             vcpu.set_cpuid2(cpuid_of(cpuid, vcpu.index, len(vcpus)))
-            kvm_snapshot.load_vcpu(vcpu, vm, saved.blocks(_MOST_BLOCK))
+            tsc = kvm_snapshot.load_vcpu(vcpu, vm, saved.blocks(_MOST_BLOCK), tsc)
             if hardware.assist:
                 hardware.assist.prepare(vcpu)
         kvm_snapshot.load_chips(vm, state.part("chips").blocks(_MOST_BLOCK))
@@ -147,6 +147,7 @@ def _digest(cpuid: Sequence[CpuidEntry], cpus: int) -> bytes:
     text = ";".join(
         f"{e.function:x},{e.index:x},{e.flags:x},{e.eax:x},{e.ebx:x},{e.ecx:x},{e.edx:x}"
         for e in cpuid_of(cpuid, 0, cpus)
+        if e.function not in _CACHE_LEAVES
     )
     return hashlib.sha256(text.encode()).digest()
 

@@ -27,7 +27,7 @@ FIFO_SIZE = 16
 MAX_PAUSE = 0.02
 """In seconds. After a stop of a minute, the guest must not wait a further minute."""
 
-MAX_BACKLOG = 16 << 20
+MAX_BACKLOG = 1 << 20
 """Bytes of a backlog that can be saved and restored: more than a sender leaves that heeds room."""
 
 _LOOPED = 0x100

@@ -12,11 +12,9 @@ snapshot or none, whenever the process or the host dies.
 import errno
 import json
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, Self
 
 from pykvm.errors import reason_of
@@ -26,10 +24,10 @@ FORMAT = 1
 PREFIX = ".pykvm-snapshot-"
 """Begins the name of a folder that is not complete yet."""
 MANIFEST, STATE, RAM = "manifest.json", "state.json", "ram"
-_MOST_JSON = 128 << 20
+_MOST_JSON = 16 << 20
 """Bytes of a file that is read as a whole.
 
-A machine's state takes some 60 KiB for each vCPU, and two serial ports with much input 64 MiB.
+A machine's state takes some 60 KiB for each vCPU, and two serial ports with much input 4 MiB.
 """
 _PAGE = 4096
 _ZEROS = bytes(_PAGE)
@@ -40,9 +38,16 @@ def check_place(folder: Path) -> None:
     if os.path.lexists(folder):
         raise SnapshotError(f"{folder} exists already", "give a name that does not exist yet")
     try:
-        os.rmdir(mkdtemp(prefix=PREFIX, dir=folder.parent))
+        _aside(folder.parent).rmdir()
     except OSError as error:
         raise _unwritable(folder, error) from None
+
+
+def _aside(parent: Path) -> Path:
+    """A new folder for what is not complete yet. OSError."""
+    from tempfile import mkdtemp
+
+    return Path(mkdtemp(prefix=PREFIX, dir=parent))
 
 
 def _unwritable(folder: Path, error: OSError) -> SnapshotError:
@@ -59,7 +64,7 @@ def write(folder: Path, manifest: Mapping[str, Any], state: Fields, ram: memoryv
     """
     check_place(folder)
     try:
-        written = Path(mkdtemp(prefix=PREFIX, dir=folder.parent))
+        written = _aside(folder.parent)
         try:
             _write_ram(written / RAM, ram)
             _write_json(written / STATE, state)
@@ -68,6 +73,8 @@ def write(folder: Path, manifest: Mapping[str, Any], state: Fields, ram: memoryv
             written = written.rename(folder)
             _sync(folder.parent)
         except BaseException:
+            import shutil  # like tempfile, not for those who restore
+
             shutil.rmtree(written, ignore_errors=True)
             raise
     except OSError as error:

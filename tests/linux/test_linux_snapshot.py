@@ -170,9 +170,13 @@ def test_a_machine_with_disks_or_that_does_not_run_is_not_saved(
     [
         ("ram", lambda data: data[:-4096], "ram has"),
         ("manifest.json", lambda data: data.replace(b'"format": 1', b'"format": 2'), "format 2"),
-        ("manifest.json", lambda data: data.replace(b'"hex": "', b'"hex": "00')[:-1], "no JSON"),
-        ("state.json", lambda data: data[:-100], "no JSON"),
-        ("state.json", lambda data: b"[" * 100_000, "no JSON"),
+        (
+            "manifest.json",
+            lambda data: data.replace(b'"hex": "', b'"hex": "00')[:-1],
+            "not the JSON",
+        ),
+        ("state.json", lambda data: data[:-100], "not the JSON"),
+        ("state.json", lambda data: b"[" * 100_000, "not the JSON"),
         ("state.json", lambda data: data.replace(b'"lapic"', b'"lapik"'), "lapic is missing"),
     ],
 )
@@ -221,8 +225,10 @@ def test_the_command_line_boots_once(boot, tmp_path: Path) -> None:
 
 def test_the_command_line_says_what_does_not_fit(boot, snapshot: Path, tmp_path: Path) -> None:
     assert b"--snapshot needs --exec" in boot("--snapshot", str(snapshot), check=2).stderr
+    absent = boot("--snapshot", str(tmp_path / "new"), "--exec", "true", "--sandbox=on", check=2)
+    assert b"must exist" in absent.stderr
     other = boot("-m", "80M", "--snapshot", str(snapshot), "--exec", "true", check=125)
-    assert b"made of a different guest, or to other options" in other.stderr
+    assert b"belongs to a different guest, or to other options" in other.stderr
     missing = tmp_path / "missing" / "booted"
     failed = boot("--snapshot", str(missing), "--exec", "true", check=125)
     assert b"cannot be written: no such file or directory" in failed.stderr
@@ -233,6 +239,7 @@ def test_a_guest_that_panics_is_not_saved(tmp_path: Path) -> None:
     config = pykvm.MachineConfig(
         guest="guest", agent=True, console="none", append="init=/none rdinit=/none"
     )
-    with pytest.raises(pykvm.HostError, match=r"did not boot: .*panic"):
+    with pytest.raises(pykvm.PykvmError, match=r"did not boot: .*panic") as caught:
         pykvm.save_booted(config, tmp_path / "booted", timeout=linux_patience())
+    assert caught.value.exit_status == 126
     assert list(tmp_path.iterdir()) == []

@@ -194,15 +194,38 @@ def _machine(
     if options.command is None:
         raise UsageError("--snapshot needs --exec", "give the command to run: --exec CMD")
     if not os.path.lexists(folder):
-        from pathlib import Path
-
-        from pykvm.machine.command import save_booted
-        from pykvm.snapshot.folder import check_place
-
-        check_place(Path(folder))
-        say(f"booting the guest once for the snapshot {shown(folder)} …")
-        save_booted(config, folder, timeout)
+        if options.sandbox == "on":
+            raise UsageError(
+                f"with --sandbox=on the snapshot {shown(folder)} must exist: the guest that makes "
+                "it boots unconfined",
+                "make it first, without --sandbox=on",
+            )
+        _save_booted(config, folder, timeout)
     return Machine(config, timings=timings, snapshot=folder)
+
+
+def _save_booted(config: MachineConfig, folder: str, timeout: float | None) -> None:
+    from pathlib import Path
+
+    from pykvm.machine.command import save_booted
+    from pykvm.snapshot.fields import SnapshotError
+    from pykvm.snapshot.folder import check_place
+
+    check_place(Path(folder))
+    say(f"booting the guest once for the snapshot {shown(folder)} …")
+    booting: list[Machine] = []
+
+    def finish(number: int) -> None:
+        for machine in booting:
+            machine.finish(Outcome.signalled(number))
+
+    try:
+        with signals_go_to(finish):
+            save_booted(config, folder, timeout, booting.append)
+    except SnapshotError:
+        # A run beside this one may have made it meanwhile.
+        if not os.path.lexists(folder):
+            raise
 
 
 # These modules are imported only for the runs that need them, because start-up time counts. They

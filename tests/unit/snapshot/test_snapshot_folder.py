@@ -16,7 +16,7 @@ from pykvm.snapshot.fields import SnapshotError
 
 PAGE = 4096
 STATE = {"clock": {"on": True, "cells": b"\0\xff", "timers": [{"left": -1}], "name": "rtc"}}
-STEPS = ("mkdtemp", "_write_ram", "_write_json", "_sync")
+STEPS = ("_aside", "_write_ram", "_write_json", "_sync")
 
 
 @pytest.fixture
@@ -142,10 +142,10 @@ def test_a_parent_that_is_missing_or_a_file(tmp_path: Path):
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
 def test_a_parent_that_cannot_be_written(place: Path, monkeypatch: pytest.MonkeyPatch, number: int):
-    def denied(**options: object) -> str:
+    def denied(*arguments) -> str:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(folder, "mkdtemp", denied)
+    monkeypatch.setattr(folder, "_aside", denied)
     with pytest.raises(SnapshotError, match=os.strerror(number).lower()):
         write(place)
     assert os.listdir(place.parent) == []
@@ -295,7 +295,7 @@ def test_a_file_without_end_is_refused(written: Path, monkeypatch: pytest.Monkey
 )
 def test_no_json_as_pykvm_writes_it(written: Path, name: str, data: bytes):
     (written / name).write_bytes(data)
-    refuse(written, f"{name}: it is no JSON as pykvm writes it")
+    refuse(written, f"{name}: it is not the JSON that pykvm writes")
 
 
 @pytest.mark.parametrize("data", ["[]", "null", "7", '"text"', "NaN", '{"hex": "00"}'])
