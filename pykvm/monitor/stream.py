@@ -63,19 +63,22 @@ class JsonStream:
         if self._skip_to and not self._skip():
             return None
         del buffer[: len(buffer) - len(buffer.lstrip(_SPACE))]
-        if not buffer:
+        # As far as the last end, so that a message gets the same answer in any pieces.
+        judged = max(map(buffer.rfind, b"]}\n")) + 1 if len(buffer) <= MAX_MESSAGE else len(buffer)
+        if not judged:
             return None
         if buffer[0] not in b"{[":
             self._skip_to = b"{[\n"
             return Malformed("a message must be a JSON object")
-        text = buffer.decode("latin-1")  # a character for each byte
+        text = buffer[:judged].decode("latin-1")  # a character for each byte
         try:
             end = _SYNTAX.raw_decode(text)[1]
         except JSONDecodeError as error:
             # A mistake at the end of the text is that the rest is missing.
-            return self._malformed(error, _closing(text) if error.pos < len(text) else -1)
+            end = _closing(text) if error.pos < len(text) else -1
+            return self._malformed(text, error, end)
         except RecursionError as error:
-            return self._malformed(error, _closing(text))
+            return self._malformed(text, error, _closing(text))
         message = bytes(buffer[:end])
         del buffer[:end]
         return _too_long() if end > MAX_MESSAGE else _decode(message)
@@ -88,20 +91,21 @@ class JsonStream:
             self._skip_to = b""
         return bool(ends)
 
-    def _malformed(self, error: ValueError | RecursionError, end: int) -> Malformed | None:
-        """Drop a malformed message, which is closed at ``end`` or not at all (-1).
+    def _malformed(
+        self, text: str, error: ValueError | RecursionError, end: int
+    ) -> Malformed | None:
+        """Drop a malformed message, which ``text`` closes at ``end`` or not at all (-1).
 
         None if it is not malformed but unfinished.
         """
-        buffer = self._buffer
-        if max(end, 0) > MAX_MESSAGE or (end < 0 and len(buffer) > MAX_MESSAGE):
+        if max(end, 0) > MAX_MESSAGE or (end < 0 and len(text) > MAX_MESSAGE):
             drop, reason = end, _too_long()
-        elif end < 0 and b"\n" not in buffer:
+        elif end < 0 and "\n" not in text:
             return None
         else:
             drop, reason = end, Malformed(_reason(error))
             if isinstance(error, JSONDecodeError):
-                line = self._next_line(error.pos)
+                line = _next_line(text, error.pos)
                 if end < 0 and not line:
                     return None  # the mistake is that the rest is missing
                 if line and (end < 0 or line < end):
@@ -109,19 +113,20 @@ class JsonStream:
         if drop < 0:
             self._skip_to = b"\n"
         else:
-            del buffer[:drop]
+            del self._buffer[:drop]
         return reason
 
-    def _next_line(self, mistake: int) -> int:
-        """The start of the line that may hold the next message; 0 if that is not known yet.
 
-        An object at the start of a line, where none can be, is that message.
-        """
-        line = self._buffer.rfind(b"\n", 0, mistake) + 1
-        starts_line = not self._buffer[line:mistake].strip(_SPACE)
-        if line and starts_line and self._buffer.startswith(b"{", mistake):
-            return line
-        return self._buffer.find(b"\n", mistake) + 1
+def _next_line(text: str, mistake: int) -> int:
+    """The start of the line that may hold the next message; 0 if that is not known yet.
+
+    An object at the start of a line, where none can be, is that message.
+    """
+    line = text.rfind("\n", 0, mistake) + 1
+    starts_line = not text[line:mistake].strip(" \t\r\n")
+    if line and starts_line and text.startswith("{", mistake):
+        return line
+    return text.find("\n", mistake) + 1
 
 
 def _closing(text: str) -> int:

@@ -208,6 +208,7 @@ def test_an_agent_that_cannot_wake_says_why_and_goes_on(program: Path):
         host.send(WAKE, struct.pack("<Q32s?", time.time_ns(), bytes(range(32)), False))
         assert host.receive() == (ERROR, b"the random numbers could not be renewed" + denied)
         assert host.receive() == (ERROR, b"the clock could not be set" + denied)
+        assert host.receive() == (HELLO, b"\x02\x00")
         assert host.run("echo alive") == (0, b"alive\n", b"")
 
 

@@ -167,6 +167,12 @@ def test_after_any_noise_a_command_is_understood(noise, places):
     assert values(*pieces, b"\n", command, command, command)[-1] == {"execute": "query-status"}
 
 
+@pytest.mark.parametrize("data", [b"[]i", b"\n\\1", b"{\n{\\", b'["a"\n{"'])
+def test_a_message_without_an_end_is_not_judged_yet(data):
+    whole, pieces = JsonStream(), JsonStream()
+    assert whole.feed(data) == [item for byte in data for item in pieces.feed(bytes([byte]))]
+
+
 @given(NOISE, st.lists(st.integers(0), max_size=5))
 @example(b"]{}", [1])
 @example(b'{"\xff"\n{}}', [5])
