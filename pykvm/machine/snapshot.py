@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 _MOST_BLOCK = 1 << 20
 """Bytes of one structure of KVM's; the largest, the floating-point state, has some 11 KiB."""
-
-
 _CACHE_LEAVES = (2, 4, 0x18, 0x8000_0005, 0x8000_0006, 0x8000_001D)
 """CPUID leaves on caches, which may differ between the processors of one host."""
 
@@ -68,11 +66,11 @@ def _write(hardware: Hardware, board: Board, path: Path, description: str) -> No
         "pykvm": __version__,
         "saved_at": int(time.time()),
         "description": description,
-        "guest": _guest_digest(hardware.guest, len(vcpus)),
+        "guest": _guest_hash(hardware.guest, len(vcpus)),
         "cpus": len(vcpus),
         "memory": memory.size,
         "assisted": hardware.traits.needs_assists,
-        "cpuid": _digest(hardware.cpuid, len(vcpus)),
+        "cpuid": _cpuid_hash(hardware.cpuid, len(vcpus)),
     }
     folder.write(path, manifest, state, memory.ram.bytes)
 
@@ -112,7 +110,7 @@ class SavedMachine:
 
         SnapshotError unless a machine with ``guest`` and ``cpus`` was saved.
         """
-        if _guest_digest(guest, cpus) != self._guest:
+        if _guest_hash(guest, cpus) != self._guest:
             raise SnapshotError(
                 f"the snapshot {self._opened.folder} belongs to a different guest, or to "
                 "other options",
@@ -124,7 +122,7 @@ class SavedMachine:
         """Give ``hardware`` and ``board``, which are new, the saved state. SnapshotError."""
         cpuid, state = hardware.cpuid, self._opened.state
         assisted = hardware.traits.needs_assists
-        if assisted != self._assisted or _digest(cpuid, self.cpus) != self._cpuid:
+        if assisted != self._assisted or _cpuid_hash(cpuid, self.cpus) != self._cpuid:
             raise SnapshotError(
                 f"the snapshot {self._opened.folder} belongs to a different processor, or to "
                 "a different KVM",
@@ -142,7 +140,7 @@ class SavedMachine:
         state.end()
 
 
-def _digest(cpuid: Sequence[CpuidEntry], cpus: int) -> bytes:
+def _cpuid_hash(cpuid: Sequence[CpuidEntry], cpus: int) -> bytes:
     """A hash of the first vCPU's CPUID leaves. KVM's own differ with the CPU that asks for them."""
     text = ";".join(
         f"{e.function:x},{e.index:x},{e.flags:x},{e.eax:x},{e.ebx:x},{e.ecx:x},{e.edx:x}"
@@ -152,15 +150,15 @@ def _digest(cpuid: Sequence[CpuidEntry], cpus: int) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _guest_digest(guest: ResolvedGuest, cpus: int) -> bytes:
+def _guest_hash(guest: ResolvedGuest, cpus: int) -> bytes:
     """A hash of all that decides how the guest boots. Files count by size and time."""
     options = [option for option in guest.options if not option.startswith("pykvm.size=")]
-    parts = [_file(guest.kernel), _file(guest.initrd), *options, guest.append]
+    parts = [_file_identity(guest.kernel), _file_identity(guest.initrd), *options, guest.append]
     parts += [str(cpus), str(guest.memory)]
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).digest()
 
 
-def _file(file: "Path | str | bytes | None") -> str:
+def _file_identity(file: "Path | str | bytes | None") -> str:
     if file is None:
         return ""
     if isinstance(file, bytes):

@@ -1,12 +1,12 @@
 """A saved machine as a folder: ``manifest.json``, ``state.json`` and ``ram``.
 
-``manifest.json`` says what the machine is, and fits on a screen. ``state.json``
+``manifest.json`` identifies the machine, and fits on a screen. ``state.json``
 holds the fields of every part; data is written as ``{"hex": "…"}``. ``ram`` is
-guest memory, with holes for pages of zeros, and is mapped when a machine is
-restored, so nobody may change it afterwards.
+guest memory, with holes for pages of zeros. A restored machine maps it, so it
+must not change afterwards.
 
-A folder is built beside its place, synced and renamed: there is the whole
-snapshot or none, whenever the process or the host dies.
+A snapshot is written to a temporary folder beside its place, synced and
+renamed. It is complete or absent, whenever the process or the host dies.
 """
 
 import errno

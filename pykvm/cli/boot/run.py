@@ -205,15 +205,14 @@ def _machine(
 
 
 def _save_booted(config: MachineConfig, folder: str, timeout: float | None) -> None:
-    from pathlib import Path
-
     from pykvm.machine.command import save_booted
     from pykvm.snapshot.fields import SnapshotError
-    from pykvm.snapshot.folder import check_place
 
-    check_place(Path(folder))
-    say(f"booting the guest once for the snapshot {shown(folder)} …")
     booting: list[Machine] = []
+
+    def begin(machine: Machine) -> None:
+        booting.append(machine)
+        say(f"booting the guest once for the snapshot {shown(folder)} …")
 
     def finish(number: int) -> None:
         for machine in booting:
@@ -221,7 +220,7 @@ def _save_booted(config: MachineConfig, folder: str, timeout: float | None) -> N
 
     try:
         with signals_go_to(finish):
-            save_booted(config, folder, timeout, booting.append)
+            save_booted(config, folder, timeout, begin)
     except SnapshotError:
         # A run beside this one may have made it meanwhile.
         if not os.path.lexists(folder):
