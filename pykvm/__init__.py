@@ -4,10 +4,8 @@ Programs and tests use the names of this package::
 
     import pykvm
 
-    config = pykvm.MachineConfig(guest="guest", agent=True)
-    with pykvm.Machine(config) as machine:
-        result = pykvm.run_command(machine, "uname -r", timeout=60)
-    print(result.status, result.stdout.decode())
+    with pykvm.boot() as guest:
+        print(guest.run("uname -r").text)
 
 ``import pykvm`` imports no other package: each name is imported when it is first used.
 docs/tutorial.md introduces the names, and examples/ has programs that use them.
@@ -37,6 +35,12 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.open import DiskConfig
     from pykvm.devices.virtio_blk.rates import RateLimits
     from pykvm.errors import HostError, PykvmError, UsageError
+    from pykvm.guest.boot import boot
+    from pykvm.guest.console import Console
+    from pykvm.guest.errors import CommandFailed, GuestDied, GuestError, GuestTimeout
+    from pykvm.guest.guest import Guest
+    from pykvm.guest.process import InputStream, OutputStream, Process
+    from pykvm.guest.result import Result
     from pykvm.machine.command import CommandResult, run_command, save_booted
     from pykvm.machine.config import ConsoleMode, MachineConfig
     from pykvm.machine.disks import IoStatus
@@ -60,7 +64,9 @@ __all__ = [
     "Access",
     "BlockIoError",
     "CacheMode",
+    "CommandFailed",
     "CommandResult",
+    "Console",
     "ConsoleMode",
     "DetectZeroes",
     "DiscardMode",
@@ -74,10 +80,15 @@ __all__ = [
     "Fault",
     "FaultPlan",
     "FaultRule",
+    "Guest",
+    "GuestDied",
+    "GuestError",
     "GuestPanicked",
+    "GuestTimeout",
     "HostError",
     "HostShortage",
     "ImageFormat",
+    "InputStream",
     "IoError",
     "IoStatus",
     "Locking",
@@ -86,8 +97,11 @@ __all__ = [
     "MergePolicy",
     "Outcome",
     "OutcomeKind",
+    "OutputStream",
+    "Process",
     "PykvmError",
     "RateLimits",
+    "Result",
     "Resume",
     "RunState",
     "Shutdown",
@@ -96,6 +110,7 @@ __all__ = [
     "TraceFormat",
     "TraceOptions",
     "UsageError",
+    "boot",
     "run_command",
     "save_booted",
 ]
@@ -113,6 +128,12 @@ if not TYPE_CHECKING:
             "pykvm.devices.virtio_blk.open": "DiskConfig",
             "pykvm.devices.virtio_blk.rates": "RateLimits",
             "pykvm.errors": "HostError PykvmError UsageError",
+            "pykvm.guest.boot": "boot",
+            "pykvm.guest.console": "Console",
+            "pykvm.guest.errors": "CommandFailed GuestDied GuestError GuestTimeout",
+            "pykvm.guest.guest": "Guest",
+            "pykvm.guest.process": "InputStream OutputStream Process",
+            "pykvm.guest.result": "Result",
             "pykvm.machine.command": "CommandResult run_command save_booted",
             "pykvm.machine.config": "ConsoleMode MachineConfig",
             "pykvm.machine.disks": "IoStatus",

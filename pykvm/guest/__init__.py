@@ -1,0 +1,1 @@
+"""Guests for programs and tests: boot one, run commands in it, look at it, throw it away."""

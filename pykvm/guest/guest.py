@@ -1,0 +1,235 @@
+"""A guest that runs: its commands, files, console and disks, and its end."""
+
+import os
+import threading
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from pykvm.errors import UsageError
+from pykvm.forms import refused
+from pykvm.guest.console import Console
+from pykvm.guest.link import Link, RunRequest
+from pykvm.guest.process import Process
+from pykvm.guest.result import Command, Result
+from pykvm.guest.running import Running
+from pykvm.guest.session import Session
+from pykvm.guest.start import Start
+from pykvm.guest.waiting import Limit, seconds
+from pykvm.machine.machine import Machine
+from pykvm.machine.outcome import Outcome
+
+if TYPE_CHECKING:
+    from pykvm.machine.disks import Disk
+
+
+class Guest:
+    """A guest that runs, made by :func:`boot` or from a :class:`Snapshot`. A context manager.
+
+    The end of the ``with`` block cuts the guest's power, like :meth:`close`. The end of the
+    interpreter and the loss of the last reference do so too. Any thread may call any method.
+
+    ``timeout`` arguments are seconds. None is the guest's own limit (:attr:`timeout`), and
+    ``math.inf`` is none. A call that waits longer raises GuestTimeout, and the guest runs on.
+    When the guest's run ends, every call that waits raises GuestDied at once. ``console`` is the
+    guest's console.
+    """
+
+    def __init__(self, start: Start, limit: Limit, snapshot: Any = None) -> None:
+        """Begin as ``start`` says, at ``snapshot`` if given. Programs call :func:`boot`."""
+        self._start = start
+        self._limit = limit
+        self._lock = threading.RLock()
+        self._session: Session
+        self.console = Console(limit)
+        self._begin(snapshot)
+
+    def __repr__(self) -> str:
+        return f"<Guest: {self.machine.status.value}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def timeout(self) -> float:
+        """The limit of each wait that has no ``timeout`` of its own, in seconds. Can be set."""
+        return self._limit.seconds
+
+    @timeout.setter
+    def timeout(self, limit: float) -> None:
+        self._limit.seconds = seconds("timeout", limit)
+
+    @property
+    def machine(self) -> Machine:
+        """The machine of the guest, for everything that this class does not offer.
+
+        A reset of a guest that has ended makes a new one.
+        """
+        return self._session.machine
+
+    @property
+    def disks(self) -> "list[Disk]":
+        """The disks: /dev/vda, /dev/vdb, …, unless some were added or removed meanwhile."""
+        return list(self.machine.disks)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The way in which the guest's run ended; None while it runs."""
+        return self._session.outcome
+
+    # -- commands ---------------------------------------------------------------
+
+    def run(
+        self,
+        command: Command,
+        *,
+        input: bytes = b"",
+        check: bool = True,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Result:
+        """Run ``command`` to its end: a line for the guest's shell, or a list of arguments.
+
+        The command gets the bytes of ``input`` as its standard input, the variables of ``env``
+        besides its usual ones, and the working directory ``cwd``. CommandFailed if its status is
+        not 0, unless ``check`` is False. After ``timeout`` seconds, and if an exception such as
+        KeyboardInterrupt ends the wait, the command is killed with its children, and the guest
+        runs on. GuestError if the command cannot start, or writes more than 64 MiB.
+        """
+        deadline = self._limit.deadline(timeout)
+        if not isinstance(input, bytes):
+            raise refused("input", input, "give bytes")
+        with self._popen(command, env, cwd, stdin=bool(input), unlimited=True) as process:
+            if input:
+                process.stdin.feed(input, deadline)
+            return process.finish(deadline, check)
+
+    def popen(
+        self,
+        command: Command,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Process:
+        """Start ``command`` as :meth:`run` does, and return while it runs. Many may run at once."""
+        return self._popen(command, env, cwd, stdin=True, unlimited=False)
+
+    def _popen(
+        self,
+        command: Command,
+        env: Mapping[str, str] | None,
+        cwd: str | None,
+        *,
+        stdin: bool,
+        unlimited: bool,
+    ) -> Process:
+        request = RunRequest(
+            command=_command(command),
+            env=_variables(env),
+            cwd=os.fsencode(_text("cwd", cwd)) if cwd else b"",
+            stdin=stdin,
+            manual_credit=not unlimited,
+        )
+        session, client = self._agent("it cannot run commands")
+        running = Running(unlimited)
+        process = Process(session, command, running, self)
+        running.attach(client.run(request, running))
+        return process
+
+    # -- the run ----------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Stop the guest: on return it runs no instruction, and its disks do nothing."""
+        self._usable().machine.pause()
+
+    def resume(self) -> None:
+        """Let the guest run on after :meth:`pause`, or after an I/O error that stopped it."""
+        self._usable().machine.resume()
+
+    def wait(self, timeout: float | None = None) -> Outcome:
+        """Wait until the guest's run ends; return the way. GuestTimeout."""
+        return self._usable().wait_end(self._limit.deadline(timeout))
+
+    def power_off(self, status: int = 0, timeout: float | None = None) -> Outcome:
+        """Have the guest write back its caches, unmount and power off; wait for it. GuestTimeout.
+
+        ``status`` is the outcome's.
+        """
+        deadline = self._limit.deadline(timeout)
+        if not isinstance(status, int) or not 0 <= status <= 255:
+            raise refused("status", status, "give a number from 0 to 255")
+        session, client = self._agent("it cannot be asked to power off")
+        client.power_off(status)
+        return session.wait_end(deadline)
+
+    def close(self) -> None:
+        """Cut the guest's power, and free everything. May be repeated.
+
+        The guest gets no chance to write back its caches: :meth:`power_off` gives it one.
+        """
+        with self._lock:
+            self._session.close()
+
+    # -- inside -----------------------------------------------------------------
+
+    def _begin(self, snapshot: Any) -> None:
+        deadline = self._limit.deadline(None)
+        start = self._start
+        machine = start.machine(snapshot, deadline)
+        self._session = session = Session(machine, self.console, self._limit)
+        weakref.finalize(self, session.let_go).atexit = False
+        try:
+            if session.client is not None and machine.restored:
+                session.client.wake(start.now_ns(), start.random_bytes(), bool(machine.disks))
+            session.start()
+            if session.client is not None:
+                session.wait_ready(deadline)
+        except BaseException:
+            session.close()
+            raise
+
+    def _usable(self) -> Session:
+        self._session.check_process()
+        return self._session
+
+    def _agent(self, lack: str) -> "tuple[Session, Link]":
+        session = self._usable()
+        client = session.client
+        if client is None:
+            raise UsageError(
+                f"this guest has no agent, so {lack}",
+                "use its console, or boot a guest with pykvm's agent: pykvm.boot()",
+            )
+        if session.outcome is not None:
+            raise session.died("")
+        return session, client
+
+
+def _command(command: Command) -> bytes | tuple[bytes, ...]:
+    if isinstance(command, str | bytes):
+        return os.fsencode(command)
+    words = command if isinstance(command, list | tuple) else ()
+    if words and all(isinstance(word, str | bytes) for word in words):
+        return tuple(os.fsencode(word) for word in words)
+    raise refused("command", command, "give a line for the shell, or a list of arguments")
+
+
+def _variables(env: Mapping[str, str] | None) -> tuple[tuple[bytes, bytes], ...]:
+    if env is None:
+        return ()
+    if isinstance(env, Mapping) and all(
+        isinstance(name, str) and isinstance(value, str) and name and "=" not in name
+        for name, value in env.items()
+    ):
+        return tuple((os.fsencode(name), os.fsencode(value)) for name, value in env.items())
+    raise refused("env", env, "give a mapping of names to values, all of them strings")
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, str):
+        return value
+    raise refused(name, value, "give a string")

@@ -1,0 +1,190 @@
+"""One run of a guest's machine, from its start to its end, and the end of all that waits for it.
+
+A thread waits for the end of the run, and tells those who wait. It keeps the machine, whose disks
+can still be read, until somebody lets go of the session. It alone closes the machine: the garbage
+collector may let go of a session in any thread, such as a vCPU's, which cannot close a machine.
+"""
+
+import atexit
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from pykvm.errors import UsageError
+from pykvm.guest.console import Console
+from pykvm.guest.errors import GuestDied, GuestError, GuestTimeout
+from pykvm.guest.waiting import Deadline, Limit
+from pykvm.host.threads import start
+from pykvm.machine.machine import Machine
+from pykvm.machine.outcome import Outcome
+
+if TYPE_CHECKING:
+    from pykvm.guest.link import Link as AgentClient
+
+
+class Session:
+    """A machine that runs: ``machine``, and ``client`` if its guest has an agent.
+
+    ``console`` gets the guest's text. The session closes the machine.
+    """
+
+    def __init__(self, machine: Machine, console: Console, limit: Limit) -> None:
+        self.machine = machine
+        self.deadline = limit.deadline
+        self.console = console
+        self.client: AgentClient | None = None
+        self.answered = False
+        self.outcome: Outcome | None = None
+        self._bug: BaseException | None = None
+        self._untold: BaseException | None = None  # no exception has told of it yet
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="guest", daemon=True)
+        console.begin(machine.board.console.feed)
+        machine.console = console.take
+        if machine.config.agent and machine.config.guest is not None:
+            self.connect()
+
+    def connect(self) -> None:
+        """Begin the conversation with the agent, at the start or after a reset."""
+        from pykvm.guest.link import connect
+
+        if self.client is not None:
+            self.client.close("the guest was put back")
+        self.answered = False
+        self.client = connect(self.machine, self)
+
+    def start(self) -> None:
+        """Let the guest run."""
+        try:
+            self.machine.start()
+            start(self._thread, "a guest")
+        except BaseException:
+            self.machine.close()
+            raise
+        _open.add(self)
+
+    # -- ClientEvents, in a vCPU's thread ---------------------------------------
+
+    def ready(self) -> None:
+        """The agent has answered."""
+        with self._changed:
+            self.answered = True
+            self._changed.notify_all()
+
+    def failed(self, reason: str) -> None:
+        """The conversation is over."""
+        self.machine.finish(Outcome.error(f"the guest's agent failed: {reason}"))
+
+    # -- waiting ----------------------------------------------------------------
+
+    def wait_ready(self, deadline: Deadline) -> None:
+        """Wait until the guest can run commands. GuestDied, GuestTimeout."""
+        with self._changed:
+            while not self.answered:
+                if self.outcome is not None:
+                    raise self.died("the wait for its agent")
+                if not self._changed.wait(deadline.left):
+                    raise GuestTimeout(
+                        f"the guest's agent has not answered {deadline.text}", self.console.tail()
+                    )
+
+    def wait_end(self, deadline: Deadline) -> Outcome:
+        """Wait for the end of the run. GuestTimeout. A bug in pykvm that ended it is raised."""
+        with self._changed:
+            while self.outcome is None:
+                if not self._changed.wait(deadline.left):
+                    message = f"the guest has not ended {deadline.text}"
+                    raise GuestTimeout(message, self.console.tail())
+        self._tell()
+        return self.outcome
+
+    def died(self, during: str) -> GuestError:
+        """The error of a call that the end of the run has ended."""
+        outcome = self.outcome or self.machine.outcome
+        assert outcome is not None, "the run is not over"
+        error = GuestDied(outcome, self.console.tail(), during)
+        error.__cause__, self._untold = self._bug, None
+        return error
+
+    def lost(self, reason: str, during: str) -> GuestError:
+        """The error of a call that the agent's client has ended for ``reason``."""
+        if self.machine.outcome is not None:
+            return self.died(during)
+        return GuestError(f"{during} failed: {reason}")
+
+    def check_process(self) -> None:
+        """UsageError in a process that was forked from the guest's own."""
+        if os.getpid() != self._pid:
+            raise UsageError(
+                f"this guest belongs to process {self._pid}, which forked this one",
+                "start a guest in the process that uses it",
+            )
+
+    # -- the end ------------------------------------------------------------------
+
+    def let_go(self) -> None:
+        """End the run, and have the machine closed. For any thread; it does not wait."""
+        if os.getpid() == self._pid:
+            self.machine.finish(Outcome.quit("closed"))
+            self._released.set()
+
+    def close(self) -> None:
+        """:meth:`let_go`, and wait until the machine is closed. May be repeated.
+
+        Raises the exception of a bug that nobody has heard of.
+        """
+        if os.getpid() != self._pid:
+            return
+        self.let_go()
+        if self._thread.ident is None:
+            self.machine.close()
+        elif self._thread is not threading.current_thread():
+            self._thread.join()
+            self._tell()
+
+    def _tell(self) -> None:
+        """Raise the exception of a bug, unless a call has done so."""
+        error, self._untold = self._untold, None
+        if error is not None:
+            raise error
+
+    def _watch(self) -> None:
+        machine = self.machine
+        try:
+            outcome = machine.wait()
+        except BaseException as error:
+            self._bug = self._untold = error
+            outcome = machine.outcome or Outcome.error(str(error))
+        self._end(outcome)
+        self._released.wait()
+        try:
+            machine.close()
+        except BaseException as error:
+            self._untold = error
+        _open.discard(self)
+
+    def _end(self, outcome: Outcome) -> None:
+        with self._changed:
+            self.outcome = outcome
+            self._changed.notify_all()
+        self.console.end(self.died)
+        if self.client is not None:
+            self.client.close("the guest has ended")
+
+
+_open: set[Session] = set()
+"""The sessions whose machines are not closed. They end before the interpreter does."""
+
+
+def _close_all() -> None:
+    """At the end of the interpreter."""
+    sessions = list(_open)
+    for session in sessions:
+        session.let_go()
+    for session in sessions:
+        session.close()
+
+
+atexit.register(_close_all)

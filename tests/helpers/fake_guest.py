@@ -1,0 +1,168 @@
+"""A machine and an agent without a guest: tests decide what the guest does, and when."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from patience import until
+
+from pykvm.guest.guest import Guest
+from pykvm.guest.start import Start
+from pykvm.guest.waiting import Limit
+from pykvm.machine.config import MachineConfig
+from pykvm.machine.end import EndOfRun
+from pykvm.machine.outcome import Outcome
+from pykvm.machine.run_state import RunState
+
+AGENT = MachineConfig(guest="guest", agent=True, console="none")
+BARE = MachineConfig(kernel="/kernel")
+
+
+class FakeMachine:
+    """Stands for a Machine. ``typed`` is the console's input, ``log`` has the calls."""
+
+    def __init__(self, config: MachineConfig, restored: bool = False) -> None:
+        self.config = config
+        self.restored = restored
+        self.disks: list[object] = []
+        self.typed = bytearray()
+        self.log: list[str] = []
+        self.console: Callable[[bytes], None] = lambda data: None
+        self.board = SimpleNamespace(console=SimpleNamespace(feed=self.typed.extend))
+        self.bug: BaseException | None = None
+        self.status = RunState.PRELAUNCH
+        self.closing = lambda: None
+        self._end = EndOfRun()
+
+    @property
+    def outcome(self) -> Outcome | None:
+        return self._end.outcome if self._end else None
+
+    def start(self) -> None:
+        self.status = RunState.RUNNING
+
+    def wait(self) -> Outcome:
+        while not self._end.wait(60):
+            pass
+        if self.bug is not None:
+            raise self.bug
+        return self._end.outcome
+
+    def finish(self, outcome: Outcome) -> None:
+        self._end.set(outcome)
+        self.status = RunState.after(self._end.outcome)
+
+    def pause(self) -> None:
+        self.status = RunState.PAUSED
+
+    def resume(self) -> None:
+        self.status = RunState.RUNNING
+
+    def close(self) -> None:
+        self.log.append("close")
+        self.closing()
+
+
+@dataclass
+class FakeCommand:
+    """A command in the guest, and its handle: ``sent`` is its input, ``signals`` are its own."""
+
+    request: Any
+    events: Any
+    sent: bytearray = field(default_factory=bytearray)
+    signals: list[int] = field(default_factory=list)
+    credit: list[int] = field(default_factory=lambda: [0, 0])
+    ended_input: bool = False
+    has_room: bool = True
+
+    def stdin(self, data: bytes) -> bool:
+        self.sent += data
+        return self.has_room
+
+    def stdin_eof(self) -> None:
+        self.ended_input = True
+
+    def signal(self, number: int) -> None:
+        self.signals.append(number)
+
+    def consumed(self, stdout: int = 0, stderr: int = 0) -> None:
+        self.credit[0] += stdout
+        self.credit[1] += stderr
+
+    # What the guest does.
+
+    def prints(self, data: bytes, stream: str = "stdout") -> None:
+        getattr(self.events, stream)(data)
+
+    def ends(self, status: int = 0, signal: int = 0) -> None:
+        self.events.exited(SimpleNamespace(status=status, signal=signal, timed_out=False))
+
+
+class FakeClient:
+    """Stands for an AgentClient, which is there at once unless ``silent``."""
+
+    def __init__(self, machine: FakeMachine, events: Any, silent: bool) -> None:
+        self.machine = machine
+        self.events = events
+        self.commands: list[FakeCommand] = []
+        self.woken: tuple[int, bytes, bool] | None = None
+        self.on_run: Callable[[FakeCommand], None] = lambda command: None
+        self.powered_off: list[int] = []
+        self._open: list[FakeCommand] = []
+        if not silent:
+            events.ready()
+
+    def wake(self, now_ns: int, entropy: bytes, new_disks: bool) -> None:
+        self.woken = (now_ns, entropy, new_disks)
+
+    def run(self, request: Any, events: Any) -> FakeCommand:
+        command = FakeCommand(request, events)
+        self.commands.append(command)
+        self.on_run(command)
+        return command
+
+    def power_off(self, status: int) -> None:
+        self.powered_off.append(status)
+        self.machine.finish(Outcome.power_off(status))
+
+    def close(self, reason: str) -> None:
+        for command in self.commands:
+            command.events.failed(reason)
+
+
+class FakeGuest:
+    """A Guest, its ``machine`` and its agent's ``client``."""
+
+    def __init__(
+        self,
+        monkeypatch: Any,
+        config: MachineConfig = AGENT,
+        *,
+        restored: bool = False,
+        silent: bool = False,
+        timeout: float = 1000.0,
+        **start: Any,
+    ) -> None:
+        self.machine = FakeMachine(config, restored)
+        self.client: FakeClient
+        monkeypatch.setattr(Start, "machine", lambda *_: self.machine)
+
+        def connect(machine: FakeMachine, events: Any) -> FakeClient:
+            self.client = FakeClient(machine, events, silent)
+            return self.client
+
+        monkeypatch.setattr("pykvm.guest.link.connect", connect)
+        self.guest = Guest(Start(config, **start), Limit(timeout))
+
+    def answers(self, respond: Callable[[FakeCommand], None]) -> None:
+        """Each command that starts from now on gets ``respond``, in the caller's thread."""
+        self.client.on_run = respond
+
+    def command(self, number: int = 0) -> FakeCommand:
+        """The command of this ``number``, once it has started."""
+        until(lambda: len(self.client.commands) > number)
+        return self.client.commands[number]
+
+
+__all__ = ["AGENT", "BARE", "FakeCommand", "FakeGuest", "FakeMachine"]
