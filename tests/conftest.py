@@ -1,7 +1,9 @@
 """Shared rules of the suite: where each test runs, and that it leaves nothing behind."""
 
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -9,6 +11,7 @@ import pytest
 from forms import affected
 from patience import linux_patience, patience
 
+from pykvm.cache import cache_folder
 from pykvm.virtio import split
 
 # How long an example takes says more about the machine than about the code.
@@ -16,6 +19,8 @@ hypothesis.settings.register_profile("pykvm", deadline=None)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=10)
 hypothesis.settings.load_profile("pykvm")
 
+WORKER = "PYTEST_XDIST_WORKER"
+"""The variable that a process of pytest-xdist has."""
 REQUIRE_KVM = os.environ.get("PYKVM_REQUIRE_KVM") == "1"
 
 
@@ -28,11 +33,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Reset ignored signals, which a background job inherits and programs under test would keep."""
+    """Give the session its own cache, and reset ignored signals.
+
+    A background job inherits these, and programs under test would keep them.
+    """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
         if signal.getsignal(number) is signal.SIG_IGN:
             ours = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, ours)
+    if WORKER not in os.environ:
+        os.environ["PYKVM_CACHE"] = own_cache()
+
+
+def pytest_unconfigure() -> None:
+    """Remove the session's cache."""
+    if WORKER not in os.environ:
+        shutil.rmtree(os.environ["PYKVM_CACHE"], ignore_errors=True)
+
+
+def own_cache() -> str:
+    """A new cache folder for this session, in which only builds are those of the user.
+
+    The processes of pytest-xdist inherit it, so the first one that needs a template makes it for
+    all.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="pykvm-tests-"))
+    if users := cache_folder():
+        for builds in ("bare", "guest"):
+            (Path(users).absolute() / builds).mkdir(parents=True, exist_ok=True)
+            (folder / builds).symlink_to(Path(users).absolute() / builds)
+    return str(folder)
 
 
 def form() -> str:

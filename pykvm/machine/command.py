@@ -101,8 +101,7 @@ def save_booted(
 
     ``config`` needs ``agent=True``. Its disks and its trace are left out: give them to the
     machines that begin from the snapshot. UsageError if the guest has no agent; SnapshotError;
-    PykvmError if the agent does not answer within ``timeout`` seconds, or the run ends before:
-    ``exit_status`` is that of the run.
+    BootFailed if the agent does not answer within ``timeout`` seconds, or the run ends before.
     """
     from pathlib import Path
 
@@ -123,6 +122,18 @@ def save_booted(
             machine.finish(Outcome.quit())
             saver.join()
     saver.check(outcome)
+
+
+class BootFailed(PykvmError):
+    """A guest ended before its agent answered; ``outcome`` is that of its run."""
+
+    def __init__(self, reason: str, outcome: Outcome) -> None:
+        super().__init__(
+            f"the guest did not boot: {reason}",
+            "boot it without a snapshot, and look at its console",
+        )
+        self.outcome = outcome
+        self.exit_status = outcome.status or self.exit_status
 
 
 class _Saver:
@@ -149,13 +160,8 @@ class _Saver:
             raise self._error
         if self.saved and outcome.kind is OutcomeKind.QUIT:
             return
-        reason = self.failure or outcome.reason or outcome.kind.value
-        error = PykvmError(
-            f"the guest did not boot: {reason}",
-            "boot it without a snapshot, and look at its console",
-        )
-        error.exit_status = outcome.status or error.exit_status
-        raise error
+        reason = self.failure or outcome.reason or _WAYS.get(outcome.kind, "the run ended")
+        raise BootFailed(reason, outcome)
 
     def _save(self) -> None:
         try:

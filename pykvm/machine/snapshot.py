@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pykvm import __version__
+from pykvm.digests import content_digest
 from pykvm.errors import UsageError, reason_of
 from pykvm.kvm import snapshot as kvm_snapshot
 from pykvm.kvm.cpuid import CpuidEntry
@@ -151,22 +152,21 @@ def _cpuid_hash(cpuid: Sequence[CpuidEntry], cpus: int) -> bytes:
 
 
 def _guest_hash(guest: ResolvedGuest, cpus: int) -> bytes:
-    """A hash of all that decides how the guest boots. Files count by size and time."""
+    """A hash of all that decides how the guest boots. Files count by their contents."""
     options = [option for option in guest.options if not option.startswith("pykvm.size=")]
-    parts = [_file_identity(guest.kernel), _file_identity(guest.initrd), *options, guest.append]
+    parts = [_content(guest.kernel), _content(guest.initrd), *options, guest.append]
     parts += [str(cpus), str(guest.memory)]
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).digest()
 
 
-def _file_identity(file: "Path | str | bytes | None") -> str:
+def _content(file: "Path | str | bytes | None") -> str:
     if file is None:
         return ""
     if isinstance(file, bytes):
         return hashlib.sha256(file).hexdigest()
     try:
-        status = os.stat(file)
+        return content_digest(file)
     except OSError as error:
         raise UsageError(
             f"{file} cannot be read: {reason_of(error)}", "give the file that the guest booted from"
         ) from None
-    return f"{status.st_size} {status.st_mtime_ns}"

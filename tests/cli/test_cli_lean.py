@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from pykvm.bare import build_bare_guest
+from pykvm.kvm.probe_cache import host_traits
+from pykvm.kvm.system import Kvm
 
 pytestmark = pytest.mark.kvm
 
@@ -19,6 +21,13 @@ print(status, *sorted(sys.modules), file=sys.stderr)
 ALWAYS_HEAVY = {"asyncio", "dataclasses", "inspect", "shutil", "subprocess", "tomllib", "cffi"}
 FOR_SOME = {"argparse", "base64", "ctypes", "datetime", "difflib", "importlib.resources", "json"}
 FOR_SOME |= {"pathlib", "re", "tempfile", "termios", "traceback", "typing"}
+
+
+@pytest.fixture(autouse=True)
+def _known_host() -> None:
+    """The session's cache is new, and the probe imports more than a start."""
+    with Kvm.open() as kvm:
+        host_traits(kvm)
 
 
 def imported(*options: str) -> set[str]:

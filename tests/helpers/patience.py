@@ -21,7 +21,7 @@ from checkout import ROOT
 PYTHON_WORK = [sys.executable, "-c", "import pykvm.cli.main, pykvm.machine"]
 PYTHON_SECONDS = 0.1
 """The time of PYTHON_WORK on a fast host at rest."""
-LINUX_WORK = [sys.executable, "-m", "pykvm", "boot", "guest", "--exec", "true"]
+LINUX_WORK = [sys.executable, "-m", "pykvm", "boot", "guest", "--cold", "--exec", "true"]
 LINUX_SECONDS = 3.0
 """The time of LINUX_WORK on a fast host where KVM emulates kernel code."""
 LINUX_PATIENCE = 150.0

@@ -63,6 +63,7 @@ OPTIONS: Final = (
         "DIR",
         parse=path_text,
     ),
+    Option(("--cold",), "with --exec: boot the guest, instead of starting from its template"),
     Option(("--timeout",), "end the run after S seconds, with status 124", "S"),
     Option(
         ("--console-log",),

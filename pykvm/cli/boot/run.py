@@ -187,44 +187,12 @@ def _session(
 def _machine(
     config: MachineConfig, options: Options, timings: Timings, timeout: float | None
 ) -> Machine:
-    """The machine of this run. With ``--snapshot``, the first run also makes the snapshot."""
-    folder: str | None = options.snapshot
-    if folder is None:
+    """The machine of this run: it boots, or starts from a template or a snapshot."""
+    if options.snapshot is None and (options.command is None or options.cold):
         return Machine(config, timings=timings)
-    if options.command is None:
-        raise UsageError("--snapshot needs --exec", "give the command to run: --exec CMD")
-    if not os.path.lexists(folder):
-        if options.sandbox == "on":
-            raise UsageError(
-                f"with --sandbox=on the snapshot {shown(folder)} must exist: the guest that makes "
-                "it boots unconfined",
-                "make it first, without --sandbox=on",
-            )
-        _save_booted(config, folder, timeout)
-    return Machine(config, timings=timings, snapshot=folder)
+    from pykvm.cli.boot.prepared import prepared_machine
 
-
-def _save_booted(config: MachineConfig, folder: str, timeout: float | None) -> None:
-    from pykvm.machine.command import save_booted
-    from pykvm.snapshot.fields import SnapshotError
-
-    booting: list[Machine] = []
-
-    def begin(machine: Machine) -> None:
-        booting.append(machine)
-        say(f"booting the guest once for the snapshot {shown(folder)} …")
-
-    def finish(number: int) -> None:
-        for machine in booting:
-            machine.finish(Outcome.signalled(number))
-
-    try:
-        with signals_go_to(finish):
-            save_booted(config, folder, timeout, begin)
-    except SnapshotError:
-        # A run beside this one may have made it meanwhile.
-        if not os.path.lexists(folder):
-            raise
+    return prepared_machine(config, options, timings, timeout)
 
 
 # These modules are imported only for the runs that need them, because start-up time counts. They

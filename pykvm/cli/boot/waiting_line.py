@@ -1,4 +1,4 @@
-"""One line on the user's terminal while a guest boots silently. Imported only for terminals."""
+"""One line on the user's terminal while they wait. Imported only for terminals."""
 
 import os
 import select
@@ -15,21 +15,24 @@ _ERASE = "\r\x1b[K"
 
 
 class WaitingLine:
-    """Shows on standard error, a terminal, that the guest is booting, until :meth:`end`.
+    """Shows ``text`` and the seconds on standard error, a terminal, until :meth:`end`.
 
     It owns a thread, which counts from :meth:`start` on. At the end it erases the line. A terminal
     that takes no output at the moment (Ctrl-S) makes no caller wait.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, text: str = "the guest is booting") -> None:
+        self._text = text
+        self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._shown = False
 
     def start(self) -> None:
-        """Begin to count: the guest runs from now on."""
+        """Begin to count."""
         thread = threading.Thread(target=self._run, name="waiting line", daemon=True)
         start(thread, "the line that shows the boot")
+        self._thread = thread
 
     def end(self) -> None:
         """Erase the line, before any other output. It is gone on return. May be repeated."""
@@ -43,13 +46,19 @@ class WaitingLine:
             # must not erase that output.
             self._ended.set()
 
+    def join(self) -> None:
+        """:meth:`end`, and wait for the thread's end."""
+        self.end()
+        if self._thread is not None:
+            self._thread.join()
+
     def _run(self) -> None:
         started = time.monotonic()
         while not self._ended.wait(PATIENCE_SECONDS):
             with self._lock:
                 if not self._ended.is_set():
                     seconds = time.monotonic() - started
-                    self._shown |= _show(f"{_ERASE}pykvm: the guest is booting, {seconds:.0f} s")
+                    self._shown |= _show(f"{_ERASE}pykvm: {self._text}, {seconds:.0f} s")
 
 
 def _show(text: str) -> bool:

@@ -1,0 +1,118 @@
+"""Machines that do not boot: they start from a template, or from the folder of ``--snapshot``.
+
+Imported only for runs with ``--exec``.
+"""
+
+import os
+from contextlib import ExitStack
+
+from pykvm.cli.process import signals_go_to
+from pykvm.cli.quick_options import Options
+from pykvm.cli.say import STDERR, say
+from pykvm.errors import UsageError, shown
+from pykvm.lean.typing_names import TYPE_CHECKING, Self
+from pykvm.machine.config import MachineConfig
+from pykvm.machine.machine import Machine
+from pykvm.machine.outcome import Outcome
+from pykvm.machine.timings import Timings
+from pykvm.snapshot.fields import SnapshotError
+from pykvm.templates.start import machine
+
+if TYPE_CHECKING:
+    from pykvm.cli.boot.waiting_line import WaitingLine
+
+
+def prepared_machine(
+    config: MachineConfig, options: Options, timings: Timings, timeout: float | None
+) -> Machine:
+    """The machine of a run with ``--snapshot`` or ``--exec``. The first such run boots it once."""
+    if options.snapshot is not None:
+        return _from_snapshot(config, options, timings, timeout)
+    if _wants_boot(options):
+        return Machine(config, timings=timings)
+    with _Preparation() as preparation:
+        return machine(
+            config,
+            timeout=timeout,
+            progress=preparation.show,
+            watch=preparation.watch,
+            timings=timings,
+            # The guest that makes a template boots unconfined.
+            make=options.sandbox != "on",
+        )
+
+
+def _wants_boot(options: Options) -> bool:
+    """True if a start from a template would not be the run that ``options`` ask for."""
+    # The log has the boot, and memory that begins as a file has no large pages.
+    return bool(options.console_log) or "thp=on" in (options.memory or "").split(",")
+
+
+class _Preparation:
+    """Shows the user what takes long before the run, and has signals end it. A context."""
+
+    def __init__(self) -> None:
+        self._line: WaitingLine | None = None
+        self._signals = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._signals.close()
+        self._end_line()
+
+    def show(self, text: str) -> None:
+        """Show ``text`` and a count of seconds, if standard error is a terminal."""
+        self._end_line()
+        if os.isatty(STDERR):
+            from pykvm.cli.boot.waiting_line import WaitingLine
+
+            self._line = line = WaitingLine(text)
+            line.start()
+
+    def watch(self, machine: Machine) -> None:
+        """From now on signals end ``machine``."""
+        finish = signals_go_to(lambda number: machine.finish(Outcome.signalled(number)))
+        self._signals.enter_context(finish)
+
+    def _end_line(self) -> None:
+        # No thread may run when the sandbox closes.
+        if self._line:
+            self._line.join()
+        self._line = None
+
+
+def _from_snapshot(
+    config: MachineConfig, options: Options, timings: Timings, timeout: float | None
+) -> Machine:
+    folder: str = options.snapshot
+    if options.command is None:
+        raise UsageError("--snapshot needs --exec", "give the command to run: --exec CMD")
+    if options.cold:
+        raise UsageError("--cold and --snapshot exclude each other", "leave out one of them")
+    if not os.path.lexists(folder):
+        if options.sandbox == "on":
+            raise UsageError(
+                f"with --sandbox=on the snapshot {shown(folder)} must exist: the guest that makes "
+                "it boots unconfined",
+                "make it first, without --sandbox=on",
+            )
+        _save_booted(config, folder, timeout)
+    return Machine(config, timings=timings, snapshot=folder)
+
+
+def _save_booted(config: MachineConfig, folder: str, timeout: float | None) -> None:
+    from pykvm.machine.command import save_booted
+
+    def begin(machine: Machine) -> None:
+        preparation.watch(machine)
+        say(f"booting the guest once for the snapshot {shown(folder)} …")
+
+    try:
+        with _Preparation() as preparation:
+            save_booted(config, folder, timeout, begin)
+    except SnapshotError:
+        # A run beside this one may have made it meanwhile.
+        if not os.path.lexists(folder):
+            raise
