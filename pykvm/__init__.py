@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from pykvm.machine.outcome import Outcome, OutcomeKind
     from pykvm.machine.run_state import RunState
     from pykvm.snapshot.fields import SnapshotError
+    from pykvm.trace.log import TraceLog
     from pykvm.trace.options import TraceFormat, TraceOptions
 
 __all__ = [
@@ -108,6 +109,7 @@ __all__ = [
     "SnapshotError",
     "Stop",
     "TraceFormat",
+    "TraceLog",
     "TraceOptions",
     "UsageError",
     "boot",
@@ -143,6 +145,7 @@ if not TYPE_CHECKING:
             "pykvm.machine.outcome": "Outcome OutcomeKind",
             "pykvm.machine.run_state": "RunState",
             "pykvm.snapshot.fields": "SnapshotError",
+            "pykvm.trace.log": "TraceLog",
             "pykvm.trace.options": "TraceFormat TraceOptions",
         },
     )

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pykvm.devices.virtio_blk.open import DiskConfig
+    from pykvm.trace.log import TraceLog
     from pykvm.trace.options import TraceOptions
 
 MIB = 1 << 20
@@ -63,8 +64,9 @@ class MachineConfig:
     """Rows and columns of the terminal behind the console. Bundles only."""
     agent: bool = False
     """Start the agent, which :func:`~pykvm.machine.command.run_command` needs. Bundles only."""
-    trace: "TraceOptions | None" = None
-    """Write every step of the disks to a file; a path stands for its TraceOptions."""
+    trace: "TraceOptions | TraceLog | None" = None
+    """Write every step of the disks to a file; a path stands for its TraceOptions. A TraceLog
+    keeps them in memory."""
 
     def __post_init__(self) -> None:
         forms.adapt(self, _FORMS)
@@ -91,10 +93,13 @@ def _console_size(name: str, value: object) -> tuple[int, int]:
     raise forms.refused(name, value, "give the numbers of rows and columns")
 
 
-def _trace(name: str, value: object) -> "TraceOptions":
+def _trace(name: str, value: object) -> "TraceOptions | TraceLog":
+    from pykvm.trace.log import TraceLog
     from pykvm.trace.options import TraceOptions
 
-    return value if isinstance(value, TraceOptions) else TraceOptions(forms.path(name, value))
+    if isinstance(value, TraceOptions | TraceLog):
+        return value
+    return TraceOptions(forms.path(name, value))
 
 
 _FORMS: "Final[dict[str, forms.Form]]" = {

@@ -49,7 +49,7 @@ class Machine:
 
     ``config`` is the configuration, and ``ram`` is the guest's memory.
     ``disks`` are its disks, in the order of the configuration. ``notices`` are
-    sentences that the user should see. ``trace`` is the trace's file, or None.
+    sentences that the user should see. ``trace`` is the trace, or None.
 
     If a disk's policy stops the guest for an I/O error, and there is no
     listener (:meth:`listen`) that could resume it, the run ends with ERROR.
@@ -185,7 +185,7 @@ class Machine:
         """Let the guest run."""
         self.timings.mark("guest started")
         self._started = True
-        if self.trace:
+        if self.trace is not None:
             self.trace.begin()
         if self.restored:
             # However long ago it was saved, no CPU of the guest was stuck.

@@ -28,6 +28,7 @@ def open_output_files(
         console.take_stream(STDERR if options.json else STDOUT, "the console")
         console.check(options.console_log, "--console-log")
     opened = {option: outputs.open(path, option) for option, path in wanted.items()}
-    if config.trace:
-        outputs.check(config.trace.path, "--trace")
+    trace_path = getattr(config.trace, "path", None)  # a trace in memory has none
+    if trace_path:
+        outputs.check(trace_path, "--trace")
     return opened
