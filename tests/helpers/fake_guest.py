@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from patience import until
+from patience import PATIENCE, until
 
 from pykvm.guest.guest import Guest
 from pykvm.guest.start import Start
@@ -43,7 +43,7 @@ class FakeMachine:
         self.status = RunState.RUNNING
 
     def wait(self) -> Outcome:
-        while not self._end.wait(60):
+        while not self._end.wait(PATIENCE):
             pass
         if self.bug is not None:
             raise self.bug
