@@ -18,6 +18,7 @@ from pykvm.devices.virtio_blk.core.ordering import extent
 from pykvm.devices.virtio_blk.core.parser import RequestParser
 from pykvm.devices.virtio_blk.core.planner import Limits, Planner
 from pykvm.devices.virtio_blk.core.request import Request
+from pykvm.devices.virtio_blk.core.saved_request import RequestRules
 from pykvm.devices.virtio_blk.core.zero_detection import ZeroDetector
 from pykvm.devices.virtio_blk.engines.sync import SyncEngine
 from pykvm.devices.virtio_blk.features import Blocks, accepted, describe, offered
@@ -33,6 +34,7 @@ from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.devices.virtio_blk.write_cache import WriteCache
 from pykvm.errors import HostError, shortage
 from pykvm.memory.ram import Ram
+from pykvm.snapshot.fields import Fields, Saved
 from pykvm.virtio.constants import VIRTIO_ID_BLOCK
 from pykvm.virtio.device import Activation
 from pykvm.virtio.queue import Virtqueue
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.observe.tracing import DiskTrace
 
 DEFAULTS: Final = DiskOptions()
+_MOST_ERRNO: Final = 4095
 
 
 class VirtioBlk:
@@ -162,11 +165,39 @@ class VirtioBlk:
         if self._trace is not None:
             self._trace.activated([queue.size if queue else 0 for queue in activation.queues])
         with self._host_permitting():
-            self._start(activation)
+            self._begin(activation)
+            self._threads.start()
         if self._threads.halted_by(Halt.TRANSPORT):
             self._hooks.on_held()
 
-    def _start(self, activation: Activation) -> None:
+    def save(self) -> Fields:
+        """See VirtioDevice."""
+        return {
+            "writeback": self.writeback,
+            "sync_error": self.image.sync_error,
+            **self._threads.save(),
+        }
+
+    def load(self, saved: Saved, activation: Activation | None) -> None:
+        """See VirtioDevice. The image has the content and the size that the driver knows."""
+        self._cache.load(saved.flag("writeback"))
+        self.image.sync_error = self.image.sync_error or saved.integer("sync_error", 0, _MOST_ERRNO)
+        self._threads.load_levels(saved)
+        queues = [queue for queue in activation.queues if queue] if activation else []
+        parts = saved.parts("queues", len(queues))
+        saved.end()
+        if activation is None:
+            return
+        self.failure = None
+        if self._trace is not None:
+            self._trace.activated([queue.size if queue else 0 for queue in activation.queues])
+        with self._host_permitting():
+            for service, part in zip(self._begin(activation), parts, strict=True):
+                service.load(part, self._rules(service))
+            self._threads.start(halted=True)
+
+    def _begin(self, activation: Activation) -> list[QueueService]:
+        """Make a service for each queue; they start with the threads."""
         with self._lock:
             self._activation = activation
             self._parser = RequestParser(
@@ -174,14 +205,31 @@ class VirtioBlk:
                 self.image.capacity,
                 self.image.readonly,
                 self._options.serial.encode("ascii"),
-                # The driver must know of larger blocks before the parser may demand them.
-                self._blocks.logical if self._features & VIRTIO_BLK_F_BLK_SIZE else SECTOR_SIZE,
+                self._block,
                 accepted(self._options, self._features),
             )
+        services = []
         for index, queue in enumerate(activation.queues):
             if queue is not None:
-                self._threads.add(self._service(index, queue))
-        self._threads.start()
+                services.append(self._service(index, queue))
+                self._threads.add(services[-1])
+        return services
+
+    def _rules(self, service: QueueService) -> RequestRules:
+        """The rules for the requests of a snapshot."""
+        assert self._activation is not None, "only an active device serves"
+        return RequestRules(
+            self._activation.ram.regions,
+            service.queue.size + service.queue.indirect_limit,
+            self.image.readonly,
+            self._block,
+            accepted(self._options, self._features),
+        )
+
+    @property
+    def _block(self) -> int:
+        """Bytes of a block. The driver must know of larger ones before a request must obey them."""
+        return self._blocks.logical if self._features & VIRTIO_BLK_F_BLK_SIZE else SECTOR_SIZE
 
     def stop_queue(self, index: int) -> None:
         """See VirtioDevice."""

@@ -62,6 +62,10 @@ class WriteCache:
         finally:
             self._threads.resume(Halt.CACHE)
 
+    def load(self, writeback: bool) -> None:
+        """Go on in the mode of a snapshot, which the driver has chosen."""
+        self._set(writeback)
+
     def _set(self, writeback: bool) -> None:
         self.writeback = writeback
         self._config.set("writeback", writeback)

@@ -7,9 +7,14 @@ field, or one half of a 64-bit field, reads 0 and writes nothing.
 
 from collections.abc import Callable
 from functools import partial
+from struct import pack, unpack
 
+from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.virtio.queue_registers import QueueRegisters
 from pykvm.virtio.registers import TransportState
+
+if TYPE_CHECKING:
+    from pykvm.snapshot.fields import Fields, Saved
 
 COMMON_SIZE = 0x3C
 VIRTIO_MSI_NO_VECTOR = 0xFFFF
@@ -30,6 +35,18 @@ class Vectors:
     def usable(self, value: int) -> int:
         """``value`` if that vector exists, else VIRTIO_MSI_NO_VECTOR."""
         return value if value < self._count else VIRTIO_MSI_NO_VECTOR
+
+    def save(self) -> "Fields":
+        """The vectors."""
+        return {"config": self.config, "queues": pack(f"<{len(self.queues)}H", *self.queues)}
+
+    def load(self, saved: "Saved") -> None:
+        """Take over what :meth:`save` gave. SnapshotError."""
+        self.config = self.usable(saved.integer("config", 0, VIRTIO_MSI_NO_VECTOR))
+        count = len(self.queues)
+        numbers = unpack(f"<{count}H", saved.data("queues", 2 * count, 2 * count))
+        self.queues[:] = [self.usable(number) for number in numbers]
+        saved.end()
 
     def clear(self) -> None:
         """Return to the state after a reset."""

@@ -246,6 +246,17 @@ class Intx:
             self._drive()
             return bits
 
+    @property
+    def bits(self) -> int:
+        """The pending bits, without clearing them."""
+        return self._bits
+
+    def load(self, bits: int) -> None:
+        """Have the pending bits of a snapshot."""
+        with self._lock:
+            self._bits = bits
+            self._drive()
+
     def update(self) -> None:
         """Set the line again, after a change of the command register or of :attr:`suppressed`."""
         with self._lock:

@@ -20,8 +20,12 @@ from struct import pack
 from threading import Lock
 
 from pykvm.errors import PykvmError, shortage
+from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.pci.config import PciFunction
 from pykvm.pci.services import MsiVector, PciServices
+
+if TYPE_CHECKING:
+    from pykvm.snapshot.fields import Fields, Saved
 
 PCI_CAP_ID_MSIX = 0x11
 MSIX_CONTROL_ENABLE = 0x8000
@@ -31,6 +35,8 @@ MSIX_ENTRY_MASKED = 1
 MAX_VECTORS = 2048
 
 _MASKED_ENTRY = pack("<IIII", 0, 0, 0, MSIX_ENTRY_MASKED)
+_RESERVED = pack("<IIII", 3, 0, 0, 0xFFFFFFFF & ~MSIX_ENTRY_MASKED)
+"""The bits of an entry that are always 0."""
 
 
 class MsixTable:
@@ -86,18 +92,23 @@ class MsixTable:
 
     def configured(self) -> None:
         """Apply a change of the capability's Message Control, or of the command register."""
+        with self._lock:
+            if not self._read_control():
+                return
+            for index in range(self.count):
+                self._update(index)
+            if not self.enabled:  # pending interrupts belong to the mode that ended
+                self._forget()
+        self._tell()
+
+    def _read_control(self) -> bool:
+        """Set ``enabled`` and the mask of the function; True if one of them has changed."""
         control = self._function.config.get(self._capability + 2, 2)
         enabled = bool(control & MSIX_CONTROL_ENABLE)
         masked = bool(control & MSIX_CONTROL_MASKALL) or not self._function.bus_master
-        with self._lock:
-            if (enabled, masked) == (self.enabled, self._function_masked):
-                return
-            self.enabled, self._function_masked = enabled, masked
-            for index in range(self.count):
-                self._update(index)
-            if not enabled:  # pending interrupts belong to the mode that ended
-                self._forget()
-        self._tell()
+        before = self.enabled, self._function_masked
+        self.enabled, self._function_masked = enabled, masked
+        return before != (enabled, masked)
 
     def forget(self) -> None:
         """Drop interrupts that wait to be unmasked, because the device was reset."""
@@ -172,6 +183,34 @@ class MsixTable:
         if self._waiting[index]:
             self._waiting[index] = False
             self.signal(index)
+
+    # -- snapshots -----------------------------------------------------------
+
+    def save(self) -> "Fields":
+        """The table, and the interrupts that wait to be unmasked. Nobody raises one meanwhile."""
+        with self._lock:
+            self._pending(0, self.count)
+            return {"table": bytes(self._table), "waiting": bytes(self._waiting)}
+
+    def load(self, saved: "Saved") -> None:
+        """Take over what :meth:`save` gave, when the configuration space has its state.
+
+        SnapshotError. Vectors whose messages stay the same are not routed again.
+        """
+        table = saved.data("table", len(self._table), len(self._table))
+        waiting = saved.data("waiting", self.count, self.count)
+        saved.end()
+        reserved = int.from_bytes(_RESERVED * self.count, "little")
+        if int.from_bytes(table, "little") & reserved or max(waiting) > 1:
+            saved.refuse("a vector has reserved bits")
+        with self._lock:
+            self._forget()
+            self._table[:] = table
+            self._waiting[:] = [bool(one) for one in waiting]
+            self._read_control()
+            for index in range(self.count):
+                self._update(index)
+        self._tell()
 
     def close(self) -> None:
         """Release the vectors. No interrupt may be raised any more."""

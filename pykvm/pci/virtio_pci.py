@@ -36,6 +36,7 @@ from threading import Lock
 
 from pykvm.bus import BusDevice
 from pykvm.errors import PykvmError, shortage
+from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.memory.ram import Ram
 from pykvm.pci.common_cfg import COMMON_SIZE, VIRTIO_MSI_NO_VECTOR, CommonConfig, Vectors
 from pykvm.pci.config import Intx, PciFunction
@@ -44,6 +45,9 @@ from pykvm.pci.services import PciServices
 from pykvm.virtio.device import VirtioDevice
 from pykvm.virtio.fence import queue_fence
 from pykvm.virtio.registers import TransportState
+
+if TYPE_CHECKING:
+    from pykvm.snapshot.fields import Fields, Saved
 
 VIRTIO_PCI_VENDOR = 0x1AF4
 VIRTIO_PCI_DEVICE_BASE = 0x1040
@@ -211,11 +215,14 @@ class VirtioPci(PciFunction):
 
     def _hold(self, held: bool) -> None:
         with self._lock:
-            self._held = held
-            if held:
-                self.device.hold()
-            else:
-                self.device.release()
+            self._set_held(held)
+
+    def _set_held(self, held: bool) -> None:
+        self._held = held
+        if held:
+            self.device.hold()
+        else:
+            self.device.release()
 
     def _lacks(self, lack: str) -> None:
         with self._lock:
@@ -256,6 +263,45 @@ class VirtioPci(PciFunction):
                     raise
                 continue  # notifications of this queue are then vCPU exits
             self._doorbells[index] = address
+
+    # -- snapshots ---------------------------------------------------------
+
+    def save(self) -> "Fields":
+        """As in the base class, with all the registers. The device's owner has paused it."""
+        with self._lock:
+            return {
+                "function": super().save(),
+                "vectors": self._vectors.save(),
+                "msix": self.msix.save(),
+                "isr": self._intx.bits,
+                "virtio": self.state.save(),
+            }
+
+    def load(self, saved: "Saved") -> None:
+        """As in the base class, from any state, while the device's owner has paused it.
+
+        The device serves again when its owner resumes it. SnapshotError, and the device is reset.
+        """
+        try:
+            with self._lock:
+                super().load(saved.part("function"))
+                self._vectors.load(saved.part("vectors"))
+                isr = saved.integer("isr", 0, VIRTIO_PCI_ISR_QUEUE | VIRTIO_PCI_ISR_CONFIG)
+                if self._held == self.bus_master:
+                    self._set_held(not self.bus_master)
+                self.state.load(saved.part("virtio"))
+                self._bind_doorbells()
+            self.msix.load(saved.part("msix"))
+            saved.end()
+        except BaseException:
+            with self._lock:
+                self.state.reset()
+                self._bind_doorbells()
+            raise
+        self._intx.suppressed = self.msix.enabled
+        self._intx.load(isr)
+        if isr & VIRTIO_PCI_ISR_CONFIG and self.state.active:
+            self.config_interrupt()  # the saved driver may not have received it
 
     # -- the end -----------------------------------------------------------
 

@@ -68,9 +68,9 @@ class InlineThreads(IoThreadGroup):
                 self._broken(service.queue.error)
                 return
 
-    def start(self) -> None:
+    def start(self, halted: bool = False) -> None:
         """See IoThreadGroup."""
-        super().start()
+        super().start(halted)
         self.ended = False
         self._waiting = set(self.services)
 

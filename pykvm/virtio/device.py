@@ -22,15 +22,19 @@ The calls, and the thread that makes each::
     release()                    -->  continues
     lacks(lack)                  -->  drains, stops; returns when quiet
     reset()                      -->  drains, stops; returns when quiet
+    save(), load(saved, activation)   nothing is in flight, and the driver does not run
     close()                      -->  the end
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pykvm.lean.records import record
 from pykvm.memory.ram import Ram
 from pykvm.virtio.queue import Virtqueue
+
+if TYPE_CHECKING:
+    from pykvm.snapshot.fields import Fields, Saved
 
 
 @record
@@ -145,6 +149,19 @@ class VirtioDevice(Protocol):
 
         Returns when no thread of the device touches guest memory any more.
         Harmless when not active.
+        """
+        ...
+
+    def save(self) -> "Fields":
+        """The state that the transport does not know. The owner has paused the device."""
+        ...
+
+    def load(self, saved: "Saved", activation: Activation | None) -> None:
+        """Take over what :meth:`save` gave, after :meth:`reset` and :meth:`negotiated`.
+
+        With ``activation``, whose queues are new, the device serves again, but not before its
+        owner resumes it. It then looks at all queues without a kick, and may raise
+        an interrupt of each queue that the driver has received before. SnapshotError.
         """
         ...
 

@@ -30,6 +30,7 @@ from collections.abc import Callable
 from pykvm.hot.word_watch import Watch
 from pykvm.hot.words import LOW_32, U64, Longs, Words64, longs
 from pykvm.memory.ram import Ram
+from pykvm.snapshot.fields import Fields, Saved
 from pykvm.virtio.chain import CHAIN_BAD_INDIRECT, DescriptorChain
 from pykvm.virtio.constants import (
     RING_EVENT_FLAGS_DESC,
@@ -45,6 +46,7 @@ from pykvm.virtio.constants import (
 )
 from pykvm.virtio.geometry import packed_ring_error
 from pykvm.virtio.queue import BROKEN, EMPTY, Virtqueue, no_fence, unaligned_table
+from pykvm.virtio.saved_heads import unpack_heads
 
 WRAP = 1 << 15
 """The bit of the wrap counter beside a position, in event suppression and saved states."""
@@ -221,23 +223,41 @@ class PackedQueue(Virtqueue):
 
     # -- state -------------------------------------------------------------
 
-    def save(self) -> dict[str, int]:
-        """See Virtqueue."""
-        assert not self.in_flight, "a queue with requests in flight cannot be saved"
-        last = _position(self._at, self._turn)
-        return {"last_avail": last, "used": last}
+    def save(self) -> Fields:
+        """See Virtqueue. Positions have their wrap counters in bit 15."""
+        assert self._held < 0, "pushed heads are published before a save"
+        return {
+            "last_avail": _position(self._at, self._turn),
+            "used": _position(self._used_at, self._used_flags),
+            "heads": self._save_heads(),
+        }
 
-    def restore(self, state: dict[str, int]) -> str:
+    def load(self, saved: Saved) -> None:
         """See Virtqueue."""
-        last, used = state.get("last_avail"), state.get("used")
-        if not isinstance(last, int) or not isinstance(used, int):
-            return "the queue's state lacks last_avail or used"
-        if not 0 <= last <= 0xFFFF or last != used or last & ~WRAP >= self.size:
-            return f"last_avail {last} and used {used} do not belong to a quiet queue"
-        self._at = self._used_at = last & ~WRAP
-        self._used_flags = VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED if last & WRAP else 0
+        last, used = saved.integer("last_avail", 0, 0xFFFF), saved.integer("used", 0, 0xFFFF)
+        heads = unpack_heads(saved, self.size, self._in_order)
+        saved.end()
+        taken = sum([head.descriptors for head in heads])
+        at, used_at = last & ~WRAP, used & ~WRAP
+        if max(at, used_at) >= self.size:
+            saved.refuse(f"a place does not lie in a ring of {self.size}")
+        # In two rounds, because the wrap counters differ if the places are in different rounds.
+        between = at - used_at + (self.size if (last ^ used) & WRAP else 0)
+        if between != taken or taken > self.size:
+            saved.refuse(f"{taken} descriptors are in flight from {used} to {last}")
+        self._load_heads(heads)
+        self._at, self._used_at = at, used_at
         self._turn = VIRTQ_DESC_F_AVAIL if last & WRAP else VIRTQ_DESC_F_USED
-        return ""
+        self._used_flags = VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED if used & WRAP else 0
+        self._free = self.size - taken
+        busy = [one.head for one in heads]
+        free = [head for head in range(self.size) if not self.chains[head].in_flight]
+        self._heads = longs(busy + free)
+        for one in heads:
+            self._ids[one.head], self._counts[one.head] = one.id, one.descriptors
+
+    def _descriptors(self, head: int) -> tuple[int, int]:
+        return self._ids[head], self._counts[head]
 
     def _break(self, reason: str) -> int:
         self._left = 0

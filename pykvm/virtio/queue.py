@@ -57,6 +57,7 @@ from pykvm.hot import cython_stub as cython
 from pykvm.hot.word_watch import Watch
 from pykvm.hot.words import U64, Bytes, Words16, Words32, Words64
 from pykvm.memory.ram import Ram
+from pykvm.snapshot.fields import Fields, Saved
 from pykvm.virtio.chain import MAX_CHAIN_BYTES, DescriptorChain
 from pykvm.virtio.constants import (
     VIRTIO_F_EVENT_IDX,
@@ -64,6 +65,7 @@ from pykvm.virtio.constants import (
     VIRTIO_F_INDIRECT_DESC,
     VIRTQ_DESC_SIZE,
 )
+from pykvm.virtio.saved_heads import SavedHead, pack_heads
 
 if cython.compiled:
     from cython.cimports.c_calls import full_fence
@@ -208,15 +210,51 @@ class Virtqueue:
 
     # -- state -------------------------------------------------------------
 
-    def save(self) -> dict[str, int]:
-        """The queue's place in its rings, for a snapshot. No head may be in flight."""
+    def save(self) -> Fields:
+        """The queue's place in its rings, and its heads in flight. Not within a drain.
+
+        All pushed heads have to be published.
+        """
         raise NotImplementedError
 
-    def restore(self, state: dict[str, int]) -> str:
-        """Return to the place of :meth:`save`: "", or why ``state``, hostile input, is wrong."""
+    def load(self, saved: Saved) -> None:
+        """Go on, as a new queue, where the queue of :meth:`save` was. SnapshotError.
+
+        Its heads in flight are in flight again. ``chains`` has no segments of theirs.
+        """
         raise NotImplementedError
+
+    def waiting(self) -> frozenset[int]:
+        """The heads in flight that were not pushed yet."""
+        done = self._done
+        return frozenset([c.head for c in self.chains if c.in_flight and c.head not in done])
+
+    def _save_heads(self) -> bytes:
+        in_flight = [chain.head for chain in self.chains if chain.in_flight]
+        heads: list[SavedHead] = []
+        for head in self._order if self._in_order else in_flight:
+            length, wrote = self._done.get(head, (0, False))
+            length = min(length, MAX_CHAIN_BYTES - 1)
+            heads.append(
+                SavedHead(head, head in self._done, wrote, length, *self._descriptors(head))
+            )
+        return pack_heads(heads)
+
+    def _load_heads(self, heads: list[SavedHead]) -> None:
+        assert not self.in_flight, "only a new queue takes over a state"
+        self.in_flight = len(heads)
+        for head, done, wrote, length, _, _ in heads:
+            self.chains[head].in_flight = True
+            if self._in_order:
+                self._order.append(head)
+            if done:
+                self._done[head] = (length, bool(wrote))
 
     # -- for the formats ---------------------------------------------------
+
+    def _descriptors(self, head: int) -> tuple[int, int]:
+        """The buffer id of ``head``, which is in flight, and the number of its descriptors."""
+        raise NotImplementedError
 
     def _full_fence(self) -> None:
         """Order all earlier stores before all later loads."""

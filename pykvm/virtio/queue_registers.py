@@ -3,11 +3,15 @@
 from collections.abc import Callable
 
 from pykvm.memory.ram import Ram
+from pykvm.snapshot.fields import Fields, Saved
 from pykvm.virtio.constants import VIRTIO_F_RING_PACKED
 from pykvm.virtio.geometry import packed_ring_error, ring_error
 from pykvm.virtio.packed import PackedQueue
 from pykvm.virtio.queue import Virtqueue
 from pykvm.virtio.split import SplitQueue
+
+_SAVED = ("size", "enabled", "served", "was_reset", "desc", "avail", "used")
+_MOST_ADDRESS = (1 << 64) - 1
 
 
 class QueueRegisters:
@@ -28,6 +32,22 @@ class QueueRegisters:
         self.size = self.max_size
         self.enabled = self.served = self.was_reset = False
         self.desc = self.avail = self.used = 0
+
+    def save(self) -> Fields:
+        """The settings."""
+        return {name: getattr(self, name) for name in _SAVED}
+
+    def load(self, saved: Saved) -> None:
+        """Take over what :meth:`save` gave. SnapshotError."""
+        self.size = saved.integer("size", 1, self.max_size)
+        self.enabled = saved.flag("enabled")
+        self.served = saved.flag("served")
+        self.was_reset = saved.flag("was_reset")
+        for name in ("desc", "avail", "used"):
+            setattr(self, name, saved.integer(name, 0, _MOST_ADDRESS))
+        saved.end()
+        if self.served and not self.enabled:
+            saved.refuse("the queue is served and not enabled")
 
     def allows_size(self, size: int, features: int) -> bool:
         """True if ``size`` is possible with ``features``: split queues need a power of 2 (§2.7)."""

@@ -49,9 +49,11 @@ touch only single attributes and the transport's :class:`Signals`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
 
 from pykvm.memory.ram import Ram
+from pykvm.snapshot.fields import Fields, Saved
 from pykvm.virtio.constants import (
     VIRTIO_CONFIG_S_ACKNOWLEDGE,
     VIRTIO_CONFIG_S_DRIVER,
@@ -75,6 +77,15 @@ _STATUS_RULES = (
     (VIRTIO_CONFIG_S_FAILED, 0),
 )
 """The table above: (bit, the bit that must be set before it)."""
+_SELECTS: Final = MappingProxyType(
+    {
+        "device_feature_select": 0xFFFFFFFF,
+        "driver_feature_select": 0xFFFFFFFF,
+        "queue_select": 0xFFFF,
+    }
+)
+"""The registers that select others, and their largest values."""
+_MOST_REASON = 500
 
 
 class Signals(Protocol):
@@ -260,19 +271,20 @@ class TransportState:
                 queues.append(queue)
             else:
                 return
-        self.device.activate(
-            Activation(
-                ram=self._ram,
-                features=self.driver_features,
-                queues=queues,
-                kicks=self._kicks,
-                interrupt=self._signals.queue_interrupt,
-                config_changed=self.config_changed,
-                broken=self._broken,
-            )
-        )
+        self.device.activate(self._activation(queues))
         for registers in self.queues:
             registers.served = registers.enabled
+
+    def _activation(self, queues: Sequence[Virtqueue | None]) -> Activation:
+        return Activation(
+            ram=self._ram,
+            features=self.driver_features,
+            queues=queues,
+            kicks=self._kicks,
+            interrupt=self._signals.queue_interrupt,
+            config_changed=self.config_changed,
+            broken=self._broken,
+        )
 
     def _make_queue(self, index: int, registers: QueueRegisters) -> Virtqueue | None:
         """Queue ``index`` at the start of its rings; None, and NEEDS_RESET, if that cannot be."""
@@ -280,6 +292,71 @@ class TransportState:
             self._broken(f"queue {index}: {reason}")
             return None
         return registers.make_queue(self._ram, index, self.driver_features, self._fence)
+
+    # -- snapshots ---------------------------------------------------------
+
+    def save(self) -> Fields:
+        """The registers and the device's state. The owner has paused the device."""
+        return {
+            **{name: getattr(self, name) for name in _SELECTS},
+            "status": self._status,
+            "needs_reset": self._needs_reset,
+            "reason": self.reason[:_MOST_REASON],
+            "driver_features": self.driver_features,
+            "generation": self.config.generation,
+            "queues": [queue.save() for queue in self.queues],
+            "device": self.device.save(),
+        }
+
+    def load(self, saved: Saved) -> None:
+        """Take over what :meth:`save` gave, from any state. SnapshotError, and all is reset.
+
+        The device serves again when its owner resumes it.
+        """
+        self.reset()
+        try:
+            self._load(saved)
+        except BaseException:
+            self.reset()
+            raise
+
+    def _load(self, saved: Saved) -> None:
+        for name, most in _SELECTS.items():
+            setattr(self, name, saved.integer(name, 0, most))
+        status = saved.integer("status", 0, 0xFF)
+        if status != _reachable(status):
+            saved.refuse(f"no driver reaches the status {status:#x}")
+        self._needs_reset = saved.flag("needs_reset")
+        self.reason = saved.text("reason", _MOST_REASON)
+        self.driver_features = saved.integer("driver_features", 0, (1 << 64) - 1)
+        generation = saved.integer("generation", 0, 0xFF)
+        for one, registers in zip(
+            saved.parts("queues", len(self.queues)), self.queues, strict=True
+        ):
+            registers.load(one)
+        if status & VIRTIO_CONFIG_S_FEATURES_OK:
+            reason, self.reason = self.reason, ""
+            if not self._features_agreed():
+                saved.refuse(self.reason)
+            self.reason = reason
+            self._count = self.device.queue_count(self.driver_features)
+        self._status = status
+        device = saved.part("device")
+        saved.end()
+        self.device.load(device, self._restored(saved) if self.active else None)
+        self.config.load(generation)
+
+    def _restored(self, saved: Saved) -> Activation:
+        """The activation of the saved driver, with new queues."""
+        queues: list[Virtqueue | None] = []
+        for index, registers in enumerate(self.queues):
+            if registers.served != registers.enabled or (registers.served and index >= self._count):
+                saved.refuse(f"queue {index} cannot be served")
+            reason = registers.ring_error(self._ram, self.driver_features)
+            if registers.served and reason:
+                saved.refuse(f"queue {index}: {reason}")
+            queues.append(self._make_queue(index, registers) if registers.served else None)
+        return self._activation(queues)
 
     def config_changed(self) -> None:
         """Interrupt the driver, because the configuration space changed (§2.5). Any thread."""
@@ -296,6 +373,14 @@ class TransportState:
         self._needs_reset = True
         if self._status & VIRTIO_CONFIG_S_DRIVER_OK:
             self._signals.config_interrupt()
+
+
+def _reachable(status: int) -> int:
+    """The bits of ``status`` that a driver can have set."""
+    for bit, needed in _STATUS_RULES:
+        if status & needed != needed:
+            status &= ~bit
+    return status & sum(bit for bit, _ in _STATUS_RULES)
 
 
 def _window(bits: int, select: int) -> int:

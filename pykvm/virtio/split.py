@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pykvm.hot.word_watch import Watch
 from pykvm.hot.words import LOW_32, U64, Words64
 from pykvm.memory.ram import Ram
+from pykvm.snapshot.fields import Fields, Saved
 from pykvm.virtio.chain import (
     CHAIN_BAD_INDIRECT,
     CHAIN_BAD_NEXT,
@@ -39,6 +40,7 @@ from pykvm.virtio.constants import (
 )
 from pykvm.virtio.geometry import ring_error
 from pykvm.virtio.queue import BROKEN, EMPTY, Virtqueue, no_fence, unaligned_table
+from pykvm.virtio.saved_heads import unpack_heads
 
 
 class SplitQueue(Virtqueue):
@@ -180,21 +182,24 @@ class SplitQueue(Virtqueue):
 
     # -- state -------------------------------------------------------------
 
-    def save(self) -> dict[str, int]:
+    def save(self) -> Fields:
         """See Virtqueue."""
-        assert not self.in_flight, "a queue with requests in flight cannot be saved"
-        return {"last_avail": self.last_avail, "used": self.used}
+        assert self.used == self._published, "pushed heads are published before a save"
+        return {"last_avail": self.last_avail, "used": self.used, "heads": self._save_heads()}
 
-    def restore(self, state: dict[str, int]) -> str:
+    def load(self, saved: Saved) -> None:
         """See Virtqueue."""
-        last, used = state.get("last_avail"), state.get("used")
-        if not isinstance(last, int) or not isinstance(used, int):
-            return "the queue's state lacks last_avail or used"
-        if not 0 <= last <= 0xFFFF or last != used:
-            return f"last_avail {last} and used {used} do not belong to a quiet queue"
+        last, used = saved.integer("last_avail", 0, 0xFFFF), saved.integer("used", 0, 0xFFFF)
+        heads = unpack_heads(saved, self.size, self._in_order)
+        saved.end()
+        if (last - used) & 0xFFFF != len(heads):
+            saved.refuse(f"{len(heads)} heads are in flight from {used} to {last}")
+        self._load_heads(heads)
         self.last_avail = self._drain_end = last
         self.used = self._published = used
-        return ""
+
+    def _descriptors(self, head: int) -> tuple[int, int]:
+        return 0, 1
 
     def _break(self, reason: str) -> int:
         self._drain_end = self.last_avail

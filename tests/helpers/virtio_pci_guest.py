@@ -11,6 +11,7 @@ from pykvm.bus import Bus
 from pykvm.memory.ram import Ram
 from pykvm.pci.host import CONFIG_PORT, CONFIG_PORTS, PciHost
 from pykvm.pci.virtio_pci import VirtioPci
+from pykvm.snapshot.fields import Fields, Saved
 from pykvm.testing.fake_pci_services import FakePciServices
 from pykvm.testing.split_driver import SplitDriver
 from pykvm.virtio.constants import (
@@ -93,7 +94,7 @@ class FakeDevice:
         assert self.activation
         assert index == queue.index
         assert index not in self.serving
-        assert self.activation.queues[index], "only a stopped queue can start"
+        assert index in self.stopped, "only a stopped queue can start"
         self.serving.add(index)
         self.started.append(queue)
 
@@ -115,6 +116,19 @@ class FakeDevice:
         activation.interrupt(0)
         activation.config_changed()
 
+    def save(self) -> Fields:
+        stopped = bytes(sorted(set(self.stopped)))
+        return {"config": self.config, "serving": bytes(self.serving), "stopped": stopped}
+
+    def load(self, saved: Saved, activation: Activation | None) -> None:
+        self.config = saved.data("config", 60, 60)
+        self.serving = set(saved.data("serving", 0, 2))
+        self.stopped = list(saved.data("stopped", 0, 2))
+        saved.end()
+        self.activation = activation
+        if activation:
+            assert self.serving == {index for index, q in enumerate(activation.queues) if q}
+
     def close(self) -> None:
         self.reset()
         self.closed = True
@@ -128,6 +142,7 @@ class Guest:
         host: PciHost | None = None,
         services: FakePciServices | None = None,
         device: VirtioDevice | None = None,
+        ram: Ram | None = None,
     ) -> None:
         """A PC with one function; given ``host`` and its ``services``, one more function.
 
@@ -138,7 +153,7 @@ class Guest:
         self.host = host or PciHost(self.services.mmio)
         self.ports.add(CONFIG_PORT, CONFIG_PORTS, self.host)
         self.device = device or FakeDevice()
-        self.ram = Ram.flat(1 << 16)
+        self.ram = ram or Ram.flat(1 << 16)
         self.function = VirtioPci(self.device, self.ram, self.services)
         self.number = self.host.add(self.function)
         self.line = self.services.lines[16 + self.number]

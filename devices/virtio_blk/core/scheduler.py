@@ -194,17 +194,14 @@ class Schedule:
         shrunk. The caller answers them with VIRTIO_BLK_S_IOERR.
         """
         request: Request
-        assert not self.executing, "the caller waits for executing operations first"
-        unanswered = dict.fromkeys(self._held)
-        for operation in self._unfinished:
-            unanswered.update(dict.fromkeys(operation.members))
+        unanswered = self.unanswered()
         if self._observer is not None and self.halted:
             self._observer.resumed(len(unanswered))
         self.halted = False
         self.drop()
         inside = []
         beyond = []
-        for request in sorted(unanswered, key=_by_sequence):
+        for request in unanswered:
             request.error = 0
             if extent(request)[1] >> SECTOR_SHIFT <= capacity:
                 inside.append(request)
@@ -217,6 +214,28 @@ class Schedule:
         if self._observer is not None:
             self._observer.answered(beyond, time.monotonic_ns())
         return beyond
+
+    def unanswered(self) -> list[Request]:
+        """All requests, in the order of the ring. Nothing may be executing."""
+        assert not self.executing, "the caller waits for executing operations first"
+        unanswered = dict.fromkeys(self._held)
+        for operation in self._unfinished:
+            unanswered.update(dict.fromkeys(operation.members))
+        return sorted(unanswered, key=_by_sequence)
+
+    def keep(self, requests: Sequence[Request]) -> None:
+        """Halt, and keep ``requests`` of a snapshot, in the order of the ring, for :meth:`resume`.
+
+        The schedule is new.
+        """
+        request: Request
+        for request in requests:
+            request.sequence = self._sequence
+            self._sequence += 1
+        self._held[:] = requests
+        if self._observer is not None:
+            self._observer.added(requests, ())
+        self.halt()
 
     def drop(self) -> None:
         """Drop all requests. Nothing may be executing, except after a bug."""

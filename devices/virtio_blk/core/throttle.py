@@ -33,12 +33,15 @@ from pykvm.devices.virtio_blk.constants import (
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.rates import RateLimits
+from pykvm.snapshot.fields import Fields, Saved
 
 GRACE_NS: Final = 5_000_000
 """The time for which a bucket with tokens waits for the first queue in line. A sleeping queue needs
 some of it to wake up. A halted queue does not come at all."""
 
 _NS: Final = 1_000_000_000
+MOST_LEVEL: Final = (1 << 50) * _NS
+"""More than a bucket holds, or than requests that are merged can owe it."""
 
 
 class Admission(NamedTuple):
@@ -84,6 +87,16 @@ class _Bucket:
             self._line.clear()
         return now_ns
 
+    def level(self, now_ns: int) -> int:
+        """The level at ``now_ns``."""
+        return min(self._size, self._level + self._rate * (now_ns - self._seen_ns))
+
+    def set_level(self, level: int, now_ns: int) -> None:
+        """Have ``level``, or as much of it as fits, at ``now_ns``. No queue waits in line."""
+        self._level = min(self._size, level)
+        self._seen_ns = now_ns
+        self._line.clear()
+
     def take(self, queue: int, tokens: int) -> None:
         """Let ``queue``, which is ready, take ``tokens``."""
         self._line.pop(queue, None)
@@ -100,15 +113,30 @@ class Throttle:
         values = vars(limits)
 
         def buckets(*names: str) -> list[_Bucket]:
-            return [
-                _Bucket(values[name], values[f"{name}_max"], name.startswith("bps"))
+            made = {
+                name: _Bucket(values[name], values[f"{name}_max"], name.startswith("bps"))
                 for name in names
                 if values[name]
-            ]
+            }
+            self._buckets |= made
+            return list(made.values())
 
+        self._buckets: dict[str, _Bucket] = {}
         both = buckets("iops", "bps")
         self._reads = (*both, *buckets("iops_rd", "bps_rd"))
         self._writes = (*both, *buckets("iops_wr", "bps_wr"))
+
+    def levels(self, now_ns: int) -> Fields:
+        """The level of each bucket at ``now_ns``, by the name of its limit."""
+        with self._lock:
+            return {name: bucket.level(now_ns) for name, bucket in self._buckets.items()}
+
+    def set_levels(self, saved: Saved, now_ns: int) -> None:
+        """Go on at ``now_ns`` with the levels that :meth:`levels` gave. SnapshotError."""
+        with self._lock:
+            for name, bucket in self._buckets.items():
+                bucket.set_level(saved.integer(name, -MOST_LEVEL, MOST_LEVEL), now_ns)
+        saved.end()
 
     def admit(self, queue: int, operations: Sequence[Operation], now_ns: int) -> Admission:
         """Decide which of ``operations``, the oldest first, may start at ``now_ns`` (monotonic)."""

@@ -7,9 +7,10 @@ from enum import Enum
 from typing import Final
 
 from pykvm.devices.virtio_blk.core.throttle import Throttle
-from pykvm.devices.virtio_blk.rates import NO_LIMITS, RateLimits
+from pykvm.devices.virtio_blk.rates import NO_LIMITS, RATE, RATES, RateLimits
 from pykvm.devices.virtio_blk.serving.io_thread import IoThread
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
+from pykvm.snapshot.fields import Fields, Saved
 
 LOOK_SECONDS: Final = 0.1
 """A thread that waits for quiet queues checks this often whether the run has ended."""
@@ -93,13 +94,17 @@ class IoThreadGroup:
         if self._serving:
             self._serve(service)
 
-    def start(self) -> None:
+    def start(self, halted: bool = False) -> None:
         """Serve the queues that were added, at first without waiting for a notification.
+
+        ``halted``: not before the owner's :meth:`resume`.
 
         They are dealt out in turn to the threads. OSError or HostError if the host lacks
         descriptors or threads; :meth:`stop` then ends those that it had.
         """
         self._ending = False
+        if halted:
+            self._halts.add(Halt.OWNER)
         services = list(self._services.values())
         for first in range(min(self._count, len(services))):
             thread = IoThread(
@@ -217,6 +222,31 @@ class IoThreadGroup:
                 service.throttle = self._throttle
             for thread in self._threads:
                 thread.look_again()
+
+    # -- snapshots ------------------------------------------------------------
+
+    def save(self) -> Fields:
+        """The rate limits with their levels, and the queues, which are quiet after :meth:`pause`.
+
+        After a queue that broke, or after a bug, no queue is served.
+        """
+        with self._lock:
+            services = [] if self._ending else list(self._services.values())
+            levels = self._throttle.levels(time.monotonic_ns()) if self._throttle else {}
+            return {
+                "limits": vars(self.limits).copy(),
+                "levels": levels,
+                "queues": [service.save() for service in services],
+            }
+
+    def load_levels(self, saved: Saved) -> None:
+        """Take over the levels in ``saved``, if the limits are the same. SnapshotError."""
+        limits, levels = saved.part("limits"), saved.part("levels")
+        values = {name: limits.integer(name, RATE[0], RATE[-1]) for name in RATES}
+        limits.end()
+        with self._lock:
+            if self._throttle and values == vars(self.limits):
+                self._throttle.set_levels(levels, time.monotonic_ns())
 
     # -- inside ---------------------------------------------------------------
 

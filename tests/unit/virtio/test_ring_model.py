@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pykvm.memory.ram import Ram, Region
+from pykvm.snapshot.fields import Saved
 from pykvm.testing.packed_driver import PackedDriver
 from pykvm.testing.ring_driver import Buffer, RingDriver
 from pykvm.testing.split_driver import SplitDriver
@@ -145,6 +146,16 @@ class World:
         assert chain.readable_bytes == sum(b.length for b in sent if not b.writable)
         assert chain.writable_bytes == sum(b.length for b in sent if b.writable)
 
+    def moves(self) -> None:
+        """The device goes on after a snapshot. It sleeps no more, and the driver hears of it."""
+        old = self.queue
+        args = (self.driver.ram, 0, self.driver.size)
+        places = (self.driver.desc, self.driver.avail, self.driver.used)
+        self.queue = type(old)(*args, *places, self.driver.features, self.fence)
+        self.queue.load(Saved("queue", old.save()))
+        assert self.queue.waiting() == {head for head, _ in self.popped}
+        self.kicked = self.interrupted = True
+
     def nobody_overslept(self) -> None:
         if self.device_sleeps and not self.kicked:
             assert not self.unseen, "a lost notification"
@@ -159,6 +170,8 @@ def run(world: World) -> None:
             world.driver_acts()
         else:
             world.device_acts()
+        if world.data.draw(st.integers(0, 3), label="a snapshot if 3") == 3:
+            world.moves()
         world.nobody_overslept()
 
 

@@ -37,7 +37,7 @@ def test_a_list_may_wrap_at_the_end_of_the_ring() -> None:
     queue.push(chain.head, 7)
     queue.publish()
     assert driver.collect() == [(head, 7)]
-    assert queue.save() == {"last_avail": 2, "used": 2}
+    assert queue.save() == {"last_avail": 2, "used": 2, "heads": b""}
 
 
 def test_a_used_descriptor_has_the_write_flag_if_bytes_were_written() -> None:

@@ -1,0 +1,300 @@
+"""A disk goes on after a snapshot: nothing is lost, doubled or reordered."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from struct import pack
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from blk_device import FLUSH, IN, OUT, disk_file
+from blk_ranges import DISCARD, ZEROES
+from effort import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from saved_disk import SECTOR, SECTORS, SavedDisk
+from saved_states import damages, survives
+from virtio_pci_guest import DEVICE, ISR
+
+from pykvm.devices.virtio_blk.core.parser import Accepted
+from pykvm.devices.virtio_blk.core.request import Request
+from pykvm.devices.virtio_blk.core.saved_request import RequestRules, load_request, save_request
+from pykvm.devices.virtio_blk.rates import RateLimits
+from pykvm.memory.ram import Region
+from pykvm.snapshot.fields import Fields, Saved, SnapshotError
+from pykvm.virtio.constants import VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER, VIRTIO_F_INDIRECT_DESC
+
+WITHOUT = st.sampled_from([0, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_IN_ORDER])
+SLOW = RateLimits(iops=1)
+
+
+def made(folder: str | Path, **options: object) -> SavedDisk:
+    return SavedDisk(disk_file(Path(folder)), **options)
+
+
+def act(disk: SavedDisk, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
+    """One thing that a driver, the host or the user does."""
+    queues = st.integers(0, len(disk.drivers) - 1)
+    match draw(st.sampled_from("sssssskkkvvcffrlumi")):
+        case "s":
+            kind = draw(st.sampled_from([IN, OUT, OUT, FLUSH, ZEROES]))
+            sector = draw(st.integers(0, SECTORS - 1))
+            data = bytes([draw(st.integers(0, 255))]) * SECTOR if kind == OUT else b""
+            disk.send(draw(queues), kind, sector, data)
+        case "k":
+            disk.kick(draw(queues))
+        case "v":
+            disk.threads.serve()
+        case "c":
+            disk.collect()
+        case "f":
+            disk.error = draw(st.sampled_from([0, errno.EIO, errno.ENOSPC]))
+        case "r":
+            disk.device.resume()
+        case "l":
+            disk.device.limits = SLOW
+        case "u":
+            disk.device.limits = RateLimits()
+        case "m":
+            disk.move(disk.save())
+        case "i":
+            disk.load(disk.save())
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(
+    data=st.data(),
+    packed=st.booleans(),
+    in_order=st.booleans(),
+    num_queues=st.integers(1, 3),
+    without=WITHOUT,
+)
+def test_snapshots_at_any_moment_change_no_answer(
+    data: st.DataObject, packed: bool, in_order: bool, num_queues: int, without: int
+) -> None:
+    with TemporaryDirectory() as folder:
+        disk = made(folder, packed=packed, in_order=in_order, num_queues=num_queues)
+        disk.start(without)
+        for _ in range(data.draw(st.integers(1, 40), label="steps")):
+            act(disk, data.draw)
+        disk.device.limits = RateLimits()
+        disk.finish()
+
+
+def stopped(folder: Path, without: int = 0, **options: object) -> SavedDisk:
+    """A disk that keeps two writes, a read and a flush, because the first write failed."""
+    disk = made(folder, **options)
+    disk.start(without)
+    disk.error = errno.EIO
+    disk.send(0, OUT, 3, b"a" * SECTOR)
+    disk.send(0, IN, 1)
+    disk.send(0, OUT, 4, b"b" * SECTOR)
+    disk.send(0, FLUSH, 0)
+    disk.kick(0)
+    disk.threads.serve()
+    disk.collect()
+    assert len(disk.sent) == 4
+    return disk
+
+
+def test_kept_requests_are_those_of_before_whatever_the_guest_did_to_its_descriptors(
+    tmp_path: Path, packed: bool
+) -> None:
+    disk = stopped(tmp_path, VIRTIO_F_INDIRECT_DESC, packed=packed)
+    fields = disk.save()
+    for index in range(disk.drivers[0].size):
+        disk.drivers[0].write_descriptor(index, 1 << 60, 1 << 31, 0xFFFF, 0)
+    disk.move(fields)
+    disk.finish()
+    assert disk.answers == 4
+
+
+def test_a_disk_that_was_stopped_by_an_error_retries_at_the_resume_and_can_fail_again(
+    tmp_path: Path, packed: bool
+) -> None:
+    disk = stopped(tmp_path, packed=packed)
+    disk.move(disk.save())
+    disk.device.resume()
+    disk.collect()
+    assert disk.answers == 0
+    disk.move(disk.save())
+    disk.finish()
+    assert disk.answers == 4
+
+
+def test_an_interrupt_follows_the_resume_because_the_last_one_may_be_lost(
+    tmp_path: Path, packed: bool
+) -> None:
+    disk = made(tmp_path, packed=packed)
+    disk.start()
+    disk.move(disk.save())
+    assert not disk.guest.line.level
+    disk.device.resume()
+    assert disk.guest.line.level
+    assert disk.guest.get(0, 1, ISR) == 1
+    disk.device.pause()
+    disk.device.resume()
+    assert not disk.guest.line.level
+    disk.finish()
+
+
+def test_the_cache_mode_that_the_driver_chose(tmp_path: Path) -> None:
+    disk = made(tmp_path, config_wce=True)
+    disk.start()
+    disk.guest.set(32, 1, 0, DEVICE)
+    generation = disk.guest.get(0x15, 1)
+    disk.move(disk.save())
+    assert not disk.device.writeback
+    assert disk.guest.get(32, 1, DEVICE) == 0
+    assert disk.guest.get(0x15, 1) == generation
+    disk.guest.status = 0
+    assert disk.device.writeback
+    disk.finish()
+
+
+def test_a_sync_that_failed_has_failed_for_ever(tmp_path: Path) -> None:
+    disk = made(tmp_path)
+    disk.start()
+    disk.device.image.sync_error = errno.ENOSPC
+    disk.move(disk.save())
+    assert disk.device.image.sync() == errno.EIO
+    disk.finish()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_rate_limits_that_are_the_same_go_on_with_their_levels(tmp_path: Path, same: bool) -> None:
+    disk = made(tmp_path, limits=RateLimits(bps=1, bps_max=1 << 30))  # a byte comes back in 1 s
+    disk.start()
+    for sector in range(40):
+        disk.send(0, IN, sector)
+        disk.kick(0)
+        disk.threads.serve()
+        disk.collect()
+    full = (1 << 30) * 1_000_000_000
+    fields = disk.save()
+    saved = fields["functions"][1]["state"]["virtio"]["device"]
+    assert saved["levels"]["bps"] < full
+    if not same:
+        saved["limits"]["bps"] = 3
+    disk.move(fields)
+    assert (disk.device.save()["levels"]["bps"] < full) == same
+    disk.finish()
+
+
+def test_a_new_disk_is_halted_until_it_is_resumed(tmp_path: Path, packed: bool) -> None:
+    disk = made(tmp_path, packed=packed)
+    disk.start()
+    disk.send(0, OUT, 3, b"a" * SECTOR)
+    disk.drivers[0].publish()  # and no kick
+    disk.move(disk.save())
+    disk.threads.serve()
+    disk.collect()
+    assert disk.answers == 0
+    disk.device.resume()
+    disk.threads.serve()
+    disk.collect()
+    assert disk.answers == 1
+    disk.finish()
+
+
+@settings(max_examples=examples(150), deadline=None)
+@given(
+    damage=damages(), packed=st.booleans(), in_order=st.booleans(), without=WITHOUT, data=st.data()
+)
+def test_a_damaged_disk_is_refused_or_works(
+    damage: Callable[[Fields], Fields],
+    packed: bool,
+    in_order: bool,
+    without: int,
+    data: st.DataObject,
+) -> None:
+    with TemporaryDirectory() as folder:
+        disk = stopped(Path(folder), without, packed=packed, in_order=in_order)
+        disk.error = 0
+        fields = disk.save()
+        state = fields["functions"][1]["state"]
+        where = data.draw(st.sampled_from(["virtio", "device", "queue", "request"]))
+        if where == "virtio":
+            state["virtio"] = damage(state["virtio"])
+        elif where == "device":
+            state["virtio"]["device"] = damage(state["virtio"]["device"])
+        else:
+            (queue,) = state["virtio"]["device"]["queues"]
+            if where == "queue":
+                queue["queue"] = damage(queue["queue"])
+            else:
+                at = data.draw(st.integers(0, 3))
+                queue["requests"][at] = damage(queue["requests"][at])
+        survives(disk.guest.host, fields)
+        disk.device.resume()
+        disk.threads.serve()
+        disk.guest.host.close()
+
+
+def request(**changes: object) -> dict[str, Any]:
+    """A read of sector 1 to the middle of RAM."""
+    return {
+        "head": 0,
+        "type": IN,
+        "sector": 1,
+        "status_offset": 0x9000,
+        "charged": False,
+        "segments": pack("<QQ", 0x8000, SECTOR),
+        "ranges": b"",
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"head": 8}, "head is 8"),
+        ({"type": 5}, "does not accept requests of type 5"),
+        ({"type": 8}, "does not accept requests of type 8"),
+        ({"type": DISCARD, "segments": b""}, "does not accept requests of type 11"),
+        ({"type": OUT}, "does not accept requests of type 1"),
+        ({"status_offset": 1 << 16}, "status_offset does not lie"),
+        ({"segments": pack("<QQ", 0xFF00, SECTOR)}, "not guest RAM"),
+        ({"segments": pack("<QQ", 0, (1 << 64) - 512)}, "not guest RAM"),
+        ({"segments": pack("<QQ", 0, 0)}, "not guest RAM"),
+        ({"segments": pack("<QQ", 0, 100)}, "has 100 bytes"),
+        ({"segments": b""}, "has 0 bytes"),
+        ({"segments": b"1"}, "ends within a segment"),
+        ({"segments": pack("<QQ", 0, SECTOR) * 5}, "segments is no data"),
+        ({"sector": 1 << 60}, "sector is"),
+        ({"ranges": pack("<QQQ", 0, 512, 0)}, "ranges is not empty"),
+        ({"type": FLUSH}, "segments is not empty"),
+        ({"type": ZEROES, "segments": b""}, "ends within a range"),
+        ({"type": ZEROES, "segments": b"", "ranges": pack("<QQQ", 0, 0, 0)}, "impossible range"),
+        ({"type": ZEROES, "segments": b"", "ranges": pack("<QQQ", 0, 1, 0)}, "not made of blocks"),
+        ({"type": ZEROES, "segments": b"", "ranges": pack("<QQQ", 512, 512, 2)}, "not made of"),
+        ({"more": 1}, "more means nothing"),
+    ],
+)
+def test_a_request_that_no_driver_can_have_made_is_refused(
+    changes: dict[str, Any], words: str
+) -> None:
+    readonly = changes.get("type") == OUT
+    rules = RequestRules([Region(0, 1 << 16, 0)], 4, readonly, SECTOR, Accepted(zeroes=True))
+    requests = [Request(head) for head in range(8)]
+    with pytest.raises(SnapshotError, match=words):
+        load_request(Saved("request", request(**changes)), requests, rules)
+
+
+def test_a_request_is_loaded_as_it_was_saved() -> None:
+    rules = RequestRules([Region(0, 1 << 16, 0)], 4, False, SECTOR, Accepted(True, True))
+    ranges = {"segments": b"", "ranges": pack("<QQQ", 512, 1024, 1)}
+    requests = [Request(head) for head in range(8)]
+    for one in (
+        request(),
+        request(head=7, type=OUT, charged=True),
+        request(type=FLUSH, sector=0, segments=b""),
+        request(type=DISCARD, **ranges),
+        request(type=ZEROES, **ranges),
+    ):
+        loaded = load_request(Saved("request", one), requests, rules)
+        assert save_request(loaded) == one
+        assert loaded.length == (
+            0 if loaded.type == FLUSH else loaded.ranges[1] if one["ranges"] else SECTOR
+        )
