@@ -46,6 +46,9 @@ _RFLAGS_IF_DF = 0x600
 _CALLS_BEFORE_TRAMPOLINE = 16
 
 
+_UNKNOWN = -1
+
+
 class _VcpuState:
     """The state of one vCPU. Only the vCPU's thread uses it."""
 
@@ -60,6 +63,8 @@ class _VcpuState:
         self.delivered = 0
         """The number of system calls that were delivered by an exit."""
         self.return_by_iret = False
+        self.trampoline = False
+        """The interrupt table leads to a trampoline, or is about to."""
 
 
 class SyscallDelivery:
@@ -74,7 +79,6 @@ class SyscallDelivery:
         self._states: dict[int, _VcpuState] = {}
         # vCPUs usually share one interrupt table.
         self._installing = Lock()
-        self._installed = False
         vm.require(c.KVM_CAP_SET_GUEST_DEBUG)
         vm.set_msr_filter(deny_writes=[(MSR_STAR, MSR_SYSCALL_MASK + 1 - MSR_STAR)])
 
@@ -83,9 +87,17 @@ class SyscallDelivery:
         """The number of system calls that exits delivered, on all vCPUs."""
         return sum(state.delivered for state in self._states.values())
 
+    @property
+    def _installed(self) -> bool:
+        return any(state.trampoline for state in self._states.values())
+
     def prepare(self, vcpu: Vcpu) -> None:
-        """Take over the system-call MSRs and the interrupt table of ``vcpu``."""
-        state = self._states.setdefault(vcpu.index, _VcpuState())
+        """Take over the system-call MSRs, the interrupt table and the kernel of ``vcpu``."""
+        before = self._states.get(vcpu.index)
+        state = self._states[vcpu.index] = _VcpuState()
+        if before is not None:
+            state.return_by_iret = before.return_by_iret
+            state.handler = _UNKNOWN
         # Every system call looks at both: with two ioctls instead it takes 15 us longer.
         vcpu.sync(c.KVM_SYNC_X86_REGS | c.KVM_SYNC_X86_SREGS)
         msrs = vcpu.get_msrs((MSR_LSTAR, MSR_SYSCALL_MASK))
@@ -102,7 +114,7 @@ class SyscallDelivery:
         A kernel may set up its interrupt table after LSTAR, but not after its first program.
         """
         state = self._states[vcpu.index]
-        if state.lstar and not state.delivered:
+        if state.lstar and not state.delivered and not state.trampoline:
             self._place_breakpoint(vcpu, state)
 
     def msr_write(self, vcpu: Vcpu, reason: MsrWrite) -> bool:
@@ -125,8 +137,8 @@ class SyscallDelivery:
     def _place_breakpoint(self, vcpu: Vcpu, state: _VcpuState) -> None:
         """Put the breakpoint on the handler that IDT[14] names, unless a trampoline is there."""
         handler = self._page_fault_handler(vcpu, state) if state.lstar else 0
-        if handler and self._is_trampoline(vcpu, handler, state.lstar):
-            self._installed = True
+        state.trampoline = bool(handler) and self._is_trampoline(vcpu, handler, state.lstar)
+        if state.trampoline:
             handler = 0
         if handler != state.handler:
             state.handler = handler
@@ -201,10 +213,10 @@ class SyscallDelivery:
             at = trampoline.find_room(view, handler)
             code = trampoline.build(at, handler, state.lstar, return_by_iret=state.return_by_iret)
             try:
-                self._installed = bool(code) and self._redirect(view, gate, at, code)
+                state.trampoline = bool(code) and self._redirect(view, gate, at, code)
             except (GuestFault, GuestAddressError):
                 return False
-            return self._installed
+            return state.trampoline
 
     def _redirect(self, view: GuestView, gate: int, at: int, code: bytes) -> bool:
         """Write ``code`` to ``at`` and point ``gate`` there; False if the gate is unsuitable."""
