@@ -99,7 +99,10 @@ class Board:
         return {name: device.save() for name, device in self._stateful().items()}
 
     def load(self, saved: "Saved") -> None:
-        """Take over what :meth:`save` gave. SnapshotError."""
+        """Take over what :meth:`save` gave, and forget how the run ended. SnapshotError."""
+        self._exit_status = None
+        self._panicked = False
+        self._watch = ConsoleWatch()
         for name, device in self._stateful().items():
             device.load(saved.part(name))
         saved.end()

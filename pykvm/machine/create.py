@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pykvm.kvm.assist import Assist
-    from pykvm.machine.snapshot import SavedMachine
+    from pykvm.machine.snapshot import MachineSnapshot
 
 KVM_IDENTITY_MAP = 0xFFFB_C000
 """The page that VMX needs, followed by three for the TSS, at addresses without RAM or devices."""
@@ -71,16 +71,19 @@ class Hardware:
         stack: ExitStack,
         config: MachineConfig,
         mark: Callable[[str], None],
-        saved: "SavedMachine | None" = None,
+        saved: "MachineSnapshot | None" = None,
     ) -> None:
         """Create the VM; ``stack`` closes it. ``mark`` notes the time of a step.
 
-        With ``saved``, memory begins as the saved one. Then call :meth:`SavedMachine.load`
+        With ``saved``, memory begins as the saved one. Then call :meth:`MachineSnapshot.load`
         instead of :meth:`load`. UsageError and HostError tell why that is impossible.
         """
         self.kvm = kvm = stack.enter_context(Kvm.open())
         self.traits: HostTraits = host_traits(kvm)
         mark("host probed")
+        self.cpus = config.cpus
+        self._cpuid: list[CpuidEntry] = []
+        self._hashes: dict[str, bytes] = {}
         self.guest = guest = resolve(config, EMULATED if self.traits.needs_assists else NATIVE)
         check_limits(kvm, config)
         if saved is not None and config.shared_memory:
@@ -90,7 +93,7 @@ class Hardware:
         if saved is None:
             self.memory = GuestMemory(guest.memory, shared=config.shared_memory, thp=config.thp)
         else:
-            self.memory = saved.map_memory(guest, config.cpus)
+            self.memory = saved.map_memory(self)
         stack.callback(self.memory.close)
         self.vm = stack.enter_context(create_vm(kvm, self.memory))
         self.assist = _assist(self.traits, self.vm, self.memory.ram)
@@ -100,8 +103,28 @@ class Hardware:
     @property
     def cpuid(self) -> list[CpuidEntry]:
         """The CPUID leaves of the guest, before each vCPU's own numbers are put in."""
-        leaves = guest_cpuid(self.kvm)
-        return self.assist.cpuid(leaves) if self.assist else leaves
+        if not self._cpuid:
+            leaves = guest_cpuid(self.kvm)
+            self._cpuid = self.assist.cpuid(leaves) if self.assist else leaves
+        return self._cpuid
+
+    @property
+    def guest_hash(self) -> bytes:
+        """See :func:`pykvm.machine.identity.guest_hash`; UsageError."""
+        if "guest" not in self._hashes:
+            from pykvm.machine.identity import guest_hash  # for snapshots only
+
+            self._hashes["guest"] = guest_hash(self.guest, self.cpus)
+        return self._hashes["guest"]
+
+    @property
+    def cpuid_hash(self) -> bytes:
+        """See :func:`pykvm.machine.identity.cpuid_hash`."""
+        if "cpuid" not in self._hashes:
+            from pykvm.machine.identity import cpuid_hash
+
+            self._hashes["cpuid"] = cpuid_hash(self.cpuid, self.cpus)
+        return self._hashes["cpuid"]
 
     def load(self, mark: Callable[[str], None]) -> tuple[str, str]:
         """Load the guest's kernel, and set each vCPU to its start.
@@ -126,17 +149,17 @@ class Hardware:
         return loaded.description, guest.emulation_notice(loaded.kind) if assist else ""
 
 
-def open_snapshot(stack: ExitStack, folder: "Path | str | None") -> "SavedMachine | None":
-    """The machine that was saved in ``folder``, which ``stack`` closes; None without a folder."""
-    if folder is None:
+def open_snapshot(
+    stack: ExitStack, snapshot: "MachineSnapshot | Path | str | None"
+) -> "MachineSnapshot | None":
+    """``snapshot``, or the one in the folder of that name, which ``stack`` then closes."""
+    if snapshot is None:
         return None
-    from pathlib import Path
+    from pykvm.machine.snapshot import MachineSnapshot
 
-    from pykvm.machine.snapshot import SavedMachine
-
-    saved = SavedMachine(Path(folder))
-    stack.callback(saved.close)
-    return saved
+    if isinstance(snapshot, MachineSnapshot):
+        return snapshot
+    return stack.enter_context(MachineSnapshot.open(snapshot))
 
 
 def _assist(traits: HostTraits, vm: Vm, ram: Ram) -> "Assist | None":

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from threading import Lock
 
 from pykvm.forms import refused
 from pykvm.kvm.pci_services import KvmPciServices
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from pykvm.devices.virtio_blk.open import DiskConfig
     from pykvm.machine.disks import Disk
-    from pykvm.machine.snapshot import SavedMachine
+    from pykvm.machine.snapshot import MachineSnapshot
 
 CONSOLE_BYTES = 1 << 20
 
@@ -64,9 +65,9 @@ class Machine:
         *,
         console: Callable[[bytes], None] | None = None,
         timings: Timings | None = None,
-        snapshot: "Path | str | None" = None,
+        snapshot: "MachineSnapshot | Path | str | None" = None,
     ) -> None:
-        """``snapshot``: a folder that :meth:`save` wrote. The machine begins as it was then.
+        """``snapshot``: one of :meth:`snapshot`, or its folder. The machine begins as it was then.
 
         ``config`` is the configuration of the machine that was saved, with other disks, CPU
         affinity and trace if you like. The disks are new to the guest, which finds them when it
@@ -86,6 +87,7 @@ class Machine:
         self._errors: list[BaseException] = []
         self._vcpus = VcpuGroup(self._failed)
         self._started = False
+        self._snapshots = Lock()
         self._announcer = Announcer(self._failed)
         self._control = RunControl(
             self._vcpus.threads,
@@ -108,7 +110,9 @@ class Machine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _build(self, stack: ExitStack, config: MachineConfig, saved: "SavedMachine | None") -> None:
+    def _build(
+        self, stack: ExitStack, config: MachineConfig, saved: "MachineSnapshot | None"
+    ) -> None:
         self.trace = open_trace(stack, config)
         self.hardware = hardware = Hardware(stack, config, self.timings.mark, saved)
         guest = hardware.guest
@@ -131,7 +135,8 @@ class Machine:
         self.board.console.on_failure = self.board.channel.on_failure = self._failed
         stack.callback(self.board.close)
         if saved:
-            saved.load(hardware, self.board)
+            saved.check(hardware)
+            saved.load(hardware, self.board, new=True)
             self.description = saved.description
         for disk in config.disks:
             self._add_disk(disk, services)
@@ -264,12 +269,33 @@ class Machine:
         """
         self._control.resume()
 
-    def save(self, folder: "Path | str") -> None:
-        """Write the running or paused machine as the new folder ``folder``; the guest waits.
+    def snapshot(self) -> "MachineSnapshot":
+        """The machine as it is now, in memory; the caller closes it.
 
-        ``Machine(config, snapshot=folder)`` makes a machine that begins there. UsageError if
-        this one has disks, or does not run; SnapshotError if the folder cannot be written.
+        The guest waits for some milliseconds, and goes on unless it is paused. UsageError if
+        the machine has disks, or does not run; SnapshotError if the host cannot keep its
+        memory; TimeoutError as of :meth:`pause`. For the same threads.
         """
+        from pykvm.machine import snapshot
+
+        with self._snapshots:
+            return snapshot.take(self)
+
+    def reset(self, snapshot: "MachineSnapshot") -> None:
+        """Put the machine back to ``snapshot``, of this machine or one like it, in place.
+
+        It goes on from there, unless it is paused. To change a sink before the guest runs,
+        pause the machine, reset it, change the sink, and resume it. UsageError as of
+        :meth:`snapshot`. SnapshotError if the snapshot is of a different machine, and nothing
+        happens, or if it makes no sense, and then the run ends with ERROR.
+        """
+        from pykvm.machine import snapshot as snapshots
+
+        with self._snapshots:
+            snapshots.reset(self, snapshot)
+
+    def save(self, folder: "Path | str") -> None:
+        """Write a :meth:`snapshot` as the new folder ``folder``. SnapshotError."""
         from pykvm.machine import snapshot
 
         snapshot.save(self, folder)
@@ -304,6 +330,10 @@ class Machine:
         with itself and with :meth:`pause`.
         """
         return self._vcpus.paused()
+
+    def still(self) -> AbstractContextManager[None]:
+        """A context in which no vCPU runs, and no disk executes anything; without an event."""
+        return self._control.still(STOP_SECONDS)
 
     def close(self) -> None:
         """Stop the vCPUs, drain and close the devices, free the memory. May be repeated.

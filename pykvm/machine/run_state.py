@@ -25,7 +25,8 @@ held from the halt to the announcement.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -184,6 +185,36 @@ class RunControl:
                 for disk in self._disks:
                     disk.resume()
             self._release()
+
+    @contextmanager
+    def still(self, timeout: float) -> Iterator[None]:
+        """Within it nothing runs, as after :meth:`pause`, without an event or a change of state.
+
+        TimeoutError, and nothing is stopped, if a vCPU is busy for ``timeout`` seconds.
+        """
+        with self._lock, ExitStack() as stack:
+            if self.state is RunState.RUNNING:
+                self._still(stack, monotonic() + timeout)
+            yield
+
+    def _still(self, stack: ExitStack, deadline: float) -> None:
+        for vcpu in self._vcpus:
+            vcpu.request_pause()
+            stack.callback(vcpu.resume)
+        for vcpu in self._vcpus:
+            if not vcpu.wait_paused(max(0.0, deadline - monotonic())):
+                raise TimeoutError("a vCPU is busy and did not stop in time")
+        stack.callback(self._wake_disks)
+        for disk in self._disks:
+            while not disk.pause(POLL_SECONDS):
+                if self._closed or self._over():
+                    return
+
+    def _wake_disks(self) -> None:
+        # A disk that has failed meanwhile waits for the user, and all stop with it.
+        if not self._failed and not self._over():
+            for disk in self._disks:
+                disk.resume()
 
     def io_error(self, error: Event) -> None:
         """Announce ``error``, for which a disk has halted, and order a stop of the guest."""

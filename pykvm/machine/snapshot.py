@@ -1,138 +1,169 @@
-"""Saves a machine as a snapshot, and gives a new machine the saved state.
+"""Snapshots of a machine, in memory and in folders, and machines that begin from them.
 
 A snapshot holds the vCPUs, KVM's chips and clock, the devices of the board, and
-RAM. It holds no disks: a machine with disks cannot be saved. Disks are plugged
+RAM. It holds no disks: a machine with disks has no snapshots. Disks are plugged
 into the restored machine, whose guest finds them when it scans its PCI bus.
+
+The guest waits while its state is read and its RAM is frozen, which takes some
+milliseconds. Writing a snapshot to a folder takes longer, and no guest waits for it.
 """
 
-import hashlib
 import os
+import re
 import time
-from collections.abc import Sequence
 from mmap import PAGESIZE
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from pykvm import __version__
-from pykvm.digests import content_digest
 from pykvm.errors import UsageError, reason_of
+from pykvm.forms import refused
 from pykvm.kvm import snapshot as kvm_snapshot
-from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.machine.board import Board
 from pykvm.machine.cpu import cpuid_of
 from pykvm.machine.create import Hardware
-from pykvm.machine.guest import ResolvedGuest
+from pykvm.machine.outcome import Outcome
 from pykvm.machine.run_state import RunState
 from pykvm.memory import GuestMemory
+from pykvm.memory.frozen import FrozenMemory
 from pykvm.memory.guest import MAX_SIZE, MIN_SIZE
 from pykvm.snapshot import folder
-from pykvm.snapshot.fields import SnapshotError
+from pykvm.snapshot.fields import Fields, Saved, SnapshotError
 from pykvm.x86.mptable import MAX_CPUS
 
 if TYPE_CHECKING:
     from pykvm.machine.machine import Machine
 
+_UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _MOST_BLOCK = 1 << 20
 """Bytes of one structure of KVM's; the largest, the floating-point state, has some 11 KiB."""
-_CACHE_LEAVES = (2, 4, 0x18, 0x8000_0005, 0x8000_0006, 0x8000_001D)
-"""CPUID leaves on caches, which may differ between the processors of one host."""
 
 
-def save(machine: "Machine", path: "Path | str") -> None:
-    """Write ``machine`` as the folder ``path``. See :meth:`Machine.save`."""
-    if machine.disks:
-        raise UsageError(
-            "a machine with disks cannot be saved",
-            "save it without disks, and give them to the machine that is restored",
-        )
-    if machine.status not in (RunState.RUNNING, RunState.PAUSED):
-        raise UsageError("this machine does not run", "save it while the guest runs or is paused")
-    # No monitor or listener can end this pause, and no event tells of it.
-    with machine.paused():
-        if machine.outcome is not None:
-            raise UsageError("the run of this machine is over", "save it while the guest runs")
-        _write(machine.hardware, machine.board, Path(path), machine.description)
+class MachineSnapshot:
+    """A machine at one moment: :meth:`Machine.snapshot` takes it, or :meth:`open` reads it.
 
+    Any number of machines may begin from it, also at the same time. They go on after
+    :meth:`close`. It never changes. Any thread may call any method but :meth:`close`.
 
-def _write(hardware: Hardware, board: Board, path: Path, description: str) -> None:
-    vm, vcpus, memory = hardware.vm, hardware.vcpus, hardware.memory
-    msrs = hardware.kvm.msr_indices()
-    state = {
-        "vcpus": [kvm_snapshot.save_vcpu(vcpu, vm, msrs) for vcpu in vcpus],
-        "chips": kvm_snapshot.save_chips(vm),
-        "board": board.save(),
-    }
-    manifest = {
-        "id": os.urandom(16).hex(),
-        "pykvm": __version__,
-        "saved_at": int(time.time()),
-        "description": description,
-        "guest": _guest_hash(hardware.guest, len(vcpus)),
-        "cpus": len(vcpus),
-        "memory": memory.size,
-        "assisted": hardware.traits.needs_assists,
-        "cpuid": _cpuid_hash(hardware.cpuid, len(vcpus)),
-    }
-    folder.write(path, manifest, state, memory.ram.bytes)
+    ``id`` is a UUID. ``version`` is that of the pykvm that took it, at ``saved_at``, in seconds
+    since 1970. ``description`` is the kernel's; ``cpus`` and ``memory``, in bytes, are the
+    machine's. ``folder`` is the place from which it was opened, or None.
+    """
 
-
-class SavedMachine:
-    """An open snapshot of a machine: ``cpus``, ``memory`` in bytes, ``description``."""
-
-    def __init__(self, path: "Path | str") -> None:
-        """Open the folder ``path``. SnapshotError."""
-        self._opened = opened = folder.OpenSnapshot(Path(path))
+    def __init__(
+        self, manifest: Fields, state: Fields, memory: FrozenMemory, folder: Path | None = None
+    ) -> None:
+        """Own ``memory`` from now on. SnapshotError if the manifest makes no sense."""
+        self.folder = folder
+        self._state = state
+        self.frozen = memory
+        self._manifest = manifest
         try:
-            manifest = opened.manifest
-            self.id = manifest.text("id", 64)
-            self.version = manifest.text("pykvm", 64)
-            self.saved_at = manifest.integer("saved_at", 0, 1 << 40)
-            self.description = manifest.text("description", 4096)
-            self._guest = manifest.data("guest", 32, 32)
-            self.cpus = manifest.integer("cpus", 1, MAX_CPUS)
-            self.memory = manifest.integer("memory", MIN_SIZE, MAX_SIZE)
-            self._assisted = manifest.flag("assisted")
-            self._cpuid = manifest.data("cpuid", 32, 32)
-            manifest.end()
-            if self.memory % PAGESIZE:
-                manifest.refuse(f"memory is {self.memory}, no multiple of {PAGESIZE}")
-            if opened.ram_size != self.memory:
-                manifest.refuse(f"memory is {self.memory}, but ram has {opened.ram_size} bytes")
+            self._read(Saved("manifest", manifest))
         except BaseException:
-            opened.close()
+            memory.close()
             raise
 
-    def close(self) -> None:
-        """Close the files. Memory stays mapped."""
-        self._opened.close()
+    def _read(self, manifest: Saved) -> None:
+        self.id = manifest.text("id", 36)
+        self.version = manifest.text("pykvm", 64)
+        self.saved_at = manifest.integer("saved_at", 0, 1 << 40)
+        self.description = manifest.text("description", 4096)
+        self._guest = manifest.data("guest", 32, 32)
+        self.cpus = manifest.integer("cpus", 1, MAX_CPUS)
+        self.memory = manifest.integer("memory", MIN_SIZE, MAX_SIZE)
+        self._assisted = manifest.flag("assisted")
+        self._cpuid = manifest.data("cpuid", 32, 32)
+        if self.folder is not None:
+            manifest.integer("format", folder.FORMAT, folder.FORMAT)
+            for name in ("ram_hash", "state_hash"):
+                manifest.data(name, 32, 32)
+        manifest.end()
+        if not _UUID.fullmatch(self.id):
+            manifest.refuse("id is no UUID")
+        if self.memory % PAGESIZE:
+            manifest.refuse(f"memory is {self.memory}, no multiple of {PAGESIZE}")
+        if self.frozen.size != self.memory:
+            manifest.refuse(f"memory is {self.memory}, but ram has {self.frozen.size} bytes")
 
-    def map_memory(self, guest: ResolvedGuest, cpus: int) -> GuestMemory:
+    @classmethod
+    def open(cls, path: "Path | str") -> Self:
+        """The snapshot in the folder ``path``, which must not change meanwhile. SnapshotError."""
+        path = Path(path)
+        opened = folder.OpenSnapshot(path)
+        memory = FrozenMemory(opened.ram, opened.ram_size)
+        return cls(opened.manifest, opened.state, memory, path)
+
+    def __repr__(self) -> str:
+        return f"<MachineSnapshot {self.id}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The entries that identify the machine, as in ``manifest.json``."""
+        return dict(self._manifest)
+
+    def write(self, path: "Path | str") -> None:
+        """Write the snapshot as the new folder ``path``. No guest waits for it.
+
+        SnapshotError if that is impossible, and nothing is left. A folder is complete or absent,
+        even if the process is killed.
+        """
+        own = ("format", "ram_hash", "state_hash")
+        entries = {name: value for name, value in self._manifest.items() if name not in own}
+        with self.frozen.bytes as ram:
+            folder.write(Path(path), entries, self._state, ram, self.frozen.ranges())
+
+    def verify(self) -> None:
+        """Read the whole snapshot again. SnapshotError if it is not the one that was written.
+
+        Nothing else compares the hashes of a folder's files, because that takes longer than a
+        restore. A snapshot in memory cannot change.
+        """
+        if self.folder is not None:
+            with self.frozen.bytes as ram:
+                folder.verify(self.folder, self._manifest, ram, self.frozen.ranges())
+
+    def close(self) -> None:
+        """Free the memory, unless machines still use it. May be repeated."""
+        self.frozen.close()
+
+    # -- machines that begin from it ------------------------------------------
+
+    def map_memory(self, hardware: Hardware) -> GuestMemory:
         """Memory that begins as the saved one, privately: other machines may map it too.
 
-        SnapshotError unless a machine with ``guest`` and ``cpus`` was saved.
+        SnapshotError unless a machine with the guest of ``hardware`` was saved.
         """
-        if _guest_hash(guest, cpus) != self._guest:
-            raise SnapshotError(
-                f"the snapshot {self._opened.folder} belongs to a different guest, or to "
-                "other options",
-                "configure the same guest, command line, CPUs and memory, or make a new snapshot",
-            )
-        return GuestMemory(self.memory, file=self._opened.ram)
+        self._check_guest(hardware)
+        return GuestMemory(self.memory, origin=self.frozen)
 
-    def load(self, hardware: Hardware, board: Board) -> None:
-        """Give ``hardware`` and ``board``, which are new, the saved state. SnapshotError."""
-        cpuid, state = hardware.cpuid, self._opened.state
+    def check(self, hardware: Hardware) -> None:
+        """SnapshotError unless a machine with ``hardware`` could have been the saved one."""
+        self._check_guest(hardware)
         assisted = hardware.traits.needs_assists
-        if assisted != self._assisted or _cpuid_hash(cpuid, self.cpus) != self._cpuid:
+        if assisted != self._assisted or hardware.cpuid_hash != self._cpuid:
             raise SnapshotError(
-                f"the snapshot {self._opened.folder} belongs to a different processor, or to "
-                "a different KVM",
+                f"{self._name} belongs to a different processor, or to a different KVM",
                 "make a new snapshot on this host",
             )
-        vm, vcpus = hardware.vm, hardware.vcpus
-        tsc = 0
+
+    def load(self, hardware: Hardware, board: Board, *, new: bool) -> None:
+        """Give ``hardware`` and ``board``, which :meth:`check` accepted, the saved state.
+
+        ``new``: no vCPU has run yet. Otherwise none may run. SnapshotError, and then the machine
+        cannot be used.
+        """
+        state = Saved("state", self._state)
+        vm, vcpus, tsc = hardware.vm, hardware.vcpus, 0
         for vcpu, saved in zip(vcpus, state.parts("vcpus", len(vcpus)), strict=True):
-            vcpu.set_cpuid2(cpuid_of(cpuid, vcpu.index, len(vcpus)))
+            if new:
+                vcpu.set_cpuid2(cpuid_of(hardware.cpuid, vcpu.index, len(vcpus)))
             tsc = kvm_snapshot.load_vcpu(vcpu, vm, saved.blocks(_MOST_BLOCK), tsc)
             if hardware.assist:
                 hardware.assist.prepare(vcpu)
@@ -140,33 +171,109 @@ class SavedMachine:
         board.load(state.part("board"))
         state.end()
 
+    def _check_guest(self, hardware: Hardware) -> None:
+        if hardware.guest_hash != self._guest:
+            raise SnapshotError(
+                f"{self._name} belongs to a different guest, or to other options",
+                "configure the same guest, command line, CPUs and memory, or make a new snapshot",
+            )
 
-def _cpuid_hash(cpuid: Sequence[CpuidEntry], cpus: int) -> bytes:
-    """A hash of the first vCPU's CPUID leaves. KVM's own differ with the CPU that asks for them."""
-    text = ";".join(
-        f"{e.function:x},{e.index:x},{e.flags:x},{e.eax:x},{e.ebx:x},{e.ecx:x},{e.edx:x}"
-        for e in cpuid_of(cpuid, 0, cpus)
-        if e.function not in _CACHE_LEAVES
-    )
-    return hashlib.sha256(text.encode()).digest()
-
-
-def _guest_hash(guest: ResolvedGuest, cpus: int) -> bytes:
-    """A hash of all that decides how the guest boots. Files count by their contents."""
-    options = [option for option in guest.options if not option.startswith("pykvm.size=")]
-    parts = [_content(guest.kernel), _content(guest.initrd), *options, guest.append]
-    parts += [str(cpus), str(guest.memory)]
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).digest()
+    @property
+    def _name(self) -> str:
+        return "the snapshot" if self.folder is None else f"the snapshot {self.folder}"
 
 
-def _content(file: "Path | str | bytes | None") -> str:
-    if file is None:
-        return ""
-    if isinstance(file, bytes):
-        return hashlib.sha256(file).hexdigest()
-    try:
-        return content_digest(file)
-    except OSError as error:
+def take(machine: "Machine") -> MachineSnapshot:
+    """A snapshot of ``machine``. See :meth:`Machine.snapshot`."""
+    if machine.disks:
         raise UsageError(
-            f"{file} cannot be read: {reason_of(error)}", "give the file that the guest booted from"
+            "a machine with disks cannot be saved",
+            "save it without disks, and give them to the machine that is restored",
+        )
+    if machine.status not in (RunState.RUNNING, RunState.PAUSED):
+        raise UsageError("this machine does not run", "save it while the guest runs or is paused")
+    memory, copy = machine.memory, None
+    manifest = _manifest(machine.hardware, machine.description)
+    try:
+        copy = memory.begin_copy()
+        with machine.still():
+            if machine.outcome is not None:
+                raise UsageError("the run of this machine is over", "save it while the guest runs")
+            state = _state(machine.hardware, machine.board)
+            frozen = memory.freeze(copy)
+    except OSError as error:
+        raise SnapshotError(
+            f"the host cannot keep the guest's memory: {reason_of(error)}",
+            "free memory of the host; a confined process cannot take snapshots",
         ) from None
+    finally:
+        if copy is not None:
+            copy.close()
+    return MachineSnapshot(manifest, state, frozen)
+
+
+def save(machine: "Machine", path: "Path | str") -> None:
+    """Write ``machine`` as the folder ``path``. See :meth:`Machine.save`."""
+    folder.check_place(Path(path))
+    with machine.snapshot() as taken:
+        taken.write(path)
+
+
+def reset(machine: "Machine", snapshot: MachineSnapshot) -> None:
+    """Put ``machine`` back to ``snapshot``. See :meth:`Machine.reset`."""
+    if not isinstance(snapshot, MachineSnapshot):
+        raise refused("snapshot", snapshot, "give a MachineSnapshot")
+    if machine.disks:
+        raise UsageError("a machine with disks cannot be put back", "make a new machine instead")
+    snapshot.check(machine.hardware)
+    if machine.status not in (RunState.RUNNING, RunState.PAUSED):
+        raise UsageError("this machine does not run", "make a new machine from the snapshot")
+    with machine.still():
+        if machine.outcome is not None:
+            raise UsageError("the run of this machine is over", "make a new machine instead")
+        try:
+            machine.memory.put_back(snapshot.frozen)
+            snapshot.load(machine.hardware, machine.board, new=False)
+            for vcpu in machine.hardware.vcpus:
+                vcpu.mark_stopped()
+        except BaseException as error:
+            machine.finish(Outcome.error(f"the guest could not be put back: {error}"))
+            if isinstance(error, OSError):
+                raise SnapshotError(
+                    f"the host cannot put the guest's memory back: {reason_of(error)}",
+                    "make a new machine from the snapshot",
+                ) from None
+            raise
+        machine.restored = True
+
+
+def _manifest(hardware: Hardware, description: str) -> Fields:
+    return {
+        "id": _new_uuid(),
+        "pykvm": __version__,
+        "saved_at": int(time.time()),
+        "description": description,
+        "guest": hardware.guest_hash,
+        "cpus": hardware.cpus,
+        "memory": hardware.memory.size,
+        "assisted": hardware.traits.needs_assists,
+        "cpuid": hardware.cpuid_hash,
+    }
+
+
+def _state(hardware: Hardware, board: Board) -> Fields:
+    """The state of a machine whose vCPUs do not run."""
+    vm, vcpus, msrs = hardware.vm, hardware.vcpus, hardware.kvm.msr_indices()
+    return {
+        "vcpus": [kvm_snapshot.save_vcpu(vcpu, vm, msrs) for vcpu in vcpus],
+        "chips": kvm_snapshot.save_chips(vm),
+        "board": board.save(),
+    }
+
+
+def _new_uuid() -> str:
+    """A random UUID (RFC 9562, version 4). The module uuid takes 3 ms to import."""
+    number = int.from_bytes(os.urandom(16), "big")
+    number = number & ~(0xF << 76 | 0x3 << 62) | 4 << 76 | 2 << 62
+    digits = f"{number:032x}"
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))

@@ -1,4 +1,4 @@
-"""The memory a VM runs in: anonymous, a memfd or a snapshot, with a hole below 4 GiB.
+"""The memory a VM runs in: anonymous, a memfd or frozen memory, with a hole below 4 GiB.
 
 The hole keeps guest-physical addresses from 3 GiB to 4 GiB free for MMIO (PCI
 BARs, I/O APIC, local APIC), as on every PC.
@@ -11,8 +11,12 @@ from contextlib import suppress
 
 from pykvm.errors import UsageError, error_text
 from pykvm.host.limits import advice
+from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.memory.large_pages import LARGE_PAGE, has_large_pages
 from pykvm.memory.ram import Ram, Region
+
+if TYPE_CHECKING:
+    from pykvm.memory.frozen import Copy, FrozenMemory
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -26,8 +30,14 @@ MIN_SIZE = 1 * MIB
 MAX_SIZE = 256 * GIB
 """With the hole, this fits into the 39 address bits of desktop processors."""
 
+COPY_BACK = 8 * MIB
+"""Bytes of changed pages that a reset copies back. More are dropped: that is slower afterwards,
+because each page takes a fault again, but frees memory."""
+
+_MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000  # Python names it from 3.13 on
 _MADV_WIPEONFORK = 18  # Linux 4.14
+_NR_MMAP, _NR_MADVISE = 9, 28
 
 
 def layout(size: int) -> list[Region]:
@@ -45,7 +55,7 @@ class GuestMemory:
     ``ram`` is the view for devices and loaders. ``address`` is the host-virtual
     address of its first byte, for KVM_SET_USER_MEMORY_REGION. ``fd`` is the
     memfd of shared memory, which a second process can map, and -1 for
-    anonymous memory. ``large_pages``: the host backs RAM with pages of 2 MiB
+    other memory. ``large_pages``: the host backs RAM with pages of 2 MiB
     where it can. A page of RAM uses memory of the host once the guest or a
     device has touched it.
 
@@ -55,13 +65,18 @@ class GuestMemory:
     """
 
     def __init__(
-        self, size: int, *, shared: bool = False, thp: bool = True, file: int = -1
+        self,
+        size: int,
+        *,
+        shared: bool = False,
+        thp: bool = True,
+        origin: "FrozenMemory | None" = None,
     ) -> None:
         """Map ``size`` bytes, a multiple of 4096; UsageError if that is impossible.
 
-        ``shared``: in a memfd. ``thp``: ask the host for large pages. ``file``: the descriptor
-        of a file with at least ``size`` bytes, with which RAM begins. A page is read from it at
-        the first access, and writes stay in this process. Nobody may change or shorten the file.
+        ``shared``: in a memfd. ``thp``: ask the host for large pages. ``origin``: the memory
+        with which RAM begins. A page is read from it at the first access, and writes stay in
+        this mapping.
         """
         if size % mmap.PAGESIZE or not MIN_SIZE <= size <= MAX_SIZE:
             raise UsageError(
@@ -70,13 +85,19 @@ class GuestMemory:
             )
         self.size = size
         self.fd = -1
+        self.origin: FrozenMemory | None = None
+        """The frozen memory that RAM is a private mapping of."""
         try:
-            if file >= 0:
-                self._map = self._map_file(file)
-            else:
-                self._map = self._map_shared() if shared else self._map_anonymous()
+            self._map = self._map_shared() if shared else self._map_anonymous(origin is None)
+            with memoryview(self._map) as whole:
+                # Linux aligns the mapping of a memfd for large pages, if the memfd may have any.
+                start = 0 if shared else -address_of(whole) % LARGE_PAGE
+                self.address = address_of(whole) + start
+                self.ram = Ram(whole[start : start + size], layout(size))
+            if origin is not None:
+                self._map_frozen(origin.duplicate())
         except (OSError, ValueError, OverflowError) as error:
-            self._close_fd()
+            self.close()
             reason, hint = str(error), "give the guest less with -m"
             if isinstance(error, OSError):
                 reason = error_text(error.errno or 0)
@@ -86,13 +107,7 @@ class GuestMemory:
             raise UsageError(
                 f"the host cannot map {size >> 20} MiB of guest memory: {reason}", hint
             ) from None
-        self.large_pages = thp and file < 0 and has_large_pages(shared)
-        self._from_file = file >= 0
-        with memoryview(self._map) as whole:
-            # Linux aligns the mapping of a memfd for large pages, if the memfd may have any.
-            start = 0 if shared or file >= 0 else -address_of(whole) % LARGE_PAGE
-            self.address = address_of(whole) + start
-            self.ram = Ram(whole[start : start + size], layout(size))
+        self.large_pages = thp and origin is None and has_large_pages(shared)
         advice_given = mmap.MADV_HUGEPAGE if thp else mmap.MADV_NOHUGEPAGE
         with suppress(OSError):  # a kernel without large pages
             self._map.madvise(advice_given, start, size)
@@ -105,7 +120,7 @@ class GuestMemory:
     @property
     def kind(self) -> str:
         """The backing of RAM, in a few words."""
-        if self._from_file:
+        if self.origin is not None:
             return "a private mapping of a snapshot"
         return (
             f"{'anonymous memory' if self.fd < 0 else 'a memfd'}, "
@@ -117,35 +132,121 @@ class GuestMemory:
 
         A traceback may keep a view, and an error here would hide the error that it tells of.
         """
-        with suppress(BufferError):
-            self.ram.release()
-            self._map.close()
-        self._close_fd()
+        if hasattr(self, "ram"):
+            with suppress(BufferError):
+                self.ram.release()
+                self._map.close()
+        if self.origin is not None:
+            self.origin.close()
+            self.origin = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
-    def _map_anonymous(self) -> mmap.mmap:
+    # -- snapshots: the owner serialises these calls -------------------------
+
+    def begin_copy(self) -> "Copy | None":
+        """Prepare for :meth:`freeze`, while the guest runs; OSError.
+
+        None for shared memory, of which no copy is needed. The caller closes the copy.
+        """
+        if self.fd >= 0:
+            return None
+        from pykvm.memory.frozen import Copy
+
+        copy = Copy(self.size, self.origin)
+        try:
+            self._take_changes(copy)
+        except BaseException:
+            copy.close()
+            raise
+        return copy
+
+    def freeze(self, copy: "Copy | None") -> "FrozenMemory":
+        """The present content, frozen. RAM goes on as a private mapping of it. OSError.
+
+        The guest is stopped: nobody writes RAM meanwhile. ``copy`` is from :meth:`begin_copy`.
+        """
+        from pykvm.memory.frozen import freeze
+
+        if copy is not None:
+            self._take_changes(copy)
+            frozen = copy.freeze()
+        else:
+            self._map_over(self.fd, mmap.MAP_PRIVATE)  # nothing may map a sealed memfd for writes
+            try:
+                frozen = freeze(self.fd, self.size)
+            except OSError:
+                self._map_over(self.fd, mmap.MAP_SHARED)
+                raise
+            self.fd = -1
+        try:
+            self._map_frozen(frozen.duplicate())
+        except BaseException:
+            frozen.close()
+            raise
+        return frozen
+
+    def put_back(self, frozen: "FrozenMemory") -> None:
+        """Give RAM the content of ``frozen``, of the same size. The guest is stopped. OSError."""
+        assert frozen.size == self.size
+        if self.origin is None or not self.origin.is_same(frozen):
+            self._map_frozen(frozen.duplicate())
+            return
+        from pykvm.memory.changed import changed_ranges
+
+        changed = changed_ranges(self.address, self.size)
+        if sum(end - start for start, end in changed) > COPY_BACK:
+            self._map_over(frozen.fd, mmap.MAP_PRIVATE)
+            return
+        ram = self.ram.bytes
+        with self.origin.bytes as content:
+            for start, end in changed:
+                ram[start:end] = content[start:end]
+
+    def _take_changes(self, copy: "Copy") -> None:
+        from pykvm.memory.changed import changed_ranges
+
+        copy.take(self.ram.bytes, changed_ranges(self.address, self.size))
+
+    def _map_frozen(self, origin: "FrozenMemory") -> None:
+        """Become a private mapping of ``origin``, which this object owns from now on."""
+        try:
+            self._map_over(origin.fd, mmap.MAP_PRIVATE)
+        except BaseException:
+            origin.close()
+            raise
+        if self.origin is not None:
+            self.origin.close()
+        self.origin = origin
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _map_over(self, fd: int, kind: int) -> None:
+        """Map ``fd`` in place of the present memory. The address stays, so KVM follows."""
+        from pykvm.host.libc import system_call
+
+        protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, _MAP_FIXED | _MAP_NORESERVE | kind
+        system_call(_NR_MMAP, self.address, self.size, protection, flags, fd, 0)
+        system_call(_NR_MADVISE, self.address, self.size, mmap.MADV_DONTFORK)
+
+    # -- mappings ---------------------------------------------------------------
+
+    def _map_anonymous(self, stays: bool) -> mmap.mmap:
         # Large pages need guest-physical and host-virtual addresses with equal lower 21 bits.
         # So the mapping is 2 MiB larger, and RAM begins at a multiple of 2 MiB in it.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         made = mmap.mmap(-1, self.size + LARGE_PAGE, flags)
-        made.madvise(_MADV_WIPEONFORK)
-        return made
-
-    def _map_file(self, file: int) -> mmap.mmap:
-        if os.fstat(file).st_size < self.size:
-            raise ValueError("the file is too short")
-        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
-        made = mmap.mmap(file, self.size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
-        made.madvise(mmap.MADV_DONTFORK)
+        if stays:
+            made.madvise(_MADV_WIPEONFORK)
         return made
 
     def _map_shared(self) -> mmap.mmap:
-        self.fd = os.memfd_create("pykvm-ram", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, self.size)
-        return mmap.mmap(self.fd, self.size, mmap.MAP_SHARED)
+        from pykvm.memory.frozen import new_memory
 
-    def _close_fd(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
+        self.fd = new_memory("pykvm-ram", self.size)
+        return mmap.mmap(self.fd, self.size, mmap.MAP_SHARED)
 
 
 def address_of(view: memoryview) -> int:

@@ -190,7 +190,7 @@ class Uart16550:
             saved.end()
             self._fill(looking=False)
             self._full = self._receive.waiting > BACKLOG_LIMIT
-            self._level = False
+            # The chips remember the level at which the line is driven, whatever is loaded.
             self._update_irq()
 
     # The rest runs with the lock held.

@@ -169,7 +169,7 @@ def test_a_machine_with_disks_or_that_does_not_run_is_not_saved(
     ("name", "change", "reason"),
     [
         ("ram", lambda data: data[:-4096], "ram has"),
-        ("manifest.json", lambda data: data.replace(b'"format": 1', b'"format": 2'), "format 2"),
+        ("manifest.json", lambda data: data.replace(b'"format": 2', b'"format": 3'), "format 3"),
         (
             "manifest.json",
             lambda data: data.replace(b'"hex": "', b'"hex": "00')[:-1],

@@ -56,10 +56,10 @@ class Pc:
 
 
 def through_a_folder(path: Path, pc: Pc) -> Pc:
-    folder.write(path, {}, pc.board.save(), memoryview(b""))
+    folder.write(path, {}, pc.board.save(), memoryview(b""), [])
     other = Pc()
     with folder.OpenSnapshot(path) as opened:
-        other.board.load(opened.state)
+        other.board.load(Saved("board", opened.state))
     return other
 
 

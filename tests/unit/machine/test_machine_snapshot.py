@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.machine.snapshot import SavedMachine
+from pykvm.machine.snapshot import MachineSnapshot
 from pykvm.memory import GuestMemory
 from pykvm.memory.guest import MAX_SIZE, MIN_SIZE
 from pykvm.snapshot import folder
@@ -13,7 +13,7 @@ from pykvm.snapshot.fields import SnapshotError
 from pykvm.x86.mptable import MAX_CPUS
 
 MANIFEST = {
-    "id": "ab" * 16,
+    "id": "01234567-89ab-4cde-8f01-23456789abcd",
     "pykvm": "1.0",
     "saved_at": 1_900_000_000,
     "description": "a kernel",
@@ -26,20 +26,20 @@ MANIFEST = {
 
 
 def write(place: Path, manifest: dict[str, object], ram: int = MIN_SIZE) -> None:
-    folder.write(place, manifest, {}, memoryview(bytes(ram)))
+    folder.write(place, manifest, {}, memoryview(bytes(ram)), [])
 
 
 def refuse(place: Path, words: str) -> None:
     """The snapshot is refused, and no file stays open."""
     before = os.listdir("/proc/self/fd")
     with pytest.raises(SnapshotError, match=words):
-        SavedMachine(place)
+        MachineSnapshot.open(place)
     assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_manifest_says_what_the_machine_is(tmp_path: Path):
     write(tmp_path / "saved", MANIFEST)
-    saved = SavedMachine(tmp_path / "saved")
+    saved = MachineSnapshot.open(tmp_path / "saved")
     try:
         assert (saved.cpus, saved.memory) == (2, MIN_SIZE)
         assert (saved.id, saved.version) == (MANIFEST["id"], "1.0")
@@ -52,7 +52,9 @@ def test_a_manifest_says_what_the_machine_is(tmp_path: Path):
     ("entry", "value"),
     [
         ("id", 5),
-        ("id", "x" * 65),
+        ("id", "x" * 37),
+        ("id", "01234567-89ab-4cde-8f01-23456789abcg"),
+        ("id", "0123456789ab4cde8f0123456789abcd"),
         ("pykvm", None),
         ("saved_at", -1),
         ("saved_at", 1 << 41),
@@ -108,8 +110,8 @@ def test_memory_that_ends_within_a_page_is_refused(tmp_path: Path):
 
 def test_machines_of_one_snapshot_share_nothing_that_they_write(tmp_path: Path):
     write(tmp_path / "saved", MANIFEST)
-    with folder.OpenSnapshot(tmp_path / "saved") as opened:
-        first, second = (GuestMemory(MIN_SIZE, file=opened.ram) for _ in range(2))
+    with MachineSnapshot.open(tmp_path / "saved") as opened:
+        first, second = (GuestMemory(MIN_SIZE, origin=opened.frozen) for _ in range(2))
     try:
         first.ram.bytes[5000] = 7
         assert first.ram.bytes[5000] == 7

@@ -1,0 +1,125 @@
+"""Guest RAM as it was at one moment, and the way there.
+
+Frozen memory is a sealed memfd, or the file of a snapshot. Any number of machines map it
+privately: they share the pages that none of them has written.
+
+A guest's RAM is frozen in two steps. :class:`Copying` first copies while the guest runs, and
+then, while it is stopped, only the pages that the guest has changed since its RAM was mapped.
+Copying all of them twice sounds wasteful. But the first time takes most of the time, because
+the new memory has to be allocated.
+"""
+
+import fcntl
+import mmap
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from pykvm.lean.typing_names import Final
+
+_F_ADD_SEALS: Final = 1033
+_SEALED: Final = 1 | 2 | 4 | 8  # F_SEAL_SEAL, SHRINK, GROW, WRITE
+
+Range = tuple[int, int]
+"""The first byte of a run of pages in guest memory, and the byte after its last one."""
+
+
+def new_memory(name: str, size: int) -> int:
+    """The descriptor of a new memfd of ``size`` zeros, which can be sealed; OSError."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class FrozenMemory:
+    """Owns a descriptor of ``size`` bytes of memory that nobody changes any more."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        """Take over ``fd``."""
+        self.fd = fd
+        self.size = size
+        self._map: mmap.mmap | None = None
+
+    def duplicate(self) -> "FrozenMemory":
+        """The same memory with a descriptor of its own; OSError."""
+        return FrozenMemory(fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 0), self.size)
+
+    def is_same(self, other: "FrozenMemory") -> bool:
+        """Both are the same memory."""
+        return os.path.samestat(os.fstat(self.fd), os.fstat(other.fd))
+
+    @property
+    def bytes(self) -> memoryview:
+        """The memory, to read. Release it before :meth:`close`; OSError."""
+        if self._map is None:
+            self._map = mmap.mmap(self.fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ)
+            self._map.madvise(mmap.MADV_DONTFORK)
+        return memoryview(self._map)
+
+    def ranges(self) -> Iterator[Range]:
+        """The ranges that hold data; the rest are zeros. OSError."""
+        end = 0
+        while end < self.size:
+            try:
+                start = os.lseek(self.fd, end, os.SEEK_DATA)
+            except OSError:  # ENXIO: no more data
+                return
+            end = min(os.lseek(self.fd, start, os.SEEK_HOLE), self.size)
+            yield start, end
+
+    def close(self) -> None:
+        """Close the descriptor, once. Private mappings of the memory stay."""
+        if self._map is not None:
+            with suppress(BufferError):
+                self._map.close()
+            self._map = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Copy:
+    """A memfd that becomes frozen memory. :meth:`freeze` or :meth:`close` ends it."""
+
+    def __init__(self, size: int, parent: FrozenMemory | None = None) -> None:
+        """A copy of ``parent``, or zeros. OSError."""
+        self.size = size
+        self.fd = new_memory("pykvm-snapshot", size)
+        if parent is None:
+            return
+        try:
+            with parent.bytes as content:
+                self.take(content, parent.ranges())
+        except BaseException:
+            self.close()
+            raise
+
+    def take(self, ram: memoryview, ranges: Iterable[Range]) -> None:
+        """Copy ``ranges`` of ``ram``. OSError, such as for a lack of memory."""
+        # A store to a mapping would raise SIGBUS instead.
+        for start, end in ranges:
+            at = start
+            while at < end:
+                at += os.pwrite(self.fd, ram[at:end], at)
+
+    def freeze(self) -> FrozenMemory:
+        """The memory, which nobody can change from now on. OSError."""
+        frozen = freeze(self.fd, self.size)
+        self.fd = -1
+        return frozen
+
+    def close(self) -> None:
+        """Drop the copy unless it was frozen."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def freeze(fd: int, size: int) -> FrozenMemory:
+    """The memfd ``fd``, sealed. OSError if it is still mapped for writing; it stays open then."""
+    fcntl.fcntl(fd, _F_ADD_SEALS, _SEALED)
+    return FrozenMemory(fd, size)

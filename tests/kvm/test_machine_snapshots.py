@@ -1,0 +1,235 @@
+"""Snapshots in memory, machines that begin from them, and machines that are put back."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from counting_guest import SUM, Counting, counting_config
+
+from pykvm.errors import UsageError
+from pykvm.machine import Machine, MachineConfig, RunState
+from pykvm.machine.outcome import Outcome
+from pykvm.machine.snapshot import MachineSnapshot
+from pykvm.snapshot.fields import SnapshotError
+
+pytestmark = pytest.mark.kvm
+
+
+@pytest.fixture(params=["anonymous", "shared"])
+def config(request: pytest.FixtureRequest, tmp_path: Path) -> MachineConfig:
+    return counting_config(tmp_path, shared_memory=request.param == "shared")
+
+
+@pytest.fixture
+def restored(tmp_path: Path) -> MachineConfig:
+    """For the machines that begin from a snapshot."""
+    return counting_config(tmp_path)
+
+
+@pytest.fixture
+def machine(config: MachineConfig) -> Iterator[Machine]:
+    with Machine(config) as made:
+        made.start()
+        yield made
+
+
+def test_a_machine_begins_where_the_other_was(machine: Machine, restored: MachineConfig):
+    guest = Counting(machine)
+    assert [guest.add(5), guest.add(200)] == [5, 205]
+    with machine.snapshot() as snapshot:
+        assert guest.add(1) == 206
+        with Machine(restored, snapshot=snapshot) as other:
+            copy = Counting(other)
+            other.start()
+            assert [copy.add(10), copy.add(10)] == [215, 225]
+        assert guest.add(1) == 207
+
+
+def test_a_chain_of_snapshots(machine: Machine, restored: MachineConfig):
+    """The later ones copy only the pages that have changed."""
+    guest, taken = Counting(machine), []
+    with ExitStack() as stack:
+        for step in range(3):
+            assert guest.add(1) == step + 1
+            taken.append(stack.enter_context(machine.snapshot()))
+        assert len({snapshot.id for snapshot in taken}) == 3
+        for step, snapshot in enumerate(taken):
+            other = stack.enter_context(Machine(restored, snapshot=snapshot))
+            copy = Counting(other)
+            other.start()
+            assert copy.add(100) == step + 101
+            with other.snapshot() as child, Machine(restored, snapshot=child) as grandchild:
+                third = Counting(grandchild)
+                grandchild.start()
+                assert third.add(100) == step + 201
+        assert guest.add(1) == 4
+
+
+def test_machines_of_one_snapshot_are_isolated(machine: Machine, restored: MachineConfig):
+    Counting(machine).add(7)
+    with ExitStack() as stack:
+        with machine.snapshot() as snapshot:
+            others = [stack.enter_context(Machine(restored, snapshot=snapshot)) for _ in range(5)]
+        guests = [Counting(other) for other in others]
+        for other in others:
+            other.start()
+        for step in range(1, 4):
+            sums = [guest.add(number) for number, guest in enumerate(guests)]
+            assert sums == [7 + step * number for number in range(5)]
+
+
+def test_a_machine_is_put_back_again_and_again_while_it_runs(machine: Machine):
+    Counting(machine).add(40)
+    with machine.snapshot() as snapshot:
+        for _ in range(200):
+            machine.reset(snapshot)
+            guest = Counting(machine)
+            assert [guest.add(1), guest.add(1)] == [41, 42]
+    assert machine.status is RunState.RUNNING
+
+
+def test_a_machine_is_put_back_to_any_snapshot_of_its_kind(
+    machine: Machine, restored: MachineConfig
+):
+    with ExitStack() as stack:
+        taken = []
+        for _ in range(3):
+            guest = Counting(machine)
+            guest.add(10)
+            taken.append(stack.enter_context(machine.snapshot()))
+        other = stack.enter_context(Machine(restored, snapshot=taken[1]))
+        other.start()
+        Counting(other).add(255)
+        foreign = stack.enter_context(other.snapshot())
+        for snapshot, expected in ((taken[0], 11), (taken[2], 31), (foreign, 276), (taken[1], 21)):
+            machine.reset(snapshot)
+            assert Counting(machine).add(1) == expected
+
+
+def test_a_paused_machine_stays_paused(machine: Machine, restored: MachineConfig):
+    guest = Counting(machine)
+    guest.add(3)
+    machine.pause()
+    with machine.snapshot() as snapshot:
+        assert machine.status is RunState.PAUSED
+        machine.ram.write(SUM, b"\xff")
+        machine.reset(snapshot)
+        assert machine.status is RunState.PAUSED
+        assert machine.ram.read(SUM, 1) == b"\x03"
+        guest = Counting(machine)
+        machine.resume()
+        assert guest.add(1) == 4
+        with Machine(restored, snapshot=snapshot) as other:
+            copy = Counting(other)
+            other.start()
+            assert copy.add(1) == 4
+
+
+def test_no_event_tells_of_a_snapshot_or_a_reset(machine: Machine):
+    events: list[object] = []
+    machine.listen(events.append)
+    with machine.snapshot() as snapshot:
+        machine.reset(snapshot)
+    machine.flush_events()
+    assert events == []
+    assert machine.resumes == 0
+
+
+def test_threads_may_ask_at_the_same_time(machine: Machine):
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(5):
+                with machine.snapshot() as snapshot:
+                    machine.reset(snapshot)
+                machine.pause()
+                machine.resume()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert Counting(machine).add(1) == 1
+
+
+def test_a_folder_written_from_memory(machine: Machine, restored: MachineConfig, tmp_path: Path):
+    Counting(machine).add(9)
+    with machine.snapshot() as snapshot:
+        Counting(machine).add(9)
+        snapshot.write(tmp_path / "one")
+        snapshot.write(tmp_path / "two")
+        assert snapshot.folder is None
+    with MachineSnapshot.open(tmp_path / "one") as opened:
+        assert opened.id == snapshot.id
+        opened.verify()
+        opened.write(tmp_path / "three")
+    for name in ("two", "three"):
+        with Machine(restored, snapshot=tmp_path / name) as other:
+            copy = Counting(other)
+            other.start()
+            assert copy.add(1) == 10
+    assert (tmp_path / "one" / "ram").stat().st_blocks * 512 < 1 << 20
+
+
+@pytest.mark.parametrize("name", ["ram", "state"])
+def test_only_verify_notices_a_changed_byte(machine: Machine, tmp_path: Path, name: str):
+    machine.ram.write(0x12_3000, b"precious")
+    machine.save(tmp_path / "saved")
+    path = tmp_path / "saved" / ("ram" if name == "ram" else "state.json")
+    data = path.read_bytes()
+    changed = data.replace(b"precious", b"Precious") if name == "ram" else data + b" "
+    assert changed != data
+    path.write_bytes(changed)
+    with MachineSnapshot.open(tmp_path / "saved") as opened:
+        with pytest.raises(SnapshotError, match=f"its {name} is different"):
+            opened.verify()
+        path.write_bytes(data)
+        opened.verify()
+
+
+def test_a_snapshot_of_a_different_machine_changes_nothing(
+    machine: Machine, restored: MachineConfig, tmp_path: Path
+):
+    guest = Counting(machine)
+    guest.add(1)
+    with Machine(counting_config(tmp_path, memory=16 << 20)) as other:
+        other.start()
+        with other.snapshot() as foreign:
+            with pytest.raises(SnapshotError, match="a different guest, or to other options"):
+                machine.reset(foreign)
+            with pytest.raises(SnapshotError, match="a different guest, or to other options"):
+                Machine(restored, snapshot=foreign)
+    assert guest.add(1) == 2
+
+
+def test_a_machine_that_does_not_run_has_no_snapshots(config: MachineConfig):
+    with Machine(config) as machine:
+        with pytest.raises(UsageError, match="does not run"):
+            machine.snapshot()
+        machine.start()
+        with machine.snapshot() as snapshot:
+            machine.finish(Outcome.quit())
+            machine.wait()
+            with pytest.raises(UsageError, match="does not run"):
+                machine.snapshot()
+            with pytest.raises(UsageError, match="does not run"):
+                machine.reset(snapshot)
+
+
+def test_nothing_is_left_open(config: MachineConfig, restored: MachineConfig):
+    before = os.listdir("/proc/self/fd")
+    with Machine(config) as machine:
+        machine.start()
+        for _ in range(3):
+            with machine.snapshot() as snapshot, Machine(restored, snapshot=snapshot) as other:
+                other.start()
+                other.reset(snapshot)
+    assert os.listdir("/proc/self/fd") == before
