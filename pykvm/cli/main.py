@@ -26,6 +26,7 @@ COMMANDS = {
     "boot": ("boot.run", "boot a guest, with a shell or to run one command"),
     "bench": ("bench.run", "measure a disk, and compare it with QEMU or fio"),
     "trace": ("trace", "summarize or draw a trace of 'pykvm boot --trace'"),
+    "cache": ("cache", "list or remove the templates from which guests start"),
     "doctor": ("doctor.run", "show whether this host can run guests, and how well"),
 }
 """Each command's module, which has its function (``run_boot`` and so on), and its line of help."""

@@ -9,7 +9,9 @@ module      contents
 ==========  ==========================================================
 ``start``   a machine that starts from its template; the whole of it
 ``key``     the name of a configuration's template on this host
-``store``   the folder of templates: find, use, remove
+``store``   the folder of templates, as a start sees it
 ``build``   boots a guest once, alone, and keeps its template
+``upkeep``  makes, removes and lists templates beside other processes
+``about``   a template's description for people
 ==========  ==========================================================
 """

@@ -11,6 +11,7 @@ from pykvm.machine.config import MachineConfig
 from pykvm.machine.machine import Machine
 from pykvm.machine.outcome import OutcomeKind
 from pykvm.snapshot.fields import SnapshotError
+from pykvm.templates import about
 from pykvm.templates.key import template_key
 from pykvm.templates.store import Store, TemplateError
 from pykvm.templates.upkeep import building, held, prepare, tidy
@@ -79,6 +80,7 @@ def _build(
         raise TemplateError(error.message, error.hint) from None
     if template_key(config) != key:
         raise TemplateError("the guest's files have changed while it booted")
+    about.write(place, config)
     os.rename(place, store.path(key))
     tidy(store, store.limit)
     if not (found := store.find(key)):

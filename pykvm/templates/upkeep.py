@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 
 from pykvm.errors import reason_of
 from pykvm.lean.records import record
-from pykvm.lean.typing_names import Final
+from pykvm.lean.typing_names import Any, Final
+from pykvm.templates import about
 from pykvm.templates.store import FAILED, FAILED_SECONDS, Store, TemplateError
 
 BUILDING: Final = ".building"
@@ -22,11 +23,13 @@ _KEY_LENGTH: Final = 32
 
 @record
 class Kept:
-    """A template that is kept: ``bytes`` on the disk, ``used``, seconds since 1970."""
+    """A template that is kept: ``bytes`` on the disk, when it was ``used`` (seconds since 1970)."""
 
     key: str
     bytes: int
     used: float
+    about: dict[str, Any]
+    """See :mod:`pykvm.templates.about`; empty if that is not known."""
 
 
 def prepare(store: Store, wanted: int) -> None:
@@ -103,12 +106,15 @@ def building(store: Store, key: str) -> str:
     return path
 
 
-def remove(store: Store, key: str) -> None:
-    """Remove the template ``key``, if there is one."""
+def remove(store: Store, key: str) -> bool:
+    """Remove the template ``key``. False if there is none, or its folder cannot be changed."""
     aside = os.path.join(store.folder, f"{REMOVED}{os.getpid()}-{time.monotonic_ns()}")
-    with suppress(OSError):
+    try:
         os.rename(store.path(key), aside)
-        shutil.rmtree(aside, ignore_errors=True)
+    except OSError:
+        return False
+    shutil.rmtree(aside, ignore_errors=True)
+    return True
 
 
 def kept(store: Store) -> list[Kept]:
@@ -132,25 +138,37 @@ def _look(path: str, key: str) -> Kept | None:
             size = sum(file.stat(follow_symlinks=False).st_blocks * 512 for file in files)
     except OSError:  # removed meanwhile
         return None
-    return Kept(key, size, used)
+    return Kept(key, size, used, about.read(path))
 
 
-def tidy(store: Store, limit: int) -> list[Kept]:
-    """Remove rubbish, and templates until ``limit`` bytes are left. Returns these templates."""
+def failures(store: Store) -> list[str]:
+    """Why guests did not boot, within the last hour."""
+    names: list[str] = []
     with suppress(OSError):
-        _remove_rubbish(store)
+        names = os.listdir(store.folder)
+    keys = sorted(name.removesuffix(FAILED) for name in names if name.endswith(FAILED))
+    return [text for key in keys if (text := store.failure(key))]
+
+
+def tidy(store: Store, limit: int, *, forget: bool = False) -> list[Kept]:
+    """Remove rubbish, and templates until ``limit`` bytes are left. Returns these templates.
+
+    ``forget``: also which guests did not boot.
+    """
+    with suppress(OSError):
+        _remove_rubbish(store, forget)
     templates, gone = kept(store), []
     total = sum(one.bytes for one in templates)
     for one in templates:
         if total <= limit:
             break
-        remove(store, one.key)
-        gone.append(one)
-        total -= one.bytes
+        if remove(store, one.key):
+            gone.append(one)
+            total -= one.bytes
     return gone
 
 
-def _remove_rubbish(store: Store) -> None:
+def _remove_rubbish(store: Store, forget: bool) -> None:
     """What killed processes have left, and notes that no longer count."""
     names = os.listdir(store.folder)
     for name in names:
@@ -159,7 +177,7 @@ def _remove_rubbish(store: Store) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif name.endswith(FAILED):
             with suppress(OSError):
-                if time.time() - os.stat(path).st_mtime > FAILED_SECONDS:
+                if forget or time.time() - os.stat(path).st_mtime > FAILED_SECONDS:
                     os.unlink(path)
         elif name.endswith((LOCK, BUILDING)):
             _remove_unheld(store, name.partition(".")[0])

@@ -36,7 +36,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize(
     ("command", "page"),
-    [("boot", "cli"), ("doctor", "cli"), ("bench", "bench"), ("trace", "trace")],
+    [("boot", "cli"), ("doctor", "cli"), ("cache", "cli"), ("bench", "bench"), ("trace", "trace")],
 )
 def test_every_option_is_explained(command: str, page: str) -> None:
     text = (ROOT / f"docs/reference/{page}.md").read_text()
