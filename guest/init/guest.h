@@ -3,35 +3,50 @@
 #define PYKVM_GUEST_H
 
 #include <poll.h>
+#include <signal.h>
 #include <stddef.h>
 #include <sys/types.h>
 
-/* Descriptors that the main loop polls: signals, the channel, a command's three pipes, and for a
- * script the console and the shell's input. */
-enum {
-    POLL_SIGNALS, POLL_CHANNEL, POLL_STDOUT, POLL_STDERR, POLL_STDIN, POLL_CONSOLE, POLL_SCRIPT,
-    POLL_COUNT,
-};
+/* Descriptors that the main loop polls: signals, for a script the console and the shell's input,
+ * and from POLL_AGENT on the agent's. */
+enum { POLL_SIGNALS, POLL_CONSOLE, POLL_SCRIPT, POLL_AGENT, POLL_COUNT = POLL_AGENT + 1 + 3 * 64 };
 
 /* The status of a program that could not be run, as shells have it. */
 enum { EXEC_FAILED = 127 };
 
-/* Starts a program with the given standard descriptors in a session of its own, signals unblocked.
- * A terminal path instead of descriptors makes that terminal the session's controlling one.
- * Returns the process id, or -1 with errno set, also when the program itself could not be run. */
-pid_t spawn(const char *const argv[], const char *terminal, const int fds[3]);
+/* A program to start. */
+struct program {
+    const char *const *argv;            /* a name without '/' is looked for as a shell does */
+    const char *const *variables;       /* more of the environment, or NULL */
+    const char *folder;                 /* the working directory, or NULL */
+    const char *terminal;               /* the session's terminal, instead of `fds`, or NULL */
+    int fds[3];
+};
 
-/* agent.c: the channel to the host. */
+/* spawn.c: starts a program in a session of its own, signals unblocked. Returns the process id, or
+ * -1 with errno set, also when the program itself could not be run: then `culprit`, if given, is
+ * its name, or that of its folder. */
+pid_t spawn(const struct program *program, const char **culprit);
+/* The value of TERM that programs get. */
+void spawn_terminal_type(const char *term);
+void block_signals(void);
+extern sigset_t signals;
+
+/* agent.c: the channel to the host. The descriptors are those from `count` on; their new number is
+ * returned. */
 void agent_start(int fd);
-void agent_poll_setup(struct pollfd fds[POLL_COUNT]);
-void agent_poll_done(const struct pollfd fds[POLL_COUNT]);
+int agent_poll_setup(struct pollfd *fds, int count);
+/* How long poll() may wait, in ms. */
+int agent_wait(void);
+void agent_poll_done(const struct pollfd *fds);
+int agent_lost(void);
 void agent_child_ended(pid_t pid, int wait_status);
 
 /* script.c: passes a script from the console `fd`, in raw mode, to the pipe whose other end it
  * returns; -1 with errno set if there can be none. */
 int script_start(int fd);
-void script_poll_setup(struct pollfd fds[POLL_COUNT]);
-void script_poll_done(const struct pollfd fds[POLL_COUNT]);
+void script_poll_setup(struct pollfd *fds);
+void script_poll_done(const struct pollfd *fds);
 
 /* tools.c: becomes the tool `name`, after unpacking it. Returns an exit status if it cannot. */
 int run_tool(const char *name, char **argv);

@@ -38,12 +38,6 @@ enum console { CONSOLE_SHELL, CONSOLE_PIPE, CONSOLE_NONE };
 static const char CONSOLE[] = "/dev/ttyS0";
 static const char CHANNEL[] = "/dev/ttyS1";
 
-static const char *environment[] = {
-    "PATH=/bin", "HOME=/root", "USER=root", "SHELL=/bin/sh", "TERM=linux", NULL,
-};
-enum { ENVIRONMENT_TERM = 4 };
-
-static sigset_t signals;
 static pid_t shell = -1;
 static enum console console;
 
@@ -71,43 +65,6 @@ static void say(const char *text)
 int shell_status(int wait_status)
 {
     return WIFSIGNALED(wait_status) ? 128 + WTERMSIG(wait_status) : WEXITSTATUS(wait_status);
-}
-
-pid_t spawn(const char *const argv[], const char *terminal, const int fds[3])
-{
-    volatile int failure = 0;
-    pid_t pid;
-
-    /* vfork: copying the page tables, as fork does, is what a process costs most here. The child
-     * shares this memory until it has replaced itself, which is how `failure` comes back. */
-    pid = vfork();
-    if (pid == 0) {
-        int line = -1;
-
-        setsid();
-        if (terminal) {
-            line = open(terminal, O_RDWR);
-            if (line < 0)
-                failure = errno;
-        }
-        for (int i = 0; i < 3 && !failure; i++)
-            if (dup2(terminal ? line : fds[i], i) < 0)
-                failure = errno;
-        if (line > STDERR_FILENO)
-            close(line);
-        if (!failure) {
-            sigprocmask(SIG_UNBLOCK, &signals, NULL);
-            execve(argv[0], (char *const *)argv, (char *const *)environment);
-            failure = errno;
-        }
-        _exit(EXEC_FAILED);
-    }
-    if (pid > 0 && failure) {
-        waitpid(pid, NULL, 0);
-        errno = failure;
-        return -1;
-    }
-    return pid;
 }
 
 /* Unmounts what was mounted by hand, the last first. Only a file system that holds on to the disk
@@ -248,7 +205,7 @@ static void start_pipe_shell(void)
      * terminal has not sent yet. */
     int output = open(CONSOLE, O_WRONLY | O_NOCTTY | O_CLOEXEC);
     int input = script_start(STDIN_FILENO);
-    const int theirs[3] = {input, output, output};
+    const struct program program = {.argv = argv, .fds = {input, output, output}};
 
     if (input < 0 || output < 0)
         return;
@@ -257,7 +214,7 @@ static void start_pipe_shell(void)
     /* The host holds the input back until now: earlier, it would be echoed, and ^C or ^Z in it
      * would not be data. */
     ioctl(STDIN_FILENO, TIOCMBIS, &ready);
-    shell = spawn(argv, NULL, theirs);
+    shell = spawn(&program, NULL);
     close(input);
     close(output);
 }
@@ -272,6 +229,7 @@ void window_changed(unsigned rows, unsigned columns)
 static void start_shell(char *size)
 {
     static const char *const argv[] = {"/bin/sh", NULL};
+    const struct program program = {.argv = argv, .terminal = CONSOLE};
     struct utsname system;
     struct winsize window = {.ws_row = 24, .ws_col = 80};
 
@@ -286,7 +244,7 @@ static void start_shell(char *size)
     say("pykvm guest, Linux ");
     say(system.release);
     say(": `exit` powers off\n");
-    shell = spawn(argv, CONSOLE, NULL);
+    shell = spawn(&program, NULL);
 }
 
 static void start_console(char *line)
@@ -331,17 +289,6 @@ static void take_signal(int fd)
         stop(RB_AUTOBOOT, 0);
 }
 
-static void block_signals(void)
-{
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGCHLD);
-    sigaddset(&signals, SIGUSR1);
-    sigaddset(&signals, SIGUSR2);
-    sigaddset(&signals, SIGTERM);
-    sigaddset(&signals, SIGPIPE);               /* a command that stops reading is no reason to die */
-    sigprocmask(SIG_BLOCK, &signals, NULL);
-}
-
 static void run(void)
 {
     struct pollfd fds[POLL_COUNT];
@@ -351,16 +298,18 @@ static void run(void)
     sigdelset(&awaited, SIGPIPE);
     signal_fd = signalfd(-1, &awaited, SFD_CLOEXEC);
     for (;;) {
+        int count;
+
         fds[POLL_SIGNALS] = (struct pollfd){.fd = signal_fd, .events = POLLIN};
-        agent_poll_setup(fds);
         script_poll_setup(fds);
-        if (poll(fds, POLL_COUNT, -1) < 0)
+        count = agent_poll_setup(fds, POLL_AGENT);
+        if (poll(fds, (nfds_t)count, agent_wait()) < 0)
             continue;
         agent_poll_done(fds);
         script_poll_done(fds);
         if (fds[POLL_SIGNALS].revents)
             take_signal(signal_fd);
-        if (fds[POLL_CHANNEL].revents & (POLLHUP | POLLNVAL) && getpid() != 1)
+        if (agent_lost() && getpid() != 1)
             _exit(0);                           /* a test has closed its end */
     }
 }
@@ -373,7 +322,7 @@ static void boot(void)
     int fd;
 
     if (term)
-        environment[ENVIRONMENT_TERM] = term - strlen("TERM=");
+        spawn_terminal_type(term);
     mount_all();
     link_descriptors();
     chdir("/root");

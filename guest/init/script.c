@@ -63,7 +63,7 @@ static size_t ready_length(void)
     return ended || length == PIPE_SIZE ? length : 0;
 }
 
-void script_poll_setup(struct pollfd fds[POLL_COUNT])
+void script_poll_setup(struct pollfd *fds)
 {
     int ready = ready_length() > 0;
 
@@ -112,7 +112,7 @@ static void pass_on(void)
         finish();                               /* the shell reads no more, or has it all */
 }
 
-void script_poll_done(const struct pollfd fds[POLL_COUNT])
+void script_poll_done(const struct pollfd *fds)
 {
     if (fds[POLL_SCRIPT].fd >= 0 && fds[POLL_SCRIPT].revents)
         pass_on();

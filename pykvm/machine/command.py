@@ -5,12 +5,14 @@ import threading
 import time
 from collections.abc import Callable
 
-from pykvm.agent.protocol import ENTROPY_BYTES, AgentClient
+from pykvm.agent.protocol import ENTROPY_BYTES, RunRequest
+from pykvm.agent.requests import Exit
 from pykvm.errors import PykvmError, UsageError
 from pykvm.forms import refused
 from pykvm.host.threads import start
 from pykvm.lean.records import record, replace
 from pykvm.lean.typing_names import TYPE_CHECKING, Any, Final
+from pykvm.machine.agent_link import connect
 from pykvm.machine.config import MachineConfig
 from pykvm.machine.machine import Machine
 from pykvm.machine.outcome import Outcome, OutcomeKind
@@ -83,8 +85,8 @@ def run_command(
     if machine.status is not RunState.PRELAUNCH:
         raise UsageError("this machine has been started", "make a new one for each command")
     run = CommandRun(machine, os.fsencode(command))
-    run.client.stdin(stdin)
-    run.client.stdin_eof()
+    run.stdin(stdin)
+    run.stdin_eof()
     outcome = run.run(timeout)
     return CommandResult(outcome, bytes(run.captured["stdout"]), bytes(run.captured["stderr"]))
 
@@ -137,7 +139,7 @@ class BootFailed(PykvmError):
 
 
 class _Saver:
-    """Saves ``machine`` when its agent has answered, and ends the run; its AgentEvents."""
+    """Saves ``machine`` when its agent has answered, and ends the run; its ClientEvents."""
 
     def __init__(self, machine: Machine, folder: "Path | str") -> None:
         self.saved = False
@@ -147,7 +149,7 @@ class _Saver:
         self._error: BaseException | None = None
         # Not the vCPU's thread, which reports the agent's word: it has to stop for the snapshot.
         self._thread = threading.Thread(target=self._save, name="snapshot", daemon=True)
-        machine.channel = AgentClient(machine.board.channel.feed, self).received
+        connect(machine, self)
 
     def join(self) -> None:
         """Wait for the end of the attempt, if there was one."""
@@ -172,20 +174,11 @@ class _Saver:
         finally:
             self._machine.finish(Outcome.quit())
 
-    # AgentEvents, from a vCPU's thread.
+    # ClientEvents, from a vCPU's thread.
 
     def ready(self) -> None:
         """The guest has booted."""
         start(self._thread, "saving the guest")
-
-    def stdout(self, data: bytes) -> None:
-        """No command runs."""
-
-    def stderr(self, data: bytes) -> None:
-        """No command runs."""
-
-    def exited(self, status: int) -> None:
-        """No command runs."""
 
     def failed(self, reason: str) -> None:
         """The agent does not make sense."""
@@ -194,11 +187,14 @@ class _Saver:
 
 
 class CommandRun:
-    """Runs one command, then makes the guest power off. The AgentEvents of its ``client``.
+    """Runs one command, then makes the guest power off. Its client's events, and the command's.
 
     ``stdout`` and ``stderr`` get the command's output, in a vCPU's thread; the guest waits while
     they block. Without them, ``captured`` keeps the output, by the same names. ``ready`` is
     called when the agent has answered. ``say`` gets sentences for the user about the end.
+
+    ``stdin(data)`` sends input, ``stdin_eof()`` ends it, and ``on_room`` is called when there is
+    room again: see CommandHandle.stdin.
     """
 
     def __init__(
@@ -211,7 +207,7 @@ class CommandRun:
         ready: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """UsageError if no guest could run ``command``: see AgentClient.execute."""
+        """UsageError if no guest could run ``command``."""
         self.captured = {"stdout": bytearray(), "stderr": bytearray()}
         self._machine = machine
         self._stdout = stdout or self._capture("stdout")
@@ -222,11 +218,11 @@ class CommandRun:
         self._ended: Outcome | None = None
         self._over = threading.Event()
         self._watcher: threading.Thread | None = None
-        channel = machine.board.channel
-        self.client = AgentClient(channel.feed, self)
-        self.client.execute(command)
-        machine.channel = self.client.received
-        channel.on_room = self.client.room
+        self.on_room: Callable[[], None] = lambda: None
+        self._client = connect(machine, self)
+        self._handle = self._client.run(RunRequest(command), self)
+        self.stdin = self._handle.stdin
+        self.stdin_eof = self._handle.stdin_eof
 
     def run(self, timeout: float | None) -> Outcome:
         """Run the machine to its end, at most ``timeout`` seconds; return the outcome.
@@ -237,7 +233,7 @@ class CommandRun:
         """
         machine = self._machine
         if machine.restored:
-            self.client.wake(time.time_ns(), os.urandom(ENTROPY_BYTES), bool(machine.disks))
+            self._client.wake(time.time_ns(), os.urandom(ENTROPY_BYTES), bool(machine.disks))
         try:
             outcome = machine.run(timeout)
         finally:
@@ -253,7 +249,7 @@ class CommandRun:
             self._say(f"the guest {_WAYS[outcome.kind]} before the command ended")
         return outcome
 
-    # AgentEvents, from a vCPU's thread.
+    # ClientEvents and RunEvents, from a vCPU's thread.
 
     def ready(self) -> None:
         """The agent runs."""
@@ -269,15 +265,19 @@ class CommandRun:
         """The command's standard error."""
         self._stderr(data)
 
-    def exited(self, status: int) -> None:
+    def room(self) -> None:
+        """The command's input may go on."""
+        self.on_room()
+
+    def exited(self, exit: Exit) -> None:
         """The command ended: tell the guest to power off, and watch that it does."""
         self._machine.timings.mark("command ended")
-        self._ended = outcome = Outcome.power_off(status)
+        self._ended = outcome = Outcome.power_off(exit.shell_status)
         watcher = threading.Thread(target=self._watch, args=(outcome,), name="power-off")
         watcher.daemon = True
         start(watcher, "waiting for the guest to power off")
         self._watcher = watcher
-        self.client.power_off(outcome.status)
+        self._client.power_off(outcome.status)
 
     def failed(self, reason: str) -> None:
         """The command did not start, or the agent broke the protocol."""

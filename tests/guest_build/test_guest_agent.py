@@ -8,20 +8,22 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from patience import patience
+from patience import patience, until
 from recipe import apt
 
 INIT = Path(apt.__file__).parent.parent / "init"
 
-HELLO, STDOUT, STDERR, EXIT, ERROR = 1, 2, 3, 4, 5
-EXEC, EXEC_PART, STDIN, STDIN_EOF, SIGNAL, POWEROFF = 0x81, 0x82, 0x83, 0x84, 0x85, 0x86
-WAKE = 0x88
+HELLO, STDOUT, STDERR, EXIT, ERROR, CREDIT, DATA, DONE = range(1, 9)
+RUN, RUN_PART, STDIN, STDIN_EOF, SIGNAL, POWEROFF, RESIZE, WAKE = range(0x81, 0x89)
+OUTPUT_CREDIT, PUSH, PULL, DMESG, RESCAN = range(0x89, 0x8E)
+
+OUTPUT_WINDOW = 256 * 1024
+FIRST_HELLO = struct.pack("<HQ", 3, 0)
 
 # Gives up CAP_SYS_ADMIN and CAP_SYS_TIME for good (PR_CAPBSET_DROP), and becomes its arguments.
 UNPRIVILEGED = """
@@ -35,7 +37,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="needs a C compi
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The guest's first process, as a program of this machine."""
     output = tmp_path_factory.mktemp("init") / "init"
     sources = sorted(str(file) for file in INIT.glob("*.c"))
@@ -44,52 +46,106 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+def shell(command: str | bytes, timeout_ms: int = 0, flags: int = 1) -> bytes:
+    """The payload of RUN for a shell line."""
+    line = command if isinstance(command, bytes) else command.encode()
+    return struct.pack("<BIHH", flags, timeout_ms, 1, 0) + b"\0" + line + b"\0"
+
+
+def program(*arguments: bytes, env: Sequence[bytes] = (), cwd: bytes = b"") -> bytes:
+    """The payload of RUN for a program."""
+    head = struct.pack("<BIHH", 0, 0, len(arguments), len(env))
+    return head + b"".join(string + b"\0" for string in (cwd, *env, *arguments))
+
+
+class Job:
+    """What came for one request."""
+
+    def __init__(self) -> None:
+        self.output = {STDOUT: b"", STDERR: b"", DATA: b""}
+        self.credit = 0
+        self.end: tuple[int, bytes] | None = None
+
+    @property
+    def result(self) -> tuple[int, bytes, bytes]:
+        """Shell status, output, error output."""
+        assert self.end is not None
+        kind, data = self.end
+        assert kind == EXIT, data
+        status, number, _ = data
+        return 128 + number if number else status, self.output[STDOUT], self.output[STDERR]
+
+
 class Host:
     """The host's end of the channel."""
 
     def __init__(self, line: socket.socket) -> None:
         self._line = line
+        self.jobs: dict[int, Job] = {}
         line.settimeout(patience())
 
-    def send(self, kind: int, data: bytes = b"") -> None:
+    def send(self, kind: int, data: bytes = b"", id: int = 1) -> None:
         """Sends one frame."""
-        self._line.sendall(struct.pack("<BBH", kind, 0, len(data)) + data)
+        self._line.sendall(struct.pack("<BBH", kind, id, len(data)) + data)
+        if kind in (RUN, PUSH, PULL, DMESG):
+            self.jobs[id] = Job()
 
     def raw(self, data: bytes) -> None:
         """Sends bytes that need not be a frame."""
         self._line.sendall(data)
 
-    def receive(self) -> tuple[int, bytes]:
-        """The next frame."""
-        kind, zero, length = struct.unpack("<BBH", self._exactly(4))
-        assert zero == 0
-        assert length <= 4096
-        return kind, self._exactly(length)
+    def receive(self) -> tuple[int, int, bytes]:
+        """The next frame: kind, id, payload."""
+        kind, id, length = struct.unpack("<BBH", self._exactly(4))
+        assert length <= 32 * 1024
+        return kind, id, self._exactly(length)
 
-    def run(self, command: str, data: bytes | None = b"") -> tuple[int, bytes, bytes]:
-        """Runs a command with `data` as its input; returns status, output, error output."""
-        self.send(EXEC, command.encode())
-        if data is not None:
-            feeder = threading.Thread(target=self._feed, args=(data,))
-            feeder.start()
-        result = self.result()
-        if data is not None:
-            feeder.join()
-        return result
+    def step(self) -> None:
+        """Puts the next frame to its request."""
+        kind, id, data = self.receive()
+        job = self.jobs[id]
+        assert job.end is None
+        if kind == CREDIT:
+            job.credit += struct.unpack("<I", data)[0]
+        elif kind in (EXIT, ERROR, DONE):
+            job.end = kind, data
+        else:
+            job.output[kind] += data
 
-    def result(self) -> tuple[int, bytes, bytes]:
-        """The rest of the running command's output, and its status."""
-        output = {STDOUT: b"", STDERR: b""}
-        while True:
-            kind, data = self.receive()
-            if kind == EXIT:
-                return struct.unpack("<i", data)[0], output[STDOUT], output[STDERR]
-            output[kind] += data
+    def finish(self, id: int = 1, *, read: bool = True) -> Job:
+        """Waits for the end of a request; ``read``: gives credit for its output."""
+        job = self.jobs[id]
+        told = dict(job.output)
+        while job.end is None:
+            self.step()
+            new = [len(job.output[kind]) - len(told[kind]) for kind in (STDOUT, STDERR, DATA)]
+            if read and max(new) >= OUTPUT_WINDOW // 2 and job.end is None:
+                self.send(OUTPUT_CREDIT, struct.pack("<II", new[0] + new[2], new[1]), id)
+                told = dict(job.output)
+        return job
 
-    def _feed(self, data: bytes) -> None:
-        for at in range(0, len(data), 4096):
-            self.send(STDIN, data[at : at + 4096])
+    def run(self, command: str, data: bytes = b"") -> tuple[int, bytes, bytes]:
+        """Runs a command with ``data`` as its input; returns status, output, error output."""
+        self.send(RUN, shell(command))
+        self.feed(data)
         self.send(STDIN_EOF)
+        return self.finish().result
+
+    def feed(self, data: bytes, id: int = 1) -> None:
+        """Sends ``data`` as input, a window at a time, while the request goes on."""
+        job = self.jobs[id]
+        job.credit = 64 * 1024
+        read = 0
+        while data and job.end is None:
+            size = min(len(data), job.credit, 32 * 1024)
+            job.credit -= size
+            self.send(STDIN, data[:size], id)
+            data = data[size:]
+            while not job.credit and job.end is None:
+                self.step()
+            if len(job.output[STDOUT]) - read > OUTPUT_WINDOW // 2 and job.end is None:
+                self.send(OUTPUT_CREDIT, struct.pack("<II", len(job.output[STDOUT]) - read, 0), id)
+                read = len(job.output[STDOUT])
 
     def _exactly(self, count: int) -> bytes:
         data = b""
@@ -110,7 +166,7 @@ def running(command: list[str]) -> Iterator[Host]:
         )
         theirs.close()
         line = Host(ours)
-        assert line.receive() == (HELLO, struct.pack("<H", 2))
+        assert line.receive() == (HELLO, 0, FIRST_HELLO)
         yield line
         with contextlib.suppress(OSError):
             ours.shutdown(socket.SHUT_RDWR)
@@ -118,9 +174,9 @@ def running(command: list[str]) -> Iterator[Host]:
 
 
 @pytest.fixture
-def host(program: Path) -> Iterator[Host]:
+def host(agent: Path) -> Iterator[Host]:
     """A running agent, after its HELLO."""
-    with running([str(program)]) as line:
+    with running([str(agent)]) as line:
         yield line
 
 
@@ -149,30 +205,175 @@ def test_a_command_that_ignores_its_input_does_not_block(host: Host):
 
 
 def test_a_command_waits_for_input_that_comes_late(host: Host):
-    host.send(EXEC, b"read line; echo got $line; cat >/dev/null")
+    host.send(RUN, shell("read line; echo got $line; cat >/dev/null"))
     host.send(STDIN, b"word\n")
-    assert host.receive() == (STDOUT, b"got word\n")
+    while not host.jobs[1].output[STDOUT]:
+        host.step()
+    assert host.jobs[1].end is None
     host.send(STDIN_EOF)
-    assert host.result() == (0, b"", b"")
+    assert host.finish().result == (0, b"got word\n", b"")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_signal_reaches_the_whole_group(host: Host, number: signal.Signals):
-    host.send(EXEC, b"echo ready; sleep 100; echo not reached")
-    assert host.receive() == (STDOUT, b"ready\n")
+def test_a_signal_reaches_the_whole_group_and_is_told_from_a_status(
+    host: Host, number: signal.Signals
+):
+    host.send(RUN, shell("echo ready; sleep 100; echo not reached"))
+    while not host.jobs[1].output[STDOUT]:
+        host.step()
     # dash loses an interrupt that comes between its vfork and the exec of what it runs.
     time.sleep(0.5)
     host.send(SIGNAL, bytes([number]))
-    assert host.result() == (128 + number, b"", b"")
+    job = host.finish()
+    assert (job.end, job.output[STDOUT]) == ((EXIT, bytes([0, number, 0])), b"ready\n")
+    assert host.run(f"exit {128 + number}")[0] == 128 + number
+    assert host.jobs[1].end == (EXIT, bytes([128 + number, 0, 0]))
+
+
+def test_commands_run_side_by_side_each_with_its_own_streams(host: Host):
+    for id in range(1, 33):
+        host.send(RUN, shell(f"read word; echo $word >&2; echo {id}; exit {id}"), id)
+    for id in range(32, 0, -1):
+        assert all(host.jobs[other].end is None for other in range(1, id))
+        host.send(STDIN, b"word %d\n" % id, id)
+        assert host.finish(id).result == (id, b"%d\n" % id, b"word %d\n" % id)
+
+
+def test_a_reader_that_does_not_read_holds_up_its_own_command_alone(host: Host):
+    host.send(RUN, shell("head -c 1000000 /dev/zero; echo done >&2"), 1)
+    while len(host.jobs[1].output[STDOUT]) < OUTPUT_WINDOW:
+        host.step()
+    host.send(RUN, shell("echo other"), 2)
+    assert host.finish(2).result == (0, b"other\n", b"")
+    assert len(host.jobs[1].output[STDOUT]) == OUTPUT_WINDOW
+    host.send(OUTPUT_CREDIT, struct.pack("<II", OUTPUT_WINDOW, 0), 1)
+    job = host.finish(1)
+    assert (len(job.output[STDOUT]), job.output[STDERR]) == (1000000, b"done\n")
+
+
+def test_output_that_is_left_after_the_end_waits_for_its_reader(host: Host):
+    host.send(RUN, shell("head -c 300000 /dev/zero"), 1)
+    while len(host.jobs[1].output[STDOUT]) < OUTPUT_WINDOW:
+        host.step()
+    host.send(OUTPUT_CREDIT, struct.pack("<II", OUTPUT_WINDOW, 0), 1)
+    assert host.finish(1).result == (0, bytes(300000), b"")
+
+
+def test_a_command_that_does_not_read_holds_up_its_own_input_alone(host: Host):
+    host.send(RUN, shell("sleep 100"), 1)
+    host.send(STDIN, bytes(32768), 1)
+    host.send(STDIN, bytes(32768), 1)
+    host.send(RUN, shell("cat"), 2)
+    host.feed(b"x" * 200000, 2)
+    host.send(STDIN_EOF, b"", 2)
+    assert host.finish(2).result == (0, b"x" * 200000, b"")
+    host.send(SIGNAL, bytes([signal.SIGKILL]), 1)
+    assert host.finish(1).end == (EXIT, bytes([0, signal.SIGKILL, 0]))
+
+
+def test_more_input_than_allowed_is_refused(host: Host):
+    host.send(RUN, shell("sleep 100"), 1)
+    for _ in range(20):
+        host.send(STDIN, bytes(32768), 1)
+    assert host.receive()[:2] in ((CREDIT, 1), (ERROR, 0))
+    host.send(SIGNAL, bytes([signal.SIGKILL]), 1)
+    while True:
+        kind, _, _ = host.receive()
+        if kind == EXIT:
+            break
+    assert host.run("echo alive") == (0, b"alive\n", b"")
+
+
+def test_a_command_whose_time_is_over_is_terminated(host: Host):
+    host.send(RUN, shell("echo ready; sleep 100", timeout_ms=300))
+    job = host.finish()
+    assert (job.end, job.output[STDOUT]) == ((EXIT, bytes([0, signal.SIGTERM, 1])), b"ready\n")
+
+
+def test_a_command_that_does_not_take_the_hint_is_killed_with_its_group(host: Host):
+    script = "trap '' TERM; (sleep 100; echo no) & echo $!; while :; do sleep 0.1; done"
+    host.send(RUN, shell(script, timeout_ms=200))
+    job = host.finish()
+    assert job.end == (EXIT, bytes([0, signal.SIGKILL, 1]))
+    until(lambda: not Path(f"/proc/{int(job.output[STDOUT])}/cmdline").exists())
+
+
+def test_a_command_that_ends_in_time_is_not_timed_out(host: Host):
+    host.send(RUN, shell("exit 3", timeout_ms=60000))
+    assert host.finish().end == (EXIT, bytes([3, 0, 0]))
+
+
+def test_arguments_environment_and_folder_arrive_as_they_are(host: Host, tmp_path: Path):
+    script = 'pwd; printf "%s|" "$@" "$A" "$HOME"'
+    words = [b"sh", b"-c", script.encode(), b"sh", b"a b", b"", b"\xff*"]
+    host.send(RUN, program(*words, env=[b"A=x=y", b"HOME=/h"], cwd=bytes(tmp_path)))
+    host.send(STDIN_EOF)
+    assert host.finish().result == (0, bytes(tmp_path) + b"\na b||\xff*|x=y|/h|", b"")
+
+
+def test_a_program_is_looked_for_in_the_path_that_it_gets(host: Host, tmp_path: Path):
+    (tmp_path / "mine").write_text("#!/bin/sh\necho found\n")
+    (tmp_path / "mine").chmod(0o755)
+    host.send(RUN, program(b"mine", env=[b"PATH=/none:" + bytes(tmp_path)]))
+    assert host.finish().result == (0, b"found\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [
+        (program(b"/none/such"), b"/none/such: No such file"),
+        (program(b"/"), b"/: Permission denied"),
+        (program(b"/bin/sh", cwd=b"/none"), b"/none: No such file"),
+        (b"short", b"too short"),
+        (program(b"/bin/sh")[:-1], b"other strings"),
+        (program(b"/bin/sh") + b"more", b"other strings"),
+        (program(), b"at most"),
+        (shell("true", flags=1) + b"x\0", b"other strings"),
+    ],
+)
+def test_a_command_that_cannot_start_fails_alone(host: Host, payload: bytes, words: bytes):
+    host.send(RUN, shell("cat"), 2)
+    host.send(RUN, payload, 1)
+    kind, text = host.finish(1).end or (0, b"")
+    assert kind == ERROR
+    assert words in text
+    host.send(STDIN_EOF, b"", 2)
+    assert host.finish(2).result == (0, b"", b"")
+
+
+def test_too_many_commands_at_once_are_refused(host: Host):
+    for id in range(1, 66):
+        host.send(RUN, shell("cat"), id)
+    assert host.finish(65).end == (ERROR, b"too many requests at once")
+    host.send(STDIN_EOF, b"", 7)
+    assert host.finish(7).result == (0, b"", b"")
+    host.send(RUN, shell("echo again"), 65)
+    assert host.finish(65).result == (0, b"again\n", b"")
+
+
+def test_an_id_in_use_is_refused(host: Host):
+    host.send(RUN, shell("cat"))
+    host.send(RUN, shell("echo two"))
+    assert host.receive() == (ERROR, 0, b"a request has the id of one that still runs")
+    host.send(STDIN_EOF)
+    assert host.finish().result == (0, b"", b"")
 
 
 def test_a_command_in_parts_is_put_together(host: Host):
-    text = "echo " + "word " * 20000 + "| wc -w"
-    parts = [text[at : at + 4000].encode() for at in range(0, len(text), 4000)]
-    for part in parts[:-1]:
-        host.send(EXEC_PART, part)
-    host.send(EXEC, parts[-1])
-    assert host.result() == (0, b"20000\n", b"")
+    payload = shell("echo " + "word " * 20000 + "| wc -w")
+    for at in range(0, len(payload) - 4000, 4000):
+        host.send(RUN_PART, payload[at : at + 4000])
+    host.send(RUN, payload[at + 4000 :])
+    assert host.finish().result == (0, b"20000\n", b"")
+
+
+def test_too_long_a_command_is_refused(host: Host):
+    for _ in range(9):
+        host.send(RUN_PART, b"x" * 32768)
+    host.send(RUN, b"x")
+    kind, text = host.finish().end or (0, b"")
+    assert (kind, b"256 KiB" in text) == (ERROR, True)
+    assert host.run("echo alive") == (0, b"alive\n", b"")
 
 
 def test_a_background_process_does_not_delay_the_status(host: Host):
@@ -184,65 +385,159 @@ def test_a_background_process_does_not_delay_the_status(host: Host):
     ("frame", "word"),
     [
         (struct.pack("<BBH", 0x7F, 0, 2) + b"ab", b"unknown"),
-        (struct.pack("<BBH", EXEC, 9, 4) + b"true", b"malformed"),
-        (struct.pack("<BBH", EXEC, 0, 4097), b"malformed"),
+        (struct.pack("<BBH", RUN, 1, 32769), b"malformed"),
         (struct.pack("<BBH", SIGNAL, 0, 0), b"SIGNAL"),
-        (struct.pack("<BBH", EXEC, 0, 3) + b"a\0b", b"NUL"),
+        (struct.pack("<BBH", SIGNAL, 0, 1) + b"\0", b"SIGNAL"),
+        (struct.pack("<BBH", RESIZE, 0, 1) + b"\0", b"RESIZE"),
         (struct.pack("<BBH", WAKE, 0, 0), b"WAKE"),
-        (struct.pack("<BBH", WAKE, 0, 40) + bytes(40), b"WAKE"),
-        (struct.pack("<BBH", WAKE, 0, 42) + bytes(42), b"WAKE"),
+        (struct.pack("<BBH", WAKE, 0, 50) + bytes(50), b"WAKE"),
+        (struct.pack("<BBH", PULL, 0, 2) + b"/x", b"the id"),
     ],
 )
 def test_wrong_frames_are_reported_and_survived(host: Host, frame: bytes, word: bytes):
     host.raw(frame)
-    kind, text = host.receive()
+    kind, _, text = host.receive()
     assert kind == ERROR
     assert word in text
     assert host.run("echo alive") == (0, b"alive\n", b"")
 
 
-def test_an_agent_that_cannot_wake_says_why_and_goes_on(program: Path):
+def wake_frame(number: int, flags: int) -> bytes:
+    return struct.pack("<QBQ32s", number, flags, time.time_ns(), bytes(range(32)))
+
+
+def test_an_agent_that_cannot_wake_says_why_and_goes_on(agent: Path):
     """Without privileges, because the clock here is the host's."""
     denied = b": Operation not permitted"
-    with running([sys.executable, "-c", UNPRIVILEGED, str(program)]) as host:
-        host.send(WAKE, struct.pack("<Q32s?", time.time_ns(), bytes(range(32)), False))
-        assert host.receive() == (ERROR, b"the random numbers could not be renewed" + denied)
-        assert host.receive() == (ERROR, b"the clock could not be set" + denied)
-        assert host.receive() == (HELLO, b"\x02\x00")
+    with running([sys.executable, "-c", UNPRIVILEGED, str(agent)]) as host:
+        host.send(WAKE, wake_frame(77, 3), 0)
+        problem = b"the random numbers could not be renewed" + denied
+        problem += b"; the clock could not be set" + denied
+        assert host.receive() == (HELLO, 0, struct.pack("<HQ", 3, 77) + problem)
         assert host.run("echo alive") == (0, b"alive\n", b"")
 
 
-def test_a_second_command_at_once_is_refused(host: Host):
-    host.send(EXEC, b"cat")
-    host.send(EXEC, b"echo two")
-    assert host.receive() == (ERROR, b"a command is already running")
-    host.send(STDIN_EOF)
-    assert host.result() == (0, b"", b"")
-
-
-def test_too_long_a_command_is_refused(host: Host):
-    for _ in range(33):
-        host.send(EXEC_PART, b"x" * 4096)
-    host.send(EXEC, b"x")
-    kind, text = host.receive()
-    assert (kind, b"128 KiB" in text) == (ERROR, True)
+def test_commands_of_before_a_restore_go_on_unheard(host: Host, tmp_path: Path):
+    """Their ids are free, their output is dropped, and a half sent request is forgotten."""
+    noise = f"while [ ! -e {tmp_path}/stop ]; do echo noise; echo more >&2; done; exit 9"
+    host.send(RUN, shell(f"{noise}"), 1)
+    host.send(RUN, shell(f"read line; cat - >{tmp_path}/late"), 2)
+    host.send(STDIN, b"first\nsecond\n", 2)
+    host.send(PUSH, struct.pack("<I", 0o644) + bytes(tmp_path / "half"), 3)
+    host.send(STDIN, b"half", 3)
+    host.send(PULL, b"/dev/zero", 4)
+    host.send(RUN_PART, b"half a request", 5)
+    host.send(WAKE, wake_frame(78, 0), 0)
+    while True:
+        kind, id, data = host.receive()
+        if (kind, id) == (HELLO, 0):
+            assert data == struct.pack("<HQ", 3, 78)
+            break
+    for id in (1, 2, 3, 4):
+        host.send(RUN, shell(f"echo {id}"), id)
+    for id in (1, 2, 3, 4):
+        assert host.finish(id).result == (0, b"%d\n" % id, b"")
+    assert [file.name for file in tmp_path.iterdir() if "push" in file.name] == []
+    (tmp_path / "stop").touch()
     assert host.run("echo alive") == (0, b"alive\n", b"")
 
 
 def test_frames_split_anywhere_are_put_together(host: Host):
-    for byte in struct.pack("<BBH", EXEC, 0, 7) + b"echo hi":
+    host.jobs[1] = Job()
+    payload = shell("echo hi")
+    for byte in struct.pack("<BBH", RUN, 1, len(payload)) + payload:
         host.raw(bytes([byte]))
     host.send(STDIN_EOF)
-    assert host.result() == (0, b"hi\n", b"")
+    assert host.finish().result == (0, b"hi\n", b"")
 
 
-def test_power_off_ends_with_the_status(program: Path):
+def test_a_file_is_pushed_whole_with_its_mode(host: Host, tmp_path: Path):
+    path, data = tmp_path / "tool", os.urandom(300000)
+    host.send(PUSH, struct.pack("<I", 0o751) + bytes(path))
+    host.feed(data)
+    assert not path.exists()
+    host.send(STDIN_EOF)
+    assert host.finish().end == (DONE, struct.pack("<I", 0o751))
+    assert (path.read_bytes(), path.stat().st_mode & 0o7777) == (data, 0o751)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_pushed_file_takes_the_place_of_a_file_or_link_and_of_nothing_else(
+    host: Host, tmp_path: Path
+):
+    (tmp_path / "old").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("old")
+    os.mkfifo(tmp_path / "pipe")
+    refused = {"pipe": b"not an ordinary file", "": b"Is a directory", "no/x": b"No such file"}
+    for name in ("old", "link"):
+        host.send(PUSH, struct.pack("<I", 0o600) + bytes(tmp_path / name))
+        host.send(STDIN, name.encode())
+        host.send(STDIN_EOF)
+        assert (host.finish().end or (0,))[0] == DONE
+        assert (tmp_path / name).read_bytes() == name.encode()
+    for name, words in refused.items():
+        host.send(PUSH, struct.pack("<I", 0o600) + bytes(tmp_path / name))
+        kind, text = host.finish().end or (0, b"")
+        assert (kind, words in text) == (ERROR, True), text
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "old", "pipe"]
+
+
+def test_a_push_that_is_cancelled_or_full_leaves_nothing(host: Host, tmp_path: Path):
+    host.send(PUSH, struct.pack("<I", 0o600) + bytes(tmp_path / "file"))
+    host.send(STDIN, b"data")
+    host.send(SIGNAL, b"\1")
+    job = host.finish()
+    assert job.end == (ERROR, b"the transfer was cancelled")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_pulled_whole_with_their_mode(host: Host, tmp_path: Path):
+    data = os.urandom(3000000)
+    for name, content in (("file", data), ("empty", b"")):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).chmod(0o640)
+        host.send(PULL, bytes(tmp_path / name))
+        job = host.finish()
+        assert (job.end, job.output[DATA] == content) == ((DONE, struct.pack("<I", 0o640)), True)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (b"/none/such", b"/none/such: No such file or directory"),
+        (b"/", b"/: Is a directory"),
+        (b"", b"1 to 4063"),
+        (b"/tmp\0x", b"NUL"),
+        (b"/" + b"x" * 4063, b"1 to 4063"),
+    ],
+)
+def test_a_file_that_cannot_be_pulled_or_pushed_is_an_error_of_the_request(
+    host: Host, path: bytes, words: bytes
+):
+    host.send(PULL, path, 1)
+    host.send(PUSH, bytes(4) + path, 2)
+    for id in (1, 2):
+        kind, text = host.finish(id).end or (0, b"")
+        assert kind == ERROR
+        assert words in text or id == 2
+    assert host.run("echo alive") == (0, b"alive\n", b"")
+
+
+def test_a_pull_without_end_can_be_cancelled(host: Host):
+    host.send(PULL, b"/dev/zero", 1)
+    while not host.jobs[1].output[DATA]:
+        host.step()
+    host.send(SIGNAL, b"\1", 1)
+    assert host.finish(1, read=False).end == (ERROR, b"the transfer was cancelled")
+
+
+def test_power_off_ends_with_the_status(agent: Path):
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        agent = subprocess.Popen(
-            [str(program), "--agent", str(theirs.fileno())], pass_fds=[theirs.fileno()]
+        process = subprocess.Popen(
+            [str(agent), "--agent", str(theirs.fileno())], pass_fds=[theirs.fileno()]
         )
         line = Host(ours)
         line.receive()
         line.send(POWEROFF, b"\x2a")
-        assert agent.wait(timeout=patience()) == 42
+        assert process.wait(timeout=patience()) == 42

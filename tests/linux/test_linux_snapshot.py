@@ -12,7 +12,9 @@ from patience import linux_patience
 
 import pykvm
 from pykvm import Machine
-from pykvm.agent.protocol import AgentClient
+from pykvm.agent.protocol import RunRequest
+from pykvm.agent.requests import Exit
+from pykvm.machine.agent_link import connect
 
 pytestmark = [pytest.mark.kvm, pytest.mark.linux]
 
@@ -26,11 +28,8 @@ class Session:
     def __init__(self, machine: Machine, command: bytes) -> None:
         self.ended = threading.Event()
         self.failure = ""
-        channel = machine.board.channel
-        client = AgentClient(channel.feed, self)
-        machine.channel = client.received
-        channel.on_room = client.room
-        client.execute(command)
+        self.client = connect(machine, self)
+        self.client.run(RunRequest(command, stdin=False), self)
 
     def ready(self) -> None:
         pass
@@ -41,8 +40,11 @@ class Session:
     def stderr(self, data: bytes) -> None:
         pass
 
-    def exited(self, status: int) -> None:
-        self.failure = f"status {status}" if status else ""
+    def room(self) -> None:
+        pass
+
+    def exited(self, exit: Exit) -> None:
+        self.failure = f"status {exit.shell_status}" if exit.shell_status else ""
         self.ended.set()
 
     def failed(self, reason: str) -> None:
@@ -88,14 +90,10 @@ def test_the_saved_guest_goes_on(saved_machine: tuple[Machine, Path]) -> None:
     machine, _ = saved_machine
     assert machine.status is pykvm.RunState.RUNNING
     session = Session(machine, b"test -s /tmp/nonce")
-    session_client_wakes(machine)
+    # The client is new, and the agent is not.
+    session.client.wake(time.time_ns(), bytes(32), False)
     assert session.ended.wait(linux_patience())
     assert not session.failure
-
-
-def session_client_wakes(machine: Machine) -> None:
-    """Tell the client, which is new, that the agent is there already."""
-    machine.channel.__self__.wake(time.time_ns(), bytes(32), False)  # type: ignore[attr-defined]
 
 
 def test_guests_of_one_snapshot_share_nothing(snapshot: Path) -> None:

@@ -131,10 +131,9 @@ def _terminal() -> "RawTerminal":
 
 def _window(machine: Machine, size: tuple[int, int] | None) -> "WindowSize":
     from pykvm.cli.boot.window_size import WindowSize
+    from pykvm.machine.agent_link import connect
 
-    window = WindowSize(STDIN, size, machine.board.channel.feed)
-    machine.channel = window.received
-    return window
+    return WindowSize(STDIN, size, lambda window: connect(machine, window))
 
 
 def waiting_line() -> "WaitingLine | None":

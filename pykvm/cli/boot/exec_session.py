@@ -79,15 +79,15 @@ class CommandSession:
                 self.output |= {name: bytes(data) for name, data in self._command.captured.items()}
 
     def _run(self, timeout: float | None) -> Outcome:
-        client = self._command.client
+        command = self._command
         if os.isatty(STDIN):
             # A command does not get the terminal, so that Ctrl-C still ends the run.
-            client.stdin_eof()
-            return self._command.run(timeout)
-        pump = InputPump(STDIN, client.stdin, client.stdin_eof)
-        client.on_room = pump.wake
+            command.stdin_eof()
+            return command.run(timeout)
+        pump = InputPump(STDIN, command.stdin, command.stdin_eof)
+        command.on_room = pump.wake
         with pump:
-            return self._command.run(timeout)
+            return command.run(timeout)
 
     def _agent_answered(self) -> None:
         self._end_waiting()

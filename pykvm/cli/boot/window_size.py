@@ -2,42 +2,40 @@
 
 import os
 import signal
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from pykvm.agent.protocol import PROTOCOL_VERSION, Kind, encode
+from pykvm.agent.client import AgentClient
 from pykvm.cli.process import Handler
 
 
 class WindowSize:
     """Tells the guest's agent whenever the size of the terminal ``fd`` changes.
 
-    ``size`` is the guest's size at the start, in rows and columns. ``send`` sends bytes to the
-    agent. The agent's bytes go to :meth:`received`.
+    ``size`` is the guest's size at the start, in rows and columns. ``connect`` makes a client for
+    the agent, whose events come here.
     """
 
     def __init__(
         self,
         fd: int,
         size: tuple[int, int] | None,
-        send: Callable[[bytes], object],
+        connect: "Callable[[WindowSize], AgentClient]",
     ) -> None:
         self._fd = fd
         self._told = size
-        self._send = send
+        self._client = connect(self)
         self._wake: Callable[[], None] = lambda: None
-        self._heard = b""
         self._ready = False
 
-    def received(self, data: bytes) -> None:
-        """Take ``data`` from the agent, whose first message says that it is ready."""
-        hello = encode(Kind.HELLO, PROTOCOL_VERSION.to_bytes(2, "little"))
-        if not self._ready and len(self._heard) < len(hello):
-            self._heard += data
-            self._ready = self._heard.startswith(hello)
-            if self._ready:
-                self._wake()
+    def ready(self) -> None:
+        """The agent answers."""
+        self._ready = True
+        self._wake()
+
+    def failed(self, reason: str) -> None:
+        """The agent makes no sense: then the console works all the same."""
+        self._ready = False
 
     def look(self) -> None:
         """Tell the agent the size, if the agent is ready and knows a different size."""
@@ -48,7 +46,7 @@ class WindowSize:
             now = (size.lines, size.columns)
             if now != self._told and all(now):
                 self._told = now
-                self._send(encode(Kind.RESIZE, struct.pack("<HH", *now)))
+                self._client.resize(*now)
 
     @contextmanager
     def watched(self, wake: Callable[[], None]) -> Iterator[None]:

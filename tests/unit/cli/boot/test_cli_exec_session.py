@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from patience import patience, until
 
-from pykvm.agent.protocol import Frame, FrameDecoder, Kind, encode
+from pykvm.agent.protocol import Frame, FrameDecoder, Kind, RunRequest, encode
 from pykvm.cli.boot import exec_session
 from pykvm.cli.boot.exec_session import CommandSession
 from pykvm.machine import command as command_run
@@ -17,11 +17,21 @@ from pykvm.machine.end import EndOfRun
 from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.machine.run_state import RunState
 
-HELLO = encode(Kind.HELLO, b"\2\0")
+HELLO = encode(Kind.HELLO, struct.pack("<HQ", 3, 0))
 
 
 def exit_frame(status: int) -> bytes:
-    return encode(Kind.EXIT, status.to_bytes(4, "little", signed=True))
+    return encode(Kind.EXIT, bytes([status, 0, 0]), 1)
+
+
+def run_frame(text: bytes) -> bytes:
+    return encode(Kind.RUN, RunRequest(text).encode(), 1)
+
+
+def awake(machine, problem: bytes = b"") -> bytes:
+    """The agent's answer to WAKE."""
+    wake = FrameDecoder().feed(bytes(machine.sent))[0]
+    return encode(Kind.HELLO, b"\3\0" + wake.payload[:8] + problem)
 
 
 class FakeMachine:
@@ -85,14 +95,14 @@ def powers_off(machine, status=0):
 
 def test_the_status_and_the_output_are_the_commands(run):
     def guest(machine):
-        machine.channel(HELLO + encode(Kind.STDOUT, b"out") + encode(Kind.STDERR, b"err"))
+        machine.channel(HELLO + encode(Kind.STDOUT, b"out", 1) + encode(Kind.STDERR, b"err", 1))
         machine.channel(exit_frame(7))
         powers_off(machine, 7)
 
     done = run(guest, "some command")
     assert done.outcome == Outcome.power_off(7)
     assert done.output == {"stdout": b"out", "stderr": b"err"}
-    assert encode(Kind.EXEC, b"some command") in done.machine.sent
+    assert run_frame(b"some command") in done.machine.sent
     assert done.machine.sent.endswith(encode(Kind.POWEROFF, b"\7"))
 
 
@@ -101,7 +111,7 @@ def test_a_restored_guest_is_woken_and_runs_the_command(run, disks):
     before = time.time_ns()
 
     def guest(machine):
-        machine.channel(encode(Kind.STDOUT, b"out") + exit_frame(7))
+        machine.channel(b"rest" + awake(machine) + encode(Kind.STDOUT, b"out", 1) + exit_frame(7))
         powers_off(machine, 7)
 
     done = run(guest, "some command", restored=True, disks=disks)
@@ -109,17 +119,17 @@ def test_a_restored_guest_is_woken_and_runs_the_command(run, disks):
     assert done.output == {"stdout": b"out", "stderr": b""}
     wake, command, *_ = FrameDecoder().feed(bytes(done.machine.sent))
     assert wake.kind == Kind.WAKE
-    now_ns, entropy, new_disks = struct.unpack("<Q32s?", wake.payload)
+    _, flags, now_ns, entropy = struct.unpack("<QBQ32s", wake.payload)
     assert before <= now_ns <= time.time_ns()
-    assert new_disks == bool(disks)
-    assert command == Frame(Kind.EXEC, b"some command")
+    assert flags == (7 if disks else 3)
+    assert command == Frame(Kind.RUN, 1, RunRequest(b"some command").encode())
     again = FrameDecoder().feed(bytes(run(guest, restored=True).machine.sent))
-    assert again[0].payload[8:40] != entropy, "each guest has random numbers of its own"
+    assert again[0].payload[17:] != entropy, "each guest has random numbers of its own"
 
 
 def test_a_restored_guest_that_cannot_wake_has_failed(run):
-    said = encode(Kind.ERROR, b"the clock could not be set: Operation not permitted")
-    done = run(lambda machine: machine.channel(said), restored=True)
+    said = b"the clock could not be set: Operation not permitted"
+    done = run(lambda machine: machine.channel(awake(machine, said)), restored=True)
     assert done.outcome.status == 125
     assert "the clock could not be set" in done.outcome.reason
 
@@ -130,16 +140,14 @@ def test_any_command_arrives_as_its_bytes(run, text):
         machine.channel(HELLO + exit_frame(0))
         powers_off(machine)
 
-    sent = bytes(run(guest, text).machine.sent)
-    arrived = b""
-    while True:
-        kind, length = sent[0], int.from_bytes(sent[2:4], "little")
-        arrived += sent[4 : 4 + length]
-        sent = sent[4 + length :]
-        if kind == Kind.EXEC:
-            break
-        assert kind == Kind.EXEC_PART
-    assert arrived == os.fsencode(text)
+    assert run_frame(os.fsencode(text)) in bytes(run(guest, text).machine.sent)
+
+
+def test_a_command_that_cannot_be_started_has_failed(run):
+    said = encode(Kind.ERROR, b"/bin/sh: No such file or directory", 1)
+    done = run(lambda machine: machine.channel(HELLO + said))
+    assert done.outcome.status == 125
+    assert "/bin/sh: No such file or directory" in done.outcome.reason
 
 
 @pytest.mark.parametrize(
@@ -187,7 +195,7 @@ def test_after_the_command_its_status_counts(run, outcome):
 
 
 def test_an_agent_that_makes_no_sense(run):
-    done = run(lambda machine: machine.channel(b"login: "))
+    done = run(lambda machine: machine.channel(b"\1\0\xff\xffn: "))
     assert done.outcome.status == 125
     assert "agent failed" in done.outcome.reason
 
@@ -243,7 +251,7 @@ def test_an_agent_that_answers_is_not_missed(run, monkeypatch, capfd):
 def test_json_keeps_only_so_much_output(run, monkeypatch):
     """A command that prints for ever must not fill the host's memory."""
     monkeypatch.setattr(command_run, "CAPTURE_BYTES", 8)
-    much = encode(Kind.STDOUT, b"123456789")
+    much = encode(Kind.STDOUT, b"123456789", 1)
     done = run(lambda machine: machine.channel(HELLO + much))
     assert done.outcome.status == 125
     assert "stdout" in done.outcome.reason

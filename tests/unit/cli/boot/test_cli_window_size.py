@@ -9,10 +9,11 @@ import threading
 
 import pytest
 
+from pykvm.agent.client import AgentClient
 from pykvm.agent.protocol import Kind, encode
 from pykvm.cli.boot.window_size import WindowSize
 
-HELLO = encode(Kind.HELLO, b"\2\0")
+HELLO = encode(Kind.HELLO, struct.pack("<HQ", 3, 0))
 
 
 def resize(rows: int, columns: int) -> bytes:
@@ -28,50 +29,63 @@ def terminal():
         os.close(fd)
 
 
+class Agent:
+    """The guest's side: what was sent there, and a way to answer."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.says = lambda data: None
+
+    def connect(self, window: WindowSize) -> AgentClient:
+        client = AgentClient(self.sent.append, window)
+        self.says = client.received
+        return client
+
+
 @pytest.fixture
-def sent() -> list[bytes]:
-    return []
+def agent() -> Agent:
+    return Agent()
 
 
-def test_only_changes_of_the_size_go_to_a_ready_agent(terminal, sent):
-    window = WindowSize(terminal, (24, 80), sent.append)
+def test_only_changes_of_the_size_go_to_a_ready_agent(terminal, agent):
+    window = WindowSize(terminal, (24, 80), agent.connect)
     termios.tcsetwinsize(terminal, (50, 132))
     window.look()
-    assert not sent
-    window.received(HELLO[:3])
-    window.received(HELLO[3:])
+    assert not agent.sent
+    agent.says(HELLO[:3])
+    agent.says(HELLO[3:])
     window.look()
     window.look()
-    assert sent == [resize(50, 132)]
+    assert agent.sent == [resize(50, 132)]
 
 
-def test_only_an_agent_gets_the_size(terminal, sent):
-    window = WindowSize(terminal, None, sent.append)
-    for data in (b"login: ", HELLO):
-        window.received(data)
+def test_only_an_agent_gets_the_size(terminal, agent):
+    window = WindowSize(terminal, None, agent.connect)
+    for data in (b"\1\0\xff\xff: ", HELLO):
+        agent.says(data)
     window.look()
-    assert not sent
+    assert not agent.sent
 
 
-def test_the_agent_gets_the_size_as_soon_as_it_is_ready(terminal, sent):
-    window = WindowSize(terminal, None, sent.append)
+def test_the_agent_gets_the_size_as_soon_as_it_is_ready(terminal, agent):
+    window = WindowSize(terminal, None, agent.connect)
     with window.watched(window.look):
-        window.received(HELLO)
-    assert sent == [resize(24, 80)]
+        agent.says(HELLO)
+    assert agent.sent == [resize(24, 80)]
 
 
-def test_a_change_is_noticed(terminal, sent):
+def test_a_change_is_noticed(terminal, agent):
     woken = []
     before = signal.getsignal(signal.SIGWINCH)
-    with WindowSize(terminal, None, sent.append).watched(lambda: woken.append(1)):
+    with WindowSize(terminal, None, agent.connect).watched(lambda: woken.append(1)):
         signal.raise_signal(signal.SIGWINCH)
     assert woken == [1]
     assert signal.getsignal(signal.SIGWINCH) is before
 
 
-def test_a_thread_other_than_the_main_one_may_run_the_session(terminal, sent):
+def test_a_thread_other_than_the_main_one_may_run_the_session(terminal, agent):
     def session() -> None:
-        with WindowSize(terminal, None, sent.append).watched(lambda: None):
+        with WindowSize(terminal, None, agent.connect).watched(lambda: None):
             done.append(1)
 
     done = []

@@ -1,0 +1,131 @@
+/* What the parts of the agent share. agent.c describes the frames. */
+#ifndef PYKVM_AGENT_H
+#define PYKVM_AGENT_H
+
+#include "guest.h"
+
+#include <stdint.h>
+
+enum {
+    HELLO = 0x01, STDOUT = 0x02, STDERR = 0x03, EXIT = 0x04, ERROR = 0x05, CREDIT = 0x06,
+    DATA = 0x07, DONE = 0x08,
+    RUN = 0x81, RUN_PART = 0x82, STDIN = 0x83, STDIN_EOF = 0x84, SIGNAL = 0x85, POWEROFF = 0x86,
+    RESIZE = 0x87, WAKE = 0x88, OUTPUT_CREDIT = 0x89, PUSH = 0x8a, PULL = 0x8b, DMESG = 0x8c,
+    RESCAN = 0x8d,
+};
+
+enum {
+    PROTOCOL_VERSION = 3,
+    HEADER = 4,
+    PAYLOAD = 32 * 1024,
+    REQUEST = 256 * 1024,        /* the most bytes of one RUN, all its parts together */
+    JOBS = 64,                   /* requests that run at the same time */
+    INPUT_WINDOW = 64 * 1024,    /* bytes of input that the host may send ahead, for each job */
+    OUTPUT_WINDOW = 256 * 1024,  /* bytes of each output that may be sent ahead */
+    ENTROPY = 32,
+};
+
+/* channel.c: frames to and from the host. */
+
+/* Speaks over the serial line `fd`. */
+void channel_open(int fd);
+/* The descriptor to poll for POLLIN; -1 when the line is gone. */
+int channel_fd(void);
+/* That descriptor is readable. */
+void channel_read(void);
+/* The next complete frame from the host, valid until the next call; 0 when there is none. */
+struct frame {
+    uint8_t kind, id;
+    uint16_t length;
+    const uint8_t *data;
+};
+int channel_next(struct frame *frame);
+/* The most bytes of output that a frame can carry now; 0 when output has to wait. */
+size_t channel_room(void);
+/* Where the payload of the next frame is put, before channel_send(). */
+uint8_t *channel_space(void);
+void channel_send(uint8_t kind, uint8_t id, size_t length);
+/* A frame with this payload. */
+void channel_put(uint8_t kind, uint8_t id, const void *data, size_t length);
+/* ERROR with "what: why". */
+void channel_error(uint8_t id, const char *what, const char *why);
+/* Tells the host of all that was sent and taken since the last call. */
+void channel_flush(void);
+/* Whether channel_next() would find a frame, for which nobody will wake this side. */
+int channel_pending(void);
+
+/* jobs.c: what the host has asked for and is not done. */
+
+enum job_kind { JOB_NONE, JOB_COMMAND, JOB_PUSH, JOB_PULL };
+
+struct job {
+    enum job_kind kind;
+    uint8_t id;                  /* 0 when the host that asked is gone */
+    /* Our ends of a command's pipes; a pushed file is [0], a pulled file [1]. -1 when closed. */
+    int ends[3];
+    int polled[3];               /* the place of each among the polled descriptors, or -1 */
+    uint32_t credit[3];          /* bytes of each output that may still be sent */
+    /* The input, from `input_start`; `input_end` is where the next byte goes. */
+    size_t input_start, input_end;
+    uint32_t input_taken;        /* bytes that the host has not heard of yet */
+    int input_closed;
+    /* A command. */
+    pid_t pid;
+    int ended, wait_status;
+    int timed_out;
+    uint64_t deadline;           /* in ns of CLOCK_MONOTONIC; 0: none */
+    /* A pushed file. */
+    unsigned mode;
+    char path[4096], temporary[4096];
+    uint8_t input[INPUT_WINDOW];
+};
+
+/* The job with this id, or NULL. */
+struct job *job_find(uint8_t id);
+/* A new job; NULL after an ERROR frame when there are too many or the id is taken. */
+struct job *job_new(uint8_t id, enum job_kind kind);
+/* Closes what is open and forgets the job. */
+void job_end(struct job *job);
+/* The host is gone, and the next one knows nothing of these jobs. */
+void jobs_detach(void);
+void job_close(struct job *job, int which);
+int jobs_poll_setup(struct pollfd *fds, int count);
+void jobs_poll_done(const struct pollfd *fds);
+/* The time until something has to be done, in ms for poll(). */
+int jobs_wait(void);
+void jobs_child_ended(pid_t pid, int wait_status);
+void take_input(struct job *job, const uint8_t *data, size_t length);
+void take_credit(struct job *job, const uint8_t *data, size_t length);
+
+/* command.c: RUN and SIGNAL. */
+void command_part(const struct frame *frame);
+/* Forgets the parts of a RUN that never came to its end. */
+void command_forget(void);
+void command_signal(struct job *job, int number);
+/* Kills a command whose time is over. */
+void command_expired(struct job *job, uint64_t now);
+/* The end: EXIT. */
+void command_done(struct job *job);
+
+/* files.c: PUSH, PULL, DMESG. */
+void push_start(const struct frame *frame);
+void push_data(struct job *job, const uint8_t *data, size_t length);
+void push_finish(struct job *job);
+void push_drop(struct job *job);
+void pull_start(const struct frame *frame);
+void pull_log(const struct frame *frame);
+
+/* agent.c: HELLO. */
+void agent_hello(uint64_t number, const char *problem);
+
+/* wake.c: WAKE and RESCAN. */
+void wake(const struct frame *frame);
+void rescan(const struct frame *frame);
+
+uint64_t monotonic_ns(void);
+uint32_t get_u32(const uint8_t *data);
+uint64_t get_u64(const uint8_t *data);
+void put_u32(uint8_t *data, uint32_t value);
+void put_u64(uint8_t *data, uint64_t value);
+
+#endif

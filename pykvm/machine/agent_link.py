@@ -1,0 +1,15 @@
+"""Connects the host's side of the agent with a machine."""
+
+from pykvm.agent.client import AgentClient, ClientEvents
+from pykvm.machine.machine import Machine
+
+
+def connect(machine: Machine, events: ClientEvents) -> AgentClient:
+    """A new client for the agent in ``machine``, which was configured with ``agent=True``.
+
+    It takes the place of an earlier one. If ``machine`` begins from a snapshot, or was put back to
+    one, call :meth:`AgentClient.wake` before its guest runs.
+    """
+    client = AgentClient(machine.board.channel.feed, events)
+    machine.channel = client.received
+    return client
