@@ -6,10 +6,11 @@ import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
+from pykvm.agent.client import AgentClient
+from pykvm.agent.protocol import RunRequest
 from pykvm.errors import UsageError
 from pykvm.forms import refused
 from pykvm.guest.console import Console
-from pykvm.guest.link import Link, RunRequest
 from pykvm.guest.process import Process
 from pykvm.guest.result import Command, Result
 from pykvm.guest.running import Running
@@ -196,7 +197,7 @@ class Guest:
         self._session.check_process()
         return self._session
 
-    def _agent(self, lack: str) -> "tuple[Session, Link]":
+    def _agent(self, lack: str) -> "tuple[Session, AgentClient]":
         session = self._usable()
         client = session.client
         if client is None:

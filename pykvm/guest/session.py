@@ -19,7 +19,7 @@ from pykvm.machine.machine import Machine
 from pykvm.machine.outcome import Outcome
 
 if TYPE_CHECKING:
-    from pykvm.guest.link import Link as AgentClient
+    from pykvm.agent.client import AgentClient
 
 
 class Session:
@@ -48,7 +48,7 @@ class Session:
 
     def connect(self) -> None:
         """Begin the conversation with the agent, at the start or after a reset."""
-        from pykvm.guest.link import connect
+        from pykvm.machine.agent_link import connect
 
         if self.client is not None:
             self.client.close("the guest was put back")

@@ -152,7 +152,7 @@ class FakeGuest:
             self.client = FakeClient(machine, events, silent)
             return self.client
 
-        monkeypatch.setattr("pykvm.guest.link.connect", connect)
+        monkeypatch.setattr("pykvm.machine.agent_link.connect", connect)
         self.guest = Guest(Start(config, **start), Limit(timeout))
 
     def answers(self, respond: Callable[[FakeCommand], None]) -> None:
