@@ -86,7 +86,7 @@ def _load_vcpu(vcpu: Vcpu, vm: Vm, state: Mapping[str, bytes], tsc: int) -> int:
     saved = state["msrs"]
     if len(saved) % _MSR.size:
         raise _mismatch("the part msrs ends in the middle of an entry")
-    tsc = _load_msrs(vcpu, dict(_MSR.iter_unpack(saved)), tsc)
+    tsc = _load_msrs(vcpu, saved, tsc)
     vcpu.write(_EVENTS, _bytes(state, _EVENTS))
     return tsc
 
@@ -144,36 +144,44 @@ def _bytes(state: Mapping[str, bytes], part: Structure) -> bytes:
     return data
 
 
-def _load_msrs(vcpu: Vcpu, saved: dict[int, int], tsc: int) -> int:
+def _load_msrs(vcpu: Vcpu, saved: bytes, tsc: int) -> int:
     """Load the MSRs that differ: KVM refuses to write some even with the value that they have.
 
     Returns the TSC that was loaded, which is ``tsc`` unless that is 0.
     """
-    present = vcpu.get_readable_msrs(saved)
-    missing = [index for index, value in saved.items() if value and index not in present]
-    if missing:
-        raise _mismatch(f"this host's KVM has no MSR {missing[0]:#x}")
-    wanted = {index: value for index, value in saved.items() if present.get(index, 0) != value}
-    wanted.pop(MSR_TSC, None)
-    wanted.pop(MSR_TSC_DEADLINE, None)
-    if MSR_TSC in saved:
+    values = dict(_MSR.iter_unpack(saved))
+    present = dict(_MSR.iter_unpack(vcpu.renewed_msrs(saved)))
+    if len(present) < len(values):
+        present = vcpu.get_readable_msrs(values)
+        missing = [index for index, value in values.items() if value and index not in present]
+        if missing:
+            raise _mismatch(f"this host's KVM has no MSR {missing[0]:#x}")
+    deadline = values.pop(MSR_TSC_DEADLINE, None)
+    counter = values.pop(MSR_TSC, None)
+    wanted = [pair for pair in values.items() if present.get(pair[0], 0) != pair[1]]
+    if counter is not None:
         # The counter first, so that the deadline is compared with the right time.
+        first = [(MSR_TSC, tsc or counter)]
         if not tsc:
-            tsc = saved[MSR_TSC]
+            tsc = counter
             # KVM takes a value within a second of the last one, 0 at first, for an attempt to
             # synchronise vCPUs, and keeps its own. So the first vCPU jumps far away before.
-            vcpu.set_msrs({MSR_TSC: tsc ^ _FAR})
-        vcpu.set_msrs({MSR_TSC: tsc})
-        # Some hosts give guests their own counter, which cannot be set.
-        if vcpu.get_msrs([MSR_TSC])[MSR_TSC] + 1000 * vcpu.tsc_khz() < tsc:
-            raise _mismatch("the host's time-stamp counter is behind the saved one")
-    if wanted:
-        vcpu.set_msrs(wanted)
-    if MSR_TSC_DEADLINE in saved:
+            first.insert(0, (MSR_TSC, tsc ^ _FAR))
+        wanted[:0] = first
+    if deadline is not None:
         # A timer that has fired leaves 0, and its interrupt may not have been delivered yet. A
         # deadline that has passed fires again; a guest expects that.
-        vcpu.set_msrs({MSR_TSC_DEADLINE: saved[MSR_TSC_DEADLINE] or tsc})
+        wanted.append((MSR_TSC_DEADLINE, deadline or tsc))
+    if wanted:
+        vcpu.set_msr_list(wanted)
+    # Some hosts give guests their own counter, which cannot be set.
+    if tsc > present.get(MSR_TSC, 0) and _is_behind(vcpu, tsc):
+        raise _mismatch("the host's time-stamp counter is behind the saved one")
     return tsc
+
+
+def _is_behind(vcpu: Vcpu, tsc: int) -> bool:
+    return vcpu.get_msrs([MSR_TSC])[MSR_TSC] + 1000 * vcpu.tsc_khz() < tsc
 
 
 def _mismatch(reason: str) -> SnapshotError:

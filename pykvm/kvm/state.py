@@ -1,7 +1,7 @@
 """The state of a vCPU; an ioctl gets or sets each part."""
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from pykvm.kvm import constants as c
 from pykvm.kvm.cpuid import CpuidEntry
@@ -12,6 +12,9 @@ from pykvm.lean.typing_names import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.kvm.structs import Regs, Sregs, VcpuEvents
+
+
+MSR_ENTRY_BYTES = 16
 
 
 class VcpuState(Descriptor):
@@ -94,6 +97,19 @@ class VcpuState(Descriptor):
             del wanted[: len(found) + 1]
         return values
 
+    def renewed_msrs(self, entries: bytes) -> bytes:
+        """The structures kvm_msr_entry of ``entries`` with the present values.
+
+        They end before the first MSR that KVM cannot read.
+        """
+        count = len(entries) // MSR_ENTRY_BYTES
+        table = ffi.new("struct kvm_msrs *", {"entries": count})
+        table.nmsrs = count
+        view = ffi.buffer(table.entries, len(entries))
+        view[:] = entries
+        done = self._ioctl("KVM_GET_MSRS", c.KVM_GET_MSRS, table)
+        return bytes(view[: done * MSR_ENTRY_BYTES])
+
     def _first_msrs(self, wanted: list[int]) -> list[tuple[int, int]]:
         """(index, value) of the MSRs before the first that KVM cannot read."""
         table = ffi.new("struct kvm_msrs *", {"entries": len(wanted)})
@@ -105,11 +121,13 @@ class VcpuState(Descriptor):
 
     def set_msrs(self, values: Mapping[int, int]) -> None:
         """Load MSRs in the mapping's order; KvmError names the first that KVM refuses."""
+        self.set_msr_list(list(values.items()))
+
+    def set_msr_list(self, values: Sequence[tuple[int, int]]) -> None:
+        """Load (index, value) one after the other, an MSR perhaps twice; KvmError as above."""
         table = ffi.new("struct kvm_msrs *", {"entries": len(values)})
         table.nmsrs = len(values)
-        for entry, (index, value) in zip(
-            table.entries[0 : len(values)], values.items(), strict=True
-        ):
+        for entry, (index, value) in zip(table.entries[0 : len(values)], values, strict=True):
             entry.index, entry.data = index, value
         done = self._ioctl("KVM_SET_MSRS", c.KVM_SET_MSRS, table)
         if done < len(values):

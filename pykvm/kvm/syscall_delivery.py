@@ -97,7 +97,7 @@ class SyscallDelivery:
         state = self._states[vcpu.index] = _VcpuState()
         if before is not None:
             state.return_by_iret = before.return_by_iret
-            state.handler = _UNKNOWN
+            state.handler = _UNKNOWN if before.stepping else before.handler
         # Every system call looks at both: with two ioctls instead it takes 15 us longer.
         vcpu.sync(c.KVM_SYNC_X86_REGS | c.KVM_SYNC_X86_SREGS)
         msrs = vcpu.get_msrs((MSR_LSTAR, MSR_SYSCALL_MASK))

@@ -104,7 +104,10 @@ class Board:
         self._panicked = False
         self._watch = ConsoleWatch()
         for name, device in self._stateful().items():
-            device.load(saved.part(name))
+            part = saved.part(name)
+            # Most devices have not changed when a machine is put back after a short while.
+            if not part.is_same(device.save()):
+                device.load(part)
         saved.end()
 
     def _stateful(self) -> "dict[str, Stateful]":

@@ -83,43 +83,74 @@ class FrozenMemory:
 
 
 class Copy:
-    """A memfd that becomes frozen memory. :meth:`freeze` or :meth:`close` ends it."""
+    """A memfd that becomes frozen memory. It needs a :meth:`close`."""
 
     def __init__(self, size: int, parent: FrozenMemory | None = None) -> None:
         """A copy of ``parent``, or zeros. OSError."""
         self.size = size
         self.fd = new_memory("pykvm-snapshot", size)
+        self._map: mmap.mmap | None = None
+        self._taken: frozenset[Range] = frozenset()
+        self._frozen: FrozenMemory | None = None
         if parent is None:
             return
         try:
             with parent.bytes as content:
-                self.take(content, parent.ranges())
+                self._write(content, parent.ranges())
         except BaseException:
             self.close()
             raise
 
     def take(self, ram: memoryview, ranges: Iterable[Range]) -> None:
-        """Copy ``ranges`` of ``ram``. OSError, such as for a lack of memory."""
-        # A store to a mapping would raise SIGBUS instead.
+        """Copy ``ranges`` of ``ram``, in which writes may be going on. OSError."""
+        ranges = list(ranges)
+        self._write(ram, ranges)
+        self._taken = frozenset(ranges)
+        # The pages are there now. Storing to them takes half the time of a system call.
+        self._map = mmap.mmap(self.fd, self.size)
+        with memoryview(self._map) as view:
+            for start, end in ranges:
+                for at in range(start, end, mmap.PAGESIZE):
+                    view[at] = view[at]
+
+    def take_again(self, ram: memoryview, ranges: Iterable[Range]) -> None:
+        """Copy ``ranges``, of which :meth:`take` knows most, after the last write. OSError."""
+        assert self._map is not None
+        with memoryview(self._map) as view:
+            for one in ranges:
+                if one in self._taken:
+                    view[one[0] : one[1]] = ram[one[0] : one[1]]
+                else:
+                    self._write(ram, [one])
+
+    def freeze(self) -> FrozenMemory:
+        """The memory. :meth:`close` seals it. OSError."""
+        frozen = FrozenMemory(self.fd, self.size)
+        self._frozen = frozen.duplicate()
+        self.fd = -1
+        return frozen
+
+    def close(self) -> None:
+        """Drop the copy, or seal it if it was frozen."""
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        if self._frozen is not None:
+            seal(self._frozen.fd)
+            self._frozen.close()
+            self._frozen = None
+
+    def _write(self, ram: memoryview, ranges: Iterable[Range]) -> None:
+        # A store to a mapping without memory for it would raise SIGBUS instead.
         for start, end in ranges:
             at = start
             while at < end:
                 at += os.pwrite(self.fd, ram[at:end], at)
 
-    def freeze(self) -> FrozenMemory:
-        """The memory, which nobody can change from now on. OSError."""
-        frozen = freeze(self.fd, self.size)
-        self.fd = -1
-        return frozen
 
-    def close(self) -> None:
-        """Drop the copy unless it was frozen."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-
-def freeze(fd: int, size: int) -> FrozenMemory:
-    """The memfd ``fd``, sealed. OSError if it is still mapped for writing; it stays open then."""
+def seal(fd: int) -> None:
+    """Let nobody change the memfd ``fd`` any more. OSError if it is mapped for writing."""
     fcntl.fcntl(fd, _F_ADD_SEALS, _SEALED)
-    return FrozenMemory(fd, size)

@@ -148,15 +148,17 @@ class GuestMemory:
     def begin_copy(self) -> "Copy | None":
         """Prepare for :meth:`freeze`, while the guest runs; OSError.
 
-        None for shared memory, of which no copy is needed. The caller closes the copy.
+        None for shared memory, of which no copy is needed. The caller closes the copy, when the
+        guest may run again.
         """
         if self.fd >= 0:
             return None
+        from pykvm.memory.changed import changed_ranges
         from pykvm.memory.frozen import Copy
 
         copy = Copy(self.size, self.origin)
         try:
-            self._take_changes(copy)
+            copy.take(self.ram.bytes, changed_ranges(self.address, self.size))
         except BaseException:
             copy.close()
             raise
@@ -167,19 +169,20 @@ class GuestMemory:
 
         The guest is stopped: nobody writes RAM meanwhile. ``copy`` is from :meth:`begin_copy`.
         """
-        from pykvm.memory.frozen import freeze
+        from pykvm.memory.changed import changed_ranges
+        from pykvm.memory.frozen import FrozenMemory, seal
 
         if copy is not None:
-            self._take_changes(copy)
+            copy.take_again(self.ram.bytes, changed_ranges(self.address, self.size))
             frozen = copy.freeze()
         else:
-            self._map_over(self.fd, mmap.MAP_PRIVATE)  # nothing may map a sealed memfd for writes
+            self._map_over(self.fd, mmap.MAP_PRIVATE)  # no mapping may write to a sealed memfd
             try:
-                frozen = freeze(self.fd, self.size)
+                seal(self.fd)
             except OSError:
                 self._map_over(self.fd, mmap.MAP_SHARED)
                 raise
-            self.fd = -1
+            frozen, self.fd = FrozenMemory(self.fd, self.size), -1
         try:
             self._map_frozen(frozen.duplicate())
         except BaseException:
@@ -203,11 +206,6 @@ class GuestMemory:
         with self.origin.bytes as content:
             for start, end in changed:
                 ram[start:end] = content[start:end]
-
-    def _take_changes(self, copy: "Copy") -> None:
-        from pykvm.memory.changed import changed_ranges
-
-        copy.take(self.ram.bytes, changed_ranges(self.address, self.size))
 
     def _map_frozen(self, origin: "FrozenMemory") -> None:
         """Become a private mapping of ``origin``, which this object owns from now on."""

@@ -80,6 +80,10 @@ class Saved:
         """All fields that are left, each of them data of at most ``most`` bytes."""
         return {field: self.data(field, 0, most) for field in list(self._left)}
 
+    def is_same(self, fields: Fields) -> bool:
+        """The fields that are left are ``fields``, which a part has just saved."""
+        return self._left == fields
+
     def end(self) -> None:
         """SnapshotError if there are fields that nobody has read."""
         if self._left:

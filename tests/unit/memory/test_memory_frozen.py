@@ -90,6 +90,8 @@ def test_what_changes_after_the_first_copy_is_frozen_too(memory: GuestMemory):
     memory.ram.write(3 * PAGE, bytes(6))
     memory.ram.write(9 * PAGE, b"3")
     frozen = memory.freeze(copy)
+    if copy is not None:
+        copy.close()
     try:
         assert content(frozen) == bytes(memory.ram.bytes)
         assert memory.ram.read(0, 1) + memory.ram.read(9 * PAGE, 1) == b"23"
@@ -247,6 +249,7 @@ def test_the_changed_pages_are_those_that_were_written(pages: set[int], looked: 
     copy = Copy(64 * PAGE)
     copy.take(memoryview(b"x" * 64 * PAGE), [(PAGE, 9 * PAGE)])
     frozen = copy.freeze()
+    copy.close()
     with mmap.mmap(frozen.fd, 64 * PAGE, mmap.MAP_PRIVATE) as private, memoryview(private) as view:
         start = guest_memory.address_of(view)
         assert sum(view[page * PAGE] for page in looked) % ord("x") == 0
