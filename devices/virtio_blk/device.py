@@ -180,6 +180,7 @@ class VirtioBlk:
 
     def load(self, saved: Saved, activation: Activation | None) -> None:
         """See VirtioDevice. The image has the content and the size that the driver knows."""
+        self._config.set("capacity", self.image.capacity)
         self._cache.load(saved.flag("writeback"))
         self.image.sync_error = self.image.sync_error or saved.integer("sync_error", 0, _MOST_ERRNO)
         self._threads.load_levels(saved)

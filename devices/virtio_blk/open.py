@@ -8,10 +8,12 @@ A transport carries the requests of a driver; ``pykvm.testing.fake_transport`` i
 
 from typing import TYPE_CHECKING, Final
 
+from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
 from pykvm.devices.virtio_blk.hooks import NO_HOOKS, DeviceHooks
 from pykvm.devices.virtio_blk.modes import CacheMode, EngineKind, ImageFormat, Locking
 from pykvm.devices.virtio_blk.options import DiskOptions
-from pykvm.forms import Form, adapt, flag, member, path, refused
+from pykvm.errors import UsageError
+from pykvm.forms import Form, adapt, flag, member, path, refused, size
 from pykvm.lean.records import record
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.observe.tracing import DiskTrace
     from pykvm.devices.virtio_blk.serving.io_thread_group import IoThreadGroup
 
+MOST_BLANK: Final = 1 << 60
+"""Bytes of a blank disk. The host's memory holds only what the guest writes."""
+
 
 @record
 class DiskConfig(DiskOptions):
@@ -34,8 +39,11 @@ class DiskConfig(DiskOptions):
     ``werror``, are given by name. docs/reference/disk-options.md explains all of them.
     """
 
-    path: "Path | str"
+    path: "Path | str" = ""
     """A raw image or a block device. It is opened with the disk, or UsageError."""
+    blank: int = 0
+    """Instead of a path: bytes, or a size such as ``"64M"``, of a disk of zeros in the host's
+    memory, which is dropped at the end."""
     readonly: bool = False
     """Offer VIRTIO_BLK_F_RO, and open the image for reading only."""
     snapshot: bool = False
@@ -55,6 +63,36 @@ class DiskConfig(DiskOptions):
     def __post_init__(self) -> None:
         adapt(self, _FORMS)
         super().__post_init__()
+        if self.blank:
+            self._check_blank()
+        elif not self.path:
+            raise UsageError("a disk needs an image", "give a path, or blank and a size")
+
+    def _check_blank(self) -> None:
+        fields = {
+            "path": self.path != "",
+            "readonly": self.readonly,
+            "snapshot": self.snapshot,
+            "format": self.format is not None,
+            "cache": self.cache is not CacheMode.WRITEBACK,
+        }
+        for name, given in fields.items():
+            if given:
+                raise UsageError(f"a blank disk has no {name}", f"leave out {name}, or blank")
+        if self.blank % SECTOR_SIZE or not 0 < self.blank <= MOST_BLANK:
+            raise UsageError(
+                f"a blank disk cannot have {self.blank} bytes",
+                f"give a multiple of {SECTOR_SIZE} up to {MOST_BLANK}",
+            )
+
+    @property
+    def name(self) -> str:
+        """The disk's image for people: its path, or the word for a blank disk."""
+        return f"blank={self.blank}" if self.blank else str(self.path)
+
+
+def _path(name: str, value: object) -> "Path | str":
+    return "" if value == "" else path(name, value)
 
 
 def _engine(name: str, value: object) -> "EngineKind | EngineFactory":
@@ -77,7 +115,8 @@ def _faults(name: str, value: object) -> "FaultPlan":
 
 _engine_kind: Final = member(EngineKind)
 _FORMS: "Final[dict[str, Form]]" = {
-    "path": path,
+    "path": _path,
+    "blank": size,
     "readonly": flag,
     "snapshot": flag,
     "cache": member(CacheMode),
@@ -154,8 +193,13 @@ def open_image(config: DiskConfig) -> "tuple[Image, EngineFactory, str]":
     from pykvm.devices.virtio_blk.engines.choice import choose
     from pykvm.devices.virtio_blk.image.file import Image
 
-    readonly = config.readonly or config.snapshot
-    image = Image(config.path, readonly, config.cache, config.format, config.locking)
+    if config.blank:
+        from pykvm.devices.virtio_blk.layers.overlay import OverlayImage
+
+        image: Image = OverlayImage(None, config.blank)
+    else:
+        readonly = config.readonly or config.snapshot
+        image = Image(config.path, readonly, config.cache, config.format, config.locking)
     try:
         engine, reason = choose(image, config.engine)
         # Few runs need these layers.
@@ -163,11 +207,11 @@ def open_image(config: DiskConfig) -> "tuple[Image, EngineFactory, str]":
             from pykvm.devices.virtio_blk.layers.padding import padded
 
             engine = padded(engine)
-        if config.snapshot and not config.readonly:
+        if config.blank or (config.snapshot and not config.readonly):
             from pykvm.devices.virtio_blk.layers.overlay import OverlayImage
 
-            image = snapshot = OverlayImage(image)
-            engine = snapshot.wrap(engine)
+            overlay = image if isinstance(image, OverlayImage) else OverlayImage(image)
+            image, engine = overlay, overlay.wrap(engine)
         if config.faults:
             engine = config.faults.wrap(engine)
     except BaseException:

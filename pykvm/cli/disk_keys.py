@@ -17,7 +17,7 @@ from pykvm.devices.virtio_blk import (
     MergePolicy,
     RateLimits,
 )
-from pykvm.devices.virtio_blk.open import DiskConfig
+from pykvm.devices.virtio_blk.open import MOST_BLANK, DiskConfig
 from pykvm.devices.virtio_blk.options import (
     CYLS,
     HEADS,
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 def parse_disk(text: str) -> DiskConfig:
     """A disk from ``PATH[,KEY=VALUE…]``; :func:`disk_help` lists the keys. UsageError.
 
+    ``blank=SIZE`` instead of a path makes a blank disk.
+
     A key may have underscores for its hyphens, as some of QEMU's have.
     """
     path, *options = split_options(text)
@@ -67,13 +69,19 @@ def parse_disk(text: str) -> DiskConfig:
     from pathlib import Path
 
     limits = {name: fields.pop(name) for name in RATES if name in fields}
-    return DiskConfig(Path(path), **fields, limits=RateLimits(**limits))
+    blank = path.removeprefix(_BLANK)
+    if blank != path:
+        image: dict[str, Any] = {"blank": _size(range(1, MOST_BLANK + 1), "").parse("blank", blank)}
+    else:
+        image = {"path": Path(path)}
+    return DiskConfig(**image, **fields, limits=RateLimits(**limits))
 
 
 def disk_help() -> str:
     """The text that ``--disk help`` prints: every key, its values, meaning and default."""
     lines = [
         "--disk PATH[,KEY=VALUE…]: a virtio-blk disk, a raw image or a block device.",
+        "--disk blank=SIZE[,KEY=VALUE…]: a disk of zeros in memory, dropped at the end of the run.",
         "The default of each key is in parentheses.",
     ]
     for name, key in _DISK_KEYS.items():
@@ -81,6 +89,9 @@ def disk_help() -> str:
         lines.append(f"        {key.meaning}")
     lines.append("Write a comma in a path or a value twice, and a file named help as ./help.")
     return "\n".join(lines) + "\n"
+
+
+_BLANK: Final = "blank="
 
 
 def _hint(unknown: str) -> str:

@@ -105,8 +105,9 @@ class Board:
         self._watch = ConsoleWatch()
         for name, device in self._stateful().items():
             part = saved.part(name)
-            # Most devices have not changed when a machine is put back after a short while.
-            if not part.is_same(device.save()):
+            # Most devices have not changed when a machine is put back after a short while. A disk
+            # has to look at its rings, and repeat its interrupts, even then.
+            if device is self.pci or not part.is_same(device.save()):
                 device.load(part)
         saved.end()
 

@@ -57,7 +57,8 @@ class MachineConfig:
     cpu_affinity: frozenset[int] = frozenset()
     """The host's CPUs that virtual CPUs run on; empty: any."""
     disks: "Sequence[DiskConfig]" = ()
-    """At most 30 disks, in the order of /dev/vda, /dev/vdb, …; a path stands for its DiskConfig."""
+    """At most 30 disks, in the order of /dev/vda, /dev/vdb, …; a path stands for its DiskConfig,
+    and a size such as ``"64M"`` for a blank disk. A file of that name is ``"./64M"``."""
     console: ConsoleMode = ConsoleMode.SHELL
     """The program on the guest's console. Bundles only."""
     console_size: tuple[int, int] | None = None
@@ -81,10 +82,19 @@ def _disks(name: str, value: object) -> "tuple[DiskConfig, ...]":
         raise forms.refused(name, value, "give a list of paths or DiskConfigs")
     if not value:
         return ()
+    return tuple(disk_config(name, one) for one in value)
+
+
+def disk_config(name: str, value: object) -> "DiskConfig":
+    """The disk that ``value`` stands for: a DiskConfig, a path, or a size such as ``"64M"``."""
     # Only configurations with disks need it.
     from pykvm.devices.virtio_blk.open import DiskConfig
 
-    return tuple(one if isinstance(one, DiskConfig) else DiskConfig(one) for one in value)
+    if isinstance(value, DiskConfig):
+        return value
+    if isinstance(value, str) and not value.isdigit() and forms.parse_bytes(value) > 0:
+        return DiskConfig(blank=forms.size(name, value))
+    return DiskConfig(value)  # type: ignore[arg-type]
 
 
 def _console_size(name: str, value: object) -> tuple[int, int]:

@@ -3,14 +3,18 @@
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from pykvm.devices.virtio_blk.constants import OPERATION_NAMES
 from pykvm.devices.virtio_blk.hooks import IoError
+from pykvm.devices.virtio_blk.modes import ErrorAction
 from pykvm.devices.virtio_blk.options import limits_of
 from pykvm.forms import size as bytes_of
 from pykvm.names import name_fields
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk import RateLimits
+    from pykvm.devices.virtio_blk.layers.frozen import Layers
     from pykvm.devices.virtio_blk.open import OpenDisk
+    from pykvm.snapshot.fields import Fields, Saved
 
 
 class IoStatus(Enum):
@@ -22,6 +26,20 @@ class IoStatus(Enum):
     """An error other than a lack of space."""
     NOSPACE = "nospace"
     """The host had no space left."""
+
+
+def _load_error(saved: "Saved") -> IoError | None:
+    if saved.empty:
+        return None
+    operation = saved.text("operation", 16)
+    sector, length = (saved.integer(name, 0, 1 << 63) for name in ("sector", "length"))
+    number = saved.integer("errno", 0, 4095)
+    action, lost = saved.text("action", 16), saved.flag("lost")
+    saved.end()
+    actions = {one.value: one for one in ErrorAction}
+    if operation not in OPERATION_NAMES.values() or action not in actions:
+        saved.refuse("it is no failure of a disk")
+    return IoError(operation, sector, length, number, actions[action], lost)
 
 
 class Disk:
@@ -37,11 +55,12 @@ class Disk:
         self.config = opened.config
         self.device = opened.device
         self.engine = opened.engine
+        self._opened = opened
         self.last_error: IoError | None = None
         self.io_status = IoStatus.OK
 
     def __repr__(self) -> str:
-        return f"<Disk {self.name}: {str(self.config.path)!r}, {self.io_status.value}>"
+        return f"<Disk {self.name}: {self.config.name!r}, {self.io_status.value}>"
 
     def pause(self, timeout: float | None = None) -> bool:
         """See VirtioBlk."""
@@ -71,12 +90,57 @@ class Disk:
         if error.stops and self.io_status is IoStatus.OK:
             self.io_status = IoStatus.NOSPACE if error.full else IoStatus.FAILED
 
+    # -- snapshots: the disk is paused --------------------------------------------
+
+    def check_can_go_back(self) -> None:
+        """UsageError unless the disk can go back to an earlier content."""
+        from pykvm.devices.virtio_blk.saved import check_can_go_back
+
+        check_can_go_back(self._opened)
+
+    def save(self) -> "Fields":
+        """The disk's state, but for that of its PCI function and its layers. SnapshotError."""
+        from pykvm.devices.virtio_blk.saved import save_disk
+
+        error = self.last_error
+        return {
+            "name": self.name,
+            "io_status": self.io_status.value,
+            "last_error": {} if error is None else vars(error) | {"action": error.action.value},
+            "disk": save_disk(self._opened),
+        }
+
+    def freeze(self) -> "Layers | None":
+        """After :meth:`save`: freeze the guest's writes so far. They belong to the caller.
+
+        None if the disk has no overlay. SnapshotError.
+        """
+        from pykvm.devices.virtio_blk.saved import freeze
+
+        return freeze(self._opened)
+
+    def load(self, fields: "Saved", layers: "Layers | None") -> None:
+        """Take over what :meth:`save` and :meth:`freeze` gave. SnapshotError.
+
+        The disk is new, or paused. Its PCI function comes next.
+        """
+        from pykvm.devices.virtio_blk.saved import load_disk
+
+        fields.text("name", 64)
+        status, error = fields.text("io_status", 16), fields.part("last_error")
+        load_disk(self._opened, fields.part("disk"), layers)
+        fields.end()
+        if status not in [one.value for one in IoStatus]:
+            fields.refuse(f"io_status is {status}")
+        self.io_status = IoStatus(status)
+        self.last_error = _load_error(error)
+
     def statistics(self) -> dict[str, Any]:
         """The disk's part of ``--stats``; docs/reference/disk-options.md explains the keys."""
         stats = self.device.stats
         return {
             "device": self.name,
-            **name_fields("path", self.config.path),
+            **name_fields("path", self.config.name),
             "serial": self.config.serial,
             **stats.as_dict(),
             **stats.histograms(),

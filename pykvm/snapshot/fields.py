@@ -84,6 +84,11 @@ class Saved:
         """The fields that are left are ``fields``, which a part has just saved."""
         return self._left == fields
 
+    @property
+    def empty(self) -> bool:
+        """True if there are no fields that nobody has read."""
+        return not self._left
+
     def end(self) -> None:
         """SnapshotError if there are fields that nobody has read."""
         if self._left:

@@ -56,6 +56,21 @@ def test_a_disk_with_every_option(bare_kernel, disks):
     assert (done.returncode, done.stderr) == (3, b"")
 
 
+@pytest.mark.kvm
+def test_a_blank_disk_has_the_options_of_any_disk(bare_kernel, disks, tmp_path):
+    stats = tmp_path / "stats"
+    done = boot(bare_kernel, "--disk", "blank=1M,serial=S", "--stats", str(stats))
+    assert (done.returncode, done.stderr) == (3, b"")
+    (disk,) = json.loads(stats.read_text())["disks"]
+    assert (disk["path"], disk["serial"]) == ("blank=1048576", "S")
+
+
+def test_a_blank_disk_that_cannot_be_is_a_usage_error(tmp_path):
+    done = boot(tmp_path / "no kernel", "--disk", "blank=1000")
+    assert done.returncode == 2
+    assert b"a blank disk cannot have 1000 bytes; give a multiple of 512" in done.stderr
+
+
 def test_a_bad_value_is_a_usage_error(tmp_path):
     done = boot(tmp_path / "no kernel", "--disk", "no.img,merge=always")
     assert done.returncode == 2

@@ -19,18 +19,27 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
+from struct import calcsize, pack, unpack
 from typing import Any, TypeGuard
 
 from pykvm.devices.virtio_blk.constants import OPERATION_NAMES, SECTOR_SHIFT
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.errors import UsageError
 from pykvm.forms import refused
+from pykvm.snapshot.fields import Fields, Saved
 from pykvm.suggest import did_you_mean
 
 OPERATIONS = ("any", *OPERATION_NAMES.values())
 MAX_SECTOR = (1 << 55) - 1
 MAX_COUNT = (1 << 63) - 1
 MAX_DELAY_MS = 3_600_000
+
+_MOST_TEXT = 1000
+"""Characters of a saved rule. Its function shows as its name, and its address, so it is the same
+rule only within the process."""
+_WORDS = 624
+_RANDOM = f"<{_WORDS + 1}I"
+"""The state of the Mersenne Twister: its words, and the place of the next one."""
 
 _ERRNOS = {name: number for name, number in vars(errnos).items() if name.startswith("E")}
 
@@ -154,6 +163,14 @@ class FaultRule:
         self._data_only = fault.sectors is not None or fault.short is not None
         self._random = random
 
+    def copy(self) -> "FaultRule":
+        """A rule with the same state."""
+        random = Random()
+        random.setstate(self._random.getstate())
+        made = FaultRule(self.fault, random)
+        made.matches, made.strikes = self.matches, self.strikes
+        return made
+
     def effect(self, access: Access) -> Effect | None:
         """The rule's effect on ``access``, or None; counts the match and the strike."""
         fault = self.fault
@@ -169,6 +186,25 @@ class FaultRule:
         if effect is not None:
             self.strikes += 1
         return effect
+
+    def save(self) -> Fields:
+        """The rule as text, its counts, and its random numbers if it needs any."""
+        state = b""
+        if self.fault.probability < 1:
+            state = pack(_RANDOM, *self._random.getstate()[1])
+        counts = {"matches": self.matches, "strikes": self.strikes}
+        return {"fault": repr(self.fault)[:_MOST_TEXT], **counts, "random": state}
+
+    def load(self, saved: Saved) -> None:
+        """Take over the counts and the random numbers of a rule for the same fault."""
+        self.matches = saved.integer("matches", 0, MAX_COUNT)
+        self.strikes = saved.integer("strikes", 0, MAX_COUNT)
+        size = calcsize(_RANDOM) if self.fault.probability < 1 else 0
+        words = unpack(_RANDOM, state) if (state := saved.data("random", size, size)) else ()
+        if words:
+            if words[-1] > _WORDS:
+                saved.refuse("random is no state of random numbers")
+            self._random.setstate((3, words, None))
 
     def _matches(self, access: Access) -> bool:
         if self.fault.operation not in ("any", access.operation):
@@ -200,6 +236,26 @@ class FaultRules:
         self._added += 1
         self.rules.append(rule)
         return rule
+
+    def copy(self) -> "FaultRules":
+        """The same rules with the same state, to go on independently."""
+        made = FaultRules(seed=self._seed)
+        made._added = self._added
+        made.rules = [rule.copy() for rule in self.rules]
+        return made
+
+    def save(self) -> Fields:
+        """The rules and their state."""
+        return {"count": len(self.rules), "rules": [rule.save() for rule in self.rules]}
+
+    def load(self, saved: Saved) -> None:
+        """Take over the state that :meth:`save` gave, if the rules are the same. SnapshotError."""
+        parts = saved.parts("rules", saved.integer("count", 0, MAX_COUNT))
+        saved.end()
+        faults = [part.text("fault", _MOST_TEXT) for part in parts]
+        if faults == [repr(rule.fault)[:_MOST_TEXT] for rule in self.rules]:
+            for rule, part in zip(self.rules, parts, strict=True):
+                rule.load(part)
 
     def effect(self, access: Access) -> Effect | None:
         """The effect of the first rule that strikes ``access``, or None."""

@@ -33,6 +33,7 @@ from pykvm.errors import UsageError, reason_of
 from pykvm.host.timerfd import Timer
 from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
+from pykvm.snapshot.fields import Fields, Saved
 
 __all__ = ["Access", "Effect", "Fault", "FaultEngine", "FaultPlan", "FaultRule"]
 
@@ -95,6 +96,24 @@ class FaultPlan:
         """Remove all rules."""
         with self._lock:
             self._rules.rules.clear()
+
+    def copy(self) -> "FaultPlan":
+        """A plan with the same rules and counts, which goes on independently."""
+        made = FaultPlan()
+        made.path = self.path
+        with self._lock:
+            made._rules = self._rules.copy()
+        return made
+
+    def save(self) -> Fields:
+        """The rules and their state, for a snapshot."""
+        with self._lock:
+            return self._rules.save()
+
+    def restore(self, saved: Saved) -> None:
+        """Take over the state of a snapshot, if its rules were the same. SnapshotError."""
+        with self._lock:
+            self._rules.load(saved)
 
     def effect(self, operation: Operation) -> Effect | None:
         """The effect on ``operation``; None: the engine executes it as it is."""

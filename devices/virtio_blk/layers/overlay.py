@@ -15,51 +15,97 @@ other, and an operation that passes from one to the next is cut there, too.
 A sector enters the map when its write completes. Until then, reads find the old
 content, as they may.
 
+Between the two there may be frozen layers, from snapshots
+(:mod:`pykvm.devices.virtio_blk.layers.frozen`). They are mostly in memory, so reads of them
+are system calls of the disk's thread, whatever the engine. A blank disk has no image:
+its lowest layer has zeros everywhere, and its temporary file is in memory.
+
 Only runs with a disk of this kind import this module.
 """
 
 import errno
 import os
-import select
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SHIFT,
     SECTOR_SIZE,
-    VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_IN,
 )
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.engines.base import Engine, EngineFactory
-from pykvm.devices.virtio_blk.image.file import Image
+from pykvm.devices.virtio_blk.image.file import MAX_SIZE, Image
+from pykvm.devices.virtio_blk.layers.frozen import (
+    MOST_LAYERS,
+    FrozenLayer,
+    Layers,
+    memory_file,
+    merge,
+    zeros,
+)
+from pykvm.devices.virtio_blk.layers.overlay_engine import (
+    BELOW,
+    FIRST_FROZEN,
+    TOP,
+    OverlayEngine,
+    Part,
+)
 from pykvm.devices.virtio_blk.layers.sector_map import SectorMap
-from pykvm.devices.virtio_blk.layers.temporary import folder, temporary_files
+from pykvm.devices.virtio_blk.layers.temporary import folder, temporary_file, temporary_files
 from pykvm.devices.virtio_blk.modes import CacheMode, ImageFormat, Locking
 from pykvm.errors import UsageError, reason_of
-from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
 
 MOST_PARTS: Final = 64
 """A read with more parts comes back short, because the guest decides their number."""
-
-_BELOW: Final = -1
-"""Stands for the image, where other numbers are those of temporary files."""
 
 
 class OverlayImage(Image):
     """A temporary image over ``base``, which belongs to it from now on.
 
     ``fd`` is a temporary file, so only the engines of :meth:`wrap` read all of
-    the disk. No sync ever happens: ``cache`` is UNSAFE.
+    the disk. No sync ever happens: ``cache`` is UNSAFE. ``base`` is None for a blank disk.
+    ``frozen`` are the layers between the two, the lowest first.
     """
 
-    def __init__(self, base: Image) -> None:
-        """UsageError if a temporary file cannot be made."""
-        place = folder()
+    def __init__(self, base: Image | None, size: int = 0) -> None:
+        """``size``: the bytes of a blank disk. UsageError if a temporary file cannot be made."""
+        self.base = base
+        self.frozen: tuple[FrozenLayer, ...] = ()
         self._more: list[Image] = []
+        if base is None:
+            self._begin_blank(size)
+        else:
+            self._begin(base)
+        self._written = SectorMap(self.capacity)
+        self._lock = threading.Lock()
+
+    def _begin_blank(self, size: int) -> None:
+        try:
+            lowest = zeros(size)
+            self._piece = MAX_SIZE
+            try:
+                file = memory_file(size)
+                try:
+                    super().__init__(_path(file), **_TEMPORARY)
+                finally:
+                    os.close(file)
+            except BaseException:
+                lowest.release()
+                raise
+        except OSError as error:
+            raise UsageError(
+                f"a blank disk of {size} bytes cannot be made: {reason_of(error)}",
+                "give it fewer bytes",
+            ) from None
+        self.frozen = (lowest,)
+        self.path = f"blank={size}"
+
+    def _begin(self, base: Image) -> None:
+        place = folder()
         with ExitStack() as opened, ExitStack() as undo:
             try:
                 files, self._piece = temporary_files(opened, place, base.size)
@@ -82,9 +128,6 @@ class OverlayImage(Image):
         self.notices = base.notices
         self.max_transfer = min(self.max_transfer, base.max_transfer)
         self.blocks = base.blocks
-        self._base = base
-        self._written = SectorMap(base.capacity)
-        self._lock = threading.Lock()
 
     def resize(self, size: int, block: int = SECTOR_SIZE) -> None:
         """See Image; the image below keeps its size.
@@ -99,7 +142,81 @@ class OverlayImage(Image):
         super().close()
         for image in self._more:
             image.close()
-        self._base.close()
+        if self.base is not None:
+            self.base.close()
+        for layer in self.frozen:
+            layer.release()
+        self.frozen = ()
+
+    # -- snapshots: nothing is in flight ----------------------------------------
+
+    def freeze(self) -> Layers:
+        """Freeze the present layer, and go on in a new one. Returns all frozen layers.
+
+        They belong to the caller. OSError if there can be no new layer, and nothing has changed.
+        """
+        images = [self, *self._more]
+        with ExitStack() as opened:
+            fresh = [self._new_file(opened, size) for size in self._sizes(self.size)]
+            layer = FrozenLayer([os.dup(self.fd)], self._piece, self._written)
+            opened.callback(layer.release)
+            for image in self._more:
+                layer.files += (os.dup(image.fd),)
+            layers = [*self.frozen, layer]
+            if len(layers) > MOST_LAYERS and not self._more:
+                layers = [self._merged(opened, layers)]
+            # The engines know the descriptors, which now mean the new files.
+            for image, file in zip(images, fresh, strict=True):
+                os.dup2(file, image.fd, inheritable=False)
+            self._set_frozen(layers)
+        self._written = SectorMap(self.capacity)
+        return Layers(self.frozen, self.size)
+
+    def put_back(self, layers: Layers) -> None:
+        """Go on in an empty layer on top of ``layers``, with their size. OSError.
+
+        ValueError if this disk cannot have these layers.
+        """
+        if self.base is None and not (layers.layers and layers.layers[0].map.end == 0):
+            raise ValueError("the layers of a blank disk begin with zeros")
+        for image in (self, *self._more):
+            os.ftruncate(image.fd, 0)
+        self._truncate(layers.size)
+        self.size = layers.size
+        self._set_frozen(layers.layers)
+        self._written = SectorMap(self.capacity)
+
+    def _set_frozen(self, layers: Sequence[FrozenLayer]) -> None:
+        before, self.frozen = self.frozen, tuple(layers)
+        for layer in self.frozen:
+            layer.hold()
+        for layer in before:
+            layer.release()
+
+    def _merged(self, opened: ExitStack, layers: Sequence[FrozenLayer]) -> FrozenLayer:
+        """One layer, which ``opened`` releases, with the content of ``layers``. OSError."""
+        file = os.dup(self._new_file(opened, 0))
+        try:
+            written = merge(layers, self.size, file)
+        except BaseException:
+            os.close(file)
+            raise
+        merged = FrozenLayer([file], MAX_SIZE, written)
+        opened.callback(merged.release)
+        return merged
+
+    def _new_file(self, opened: ExitStack, size: int) -> int:
+        """A descriptor, which ``opened`` closes, of an empty file for a layer. OSError."""
+        if self.base is not None:
+            return temporary_file(opened, self.room, size)
+        file = memory_file(size)
+        opened.callback(os.close, file)
+        return file
+
+    def _sizes(self, size: int) -> list[int]:
+        """The bytes of each temporary file of a disk of ``size`` bytes."""
+        count = 1 + len(self._more)
+        return [min(max(size - at * self._piece, 0), self._piece) for at in range(count)]
 
     def add(self, offset: int, length: int) -> None:
         """Enter ``length`` bytes from byte ``offset`` on into the map. From any thread.
@@ -109,24 +226,41 @@ class OverlayImage(Image):
         with self._lock:
             self._written.add(offset >> SECTOR_SHIFT, offset + length >> SECTOR_SHIFT)
 
-    def parts(self, operation: Operation) -> list["Part"]:
+    def parts(self, operation: Operation) -> list[Part]:
         """The parts of ``operation`` in the files, or the first MOST_PARTS of them."""
         found: list[Part] = []
         offset, end = operation.offset, operation.offset + operation.length
         reads = operation.kind == VIRTIO_BLK_T_IN
         last = end + (1 << SECTOR_SHIFT) - 1 >> SECTOR_SHIFT
         while offset < end and len(found) < MOST_PARTS:
-            above, until = True, end
+            file, until = TOP, end
             if reads:
-                first = offset >> SECTOR_SHIFT
-                above, sectors = self._written.run(first, last)
-                until = min(first + sectors << SECTOR_SHIFT, end)
-            file, place = divmod(offset, self._piece) if above else (_BELOW, offset)
-            if above:
+                file, sectors = self._find(offset >> SECTOR_SHIFT, last)
+                until = min((offset >> SECTOR_SHIFT) + sectors << SECTOR_SHIFT, end)
+            place = offset
+            if file == TOP:
+                file, place = divmod(offset, self._piece)
                 until = min(until, offset - place + self._piece)
+            elif file < BELOW:
+                piece = self.frozen[FIRST_FROZEN - file].piece
+                until = min(until, offset - offset % piece + piece)
             found.append(Part(file, place, until - offset))
             offset = until
         return found
+
+    def _find(self, first: int, end: int) -> tuple[int, int]:
+        """The file with sector ``first``, as in :class:`Part`, where 0 stands for any above.
+
+        The second number counts the sectors that it has from there on, up to ``end``.
+        """
+        inside, sectors = self._written.run(first, end)
+        if inside:
+            return TOP, sectors
+        for number in range(len(self.frozen) - 1, -1, -1):
+            inside, sectors = self.frozen[number].map.run(first, first + sectors)
+            if inside:
+                return FIRST_FROZEN - number, sectors
+        return BELOW, sectors
 
     def wrap(self, engine: EngineFactory) -> EngineFactory:
         """Makes engines for this image; each uses one engine of ``engine`` for each file."""
@@ -134,10 +268,10 @@ class OverlayImage(Image):
         def make(image: Image, ram: Ram) -> Engine:
             with ExitStack() as undo:
                 engines: list[Engine] = []
-                for file in (self._base, self, *self._more):
+                for file in (self, *self._more, *([self.base] if self.base else ())):
                     engines.append(engine(file, ram))
                     undo.callback(engines[-1].close)
-                made = OverlayEngine(engines[0], engines[1:], self)
+                made = OverlayEngine(engines, self, ram)
                 undo.pop_all()
                 return made
 
@@ -146,16 +280,8 @@ class OverlayImage(Image):
     def _truncate(self, size: int) -> None:
         if size > self._piece * (1 + len(self._more)):
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        for index, image in enumerate((self, *self._more)):
-            os.ftruncate(image.fd, min(max(size - index * self._piece, 0), self._piece))
-
-
-class Part(NamedTuple):
-    """``length`` bytes of an operation at byte ``place`` of ``file``: a number, or _BELOW."""
-
-    file: int
-    place: int
-    length: int
+        for image, bytes_of_it in zip((self, *self._more), self._sizes(size), strict=True):
+            os.ftruncate(image.fd, bytes_of_it)
 
 
 _TEMPORARY: Final[dict[str, Any]] = {
@@ -167,117 +293,3 @@ _TEMPORARY: Final[dict[str, Any]] = {
 
 def _path(descriptor: int) -> str:
     return f"/proc/self/fd/{descriptor}"
-
-
-class OverlayEngine:
-    """Has one engine read the image, and others of its kind execute everything else."""
-
-    def __init__(self, below: Engine, above: Sequence[Engine], image: OverlayImage) -> None:
-        """``below`` reads the image, ``above`` serve the temporary files. All belong to it now."""
-        self._engines = (*above, below)  # below is at index _BELOW
-        self._image = image
-        self._joints: dict[Operation, _Joint] = {}
-        self._epoll: select.epoll | None = None
-        kinds = {engine.notifier < 0 for engine in self._engines}
-        assert len(kinds) == 1, "engines of one kind"
-        if below.notifier >= 0:
-            # An epoll descriptor is readable while one of its members is.
-            self._epoll = select.epoll()
-            try:
-                for engine in self._engines:
-                    self._epoll.register(engine.notifier, select.EPOLLIN)
-            except BaseException:
-                self._epoll.close()
-                raise
-
-    @property
-    def notifier(self) -> int:
-        """See :class:`Engine`."""
-        return -1 if self._epoll is None else self._epoll.fileno()
-
-    @property
-    def immediate(self) -> bool:
-        """See :class:`Engine`."""
-        return all(engine.immediate for engine in self._engines)
-
-    def submit(self, operations: Sequence[Operation]) -> None:
-        """See :class:`Engine`."""
-        batches: list[list[Operation]] = [[] for _ in self._engines]
-        for operation in operations:
-            if operation.kind == VIRTIO_BLK_T_FLUSH or not operation.length:
-                batches[0].append(operation)
-                continue
-            parts = self._image.parts(operation)
-            if len(parts) == 1 and parts[0].place == operation.offset:
-                batches[parts[0].file].append(operation)
-                continue
-            joint = _Joint(operation, parts)
-            for part, (file, _, _) in zip(joint.parts, parts, strict=True):
-                self._joints[part] = joint
-                batches[file].append(part)
-        with ExitStack() as rest:  # if one raises, the others get theirs, too
-            for engine, batch in zip(self._engines, batches, strict=True):
-                if batch:
-                    rest.callback(engine.submit, batch)
-
-    def completions(self) -> Sequence[Operation]:
-        """See :class:`Engine`."""
-        done: list[Operation] = []
-        for engine in self._engines:
-            for operation in engine.completions():
-                joint = self._joints.pop(operation, None)
-                if joint is None:
-                    done.append(operation)
-                elif joint.complete():
-                    done.append(joint.operation)
-        for operation in done:
-            if operation.kind not in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_FLUSH) and not operation.error:
-                self._image.add(operation.offset, operation.moved)
-        return done
-
-    def watch(self, watch: Watch) -> bool:
-        """See :class:`Engine`. A watch takes the words of one engine only."""
-        return False
-
-    def stop(self) -> None:
-        """See :class:`Engine`."""
-        for engine in self._engines:
-            engine.stop()
-
-    def close(self) -> None:
-        """See :class:`Engine`."""
-        assert not self._joints, "completions were left behind"
-        if self._epoll is not None:
-            self._epoll.close()
-        for engine in self._engines:
-            engine.close()
-
-
-class _Joint:
-    """An operation and its ``parts``, in their order; they need not reach its end."""
-
-    def __init__(self, operation: Operation, parts: Sequence[Part]) -> None:
-        self.operation = operation
-        self.parts: list[Operation] = []
-        self._pending = len(parts)
-        start = 0
-        for _, place, length in parts:
-            part = Operation()
-            part.clip(operation, start, length)
-            part.offset = place
-            self.parts.append(part)
-            start += length
-
-    def complete(self) -> bool:
-        """Count a completed part; True after the last one, when the operation has its results."""
-        self._pending -= 1
-        if self._pending:
-            return False
-        whole = self.operation
-        whole.finished_ns = max(part.finished_ns for part in self.parts)
-        for part in self.parts:
-            whole.error = part.error
-            whole.moved += part.moved
-            if part.error or part.moved < part.length:
-                break
-        return True

@@ -30,7 +30,8 @@ def temporary_files(opened: ExitStack, place: str, size: int) -> tuple[list[int]
         piece = size if count == 1 else -(-size // (count * UNIT)) * UNIT
         try:
             found = [
-                _file(opened, place, min(piece, size - start)) for start in range(0, size, piece)
+                temporary_file(opened, place, min(piece, size - start))
+                for start in range(0, size, piece)
             ]
         except OSError as error:
             if error.errno != errno.EFBIG or count >= MOST_FILES:
@@ -40,7 +41,8 @@ def temporary_files(opened: ExitStack, place: str, size: int) -> tuple[list[int]
             return found, piece if len(found) > 1 else MAX_SIZE
 
 
-def _file(opened: ExitStack, place: str, size: int) -> int:
+def temporary_file(opened: ExitStack, place: str, size: int) -> int:
+    """A descriptor, which ``opened`` closes, of a sparse file of ``size`` bytes. OSError."""
     file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115
     opened.callback(file.close)
     os.ftruncate(file.fileno(), size)

@@ -226,7 +226,7 @@ def _reporter(machine: Machine, session: Session, options: Options) -> "StopRepo
     ways = ["Ctrl-a c"] if session.has_keys else []
     if options.monitor:
         ways.append(f"'cont' on the monitor {shown(str(options.monitor))}")
-    images = {disk.name: shown(str(disk.config.path)) for disk in machine.disks}
+    images = {disk.name: shown(disk.config.name) for disk in machine.disks}
     rooms = {disk.name: disk.device.image.room for disk in machine.disks}
 
     def give_up(text: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blk_device import FLUSH, IN, IOERR, OK, OUT, SIZE, Disk, device_threads, disk_file
@@ -12,6 +13,7 @@ from pykvm.devices.virtio_blk.modes import ErrorAction
 from pykvm.devices.virtio_blk.observe.tracing import DiskTrace
 from pykvm.devices.virtio_blk.open import DiskConfig, OpenDisk, open_disk
 from pykvm.errors import UsageError
+from pykvm.machine.config import MachineConfig
 from pykvm.testing.fake_transport import FakeTransport
 from pykvm.trace import events
 from pykvm.trace.events import Fields
@@ -92,3 +94,45 @@ def test_a_disk_that_cannot_be_opened_leaves_nothing_open(path: Path) -> None:
     assert os.listdir("/proc/self/fd") == before
     with pytest.raises(UsageError, match="cannot be opened"):
         open_disk(DiskConfig(path.with_name("missing")))
+
+
+def test_a_blank_disk_begins_with_zeros_and_is_dropped(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    for _ in range(2):
+        with (
+            open_disk(DiskConfig(blank="1M")) as opened,
+            FakeTransport(opened.device) as transport,
+        ):
+            disk = started(opened, transport)
+            assert opened.image.size == 1 << 20
+            assert disk.do(IN, 2047, size=512) == (OK, bytes(512))
+            assert disk.do(OUT, 3, SECTOR) == (OK, b"")
+            assert disk.do(FLUSH) == (OK, b"")
+            assert disk.do(IN, 2, size=1536) == (OK, bytes(512) + SECTOR + bytes(512))
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "a disk needs an image"),
+        ({"blank": "64M", "path": "x"}, "a blank disk has no path"),
+        ({"blank": "64M", "readonly": True}, "a blank disk has no readonly"),
+        ({"blank": "64M", "snapshot": True}, "a blank disk has no snapshot"),
+        ({"blank": "64M", "format": "raw"}, "a blank disk has no format"),
+        ({"blank": "64M", "cache": "none"}, "a blank disk has no cache"),
+        ({"blank": 1000}, "a blank disk cannot have 1000 bytes"),
+        ({"blank": -512}, "a blank disk cannot have -512 bytes"),
+        ({"blank": 1 << 61}, "a blank disk cannot have"),
+        ({"blank": "many"}, "blank cannot be 'many'"),
+    ],
+)
+def test_a_blank_disk_that_cannot_be(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        DiskConfig(**fields)
+
+
+def test_a_size_among_the_disks_of_a_machine_is_a_blank_disk() -> None:
+    sizes = MachineConfig(guest="guest", disks=["64M", "1g", "./64M", "64", Path("64M")]).disks
+    assert [one.blank for one in sizes] == [64 << 20, 1 << 30, 0, 0, 0]
+    assert [one.name for one in sizes] == ["blank=67108864", "blank=1073741824", "64M", "64", "64M"]
