@@ -13,6 +13,7 @@ from pykvm.names import name_fields
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk import RateLimits
     from pykvm.devices.virtio_blk.layers.frozen import Layers
+    from pykvm.devices.virtio_blk.observe.stats import Stats
     from pykvm.devices.virtio_blk.open import OpenDisk
     from pykvm.snapshot.fields import Fields, Saved
 
@@ -134,6 +135,11 @@ class Disk:
             fields.refuse(f"io_status is {status}")
         self.io_status = IoStatus(status)
         self.last_error = _load_error(error)
+
+    @property
+    def stats(self) -> "Stats":
+        """The counters of all queues together, until now."""
+        return self.device.stats
 
     def statistics(self) -> dict[str, Any]:
         """The disk's part of ``--stats``; docs/reference/disk-options.md explains the keys."""
