@@ -41,9 +41,10 @@ if TYPE_CHECKING:
     from pykvm.guest.guest import Guest
     from pykvm.guest.process import InputStream, OutputStream, Process
     from pykvm.guest.result import Result
+    from pykvm.guest.snapshot import Guests, Snapshot
     from pykvm.machine.command import CommandResult, run_command, save_booted
     from pykvm.machine.config import ConsoleMode, MachineConfig
-    from pykvm.machine.disks import IoStatus
+    from pykvm.machine.disks import Disk, IoStatus
     from pykvm.machine.events import (
         BlockIoError,
         DiskHeld,
@@ -71,6 +72,7 @@ __all__ = [
     "ConsoleMode",
     "DetectZeroes",
     "DiscardMode",
+    "Disk",
     "DiskConfig",
     "DiskHeld",
     "Effect",
@@ -86,6 +88,7 @@ __all__ = [
     "GuestError",
     "GuestPanicked",
     "GuestTimeout",
+    "Guests",
     "HostError",
     "HostShortage",
     "ImageFormat",
@@ -106,6 +109,7 @@ __all__ = [
     "Resume",
     "RunState",
     "Shutdown",
+    "Snapshot",
     "SnapshotError",
     "Stop",
     "TraceFormat",
@@ -136,9 +140,10 @@ if not TYPE_CHECKING:
             "pykvm.guest.guest": "Guest",
             "pykvm.guest.process": "InputStream OutputStream Process",
             "pykvm.guest.result": "Result",
+            "pykvm.guest.snapshot": "Guests Snapshot",
             "pykvm.machine.command": "CommandResult run_command save_booted",
             "pykvm.machine.config": "ConsoleMode MachineConfig",
-            "pykvm.machine.disks": "IoStatus",
+            "pykvm.machine.disks": "Disk IoStatus",
             "pykvm.machine.events": "BlockIoError DiskHeld Event GuestPanicked HostShortage "
             "Resume Shutdown Stop",
             "pykvm.machine.machine": "Machine",

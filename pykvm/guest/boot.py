@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pykvm.forms import flag
 from pykvm.guest.guest import Guest
-from pykvm.guest.start import Start
+from pykvm.guest.start import Start, configuration
 from pykvm.guest.waiting import Limit, seconds
-from pykvm.machine.config import ConsoleMode, MachineConfig
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.open import DiskConfig
+    from pykvm.trace.log import TraceLog
     from pykvm.trace.options import TraceOptions
 
 
@@ -23,8 +24,11 @@ def boot(
     kernel: "Path | str | None" = None,
     initrd: "Path | str | bytes | None" = None,
     append: str = "",
+    cold: bool = False,
     timeout: float = 60.0,
-    trace: "TraceOptions | Path | str | None" = None,
+    entropy: str = "new",
+    clock: float | None = None,
+    trace: "TraceOptions | TraceLog | Path | str | None" = None,
 ) -> Guest:
     """Start a guest, and return it when it can run commands.
 
@@ -36,15 +40,31 @@ def boot(
     size), ``cpus``, ``append`` and ``trace`` are those of :class:`MachineConfig`. ``timeout``
     limits the start, and is the usual limit of later waits (:attr:`Guest.timeout`).
 
+    The first guest of its kind boots, which takes seconds, and leaves a template in the cache
+    folder. Later ones begin from that. ``cold``: boot in any case, as if the cache were empty.
+
+    ``clock`` is the guest's time when it is ready, in seconds since 1970; None: the host's. With
+    ``entropy="new"`` a guest that begins from a template or a snapshot gets new random numbers.
+    With ``"same"`` all guests that begin there draw the same ones from their kernel, for up to a
+    minute, so that a run can be repeated. Timing, and all that depends on it, never repeats.
+
     UsageError for arguments that cannot be used, HostError if this host runs no VM, GuestDied if
     the guest ends before it can run commands, and GuestTimeout.
     """
     limit = Limit(seconds("timeout", timeout))
-    if guest is None and kernel is None:
-        guest = "guest"
-    options: dict[str, Any] = {"memory": memory, "cpus": cpus, "disks": disks, "trace": trace}
-    options |= {"guest": guest, "kernel": kernel, "initrd": initrd, "append": append}
-    if guest is not None:
-        options |= {"agent": True, "console": ConsoleMode.NONE}
-    config = MachineConfig(**options)
-    return Guest(Start(config), limit)
+    deadline = limit.deadline(None)
+    config = configuration(
+        guest,
+        kernel,
+        {
+            "disks": disks,
+            "memory": memory,
+            "cpus": cpus,
+            "initrd": initrd,
+            "append": append,
+            "trace": trace,
+        },
+    )
+    made = Guest(Start(config, flag("cold", cold), entropy, clock), limit)
+    made._wait_ready(deadline)
+    return made

@@ -13,6 +13,8 @@ from pykvm.guest.waiting import Limit
 
 KEPT = 1 << 20
 """The number of the console's last characters that are kept."""
+PUT_BACK = "the guest was put back"
+"""The reason for which calls fail that wait while a guest is reset."""
 _GATHER_SECONDS = 0.002
 """The time for which text gathers before it is searched: the guest prints one byte at a time."""
 _MOST_PIECES = 1 << 16
@@ -30,6 +32,7 @@ class Console:
         self._kept = ""
         self._new: list[str] = []  # pieces after _kept; the guest prints one byte at a time
         self._found = 0  # the end of the last match in _kept
+        self._run = 0
         self._over: Callable[[str], GuestError] | None = None
 
     def __repr__(self) -> str:
@@ -61,12 +64,16 @@ class Console:
         """
         wanted = _compiled(pattern)
         deadline = self._limit.deadline(timeout)
+        during = f"the wait for /{wanted.pattern}/ on its console"
+        run = self._run
         while True:
             with self._changed:
+                if run != self._run:
+                    raise GuestError(f"{PUT_BACK}, during {during}")
                 if (found := self._search(wanted)) is not None:
                     return found
                 if self._over is not None:
-                    raise self._over(f"the wait for /{wanted.pattern}/ on its console")
+                    raise self._over(during)
                 if not self._changed.wait(deadline.left):
                     message = f"the console has not shown /{wanted.pattern}/ {deadline.text}"
                     raise GuestTimeout(message, last_lines(self._gathered()))
@@ -79,17 +86,19 @@ class Console:
 
     # For the guest that owns it.
 
-    def begin(self, feed: Callable[[bytes], object]) -> None:
+    def _begin(self, feed: Callable[[bytes], object]) -> None:
         """A run of the guest begins, without any text. ``feed`` takes input for it."""
         with self._changed:
+            self._run += 1
             self._feed = feed
             self._over = None
             self._decoder = _decoder()
             self._kept = ""
             self._new.clear()
             self._found = 0
+            self._changed.notify_all()
 
-    def take(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> None:
         """The guest has printed ``data``: called in a vCPU's thread."""
         with self._changed:
             self._new.append(self._decoder.decode(data))
@@ -97,7 +106,7 @@ class Console:
                 self._gathered()
             self._changed.notify_all()
 
-    def end(self, over: Callable[[str], GuestError]) -> None:
+    def _end(self, over: Callable[[str], GuestError]) -> None:
         """The guest has ended: all waits raise ``over`` of what they do."""
         with self._changed:
             self._over = over

@@ -4,23 +4,27 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, overload
 
 from pykvm.agent.client import AgentClient
 from pykvm.agent.protocol import RunRequest
 from pykvm.errors import UsageError
 from pykvm.forms import refused
+from pykvm.guest import transfers
 from pykvm.guest.console import Console
 from pykvm.guest.process import Process
 from pykvm.guest.result import Command, Result
 from pykvm.guest.running import Running
 from pykvm.guest.session import Session
+from pykvm.guest.snapshot import Snapshot
 from pykvm.guest.start import Start
-from pykvm.guest.waiting import Limit, seconds
+from pykvm.guest.waiting import Deadline, Limit, seconds
 from pykvm.machine.machine import Machine
 from pykvm.machine.outcome import Outcome
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pykvm.machine.disks import Disk
 
 
@@ -36,14 +40,15 @@ class Guest:
     guest's console.
     """
 
-    def __init__(self, start: Start, limit: Limit, snapshot: Any = None) -> None:
-        """Begin as ``start`` says, at ``snapshot`` if given. Programs call :func:`boot`."""
+    def __init__(self, start: Start, limit: Limit, origin: Snapshot | None = None) -> None:
+        """Begin as ``start`` says, at ``origin`` if given. Programs call :func:`boot`."""
         self._start = start
         self._limit = limit
         self._lock = threading.RLock()
         self._session: Session
+        self._back: Snapshot | None = origin
         self.console = Console(limit)
-        self._begin(snapshot)
+        self._begin(origin)
 
     def __repr__(self) -> str:
         return f"<Guest: {self.machine.status.value}>"
@@ -106,8 +111,8 @@ class Guest:
             raise refused("input", input, "give bytes")
         with self._popen(command, env, cwd, stdin=bool(input), unlimited=True) as process:
             if input:
-                process.stdin.feed(input, deadline)
-            return process.finish(deadline, check)
+                process.stdin._feed(input, deadline)
+            return process._finish(deadline, check)
 
     def popen(
         self,
@@ -140,6 +145,52 @@ class Guest:
         process = Process(session, command, running, self)
         running.attach(client.run(request, running))
         return process
+
+    # -- files --------------------------------------------------------------------
+
+    def push(
+        self,
+        source: "Path | str | bytes",
+        path: str,
+        mode: int | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Write a file in the guest, at the absolute ``path``; it appears there whole, or not.
+
+        ``source`` is a file of the host, or the content as bytes. ``mode`` is the permissions;
+        None: those of the host's file, and 0o644 for bytes. UsageError if the host's file cannot
+        be read, GuestError if the guest cannot write it, GuestTimeout.
+        """
+        deadline = self._limit.deadline(timeout)
+        transfers.push(*self._agent("it takes no files"), source, path, mode, deadline)
+
+    @overload
+    def pull(self, path: str, to: None = None, *, timeout: float | None = None) -> bytes: ...
+
+    @overload
+    def pull(self, path: str, to: "Path | str", *, timeout: float | None = None) -> None: ...
+
+    def pull(
+        self, path: str, to: "Path | str | None" = None, *, timeout: float | None = None
+    ) -> bytes | None:
+        """Return the content of the guest's file at the absolute ``path``.
+
+        With ``to``, write it to this file of the host instead, with the same permissions; an
+        earlier file is replaced when all has arrived. GuestError if the guest cannot read the
+        file, UsageError if the host cannot write it, GuestTimeout.
+        """
+        deadline = self._limit.deadline(timeout)
+        session, client = self._agent("it gives no files")
+        if to is None:
+            return transfers.pull(session, client, path, deadline)
+        transfers.pull_file(session, client, path, to, deadline)
+        return None
+
+    def dmesg(self, *, timeout: float | None = None) -> str:
+        """Return the messages of the guest's kernel, from its log. GuestTimeout."""
+        deadline = self._limit.deadline(timeout)
+        return transfers.dmesg(*self._agent("it does not tell its messages"), deadline)
 
     # -- the run ----------------------------------------------------------------
 
@@ -175,19 +226,57 @@ class Guest:
         with self._lock:
             self._session.close()
 
+    # -- snapshots ----------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Keep the guest's state at this moment; the guest waits for some milliseconds.
+
+        Commands may run meanwhile. UsageError if a disk cannot go back: one whose writes go
+        straight to its image. Give it ``readonly=True`` or ``snapshot=True``, or a blank disk.
+        """
+        with self._lock:
+            saved = self._usable().machine.snapshot()
+            self._back = Snapshot(saved, self._start, Limit(self._limit.seconds))
+            return self._back
+
+    def reset(self, snapshot: Snapshot | None = None, *, timeout: float | None = None) -> None:
+        """Put the guest back to ``snapshot``; it then runs, and can run commands.
+
+        None: the snapshot that was taken last, or that the guest began from, or else its start.
+        Everything goes back: memory, disks, and a guest that has ended or is paused. Calls that
+        wait meanwhile, and commands that run, fail with GuestError. The console's text begins
+        anew. UsageError if a disk cannot go back; the guest then runs on. GuestTimeout.
+        """
+        deadline = self._limit.deadline(timeout)
+        if snapshot is not None and not isinstance(snapshot, Snapshot):
+            raise refused("snapshot", snapshot, "give a Snapshot, or None for the last one")
+        with self._lock:
+            session = self._usable()
+            back = snapshot or self._back
+            if back is not None and session.machine.outcome is None:
+                session.put_back(back.saved, *self._start.awakening())
+            else:
+                session.close()
+                self._begin(back)
+            self._wait_ready(deadline)
+
     # -- inside -----------------------------------------------------------------
 
-    def _begin(self, snapshot: Any) -> None:
-        deadline = self._limit.deadline(None)
+    def _begin(self, origin: Snapshot | None) -> None:
+        """Start a new machine; :meth:`_wait_ready` comes next."""
         start = self._start
-        machine = start.machine(snapshot, deadline)
+        machine = start.machine(origin.saved if origin else None, self._limit.deadline(None))
         self._session = session = Session(machine, self.console, self._limit)
         weakref.finalize(self, session.let_go).atexit = False
+        session.start(*start.awakening())
+
+    def _wait_ready(self, deadline: Deadline) -> None:
+        """Wait until the guest runs commands, if it has an agent; else close it."""
+        session = self._session
         try:
-            if session.client is not None and machine.restored:
-                session.client.wake(start.now_ns(), start.random_bytes(), bool(machine.disks))
-            session.start()
-            if session.client is not None:
+            session.wait_ready(deadline)
+            if self._start.clock is not None and not session.woken:
+                session.wake_again(*self._start.awakening())
                 session.wait_ready(deadline)
         except BaseException:
             session.close()

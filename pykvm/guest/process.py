@@ -57,9 +57,9 @@ class Process:
         seconds; None is the guest's own limit. The command then runs on. GuestDied if the guest
         ends. GuestError if it writes more than 64 MiB meanwhile; then it is killed.
         """
-        return self.finish(self._session.deadline(timeout), check)
+        return self._finish(self._session.deadline(timeout), check)
 
-    def finish(self, deadline: Deadline, check: bool) -> Result:
+    def _finish(self, deadline: Deadline, check: bool) -> Result:
         """:meth:`wait`, until ``deadline``."""
         running = self._running
         with running.changed:
@@ -197,7 +197,7 @@ class InputStream:
         """End the input: the command reads the end of the file. May be repeated."""
         self._process._running.handle.stdin_eof()
 
-    def feed(self, data: bytes, deadline: Deadline) -> None:
+    def _feed(self, data: bytes, deadline: Deadline) -> None:
         """Send ``data`` and its end. A command that ends before it has read all is no error."""
         if self._send(data, deadline):
             self.close()

@@ -11,15 +11,17 @@ import threading
 from typing import TYPE_CHECKING
 
 from pykvm.errors import UsageError
-from pykvm.guest.console import Console
+from pykvm.guest.console import PUT_BACK, Console
 from pykvm.guest.errors import GuestDied, GuestError, GuestTimeout
 from pykvm.guest.waiting import Deadline, Limit
 from pykvm.host.threads import start
 from pykvm.machine.machine import Machine
 from pykvm.machine.outcome import Outcome
+from pykvm.machine.run_state import RunState
 
 if TYPE_CHECKING:
     from pykvm.agent.client import AgentClient
+    from pykvm.machine.snapshot import MachineSnapshot
 
 
 class Session:
@@ -34,6 +36,7 @@ class Session:
         self.console = console
         self.client: AgentClient | None = None
         self.answered = False
+        self.woken = False
         self.outcome: Outcome | None = None
         self._bug: BaseException | None = None
         self._untold: BaseException | None = None  # no exception has told of it yet
@@ -41,8 +44,8 @@ class Session:
         self._changed = threading.Condition()
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="guest", daemon=True)
-        console.begin(machine.board.console.feed)
-        machine.console = console.take
+        console._begin(machine.board.console.feed)
+        machine.console = console._take
         if machine.config.agent and machine.config.guest is not None:
             self.connect()
 
@@ -51,19 +54,57 @@ class Session:
         from pykvm.machine.agent_link import connect
 
         if self.client is not None:
-            self.client.close("the guest was put back")
+            self.client.close(PUT_BACK)
         self.answered = False
         self.client = connect(self.machine, self)
 
-    def start(self) -> None:
-        """Let the guest run."""
+    def start(self, now_ns: int, entropy: bytes | None) -> None:
+        """Let the guest run; one that does not boot gets this time, and this entropy if any."""
         try:
+            self._wake(now_ns, entropy)
             self.machine.start()
             start(self._thread, "a guest")
         except BaseException:
             self.machine.close()
             raise
         _open.add(self)
+
+    def put_back(self, saved: "MachineSnapshot", now_ns: int, entropy: bytes | None) -> None:
+        """Put the machine, which runs or is paused, back to ``saved``, and let it run.
+
+        UsageError if it cannot go back; it then goes on as it was.
+        """
+        machine = self.machine
+        paused = machine.status is RunState.PAUSED
+        machine.pause()
+        try:
+            machine.reset(saved)
+        except UsageError:
+            if not paused:
+                machine.resume()
+            raise
+        except BaseException as error:
+            machine.finish(Outcome.error(str(error)))
+            raise
+        self.console._begin(machine.board.console.feed)
+        if self.client is not None:
+            self.connect()
+        self._wake(now_ns, entropy)
+        machine.resume()
+
+    def wake_again(self, now_ns: int, entropy: bytes | None) -> None:
+        """Give these to a guest that has booted, as to one that wakes up; it answers once more."""
+        if self.client is not None:
+            self.machine.pause()
+            self.connect()
+            self.client.wake(now_ns, entropy, False)
+            self.machine.resume()
+            self.woken = True
+
+    def _wake(self, now_ns: int, entropy: bytes | None) -> None:
+        if self.client is not None and self.machine.restored:
+            self.client.wake(now_ns, entropy, bool(self.machine.disks))
+            self.woken = True
 
     # -- ClientEvents, in a vCPU's thread ---------------------------------------
 
@@ -80,9 +121,9 @@ class Session:
     # -- waiting ----------------------------------------------------------------
 
     def wait_ready(self, deadline: Deadline) -> None:
-        """Wait until the guest can run commands. GuestDied, GuestTimeout."""
+        """Wait until the guest's agent, if there is one, has answered. GuestDied, GuestTimeout."""
         with self._changed:
-            while not self.answered:
+            while self.client is not None and not self.answered:
                 if self.outcome is not None:
                     raise self.died("the wait for its agent")
                 if not self._changed.wait(deadline.left):
@@ -169,7 +210,7 @@ class Session:
         with self._changed:
             self.outcome = outcome
             self._changed.notify_all()
-        self.console.end(self.died)
+        self.console._end(self.died)
         if self.client is not None:
             self.client.close("the guest has ended")
 

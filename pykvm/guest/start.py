@@ -1,6 +1,5 @@
 """How a guest begins: at a template, at a snapshot, or with a boot."""
 
-import hashlib
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,8 @@ from pykvm.agent.protocol import ENTROPY_BYTES
 from pykvm.forms import refused
 from pykvm.guest.waiting import Deadline
 from pykvm.lean.records import record
-from pykvm.machine.config import MachineConfig
+from pykvm.machine.bundle import BUNDLED
+from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.machine import Machine
 
 if TYPE_CHECKING:
@@ -19,18 +19,30 @@ _MOST_CLOCK = 1 << 33
 """Seconds since 1970: some time in the year 2242."""
 
 
+def configuration(guest: str | None, kernel: object, options: dict[str, Any]) -> MachineConfig:
+    """The machine of a guest; ``options`` are further ones. Without both, it is pykvm's own guest.
+
+    UsageError.
+    """
+    if guest is None and kernel is None:
+        guest = BUNDLED
+    if guest is not None:
+        options |= {"agent": True, "console": ConsoleMode.NONE}
+    return MachineConfig(guest=guest, kernel=kernel, **options)  # type: ignore[arg-type]
+
+
 @record
 class Start:
     """The machine of a guest, and what its agent is told when it wakes up."""
 
     config: MachineConfig
     cold: bool = False
-    entropy: bytes | None = None
+    entropy: str = "new"
     clock: float | None = None
 
     def __post_init__(self) -> None:
-        if self.entropy is not None and not isinstance(self.entropy, bytes):
-            raise refused("entropy", self.entropy, "give bytes, or None for new random ones")
+        if self.entropy not in ("new", "same"):
+            raise refused("entropy", self.entropy, "use 'new' or 'same'")
         clock = self.clock
         if clock is not None and (
             not isinstance(clock, int | float)
@@ -43,14 +55,13 @@ class Start:
         """A new machine, which begins at ``snapshot`` if given. UsageError, HostError, …."""
         if snapshot is not None:
             return Machine(self.config, snapshot=snapshot)
-        return Machine(self.config)
+        if self.cold:
+            return Machine(self.config)
+        from pykvm.templates.start import machine
 
-    def now_ns(self) -> int:
-        """The time that the guest is told, in nanoseconds since 1970."""
-        return time.time_ns() if self.clock is None else round(self.clock * 1_000_000_000)
+        return machine(self.config, timeout=deadline.left)
 
-    def random_bytes(self) -> bytes:
-        """The entropy that the guest is given."""
-        if self.entropy is None:
-            return os.urandom(ENTROPY_BYTES)
-        return hashlib.sha256(self.entropy).digest()
+    def awakening(self) -> tuple[int, bytes | None]:
+        """The time in nanoseconds since 1970, and the entropy, that a guest gets now."""
+        now = time.time_ns() if self.clock is None else round(self.clock * 1_000_000_000)
+        return now, os.urandom(ENTROPY_BYTES) if self.entropy == "new" else None

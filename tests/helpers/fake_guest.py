@@ -63,6 +63,28 @@ class FakeMachine:
         self.log.append("close")
         self.closing()
 
+    def snapshot(self) -> "FakeSaved":
+        return FakeSaved()
+
+    def reset(self, saved: "FakeSaved") -> None:
+        self.log.append(f"reset while {self.status.value}")
+        if saved.problem is not None:
+            raise saved.problem
+        self.restored = True
+
+
+class FakeSaved:
+    """Stands for a MachineSnapshot. A reset to it raises ``problem``, if there is one."""
+
+    id = "1234"
+
+    def __init__(self) -> None:
+        self.problem: Exception | None = None
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
 
 @dataclass
 class FakeCommand:
@@ -99,21 +121,44 @@ class FakeCommand:
         self.events.exited(SimpleNamespace(status=status, signal=signal, timed_out=False))
 
 
+@dataclass
+class FakeTransfer:
+    """A file on its way, and its handle: ``sent`` has arrived in the guest."""
+
+    kind: str
+    path: bytes
+    mode: int
+    events: Any
+    sent: bytearray = field(default_factory=bytearray)
+    has_room: bool = True
+    cancelled: bool = False
+    at_end: Callable[[], None] = lambda: None
+
+    def data(self, data: bytes) -> bool:
+        self.sent += data
+        return self.has_room
+
+    def end(self) -> None:
+        self.at_end()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 class FakeClient:
     """Stands for an AgentClient, which is there at once unless ``silent``."""
 
     def __init__(self, machine: FakeMachine, events: Any, silent: bool) -> None:
         self.machine = machine
         self.events = events
-        self.commands: list[FakeCommand] = []
-        self.woken: tuple[int, bytes, bool] | None = None
-        self.on_run: Callable[[FakeCommand], None] = lambda command: None
+        self.commands: list[Any] = []
+        self.woken: tuple[int, bytes | None, bool] | None = None
+        self.on_run: Callable[[Any], None] = lambda command: None
         self.powered_off: list[int] = []
-        self._open: list[FakeCommand] = []
         if not silent:
             events.ready()
 
-    def wake(self, now_ns: int, entropy: bytes, new_disks: bool) -> None:
+    def wake(self, now_ns: int, entropy: bytes | None, new_disks: bool) -> None:
         self.woken = (now_ns, entropy, new_disks)
 
     def run(self, request: Any, events: Any) -> FakeCommand:
@@ -121,6 +166,20 @@ class FakeClient:
         self.commands.append(command)
         self.on_run(command)
         return command
+
+    def push(self, path: bytes, mode: int, events: Any) -> "FakeTransfer":
+        return self._transfer(FakeTransfer("push", path, mode, events))
+
+    def pull(self, path: bytes, events: Any) -> "FakeTransfer":
+        return self._transfer(FakeTransfer("pull", path, 0, events))
+
+    def dmesg(self, events: Any) -> "FakeTransfer":
+        return self._transfer(FakeTransfer("dmesg", b"", 0, events))
+
+    def _transfer(self, transfer: "FakeTransfer") -> "FakeTransfer":
+        self.commands.append(transfer)
+        self.on_run(transfer)
+        return transfer
 
     def power_off(self, status: int) -> None:
         self.powered_off.append(status)
@@ -153,14 +212,16 @@ class FakeGuest:
             return self.client
 
         monkeypatch.setattr("pykvm.machine.agent_link.connect", connect)
-        self.guest = Guest(Start(config, **start), Limit(timeout))
+        limit = Limit(timeout)
+        self.guest = Guest(Start(config, **start), limit)
+        self.guest._wait_ready(limit.deadline(None))
 
-    def answers(self, respond: Callable[[FakeCommand], None]) -> None:
-        """Each command that starts from now on gets ``respond``, in the caller's thread."""
+    def answers(self, respond: Callable[[Any], None]) -> None:
+        """Each request that is made from now on goes to ``respond``, in the caller's thread."""
         self.client.on_run = respond
 
-    def command(self, number: int = 0) -> FakeCommand:
-        """The command of this ``number``, once it has started."""
+    def command(self, number: int = 0) -> Any:
+        """The request of this ``number``, once it was made."""
         until(lambda: len(self.client.commands) > number)
         return self.client.commands[number]
 

@@ -1,6 +1,10 @@
 """The library's guest, with a real Linux."""
 
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from patience import ends, in_thread, linux_patience
@@ -11,8 +15,15 @@ pytestmark = [pytest.mark.kvm, pytest.mark.linux]
 
 
 @pytest.fixture(scope="module")
-def guest():
+def guest() -> Iterator[pykvm.Guest]:
     """One guest for all tests that leave it as it was."""
+    with pykvm.boot(disks=[], timeout=linux_patience()) as guest:
+        yield guest
+
+
+@pytest.fixture
+def own() -> Iterator[pykvm.Guest]:
+    """A guest for one test."""
     with pykvm.boot(disks=[], timeout=linux_patience()) as guest:
         yield guest
 
@@ -59,6 +70,112 @@ def test_lines_of_a_running_command_and_its_input(guest: pykvm.Guest) -> None:
         assert process.stdout.readline() == b"got two\n"
         process.stdin.close()
         assert process.wait(check=False).status == 2
+
+
+def test_many_commands_at_once(guest: pykvm.Guest) -> None:
+    results = []
+    threads = [
+        in_thread(lambda n=n: results.append(guest.run(f"sleep 0.2; echo {n}").text))
+        for n in range(8)
+    ]
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [str(n) for n in range(8)]
+
+
+def test_output_that_nobody_reads_holds_up_one_command_only(guest: pykvm.Guest) -> None:
+    with guest.popen("yes") as process:
+        assert guest.run("echo meanwhile").text == "meanwhile"
+        assert process.stdout.read(6) == b"y\ny\ny\n"
+
+
+def test_files_there_and_back(guest: pykvm.Guest, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 8
+    script = tmp_path / "script"
+    script.write_bytes(b"#!/bin/sh\necho run with $1\n")
+    script.chmod(0o755)
+    guest.push(data, "/tmp/data", 0o600)
+    guest.push(script, "/tmp/script")
+    assert guest.run(["/tmp/script", "this"]).text == "run with this"
+    assert guest.pull("/tmp/data") == data
+    assert guest.pull("/tmp/data", tmp_path / "copy") is None
+    assert (tmp_path / "copy").read_bytes() == data
+    assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(pykvm.GuestError, match="/tmp/none: No such file or directory"):
+        guest.pull("/tmp/none")
+    with pytest.raises(pykvm.GuestError, match="/none/x: No such file or directory"):
+        guest.push(data, "/none/x")
+
+
+def test_the_kernels_messages(guest: pykvm.Guest) -> None:
+    assert "Linux version" in guest.dmesg()
+
+
+def test_forks_share_nothing_and_differ_in_their_random_numbers(own: pykvm.Guest) -> None:
+    own.run("echo before > /tmp/file")
+    command = "echo $0 >> /tmp/file; cat /tmp/file; head -c 8 /dev/urandom | md5sum"
+    with own.snapshot() as snapshot, snapshot.fork(3) as guests:
+        texts = [
+            one.run(["sh", "-c", command, str(number)]).text.splitlines()
+            for number, one in enumerate(guests)
+        ]
+    assert [text[:-1] for text in texts] == [["before", str(number)] for number in range(3)]
+    assert len({text[-1] for text in texts}) == 3
+
+
+def test_a_run_can_be_repeated(own: pykvm.Guest) -> None:
+    with own.snapshot() as snapshot:
+        texts = []
+        for _ in range(2):
+            with snapshot.restore(entropy="same", clock=1_000_000_000) as fork:
+                command = "date +%Y; head -c 8 /dev/urandom | md5sum"
+                texts.append(fork.run(command).text.splitlines())
+    assert texts[0] == texts[1]
+    assert texts[0][0] == "2001"
+
+
+def test_a_snapshot_in_a_folder(own: pykvm.Guest, tmp_path: Path) -> None:
+    own.run("echo saved > /tmp/file")
+    with own.snapshot() as snapshot:
+        snapshot.save(tmp_path / "saved")
+        manifest = snapshot.manifest
+    with pykvm.Snapshot.open(tmp_path / "saved", timeout=linux_patience()) as opened:
+        assert opened.manifest["id"] == manifest["id"]
+        opened.verify()
+        with opened.restore() as restored:
+            assert restored.run("cat /tmp/file").text == "saved"
+    with pytest.raises(pykvm.SnapshotError):
+        pykvm.Snapshot.open(tmp_path / "none")
+
+
+def test_nothing_stays_behind_when_the_interpreter_exits(tmp_path: Path) -> None:
+    """Neither at a normal end, nor after an interrupt, nor in a forked child."""
+    script = """
+import os, signal, threading, pykvm
+guest = pykvm.boot(disks=[])
+child = os.fork()
+if not child:
+    try:
+        guest.run("true")
+    except pykvm.UsageError as error:
+        print(error.message.partition(" belongs")[0], flush=True)
+    raise SystemExit
+os.waitpid(child, 0)
+threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    guest.run("sleep 1000")
+except KeyboardInterrupt:
+    print(guest.run("echo the guest runs on").text)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=linux_patience(),
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.splitlines() == ["this guest", "the guest runs on"]
 
 
 def test_a_guest_without_an_agent_has_a_console() -> None:

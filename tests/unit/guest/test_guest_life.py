@@ -14,6 +14,7 @@ import pykvm
 from pykvm.guest import session
 from pykvm.guest.start import Start
 from pykvm.machine.outcome import Outcome, OutcomeKind
+from pykvm.machine.run_state import RunState
 
 
 def threads() -> list[str]:
@@ -78,8 +79,8 @@ def test_a_guest_that_does_not_answer_in_time_is_closed(monkeypatch) -> None:
 def test_a_guest_that_dies_at_its_start_says_why(monkeypatch) -> None:
     original = session.Session.start
 
-    def start(self) -> None:
-        original(self)
+    def start(self, *awakening: object) -> None:
+        original(self, *awakening)
         self.machine.finish(Outcome.panic("Kernel panic: no init"))
 
     monkeypatch.setattr(session.Session, "start", start)
@@ -97,20 +98,24 @@ def test_a_restored_guest_is_told_the_time_and_new_random_bytes(fake, monkeypatc
     assert fake().client.woken is None
 
 
-def test_a_run_can_be_repeated_with_the_same_time_and_random_bytes(fake) -> None:
-    options = {"restored": True, "entropy": b"seed", "clock": 1.5}
-    one, two = fake(**options), fake(**options)
-    assert one.client.woken == two.client.woken
-    assert one.client.woken[0] == 1_500_000_000
-    other = fake(restored=True, entropy=b"other", clock=0)
-    assert other.client.woken[0] == 0
-    assert other.client.woken[1] != one.client.woken[1]
+def test_a_run_can_be_repeated_with_a_time_and_the_random_numbers_of_the_snapshot(fake) -> None:
+    one = fake(restored=True, entropy="same", clock=1.5)
+    assert one.client.woken == (1_500_000_000, None, False)
+    assert fake(restored=True, clock=0).client.woken[0] == 0
+
+
+def test_a_guest_that_has_booted_gets_the_time_too(fake) -> None:
+    one = fake(clock=2)
+    assert one.client.woken[0] == 2_000_000_000
+    assert one.machine.status is RunState.RUNNING
+    assert fake(BARE, clock=2).guest.outcome is None
 
 
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"entropy": "x"}, "entropy"),
+        ({"entropy": b"x"}, "entropy"),
+        ({"entropy": None}, "entropy"),
         ({"clock": "now"}, "clock"),
         ({"clock": -1}, "clock"),
         ({"clock": True}, "clock"),

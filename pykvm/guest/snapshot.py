@@ -1,0 +1,155 @@
+"""The state of a guest at one moment, and the guests that begin there."""
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from pykvm.forms import path, refused, whole
+from pykvm.guest.start import Start, configuration
+from pykvm.guest.waiting import Limit, seconds
+from pykvm.lean.records import replace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pykvm.devices.virtio_blk.open import DiskConfig
+    from pykvm.guest.guest import Guest
+    from pykvm.machine.snapshot import MachineSnapshot
+
+_MOST_FORKS = 10_000
+
+
+class Snapshot:
+    """The state of a guest at one moment: CPUs, memory, devices, and disks that can go back.
+
+    :meth:`Guest.snapshot` takes it, and it stays in memory until :meth:`save` writes it. Any
+    number of guests can begin from it at once; they share the memory and the disks' content that
+    they do not change. A context manager, whose end frees it; the guests that began from it run
+    on. The loss of the last reference frees it too. ``saved`` is the machine's part of it.
+    """
+
+    def __init__(self, saved: "MachineSnapshot", start: Start, limit: Limit) -> None:
+        """Programs call :meth:`Guest.snapshot` or :meth:`open`."""
+        self.saved = saved
+        # Machines cannot write one trace together.
+        self._start = replace(start, config=replace(start.config, trace=None))
+        self._limit = limit
+        weakref.finalize(self, saved.close).atexit = False
+
+    @classmethod
+    def open(
+        cls,
+        folder: "Path | str",
+        guest: str | None = None,
+        *,
+        disks: "Sequence[DiskConfig | Path | str]" = (),
+        kernel: "Path | str | None" = None,
+        initrd: "Path | str | bytes | None" = None,
+        append: str = "",
+        timeout: float = 60.0,
+    ) -> Self:
+        """Open the folder that :meth:`save` wrote. See :func:`boot` for the other arguments.
+
+        They are those of the guest that was saved. ``disks`` are new to it. SnapshotError.
+        """
+        from pykvm.machine.snapshot import MachineSnapshot
+
+        limit = Limit(seconds("timeout", timeout))
+        saved = MachineSnapshot.open(path("folder", folder))
+        try:
+            options: dict[str, Any] = {"disks": disks, "initrd": initrd, "append": append}
+            options |= {"memory": saved.memory, "cpus": saved.cpus}
+            return cls(saved, Start(configuration(guest, kernel, options)), limit)
+        except BaseException:
+            saved.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<Snapshot {self.saved.id}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The facts about it, as in its folder's manifest.json."""
+        return dict(self.saved.manifest)
+
+    def save(self, folder: "Path | str") -> None:
+        """Write it as the new folder ``folder``, complete or not at all. SnapshotError."""
+        self.saved.write(folder)
+
+    def verify(self) -> None:
+        """Read all of it, and compare its checksums. SnapshotError if it is damaged."""
+        self.saved.verify()
+
+    def restore(
+        self,
+        *,
+        timeout: float | None = None,
+        entropy: str | None = None,
+        clock: float | None = None,
+    ) -> "Guest":
+        """A guest that begins here, and can run commands. See :func:`boot` for the arguments.
+
+        None is as for the guest that was saved. Commands that ran at the moment of the snapshot
+        run on, and their output is lost. UsageError if a disk cannot go back, SnapshotError.
+        """
+        return self.fork(1, timeout=timeout, entropy=entropy, clock=clock)[0]
+
+    def fork(
+        self,
+        count: int,
+        *,
+        timeout: float | None = None,
+        entropy: str | None = None,
+        clock: float | None = None,
+    ) -> "Guests":
+        """A list of ``count`` guests, as :meth:`restore` makes them. Each is isolated.
+
+        They differ in their random numbers, unless ``entropy`` is ``"same"``.
+        """
+        from pykvm.guest.guest import Guest
+
+        if not 1 <= whole("count", count) <= _MOST_FORKS:
+            raise refused("count", count, f"give a number of guests from 1 to {_MOST_FORKS}")
+        limit = self._limit.seconds if timeout is None else seconds("timeout", timeout)
+        start = self._start
+        if entropy is not None:
+            start = replace(start, entropy=entropy)
+        if clock is not None:
+            start = replace(start, clock=clock)
+        guests = Guests()
+        try:
+            for _ in range(count):
+                guests.append(Guest(start, Limit(limit), self))
+            for guest in guests:
+                guest._wait_ready(guest._limit.deadline(None))
+        except BaseException:
+            guests.close()
+            raise
+        return guests
+
+    def close(self) -> None:
+        """Free it. May be repeated. The guests that began from it run on, and cannot be reset."""
+        self.saved.close()
+
+
+class Guests(list["Guest"]):
+    """A list of guests. A context manager, whose end closes all of them."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every guest. May be repeated."""
+        for guest in self:
+            guest._session.let_go()
+        for guest in self:
+            guest.close()

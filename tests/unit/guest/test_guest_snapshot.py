@@ -1,0 +1,180 @@
+"""Snapshots, forks and resets of guests without a machine."""
+
+import gc
+
+import pytest
+from fake_guest import FakeGuest, FakeMachine, FakeSaved
+from patience import PATIENCE, ends, in_thread
+
+import pykvm
+from pykvm.guest.start import Start
+from pykvm.machine.outcome import Outcome
+from pykvm.machine.run_state import RunState
+
+
+@pytest.fixture
+def machines(monkeypatch: pytest.MonkeyPatch):
+    """The machines that are made after the first one, each with the snapshot it began from."""
+    made: list[tuple[FakeMachine, object]] = []
+
+    def machine(start: Start, saved: object, deadline: object) -> FakeMachine:
+        made.append((FakeMachine(start.config, saved is not None), saved))
+        return made[-1][0]
+
+    def watch(one: FakeGuest) -> list[tuple[FakeMachine, object]]:
+        monkeypatch.setattr(Start, "machine", machine)
+        return made
+
+    return watch
+
+
+def test_a_reset_goes_back_in_place_and_wakes_the_guest(fake) -> None:
+    one = fake(entropy="same", clock=1)
+    snapshot = one.guest.snapshot()
+    one.machine.console(b"text")
+    before = one.client
+    one.guest.reset(snapshot)
+    assert one.machine.log == ["reset while paused"]
+    assert one.machine.status is RunState.RUNNING
+    assert one.client is not before
+    assert one.client.woken == (1_000_000_000, None, False)
+    assert one.guest.console.text == ""
+    one.answers(lambda command: command.ends())
+    assert one.guest.run("true").status == 0
+
+
+def test_a_reset_ends_what_waits(fake) -> None:
+    one = fake()
+    one.guest.snapshot()
+    process = one.guest.popen("work")
+    errors = []
+
+    def wait() -> None:
+        try:
+            one.guest.console.wait_for("never")
+        except pykvm.GuestError as error:
+            errors.append(str(error))
+
+    run_before = one.guest.console._run
+    thread = in_thread(wait)
+    while not one.guest.console._changed._waiters:
+        assert one.guest.console._run == run_before
+    one.guest.reset()
+    assert ends(thread)
+    assert errors == ["the guest was put back, during the wait for /never/ on its console"]
+    with pytest.raises(pykvm.GuestError, match="'work' failed: the guest was put back"):
+        process.wait()
+
+
+def test_a_guest_that_has_ended_begins_again_from_its_snapshot(fake, machines) -> None:
+    one = fake()
+    snapshot = one.guest.snapshot()
+    made = machines(one)
+    one.machine.finish(Outcome.panic("Kernel panic"))
+    one.guest.wait()
+    one.guest.reset()
+    assert one.machine.log == ["close"]
+    assert [saved for _, saved in made] == [snapshot.saved]
+    assert one.guest.machine is made[0][0]
+    assert one.guest.outcome is None
+    one.answers(lambda command: command.ends())
+    assert one.guest.run("true").status == 0
+
+
+def test_without_a_snapshot_a_reset_goes_to_the_start(fake, machines) -> None:
+    one = fake()
+    made = machines(one)
+    one.guest.reset()
+    assert one.machine.log == ["close"]
+    assert [saved for _, saved in made] == [None]
+
+
+def test_a_guest_that_cannot_go_back_goes_on(fake) -> None:
+    one = fake()
+    snapshot = one.guest.snapshot()
+    snapshot.saved.problem = pykvm.UsageError("the disk cannot go back")
+    client = one.client
+    with pytest.raises(pykvm.UsageError, match="cannot go back"):
+        one.guest.reset(snapshot)
+    assert one.machine.status is RunState.RUNNING
+    assert one.client is client
+    one.guest.pause()
+    with pytest.raises(pykvm.UsageError, match="cannot go back"):
+        one.guest.reset(snapshot)
+    assert one.machine.status is RunState.PAUSED
+
+
+def test_a_reset_that_fails_half_way_ends_the_guest(fake) -> None:
+    one = fake()
+    snapshot = one.guest.snapshot()
+    snapshot.saved.problem = pykvm.SnapshotError("it makes no sense")
+    with pytest.raises(pykvm.SnapshotError):
+        one.guest.reset(snapshot)
+    assert one.guest.wait() == Outcome.error("it makes no sense")
+
+
+def test_what_is_no_snapshot(fake) -> None:
+    one = fake()
+    with pytest.raises(pykvm.UsageError, match=r"^snapshot cannot be 'folder'"):
+        one.guest.reset("folder")
+
+
+def test_forks_begin_at_the_snapshot_and_end_together(fake, machines) -> None:
+    one = fake(clock=5)
+    snapshot = one.guest.snapshot()
+    made = machines(one)
+    with snapshot.fork(3, entropy="same") as guests:
+        assert len(guests) == 3
+        assert [saved for _, saved in made] == [snapshot.saved] * 3
+        assert len({id(guest.machine) for guest in guests}) == 3
+        woken = {guest._session.client.woken for guest in guests}
+        assert len(woken) == 1
+        assert woken == {(5_000_000_000, None, False)}
+    assert [machine.log for machine, _ in made] == [["close"]] * 3
+    for wrong in (0, -1, "3"):
+        with pytest.raises(pykvm.UsageError, match=r"^count cannot be"):
+            snapshot.fork(wrong)
+
+
+def test_a_fork_that_fails_closes_the_others(fake, machines) -> None:
+    one = fake()
+    snapshot = one.guest.snapshot()
+    made = machines(one)
+    good = Start.machine
+
+    def machine(start: Start, saved: object, deadline: object) -> FakeMachine:
+        if len(made) == 2:
+            raise pykvm.HostError("the host has no memory")
+        return good(start, saved, deadline)
+
+    Start.machine = machine
+    with pytest.raises(pykvm.HostError):
+        snapshot.fork(3)
+    Start.machine = good
+    assert [one.log for one, _ in made] == [["close"]] * 2
+
+
+def test_a_restored_guest_is_reset_to_where_it_began(fake, machines) -> None:
+    one = fake()
+    snapshot = one.guest.snapshot()
+    machines(one)
+    with snapshot.restore(timeout=PATIENCE) as guest:
+        assert guest.timeout == PATIENCE
+        guest.reset()
+        assert guest.machine.log == ["reset while paused"]
+        guest.machine.finish(Outcome.reset())
+        guest.reset()
+
+
+def test_a_snapshot_is_freed_at_the_end_of_its_block_and_with_its_last_reference(fake) -> None:
+    one = fake()
+    with one.guest.snapshot() as snapshot:
+        saved: FakeSaved = snapshot.saved
+        assert saved.closed == 0
+    assert saved.closed == 1
+    saved = one.guest.snapshot().saved
+    gc.collect()
+    assert saved.closed == 0, "the guest can be reset to it"
+    one.guest.snapshot()
+    gc.collect()
+    assert saved.closed == 1
