@@ -180,6 +180,27 @@ class VirtioBlk:
 
     def load(self, saved: Saved, activation: Activation | None) -> None:
         """See VirtioDevice. The image has the content and the size that the driver knows."""
+        parts = self._load_fields(saved, activation)
+        if activation is not None:
+            with self._host_permitting():
+                self._load_services(self._begin(activation), parts, activation)
+                self._threads.start(halted=True)
+
+    def load_in_place(self, saved: Saved) -> None:
+        """See VirtioDevice. The threads stay."""
+        activation = self._activation
+        assert activation is not None, "an active device"
+        self._threads.pause()
+        if self._trace is not None:
+            self._trace.reset()
+        parts = self._load_fields(saved, activation)
+        with self._lock:
+            assert self._parser is not None, "an active device"
+            self._parser.capacity = self.image.capacity
+        self._load_services(self._threads.services, parts, activation)
+
+    def _load_fields(self, saved: Saved, activation: Activation | None) -> list[Saved]:
+        """Load all but the queues, and return their parts."""
         self._config.set("capacity", self.image.capacity)
         self._cache.load(saved.flag("writeback"))
         self.image.sync_error = self.image.sync_error or saved.integer("sync_error", 0, _MOST_ERRNO)
@@ -187,15 +208,18 @@ class VirtioBlk:
         queues = [queue for queue in activation.queues if queue] if activation else []
         parts = saved.parts("queues", len(queues))
         saved.end()
-        if activation is None:
-            return
+        return parts
+
+    def _load_services(
+        self, services: Sequence[QueueService], parts: Sequence[Saved], activation: Activation
+    ) -> None:
         self.failure = None
         if self._trace is not None:
             self._trace.activated([queue.size if queue else 0 for queue in activation.queues])
-        with self._host_permitting():
-            for service, part in zip(self._begin(activation), parts, strict=True):
-                service.load(part, self._rules(service))
-            self._threads.start(halted=True)
+        for service, part in zip(services, parts, strict=True):
+            index = service.queue.index
+            trace = self._trace.queue(index) if self._trace is not None else None
+            service.load(part, self._rules(service), trace)
 
     def _begin(self, activation: Activation) -> list[QueueService]:
         """Make a service for each queue; they start with the threads."""

@@ -194,8 +194,10 @@ class PciFunction:
         have to be the same.
         """
         config, data = self.config, saved.data("config", CONFIG_SIZE, CONFIG_SIZE)
-        pairs = zip(config.bytes, data, config.mask, strict=True)
-        if any((own ^ other) & ~mask & 0xFF for own, other, mask in pairs):
+        own, other, mask = (
+            int.from_bytes(one, "little") for one in (config.bytes, data, config.mask)
+        )
+        if (own ^ other) & ~mask:
             saved.refuse("the function is of another kind")
         config.bytes[:] = data
         saved.end()

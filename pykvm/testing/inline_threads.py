@@ -47,7 +47,7 @@ class InlineThreads(IoThreadGroup):
     @property
     def services(self) -> Sequence[QueueService]:
         """The queues that are served."""
-        return () if self.ended else list(self._services.values())
+        return () if self.ended else super().services
 
     def serve(self) -> None:
         """Serve the queues that were notified, that waited at the start, or that have more.

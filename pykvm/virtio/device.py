@@ -165,6 +165,13 @@ class VirtioDevice(Protocol):
         """
         ...
 
+    def load_in_place(self, saved: "Saved") -> None:
+        """As :meth:`load` for an active device, whose features and queues are those of ``saved``.
+
+        Nothing is in flight, and the driver does not run.
+        """
+        ...
+
     def close(self) -> None:
         """Reset, then release files and threads. The device cannot be used again. Closing twice is
         harmless."""

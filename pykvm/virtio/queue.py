@@ -218,7 +218,7 @@ class Virtqueue:
         raise NotImplementedError
 
     def load(self, saved: Saved) -> None:
-        """Go on, as a new queue, where the queue of :meth:`save` was. SnapshotError.
+        """Go on where the queue of :meth:`save` was. SnapshotError.
 
         Its heads in flight are in flight again. ``chains`` has no segments of theirs.
         """
@@ -241,7 +241,11 @@ class Virtqueue:
         return pack_heads(heads)
 
     def _load_heads(self, heads: list[SavedHead]) -> None:
-        assert not self.in_flight, "only a new queue takes over a state"
+        for chain in self.chains:
+            chain.in_flight = False
+        self._order.clear()
+        self._done.clear()
+        self.error = ""
         self.in_flight = len(heads)
         for head, done, wrote, length, _, _ in heads:
             self.chains[head].in_flight = True

@@ -33,6 +33,13 @@ class QueueRegisters:
         self.enabled = self.served = self.was_reset = False
         self.desc = self.avail = self.used = 0
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, QueueRegisters):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    __hash__ = None  # type: ignore[assignment] # they change
+
     def save(self) -> Fields:
         """The settings."""
         return {name: getattr(self, name) for name in _SAVED}

@@ -48,7 +48,7 @@ also while :meth:`TransportState.reset` waits for these threads. So the callback
 touch only single attributes and the transport's :class:`Signals`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Protocol
 
@@ -313,7 +313,6 @@ class TransportState:
 
         The device serves again when its owner resumes it.
         """
-        self.reset()
         try:
             self._load(saved)
         except BaseException:
@@ -321,30 +320,39 @@ class TransportState:
             raise
 
     def _load(self, saved: Saved) -> None:
-        for name, most in _SELECTS.items():
-            setattr(self, name, saved.integer(name, 0, most))
+        selects = {name: saved.integer(name, 0, most) for name, most in _SELECTS.items()}
         status = saved.integer("status", 0, 0xFF)
         if status != _reachable(status):
             saved.refuse(f"no driver reaches the status {status:#x}")
-        self._needs_reset = saved.flag("needs_reset")
-        self.reason = saved.text("reason", _MOST_REASON)
-        self.driver_features = saved.integer("driver_features", 0, (1 << 64) - 1)
+        needs_reset = saved.flag("needs_reset")
+        reason = saved.text("reason", _MOST_REASON)
+        features = saved.integer("driver_features", 0, (1 << 64) - 1)
         generation = saved.integer("generation", 0, 0xFF)
-        for one, registers in zip(
-            saved.parts("queues", len(self.queues)), self.queues, strict=True
-        ):
+        queues = tuple(QueueRegisters(queue.max_size) for queue in self.queues)
+        for one, registers in zip(saved.parts("queues", len(queues)), queues, strict=True):
             registers.load(one)
-        if status & VIRTIO_CONFIG_S_FEATURES_OK:
-            reason, self.reason = self.reason, ""
-            if not self._features_agreed():
-                saved.refuse(self.reason)
-            self.reason = reason
-            self._count = self.device.queue_count(self.driver_features)
-        self._status = status
         device = saved.part("device")
         saved.end()
-        self.device.load(device, self._restored(saved) if self.active else None)
+        active = bool(status & VIRTIO_CONFIG_S_DRIVER_OK) and not needs_reset
+        if active and self.active and features == self.driver_features and queues == self.queues:
+            self._set(selects)
+            self.device.load_in_place(device)
+            self.config.load(generation)
+            return
+        self.reset()
+        self.driver_features, self.queues = features, queues
+        if status & VIRTIO_CONFIG_S_FEATURES_OK:
+            if not self._features_agreed():
+                saved.refuse(self.reason)
+            self._count = self.device.queue_count(features)
+        self._set(selects)
+        self._status, self._needs_reset, self.reason = status, needs_reset, reason
+        self.device.load(device, self._restored(saved) if active else None)
         self.config.load(generation)
+
+    def _set(self, values: Mapping[str, int]) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
 
     def _restored(self, saved: Saved) -> Activation:
         """The activation of the saved driver, with new queues."""

@@ -45,7 +45,7 @@ class SavedDisk:
     """
 
     def __init__(self, path: Path, **options: object) -> None:
-        self._path = path
+        self.path = path
         self._options = options
         self.error = 0
         self.ram = Ram.flat(RAM)
@@ -69,7 +69,7 @@ class SavedDisk:
 
     def _plug_in(self) -> Guest:
         device = block_device(
-            Image(self._path, locking=Locking.OFF),
+            Image(self.path, locking=Locking.OFF),
             engine=lambda image, ram: InspectingEngine(image, ram, lambda: self.error),
             threads=InlineThreads,
             queue_size=QUEUE_SIZE,
@@ -155,7 +155,7 @@ class SavedDisk:
             self.threads.serve()
             self.collect()
             assert len(self.sent) < before, "a request is lost"
-        assert self._path.read_bytes() == self.disk
+        assert self.path.read_bytes() == self.disk
         self.guest.host.close()
 
     # -- snapshots ----------------------------------------------------------------
@@ -169,9 +169,9 @@ class SavedDisk:
         old, self.guest = self.guest, self._plug_in()
         self.guest.host.load(Saved("pci", fields))
         # The saved machine ends without a further access to guest RAM or disk.
-        ram, disk = bytes(self.ram.bytes), self._path.read_bytes()
+        ram, disk = bytes(self.ram.bytes), self.path.read_bytes()
         old.host.close()
-        assert (bytes(self.ram.bytes), self._path.read_bytes()) == (ram, disk)
+        assert (bytes(self.ram.bytes), self.path.read_bytes()) == (ram, disk)
 
     def load(self, fields: Fields) -> None:
         """Go on in place, still paused."""

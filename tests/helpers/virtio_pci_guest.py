@@ -129,6 +129,10 @@ class FakeDevice:
         if activation:
             assert self.serving == {index for index, q in enumerate(activation.queues) if q}
 
+    def load_in_place(self, saved: Saved) -> None:
+        assert self.activation
+        self.load(saved, self.activation)
+
     def close(self) -> None:
         self.reset()
         self.closed = True

@@ -223,12 +223,14 @@ class Schedule:
             unanswered.update(dict.fromkeys(operation.members))
         return sorted(unanswered, key=_by_sequence)
 
-    def keep(self, requests: Sequence[Request]) -> None:
+    def keep(self, requests: Sequence[Request], observer: "Observer | None") -> None:
         """Halt, and keep ``requests`` of a snapshot, in the order of the ring, for :meth:`resume`.
 
-        The schedule is new.
+        Drop all others. ``observer`` learns of each step from now on.
         """
         request: Request
+        self.drop()
+        self._observer = observer
         for request in requests:
             request.sequence = self._sequence
             self._sequence += 1

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from enum import Enum
 from typing import Final
 
@@ -225,13 +225,20 @@ class IoThreadGroup:
 
     # -- snapshots ------------------------------------------------------------
 
+    @property
+    def services(self) -> Sequence[QueueService]:
+        """The queues that are served, in the order of their numbers."""
+        with self._lock:
+            services = () if self._ending else self._services.values()
+            return sorted(services, key=lambda service: service.queue.index)
+
     def save(self) -> Fields:
         """The rate limits with their levels, and the queues, which are quiet after :meth:`pause`.
 
         After a queue that broke, or after a bug, no queue is served.
         """
+        services = self.services
         with self._lock:
-            services = [] if self._ending else list(self._services.values())
             levels = self._throttle.levels(time.monotonic_ns()) if self._throttle else {}
             return {
                 "limits": vars(self.limits).copy(),

@@ -237,8 +237,11 @@ class QueueService:
             "requests": [save_request(request) for request in requests],
         }
 
-    def load(self, saved: Saved, rules: RequestRules) -> None:
-        """Go on, as a new service, where the service of :meth:`save` was; halted. SnapshotError."""
+    def load(self, saved: Saved, rules: RequestRules, trace: "QueueTrace | None") -> None:
+        """Go on where the service of :meth:`save` was, halted. SnapshotError.
+
+        It is new, or halted and :attr:`idle`. ``trace`` records each step from now on.
+        """
         self.queue.load(saved.part("queue"))
         waiting = self.queue.waiting()
         now = time.monotonic_ns()
@@ -251,7 +254,8 @@ class QueueService:
         saved.end()
         if waiting != frozenset([request.head for request in requests]):
             saved.refuse("requests are not those of the heads in flight")
-        self._schedule.keep(requests)
+        self._trace = trace
+        self._schedule.keep(requests, trace)
         self._loaded = True
 
     def stop(self) -> None:

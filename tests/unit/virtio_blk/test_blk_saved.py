@@ -1,5 +1,6 @@
 """A disk goes on after a snapshot: nothing is lost, doubled or reordered."""
 
+import copy
 import errno
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,37 @@ def test_kept_requests_are_those_of_before_whatever_the_guest_did_to_its_descrip
     disk.move(fields)
     disk.finish()
     assert disk.answers == 4
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_disk_is_put_back_in_place_and_answers_the_requests_of_then(
+    tmp_path: Path, packed: bool, restart: bool
+) -> None:
+    """The driver goes back, too, with its memory."""
+    disk = stopped(tmp_path, packed=packed)
+    fields, ram, threads = disk.save(), bytes(disk.ram.bytes), disk.threads
+    then = copy.deepcopy([(vars(driver) | {"ram": None}) for driver in disk.drivers])
+    sent, order = dict(disk.sent), copy.deepcopy(disk.order)
+    disk.error = 0
+    disk.device.resume()
+    disk.collect()
+    disk.send(0, OUT, 9, b"c" * SECTOR)
+    disk.kick(0)
+    disk.threads.serve()
+    if restart:
+        disk.guest.status = 0
+    disk.device.pause()
+    disk.ram.bytes[:] = ram
+    for driver, state in zip(disk.drivers, then, strict=True):
+        vars(driver).update(state | {"ram": disk.ram})
+    disk.sent, disk.order, disk.answers = sent, order, 0
+    disk.load(fields)
+    assert disk.threads is threads
+    disk.device.resume()
+    disk.collect()
+    assert disk.answers == 4
+    disk.disk[9 * SECTOR : 10 * SECTOR] = b"c" * SECTOR
+    disk.finish()
 
 
 def test_a_disk_that_was_stopped_by_an_error_retries_at_the_resume_and_can_fail_again(
