@@ -28,6 +28,7 @@
 #include "agent.h"
 
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -131,8 +132,10 @@ static void take_frames(void)
 {
     struct frame frame;
 
-    for (int i = 0; i < REPLIES && channel_next(&frame); i++)
+    for (int i = 0; i < REPLIES && channel_next(&frame); i++) {
         take_frame(&frame);
+        channel_taken(&frame);
+    }
 }
 
 void agent_hello(uint64_t number, const char *problem)
@@ -147,21 +150,31 @@ void agent_hello(uint64_t number, const char *problem)
     channel_send(HELLO, 0, 10 + length);
 }
 
-void agent_start(int fd)
+void agent_start(int fd, const char *memory, const char *mailbox)
 {
+    uint64_t numbers[3] = {0};
+    char *end;
+
     channel_open(fd);
+    for (int i = 0; i < 3 && mailbox && *mailbox; i++) {
+        numbers[i] = strtoull(mailbox, &end, 0);
+        mailbox = *end == ',' ? end + 1 : NULL;
+    }
+    if (numbers[1])
+        (void)channel_map(memory, numbers[0], numbers[1], numbers[2]);
     agent_hello(0, "");
 }
 
 int agent_poll_setup(struct pollfd *fds, int count)
 {
+    /* First, because it makes room for more output. */
+    channel_flush();
     fds[count++] = (struct pollfd){.fd = channel_fd(), .events = POLLIN};
     return jobs_poll_setup(fds, count);
 }
 
 int agent_wait(void)
 {
-    channel_flush();
     return channel_pending() ? 0 : jobs_wait();
 }
 

@@ -27,19 +27,23 @@ enum {
 
 /* channel.c: frames to and from the host. */
 
-/* Speaks over the serial line `fd`. */
+/* The serial line is `fd`. */
 void channel_open(int fd);
+/* Maps the mailbox of `size` bytes at `place` in the file `path`, and the bell if it has a place.
+ * Returns 0, or -1 when that is not possible: then the frames go over the line. */
+int channel_map(const char *path, uint64_t place, size_t size, uint64_t bell);
 /* The descriptor to poll for POLLIN; -1 when the line is gone. */
 int channel_fd(void);
 /* That descriptor is readable. */
 void channel_read(void);
-/* The next complete frame from the host, valid until the next call; 0 when there is none. */
+/* The next complete frame from the host, valid until channel_taken(); 0 when there is none. */
 struct frame {
     uint8_t kind, id;
     uint16_t length;
     const uint8_t *data;
 };
 int channel_next(struct frame *frame);
+void channel_taken(const struct frame *frame);
 /* The most bytes of output that a frame can carry now; 0 when output has to wait. */
 size_t channel_room(void);
 /* Where the payload of the next frame is put, before channel_send(). */
@@ -68,7 +72,7 @@ struct job {
     /* The input, from `input_start`; `input_end` is where the next byte goes. */
     size_t input_start, input_end;
     uint32_t input_taken;        /* bytes that the host has not heard of yet */
-    int input_closed;
+    int input_closed, nonblocking;
     /* A command. */
     pid_t pid;
     int ended, wait_status;

@@ -32,9 +32,10 @@ void spawn_terminal_type(const char *term);
 void block_signals(void);
 extern sigset_t signals;
 
-/* agent.c: the channel to the host. The descriptors are those from `count` on; their new number is
- * returned. */
-void agent_start(int fd);
+/* agent.c: the channel to the host over the serial line `fd` and, if `mailbox` is its place, size
+ * and bell ("N,N,N"), over a piece of the file `memory`. The descriptors to poll are those from
+ * `count` on; their new number is returned. */
+void agent_start(int fd, const char *memory, const char *mailbox);
 int agent_poll_setup(struct pollfd *fds, int count);
 /* How long poll() may wait, in ms. */
 int agent_wait(void);

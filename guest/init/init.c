@@ -5,9 +5,10 @@
  * is also `poweroff`, `halt` and `reboot`, by name, which signal process 1, and by every other name
  * a tool that it unpacks first (tools.c).
  *
- * Kernel command line: `pykvm.agent=1` serves the host on /dev/ttyS1; `pykvm.console=` is `shell`
- * (interactive, the default), `pipe` (commands come from a host program's output) or `none`;
- * `pykvm.size=ROWSxCOLUMNS` is the host terminal's size.
+ * Kernel command line: `pykvm.agent=1` serves the host on /dev/ttyS1, and over the memory at
+ * `pykvm.mailbox=PLACE,SIZE,BELL`; `pykvm.console=` is `shell` (interactive, the default), `pipe`
+ * (commands come from a host program's output) or `none`; `pykvm.size=ROWSxCOLUMNS` is the host
+ * terminal's size.
  */
 #define _GNU_SOURCE 1
 
@@ -184,7 +185,7 @@ static struct termios raw_line(void)
     return line;
 }
 
-static void start_agent(void)
+static void start_agent(const char *mailbox)
 {
     const struct termios line = raw_line();
     int fd = open(CHANNEL, O_RDWR | O_NOCTTY | O_CLOEXEC);
@@ -193,7 +194,7 @@ static void start_agent(void)
         say("pykvm init: the agent's channel /dev/ttyS1 could not be opened\n");
         return;
     }
-    agent_start(fd);
+    agent_start(fd, "/dev/mem", mailbox);
 }
 
 static void start_pipe_shell(void)
@@ -332,7 +333,7 @@ static void boot(void)
     close(fd);
     start_console(line);
     if (begins(option(line, "pykvm.agent"), "1"))
-        start_agent();
+        start_agent(option(line, "pykvm.mailbox"));
 }
 
 /* The signal that asks process 1 for what a command is called; 0 for all other names. */
@@ -358,9 +359,9 @@ int main(int argc, char **argv)
     const char *slash = strrchr(argv[0], '/');
     const char *name = slash ? slash + 1 : argv[0];
 
-    if (getpid() != 1 && argc == 3 && !strcmp(argv[1], "--agent")) {
+    if (getpid() != 1 && argc >= 3 && !strcmp(argv[1], "--agent")) {
         block_signals();
-        agent_start(atoi(argv[2]));
+        agent_start(atoi(argv[2]), argc == 5 ? argv[3] : NULL, argc == 5 ? argv[4] : NULL);
         run();
     }
     if (getpid() != 1)

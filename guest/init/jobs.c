@@ -4,6 +4,7 @@
 #include "agent.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stddef.h>
 #include <string.h>
@@ -138,8 +139,11 @@ static void feed_input(struct job *job)
     size_t n = job->input_end - job->input_start;
     ssize_t written;
 
-    if (n > PIPE_BUF)
-        n = PIPE_BUF;
+    /* poll() promises PIPE_BUF bytes; only who has more asks for a pipe that takes what it can. */
+    if (n > PIPE_BUF && !job->nonblocking) {
+        fcntl(job->ends[0], F_SETFL, O_WRONLY | O_NONBLOCK);
+        job->nonblocking = 1;
+    }
     written = n ? write(job->ends[0], job->input + job->input_start, n) : 0;
     if (written < 0 && (errno == EINTR || errno == EAGAIN))
         return;

@@ -21,8 +21,10 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
 
+from pykvm.agent.mailbox import Memory, Rings
 from pykvm.agent.protocol import (
     IDS,
+    INPUT_WINDOW,
     PROTOCOL_VERSION,
     Frame,
     FrameDecoder,
@@ -79,13 +81,24 @@ class AgentClient:
     """The host's side, for one guest from its boot or restore to its end.
 
     To connect it to a UART, pass ``uart.feed`` as ``send``, and set
-    ``uart.sink = client.received``. Any thread may call any method, also
-    within an event. Events come one at a time, and without a lock that a
-    method needs.
+    ``uart.sink = client.received``. With a ``mailbox`` the guest's bell calls
+    :meth:`bell`; the agent in the guest decides whether frames go there, or over
+    the UART. Any thread may call any method, also within an event. Events come one
+    at a time, and without a lock that a method needs.
     """
 
-    def __init__(self, send: Callable[[bytes], object], events: ClientEvents) -> None:
-        self._send = send
+    def __init__(
+        self,
+        send: Callable[[bytes], object],
+        events: ClientEvents,
+        mailbox: Memory | None = None,
+    ) -> None:
+        self._line = send
+        self._rings = Rings(mailbox) if mailbox is not None else None
+        # Frames go through the rings; what has no room there yet; the thread whose bell rings.
+        self._by_rings = False
+        self._queue: deque[bytes] = deque()
+        self._answering = 0
         self._events = events
         self._lock = threading.RLock()
         # Held while events are reported, so that they stay in order. Taken before _lock.
@@ -93,7 +106,8 @@ class AgentClient:
         self._decoder = FrameDecoder()
         self._state = AgentState.WAITING
         self._number = 0
-        self._held: deque[bytes] = deque()
+        self._wake_frame = b""
+        self._held: list[bytes] = []
         self._requests: dict[int, Request] = {}
         self._reason = ""
 
@@ -117,8 +131,12 @@ class AgentClient:
             self._number = int.from_bytes(os.urandom(8), "little") | 1
             self._decoder = FrameDecoder(self._number)
             self._state = AgentState.WAKING
-            self._send(encode_wake(self._number, now_ns, entropy, new_disks))
-            self._send_held()
+            self._by_rings = self._rings is not None and self._rings.used
+            self._wake_frame = encode_wake(self._number, now_ns, entropy, new_disks)
+            self._send([self._wake_frame])
+            if self._open:
+                self._send(self._held)
+                self._held.clear()
 
     def power_off(self, status: int) -> None:
         """Ask for an orderly power-off with ``status``, if the agent can be asked."""
@@ -169,13 +187,47 @@ class AgentClient:
     def received(self, data: bytes) -> None:
         """Take ``data`` from the guest's serial line."""
         with self._receiving:
-            for frame in self._decoder.feed(data):
-                if self._state is AgentState.OVER:
-                    return
-                if isinstance(frame, ProtocolError):
-                    self._fail(frame.reason)
-                else:
-                    self._take(frame)
+            # An agent with a mailbox says nothing here.
+            if not self._by_rings:
+                self._decode(data)
+
+    def bell(self) -> None:
+        """Look into the mailbox, because the guest rings the bell.
+
+        The guest looks there itself when this returns, so the answers need no byte on the line.
+        """
+        with self._receiving:
+            self._answering = threading.get_ident()
+            try:
+                self._look()
+            finally:
+                self._answering = 0
+
+    def _look(self) -> None:
+        rings = self._rings
+        if rings is None or not rings.used or self._state is AgentState.OVER:
+            return
+        if not self._by_rings:
+            with self._lock:
+                self._by_rings = True
+                if self._state is AgentState.WAKING:
+                    # The agent began only after the restore, and drops what came over the line.
+                    self._send([self._wake_frame])
+        while data := rings.take():
+            self._decode(data)
+        with self._lock:
+            sane = self._flush()
+        if data is None or not sane:
+            self._fail("its position in the mailbox makes no sense")
+
+    def _decode(self, data: bytes) -> None:
+        for frame in self._decoder.feed(data):
+            if self._state is AgentState.OVER:
+                return
+            if isinstance(frame, ProtocolError):
+                self._fail(frame.reason)
+            else:
+                self._take(frame)
 
     def _take(self, frame: Frame) -> None:
         if frame.kind == Kind.HELLO and frame.id == 0:
@@ -216,7 +268,8 @@ class AgentClient:
         else:
             with self._lock:
                 self._state = AgentState.READY
-                self._send_held()
+                self._send(self._held)
+                self._held.clear()
             self._events.ready()
 
     def _unexpected(self, frame: Frame) -> None:
@@ -234,6 +287,7 @@ class AgentClient:
             self._state = AgentState.OVER
             self._reason = reason
             self._held.clear()
+            self._queue.clear()
             requests = list(self._requests.values())
             self._requests.clear()
             for request in requests:
@@ -247,7 +301,7 @@ class AgentClient:
     @property
     def input_window(self) -> int:
         """Bytes of input that a request may have on their way."""
-        return LINE_WINDOW
+        return INPUT_WINDOW if self._by_rings else LINE_WINDOW
 
     @property
     def lock(self) -> threading.RLock:
@@ -256,20 +310,44 @@ class AgentClient:
 
     def post(self, frames: list[bytes]) -> None:
         """Send ``frames`` in order, as soon as the agent takes them. With ``lock`` held."""
-        if self._state is AgentState.WAITING:
-            self._held += frames
+        if self._open:
+            self._send(frames)
         elif self._state is not AgentState.OVER:
-            for frame in frames:
-                self._send(frame)
+            self._held += frames
 
-    def _send_held(self) -> None:
-        while self._held:
-            self._send(self._held.popleft())
+    @property
+    def _open(self) -> bool:
+        """The agent takes frames: it has answered, or WAKE is certain to come to it first."""
+        if self._state is AgentState.WAKING:
+            return self._by_rings or self._rings is None
+        return self._state is AgentState.READY
+
+    def _send(self, frames: list[bytes]) -> None:
+        if not self._by_rings:
+            for frame in frames:
+                self._line(frame)
+        elif frames:
+            self._queue += frames
+            self._flush()
+            if self._answering != threading.get_ident():
+                self._line(b"\n")
+
+    def _flush(self) -> bool:
+        """Move frames from the queue to the ring, as far as there is room.
+
+        False: the guest's position there makes no sense. The next bell ends the conversation.
+        """
+        while self._queue and self._rings is not None:
+            room = self._rings.put(self._queue[0])
+            if not room:
+                return room is not None
+            self._queue.popleft()
+        return True
 
     def _tell(self, kind: Kind, payload: bytes) -> None:
         with self._lock:
-            if self._state in (AgentState.WAKING, AgentState.READY):
-                self._send(encode(kind, payload))
+            if self._open:
+                self._send([encode(kind, payload)])
 
     def _begin(
         self, request: Request, kind: Kind, payload: bytes = b"", part: Kind | None = None

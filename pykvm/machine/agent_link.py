@@ -10,6 +10,9 @@ def connect(machine: Machine, events: ClientEvents) -> AgentClient:
     It takes the place of an earlier one. If ``machine`` begins from a snapshot, or was put back to
     one, call :meth:`AgentClient.wake` before its guest runs.
     """
-    client = AgentClient(machine.board.channel.feed, events)
+    mailbox = machine.mailbox
+    client = AgentClient(machine.board.channel.feed, events, mailbox)
     machine.channel = client.received
+    if mailbox is not None:
+        mailbox.connect(client.bell)
     return client

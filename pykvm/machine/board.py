@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pykvm.bus import Bus
 from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.machine.outcome import ConsoleWatch, Outcome, judge
+from pykvm.pc.bell import BELL_PLACE, BELL_SIZE, Bell
 from pykvm.pc.exit_port import EXIT_PORT, EXIT_PORTS, ExitPort
 from pykvm.pc.i8042 import I8042
 from pykvm.pc.pvpanic import PVPANIC_PANICKED, PVPANIC_PORT, PVPANIC_PORTS, Pvpanic
@@ -47,6 +48,7 @@ class Board:
         console: Callable[[bytes], None],
         channel: Callable[[bytes], None],
         finish: Finish,
+        bell: Callable[[], None] | None = None,
         console_waits: bool = False,
     ) -> None:
         """Build all devices.
@@ -54,8 +56,9 @@ class Board:
         ``set_line(gsi, level)`` drives an interrupt line. ``memory`` has the
         bytes of RAM below and above 4 GiB. ``console`` and ``channel`` get the
         output of the two UARTs. The vCPU's thread in which the guest ends the
-        run calls ``finish``. ``console_waits``: the console holds input back
-        until a program in the guest has set its terminal up, and sets OUT1.
+        run calls ``finish``. It calls ``bell`` when the guest rings; None: there
+        is no bell. ``console_waits``: the console holds input back until a
+        program in the guest has set its terminal up, and sets OUT1.
         """
         self.ports = Bus()
         self.mmio = Bus()
@@ -85,6 +88,8 @@ class Board:
         add(EXIT_PORT, EXIT_PORTS, ExitPort(self._power_off))
         pvpanic = Pvpanic(self._panic)
         add(PVPANIC_PORT, PVPANIC_PORTS, pvpanic)
+        if bell is not None:
+            self.mmio.add(BELL_PLACE, BELL_SIZE, Bell(bell))
         self._keyboard.attach(self.ports)
         self.pci.add(PvPanicPci(pvpanic))
 

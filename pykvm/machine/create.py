@@ -139,6 +139,7 @@ class Hardware:
             initrd=guest.initrd,
             command_line=lambda kind: guest.command_line(kind, host_options),
             cpus=len(self.vcpus),
+            reserved=guest.reserved,
         )
         mark("kernel loaded")
         cpuid = self.cpuid

@@ -6,12 +6,16 @@ from pykvm.errors import UsageError
 from pykvm.lean.records import record
 from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.machine.config import DEFAULT_MEMORY, ConsoleMode, MachineConfig
+from pykvm.machine.mailbox import MAILBOX_SIZE, mailbox_option
+from pykvm.memory.guest import HOLE_START
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pykvm.machine.bundle import Bundle
 
+LEAST_WITH_MAILBOX = 8 << 20
+"""Bytes of memory. A smaller guest needs it all; its agent speaks over the UART."""
 NATIVE, EMULATED = "native", "emulated"
 """The flavours of bundles (pykvm/machine/bundle.py)."""
 LINUX = "linux64"
@@ -30,7 +34,8 @@ FOREIGN_KERNEL = (
 class ResolvedGuest:
     """A guest to load. ``memory`` is in bytes; ``notice`` is a sentence for the user, or "".
 
-    ``is_bundle``: it has a bundle's options. ``own_kernel``: the user chose the kernel.
+    ``is_bundle``: it has a bundle's options. ``own_kernel``: the user chose the kernel. The last
+    ``reserved`` bytes of the RAM below 4 GiB are the agent's mailbox.
     """
 
     kernel: "Path | str"
@@ -41,6 +46,7 @@ class ResolvedGuest:
     is_bundle: bool
     own_kernel: bool
     notice: str = ""
+    reserved: int = 0
 
     def command_line(self, kind: str, host_options: Sequence[str] = ()) -> str:
         """The command line for a kernel of ``kind`` (see x86.loader.LoadedKernel).
@@ -87,15 +93,18 @@ def resolve(config: MachineConfig, flavour: str) -> ResolvedGuest:
     initrd = config.initrd
     if initrd is None and bundle is not None:
         initrd = bundle.initrd
+    memory = config.memory or (bundle.memory if bundle else 0) or DEFAULT_MEMORY
+    has_mailbox = bundle is not None and config.agent and memory >= LEAST_WITH_MAILBOX
     return ResolvedGuest(
         kernel=kernel,
         initrd=initrd,
-        memory=config.memory or (bundle.memory if bundle else 0) or DEFAULT_MEMORY,
-        options=tuple(_bundle_options(bundle, config)),
+        memory=memory,
+        options=tuple(_bundle_options(bundle, config, memory if has_mailbox else 0)),
         append=config.append,
         is_bundle=bundle is not None,
         own_kernel=bundle is None or config.kernel is not None,
         notice=_notice(bundle, flavour, config.cpus) if bundle and not config.kernel else "",
+        reserved=MAILBOX_SIZE if has_mailbox else 0,
     )
 
 
@@ -120,7 +129,9 @@ def _notice(bundle: "Bundle", flavour: str, cpus: int) -> str:
     return ""
 
 
-def _bundle_options(bundle: "Bundle | None", config: MachineConfig) -> list[str]:
+def _bundle_options(
+    bundle: "Bundle | None", config: MachineConfig, memory_with_mailbox: int
+) -> list[str]:
     if bundle is None:
         return []
     options = [bundle.append]
@@ -130,4 +141,6 @@ def _bundle_options(bundle: "Bundle | None", config: MachineConfig) -> list[str]
         options.append("pykvm.size={}x{}".format(*config.console_size))
     if config.agent:
         options.append("pykvm.agent=1")
+    if memory_with_mailbox:
+        options.append(mailbox_option(min(memory_with_mailbox, HOLE_START) - MAILBOX_SIZE))
     return options

@@ -15,6 +15,7 @@ from pykvm.machine.end import EndOfRun
 from pykvm.machine.events import Announcer, GuestPanicked, Listener, Shutdown
 from pykvm.machine.exits import ExitHandler
 from pykvm.machine.halt import HaltPoll
+from pykvm.machine.mailbox import RamMailbox
 from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.machine.run_state import RunControl, RunState
 from pykvm.machine.timings import Timings
@@ -48,7 +49,8 @@ class Machine:
     ``on_end`` is called, perhaps more than once, when the run is over, before
     the vCPU threads are joined: a sink that blocks must return then.
 
-    ``config`` is the configuration, and ``ram`` is the guest's memory.
+    ``config`` is the configuration, and ``ram`` is the guest's memory. ``mailbox``
+    is the part of it in which the guest's agent speaks with the host, or None.
     ``disks`` are its disks, in the order of the configuration. ``notices`` are
     sentences that the user should see. ``trace`` is the trace, or None.
 
@@ -80,6 +82,8 @@ class Machine:
         self.console_output = bytearray()
         self.console: Callable[[bytes], None] = console or self._keep
         self.channel: Callable[[bytes], None] = lambda data: None
+        self.mailbox: RamMailbox | None = None
+        self._ring: Callable[[], None] = lambda: None
         self.on_end: Callable[[], None] = lambda: None
         self.notices: list[str] = []
         self.disks: list[Disk] = []
@@ -129,9 +133,13 @@ class Machine:
             console=self._console_output,
             channel=self._channel_output,
             finish=self.finish,
+            bell=self._bell_rung if guest.reserved else None,
             # The guest would echo input that arrives before it turns echo off.
             console_waits=guest.is_bundle and config.console is ConsoleMode.PIPE,
         )
+        if guest.reserved:
+            address = hardware.memory.regions[0].end - guest.reserved
+            self.mailbox = RamMailbox(self.ram, address, self._connect_bell)
         self.board.console.on_failure = self.board.channel.on_failure = self._failed
         stack.callback(self.board.close)
         if saved:
@@ -183,6 +191,12 @@ class Machine:
 
     def _channel_output(self, data: bytes) -> None:
         self.channel(data)
+
+    def _bell_rung(self) -> None:
+        self._ring()
+
+    def _connect_bell(self, ring: Callable[[], None]) -> None:
+        self._ring = ring
 
     # -- running --------------------------------------------------------
 

@@ -57,10 +57,11 @@ class MapEntry:
     type: int
 
 
-def memory_map(regions: Iterable[Region]) -> list[MapEntry]:
+def memory_map(regions: Iterable[Region], reserved: int = 0) -> list[MapEntry]:
     """The memory map for E820 and PVH, with RAM at ``regions``, by rising address.
 
-    The first region starts at 0 and is at least 1 MiB long.
+    The first region starts at 0 and is at least 1 MiB long. The guest's kernel
+    leaves its last ``reserved`` bytes alone.
     """
     entries = [
         MapEntry(0, BASE_MEMORY_END, E820_RAM),
@@ -69,6 +70,9 @@ def memory_map(regions: Iterable[Region]) -> list[MapEntry]:
     ]
     for region in regions:
         start = max(region.start, HIGH_MEMORY)
-        if region.end > start:
-            entries.append(MapEntry(start, region.end - start, E820_RAM))
+        end = region.end - (0 if region.start else reserved)
+        if end > start:
+            entries.append(MapEntry(start, end - start, E820_RAM))
+        if end < region.end:
+            entries.append(MapEntry(end, region.end - end, E820_RESERVED))
     return sorted(entries, key=lambda entry: entry.start)

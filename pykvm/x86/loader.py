@@ -69,33 +69,37 @@ def load_kernel(
     initrd: FileLike | None = None,
     command_line: str | Callable[[str], str] = "",
     cpus: int = 1,
+    reserved: int = 0,
 ) -> LoadedKernel:
     """Load ``kernel``, a path or the file's content, and its boot data into ``ram``.
 
     ``command_line`` may be a function of the kernel's kind (see LoadedKernel).
-    ``ram`` must be all zeros, as that of a new VM. UsageError, which names the
-    option, for any fault of a file, a size or the line.
+    The kernel leaves the last ``reserved`` bytes of the RAM below 4 GiB alone. ``ram`` must be all
+    zeros, as that of a new VM. UsageError, which names the option, for any fault of a file, a size
+    or the line.
     """
     if not 1 <= cpus <= mptable.MAX_CPUS:
         raise UsageError(
             f"a guest cannot have {cpus} CPUs", f"give --cpus from 1 to {mptable.MAX_CPUS}"
         )
-    if ram.translate(0, layout.HIGH_MEMORY) < 0:
+    if ram.translate(0, layout.HIGH_MEMORY + reserved) < 0:
         raise UsageError("a guest needs at least 1 MiB of memory", "give it more with -m")
     with open_source(kernel, "--kernel") as source:
         image = _parse(source)
         text = command_line if isinstance(command_line, str) else command_line(image.kind)
         line = _encode(text, image)
-        span = _load_segments(ram, image)
+        span = _load_segments(ram, image, ram.regions[0].end - reserved)
     ramdisk = None
     if initrd is not None:
         from pykvm.x86.initrd import place_initrd
 
         with open_source(initrd, "--initrd") as source:
-            ramdisk = place_initrd(ram, source, span[1], *_initrd_limits(image))
+            end, *kind = _initrd_limits(image)
+            end = min(end, ram.regions[0].end - reserved)
+            ramdisk = place_initrd(ram, source, span[1], end, *kind)
     ram.write(layout.COMMAND_LINE, line)
     _write_mp_table(ram, cpus)
-    entry = _write_entry(ram, image, ramdisk)
+    entry = _write_entry(ram, image, ramdisk, reserved)
     return LoadedKernel(entry, image.kind, image.description, span, ramdisk)
 
 
@@ -167,8 +171,8 @@ def _encode(command_line: str, image: _Kernel) -> bytes:
     return line + b"\0"
 
 
-def _load_segments(ram: Ram, image: _Kernel) -> tuple[int, int]:
-    """Copy the segments to RAM; return the range from the first to the last byte."""
+def _load_segments(ram: Ram, image: _Kernel, limit: int) -> tuple[int, int]:
+    """Copy the segments to RAM below ``limit``; return their range, first to last byte."""
     source, segments = image.source, image.elf.segments
     start = min(segment.address for segment in segments)
     end = max(segment.end for segment in segments)
@@ -179,7 +183,7 @@ def _load_segments(ram: Ram, image: _Kernel) -> tuple[int, int]:
             " where no guest has memory",
             "link it to run below 3 GiB",
         )
-    if end > ram.regions[0].end:
+    if end > limit:
         needed = -(-end // layout.MIB)
         raise UsageError(
             f"{source.name} needs {needed} MiB of memory,"
@@ -215,8 +219,10 @@ def _write_mp_table(ram: Ram, cpus: int) -> None:
     ram.write(layout.MP_FLOATING_POINTER, mptable.floating_pointer(layout.MP_TABLE))
 
 
-def _write_entry(ram: Ram, image: _Kernel, initrd: tuple[int, int] | None) -> EntryState:
-    memory = layout.memory_map(ram.regions)
+def _write_entry(
+    ram: Ram, image: _Kernel, initrd: tuple[int, int] | None, reserved: int
+) -> EntryState:
+    memory = layout.memory_map(ram.regions, reserved)
     if image.kind == PVH:
         info = pvh.build(layout.PVH_START_INFO, memory, layout.COMMAND_LINE, initrd)
         ram.write(layout.PVH_START_INFO, info)

@@ -1,6 +1,7 @@
 """The guest's agent, compiled for this machine and driven over a socket pair."""
 
 import contextlib
+import mmap
 import os
 import shutil
 import signal
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 from patience import patience, until
 from recipe import apt
+
+from pykvm.agent.mailbox import Rings
 
 INIT = Path(apt.__file__).parent.parent / "init"
 
@@ -86,12 +89,16 @@ class Host:
 
     def send(self, kind: int, data: bytes = b"", id: int = 1) -> None:
         """Sends one frame."""
-        self._line.sendall(struct.pack("<BBH", kind, id, len(data)) + data)
+        self.send_bytes(struct.pack("<BBH", kind, id, len(data)) + data)
         if kind in (RUN, PUSH, PULL, DMESG):
             self.jobs[id] = Job()
 
     def raw(self, data: bytes) -> None:
         """Sends bytes that need not be a frame."""
+        self.send_bytes(data)
+
+    def send_bytes(self, data: bytes) -> None:
+        """Sends bytes the way this host's agent takes them."""
         self._line.sendall(data)
 
     def receive(self) -> tuple[int, int, bytes]:
@@ -156,16 +163,70 @@ class Host:
         return data
 
 
+class FileMailbox:
+    """A mailbox in a file, in place of the guest's RAM."""
+
+    def __init__(self, path: Path) -> None:
+        self.size = 512 * 1024
+        with path.open("w+b") as file:
+            file.truncate(self.size)
+            self._map = mmap.mmap(file.fileno(), self.size)
+        self._words = memoryview(self._map).cast("Q")
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._map[offset : offset + length]
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._map[offset : offset + len(data)] = data
+
+    def word(self, offset: int) -> int:
+        return self._words[offset // 8]
+
+    def set_word(self, offset: int, value: int) -> None:
+        self._words[offset // 8] = value
+
+
+class MailboxHost(Host):
+    """The host's end of a mailbox. Each byte on the line says: look."""
+
+    def __init__(self, line: socket.socket, mailbox: FileMailbox) -> None:
+        super().__init__(line)
+        self._rings = Rings(mailbox)
+        self._received = b""
+
+    def send_bytes(self, data: bytes) -> None:
+        while not self._rings.put(data):
+            self._look()
+        self._line.sendall(b"\n")
+
+    def _look(self) -> None:
+        assert self._line.recv(1), "the agent ended"
+        data = self._rings.take()
+        assert data is not None
+        self._received += data
+        # The agent's write to a real bell returns when the host has looked. This one's may not.
+        if len(data) > 200_000:
+            self._line.sendall(b"\n")
+
+    def _exactly(self, count: int) -> bytes:
+        while len(self._received) < count:
+            self._look()
+            assert self._rings.used
+        data, self._received = self._received[:count], self._received[count:]
+        return data
+
+
 @contextlib.contextmanager
-def running(command: list[str]) -> Iterator[Host]:
+def running(command: list[str], mailbox: Path | None = None) -> Iterator[Host]:
     """A running agent, after its HELLO."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
+        line = MailboxHost(ours, FileMailbox(mailbox)) if mailbox else Host(ours)
+        places = [str(mailbox), f"0,{512 * 1024},0"] if mailbox else []
         agent = subprocess.Popen(
-            [*command, "--agent", str(theirs.fileno())], pass_fds=[theirs.fileno()]
+            [*command, "--agent", str(theirs.fileno()), *places], pass_fds=[theirs.fileno()]
         )
         theirs.close()
-        line = Host(ours)
         assert line.receive() == (HELLO, 0, FIRST_HELLO)
         yield line
         with contextlib.suppress(OSError):
@@ -173,10 +234,13 @@ def running(command: list[str]) -> Iterator[Host]:
         assert agent.wait(timeout=patience()) is not None
 
 
-@pytest.fixture
-def host(agent: Path) -> Iterator[Host]:
-    """A running agent, after its HELLO."""
-    with running([str(agent)]) as line:
+@pytest.fixture(params=["line", "mailbox"])
+def host(
+    agent: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Host]:
+    """A running agent, after its HELLO, over each of its two ways to speak."""
+    mailbox = tmp_path_factory.mktemp("mailbox") / "mailbox" if request.param == "mailbox" else None
+    with running([str(agent)], mailbox) as line:
         yield line
 
 
@@ -529,6 +593,24 @@ def test_a_pull_without_end_can_be_cancelled(host: Host):
         host.step()
     host.send(SIGNAL, b"\1", 1)
     assert host.finish(1, read=False).end == (ERROR, b"the transfer was cancelled")
+
+
+def test_without_a_mailbox_frames_go_over_the_line(agent: Path, tmp_path: Path):
+    """The kernel may not let a program map memory, and the mailbox may be too small."""
+    small = tmp_path / "small"
+    small.write_bytes(bytes(64 * 1024))
+    for places in (["/none/such", "0,524288,0"], [str(small), "0,65536,0"], [str(small), "junk"]):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            process = subprocess.Popen(
+                [str(agent), "--agent", str(theirs.fileno()), *places], pass_fds=[theirs.fileno()]
+            )
+            theirs.close()
+            host = Host(ours)
+            assert host.receive() == (HELLO, 0, FIRST_HELLO)
+            assert host.run("echo alive") == (0, b"alive\n", b"")
+            ours.shutdown(socket.SHUT_RDWR)
+            process.wait(timeout=patience())
 
 
 def test_power_off_ends_with_the_status(agent: Path):

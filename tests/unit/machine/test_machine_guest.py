@@ -130,6 +130,7 @@ def test_a_bundle_gets_its_own_command_line_and_memory(bundles):
     )
     guest = resolve(config, NATIVE)
     line = "is=native pykvm.console=pipe pykvm.size=24x80 pykvm.agent=1"
+    line += " pykvm.mailbox=0x2f80000,524288,0xfed00000"
     assert guest.command_line("pvh", ["host"]) == f"{line} user"
     assert guest.command_line(LINUX, ["host"]) == f"{line} host user"
     assert (guest.memory, guest.is_bundle) == (48 * MIB, True)
@@ -209,3 +210,21 @@ def test_a_foreign_kernel_on_a_host_that_emulates_kernel_code_is_announced(bundl
         assert "emulates kernel code" in notice
         assert resolve(config, EMULATED).emulation_notice("pvh") == ""
     assert resolve(MachineConfig("g"), EMULATED).emulation_notice(LINUX) == ""
+
+
+@pytest.mark.parametrize(
+    ("memory", "place"), [(64 * MIB, 0x3F80000), (5 << 30, 0xBFF80000), (8 * MIB, 0x780000)]
+)
+def test_a_guest_with_an_agent_has_a_mailbox_at_the_end_of_low_memory(bundles, memory, place):
+    make(bundles / "guest")
+    guest = resolve(MachineConfig(guest="guest", agent=True, memory=memory), NATIVE)
+    assert f"pykvm.mailbox={place:#x},524288,0xfed00000" in guest.options
+    assert guest.reserved == 512 * 1024
+
+
+@pytest.mark.parametrize("options", [{"agent": False}, {"agent": True, "memory": 7 * MIB}])
+def test_a_guest_without_an_agent_or_a_tiny_one_has_no_mailbox(bundles, options):
+    make(bundles / "guest")
+    guest = resolve(MachineConfig(guest="guest", **options), NATIVE)
+    assert guest.reserved == 0
+    assert not any("mailbox" in option for option in guest.options)

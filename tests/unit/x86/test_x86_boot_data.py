@@ -28,6 +28,15 @@ def test_memory_map_of_a_small_and_a_large_guest() -> None:
     assert big[4] == MapEntry(4 * GIB, 2 * GIB, E820_RAM)
 
 
+def test_a_piece_at_the_end_of_low_memory_is_kept_from_the_kernel() -> None:
+    entries = memory_map(ram_layout(5 * GIB), 512 << 10)
+    assert entries[2:4] == [
+        MapEntry(MIB, 3 * GIB - MIB - (512 << 10), E820_RAM),
+        MapEntry(3 * GIB - (512 << 10), 512 << 10, E820_RESERVED),
+    ]
+    assert entries[5] == MapEntry(4 * GIB, 2 * GIB, E820_RAM)
+
+
 @given(st.integers(256, 1 << 24).map(lambda pages: pages * 4096))
 def test_memory_map_covers_the_ram_and_overlaps_nowhere(size: int) -> None:
     entries = memory_map(ram_layout(size))

@@ -127,6 +127,17 @@ def test_an_initrd_goes_above_4_gib_only_if_it_must_and_may() -> None:
     assert above.initrd[0] > 1 << 32
 
 
+def test_nothing_is_loaded_where_memory_is_reserved() -> None:
+    ram = Ram.flat(4 * MIB)
+    loaded = load_kernel(ram, linux_elf(), initrd=CPIO, reserved=MIB)
+    assert loaded.initrd is not None
+    assert loaded.initrd[1] <= 3 * MIB
+    with pytest.raises(UsageError, match="needs 4 MiB of memory"):
+        load_kernel(Ram.flat(4 * MIB), linux_elf(b"x", 3 * MIB), reserved=MIB)
+    with pytest.raises(UsageError, match="at least 1 MiB"):
+        load_kernel(Ram.flat(MIB), linux_elf(), reserved=MIB)
+
+
 def test_an_initrd_stays_below_the_headers_limit() -> None:
     kernel = build_bzimage(gzip.compress(linux_elf()), initrd_addr_max=5 * MIB - 1)
     _, loaded = load(kernel, initrd=CPIO)
