@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def boot(
     guest: str | None = None,
     *,
-    disks: "Sequence[DiskConfig | Path | str]" = (),
+    disks: "Sequence[DiskConfig | Path | str]" = ("64M",),
     memory: int | str = 0,
     cpus: int = 1,
     kernel: "Path | str | None" = None,
@@ -36,9 +36,11 @@ def boot(
     ``guest`` runs alone, with ``initrd`` if given: it has no agent, so :meth:`Guest.run` and the
     like cannot be used, and the call returns as soon as the kernel runs.
 
-    ``disks`` are /dev/vda, /dev/vdb, …: image files, or DiskConfigs. ``memory`` (bytes, or a
-    size), ``cpus``, ``append`` and ``trace`` are those of :class:`MachineConfig`. ``timeout``
-    limits the start, and is the usual limit of later waits (:attr:`Guest.timeout`).
+    ``disks`` are /dev/vda, /dev/vdb, …: image files, DiskConfigs, or sizes such as ``"64M"`` of
+    blank disks in memory. Each has a plan of failures (:attr:`Disk.faults`), which costs its
+    requests a few microseconds. ``memory`` (bytes, or a size), ``cpus``, ``append`` and ``trace``
+    are those of :class:`MachineConfig`. ``timeout`` limits the start, and is the usual limit of
+    later waits (:attr:`Guest.timeout`).
 
     The first guest of its kind boots, which takes seconds, and leaves a template in the cache
     folder. Later ones begin from that. ``cold``: boot in any case, as if the cache were empty.

@@ -27,6 +27,7 @@ class Console:
         """``limit`` is the guest's."""
         self._limit = limit
         self._feed: Callable[[bytes], object]
+        self._late: Callable[[str], GuestTimeout]
         self._changed = threading.Condition()
         self._decoder = _decoder()
         self._kept = ""
@@ -75,9 +76,9 @@ class Console:
                 if self._over is not None:
                     raise self._over(during)
                 if not self._changed.wait(deadline.left):
-                    message = f"the console has not shown /{wanted.pattern}/ {deadline.text}"
-                    raise GuestTimeout(message, last_lines(self._gathered()))
+                    break
             time.sleep(_GATHER_SECONDS)
+        raise self._late(f"the console has not shown /{wanted.pattern}/ {deadline.text}")
 
     def tail(self) -> str:
         """The last lines, printable."""
@@ -86,9 +87,13 @@ class Console:
 
     # For the guest that owns it.
 
-    def _begin(self, feed: Callable[[bytes], object]) -> None:
-        """A run of the guest begins, without any text. ``feed`` takes input for it."""
+    def _begin(self, feed: Callable[[bytes], object], late: Callable[[str], GuestTimeout]) -> None:
+        """A run of the guest begins, without any text.
+
+        ``feed`` takes input for it. ``late`` makes the error of a wait that takes too long.
+        """
         with self._changed:
+            self._late = late
             self._run += 1
             self._feed = feed
             self._over = None

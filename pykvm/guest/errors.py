@@ -59,14 +59,11 @@ class GuestDied(GuestError):
 class GuestTimeout(GuestError):
     """A guest has not done in time what a call waits for. ``console`` is its console's end."""
 
-    def __init__(self, message: str, console: str, *details: tuple[str, str]) -> None:
+    def __init__(
+        self, message: str, console: str, *details: tuple[str, str], hint: str = ""
+    ) -> None:
         self.console = console
-        super().__init__(
-            message,
-            "give a longer timeout if that is not enough",
-            *details,
-            ("console, the end", console),
-        )
+        super().__init__(message, hint, *details, ("console, the end", console))
 
 
 def tail(data: bytes | bytearray) -> str:

@@ -25,6 +25,7 @@ from pykvm.machine.outcome import Outcome
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pykvm.devices.virtio_blk.hooks import IoError
     from pykvm.machine.disks import Disk
 
 
@@ -202,6 +203,14 @@ class Guest:
         """Let the guest run on after :meth:`pause`, or after an I/O error that stopped it."""
         self._usable().machine.resume()
 
+    def wait_stopped(self, timeout: float | None = None) -> "IoError":
+        """Wait until an I/O error of a disk has stopped the guest; return the error.
+
+        The policy of the disk (``werror`` and ``rerror`` of DiskConfig) says which errors do that.
+        :meth:`resume` tries the request again. GuestDied, GuestTimeout.
+        """
+        return self._usable().wait_stopped(self._limit.deadline(timeout)).error
+
     def wait(self, timeout: float | None = None) -> Outcome:
         """Wait until the guest's run ends; return the way. GuestTimeout."""
         return self._usable().wait_end(self._limit.deadline(timeout))
@@ -266,7 +275,11 @@ class Guest:
         """Start a new machine; :meth:`_wait_ready` comes next."""
         start = self._start
         machine = start.machine(origin.saved if origin else None, self._limit.deadline(None))
-        self._session = session = Session(machine, self.console, self._limit)
+        try:
+            self._session = session = Session(machine, self.console, self._limit)
+        except BaseException:
+            machine.close()
+            raise
         weakref.finalize(self, session.let_go).atexit = False
         session.start(*start.awakening())
 

@@ -110,11 +110,8 @@ class Process:
 
     def _timeout(self, state: str) -> GuestTimeout:
         outputs = zip(STREAMS, self._running.kept, strict=True)
-        return GuestTimeout(
-            f"{command_text(self.command)} {state}",
-            self._session.console.tail(),
-            *((f"{name}, the end", tail(kept)) for name, kept in outputs),
-        )
+        details = ((f"{name}, the end", tail(kept)) for name, kept in outputs)
+        return self._session.late(f"{command_text(self.command)} {state}", *details)
 
 
 class OutputStream:

@@ -15,6 +15,7 @@ from pykvm.guest.console import PUT_BACK, Console
 from pykvm.guest.errors import GuestDied, GuestError, GuestTimeout
 from pykvm.guest.waiting import Deadline, Limit
 from pykvm.host.threads import start
+from pykvm.machine.events import BlockIoError, Event, Resume, Stop
 from pykvm.machine.machine import Machine
 from pykvm.machine.outcome import Outcome
 from pykvm.machine.run_state import RunState
@@ -42,9 +43,13 @@ class Session:
         self._untold: BaseException | None = None  # no exception has told of it yet
         self._pid = os.getpid()
         self._changed = threading.Condition()
+        self._stopping: BlockIoError | None = None
+        self._stopped: BlockIoError | None = None
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="guest", daemon=True)
-        console._begin(machine.board.console.feed)
+        # With a listener, an error whose policy says stop does not end the run.
+        machine.listen(self._event)
+        console._begin(machine.board.console.feed, self.late)
         machine.console = console._take
         if machine.config.agent and machine.config.guest is not None:
             self.connect()
@@ -86,7 +91,7 @@ class Session:
         except BaseException as error:
             machine.finish(Outcome.error(str(error)))
             raise
-        self.console._begin(machine.board.console.feed)
+        self.console._begin(machine.board.console.feed, self.late)
         if self.client is not None:
             self.connect()
         self._wake(now_ns, entropy)
@@ -118,6 +123,17 @@ class Session:
         """The conversation is over."""
         self.machine.finish(Outcome.error(f"the guest's agent failed: {reason}"))
 
+    def _event(self, event: Event) -> None:
+        """In the machine's thread for events."""
+        with self._changed:
+            if isinstance(event, BlockIoError) and event.error.stops:
+                self._stopping = self._stopping or event
+            elif isinstance(event, Stop):
+                self._stopped = self._stopping
+            elif isinstance(event, Resume):
+                self._stopping = self._stopped = None
+            self._changed.notify_all()
+
     # -- waiting ----------------------------------------------------------------
 
     def wait_ready(self, deadline: Deadline) -> None:
@@ -127,19 +143,35 @@ class Session:
                 if self.outcome is not None:
                     raise self.died("the wait for its agent")
                 if not self._changed.wait(deadline.left):
-                    raise GuestTimeout(
-                        f"the guest's agent has not answered {deadline.text}", self.console.tail()
-                    )
+                    raise self.late(f"the guest's agent has not answered {deadline.text}")
 
     def wait_end(self, deadline: Deadline) -> Outcome:
         """Wait for the end of the run. GuestTimeout. A bug in pykvm that ended it is raised."""
         with self._changed:
             while self.outcome is None:
                 if not self._changed.wait(deadline.left):
-                    message = f"the guest has not ended {deadline.text}"
-                    raise GuestTimeout(message, self.console.tail())
+                    raise self.late(f"the guest has not ended {deadline.text}")
         self._tell()
         return self.outcome
+
+    def wait_stopped(self, deadline: Deadline) -> BlockIoError:
+        """Wait until an I/O error has stopped the guest. GuestDied, GuestTimeout."""
+        with self._changed:
+            while self._stopped is None:
+                if self.outcome is not None:
+                    raise self.died("the wait for an I/O error")
+                if not self._changed.wait(deadline.left):
+                    raise self.late(f"no I/O error has stopped the guest {deadline.text}")
+            return self._stopped
+
+    def late(self, message: str, *details: tuple[str, str]) -> GuestTimeout:
+        """The error of a wait that took too long; it tells if the guest is stopped."""
+        hint = "give a longer timeout if that is not enough"
+        if self.machine.status is RunState.PAUSED:
+            message, hint = f"{message}: the guest is paused", "call resume()"
+        elif self.machine.status is RunState.IO_ERROR:
+            message, hint = f"{message}: an I/O error has stopped the guest", "call resume()"
+        return GuestTimeout(message, self.console.tail(), *details, hint=hint)
 
     def died(self, during: str) -> GuestError:
         """The error of a call that the end of the run has ended."""

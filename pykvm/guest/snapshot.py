@@ -125,7 +125,7 @@ class Snapshot:
         guests = Guests()
         try:
             for _ in range(count):
-                guests.append(Guest(start, Limit(limit), self))
+                guests.append(Guest(start.fork(), Limit(limit), self))
             for guest in guests:
                 guest._wait_ready(guest._limit.deadline(None))
         except BaseException:

@@ -2,12 +2,14 @@
 
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pykvm.agent.protocol import ENTROPY_BYTES
+from pykvm.devices.virtio_blk.layers.faults import FaultPlan
 from pykvm.forms import refused
 from pykvm.guest.waiting import Deadline
-from pykvm.lean.records import record
+from pykvm.lean.records import record, replace
 from pykvm.machine.bundle import BUNDLED
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.machine import Machine
@@ -22,13 +24,21 @@ _MOST_CLOCK = 1 << 33
 def configuration(guest: str | None, kernel: object, options: dict[str, Any]) -> MachineConfig:
     """The machine of a guest; ``options`` are further ones. Without both, it is pykvm's own guest.
 
-    UsageError.
+    Every disk gets a plan of failures, so that rules can be added while it runs. UsageError.
     """
     if guest is None and kernel is None:
         guest = BUNDLED
     if guest is not None:
         options |= {"agent": True, "console": ConsoleMode.NONE}
-    return MachineConfig(guest=guest, kernel=kernel, **options)  # type: ignore[arg-type]
+    config = MachineConfig(guest=guest, kernel=kernel, **options)  # type: ignore[arg-type]
+    return _with_plans(config, lambda plan: plan or FaultPlan()) if config.disks else config
+
+
+def _with_plans(
+    config: MachineConfig, plan: "Callable[[FaultPlan | None], FaultPlan | None]"
+) -> MachineConfig:
+    """``config``, each of whose disks has what ``plan`` makes of its plan of failures."""
+    return replace(config, disks=tuple(replace(d, faults=plan(d.faults)) for d in config.disks))
 
 
 @record
@@ -50,6 +60,13 @@ class Start:
             or not 0 <= clock < _MOST_CLOCK
         ):
             raise refused("clock", clock, "give seconds since 1970, or None for the host's clock")
+
+    def fork(self) -> "Start":
+        """The same for a further guest: its disks have copies of the plans of failures."""
+        if not self.config.disks:
+            return self
+        config = _with_plans(self.config, lambda plan: plan and plan.copy())
+        return replace(self, config=config)
 
     def machine(self, snapshot: "Any | Path | None", deadline: Deadline) -> Machine:
         """A new machine, which begins at ``snapshot`` if given. UsageError, HostError, …."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from pykvm.errors import UsageError, reason_of
 from pykvm.forms import file_name, refused, whole
-from pykvm.guest.errors import GuestTimeout
 from pykvm.guest.session import Session
 from pykvm.guest.waiting import Deadline
 
@@ -79,8 +78,7 @@ class Transfer:
         with self._changed:
             while not condition():
                 if not self._changed.wait(deadline.left):
-                    message = f"{self._during} has not ended {deadline.text}"
-                    raise GuestTimeout(message, self._session.console.tail())
+                    raise self._session.late(f"{self._during} has not ended {deadline.text}")
 
     # -- events ------------------------------------------------------------------
 

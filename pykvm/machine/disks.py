@@ -7,11 +7,13 @@ from pykvm.devices.virtio_blk.constants import OPERATION_NAMES
 from pykvm.devices.virtio_blk.hooks import IoError
 from pykvm.devices.virtio_blk.modes import ErrorAction
 from pykvm.devices.virtio_blk.options import limits_of
+from pykvm.errors import UsageError
 from pykvm.forms import size as bytes_of
 from pykvm.names import name_fields
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk import RateLimits
+    from pykvm.devices.virtio_blk.layers.faults import FaultPlan
     from pykvm.devices.virtio_blk.layers.frozen import Layers
     from pykvm.devices.virtio_blk.observe.stats import Stats
     from pykvm.devices.virtio_blk.open import OpenDisk
@@ -84,6 +86,19 @@ class Disk:
     @limits.setter
     def limits(self, limits: "RateLimits") -> None:
         self.device.limits = limits_of("limits", limits)
+
+    @property
+    def faults(self) -> "FaultPlan":
+        """The plan of failures, whose rules can be changed at any time. UsageError without one.
+
+        Every disk of :func:`pykvm.boot` has a plan; other disks have the one of their DiskConfig.
+        """
+        if self.config.faults is None:
+            raise UsageError(
+                f"the disk {self.name} has no plan of failures",
+                "give its DiskConfig one before it starts: faults=FaultPlan()",
+            )
+        return self.config.faults
 
     def failed(self, error: IoError) -> None:
         """Remember ``error``, which the device has announced."""

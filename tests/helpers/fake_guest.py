@@ -12,6 +12,7 @@ from pykvm.guest.start import Start
 from pykvm.guest.waiting import Limit
 from pykvm.machine.config import MachineConfig
 from pykvm.machine.end import EndOfRun
+from pykvm.machine.events import Event
 from pykvm.machine.outcome import Outcome
 from pykvm.machine.run_state import RunState
 
@@ -30,6 +31,7 @@ class FakeMachine:
         self.log: list[str] = []
         self.console: Callable[[bytes], None] = lambda data: None
         self.board = SimpleNamespace(console=SimpleNamespace(feed=self.typed.extend))
+        self.listener: Callable[[Event], None] = lambda event: None
         self.bug: BaseException | None = None
         self.status = RunState.PRELAUNCH
         self.closing = lambda: None
@@ -52,6 +54,9 @@ class FakeMachine:
     def finish(self, outcome: Outcome) -> None:
         self._end.set(outcome)
         self.status = RunState.after(self._end.outcome)
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        self.listener = listener
 
     def pause(self) -> None:
         self.status = RunState.PAUSED

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.kvm, pytest.mark.linux]
 @pytest.fixture(scope="module")
 def guest() -> Iterator[pykvm.Guest]:
     """One guest for all tests that leave it as it was."""
-    with pykvm.boot(disks=[], timeout=linux_patience()) as guest:
+    with pykvm.boot(timeout=linux_patience()) as guest:
         yield guest
 
 
@@ -109,6 +109,30 @@ def test_files_there_and_back(guest: pykvm.Guest, tmp_path: Path) -> None:
 
 def test_the_kernels_messages(guest: pykvm.Guest) -> None:
     assert "Linux version" in guest.dmesg()
+
+
+def test_a_blank_disk_fails_when_told_to_while_the_guest_runs() -> None:
+    with pykvm.boot(timeout=linux_patience()) as guest:
+        (disk,) = guest.disks
+        assert guest.run("cat /sys/block/vda/size").text == str((64 << 20) // 512)
+        write = "dd if=/dev/zero of=/dev/vda bs=4k count=1 oflag=direct"
+        rule = disk.faults.add(pykvm.Fault(operation="write", nth=2, count=1, errno="EIO"))
+        statuses = [guest.run(write, check=False).status for _ in range(3)]
+        assert statuses == [0, 1, 0]
+        assert rule.strikes == 1
+
+
+def test_an_error_stops_the_guest_and_a_resume_tries_again() -> None:
+    disk = pykvm.DiskConfig(blank="1M", werror="stop")
+    with pykvm.boot(disks=[disk], timeout=linux_patience()) as guest:
+        guest.disks[0].faults.add(pykvm.Fault(operation="write", count=1, errno="ENOSPC"))
+        with guest.popen("dd if=/dev/zero of=/dev/vda bs=4k count=1 oflag=direct") as process:
+            error = guest.wait_stopped()
+            assert (error.operation, error.full) == ("write", True)
+            with pytest.raises(pykvm.GuestTimeout, match="an I/O error has stopped the guest"):
+                process.wait(timeout=0)
+            guest.resume()
+            assert process.wait().status == 0
 
 
 def test_forks_share_nothing_and_differ_in_their_random_numbers(own: pykvm.Guest) -> None:

@@ -8,11 +8,13 @@ import weakref
 
 import pytest
 from fake_guest import AGENT, BARE, FakeGuest
-from patience import ends, in_thread, until
+from patience import ends, goes_on, in_thread, until
 
 import pykvm
+from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.guest import session
 from pykvm.guest.start import Start
+from pykvm.machine.events import BlockIoError, Resume, Stop
 from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.machine.run_state import RunState
 
@@ -179,3 +181,44 @@ def test_a_bug_in_pykvm_that_no_call_has_told_of_is_raised_once(fake, call) -> N
     with pytest.raises(ZeroDivisionError):
         getattr(one.guest, call)()
     one.guest.close()
+
+
+FAILURE = BlockIoError("virtio0", IoError("write", 8, 512, 28, ErrorAction.STOP))
+
+
+def test_an_error_that_stops_the_guest_can_be_awaited(fake) -> None:
+    one = fake(BARE)
+    with pytest.raises(pykvm.GuestTimeout, match="no I/O error has stopped the guest within 0 s"):
+        one.guest.wait_stopped(timeout=0)
+    errors = []
+    thread = in_thread(lambda: errors.append(one.guest.wait_stopped()))
+    one.machine.listener(BlockIoError("virtio0", IoError("read", 0, 1, 5, ErrorAction.REPORT)))
+    one.machine.listener(FAILURE)
+    one.machine.listener(BlockIoError("virtio0", IoError("write", 9, 512, 5, ErrorAction.STOP)))
+    assert goes_on(thread)
+    one.machine.listener(Stop())
+    assert ends(thread)
+    assert errors == [FAILURE.error]
+    assert one.guest.wait_stopped(timeout=0) is FAILURE.error
+    one.machine.listener(Resume())
+    one.machine.listener(Stop())
+    with pytest.raises(pykvm.GuestTimeout):
+        one.guest.wait_stopped(timeout=0)
+    one.machine.finish(Outcome.reset())
+    with pytest.raises(pykvm.GuestDied, match="during the wait for an I/O error"):
+        one.guest.wait_stopped()
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        (RunState.PAUSED, r"within 0 s: the guest is paused; call resume\(\)"),
+        (RunState.IO_ERROR, r"within 0 s: an I/O error has stopped the guest; call resume\(\)"),
+    ],
+)
+def test_a_wait_that_takes_too_long_tells_that_the_guest_is_stopped(fake, state, text) -> None:
+    one = fake()
+    one.machine.status = state
+    for call in (one.guest.run, one.guest.console.wait_for):
+        with pytest.raises(pykvm.GuestTimeout, match=text):
+            call("x", timeout=0)
