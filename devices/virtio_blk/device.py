@@ -180,42 +180,40 @@ class VirtioBlk:
 
     def load(self, saved: Saved, activation: Activation | None) -> None:
         """See VirtioDevice. The image has the content and the size that the driver knows."""
-        parts = self._load_fields(saved, activation)
+        queues = [queue for queue in activation.queues if queue] if activation else []
+        parts = self._load_fields(saved, len(queues))
         if activation is not None:
             with self._host_permitting():
-                self._load_services(self._begin(activation), parts, activation)
+                self._load_services(self._begin(activation), parts)
                 self._threads.start(halted=True)
 
     def load_in_place(self, saved: Saved) -> None:
         """See VirtioDevice. The threads stay."""
-        activation = self._activation
-        assert activation is not None, "an active device"
         self._threads.pause()
+        services = self._threads.services
         if self._trace is not None:
             self._trace.reset()
-        parts = self._load_fields(saved, activation)
+        parts = self._load_fields(saved, len(services))
         with self._lock:
             assert self._parser is not None, "an active device"
             self._parser.capacity = self.image.capacity
-        self._load_services(self._threads.services, parts, activation)
+        self._load_services(services, parts)
 
-    def _load_fields(self, saved: Saved, activation: Activation | None) -> list[Saved]:
-        """Load all but the queues, and return their parts."""
+    def _load_fields(self, saved: Saved, queues: int) -> list[Saved]:
+        """Load all but the ``queues``, and return their parts."""
         self._config.set("capacity", self.image.capacity)
         self._cache.load(saved.flag("writeback"))
         self.image.sync_error = self.image.sync_error or saved.integer("sync_error", 0, _MOST_ERRNO)
         self._threads.load_levels(saved)
-        queues = [queue for queue in activation.queues if queue] if activation else []
-        parts = saved.parts("queues", len(queues))
+        parts = saved.parts("queues", queues)
         saved.end()
         return parts
 
-    def _load_services(
-        self, services: Sequence[QueueService], parts: Sequence[Saved], activation: Activation
-    ) -> None:
+    def _load_services(self, services: Sequence[QueueService], parts: Sequence[Saved]) -> None:
         self.failure = None
         if self._trace is not None:
-            self._trace.activated([queue.size if queue else 0 for queue in activation.queues])
+            sizes = {service.queue.index: service.queue.size for service in services}
+            self._trace.activated([sizes.get(at, 0) for at in range(self._options.num_queues)])
         for service, part in zip(services, parts, strict=True):
             index = service.queue.index
             trace = self._trace.queue(index) if self._trace is not None else None

@@ -26,6 +26,7 @@ from pykvm.x86.mptable import MAX_CPUS
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pykvm.devices.virtio_blk.open import DiskConfig
     from pykvm.kvm.assist import Assist
     from pykvm.machine.snapshot import MachineSnapshot
 
@@ -178,17 +179,22 @@ def check_limits(kvm: Kvm, config: MachineConfig) -> None:
         raise UsageError(
             f"a guest cannot have {config.cpus} CPUs on this host", f"give --cpus from 1 to {cpus}"
         )
-    if len(config.disks) > MAX_DISKS:
+    _check_affinity(config.cpu_affinity)
+    check_disks(config.disks)
+
+
+def check_disks(disks: "Sequence[DiskConfig]") -> None:
+    """UsageError if one machine cannot have all of ``disks``."""
+    if len(disks) > MAX_DISKS:
         raise UsageError(
-            f"a guest cannot have {len(config.disks)} disks",
-            f"give --disk at most {MAX_DISKS} times",
+            f"a guest cannot have {len(disks)} disks", f"give --disk at most {MAX_DISKS} times"
         )
-    queues = sum(disk.num_queues for disk in config.disks)
+    queues = sum(disk.num_queues for disk in disks)
     if queues > MAX_QUEUES:
         raise UsageError(
             f"a guest's disks cannot have {queues} queues together", f"use at most {MAX_QUEUES}"
         )
-    _check_affinity(config.cpu_affinity.union(*(disk.cpu_affinity for disk in config.disks)))
+    _check_affinity(frozenset().union(*(disk.cpu_affinity for disk in disks)))
 
 
 def _check_affinity(wanted: frozenset[int]) -> None:

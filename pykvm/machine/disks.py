@@ -48,6 +48,7 @@ def _load_error(saved: "Saved") -> IoError | None:
 class Disk:
     """A disk of a machine: its ``name`` ("virtio0", "virtio1", …), ``config`` and ``device``.
 
+    ``number`` is its number on PCI bus 0, such as 3 for ``/sys/bus/pci/devices/0000:00:03.0``.
     ``engine`` is a sentence for people: the engine's name, and the reason for the choice.
     ``last_error`` is the last request that the host could not carry out, or None; a resume keeps
     it. ``io_status`` becomes OK again when the guest resumes.
@@ -55,6 +56,7 @@ class Disk:
 
     def __init__(self, name: str, opened: "OpenDisk") -> None:
         self.name = name
+        self.number = 0
         self.config = opened.config
         self.device = opened.device
         self.engine = opened.engine

@@ -19,13 +19,14 @@ from pykvm.machine.mailbox import RamMailbox
 from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.machine.run_state import RunControl, RunState
 from pykvm.machine.timings import Timings
-from pykvm.machine.tracing import disk_trace, open_trace
+from pykvm.machine.tracing import open_trace
 from pykvm.machine.vcpu_group import STOP_SECONDS, VcpuGroup
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pykvm.devices.virtio_blk.open import DiskConfig
+    from pykvm.machine.disk_reports import DiskReports
     from pykvm.machine.disks import Disk
     from pykvm.machine.snapshot import MachineSnapshot
 
@@ -125,7 +126,7 @@ class Machine:
         self.traits = hardware.traits
         self.memory = hardware.memory
         self.ram = hardware.memory.ram
-        services = KvmPciServices(hardware.vm)
+        self._services = services = KvmPciServices(hardware.vm)
         self.board = Board(
             services,
             hardware.vm.irq_line,
@@ -166,23 +167,17 @@ class Machine:
             self._vcpus.add(vcpu, handler, config.cpu_affinity)
 
     def _add_disk(self, disk: "DiskConfig", services: KvmPciServices) -> None:
-        from pykvm.devices.virtio_blk.open import open_disk
-        from pykvm.machine.disk_reports import DiskReports
-        from pykvm.machine.disks import Disk
-        from pykvm.pci.virtio_pci import VirtioPci
+        from pykvm.machine.plugging import plug
 
-        name = f"virtio{len(self.disks)}"
-        reports = DiskReports(
+        plug(self, disk, services)
+
+    def disk_reports(self, name: str) -> "DiskReports":
+        """The receiver of the reports of a disk called ``name``."""
+        from pykvm.machine.disk_reports import DiskReports
+
+        return DiskReports(
             name, self._announcer, self._control, self._end, self.finish, self._failed
         )
-        with ExitStack() as undo:
-            opened = open_disk(disk, reports.hooks, trace=disk_trace(self.trace, name))
-            undo.callback(opened.close)
-            self.board.pci.add(VirtioPci(opened.device, self.ram, services))
-            undo.pop_all()  # the bus closes it from now on
-        reports.disk = Disk(name, opened)
-        self.disks.append(reports.disk)
-        self.notices += opened.image.notices
 
     # The sinks may be replaced after the board is built.
 
@@ -359,6 +354,32 @@ class Machine:
         self._control.close()
         self._owned.close()
         self._announcer.close()
+
+    # -- disks that come and go -------------------------------------------
+
+    def add_disk(self, disk: "DiskConfig | Path | str") -> "Disk":
+        """Plug a disk in: a DiskConfig, or a path or size as in MachineConfig. UsageError.
+
+        A guest that runs finds it when it scans its PCI bus. For the same threads as
+        :meth:`pause`.
+        """
+        from pykvm.machine.plugging import add_disk
+
+        with self._control.steady():
+            return add_disk(self, disk, self._services)
+
+    def remove_disk(self, disk: "Disk") -> None:
+        """Unplug ``disk``, when its operations in flight are over, and close its image.
+
+        The guest's driver has to let go of it before: in Linux, write 1 to the file ``remove``
+        of the PCI device ``disk.number``. Otherwise the driver reads all ones from it, and Linux
+        may wait for it for ever. UsageError if the machine does not have the disk. TimeoutError
+        and threads as of :meth:`pause`.
+        """
+        from pykvm.machine.plugging import remove_disk
+
+        with self._control.steady():
+            remove_disk(self, disk)
 
     # -- statistics -----------------------------------------------------
 

@@ -144,6 +144,12 @@ class RunControl:
         if self._thread.ident is not None:
             self._thread.join()
 
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """Within it the guest is neither stopped nor resumed, and disks may come and go."""
+        with self._lock:
+            yield
+
     @property
     def undisturbed(self) -> bool:
         """True while the guest is neither stopped nor about to stop."""

@@ -7,7 +7,8 @@ to port 0xCF9 goes to the PC's reset control, which lies in between.
 The host places BARs again after every configuration write that may move one. It
 decodes a BAR if its function's memory decoding is on and the BAR lies wholly in
 the window that the host forwards to PCI. Of two BARs that overlap, the one with the
-lower device and BAR number wins. A BAR that overlaps a device outside PCI on the
+lower device and BAR number wins. A function that is plugged in later gets addresses that
+no other BAR has, wherever the guest has moved them. A BAR that overlaps a device outside PCI on the
 MMIO bus loses. So a hostile placement only makes the guest's own BAR vanish. The
 window reaches from the end of RAM to the I/O APIC, as on a PC, because a kernel
 without ACPI may put a BAR anywhere there. Linux puts it right above RAM.
@@ -78,7 +79,6 @@ class PciHost:
         self._lock = Lock()
         self._latch = 0
         self._reset_byte = 0
-        self._next_address = ASSIGN_START
         self._decoded: dict[int, tuple[int, Bar]] = {}
         self._told: dict[int, int] = {}
 
@@ -98,7 +98,7 @@ class PciHost:
 
     def _add(self, function: PciFunction) -> int:
         with self._lock:
-            number = len(self.functions)
+            number = next(n for n in range(MAX_DEVICES + 1) if n not in self.functions)
             if number >= MAX_DEVICES:
                 raise UsageError(f"a PCI bus holds {MAX_DEVICES} devices", "use fewer disks")
             for bar in function.bars:
@@ -110,14 +110,33 @@ class PciHost:
             self._place()
             return number
 
+    def remove(self, number: int) -> None:
+        """Unplug function ``number`` and close it. No vCPU runs meanwhile.
+
+        From then on its registers read as all ones, like those of an empty slot.
+        """
+        with self._lock:
+            function = self.functions.pop(number)
+            self._place()
+        function.close()
+
     def _assign(self, function: PciFunction, bar: Bar) -> None:
+        """Put ``bar`` where no other one is, whether or not the guest has moved that."""
         # At least a page for each, so that a guest kernel can map a BAR without its neighbour.
         align = max(bar.size, _PAGE)
-        address = -(-self._next_address // align) * align
+        taken = sorted(
+            (other.bar_register(one), other.bar_register(one) + max(one.size, _PAGE))
+            for other in (*self.functions.values(), function)
+            for one in other.bars
+            if one is not bar
+        )
+        address = ASSIGN_START
+        for start, end in taken:
+            if address < end and start < address + align:
+                address = -(-end // align) * align
         if address + bar.size > DECODE_END:
             raise UsageError("the PCI memory window is full", "use fewer or smaller devices")
         function.set_bar_register(bar, address)
-        self._next_address = address + align
 
     def close(self) -> None:
         """Close every function and take their BARs off the bus."""
@@ -217,7 +236,7 @@ class PciHost:
     def _tell(self, where: dict[int, int]) -> None:
         """Give each BAR its address in ``where``, by identity, and tell the functions."""
         self._told = where
-        for function in self.functions.values():
+        for _, function in sorted(self.functions.items()):
             changed = False
             for bar in function.bars:
                 address = where.get(id(bar))
@@ -228,7 +247,7 @@ class PciHost:
 
     def _wanted(self) -> dict[int, tuple[int, Bar]]:
         wanted: dict[int, tuple[int, Bar]] = {}
-        for number, function in self.functions.items():
+        for number, function in sorted(self.functions.items()):
             if not function.memory_enabled:
                 continue
             for bar in function.bars:

@@ -316,6 +316,7 @@ class VirtioPci(PciFunction):
         with self._lock:
             self._bar.address = None
             self._bind_doorbells()
+        self._intx.take()  # other functions may share the line
         self._release()
 
     def _release(self) -> None:

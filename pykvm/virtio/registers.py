@@ -336,6 +336,7 @@ class TransportState:
         active = bool(status & VIRTIO_CONFIG_S_DRIVER_OK) and not needs_reset
         if active and self.active and features == self.driver_features and queues == self.queues:
             self._set(selects)
+            self._status, self.reason = status, reason
             self.device.load_in_place(device)
             self.config.load(generation)
             return

@@ -125,13 +125,17 @@ class FakeDevice:
         self.serving = set(saved.data("serving", 0, 2))
         self.stopped = list(saved.data("stopped", 0, 2))
         saved.end()
-        self.activation = activation
         if activation:
+            assert self.activation is None
             assert self.serving == {index for index, q in enumerate(activation.queues) if q}
+        self.activation = activation
 
     def load_in_place(self, saved: Saved) -> None:
-        assert self.activation
-        self.load(saved, self.activation)
+        activation, serving = self.activation, self.serving
+        assert activation
+        self.load(saved, None)
+        assert self.serving == serving
+        self.activation = activation
 
     def close(self) -> None:
         self.reset()

@@ -29,11 +29,15 @@ class Card(PciFunction):
     def __init__(self, *sizes: int, tag: int = 0x11) -> None:
         super().__init__(vendor=0x1234, device=0x5678, class_code=0xFF0102, revision=3)
         self.moves = 0
+        self.closed = False
         for index, size in enumerate(sizes):
             self.add_bar(index, size, Scratch(tag + index))
 
     def placed(self) -> None:
         self.moves += 1
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class Pc:
@@ -139,7 +143,7 @@ def test_bars_are_assigned_aligned_apart_and_decoded(pc: Pc) -> None:
     assert places == [
         (ASSIGN_START, 16),
         (ASSIGN_START + 0x10000, 0x10000),
-        (ASSIGN_START + 0x20000, 4096),
+        (ASSIGN_START + 0x1000, 4096),
     ]
     assert pc.read(1, 0x10) == ASSIGN_START
     assert pc.mmio.read(ASSIGN_START + 0x10004, 4) == 0x12
@@ -274,3 +278,56 @@ def test_pvpanic_has_its_port_in_a_bar() -> None:
     assert pc.mmio.read(base, 1) == 3
     pc.mmio.write(base, 1, 1)
     assert port.writes == [(0, 1, 1)]
+
+
+# -- functions that come and go -------------------------------------------------------
+
+
+def test_a_function_that_is_unplugged_is_closed_and_reads_as_ones(pc: Pc) -> None:
+    card, other = Card(4096), Card(4096)
+    number = pc.host.add(card)
+    kept = pc.host.add(other)
+    pc.host.remove(number)
+    assert card.closed
+    assert not other.closed
+    assert pc.read(number, 0) == 0xFFFFFFFF
+    assert pc.mmio.read(ASSIGN_START, 4) == 0xFFFFFFFF
+    assert pc.mmio.read(ASSIGN_START + 4096, 4) == 0x11
+    pc.write(number, 0x10, 4, 0)
+    assert pc.read(kept, 0) != 0xFFFFFFFF
+
+
+def test_the_place_of_a_function_that_was_unplugged_is_used_again(pc: Pc) -> None:
+    first, second = Card(65536, 16), Card(4096)
+    assert (pc.host.add(first), pc.host.add(second)) == (1, 2)
+    places = [bar.address for bar in first.bars]
+    for _ in range(10_000):  # more often than there is room for
+        pc.host.remove(1)
+        first = Card(65536, 16)
+        assert pc.host.add(first) == 1
+        assert [bar.address for bar in first.bars] == places
+
+
+def test_a_new_function_keeps_away_from_the_places_to_which_the_guest_moved_bars(pc: Pc) -> None:
+    moved, new = Card(65536), Card(4096, 65536)
+    number = pc.host.add(moved)
+    pc.write(number, 0x10, 4, ASSIGN_START + 0x10000)
+    pc.write(number, 4, 4, 0)  # not decoded at the moment, and yet its place
+    pc.host.add(new)
+    assert [bar.address for bar in new.bars] == [ASSIGN_START, ASSIGN_START + 0x20000]
+    pc.write(number, 4, 4, 2)
+    assert moved.bars[0].address == ASSIGN_START + 0x10000
+
+
+def test_of_two_bars_that_the_guest_puts_on_each_other_the_lower_number_wins(pc: Pc) -> None:
+    """Also after functions have come and gone."""
+    first, second = Card(4096), Card(4096)
+    assert (pc.host.add(first), pc.host.add(second)) == (1, 2)
+    pc.host.remove(1)
+    late = Card(4096)
+    assert pc.host.add(late) == 1
+    pc.write(2, 0x10, 4, late.bars[0].address or 0)
+    assert late.bars[0].address == ASSIGN_START
+    assert second.bars[0].address is None
+    pc.host.remove(1)
+    assert second.bars[0].address == ASSIGN_START

@@ -14,7 +14,7 @@ from blk_ranges import DISCARD, ZEROES
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saved_disk import SECTOR, SECTORS, SavedDisk
+from saved_disk import QUEUE_SIZE, SECTOR, SECTORS, SavedDisk
 from saved_states import damages, survives
 from virtio_pci_guest import DEVICE, ISR
 
@@ -139,6 +139,27 @@ def test_a_disk_is_put_back_in_place_and_answers_the_requests_of_then(
     disk.collect()
     assert disk.answers == 4
     disk.disk[9 * SECTOR : 10 * SECTOR] = b"c" * SECTOR
+    disk.finish()
+
+
+def test_queues_that_were_reset_are_put_back_in_place(tmp_path: Path, packed: bool) -> None:
+    """One that stays reset, and one that was enabled again."""
+    disk = made(tmp_path, packed=packed, num_queues=3)
+    disk.start()
+    for queue in (0, 1):
+        disk.guest.set(0x16, 2, queue)
+        disk.guest.set(0x3A, 2, 1)
+    driver = disk.drivers[1]
+    driver.__init__(  # type: ignore[misc]
+        disk.ram, size=QUEUE_SIZE, features=driver.features, base=driver.desc, heap=0x2000
+    )
+    disk.guest.place(1, driver.desc, driver.avail, driver.used, QUEUE_SIZE)
+    threads = disk.threads
+    disk.load(disk.save())
+    assert disk.threads is threads
+    assert [service.queue.index for service in disk.threads.services] == [1, 2]
+    disk.send(1, OUT, 3, b"a" * SECTOR)
+    disk.kick(1)
     disk.finish()
 
 
