@@ -7,6 +7,7 @@ module        contents
 ``protocol``  one client's conversation: greeting, negotiation, errors (pure)
 ``qapi``      the JSON of answers and events, in QEMU's terms
 ``commands``  the commands, carried out on a machine
+``jobs``      the commands that go on behind their answer
 ``listener``  the socket file
 ``server``    the thread that serves the clients
 ============  ==========================================================

@@ -10,28 +10,36 @@ from pykvm.errors import UsageError
 from pykvm.machine import Machine, RunState
 from pykvm.machine.disks import Disk
 from pykvm.monitor import qapi
+from pykvm.monitor.jobs import Jobs
 from pykvm.monitor.protocol import COMMAND_NOT_FOUND, NEGOTIATE, Command, Json, QmpError
 
 SLOW: Final = frozenset({"stop", "cont", "block_resize"})
 """The commands that wait for vCPUs, disks or files."""
 
 
+class Target(NamedTuple):
+    """The machine that commands act on, and its jobs."""
+
+    machine: Machine
+    jobs: Jobs
+
+
 class _Entry(NamedTuple):
     """A command: its function, and the types of its required and optional arguments, by name."""
 
-    call: Callable[[Machine, Json], Any]
+    call: Callable[[Target, Json], Any]
     required: Mapping[str, type] = MappingProxyType({})
     optional: Mapping[str, type] = MappingProxyType({})
 
 
-def execute(machine: Machine, command: Command) -> Any:
+def execute(target: Target, command: Command) -> Any:
     """Carry out ``command``, and return its result. QmpError tells why it failed."""
     entry = _COMMANDS.get(command.name)
     if entry is None:
         raise QmpError(f"there is no command '{command.name}'", COMMAND_NOT_FOUND)
     _check_arguments(command, entry)
     try:
-        return entry.call(machine, command.arguments)
+        return entry.call(target, command.arguments)
     except UsageError as error:
         raise QmpError(str(error)) from None
 
@@ -49,18 +57,18 @@ def _check_arguments(command: Command, entry: _Entry) -> None:
             raise QmpError(f"'{command.name}' needs the argument '{name}'")
 
 
-def _stop(machine: Machine, arguments: Json) -> Any:
-    _check_running(machine)
+def _stop(target: Target, arguments: Json) -> Any:
+    _check_running(target.machine)
     try:
-        machine.pause()
+        target.machine.pause()
     except TimeoutError as error:
         raise QmpError(str(error)) from None
     return {}
 
 
-def _cont(machine: Machine, arguments: Json) -> Any:
-    _check_running(machine)
-    machine.resume()
+def _cont(target: Target, arguments: Json) -> Any:
+    _check_running(target.machine)
+    target.machine.resume()
     return {}
 
 
@@ -72,12 +80,12 @@ def _check_running(machine: Machine) -> None:
         raise QmpError("the run is over")
 
 
-def _quit(machine: Machine, arguments: Json) -> Any:
-    machine.finish(qapi.QUIT)
+def _quit(target: Target, arguments: Json) -> Any:
+    target.machine.finish(qapi.QUIT)
     return {}
 
 
-def _query_commands(machine: Machine, arguments: Json) -> Any:
+def _query_commands(target: Target, arguments: Json) -> Any:
     return [{"name": name} for name in sorted({*_COMMANDS, NEGOTIATE})]
 
 
@@ -92,14 +100,25 @@ def _disk(machine: Machine, arguments: Json) -> Disk:
     raise QmpError(f"there is no disk '{given[0]}'")
 
 
-def _block_resize(machine: Machine, arguments: Json) -> Any:
-    _disk(machine, arguments).resize(arguments["size"])
+def _block_resize(target: Target, arguments: Json) -> Any:
+    _disk(target.machine, arguments).resize(arguments["size"])
     return {}
 
 
-def _block_set_io_throttle(machine: Machine, arguments: Json) -> Any:
+def _block_set_io_throttle(target: Target, arguments: Json) -> Any:
     rates = {name: value for name, value in arguments.items() if name in RATES}
-    _disk(machine, arguments).limits = RateLimits(**rates)
+    _disk(target.machine, arguments).limits = RateLimits(**rates)
+    return {}
+
+
+def _snapshot_save(target: Target, arguments: Json) -> Any:
+    _check_running(target.machine)
+    target.jobs.save(arguments["job-id"], arguments["tag"])
+    return {}
+
+
+def _job_dismiss(target: Target, arguments: Json) -> Any:
+    target.jobs.dismiss(arguments["id"])
     return {}
 
 
@@ -111,13 +130,18 @@ _COMMANDS: Final = MappingProxyType(
             _block_set_io_throttle, optional={**_DISK, **dict.fromkeys(RATES, int)}
         ),
         "cont": _Entry(_cont),
-        "query-block": _Entry(lambda machine, _: [*map(qapi.block_info, machine.disks)]),
-        "query-blockstats": _Entry(lambda machine, _: [*map(qapi.block_stats, machine.disks)]),
+        "job-dismiss": _Entry(_job_dismiss, {"id": str}),
+        "query-block": _Entry(lambda target, _: [*map(qapi.block_info, target.machine.disks)]),
+        "query-blockstats": _Entry(
+            lambda target, _: [*map(qapi.block_stats, target.machine.disks)]
+        ),
         "query-commands": _Entry(_query_commands),
-        "query-name": _Entry(lambda machine, _: {}),
-        "query-status": _Entry(lambda machine, _: qapi.status(machine.status)),
-        "query-version": _Entry(lambda machine, _: qapi.version()),
+        "query-jobs": _Entry(lambda target, _: target.jobs.query()),
+        "query-name": _Entry(lambda target, _: {}),
+        "query-status": _Entry(lambda target, _: qapi.status(target.machine.status)),
+        "query-version": _Entry(lambda target, _: qapi.version()),
         "quit": _Entry(_quit),
+        "snapshot-save": _Entry(_snapshot_save, {"job-id": str, "tag": str}),
         "stop": _Entry(_stop),
     }
 )

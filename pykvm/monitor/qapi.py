@@ -19,6 +19,7 @@ from pykvm.machine.events import (
 )
 from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.machine.run_state import RunState
+from pykvm.monitor.jobs import JobStatusChange
 from pykvm.monitor.protocol import Json
 from pykvm.names import name_fields
 
@@ -118,6 +119,8 @@ def event_message(event: Event) -> Json | None:
             name, data = "GUEST_PANICKED", {"action": "poweroff", "reason": event.reason}
         case Shutdown():
             name, data = "SHUTDOWN", _shutdown(event.outcome)
+        case JobStatusChange():
+            name, data = "JOB_STATUS_CHANGE", {"id": event.id, "status": event.status}
         case _:
             return None
     seconds, rest = divmod(event.time_ns, 1_000_000_000)

@@ -24,6 +24,7 @@ import socket
 import threading
 import time
 from collections import deque
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Final, Self
 
@@ -31,7 +32,8 @@ from pykvm.host.threads import start
 from pykvm.machine import Machine
 from pykvm.machine.events import Event, may_be_lost
 from pykvm.machine.outcome import Outcome
-from pykvm.monitor.commands import SLOW, execute
+from pykvm.monitor.commands import SLOW, Target, execute
+from pykvm.monitor.jobs import Jobs
 from pykvm.monitor.listener import MonitorSocket
 from pykvm.monitor.protocol import Command, Conversation, QmpError, encode
 from pykvm.monitor.qapi import event_message, version
@@ -112,7 +114,11 @@ class Monitor:
     events before they are disconnected.
     """
 
-    def __init__(self, listener: MonitorSocket, machine: Machine) -> None:
+    def __init__(
+        self, listener: MonitorSocket, machine: Machine, snapshots: Path | None = None
+    ) -> None:
+        """``snapshots``: the folder in which clients may save the guest; None: any."""
+        self._target = Target(machine, Jobs(machine, self._post, snapshots))
         self._listener = listener.socket
         self._machine = machine
         self._clients: set[_Client] = set()
@@ -140,6 +146,7 @@ class Monitor:
         self._work.put(None)
         if self._worker.ident is not None:
             self._worker.join()
+        self._target.jobs.close()
         self._forget()
         self._post(None)
         if self._thread.ident is not None:
@@ -173,7 +180,7 @@ class Monitor:
 
     def _answer(self, command: Command) -> bytes:
         try:
-            return command.success(execute(self._machine, command))
+            return command.success(execute(self._target, command))
         except QmpError as error:
             return command.failure(error)
 
