@@ -27,6 +27,7 @@ COMMANDS = {
     "bench": ("bench.run", "measure a disk, and compare it with QEMU or fio"),
     "trace": ("trace", "summarize or draw a trace of 'pykvm boot --trace'"),
     "cache": ("cache", "list or remove the templates from which guests start"),
+    "snapshot": ("snapshot.run", "save, restore, show or check the snapshot of a guest"),
     "doctor": ("doctor.run", "show whether this host can run guests, and how well"),
 }
 """Each command's module, which has its function (``run_boot`` and so on), and its line of help."""
@@ -92,7 +93,7 @@ def _dispatch(arguments: list[str], own_process: bool) -> int:
             # Imported modules stay until the end: the garbage collector need not scan them.
             gc.freeze()
             gc.enable()
-        confinable = {"own_process": own_process} if command == "boot" else {}
+        confinable = {"own_process": own_process} if command in ("boot", "snapshot") else {}
         status: int = run(arguments[1:], **confinable)
         return status
     from pykvm.suggest import did_you_mean

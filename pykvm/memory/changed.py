@@ -29,9 +29,21 @@ _CHANGED: Final = bytes(word >> 5 in (0b100, 0b010, 0b110) for word in range(256
 _RUNS: Final = re.compile(rb"\x01+")
 
 
+_kept: "dict[int, int]" = {}
+"""The descriptor of the process's page map by its number; a fork has a page map of its own."""
+
+
+def keep_pagemap() -> None:
+    """Open what :func:`changed_ranges` needs, for a process that can open none later; OSError."""
+    _kept[os.getpid()] = os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
+
+
 def changed_ranges(start: int, size: int) -> list[Range]:
     """The changed ranges of the mapping at address ``start``, as offsets from there. OSError."""
-    fd = os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
+    if (kept := _kept.get(os.getpid(), -1)) >= 0:
+        fd = os.dup(kept)
+    else:
+        fd = os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
             return list(_scan(fd, start, size))

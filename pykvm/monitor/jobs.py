@@ -43,9 +43,17 @@ class Jobs:
     """The jobs of ``machine``. ``announce`` gets their events. Any thread may call any method."""
 
     def __init__(
-        self, machine: Machine, announce: Callable[[Event], None], folder: Path | None = None
+        self,
+        machine: Machine,
+        announce: Callable[[Event], None],
+        on_bug: Callable[[BaseException], None],
+        folder: Path | None = None,
     ) -> None:
-        """``folder``: where relative paths of snapshots begin; None: the working directory."""
+        """``folder``: where relative paths of snapshots begin; None: the working directory.
+
+        ``on_bug`` gets the exception of a job that fails by a bug.
+        """
+        self._on_bug = on_bug
         self._machine = machine
         self._announce = announce
         self._folder = folder
@@ -107,6 +115,9 @@ class Jobs:
             work()
         except (PykvmError, TimeoutError) as error:  # TimeoutError: a vCPU cannot be stopped
             problem = str(error)
+        except BaseException as error:
+            problem = f"a bug: {error!r}"
+            self._on_bug(error)
         self._conclude(job, problem)
 
     def _conclude(self, job: _Job, problem: str) -> None:

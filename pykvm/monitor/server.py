@@ -118,7 +118,7 @@ class Monitor:
         self, listener: MonitorSocket, machine: Machine, snapshots: Path | None = None
     ) -> None:
         """``snapshots``: the folder in which clients may save the guest; None: any."""
-        self._target = Target(machine, Jobs(machine, self._post, snapshots))
+        self._target = Target(machine, Jobs(machine, self._post, self._bug, snapshots))
         self._listener = listener.socket
         self._machine = machine
         self._clients: set[_Client] = set()

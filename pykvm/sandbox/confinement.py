@@ -4,14 +4,14 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from pykvm.errors import HostError, PykvmError
 from pykvm.host.libc import keep_library, prctl
 from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.sandbox import landlock, seccomp
-from pykvm.sandbox.rules import allowed
+from pykvm.sandbox.rules import Rule, allowed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,27 +33,35 @@ class Confinement:
         return (held or "nothing") + missing
 
 
-def confine(*, socket: "Path | None" = None, insist: bool = False) -> Confinement:
+def confine(
+    *, socket: "Path | None" = None, snapshots: "Path | None" = None, insist: bool = False
+) -> Confinement:
     """Confine this process permanently. It must have opened and imported everything that it needs.
 
-    The file ``socket``, and every file of its folder, stays removable. HostError if a part is
+    The file ``socket``, and every file of its folder, stays removable. In the folder ``snapshots``
+    files can be made, written and removed, if the host has Landlock. HostError if a part is
     missing and ``insist`` is true; PykvmError if other threads run, because they would stay free.
     """
     _check_threads()
     _load_libraries()
-    rules = allowed(
-        os.getpid(),
-        monitor=socket is not None,
-        # This module is imported only for disks that may use io_uring.
-        rings="pykvm.host.io_uring" in sys.modules,
-    )
+
+    def rules() -> Iterator[Rule]:
+        return allowed(
+            os.getpid(),
+            monitor=socket is not None,
+            # Only Landlock confines the calls that make files to one folder.
+            snapshots=snapshots is not None and not parts["landlock"],
+            # This module is imported only for disks that may use io_uring.
+            rings="pykvm.host.io_uring" in sys.modules,
+        )
+
     steps: dict[str, Callable[[], None]] = {
         "limits": _limit_resources,
         "no_new_privs": _forbid_new_privileges,
-        "landlock": lambda: landlock.restrict(socket and socket.parent),
-        "seccomp": lambda: seccomp.load(rules),
+        "landlock": lambda: landlock.restrict(socket and socket.parent, snapshots),
+        "seccomp": lambda: seccomp.load(rules()),
     }
-    parts = {}
+    parts: dict[str, str] = {}
     for name, step in steps.items():
         try:
             step()

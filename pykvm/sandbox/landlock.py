@@ -26,7 +26,24 @@ _NR_RESTRICT_SELF: Final = 446
 _CREATE_RULESET_VERSION: Final = 1 << 0
 _RULE_PATH_BENEATH: Final = 1
 
+_FS_WRITE_FILE: Final = 1 << 1
+_FS_READ_FILE: Final = 1 << 2
+_FS_READ_DIR: Final = 1 << 3
+_FS_REMOVE_DIR: Final = 1 << 4
 _FS_REMOVE_FILE: Final = 1 << 5
+_FS_MAKE_DIR: Final = 1 << 7
+_FS_MAKE_REG: Final = 1 << 8
+_FS_TRUNCATE: Final = 1 << 14
+_FS_TRUNCATE_VERSION: Final = 3
+_FS_FOR_FILES: Final = (
+    _FS_WRITE_FILE
+    | _FS_READ_FILE
+    | _FS_READ_DIR
+    | _FS_REMOVE_DIR
+    | _FS_REMOVE_FILE
+    | _FS_MAKE_DIR
+    | _FS_MAKE_REG
+)
 _FS_RIGHTS: Final = {1: 13, 2: 14, 3: 15, 5: 16}
 """The number of access rights for files from each version on. The rights are bits 0 and up."""
 _NET_BIND_TCP: Final = 1 << 0
@@ -48,18 +65,23 @@ def version() -> int:
         raise _unavailable(error) from None
 
 
-def restrict(removable: "Path | None" = None) -> None:
+def restrict(removable: "Path | None" = None, writable: "Path | None" = None) -> None:
     """From now on, forbid to open, make, change or remove a file by its path; HostError.
 
-    Files in the folder ``removable`` and below may still be removed. A kernel that can also
+    Files in the folder ``removable`` and below may still be removed. In the folder ``writable`` and
+    below, files and folders may still be made, read, written and removed. A kernel that can also
     forbids new TCP connections, abstract UNIX sockets and signals to other processes.
     """
-    handled = ruleset(version())
+    known = version()
+    handled = ruleset(known)
     try:
         fd = system_call(_NR_CREATE_RULESET, handled, len(handled), 0)
         try:
             if removable is not None:
                 _allow(fd, removable, _FS_REMOVE_FILE)
+            if writable is not None:
+                more = _FS_TRUNCATE if known >= _FS_TRUNCATE_VERSION else 0
+                _allow(fd, writable, _FS_FOR_FILES | more)
             system_call(_NR_RESTRICT_SELF, fd, 0)
         finally:
             os.close(fd)

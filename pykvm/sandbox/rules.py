@@ -19,6 +19,7 @@ _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _AT_EMPTY_PATH: Final = 0x1000
 _PR_SET_NAME: Final = 15
 _MADV: Final = (4, 8, 14)  # MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE
+_MADV_DONTFORK: Final = 10
 _FCNTL: Final = (1, 2, 3, 4, 1030)  # F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
 
 _CLONE_OF_A_THREAD: Final = 0x3D0F00
@@ -42,6 +43,8 @@ _ALLOCATION: Final = (
     0x4030_5839,  # FS_IOC_ZERO_RANGE
 )
 _FIONBIO: Final = 0x5421
+_PAGEMAP_SCAN: Final = 0xC060_6610
+_F_ADD_SEALS: Final = 1033
 
 
 @record
@@ -61,14 +64,19 @@ class Rule:
     only: Only | None = None
 
 
-def allowed(pid: int, *, monitor: bool, rings: bool) -> Iterator[Rule]:
-    """The rules for process ``pid``. ``monitor``: it has a monitor. ``rings``: it uses io_uring."""
+def allowed(pid: int, *, monitor: bool, rings: bool, snapshots: bool = False) -> Iterator[Rule]:
+    """The rules for process ``pid``.
+
+    ``monitor``: it has a monitor. ``rings``: it uses io_uring. ``snapshots``: it saves its guest.
+    """
     yield from _on_descriptors()
     yield from _waiting()
     yield from _memory()
     yield from _threads(pid)
     if monitor:
         yield from _monitor()
+    if snapshots:
+        yield from _snapshots()
     if rings:
         # seccomp does not see operations submitted to a ring, but Landlock does.
         yield _rule("io_uring_setup io_uring_enter")
@@ -122,3 +130,13 @@ def _monitor() -> Iterator[Rule]:
     # At the end pykvm removes the socket, if the path still leads to the socket that it made.
     yield _rule("newfstatat", Only(3, _INT, (_AT_SYMLINK_NOFOLLOW,)))
     yield _rule("lstat unlink")
+
+
+def _snapshots() -> Iterator[Rule]:
+    """Landlock confines these to the folder of the snapshots."""
+    yield _rule("open openat mkdir mkdirat rename renameat renameat2 rmdir unlink unlinkat")
+    yield _rule("lstat stat newfstatat getdents64")
+    yield _rule("memfd_create")
+    yield _rule("fcntl", Only(1, _INT, (_F_ADD_SEALS,)))
+    yield _rule("ioctl", Only(1, _INT, (_PAGEMAP_SCAN,)))
+    yield _rule("madvise", Only(2, _INT, (_MADV_DONTFORK,)))

@@ -72,7 +72,7 @@ run._confine = confine
 NO_LANDLOCK = """
 from pykvm.sandbox import landlock
 from pykvm.errors import HostError
-def restrict(removable):
+def restrict(removable, writable):
     raise HostError("Landlock is not available: this kernel has none")
 landlock.restrict = restrict
 """

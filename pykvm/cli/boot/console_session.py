@@ -2,16 +2,20 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
 from pykvm.cli.boot.streams import InputPump, OutputWriter, ScriptInput, output_failure
 from pykvm.cli.say import STDERR, STDIN, STDOUT, say
 from pykvm.lean.typing_names import TYPE_CHECKING, Protocol
+from pykvm.machine.config import ConsoleMode
 from pykvm.machine.machine import Machine
 from pykvm.machine.outcome import Outcome
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pykvm.cli.boot.escape_keys import Key
     from pykvm.cli.boot.terminal import RawTerminal
     from pykvm.cli.boot.waiting_line import WaitingLine
@@ -47,9 +51,13 @@ class ConsoleSession:
         bundled: bool,
         size: tuple[int, int] | None,
         json: bool,
+        save_in: "Path | None" = None,
     ) -> None:
-        """``bundled``: the guest follows guest/README.md. ``size``: its rows and columns."""
-        self._bundled = bundled
+        """``bundled``: the guest follows guest/README.md. ``size``: its rows and columns.
+
+        ``save_in``: the folder for snapshots of the running guest.
+        """
+        self._exact = bundled and machine.config.console is ConsoleMode.PIPE
         self._waiting = waiting_line()
         self.output: dict[str, bytes] = {}
         self._machine = machine
@@ -58,7 +66,12 @@ class ConsoleSession:
         self.has_keys = os.isatty(STDIN)
         self._terminal = _terminal() if self.has_keys else None
         self._actions = _actions(machine) if self.has_keys else {}
+        if self.has_keys:
+            self._actions[_save_key()] = self._saving(stack, save_in)
+        # A restored guest has the size of the terminal of then.
+        size = None if machine.restored else size
         self._window = _window(machine, size) if self.has_keys and bundled else None
+        self._wake = _waking(machine, self._window) if machine.restored and bundled else None
 
     def show(self, data: bytes) -> None:
         """Show ``data``, which the guest has printed."""
@@ -89,6 +102,8 @@ class ConsoleSession:
             if self._waiting:
                 stack.callback(self._waiting.end)
                 self._waiting.start()
+            if self._wake:
+                self._wake()
             return self._machine.run(timeout)
 
     def _input(self, stack: ExitStack) -> InputPump:
@@ -103,8 +118,18 @@ class ConsoleSession:
                 terminal=terminal,
                 woken=self._window.look if self._window else lambda: None,
             )
-        script = ScriptInput(feed, exact=self._bundled)
+        script = ScriptInput(feed, exact=self._exact)
         return InputPump(STDIN, script.feed, script.end)
+
+    def _saving(self, stack: ExitStack, folder: "Path | None") -> Callable[[], None]:
+        """The action of Ctrl-a w."""
+        if folder is None:
+            return lambda: self.say("start pykvm with --save-in DIR to save the guest by Ctrl-a w")
+        from pykvm.cli.boot.saving import Saver
+
+        saver = Saver(self._machine, folder, self.say)
+        stack.callback(saver.close)
+        return saver.save
 
     def _key(self, key: "Key") -> None:
         if action := self._actions.get(key):
@@ -136,6 +161,18 @@ def _window(machine: Machine, size: tuple[int, int] | None) -> "WindowSize":
     return WindowSize(STDIN, size, lambda window: connect(machine, window))
 
 
+def _waking(machine: Machine, window: "WindowSize | None") -> Callable[[], None] | None:
+    """Sets the clock of a restored guest, and has it look for its disks. None without an agent."""
+    if not machine.config.agent:
+        return None
+    from pykvm.agent.protocol import ENTROPY_BYTES
+    from pykvm.cli.boot.window_size import Unheard
+    from pykvm.machine.agent_link import connect
+
+    client = window.client if window else connect(machine, Unheard())
+    return lambda: client.wake(time.time_ns(), os.urandom(ENTROPY_BYTES), bool(machine.disks))
+
+
 def waiting_line() -> "WaitingLine | None":
     """A line that says that the guest is booting; None if standard error is no terminal."""
     if not os.isatty(STDERR):
@@ -153,6 +190,12 @@ def _actions(machine: Machine) -> "dict[Key, Callable[[], None]]":
         Key.STOP: machine.request_pause,
         Key.CONTINUE: machine.request_resume,
     }
+
+
+def _save_key() -> "Key":
+    from pykvm.cli.boot.escape_keys import Key
+
+    return Key.SAVE
 
 
 def _help() -> str:

@@ -10,6 +10,7 @@ HELP = (
     "Ctrl-a x       end the run\r\n"
     "Ctrl-a s       stop the guest\r\n"
     "Ctrl-a c       let the guest continue\r\n"
+    "Ctrl-a w       save the guest in the folder of --save-in\r\n"
     "Ctrl-a h       show this help\r\n"
     "Ctrl-a Ctrl-a  send one Ctrl-a to the guest\r\n"
 )
@@ -22,12 +23,19 @@ class Key(Enum):
     QUIT = auto()
     STOP = auto()
     CONTINUE = auto()
+    SAVE = auto()
     HELP = auto()
     UNKNOWN = auto()
     """Ctrl-a and a key without a meaning. The guest gets neither."""
 
 
-_KEYS = ((b"xX", Key.QUIT), (b"sS", Key.STOP), (b"cC", Key.CONTINUE), (b"hH?", Key.HELP))
+_KEYS = (
+    (b"xX", Key.QUIT),
+    (b"sS", Key.STOP),
+    (b"cC", Key.CONTINUE),
+    (b"wW", Key.SAVE),
+    (b"hH?", Key.HELP),
+)
 
 
 class EscapeParser:

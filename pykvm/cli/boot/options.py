@@ -23,7 +23,7 @@ Exit status: the guest's own; 2 usage, 77 no KVM, 124 timeout, 125 pykvm failed,
 126 guest panic or triple fault, 128+N ended by signal N."""
 
 
-OPTIONS: Final = (
+GUEST_OPTIONS: Final = (
     Option(("guest",), "'guest', the bundled one, or a folder with a bundle.json", "GUEST"),
     Option(
         ("--kernel",),
@@ -44,7 +44,11 @@ OPTIONS: Final = (
         "memfd, thp=off does not ask the host for large pages",
         "SIZE[,KEY=VALUE...]",
     ),
-    Option(("--cpus",), "number of virtual CPUs (default: 1)", "N", "1"),
+    Option(("--cpus",), "number of virtual CPUs (default: 1)", "N"),
+)
+"""The options that describe the guest that boots."""
+
+RUN_OPTIONS: Final = (
     Option(
         ("--cpu-affinity",),
         "host CPUs for the virtual CPUs, such as 0,2-3 (default: any)",
@@ -58,12 +62,11 @@ OPTIONS: Final = (
     ),
     Option(("--exec",), "run CMD in the bundled guest, then end the run", "CMD", dest="command"),
     Option(
-        ("--snapshot",),
-        "with --exec: start from the booted guest saved in DIR; the first run makes DIR",
+        ("--save-in",),
+        "let the running guest be saved in the folder DIR: Ctrl-a w, 'pykvm snapshot save'",
         "DIR",
         parse=path_text,
     ),
-    Option(("--cold",), "with --exec: boot the guest, instead of starting from its template"),
     Option(("--timeout",), "end the run after S seconds, with status 124", "S"),
     Option(
         ("--console-log",),
@@ -93,24 +96,43 @@ OPTIONS: Final = (
     Option(("--timings",), "print how long each step took"),
     Option(("--json",), "at the end, print one JSON object about the run"),
 )
+"""The options of a run, whatever guest it is of."""
+
+OPTIONS: Final = (
+    *GUEST_OPTIONS,
+    Option(
+        ("--snapshot",),
+        "with --exec: start from the booted guest saved in DIR; the first run makes DIR",
+        "DIR",
+        parse=path_text,
+    ),
+    Option(("--cold",), "with --exec: boot the guest, instead of starting from its template"),
+    *RUN_OPTIONS,
+)
 
 
 def parser() -> "Parser":
     """The argparse parser of ``pykvm boot``, for command lines that are not plain."""
+    text = "Boot a guest with a shell on this terminal, or run one command in it."
+    return boot_parser("pykvm boot", text, OPTIONS)
+
+
+def boot_parser(program: str, description: str, table: "Sequence[Option]") -> "Parser":
+    """The same for a command that runs a guest in a different way."""
     from argparse import RawDescriptionHelpFormatter
 
     from pykvm.cli.boot.foreign import hint_for
     from pykvm.cli.parser import Parser
 
     made = Parser(
-        prog="pykvm boot",
-        description="Boot a guest with a shell on this terminal, or run one command in it.",
+        prog=program,
+        description=description,
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
         hint_for=hint_for,
     )
-    add_options(made, OPTIONS)
+    add_options(made, table)
     return made
 
 
@@ -150,7 +172,7 @@ def configuration(options: Options) -> MachineConfig:
         initrd=options.initrd,
         append=" ".join(options.append),
         **({} if options.memory is None else parse_memory(options.memory)),
-        cpus=parse_count(options.cpus),
+        cpus=1 if options.cpus is None else parse_count(options.cpus),
         cpu_affinity=frozenset()
         if options.cpu_affinity is None
         else parse_cpus(options.cpu_affinity),

@@ -46,30 +46,50 @@ def run_boot(arguments: Sequence[str], own_process: bool = False) -> int:
     if text := help_asked_for(options):
         emit(text)
         return 0
-    config = configuration(options)
+    return run_options(options, configuration(options), timings, own_process)
+
+
+def run_options(
+    options: Options,
+    config: MachineConfig,
+    timings: Timings,
+    own_process: bool,
+    snapshot: str | None = None,
+) -> int:
+    """Run the machine of ``config``, as ``options`` say, and return the exit status.
+
+    ``snapshot``: the folder of the snapshot that it starts from.
+    """
     timeout = parse_seconds(options.timeout) if options.timeout is not None else None
     failure: PykvmError | None = None
     with ExitStack() as stack:
         # Files are opened before the VM exists, so that a bad path fails before the boot.
+        save_in = _save_in(options.save_in) if options.save_in else None
         outputs = _open_outputs(stack, config, options)
         log = _console_log(stack, outputs, options.console_log)
         report = _report(outputs, options) if options.stats or options.json else None
         listener = _listen(stack, options.monitor) if options.monitor else None
-        machine = stack.enter_context(_machine(config, options, timings, timeout))
+        machine = stack.enter_context(
+            Machine(config, timings=timings, snapshot=snapshot)
+            if snapshot is not None
+            else _machine(config, options, timings, timeout)
+        )
         stack.enter_context(signals_go_to(lambda number: machine.finish(Outcome.signalled(number))))
         for notice in machine.notices:
             say(shown(notice))
-        session, recorder = _session(stack, machine, config, options, log)
+        if save_in:
+            _prepare_saving(machine)
+        session, recorder = _session(stack, machine, config, options, log, save_in)
         # Only a disk's error, Ctrl-a s and the monitor stop a guest.
         may_stop = machine.disks or session.has_keys or listener
         reporter = _reporter(machine, session, options) if may_stop else None
-        confinement = _confine(options, own_process)
+        confinement = _confine(options, own_process, save_in)
         timings.mark("confined")
         _begin(outputs, machine)
         if reporter:
             stack.callback(machine.listen(reporter))
         if listener:
-            _serve(stack, listener, machine)
+            _serve(stack, listener, machine, save_in)
         try:
             outcome = session.run(timeout)
         except PykvmError as error:
@@ -128,7 +148,7 @@ def _begin(outputs: "dict[str, Output]", machine: Machine) -> None:
         machine.trace.begin()
 
 
-def _confine(options: Options, own_process: bool) -> "Confinement | None":
+def _confine(options: Options, own_process: bool, save_in: "Path | None") -> "Confinement | None":
     """Drop every privilege that the run does not need, before any thread is started."""
     if not own_process and options.sandbox == "on":
         raise UsageError(
@@ -141,7 +161,7 @@ def _confine(options: Options, own_process: bool) -> "Confinement | None":
     # Imported only here because start-up time counts.
     from pykvm.sandbox import confine
 
-    return confine(socket=options.monitor, insist=options.sandbox == "on")
+    return confine(socket=options.monitor, snapshots=save_in, insist=options.sandbox == "on")
 
 
 def _say_timings(timings: Timings, machine: Machine, confinement: "Confinement | None") -> None:
@@ -158,6 +178,7 @@ def _session(
     config: MachineConfig,
     options: Options,
     log: ConsoleLog | None,
+    save_in: "Path | None",
 ) -> tuple[Session, ConsoleRecorder]:
     """Connect ``machine`` with the terminal or the command, as ``options`` say."""
     session: Session
@@ -169,6 +190,7 @@ def _session(
             bundled=options.guest is not None,
             size=config.console_size,
             json=options.json,
+            save_in=save_in,
         )
         sinks.append(console.show)
     else:
@@ -235,13 +257,27 @@ def _reporter(machine: Machine, session: Session, options: Options) -> "StopRepo
     return StopReporter(images, ways, session.say, rooms, give_up=give_up)
 
 
+def _save_in(path: str) -> "Path":
+    from pykvm.cli.boot.saving import checked_folder
+
+    return checked_folder(path)
+
+
+def _prepare_saving(machine: Machine) -> None:
+    from pykvm.cli.boot.saving import prepare
+
+    prepare(machine)
+
+
 def _listen(stack: ExitStack, path: "Path") -> "MonitorSocket":
     from pykvm.monitor import MonitorSocket
 
     return stack.enter_context(MonitorSocket(path))
 
 
-def _serve(stack: ExitStack, listener: "MonitorSocket", machine: Machine) -> None:
+def _serve(
+    stack: ExitStack, listener: "MonitorSocket", machine: Machine, save_in: "Path | None"
+) -> None:
     from pykvm.monitor import Monitor
 
-    stack.enter_context(Monitor(listener, machine))
+    stack.enter_context(Monitor(listener, machine, save_in))

@@ -9,6 +9,16 @@ from pykvm.agent.client import AgentClient
 from pykvm.cli.process import Handler
 
 
+class Unheard:
+    """The events of an agent that nobody asks for anything."""
+
+    def ready(self) -> None:
+        """The agent answers."""
+
+    def failed(self, reason: str) -> None:
+        """The agent makes no sense: then the console works all the same."""
+
+
 class WindowSize:
     """Tells the guest's agent whenever the size of the terminal ``fd`` changes.
 
@@ -24,7 +34,7 @@ class WindowSize:
     ) -> None:
         self._fd = fd
         self._told = size
-        self._client = connect(self)
+        self.client = connect(self)
         self._wake: Callable[[], None] = lambda: None
         self._ready = False
 
@@ -46,7 +56,7 @@ class WindowSize:
             now = (size.lines, size.columns)
             if now != self._told and all(now):
                 self._told = now
-                self._client.resize(*now)
+                self.client.resize(*now)
 
     @contextmanager
     def watched(self, wake: Callable[[], None]) -> Iterator[None]:

@@ -36,11 +36,19 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize(
     ("command", "page"),
-    [("boot", "cli"), ("doctor", "cli"), ("cache", "cli"), ("bench", "bench"), ("trace", "trace")],
+    [
+        ("boot", "cli"),
+        ("doctor", "cli"),
+        ("cache", "cli"),
+        ("snapshot restore", "cli"),
+        ("snapshot save", "cli"),
+        ("bench", "bench"),
+        ("trace", "trace"),
+    ],
 )
 def test_every_option_is_explained(command: str, page: str) -> None:
     text = (ROOT / f"docs/reference/{page}.md").read_text()
-    run = [sys.executable, "-m", "pykvm", command, "--help"]
+    run = [sys.executable, "-m", "pykvm", *command.split(), "--help"]
     shown = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     options = set(re.findall(r"^  (?:-\w.*, )?(--[\w-]+)", shown, re.MULTILINE)) - {"--help"}
     assert options

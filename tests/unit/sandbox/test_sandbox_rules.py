@@ -27,7 +27,8 @@ def test_the_documented_list_is_the_list():
     table = REFERENCE.read_text().split("## System calls")[1].split("\n## ")[0]
     rows = [line.split("|") for line in table.splitlines() if line.startswith("| ")]
     documented = [name for row in rows for name in re.findall(r"`(\w+)`", row[2])]
-    listed = [name for rule in allowed(1, monitor=True, rings=True) for name in rule.calls]
+    rules = allowed(1, monitor=True, rings=True, snapshots=True)
+    listed = [name for rule in rules for name in rule.calls]
     assert sorted(documented) == sorted(listed)
 
 
@@ -41,6 +42,22 @@ def test_a_run_may_make_only_the_system_calls_that_its_options_need():
     assert {"accept4", "unlink"} & least == set()
     assert calls(monitor=False, rings=True) - least == {"io_uring_setup", "io_uring_enter"}
     assert calls(monitor=True, rings=False) - least >= {"accept4", "unlink"}
+    assert calls(monitor=False, rings=False, snapshots=True) - least >= {"openat", "mkdir"}
+
+
+def test_without_landlock_nothing_may_make_files(harmless, monkeypatch, tmp_path):
+    loaded = []
+    monkeypatch.setattr(seccomp, "load", lambda rules: loaded.append(list(rules)))
+    confine(snapshots=tmp_path)
+
+    def missing(*folders: object) -> None:
+        raise HostError("Landlock is not available: this kernel does not have it")
+
+    monkeypatch.setattr(landlock, "restrict", missing)
+    confine(snapshots=tmp_path)
+    names = [{name for rule in rules for name in rule.calls} for rules in loaded]
+    assert "openat" in names[0]
+    assert "openat" not in names[1]
 
 
 def test_signals_go_to_the_process_itself():
@@ -145,7 +162,7 @@ def harmless(monkeypatch):
     monkeypatch.setattr(confinement, "_limit_resources", lambda: None)
     monkeypatch.setattr(confinement, "_forbid_new_privileges", lambda: None)
     monkeypatch.setattr(confinement.os, "listdir", lambda path: ["1"])
-    monkeypatch.setattr(landlock, "restrict", lambda removable: None)
+    monkeypatch.setattr(landlock, "restrict", lambda removable, writable: None)
     monkeypatch.setattr(seccomp, "load", lambda rules: None)
 
 

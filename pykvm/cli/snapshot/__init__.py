@@ -1,0 +1,1 @@
+"""``pykvm snapshot``: saved guests in folders."""
