@@ -5,26 +5,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from pykvm.devices.virtio_blk.assembly import Assembly
 from pykvm.devices.virtio_blk.config_space import FIELDS, ConfigSpace
 from pykvm.devices.virtio_blk.constants import (
     OPERATION_NAMES,
-    SECTOR_SIZE,
-    VIRTIO_BLK_F_BLK_SIZE,
     VIRTIO_BLK_F_CONFIG_WCE,
     VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_T_IN,
 )
 from pykvm.devices.virtio_blk.core.ordering import extent
 from pykvm.devices.virtio_blk.core.parser import RequestParser
-from pykvm.devices.virtio_blk.core.planner import Limits, Planner
 from pykvm.devices.virtio_blk.core.request import Request
-from pykvm.devices.virtio_blk.core.saved_request import RequestRules
-from pykvm.devices.virtio_blk.core.zero_detection import ZeroDetector
 from pykvm.devices.virtio_blk.engines.sync import SyncEngine
-from pykvm.devices.virtio_blk.features import Blocks, accepted, describe, offered
+from pykvm.devices.virtio_blk.features import Blocks, describe, offered
 from pykvm.devices.virtio_blk.hooks import NO_HOOKS, NO_SPACE, DeviceHooks, IoError
 from pykvm.devices.virtio_blk.image.file import Image
-from pykvm.devices.virtio_blk.modes import DetectZeroes, ErrorAction
+from pykvm.devices.virtio_blk.modes import ErrorAction
 from pykvm.devices.virtio_blk.observe.stats import Stats
 from pykvm.devices.virtio_blk.options import DiskOptions
 from pykvm.devices.virtio_blk.rates import RateLimits
@@ -33,7 +29,6 @@ from pykvm.devices.virtio_blk.serving.io_thread_group import Halt, IoThreadGroup
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.devices.virtio_blk.write_cache import WriteCache
 from pykvm.errors import HostError, shortage
-from pykvm.memory.ram import Ram
 from pykvm.snapshot.fields import Fields, Saved
 from pykvm.virtio.constants import VIRTIO_ID_BLOCK
 from pykvm.virtio.device import Activation
@@ -85,10 +80,8 @@ class VirtioBlk:
         self.queue_stats = tuple(Stats() for _ in range(options.num_queues))
         self.failure: BaseException | None = None
         self._options = options
-        self._limits = Limits(requests=options.merge_max, bytes=image.max_transfer)
         self._blocks = Blocks.choose(options, image.blocks, image.alignment)
         self._blocks.check(image.path, image.size)
-        self._engine_factory = engine
         self._hooks = hooks
         self._trace = trace
         self._features = 0
@@ -109,6 +102,17 @@ class VirtioBlk:
             cpus=options.cpu_affinity,
         )
         self._cache = WriteCache(image, self._config, self._threads, hooks.over)
+        self._assembly = Assembly(
+            image,
+            options,
+            self._blocks.logical,
+            engine,
+            self.queue_stats,
+            durable=self._cache.durable,
+            decide=self._decide,
+            trace=trace,
+        )
+        self._loaded = False  # since the last resume
         self._resizing = Resizing(
             image, self._blocks.logical, self._threads, self._capacity_changed
         )
@@ -214,45 +218,22 @@ class VirtioBlk:
         if self._trace is not None:
             sizes = {service.queue.index: service.queue.size for service in services}
             self._trace.activated([sizes.get(at, 0) for at in range(self._options.num_queues)])
+        assert self._activation is not None, "only an active device serves"
         for service, part in zip(services, parts, strict=True):
-            index = service.queue.index
-            trace = self._trace.queue(index) if self._trace is not None else None
-            service.load(part, self._rules(service), trace)
+            self._assembly.load(service, part, self._activation.ram, self._features)
+        self._loaded = True
 
     def _begin(self, activation: Activation) -> list[QueueService]:
         """Make a service for each queue; they start with the threads."""
         with self._lock:
             self._activation = activation
-            self._parser = RequestParser(
-                activation.ram,
-                self.image.capacity,
-                self.image.readonly,
-                self._options.serial.encode("ascii"),
-                self._block,
-                accepted(self._options, self._features),
-            )
+            self._parser = self._assembly.parser(activation.ram, self._features)
         services = []
         for index, queue in enumerate(activation.queues):
             if queue is not None:
                 services.append(self._service(index, queue))
                 self._threads.add(services[-1])
         return services
-
-    def _rules(self, service: QueueService) -> RequestRules:
-        """The rules for the requests of a snapshot."""
-        assert self._activation is not None, "only an active device serves"
-        return RequestRules(
-            self._activation.ram.regions,
-            service.queue.size + service.queue.indirect_limit,
-            self.image.readonly,
-            self._block,
-            accepted(self._options, self._features),
-        )
-
-    @property
-    def _block(self) -> int:
-        """Bytes of a block. The driver must know of larger ones before a request must obey them."""
-        return self._blocks.logical if self._features & VIRTIO_BLK_F_BLK_SIZE else SECTOR_SIZE
 
     def stop_queue(self, index: int) -> None:
         """See VirtioDevice."""
@@ -320,6 +301,11 @@ class VirtioBlk:
         done; the call does not wait for it.
         """
         self._threads.resume()
+        if self._loaded:
+            # The guest of the snapshot may not have received its last interrupts.
+            self._loaded = False
+            for service in self._threads.services:
+                service.interrupt()
 
     def resize(self, size: int) -> None:
         """Change the size of the disk to ``size`` bytes, and tell its driver. UsageError.
@@ -360,30 +346,9 @@ class VirtioBlk:
 
     def _service(self, index: int, queue: Virtqueue) -> QueueService:
         """A service for ``queue``, with an engine of its own."""
-        activation, parser = self._activation, self._parser
-        assert activation is not None, "only an active device serves"
-        assert parser is not None, "only an active device serves"
-        engine = self._engine_factory(self.image, activation.ram)
-        return QueueService(
-            queue,
-            activation.kicks[index],
-            activation.ram,
-            parser,
-            Planner(self._options.merge, self._limits),
-            engine,
-            self.queue_stats[index],
-            durable=self._cache.durable,
-            decide=self._decide,
-            interrupt=activation.interrupt,
-            trace=self._trace.queue(index) if self._trace is not None else None,
-            detector=self._detector(activation.ram),
-        )
-
-    def _detector(self, ram: Ram) -> ZeroDetector | None:
-        wanted = self._options.detect_zeroes
-        if wanted is DetectZeroes.OFF or self.image.readonly:
-            return None
-        return ZeroDetector(ram, wanted is DetectZeroes.UNMAP)
+        assert self._activation is not None, "only an active device serves"
+        assert self._parser is not None, "only an active device serves"
+        return self._assembly.service(self._activation, self._parser, index, queue)
 
     def _decide(self, request: Request) -> ErrorAction:
         image, reads = self.image, request.type == VIRTIO_BLK_T_IN

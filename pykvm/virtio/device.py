@@ -63,6 +63,19 @@ class Activation:
     broken: Callable[[str], None]
 
 
+class Signals(Protocol):
+    """How a transport interrupts the driver. Any thread may call it; it never waits for the
+    driver's calls."""
+
+    def queue_interrupt(self, index: int) -> None:
+        """Queue ``index`` has used buffers."""
+        ...
+
+    def config_interrupt(self) -> None:
+        """The configuration changed, or the status gained NEEDS_RESET."""
+        ...
+
+
 class VirtioDevice(Protocol):
     """A virtio device as its transport sees it. The transport serialises these calls."""
 

@@ -4,24 +4,7 @@ A transport decodes its own register layout (PCI structures, MMIO words) and
 calls :class:`TransportState`, which has the rules of virtio 1.2 §2.1, §2.2 and
 §3.1.
 
-The status register only gains bits until 0 is written (§2.1.1). The bits of one
-write take effect in this order:
-
-============  ======================  ==============================================
-bit           needs                   effect
-============  ======================  ==============================================
-ACKNOWLEDGE   nothing                 set
-DRIVER        ACKNOWLEDGE             set
-FEATURES_OK   DRIVER                  set if the accepted bits were offered, include
-                                      VERSION_1 and the device agrees; else withheld
-DRIVER_OK     FEATURES_OK             set; the device is activated, or NEEDS_RESET
-                                      is set if an enabled queue is impossible
-FAILED        nothing                 set: the driver gave up
-NEEDS_RESET   (the device sets it)    ignored, as are all other bits
-0             nothing                 reset: returns when the device is quiet
-============  ======================  ==============================================
-
-A bit whose needs are unmet is ignored. Clearing a bit is ignored, too.
+The rules of the status register are in :mod:`pykvm.virtio.status`.
 
 A driver may also write these; later writes are ignored:
 
@@ -50,33 +33,23 @@ touch only single attributes and the transport's :class:`Signals`.
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final
 
 from pykvm.memory.ram import Ram
 from pykvm.snapshot.fields import Fields, Saved
 from pykvm.virtio.constants import (
-    VIRTIO_CONFIG_S_ACKNOWLEDGE,
-    VIRTIO_CONFIG_S_DRIVER,
     VIRTIO_CONFIG_S_DRIVER_OK,
-    VIRTIO_CONFIG_S_FAILED,
     VIRTIO_CONFIG_S_FEATURES_OK,
     VIRTIO_CONFIG_S_NEEDS_RESET,
     VIRTIO_F_RING_RESET,
     VIRTIO_F_VERSION_1,
 )
-from pykvm.virtio.device import Activation, VirtioDevice
+from pykvm.virtio.device import Activation, Signals, VirtioDevice
 from pykvm.virtio.device_config import DeviceConfig
 from pykvm.virtio.queue import Virtqueue, no_fence
 from pykvm.virtio.queue_registers import QueueRegisters
+from pykvm.virtio.status import STATUS_RULES, reachable
 
-_STATUS_RULES = (
-    (VIRTIO_CONFIG_S_ACKNOWLEDGE, 0),
-    (VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_ACKNOWLEDGE),
-    (VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_DRIVER),
-    (VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK),
-    (VIRTIO_CONFIG_S_FAILED, 0),
-)
-"""The table above: (bit, the bit that must be set before it)."""
 _SELECTS: Final = MappingProxyType(
     {
         "device_feature_select": 0xFFFFFFFF,
@@ -86,19 +59,6 @@ _SELECTS: Final = MappingProxyType(
 )
 """The registers that select others, and their largest values."""
 _MOST_REASON = 500
-
-
-class Signals(Protocol):
-    """How a transport interrupts the driver. Any thread may call it; it never waits for the
-    driver's calls."""
-
-    def queue_interrupt(self, index: int) -> None:
-        """Queue ``index`` has used buffers."""
-        ...
-
-    def config_interrupt(self) -> None:
-        """The configuration changed, or the status gained NEEDS_RESET."""
-        ...
 
 
 class TransportState:
@@ -173,7 +133,7 @@ class TransportState:
         if value == 0:
             self.reset()
             return
-        for bit, needed in _STATUS_RULES:
+        for bit, needed in STATUS_RULES:
             if not value & bit or self._status & bit or self._status & needed != needed:
                 continue
             if bit == VIRTIO_CONFIG_S_FEATURES_OK and not self._features_agreed():
@@ -322,7 +282,7 @@ class TransportState:
     def _load(self, saved: Saved) -> None:
         selects = {name: saved.integer(name, 0, most) for name, most in _SELECTS.items()}
         status = saved.integer("status", 0, 0xFF)
-        if status != _reachable(status):
+        if status != reachable(status):
             saved.refuse(f"no driver reaches the status {status:#x}")
         needs_reset = saved.flag("needs_reset")
         reason = saved.text("reason", _MOST_REASON)
@@ -382,14 +342,6 @@ class TransportState:
         self._needs_reset = True
         if self._status & VIRTIO_CONFIG_S_DRIVER_OK:
             self._signals.config_interrupt()
-
-
-def _reachable(status: int) -> int:
-    """The bits of ``status`` that a driver can have set."""
-    for bit, needed in _STATUS_RULES:
-        if status & needed != needed:
-            status &= ~bit
-    return status & sum(bit for bit, _ in _STATUS_RULES)
 
 
 def _window(bits: int, select: int) -> int:

@@ -64,12 +64,12 @@ def save_request(request: Request) -> Fields:
     }
 
 
-def load_request(saved: Saved, requests: Sequence[Request], rules: RequestRules) -> Request:
-    """The request among ``requests``, which are in the order of heads, that ``saved`` fills in.
+def load_request(saved: Saved, size: int, rules: RequestRules) -> Request:
+    """A new request that is like the saved one, of a queue with ``size`` heads.
 
     SnapshotError if no driver can have made it.
     """
-    request = requests[saved.integer("head", 0, len(requests) - 1)]
+    request = Request(saved.integer("head", 0, size - 1))
     request.type = saved.integer("type", 0, VIRTIO_BLK_T_WRITE_ZEROES)
     request.sector = saved.integer("sector", 0, _MOST_SECTORS)
     request.status_offset = saved.integer("status_offset", 0, 1 << 62)

@@ -10,6 +10,7 @@ from pykvm.devices.virtio_blk.core.throttle import Throttle
 from pykvm.devices.virtio_blk.rates import NO_LIMITS, RATE, RATES, RateLimits
 from pykvm.devices.virtio_blk.serving.io_thread import IoThread
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
+from pykvm.devices.virtio_blk.serving.saved_service import save_service
 from pykvm.snapshot.fields import Fields, Saved
 
 LOOK_SECONDS: Final = 0.1
@@ -243,7 +244,7 @@ class IoThreadGroup:
             return {
                 "limits": vars(self.limits).copy(),
                 "levels": levels,
-                "queues": [service.save() for service in services],
+                "queues": [save_service(service) for service in services],
             }
 
     def load_levels(self, saved: Saved) -> None:

@@ -24,13 +24,11 @@ from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.core.parser import RequestParser
 from pykvm.devices.virtio_blk.core.planner import Planner
 from pykvm.devices.virtio_blk.core.request import Request
-from pykvm.devices.virtio_blk.core.saved_request import RequestRules, load_request, save_request
 from pykvm.devices.virtio_blk.core.scheduler import Decide, Schedule
 from pykvm.devices.virtio_blk.observe.stats import Stats
 from pykvm.hot.word_watch import Watch
 from pykvm.hot.words import Bytes
 from pykvm.memory.ram import Ram
-from pykvm.snapshot.fields import Fields, Saved
 from pykvm.virtio.chain import ROOM_KEPT, DescriptorChain
 from pykvm.virtio.queue import Virtqueue
 
@@ -75,7 +73,6 @@ class QueueService:
     _requests: tuple[Request, ...]
     _schedule: Schedule
     _trace: "QueueTrace | None"
-    _loaded: bool
 
     def __init__(
         self,
@@ -112,7 +109,6 @@ class QueueService:
         self._requests = tuple(Request(head) for head in range(queue.size))
         self._schedule = Schedule(planner, decide, trace, detector)
         self._trace = trace
-        self._loaded = False
 
     @property
     def halted(self) -> bool:
@@ -224,39 +220,26 @@ class QueueService:
             self._answer(request, now)
         self._execute()
         self._publish()
-        if self._loaded:
-            # The guest that was saved may not have received the last interrupt.
-            self._loaded = False
-            self._interrupt(self.queue.index)
 
-    def save(self) -> Fields:
-        """The queue, and its requests without an answer. It is halted and :attr:`idle`."""
-        requests = self._schedule.unanswered()
-        return {
-            "queue": self.queue.save(),
-            "requests": [save_request(request) for request in requests],
-        }
+    def interrupt(self) -> None:
+        """Interrupt the driver, whether or not anything is used. From any thread."""
+        self._interrupt(self.queue.index)
 
-    def load(self, saved: Saved, rules: RequestRules, trace: "QueueTrace | None") -> None:
-        """Go on where the service of :meth:`save` was, halted. SnapshotError.
+    def unanswered(self) -> list[Request]:
+        """The requests without an answer, in the order of the ring. Nothing is in flight."""
+        return self._schedule.unanswered()
 
-        It is new, or halted and :attr:`idle`. ``trace`` records each step from now on.
+    def keep(self, requests: Sequence[Request], trace: "QueueTrace | None") -> None:
+        """Halt, with the ``requests`` of a snapshot instead of its own. ``trace`` records them.
+
+        Nothing is in flight.
         """
-        self.queue.load(saved.part("queue"))
-        waiting = self.queue.waiting()
         now = time.monotonic_ns()
-        requests: list[Request] = []
         request: Request
-        for one in saved.parts("requests", len(waiting)):
-            request = load_request(one, self._requests, rules)
+        for request in requests:
             request.started_ns = now
-            requests.append(request)
-        saved.end()
-        if waiting != frozenset([request.head for request in requests]):
-            saved.refuse("requests are not those of the heads in flight")
         self._trace = trace
         self._schedule.keep(requests, trace)
-        self._loaded = True
 
     def stop(self) -> None:
         """Start nothing from now on, and answer nothing. From any thread."""
