@@ -12,13 +12,10 @@ import pykvm
 
 def main() -> int:
     command = " ".join(sys.argv[1:]) or "uname -a"
-    config = pykvm.MachineConfig(guest="guest", agent=True)
-    with pykvm.Machine(config) as machine:
-        result = pykvm.run_command(machine, command, timeout=120)
+    with pykvm.boot() as guest:
+        result = guest.run(command, check=False)
     sys.stdout.buffer.write(result.stdout)
     sys.stderr.buffer.write(result.stderr)
-    if result.outcome.kind is not pykvm.OutcomeKind.POWER_OFF:
-        print(f"the run ended early: {result.outcome.reason}", file=sys.stderr)
     return result.status
 
 

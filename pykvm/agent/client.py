@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
+from typing import Protocol
 
 from pykvm.agent.mailbox import Memory, Rings
 from pykvm.agent.protocol import (
@@ -46,7 +47,6 @@ from pykvm.agent.requests import (
     RunEvents,
 )
 from pykvm.errors import guest_text
-from pykvm.lean.typing_names import Protocol
 
 LINE_WINDOW = 4096
 """Bytes of input on their way to each request over the serial line, which is slow: more would hold

@@ -4,7 +4,9 @@ The guest can write everywhere in them at any time. So this side keeps its own
 positions, checks those of the guest, and copies what it reads.
 """
 
-from pykvm.lean.typing_names import Final, Protocol
+from typing import Protocol
+
+from pykvm.lean.typing_names import Final
 
 PAGE: Final = 4096
 MARK: Final = int.from_bytes(b"pykvmbx3", "little")

@@ -1,6 +1,7 @@
 """What the host has asked the guest's agent for: one object for each request that is not over."""
 
 from collections import deque
+from typing import Protocol
 
 from pykvm.agent.protocol import (
     MAX_PAYLOAD,
@@ -12,7 +13,7 @@ from pykvm.agent.protocol import (
     encode_all,
 )
 from pykvm.lean.records import record
-from pykvm.lean.typing_names import Any, Protocol
+from pykvm.lean.typing_names import Any
 
 
 @record

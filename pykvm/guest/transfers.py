@@ -1,6 +1,7 @@
 """Files to a guest and from it, and the messages of its kernel."""
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from pykvm.agent.client import AgentClient
 
 _PIECE = 1 << 16
+_LEVEL = re.compile("^<[0-9]+>", re.MULTILINE)
+"""The level of a message in the kernel's log."""
 _MODE = 0o644
 _MOST_MODE = 0o7777
 
@@ -205,7 +208,7 @@ def dmesg(session: Session, client: "AgentClient", deadline: Deadline) -> str:
     data = bytearray()
     transfer = Transfer(session, "dmesg", data.extend)
     transfer.finish(client.dmesg(transfer), deadline)
-    return data.decode("utf-8", "replace")
+    return _LEVEL.sub("", data.decode("utf-8", "replace"))
 
 
 def _guest_path(path: object) -> bytes:

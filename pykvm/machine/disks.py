@@ -1,6 +1,7 @@
 """The disks of a machine, as its users see them. Only machines with disks import this."""
 
 from enum import Enum
+from typing import TYPE_CHECKING, Any
 
 from pykvm.devices.virtio_blk.constants import OPERATION_NAMES
 from pykvm.devices.virtio_blk.hooks import IoError
@@ -8,7 +9,6 @@ from pykvm.devices.virtio_blk.modes import ErrorAction
 from pykvm.devices.virtio_blk.options import limits_of
 from pykvm.errors import UsageError
 from pykvm.forms import size as bytes_of
-from pykvm.lean.typing_names import TYPE_CHECKING, Any
 from pykvm.names import name_fields
 
 if TYPE_CHECKING:

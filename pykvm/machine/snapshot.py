@@ -13,12 +13,12 @@ import re
 import time
 from mmap import PAGESIZE
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 from pykvm import __version__
 from pykvm.errors import UsageError, reason_of
 from pykvm.forms import refused
 from pykvm.kvm import snapshot as kvm_snapshot
-from pykvm.lean.typing_names import TYPE_CHECKING, Any, Self
 from pykvm.machine.board import Board
 from pykvm.machine.cpu import cpuid_of
 from pykvm.machine.create import Hardware

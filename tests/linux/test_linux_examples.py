@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from own_kernel import own_kernel
 from patience import linux_patience
 
 pytestmark = [pytest.mark.kvm, pytest.mark.linux]
@@ -48,13 +49,26 @@ def test_a_bad_sector(example):
     out, err = example("bad_sector.py")
     assert err == ""
     assert out.splitlines() == [
-        "host:  virtio0: read of 4096 bytes at sector 2184 failed with errno 5",
-        "guest: page 272: read",
-        "guest: page 273: error",
-        "guest: page 274: read",
-        "guest: I/O error, dev vda, sector 2184",
-        "failed reads: 1, the rule struck: 1",
+        *("page 272: read", "page 273: read", "page 274: read", ""),
+        *("page 272: read", "page 273: error", "page 274: read", ""),
+        "the guest's kernel: I/O error, dev vda, sector 2184",
+        "the disk: 1 failed read",
     ]
+
+
+def test_a_power_cut(example):
+    out, err = example("power_cut.py")
+    assert err == ""
+    before, after = (line.partition(":")[2].strip() for line in out.splitlines())
+    assert before == after == "[1, 2, 3]"
+
+
+def test_a_kernel_of_ones_own(example):
+    out, err = example("own_kernel.py", str(own_kernel()), status=126)
+    assert err == ""
+    version, end = out.splitlines()
+    assert version.startswith("it is Linux 6.")
+    assert end.startswith("it ended: PANIC Kernel panic - not syncing: VFS: Unable to mount root")
 
 
 def test_merging(example):
@@ -75,5 +89,5 @@ def test_merging(example):
 
 def test_every_example_is_tested():
     assert {path.name for path in EXAMPLES.iterdir() if path.suffix == ".py"} == {
-        *("bad_sector.py", "run_command.py", "watch_merging.py")
+        *("bad_sector.py", "own_kernel.py", "power_cut.py", "run_command.py", "watch_merging.py")
     }

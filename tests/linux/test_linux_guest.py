@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from own_kernel import own_kernel
 from patience import ends, in_thread, linux_patience
 
 import pykvm
@@ -204,7 +205,7 @@ except KeyboardInterrupt:
 
 def test_a_guest_without_an_agent_has_a_console() -> None:
     with pykvm.boot(
-        kernel=pykvm_kernel(), disks=[], append="root=/none", timeout=linux_patience()
+        kernel=own_kernel(), disks=[], append="root=/none", timeout=linux_patience()
     ) as guest:
         assert guest.console.wait_for(r"Linux version (\S+)").group(1)
         with pytest.raises(pykvm.UsageError, match="has no agent"):
@@ -212,17 +213,6 @@ def test_a_guest_without_an_agent_has_a_console() -> None:
         outcome = guest.wait()
         assert outcome.kind is pykvm.OutcomeKind.PANIC
         assert "Kernel panic - not syncing: VFS" in guest.console.text
-
-
-def pykvm_kernel() -> str:
-    """The bundled guest's kernel, as a file of the user's own."""
-    from pykvm.kvm.probe_cache import host_traits
-    from pykvm.kvm.system import Kvm
-    from pykvm.machine.bundle import find_bundle
-
-    with Kvm.open() as kvm:
-        flavour = "emulated" if host_traits(kvm).needs_assists else "native"
-    return str(find_bundle("guest", flavour).kernel)
 
 
 def test_a_panic_ends_every_call_at_once_with_the_console(guest: pykvm.Guest) -> None:

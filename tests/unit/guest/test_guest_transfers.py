@@ -116,8 +116,8 @@ def test_a_host_whose_disk_is_full(fake, tmp_path: Path) -> None:
 
 def test_the_kernels_messages(fake) -> None:
     one = fake()
-    one.answers(content(b"[0.0] Linux\n", b"[0.1] \xff\n"))
-    assert one.guest.dmesg() == "[0.0] Linux\n[0.1] \ufffd\n"
+    one.answers(content(b"<6>[0.0] Linux <1>\n<", b"3>[0.1] \xff\n"))
+    assert one.guest.dmesg() == "[0.0] Linux <1>\n[0.1] \ufffd\n"
 
 
 @pytest.mark.parametrize("call", ["push", "pull", "dmesg"])
