@@ -117,6 +117,12 @@ def _snapshot_save(target: Target, arguments: Json) -> Any:
     return {}
 
 
+def _snapshot_load(target: Target, arguments: Json) -> Any:
+    _check_running(target.machine)
+    target.jobs.load(arguments["job-id"], arguments["tag"])
+    return {}
+
+
 def _job_dismiss(target: Target, arguments: Json) -> Any:
     target.jobs.dismiss(arguments["id"])
     return {}
@@ -141,6 +147,7 @@ _COMMANDS: Final = MappingProxyType(
         "query-status": _Entry(lambda target, _: qapi.status(target.machine.status)),
         "query-version": _Entry(lambda target, _: qapi.version()),
         "quit": _Entry(_quit),
+        "snapshot-load": _Entry(_snapshot_load, {"job-id": str, "tag": str}),
         "snapshot-save": _Entry(_snapshot_save, {"job-id": str, "tag": str}),
         "stop": _Entry(_stop),
     }

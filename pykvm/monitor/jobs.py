@@ -1,4 +1,4 @@
-"""Background jobs of the monitor: saving the guest, which takes longer than a command should.
+"""Background jobs of the monitor: saving the guest and putting it back.
 
 A job goes through the states of QEMU's JobStatus that it needs: created, running, concluded. It
 stays in the list until ``job-dismiss``, so that a client that was away learns how it ended.
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pykvm.errors import PykvmError, shown
 from pykvm.host.threads import start
-from pykvm.machine import Machine
+from pykvm.machine import Machine, RunState
 from pykvm.machine.events import Event
 from pykvm.monitor.protocol import Json, QmpError
 
@@ -48,24 +48,34 @@ class Jobs:
         announce: Callable[[Event], None],
         on_bug: Callable[[BaseException], None],
         folder: Path | None = None,
+        after_reset: Callable[[], None] | None = None,
     ) -> None:
         """``folder``: where relative paths of snapshots begin; None: the working directory.
 
+        ``after_reset`` is called when the guest was put back, before it runs. None: it cannot be
+        put back, because a part of the host would not know.
         ``on_bug`` gets the exception of a job that fails by a bug.
         """
         self._on_bug = on_bug
         self._machine = machine
         self._announce = announce
         self._folder = folder
+        self._after_reset = after_reset
         self._lock = threading.Lock()
         self._jobs: dict[str, _Job] = {}
 
     def save(self, id: str, tag: str) -> None:
         """Begin to save the guest as the new folder ``tag``. QmpError."""
-        if not tag or "\0" in tag:
-            raise QmpError("'tag' must be the path of a folder")
-        path = (self._folder or Path()) / tag
+        path = self._path(tag)
         self._begin(id, "snapshot-save", lambda: self._machine.save(path))
+
+    def load(self, id: str, tag: str) -> None:
+        """Begin to put the guest back to the snapshot in the folder ``tag``. QmpError."""
+        path = self._path(tag)
+        done = self._after_reset
+        if done is None:
+            raise QmpError("a guest that was started for one command (--exec) cannot be put back")
+        self._begin(id, "snapshot-load", lambda: _put_back(self._machine, path, done))
 
     def query(self) -> list[Json]:
         """JobInfo of each job."""
@@ -90,6 +100,11 @@ class Jobs:
         for thread in threads:
             if thread is not None and thread.ident is not None:
                 thread.join()
+
+    def _path(self, tag: str) -> Path:
+        if not tag or "\0" in tag:
+            raise QmpError("'tag' must be the path of a folder")
+        return (self._folder or Path()) / tag
 
     def _begin(self, id: str, kind: str, work: Callable[[], object]) -> None:
         if not id or len(id) > _MOST_ID:
@@ -127,6 +142,20 @@ class Jobs:
     def _change(self, job: _Job, status: str) -> None:
         job.status = status
         self._announce(JobStatusChange(job.id, status))
+
+
+def _put_back(machine: Machine, path: Path, done: Callable[[], None]) -> None:
+    from pykvm.machine.snapshot import MachineSnapshot
+
+    with MachineSnapshot.open(path) as snapshot:
+        running = machine.status is RunState.RUNNING
+        machine.pause()
+        try:
+            machine.reset(snapshot)
+            done()
+        finally:
+            if running:
+                machine.resume()
 
 
 def _info(job: _Job) -> dict[str, Any]:

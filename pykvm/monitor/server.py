@@ -24,6 +24,7 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Final, Self
@@ -115,10 +116,15 @@ class Monitor:
     """
 
     def __init__(
-        self, listener: MonitorSocket, machine: Machine, snapshots: Path | None = None
+        self,
+        listener: MonitorSocket,
+        machine: Machine,
+        snapshots: Path | None = None,
+        after_reset: Callable[[], None] | None = lambda: None,
     ) -> None:
-        """``snapshots``: the folder in which clients may save the guest; None: any."""
-        self._target = Target(machine, Jobs(machine, self._post, self._bug, snapshots))
+        """``snapshots``: where paths of snapshots begin. ``after_reset``: see Jobs."""
+        jobs = Jobs(machine, self._post, self._bug, snapshots, after_reset)
+        self._target = Target(machine, jobs)
         self._listener = listener.socket
         self._machine = machine
         self._clients: set[_Client] = set()

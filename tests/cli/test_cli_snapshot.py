@@ -1,5 +1,6 @@
 """``pykvm snapshot``, and the other ways to save a running guest, with the bare guest."""
 
+import asyncio
 import json
 import os
 import socket
@@ -69,12 +70,47 @@ def test_qemus_client_saves_the_guest(qmp_path: Path, machine: Machine, tmp_path
     assert machine.status.value == "running"
 
 
+def test_qemus_client_puts_the_guest_back(qmp_path: Path, machine: Machine, tmp_path: Path) -> None:
+    async def talk(client):
+        await client.execute("snapshot-save", {"job-id": "save", "tag": str(tmp_path / "one")})
+        await concluded(client, "save")
+        with client.listener(("STOP", "RESUME")) as events:
+            await client.execute("snapshot-load", {"job-id": "load", "tag": str(tmp_path / "one")})
+            await concluded(client, "load")
+            names = [(await events.get())["event"] for _ in range(2)]
+        await client.execute("stop")
+        await client.execute("snapshot-load", {"job-id": "stopped", "tag": str(tmp_path / "one")})
+        await concluded(client, "stopped")
+        await client.execute("snapshot-load", {"job-id": "none", "tag": str(tmp_path / "none")})
+        await concluded(client, "none")
+        return names, await client.execute("query-jobs"), await client.execute("query-status")
+
+    async def concluded(client, id: str) -> None:
+        while True:
+            jobs = {job["id"]: job for job in await client.execute("query-jobs")}
+            if jobs[id]["status"] == "concluded":
+                return
+            await asyncio.sleep(0.01)
+
+    names, jobs, status = run_client(qmp_path, talk)
+    assert names == ["STOP", "RESUME"]
+    assert [(job["type"], job.get("error", "")[:12]) for job in jobs] == [
+        ("snapshot-save", ""),
+        ("snapshot-load", ""),
+        ("snapshot-load", ""),
+        ("snapshot-load", "the snapshot"),
+    ]
+    assert status == {"status": "paused", "running": False}
+    assert machine.restored
+
+
 def test_commands_of_jobs_check_their_arguments(qmp_path: Path, machine: Machine) -> None:
     with Raw(qmp_path) as client:
         for command, arguments in (
             ("snapshot-save", {"job-id": "a"}),
             ("snapshot-save", {"job-id": "a", "tag": 1}),
             ("snapshot-save", {"job-id": "", "tag": "b"}),
+            ("snapshot-load", {"job-id": "a", "tag": ""}),
             ("snapshot-save", {"job-id": "a", "tag": "b", "vmstate": "c"}),
             ("job-dismiss", {"id": "a"}),
         ):

@@ -29,6 +29,8 @@ class Session(Protocol):
     """The output that was captured for ``--json`` instead of being printed, by stream."""
     has_keys: bool
     """True if pykvm's keys (Ctrl-a) work."""
+    after_reset: Callable[[], None] | None
+    """To be called when the machine was put back to a snapshot. None: it cannot be."""
 
     def say(self, text: str) -> None:
         """Tell the user something while the guest runs."""
@@ -71,7 +73,8 @@ class ConsoleSession:
         # A restored guest has the size of the terminal of then.
         size = None if machine.restored else size
         self._window = _window(machine, size) if self.has_keys and bundled else None
-        self._wake = _waking(machine, self._window) if machine.restored and bundled else None
+        self._wake = _waking(machine, self._window) if bundled and machine.config.agent else None
+        self.after_reset: Callable[[], None] | None = self._wake or (lambda: None)
 
     def show(self, data: bytes) -> None:
         """Show ``data``, which the guest has printed."""
@@ -102,7 +105,7 @@ class ConsoleSession:
             if self._waiting:
                 stack.callback(self._waiting.end)
                 self._waiting.start()
-            if self._wake:
+            if self._wake and self._machine.restored:
                 self._wake()
             return self._machine.run(timeout)
 
@@ -161,16 +164,18 @@ def _window(machine: Machine, size: tuple[int, int] | None) -> "WindowSize":
     return WindowSize(STDIN, size, lambda window: connect(machine, window))
 
 
-def _waking(machine: Machine, window: "WindowSize | None") -> Callable[[], None] | None:
-    """Sets the clock of a restored guest, and has it look for its disks. None without an agent."""
-    if not machine.config.agent:
-        return None
+def _waking(machine: Machine, window: "WindowSize | None") -> Callable[[], None]:
+    """Sets the clock of a restored guest, and has it look for its disks."""
     from pykvm.agent.protocol import ENTROPY_BYTES
     from pykvm.cli.boot.window_size import Unheard
     from pykvm.machine.agent_link import connect
 
-    client = window.client if window else connect(machine, Unheard())
-    return lambda: client.wake(time.time_ns(), os.urandom(ENTROPY_BYTES), bool(machine.disks))
+    def wake() -> None:
+        # A client knows one conversation, and a guest that was put back begins a new one.
+        client = window.reconnected() if window else connect(machine, Unheard())
+        client.wake(time.time_ns(), os.urandom(ENTROPY_BYTES), bool(machine.disks))
+
+    return wake
 
 
 def waiting_line() -> "WaitingLine | None":

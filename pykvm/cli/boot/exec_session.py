@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from pykvm.agent.protocol import MAX_COMMAND
@@ -37,6 +38,7 @@ class CommandSession:
     def __init__(self, stack: ExitStack, machine: Machine, command: str, *, json: bool) -> None:
         self.output: dict[str, bytes] = {}
         self.has_keys = False
+        self.after_reset: Callable[[], None] | None = None
         self._machine = machine
         self._json = json
         self._out = stack.enter_context(OutputWriter(STDOUT, self._output_failed))

@@ -89,7 +89,7 @@ def run_options(
         if reporter:
             stack.callback(machine.listen(reporter))
         if listener:
-            _serve(stack, listener, machine, save_in)
+            _serve(stack, listener, machine, save_in, session)
         try:
             outcome = session.run(timeout)
         except PykvmError as error:
@@ -276,8 +276,12 @@ def _listen(stack: ExitStack, path: "Path") -> "MonitorSocket":
 
 
 def _serve(
-    stack: ExitStack, listener: "MonitorSocket", machine: Machine, save_in: "Path | None"
+    stack: ExitStack,
+    listener: "MonitorSocket",
+    machine: Machine,
+    save_in: "Path | None",
+    session: Session,
 ) -> None:
     from pykvm.monitor import Monitor
 
-    stack.enter_context(Monitor(listener, machine, save_in))
+    stack.enter_context(Monitor(listener, machine, save_in, session.after_reset))

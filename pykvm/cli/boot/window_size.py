@@ -34,7 +34,8 @@ class WindowSize:
     ) -> None:
         self._fd = fd
         self._told = size
-        self.client = connect(self)
+        self._connect = connect
+        self._client = connect(self)
         self._wake: Callable[[], None] = lambda: None
         self._ready = False
 
@@ -47,6 +48,13 @@ class WindowSize:
         """The agent makes no sense: then the console works all the same."""
         self._ready = False
 
+    def reconnected(self) -> AgentClient:
+        """A new client, for a guest that was restored or put back: it may have any size."""
+        self._ready = False
+        self._told = None
+        self._client = self._connect(self)
+        return self._client
+
     def look(self) -> None:
         """Tell the agent the size, if the agent is ready and knows a different size."""
         if not self._ready:
@@ -56,7 +64,7 @@ class WindowSize:
             now = (size.lines, size.columns)
             if now != self._told and all(now):
                 self._told = now
-                self.client.resize(*now)
+                self._client.resize(*now)
 
     @contextmanager
     def watched(self, wake: Callable[[], None]) -> Iterator[None]:

@@ -97,6 +97,12 @@ def test_a_bug_ends_the_job_and_is_reported(rig: Rig) -> None:
     assert rig.bugs == [rig.machine.error]
 
 
+def test_a_guest_that_runs_one_command_is_not_put_back(rig: Rig) -> None:
+    with pytest.raises(QmpError, match="started for one command"):
+        rig.jobs.load("one", "a")
+    assert rig.jobs.query() == []
+
+
 def test_relative_paths_without_a_folder_are_the_process_own() -> None:
     rig = Rig()
     rig.jobs.save("one", "a")
