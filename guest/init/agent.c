@@ -8,6 +8,7 @@
  *     PUSH STDIN* STDIN_EOF  ->  DONE              the file has its name when it is complete
  *     PULL | DMESG  ->  DATA* DONE
  *     RESCAN  ->  DONE                             looks for new disks
+ *     SETTLE  ->  DONE                             makes ready what commands need (shell.c)
  *     anything  ->  ERROR                          the request failed; the others go on
  *
  * Nobody waits for anybody else: the host sends at most INPUT_WINDOW bytes of input for a job, and
@@ -111,6 +112,9 @@ static void take_frame(const struct frame *frame)
     case RESCAN:
         rescan(frame);
         break;
+    case SETTLE:
+        shells_settle(frame->id);
+        break;
     case RESIZE:
         if (frame->length != 4)
             channel_error(0, "a RESIZE frame needs four bytes, rows and columns", NULL);
@@ -150,7 +154,7 @@ void agent_hello(uint64_t number, const char *problem)
     channel_send(HELLO, 0, 10 + length);
 }
 
-void agent_start(int fd, const char *memory, const char *mailbox)
+void agent_start(int fd, const char *memory, const char *mailbox, int shells)
 {
     uint64_t numbers[3] = {0};
     char *end;
@@ -162,6 +166,10 @@ void agent_start(int fd, const char *memory, const char *mailbox)
     }
     if (numbers[1])
         (void)channel_map(memory, numbers[0], numbers[1], numbers[2]);
+    wake_prepare();
+    if (shells)
+        shells_enable();
+    shells_busy();
     agent_hello(0, "");
 }
 
@@ -170,12 +178,15 @@ int agent_poll_setup(struct pollfd *fds, int count)
     /* First, because it makes room for more output. */
     channel_flush();
     fds[count++] = (struct pollfd){.fd = channel_fd(), .events = POLLIN};
-    return jobs_poll_setup(fds, count);
+    return shells_poll_setup(fds, jobs_poll_setup(fds, count));
 }
 
 int agent_wait(void)
 {
-    return channel_pending() ? 0 : jobs_wait();
+    int jobs = channel_pending() ? 0 : jobs_wait();
+    int shells = jobs ? shells_wait() : -1;
+
+    return shells < 0 || (jobs >= 0 && jobs < shells) ? jobs : shells;
 }
 
 void agent_poll_done(const struct pollfd *fds)
@@ -184,6 +195,7 @@ void agent_poll_done(const struct pollfd *fds)
     if (fds[POLL_AGENT].revents)
         channel_read();
     take_frames();
+    shells_poll_done(fds);
 }
 
 int agent_lost(void)
@@ -193,5 +205,6 @@ int agent_lost(void)
 
 void agent_child_ended(pid_t pid, int wait_status)
 {
+    shells_child_ended(pid);
     jobs_child_ended(pid, wait_status);
 }

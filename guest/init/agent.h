@@ -11,7 +11,7 @@ enum {
     DATA = 0x07, DONE = 0x08,
     RUN = 0x81, RUN_PART = 0x82, STDIN = 0x83, STDIN_EOF = 0x84, SIGNAL = 0x85, POWEROFF = 0x86,
     RESIZE = 0x87, WAKE = 0x88, OUTPUT_CREDIT = 0x89, PUSH = 0x8a, PULL = 0x8b, DMESG = 0x8c,
-    RESCAN = 0x8d,
+    RESCAN = 0x8d, SETTLE = 0x8e,
 };
 
 enum {
@@ -20,6 +20,7 @@ enum {
     PAYLOAD = 32 * 1024,
     REQUEST = 256 * 1024,        /* the most bytes of one RUN, all its parts together */
     JOBS = 64,                   /* requests that run at the same time */
+    SHELLS = 2,                  /* that wait for a line */
     INPUT_WINDOW = 64 * 1024,    /* bytes of input that the host may send ahead, for each job */
     OUTPUT_WINDOW = 256 * 1024,  /* bytes of each output that may be sent ahead */
     ENTROPY = 32,
@@ -90,6 +91,8 @@ struct job *job_find(uint8_t id);
 struct job *job_new(uint8_t id, enum job_kind kind);
 /* Closes what is open and forgets the job. */
 void job_end(struct job *job);
+/* Whether a command runs that somebody waits for. */
+int jobs_running(void);
 /* The host is gone, and the next one knows nothing of these jobs. */
 void jobs_detach(void);
 void job_close(struct job *job, int which);
@@ -111,6 +114,20 @@ void command_expired(struct job *job, uint64_t now);
 /* The end: EXIT. */
 void command_done(struct job *job);
 
+/* shell.c: shells that wait for a line, and SETTLE. */
+void shells_enable(void);
+/* A command starts or ends now. */
+void shells_busy(void);
+/* Gives the line to a shell that waits, which becomes the job's. Returns 0 when there is none. */
+int shell_take(struct job *job, const char *line);
+int shells_poll_setup(struct pollfd *fds, int count);
+int shells_wait(void);
+void shells_poll_done(const struct pollfd *fds);
+void shells_child_ended(pid_t pid);
+/* DONE when all shells wait. */
+void shells_settle(uint8_t id);
+void shells_detach(void);
+
 /* files.c: PUSH, PULL, DMESG. */
 void push_start(const struct frame *frame);
 void push_data(struct job *job, const uint8_t *data, size_t length);
@@ -123,6 +140,8 @@ void pull_log(const struct frame *frame);
 void agent_hello(uint64_t number, const char *problem);
 
 /* wake.c: WAKE and RESCAN. */
+/* Opens what WAKE needs, because each restored guest would do it again. */
+void wake_prepare(void);
 void wake(const struct frame *frame);
 void rescan(const struct frame *frame);
 

@@ -48,7 +48,7 @@ static int take_strings(const char **strings, size_t count, const uint8_t **at, 
 }
 
 /* Starts the program in `program` with pipes, or fails with ERROR. */
-static void start(struct job *job, struct program *program, int no_input)
+static void start(struct job *job, struct program *program)
 {
     int pipes[3][2];
     const char *culprit = "the command could not be started";
@@ -76,8 +76,6 @@ static void start(struct job *job, struct program *program, int no_input)
         job->ends[i] = pipes[i][i == 0];
         close(pipes[i][i != 0]);
     }
-    if (no_input)
-        job_close(job, 0);
 }
 
 static void run(uint8_t id)
@@ -115,7 +113,11 @@ static void run(uint8_t id)
         return;
     if (get_u32(request + 1))
         job->deadline = monotonic_ns() + UINT64_C(1000000) * get_u32(request + 1);
-    start(job, &program, request[0] & NO_INPUT);
+    shells_busy();
+    if (!shell || variable_count || program.folder || !shell_take(job, arguments[SHELL_WORDS]))
+        start(job, &program);
+    if (job->kind == JOB_COMMAND && request[0] & NO_INPUT)
+        job_close(job, 0);
 }
 
 void command_part(const struct frame *frame)
@@ -146,11 +148,12 @@ void command_signal(struct job *job, int number)
     if (job->kind == JOB_COMMAND && !job->ended)
         kill(-job->pid, number);
     else if (job->kind == JOB_PUSH || job->kind == JOB_PULL) {
-        channel_error(job->id, "the transfer was cancelled", NULL);
+        uint8_t id = job->id;
         if (job->kind == JOB_PUSH)
             push_drop(job);
         else
             job_end(job);
+        channel_error(id, "the transfer was cancelled", NULL);
     }
 }
 
@@ -166,6 +169,7 @@ void command_done(struct job *job)
     int status = job->wait_status;
     uint8_t *space;
 
+    shells_busy();
     if (job->timed_out)
         kill(-job->pid, SIGKILL);       /* the rest of its group, which took no notice */
     /* Whoever sees EXIT may look at the disk's file, or end the machine without asking. */

@@ -37,8 +37,11 @@ static int take_path(struct job *job, const uint8_t *path, size_t length)
 
 static void push_failed(struct job *job)
 {
-    channel_error(job->id, job->path, strerror(errno));
+    const char *why = strerror(errno);
+    uint8_t id = job->id;
+
     push_drop(job);
+    channel_error(id, job->path, why);
 }
 
 void push_start(const struct frame *frame)

@@ -9,7 +9,7 @@
 
 /* Descriptors that the main loop polls: signals, for a script the console and the shell's input,
  * and from POLL_AGENT on the agent's. */
-enum { POLL_SIGNALS, POLL_CONSOLE, POLL_SCRIPT, POLL_AGENT, POLL_COUNT = POLL_AGENT + 1 + 3 * 64 };
+enum { POLL_SIGNALS, POLL_CONSOLE, POLL_SCRIPT, POLL_AGENT, POLL_COUNT = POLL_AGENT + 256 };
 
 /* The status of a program that could not be run, as shells have it. */
 enum { EXEC_FAILED = 127 };
@@ -21,6 +21,7 @@ struct program {
     const char *folder;                 /* the working directory, or NULL */
     const char *terminal;               /* the session's terminal, instead of `fds`, or NULL */
     int fds[3];
+    int control;                        /* becomes descriptor 3; 0: none */
 };
 
 /* spawn.c: starts a program in a session of its own, signals unblocked. Returns the process id, or
@@ -34,8 +35,8 @@ extern sigset_t signals;
 
 /* agent.c: the channel to the host over the serial line `fd` and, if `mailbox` is its place, size
  * and bell ("N,N,N"), over a piece of the file `memory`. The descriptors to poll are those from
- * `count` on; their new number is returned. */
-void agent_start(int fd, const char *memory, const char *mailbox);
+ * `count` on; their new number is returned. `shells`: some are started before they are needed. */
+void agent_start(int fd, const char *memory, const char *mailbox, int shells);
 int agent_poll_setup(struct pollfd *fds, int count);
 /* How long poll() may wait, in ms. */
 int agent_wait(void);

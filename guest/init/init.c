@@ -194,7 +194,7 @@ static void start_agent(const char *mailbox)
         say("pykvm init: the agent's channel /dev/ttyS1 could not be opened\n");
         return;
     }
-    agent_start(fd, "/dev/mem", mailbox);
+    agent_start(fd, "/dev/mem", mailbox, 1);
 }
 
 static void start_pipe_shell(void)
@@ -361,7 +361,7 @@ int main(int argc, char **argv)
 
     if (getpid() != 1 && argc >= 3 && !strcmp(argv[1], "--agent")) {
         block_signals();
-        agent_start(atoi(argv[2]), argc == 5 ? argv[3] : NULL, argc == 5 ? argv[4] : NULL);
+        agent_start(atoi(argv[2]), argc == 5 ? argv[3] : NULL, argc == 5 ? argv[4] : NULL, 0);
         run();
     }
     if (getpid() != 1)

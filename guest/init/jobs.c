@@ -68,6 +68,14 @@ void job_end(struct job *job)
         used--;
 }
 
+int jobs_running(void)
+{
+    for (int i = 0; i < used; i++)
+        if (jobs[i].kind == JOB_COMMAND && jobs[i].id)
+            return 1;
+    return 0;
+}
+
 void jobs_detach(void)
 {
     for (int i = 0; i < used; i++) {

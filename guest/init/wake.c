@@ -14,6 +14,13 @@
 enum { SET_CLOCK = 1, ADD_ENTROPY = 2, NEW_DISKS = 4 };
 enum { WAKE_LENGTH = 8 + 1 + 8 + ENTROPY };
 
+static int random_numbers = -1;
+
+void wake_prepare(void)
+{
+    random_numbers = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+}
+
 /* All guests of one snapshot have the same random numbers to come, until this. */
 static int add_entropy(const uint8_t *bytes)
 {
@@ -21,14 +28,10 @@ static int add_entropy(const uint8_t *bytes)
         struct rand_pool_info info;
         uint8_t space[sizeof(struct rand_pool_info) + ENTROPY];
     } pool = {.info = {.entropy_count = 8 * ENTROPY, .buf_size = ENTROPY}};
-    int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
-    int failed;
 
     memcpy(pool.info.buf, bytes, ENTROPY);
-    failed = fd < 0 || ioctl(fd, RNDADDENTROPY, &pool) < 0 || ioctl(fd, RNDRESEEDCRNG) < 0;
-    if (fd >= 0)
-        close(fd);
-    return failed ? -1 : 0;
+    return ioctl(random_numbers, RNDADDENTROPY, &pool) < 0
+        || ioctl(random_numbers, RNDRESEEDCRNG) < 0 ? -1 : 0;
 }
 
 static int look_for_disks(void)
@@ -68,6 +71,7 @@ void wake(const struct frame *frame)
     }
     command_forget();
     jobs_detach();
+    shells_detach();
     for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
         int failed = 0;
         if (!(data[8] & steps[i].flag))

@@ -73,9 +73,9 @@ def notice(versions: dict[str, str]) -> bytes:
     lines += [
         "",
         "The exact corresponding sources are the Debian source packages of these versions (for",
-        "the kernel, the package linux-source), with the edits listed in guest/recipe/edits.py",
-        "made to the kernel. `make guest-sources` in pykvm's sources collects them with the",
-        "recipe, to be published beside these binaries.",
+        "the kernel, the package linux-source), with the edits in guest/recipe/edits.py made to",
+        "the kernel, and those in guest/recipe/shell_edits.py to busybox. `make guest-sources` in",
+        "pykvm's sources collects them with the recipe, to be published beside these binaries.",
         "Licence texts are in the source packages; on a Debian system GPL and LGPL are in",
         "/usr/share/common-licenses.",
         "",

@@ -14,7 +14,8 @@ The complete corresponding sources of the programs in pykvm's bundled guest: Deb
 (unpack one with `dpkg-source -x NAME.dsc`), the kernel's source tree as Debian packages it, with
 its patches applied (linux-source-*.deb; unpack it with `dpkg-deb -x`), and the recipe that builds
 the binaries from them (recipe/guest; `python recipe/guest/build.py --flavour all` on Debian 12),
-which makes the edits of recipe/guest/recipe/edits.py to the kernel. SHA256SUMS covers all files.
+which makes the edits of recipe/guest/recipe/edits.py to the kernel, and those of shell_edits.py to
+busybox. SHA256SUMS covers all files.
 """
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import kconfig
+from . import kconfig, shell_edits
 from .problem import BuildError
 from .progress import run, step
 
@@ -85,6 +85,10 @@ def _busybox(place: Place) -> dict[str, Path]:
         "KCONFIG_NOTIMESTAMP=1", "SOURCE_DATE_EPOCH=0",
     ]  # fmt: skip
     source = place.sources["busybox"]
+    try:
+        shell_edits.apply(source)
+    except ValueError as error:
+        raise BuildError(str(error)) from error
     place.make(source, *common, "allnoconfig")
     config = output / ".config"
     options = kconfig.parse(config.read_text())
@@ -149,9 +153,11 @@ def _util_linux(place: Place) -> dict[str, Path]:
     return {name: source / name for name in programs}
 
 
+_BUSYBOX_RECIPE = (_GUEST / "busybox.config", Path(shell_edits.__file__))
+
 TOOLS = (
     Tool("init", ("init",), (), _init, tuple(sorted((_GUEST / "init").glob("*.[ch]")))),
-    Tool("busybox", ("busybox",), ("busybox",), _busybox, (_GUEST / "busybox.config",)),
+    Tool("busybox", ("busybox",), ("busybox",), _busybox, _BUSYBOX_RECIPE),
     Tool("e2fsprogs", ("mke2fs", "e2fsck"), ("e2fsprogs",), _e2fsprogs),
     Tool("fio", ("fio",), ("fio", "libaio"), _fio),
     Tool("util-linux", ("fallocate", "fstrim", "blkdiscard"), ("util-linux",), _util_linux),

@@ -36,6 +36,7 @@ from pykvm.agent.protocol import (
     encode_wake,
 )
 from pykvm.agent.requests import (
+    BareRequest,
     CommandHandle,
     DoneEvents,
     PullEvents,
@@ -43,7 +44,6 @@ from pykvm.agent.requests import (
     PushEvents,
     PushHandle,
     Request,
-    RescanRequest,
     RunEvents,
 )
 from pykvm.errors import guest_text
@@ -180,7 +180,14 @@ class AgentClient:
 
     def rescan(self, events: DoneEvents) -> None:
         """Have the guest's kernel look for disks that were added or removed."""
-        self._begin(RescanRequest(self, events), Kind.RESCAN)
+        self._begin(BareRequest(self, events), Kind.RESCAN)
+
+    def settle(self, events: DoneEvents) -> None:
+        """Have the agent make ready what commands need, such as shells that wait for a line.
+
+        For a guest that is about to be saved: those that begin from the snapshot are quicker.
+        """
+        self._begin(BareRequest(self, events), Kind.SETTLE)
 
     # -- from the guest -------------------------------------------------------
 

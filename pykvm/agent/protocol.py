@@ -18,8 +18,9 @@ A frame is a header of 4 bytes (kind, id, length as little-endian u16) and
                                               0x8b PULL       path
                                               0x8c DMESG      nothing
                                               0x8d RESCAN     nothing
+                                              0x8e SETTLE     nothing
 
-The host gives each request (RUN, PUSH, PULL, DMESG, RESCAN) an id from 1 to 255,
+The host gives each request (RUN, PUSH, PULL, DMESG, RESCAN, SETTLE) an id from 1 to 255,
 which belongs to it until EXIT, DONE or ERROR. Frames of id 0 belong to the
 conversation. guest/init/agent.c describes the order of frames.
 
@@ -81,6 +82,7 @@ class Kind(IntEnum):
     PULL = 0x8B
     DMESG = 0x8C
     RESCAN = 0x8D
+    SETTLE = 0x8E
 
 
 @record

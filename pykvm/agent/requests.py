@@ -130,8 +130,8 @@ class Request:
                 self._line.post([encode(kind, payload, self._id)])
 
 
-class RescanRequest(Request):
-    """RESCAN."""
+class BareRequest(Request):
+    """A request without data."""
 
     def __init__(self, line: Line, events: DoneEvents) -> None:
         super().__init__(line, events)

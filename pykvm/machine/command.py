@@ -139,7 +139,7 @@ class BootFailed(PykvmError):
 
 
 class _Saver:
-    """Saves ``machine`` when its agent has answered, and ends the run; its ClientEvents."""
+    """Saves ``machine`` when its agent has answered, and ends the run; its client's events."""
 
     def __init__(self, machine: Machine, folder: "Path | str") -> None:
         self.saved = False
@@ -149,7 +149,7 @@ class _Saver:
         self._error: BaseException | None = None
         # Not the vCPU's thread, which reports the agent's word: it has to stop for the snapshot.
         self._thread = threading.Thread(target=self._save, name="snapshot", daemon=True)
-        connect(machine, self)
+        self._client = connect(machine, self)
 
     def join(self) -> None:
         """Wait for the end of the attempt, if there was one."""
@@ -174,10 +174,14 @@ class _Saver:
         finally:
             self._machine.finish(Outcome.quit())
 
-    # ClientEvents, from a vCPU's thread.
+    # ClientEvents and DoneEvents, from a vCPU's thread.
 
     def ready(self) -> None:
         """The guest has booted."""
+        self._client.settle(self)
+
+    def done(self, mode: int) -> None:
+        """The agent has settled."""
         start(self._thread, "saving the guest")
 
     def failed(self, reason: str) -> None:

@@ -169,3 +169,80 @@ def test_disks_are_looked_for(client: AgentClient) -> None:
     watch = Watch()
     client.rescan(watch)
     assert watch.wait() == 0
+
+
+LINES = [
+    b"",
+    b"# nothing",
+    b"echo hi",
+    b"exit 3",
+    b"false",
+    b"cd /; pwd",
+    b"pwd; umask; env | sort; echo $PPID",
+    b"echo $0 $# $- $?",
+    b"ls /proc/self/fd",
+    b"(",
+    b"echo one\n(\necho two",
+    b"echo 'no end",
+    b"cat <<END\nhere $((1 + 2))\nEND",
+    b"read first; echo got $first; cat",
+    b"exec cat",
+    b"kill -9 $$",
+    b"kill -TERM $$; echo no",
+    b"exec ls /",
+    b"ls /none/such",
+    b"none-such",
+    b"none-such || exit 4",
+    b"set -e; false; echo no",
+    b"set -u; echo $none; echo no",
+    b"trap 'echo bye' EXIT; exit 2",
+    b"echo a; echo b >&2; exec 1>&2; echo c",
+    b"sleep 0.1 & wait; echo $?",
+    b"x=1; f() { echo $x$1; }; f 2; unset x; f 3",
+    b"return 5; echo no",
+    b"printf 'a\\0b\\377'; echo '\xff\xc3\xbc'",
+    b"alias e=echo\ne hi",
+    b"readonly r=1; r=2; echo no",
+    b"echo " + b"y" * 20_000 + b"; exit 1",
+    b"echo " + b"z" * 100_000 + b" | wc -c",
+]
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line[:20].decode("latin-1"))
+def test_a_shell_that_waited_differs_in_nothing_from_a_new_one(
+    client: AgentClient, line: bytes
+) -> None:
+    settled = Watch()
+    client.settle(settled)
+    assert settled.wait() == 0
+    results = []
+    for command in (line, (b"/bin/sh", b"-c", line)):
+        watch = Watch()
+        handle = client.run(RunRequest(command), watch)
+        handle.stdin(b"input\nmore\n")
+        handle.stdin_eof()
+        results.append((watch.wait(), bytes(watch.out), bytes(watch.err)))
+    assert results[0] == results[1]
+
+
+def test_shells_wait_and_each_runs_one_line(client: AgentClient) -> None:
+    settled = Watch()
+    client.settle(settled)
+    assert settled.wait() == 0
+    pids = []
+    for _ in range(2):
+        watch = run(client, b"echo $$ $left; left=over; cd /tmp; exit 1")
+        assert watch.wait() == Exit(1, 0, False)
+        pids.append(bytes(watch.out).split())
+    assert pids[0] != pids[1]
+    assert [len(words) for words in pids] == [1, 1]
+
+
+def test_shells_that_were_killed_are_replaced(client: AgentClient) -> None:
+    for _ in range(2):
+        settled = Watch()
+        client.settle(settled)
+        assert settled.wait() == 0
+        assert run(client, b"kill -9 -1").wait() == Exit(0, 0, False)
+        watch = run(client, b"echo alive")
+        assert (watch.wait(), bytes(watch.out)) == (Exit(0, 0, False), b"alive\n")

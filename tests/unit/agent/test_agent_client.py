@@ -352,10 +352,11 @@ def test_transfers_can_be_cancelled(ready):
         assert [frame.kind for frame in ready.sent()] == [Kind.SIGNAL]
 
 
-def test_disks_are_looked_for(ready):
+@pytest.mark.parametrize(("name", "kind"), [("rescan", Kind.RESCAN), ("settle", Kind.SETTLE)])
+def test_requests_without_data(ready, name, kind):
     events = Events()
-    ready.client.rescan(events)
-    assert ready.sent() == [Frame(Kind.RESCAN, 1, b"")]
+    getattr(ready.client, name)(events)
+    assert ready.sent() == [Frame(kind, 1, b"")]
     ready.get(Kind.DONE, bytes(4))
     assert events.log == [("done", 0)]
 
