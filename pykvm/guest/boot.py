@@ -68,5 +68,6 @@ def boot(
         },
     )
     made = Guest(Start(config, flag("cold", cold), entropy, clock), limit)
+    made._run()
     made._wait_ready(deadline)
     return made

@@ -33,7 +33,7 @@ class Console:
         self._kept = ""
         self._new: list[str] = []  # pieces after _kept; the guest prints one byte at a time
         self._found = 0  # the end of the last match in _kept
-        self._run = 0
+        self._runs = 0
         self._over: Callable[[str], GuestError] | None = None
 
     def __repr__(self) -> str:
@@ -66,10 +66,10 @@ class Console:
         wanted = _compiled(pattern)
         deadline = self._limit.deadline(timeout)
         during = f"the wait for /{wanted.pattern}/ on its console"
-        run = self._run
+        run = self._runs
         while True:
             with self._changed:
-                if run != self._run:
+                if run != self._runs:
                     raise GuestError(f"{PUT_BACK}, during {during}")
                 if (found := self._search(wanted)) is not None:
                     return found
@@ -94,7 +94,7 @@ class Console:
         """
         with self._changed:
             self._late = late
-            self._run += 1
+            self._runs += 1
             self._feed = feed
             self._over = None
             self._decoder = _decoder()

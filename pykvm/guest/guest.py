@@ -17,7 +17,7 @@ from pykvm.guest.result import Command, Result
 from pykvm.guest.running import Running
 from pykvm.guest.session import Session
 from pykvm.guest.snapshot import Snapshot
-from pykvm.guest.start import Start
+from pykvm.guest.start import Start, disk_of
 from pykvm.guest.waiting import Deadline, Limit, seconds
 from pykvm.machine.machine import Machine
 from pykvm.machine.outcome import Outcome
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pykvm.devices.virtio_blk.hooks import IoError
+    from pykvm.devices.virtio_blk.open import DiskConfig
     from pykvm.machine.disks import Disk
 
 
@@ -235,6 +236,34 @@ class Guest:
         with self._lock:
             self._session.close()
 
+    # -- disks -------------------------------------------------------------------
+
+    def add_disk(self, disk: "DiskConfig | Path | str", *, timeout: float | None = None) -> "Disk":
+        """Plug a disk in while the guest runs; return it when the guest's kernel has found it.
+
+        ``disk`` is an image file, a DiskConfig, or the size of a blank disk, as for :func:`boot`.
+        A guest without an agent has to look for it itself (a scan of its PCI bus). GuestTimeout.
+        """
+        deadline = self._limit.deadline(timeout)
+        session = self._usable()
+        with self._lock:
+            added = session.machine.add_disk(disk_of(disk))
+        if session.client is not None:
+            transfers.rescan(session, session.client, deadline)
+        return added
+
+    def remove_disk(self, disk: "Disk", *, timeout: float | None = None) -> None:
+        """Have the guest let go of ``disk``, and unplug it. GuestError, GuestTimeout.
+
+        Unmount its filesystems before. A guest without an agent has to let go of it itself.
+        """
+        session = self._usable()
+        if session.client is not None:
+            remove = f"echo 1 > /sys/bus/pci/devices/0000:00:{disk.number:02x}.0/remove"
+            self.run(remove, timeout=timeout)
+        with self._lock:
+            session.machine.remove_disk(disk)
+
     # -- snapshots ----------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
@@ -244,8 +273,10 @@ class Guest:
         straight to its image. Give it ``readonly=True`` or ``snapshot=True``, or a blank disk.
         """
         with self._lock:
-            saved = self._usable().machine.snapshot()
-            self._back = Snapshot(saved, self._start, Limit(self._limit.seconds))
+            machine = self._usable().machine
+            saved = machine.snapshot()
+            start = self._start.with_disks(machine.disks)
+            self._back = Snapshot(saved, start, Limit(self._limit.seconds))
             return self._back
 
     def reset(self, snapshot: Snapshot | None = None, *, timeout: float | None = None) -> None:
@@ -262,34 +293,41 @@ class Guest:
         with self._lock:
             session = self._usable()
             back = snapshot or self._back
-            if back is not None and session.machine.outcome is None:
+            start = self._start.with_disks(session.machine.disks)
+            fits = back is not None and back._fits(start)
+            if back is not None and fits and session.machine.outcome is None:
                 session.put_back(back.saved, *self._start.awakening())
             else:
                 session.close()
+                if back is not None and not fits:
+                    self._start = back._start_of(self._start)
                 self._begin(back)
+                self._run()
             self._wait_ready(deadline)
 
     # -- inside -----------------------------------------------------------------
 
     def _begin(self, origin: Snapshot | None) -> None:
-        """Start a new machine; :meth:`_wait_ready` comes next."""
-        start = self._start
-        machine = start.machine(origin.saved if origin else None, self._limit.deadline(None))
+        """Make a new machine; :meth:`_run` and :meth:`_wait_ready` come next."""
+        machine = self._start.machine(origin.saved if origin else None, self._limit.deadline(None))
         try:
             self._session = session = Session(machine, self.console, self._limit)
         except BaseException:
             machine.close()
             raise
         weakref.finalize(self, session.let_go).atexit = False
-        session.start(*start.awakening())
+
+    def _run(self) -> None:
+        """Let the new machine run."""
+        self._session.start(*self._start.awakening())
 
     def _wait_ready(self, deadline: Deadline) -> None:
         """Wait until the guest runs commands, if it has an agent; else close it."""
-        session = self._session
+        session, start = self._session, self._start
         try:
             session.wait_ready(deadline)
-            if self._start.clock is not None and not session.woken:
-                session.wake_again(*self._start.awakening())
+            if start.clock is not None and not session.woken:
+                session.wake_again(*start.awakening())
                 session.wait_ready(deadline)
         except BaseException:
             session.close()

@@ -124,8 +124,11 @@ class Snapshot:
             start = replace(start, clock=clock)
         guests = Guests()
         try:
+            # None runs while the others are made, which takes much longer on a busy host.
             for _ in range(count):
                 guests.append(Guest(start.fork(), Limit(limit), self))
+            for guest in guests:
+                guest._run()
             for guest in guests:
                 guest._wait_ready(guest._limit.deadline(None))
         except BaseException:
@@ -133,9 +136,21 @@ class Snapshot:
             raise
         return guests
 
+    def _fits(self, start: Start) -> bool:
+        """True if a guest with the disks of ``start`` can be put back in place."""
+        return _images(start) == _images(self._start)
+
+    def _start_of(self, start: Start) -> Start:
+        """``start`` with the disks of this snapshot."""
+        return replace(start, config=self._start.fork().config)
+
     def close(self) -> None:
         """Free it. May be repeated. The guests that began from it run on, and cannot be reset."""
         self.saved.close()
+
+
+def _images(start: Start) -> "list[tuple[Path | str, int]]":
+    return [(disk.path, disk.blank) for disk in start.config.disks]
 
 
 class Guests(list["Guest"]):

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pykvm.agent.protocol import ENTROPY_BYTES
@@ -11,11 +11,14 @@ from pykvm.forms import refused
 from pykvm.guest.waiting import Deadline
 from pykvm.lean.records import record, replace
 from pykvm.machine.bundle import BUNDLED
-from pykvm.machine.config import ConsoleMode, MachineConfig
+from pykvm.machine.config import ConsoleMode, MachineConfig, disk_config
 from pykvm.machine.machine import Machine
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pykvm.devices.virtio_blk.open import DiskConfig
+    from pykvm.machine.disks import Disk
 
 _MOST_CLOCK = 1 << 33
 """Seconds since 1970: some time in the year 2242."""
@@ -32,6 +35,12 @@ def configuration(guest: str | None, kernel: object, options: dict[str, Any]) ->
         options |= {"agent": True, "console": ConsoleMode.NONE}
     config = MachineConfig(guest=guest, kernel=kernel, **options)  # type: ignore[arg-type]
     return _with_plans(config, lambda plan: plan or FaultPlan()) if config.disks else config
+
+
+def disk_of(disk: "DiskConfig | Path | str") -> "DiskConfig":
+    """A disk as :func:`configuration` makes it of ``disk``. UsageError."""
+    made = disk_config("disk", disk)
+    return made if made.faults else replace(made, faults=FaultPlan())
 
 
 def _with_plans(
@@ -60,6 +69,11 @@ class Start:
             or not 0 <= clock < _MOST_CLOCK
         ):
             raise refused("clock", clock, "give seconds since 1970, or None for the host's clock")
+
+    def with_disks(self, disks: "Sequence[Disk]") -> "Start":
+        """The same with these disks, which were perhaps added or removed."""
+        config = replace(self.config, disks=tuple(disk.config for disk in disks))
+        return replace(self, config=config)
 
     def fork(self) -> "Start":
         """The same for a further guest: its disks have copies of the plans of failures."""

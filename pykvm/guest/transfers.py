@@ -51,15 +51,17 @@ class Transfer:
         self._has_room = True
 
     def finish(self, handle: Handle, deadline: Deadline) -> None:
-        """Wait for the end. GuestError, GuestDied, GuestTimeout; then the transfer is cancelled.
-
-        OSError if ``take`` raised it.
-        """
+        """:meth:`wait`; a transfer that is given up is cancelled."""
         try:
-            self._wait(lambda: self._over, deadline)
+            self.wait(deadline)
         except BaseException:
-            handle.cancel()
+            if not self._over:
+                handle.cancel()
             raise
+
+    def wait(self, deadline: Deadline) -> None:
+        """Wait for the end. GuestError, GuestDied, GuestTimeout; OSError if ``take`` raised it."""
+        self._wait(lambda: self._over, deadline)
         if self._error is not None:
             raise self._error
         if self._reason is not None:
@@ -209,6 +211,13 @@ def dmesg(session: Session, client: "AgentClient", deadline: Deadline) -> str:
     transfer = Transfer(session, "dmesg", data.extend)
     transfer.finish(client.dmesg(transfer), deadline)
     return _LEVEL.sub("", data.decode("utf-8", "replace"))
+
+
+def rescan(session: Session, client: "AgentClient", deadline: Deadline) -> None:
+    """See :meth:`Guest.add_disk`."""
+    scan = Transfer(session, "the scan for the disk")
+    client.rescan(scan)
+    scan.wait(deadline)
 
 
 def _guest_path(path: object) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 
 from patience import PATIENCE, until
 
+from pykvm.devices.virtio_blk.open import DiskConfig
 from pykvm.guest.guest import Guest
 from pykvm.guest.start import Start
 from pykvm.guest.waiting import Limit
@@ -57,6 +58,14 @@ class FakeMachine:
 
     def listen(self, listener: Callable[[Event], None]) -> None:
         self.listener = listener
+
+    def add_disk(self, config: DiskConfig) -> object:
+        disk = SimpleNamespace(config=config, number=5, faults=config.faults)
+        self.disks.append(disk)
+        return disk
+
+    def remove_disk(self, disk: object) -> None:
+        self.disks.remove(disk)
 
     def pause(self) -> None:
         self.status = RunState.PAUSED
@@ -181,6 +190,9 @@ class FakeClient:
     def dmesg(self, events: Any) -> "FakeTransfer":
         return self._transfer(FakeTransfer("dmesg", b"", 0, events))
 
+    def rescan(self, events: Any) -> None:
+        self._transfer(FakeTransfer("rescan", b"", 0, events))
+
     def _transfer(self, transfer: "FakeTransfer") -> "FakeTransfer":
         self.commands.append(transfer)
         self.on_run(transfer)
@@ -219,6 +231,7 @@ class FakeGuest:
         monkeypatch.setattr("pykvm.machine.agent_link.connect", connect)
         limit = Limit(timeout)
         self.guest = Guest(Start(config, **start), limit)
+        self.guest._run()
         self.guest._wait_ready(limit.deadline(None))
 
     def answers(self, respond: Callable[[Any], None]) -> None:

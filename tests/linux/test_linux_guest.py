@@ -136,6 +136,19 @@ def test_an_error_stops_the_guest_and_a_resume_tries_again() -> None:
             assert process.wait().status == 0
 
 
+def test_disks_come_and_go_while_the_guest_runs(own: pykvm.Guest, tmp_path: Path) -> None:
+    image = tmp_path / "d.img"
+    image.write_bytes(b"first\n" + bytes((1 << 20) - 6))
+    disk = own.add_disk(image)
+    assert own.run("head -n 1 /dev/vda").text == "first"
+    own.run("echo second > /dev/vda; sync")
+    own.remove_disk(disk)
+    assert own.run("ls /dev/vda", check=False).status == 1
+    assert image.read_bytes().startswith(b"second\n")
+    own.add_disk("2M")
+    assert own.run("cat /sys/block/vda/size").text == "4096"
+
+
 def test_forks_share_nothing_and_differ_in_their_random_numbers(own: pykvm.Guest) -> None:
     own.run("echo before > /tmp/file")
     command = "echo $0 >> /tmp/file; cat /tmp/file; head -c 8 /dev/urandom | md5sum"

@@ -1,6 +1,7 @@
 """Snapshots, forks and resets of guests without a machine."""
 
 import gc
+from dataclasses import dataclass
 
 import pytest
 from fake_guest import FakeGuest, FakeMachine, FakeSaved
@@ -55,10 +56,10 @@ def test_a_reset_ends_what_waits(fake) -> None:
         except pykvm.GuestError as error:
             errors.append(str(error))
 
-    run_before = one.guest.console._run
+    run_before = one.guest.console._runs
     thread = in_thread(wait)
     while not one.guest.console._changed._waiters:
-        assert one.guest.console._run == run_before
+        assert one.guest.console._runs == run_before
     one.guest.reset()
     assert ends(thread)
     assert errors == ["the guest was put back, during the wait for /never/ on its console"]
@@ -178,3 +179,64 @@ def test_a_snapshot_is_freed_at_the_end_of_its_block_and_with_its_last_reference
     one.guest.snapshot()
     gc.collect()
     assert saved.closed == 1
+
+
+@dataclass
+class FakeDisk:
+    """Stands for a Disk."""
+
+    config: pykvm.DiskConfig
+    number: int = 5
+
+
+def test_a_disk_comes_and_goes(fake) -> None:
+    one = fake()
+    one.answers(lambda request: request.events.done(0))
+    disk = one.guest.add_disk("1M")
+    assert disk.config.blank == 1 << 20
+    assert disk.faults.rules == ()
+    assert one.guest.disks == [disk]
+    assert one.command().kind == "rescan"
+    one.answers(lambda command: command.ends())
+    one.guest.remove_disk(disk)
+    command = b"echo 1 > /sys/bus/pci/devices/0000:00:05.0/remove"
+    assert one.command(1).request.command == command
+    assert one.guest.disks == []
+    with pytest.raises(pykvm.UsageError, match=r"cannot be 3; give "):
+        one.guest.add_disk(3)
+
+
+def test_a_guest_that_does_not_let_go_keeps_its_disk(fake) -> None:
+    one = fake()
+    one.answers(lambda request: request.events.done(0))
+    disk = one.guest.add_disk("1M")
+    one.answers(lambda command: command.ends(1))
+    with pytest.raises(pykvm.CommandFailed):
+        one.guest.remove_disk(disk)
+    assert one.guest.disks == [disk]
+
+
+def test_a_reset_to_other_disks_makes_a_new_machine_with_them(fake, machines) -> None:
+    one = fake()
+    one.machine.disks = [FakeDisk(pykvm.DiskConfig(blank=512, faults=[]))]
+    snapshot = one.guest.snapshot()
+    one.machine.disks.append(FakeDisk(pykvm.DiskConfig(blank=1024, faults=[])))
+    made = machines(one)
+    one.guest.reset(snapshot)
+    assert [saved for _, saved in made] == [snapshot.saved]
+    assert [disk.blank for disk in one.guest.machine.config.disks] == [512]
+    one.guest.machine.disks = [FakeDisk(pykvm.DiskConfig(blank=512))]
+    one.guest.reset()
+    assert one.guest.machine.log == ["reset while paused"]
+
+
+def test_each_fork_has_its_own_plan_of_failures(fake, machines) -> None:
+    plan = pykvm.FaultPlan([pykvm.Fault(operation="write", errno="EIO")])
+    one = fake()
+    one.machine.disks = [FakeDisk(pykvm.DiskConfig(blank=512, faults=plan))]
+    snapshot = one.guest.snapshot()
+    machines(one)
+    with snapshot.fork(2) as guests:
+        plans = [guest.machine.config.disks[0].faults for guest in guests]
+        assert len({id(one) for one in (plan, *plans)}) == 3
+        assert [len(one.rules) for one in plans] == [1, 1]
