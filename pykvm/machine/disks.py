@@ -1,7 +1,6 @@
 """The disks of a machine, as its users see them. Only machines with disks import this."""
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any
 
 from pykvm.devices.virtio_blk.constants import OPERATION_NAMES
 from pykvm.devices.virtio_blk.hooks import IoError
@@ -9,6 +8,8 @@ from pykvm.devices.virtio_blk.modes import ErrorAction
 from pykvm.devices.virtio_blk.options import limits_of
 from pykvm.errors import UsageError
 from pykvm.forms import size as bytes_of
+from pykvm.forms import whole
+from pykvm.lean.typing_names import TYPE_CHECKING, Any
 from pykvm.names import name_fields
 
 if TYPE_CHECKING:
@@ -107,6 +108,26 @@ class Disk:
         self.last_error = error
         if error.stops and self.io_status is IoStatus.OK:
             self.io_status = IoStatus.NOSPACE if error.full else IoStatus.FAILED
+
+    def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes of the disk's content from byte ``offset`` on. UsageError; HostError.
+
+        The guest may hold newer data in its own cache: have it sync before, and pause it if it
+        could write meanwhile. Faults and rate limits do not apply.
+        """
+        from pykvm.devices.virtio_blk.content import read
+
+        return read(self._opened.image, whole("offset", offset), whole("length", length))
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write ``data`` at byte ``offset``. UsageError, such as beyond the end; HostError.
+
+        A guest that has read these sectors before may go on with its cached copy: in Linux,
+        ``echo 3 > /proc/sys/vm/drop_caches`` drops it.
+        """
+        from pykvm.devices.virtio_blk.content import write
+
+        write(self._opened.image, whole("offset", offset), bytes(data))
 
     # -- snapshots: the disk is paused --------------------------------------------
 

@@ -40,6 +40,7 @@ class Sent(NamedTuple):
 class SavedDisk:
     """The disk at ``path``, driven through several queues, in the caller's thread.
 
+    With other ``threads`` among the ``options``, these serve the queues.
     The driver has at most one request for a sector in flight, and checks each answer.
     While ``error`` is not 0, operations fail with it, and the disk halts.
     """
@@ -68,15 +69,15 @@ class SavedDisk:
         return threads
 
     def _plug_in(self) -> Guest:
-        device = block_device(
-            Image(self.path, locking=Locking.OFF),
-            engine=lambda image, ram: InspectingEngine(image, ram, lambda: self.error),
-            threads=InlineThreads,
-            queue_size=QUEUE_SIZE,
-            rerror=ErrorPolicy.STOP,
-            werror=ErrorPolicy.STOP,
+        options: dict[str, object] = {
+            "engine": lambda image, ram: InspectingEngine(image, ram, lambda: self.error),
+            "threads": InlineThreads,
+            "queue_size": QUEUE_SIZE,
+            "rerror": ErrorPolicy.STOP,
+            "werror": ErrorPolicy.STOP,
             **self._options,
-        )
+        }
+        device = block_device(Image(self.path, locking=Locking.OFF), **options)
         return Guest(device=device, ram=self.ram)
 
     def start(self, without: int = 0) -> None:

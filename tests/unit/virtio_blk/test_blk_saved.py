@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import random
 from collections.abc import Callable
 from pathlib import Path
 from struct import pack
@@ -10,17 +11,21 @@ from typing import Any
 
 import pytest
 from blk_device import FLUSH, IN, OUT, disk_file
+from blk_engines import engines
 from blk_ranges import DISCARD, ZEROES
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import until
 from saved_disk import QUEUE_SIZE, SECTOR, SECTORS, SavedDisk
 from saved_states import damages, survives
 from virtio_pci_guest import DEVICE, ISR
 
+from pykvm.devices.virtio_blk import EngineFactory
 from pykvm.devices.virtio_blk.core.parser import Accepted
 from pykvm.devices.virtio_blk.core.saved_request import RequestRules, load_request, save_request
 from pykvm.devices.virtio_blk.rates import RateLimits
+from pykvm.devices.virtio_blk.serving.io_thread_group import IoThreadGroup
 from pykvm.memory.ram import Region
 from pykvm.snapshot.fields import Fields, Saved, SnapshotError
 from pykvm.virtio.constants import VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER, VIRTIO_F_INDIRECT_DESC
@@ -80,6 +85,49 @@ def test_snapshots_at_any_moment_change_no_answer(
             act(disk, data.draw)
         disk.device.limits = RateLimits()
         disk.finish()
+
+
+@engines()
+def test_snapshots_under_load_lose_nothing(
+    tmp_path: Path, factory: EngineFactory, packed: bool
+) -> None:
+    """With threads, which are in the middle of anything."""
+    dice = random.Random(5)
+    disk = made(
+        tmp_path,
+        engine=factory,
+        threads=IoThreadGroup,
+        packed=packed,
+        num_queues=2,
+        iothreads=2,
+        in_order=True,
+    )
+    disk.start()
+    for number in range(40):
+        disk.device.resume()
+        for _ in range(12):
+            data = bytes([number]) * SECTOR
+            kind = dice.choice([IN, OUT, OUT, FLUSH])
+            sector = dice.randrange(SECTORS)
+            disk.send(dice.randrange(2), kind, sector, data if kind == OUT else b"")
+        for queue in (0, 1):
+            disk.kick(queue)
+        if number % 3:
+            disk.collect()
+        if number % 2:
+            disk.move(disk.save())
+        else:
+            disk.load(disk.save())
+    disk.device.resume()
+
+    def answered() -> bool:
+        disk.collect()
+        return not disk.sent
+
+    until(answered, "a request is lost")
+    assert disk.answers
+    assert disk.path.read_bytes() == disk.disk
+    disk.guest.host.close()
 
 
 def stopped(folder: Path, without: int = 0, **options: object) -> SavedDisk:
