@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.layers.frozen import Layers
     from pykvm.devices.virtio_blk.observe.stats import Stats
     from pykvm.devices.virtio_blk.open import OpenDisk
+    from pykvm.pci.config import PciFunction
     from pykvm.snapshot.fields import Fields, Saved
 
 
@@ -49,21 +50,25 @@ def _load_error(saved: "Saved") -> IoError | None:
 class Disk:
     """A disk of a machine: its ``name`` ("virtio0", "virtio1", …), ``config`` and ``device``.
 
-    ``number`` is its number on PCI bus 0, such as 3 for ``/sys/bus/pci/devices/0000:00:03.0``.
     ``engine`` is a sentence for people: the engine's name, and the reason for the choice.
     ``last_error`` is the last request that the host could not carry out, or None; a resume keeps
     it. ``io_status`` becomes OK again when the guest resumes.
     """
 
-    def __init__(self, name: str, opened: "OpenDisk") -> None:
+    def __init__(self, name: str, opened: "OpenDisk", function: "PciFunction") -> None:
         self.name = name
-        self.number = 0
+        self._function = function
         self.config = opened.config
         self.device = opened.device
         self.engine = opened.engine
         self._opened = opened
         self.last_error: IoError | None = None
         self.io_status = IoStatus.OK
+
+    @property
+    def number(self) -> int:
+        """Its device number on PCI bus 0, such as 3 for ``/sys/bus/pci/devices/0000:00:03.0``."""
+        return self._function.number
 
     def __repr__(self) -> str:
         return f"<Disk {self.name}: {self.config.name!r}, {self.io_status.value}>"

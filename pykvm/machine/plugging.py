@@ -1,6 +1,7 @@
 """Disks are plugged into a machine and unplugged, also while the guest runs."""
 
 from contextlib import ExitStack
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,10 +29,12 @@ def plug(machine: "Machine", config: DiskConfig, services: KvmPciServices) -> Di
         undo.callback(opened.close)
         function = VirtioPci(opened.device, machine.ram, services)
         # Before the guest can find it: a disk that fails reports that.
-        disk = reports.disk = Disk(name, opened)
-        disk.number = machine.board.pci.add(function)
+        disk = reports.disk = Disk(name, opened, function)
+        machine.board.pci.add(function)
         undo.pop_all()  # the bus closes it from now on
     machine.disks.append(disk)
+    # A snapshot of the machine has them in the order of the bus.
+    machine.disks.sort(key=attrgetter("number"))
     machine.notices += opened.image.notices
     return disk
 

@@ -80,7 +80,10 @@ class ConfigSpace:
 
 
 class PciFunction:
-    """A single-function device on bus 0. Subclasses add BARs, capabilities and behaviour."""
+    """A single-function device on bus 0. Subclasses add BARs, capabilities and behaviour.
+
+    ``number`` is its device number, once it is plugged in.
+    """
 
     def __init__(
         self,
@@ -95,6 +98,7 @@ class PciFunction:
         """``class_code`` is base class, subclass and interface, 0xBBSSII; ``subsystem`` is
         (vendor, device); ``interrupt_pin`` 1 for INTA#, 0 for none.
         """
+        self.number = 0
         self.bars: list[Bar] = []
         self.config = config = ConfigSpace()
         config.set(PCI_VENDOR_ID, 2, vendor)
@@ -170,6 +174,9 @@ class PciFunction:
     def attach(self, number: int) -> None:
         """The function has become device ``number`` of bus 0."""
 
+    def detach(self) -> None:
+        """The function gets a different number: it gives up its interrupt line."""
+
     def read_config(self, offset: int, size: int) -> int:
         """The driver reads 1, 2 or 4 bytes within a doubleword."""
         value = self.config.get(offset, size)
@@ -229,6 +236,11 @@ class Intx:
         pin = self._config.bytes[PCI_INTERRUPT_PIN]
         self._line = services.interrupt_line(number, pin)
         self._config.bytes[PCI_INTERRUPT_LINE] = self._line.gsi & 0xFF
+
+    def disconnect(self) -> None:
+        """Give up the line, which is low then."""
+        self.load(0)
+        self._line = None
 
     @property
     def pending(self) -> bool:

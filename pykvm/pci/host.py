@@ -106,6 +106,7 @@ class PciHost:
             command = function.config.get(PCI_COMMAND, 2) | PCI_COMMAND_MEMORY
             function.config.set(PCI_COMMAND, 2, command)
             self.functions[number] = function
+            function.number = number
             function.attach(number)
             self._place()
             return number
@@ -159,18 +160,30 @@ class PciHost:
     def load(self, saved: "Saved") -> None:
         """Take over what :meth:`save` gave, and place the BARs. SnapshotError.
 
-        The host needs the functions that the saved one had, at the same numbers.
+        The host needs the functions that the saved one had, in the order of their numbers. They
+        get the saved numbers, which have gaps if functions were unplugged.
         """
         with self._lock:
             self._latch = saved.integer("latch", 0, 0xFFFFFFFC) & 0xFFFFFFFC
             self._reset_byte = saved.integer("reset", 0, 0xFF)
-            numbers = sorted(self.functions)
-            for number, one in zip(numbers, saved.parts("functions", len(numbers)), strict=True):
-                one.integer("number", number, number)
-                self.functions[number].load(one.part("state"))
+            least, functions = 0, sorted(self.functions.items())
+            for (own, function), one in zip(
+                functions, saved.parts("functions", len(functions)), strict=True
+            ):
+                number = one.integer("number", least, MAX_DEVICES - 1 if own else 0)
+                least = number + 1
+                if number != own:
+                    self._move(function, number)
+                function.load(one.part("state"))
                 one.end()
             saved.end()
+            self.functions = {function.number: function for _, function in functions}
             self._place()
+
+    def _move(self, function: PciFunction, number: int) -> None:
+        function.detach()
+        function.number = number
+        function.attach(number)
 
     # -- ports -------------------------------------------------------------
 

@@ -192,6 +192,10 @@ class VirtioPci(PciFunction):
         """Take the interrupt line of device ``number``."""
         self._intx.connect(self._services, number)
 
+    def detach(self) -> None:
+        """Leave the interrupt line."""
+        self._intx.disconnect()
+
     def read_config(self, offset: int, size: int) -> int:
         """As in the base class; reading pci_cfg_data reads the BAR (§4.1.4.9)."""
         if offset & ~3 == self._pci_cfg + 16 and (target := self._pci_cfg_target()):

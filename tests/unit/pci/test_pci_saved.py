@@ -200,11 +200,29 @@ def test_bits_that_no_driver_can_write_are_refused(at: int):
         Pc().host.load(Saved("pci", fields))
 
 
-@pytest.mark.parametrize("number", [0, 2, -1, True, None])
-def test_a_function_at_another_number_is_refused(number: object):
+def test_functions_get_their_numbers_back_although_there_is_a_gap():
+    pc = Pc(Card(0x11, 4096), Card(0x22, 16), Card(0x33, 1 << 16))
+    pc.write(3, 0x10, 0xD000_0000)
+    pc.host.remove(1)
+    pc.cards = pc.cards[1:]
+    other = Pc(Card(0x22, 16), Card(0x33, 1 << 16))
+    moved(pc.host, other.host)
+    assert other.host.save() == pc.host.save()
+    assert other.places() == pc.places()
+    assert [card.number for card in other.cards] == [2, 3]
+    assert other.read(1, 0) == 0xFFFFFFFF
+    other.write(3, 0x10, 0xD100_0000)
+    assert other.places()[1] == 0xD100_0000
+
+
+@pytest.mark.parametrize("number", [0, 32, -1, True, None])
+def test_a_function_at_an_impossible_number_is_refused(number: object):
     fields = Pc().host.save()
     fields["functions"][1]["number"] = number
     with pytest.raises(SnapshotError, match="number is "):
+        Pc().host.load(Saved("pci", fields))
+    fields["functions"][1]["number"] = fields["functions"][2]["number"] = 5
+    with pytest.raises(SnapshotError, match="number is 5, not 6 to 31"):
         Pc().host.load(Saved("pci", fields))
 
 
