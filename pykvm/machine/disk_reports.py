@@ -54,6 +54,11 @@ class DiskReports:
             return
         if not self._announcer.heard:
             # No listener would learn that the guest waits for a resume.
-            cause = errno.errorcode.get(error.errno, str(error.errno))
-            self._finish(Outcome.error(f"{self._name}: a {error.operation} failed: {cause}"))
+            self._finish(failure(self._name, error))
         self._control.io_error(event)
+
+
+def failure(name: str, error: IoError) -> Outcome:
+    """The end of a run that ``error`` of the disk ``name`` stopped, and that nobody resumes."""
+    cause = errno.errorcode.get(error.errno, str(error.errno))
+    return Outcome.error(f"{name}: a {error.operation} failed: {cause}")

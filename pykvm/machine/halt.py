@@ -33,11 +33,11 @@ class HaltPoll:
     CPU time. ``seconds`` is the time until the next poll.
     """
 
-    def __init__(self, vcpus: VcpuGroup, undisturbed: Callable[[], bool]) -> None:
-        """``undisturbed()``: the guest is neither stopped nor about to stop."""
+    def __init__(self, vcpus: VcpuGroup, unless_busy: Callable[[Callable[[], bool]], bool]) -> None:
+        """``unless_busy``: see :meth:`RunControl.unless_busy`."""
         self.seconds = FIRST_POLL_SECONDS
         self._vcpus = vcpus
-        self._undisturbed = undisturbed
+        self._unless_busy = unless_busy
         self._exits = -1
 
     def poll(self) -> bool:
@@ -46,7 +46,7 @@ class HaltPoll:
         silent = before == self._exits
         self.seconds = min(2 * self.seconds, LAST_POLL_SECONDS) if silent else FIRST_POLL_SECONDS
         # A stopped guest may wait for an interrupt that comes after its resume.
-        return silent and self._undisturbed() and all_halted(self._vcpus.threads)
+        return silent and self._unless_busy(lambda: all_halted(self._vcpus.threads))
 
 
 def all_halted(threads: Sequence[VcpuThread]) -> bool:

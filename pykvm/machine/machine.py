@@ -72,8 +72,8 @@ class Machine:
     ) -> None:
         """``snapshot``: one of :meth:`snapshot`, or its folder. The machine begins as it was then.
 
-        ``config`` is the configuration of the machine that was saved, with other disks, CPU
-        affinity and trace if you like. The disks are new to the guest, which finds them when it
+        ``config`` is the configuration of the machine that was saved, with other CPU affinity
+        and trace if you like. Further disks are new to the guest, which finds them when it
         scans its PCI bus.
         """
         if not isinstance(config, MachineConfig):
@@ -101,6 +101,7 @@ class Machine:
             self._end.__bool__,
             self._failed,
         )
+        self._begins_failed = False
         self.restored = snapshot is not None
         with ExitStack() as stack:
             self._build(stack, config, open_snapshot(stack, snapshot))
@@ -143,11 +144,15 @@ class Machine:
             self.mailbox = RamMailbox(self.ram, address, self._connect_bell)
         self.board.console.on_failure = self.board.channel.on_failure = self._failed
         stack.callback(self.board.close)
+        old_disks = saved.disks if saved else 0
+        for disk in config.disks[:old_disks]:
+            self._add_disk(disk, services)
         if saved:
             saved.check(hardware)
-            saved.load(hardware, self.board, new=True)
+            saved.load(self, new=True)
             self.description = saved.description
-        for disk in config.disks:
+            self._begins_failed = saved.failed
+        for disk in config.disks[old_disks:]:
             self._add_disk(disk, services)
         self.timings.mark("machine built")
         if not saved:
@@ -205,6 +210,8 @@ class Machine:
             # However long ago it was saved, no CPU of the guest was stuck.
             for vcpu in self.hardware.vcpus:
                 vcpu.mark_stopped()
+            self.stand(self._begins_failed)
+            self._control.wake_disks()
         self._control.start()
         self._vcpus.start()
 
@@ -220,7 +227,7 @@ class Machine:
         raised an exception in the thread of a vCPU or device, it is raised here.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        halt = HaltPoll(self._vcpus, lambda: self._control.undisturbed)
+        halt = HaltPoll(self._vcpus, self._control.unless_busy)
         while not self._end.wait(_until(deadline, halt.seconds)):
             if deadline is not None and time.monotonic() >= deadline:
                 self.finish(Outcome.timeout(timeout or 0))
@@ -282,8 +289,8 @@ class Machine:
         """The machine as it is now, in memory; the caller closes it.
 
         The guest waits for some milliseconds, and goes on unless it is paused. UsageError if
-        the machine has disks, or does not run; SnapshotError if the host cannot keep its
-        memory; TimeoutError as of :meth:`pause`. For the same threads.
+        the machine does not run; SnapshotError if the host cannot keep its memory or the
+        writes to a disk; TimeoutError as of :meth:`pause`. For the same threads.
         """
         from pykvm.machine import snapshot
 
@@ -294,8 +301,9 @@ class Machine:
         """Put the machine back to ``snapshot``, of this machine or one like it, in place.
 
         It goes on from there, unless it is paused. To change a sink before the guest runs,
-        pause the machine, reset it, change the sink, and resume it. UsageError as of
-        :meth:`snapshot`. SnapshotError if the snapshot is of a different machine, and nothing
+        pause the machine, reset it, change the sink, and resume it. Disks that were added since
+        are removed. UsageError as of :meth:`snapshot`, and if the guest's writes to a disk
+        change its image. SnapshotError if the snapshot is of a different machine, and nothing
         happens, or if it makes no sense, and then the run ends with ERROR.
         """
         from pykvm.machine import snapshot as snapshots
@@ -343,6 +351,23 @@ class Machine:
     def still(self) -> AbstractContextManager[None]:
         """A context in which no vCPU runs, and no disk executes anything; without an event."""
         return self._control.still(STOP_SECONDS)
+
+    @property
+    def failed(self) -> bool:
+        """An error of a disk has stopped the guest, or is about to."""
+        return self._control.failed
+
+    def stand(self, failed: bool) -> None:
+        """The machine is at a saved moment, at which it was :attr:`failed` or not.
+
+        Only within :meth:`still`, or before the start.
+        """
+        self._control.put_back(failed)
+        if failed and not self._announcer.heard:
+            from pykvm.machine.disk_reports import failure
+
+            errors = [(disk.name, disk.last_error) for disk in self.disks if disk.last_error]
+            self.finish(failure(*errors[0]) if errors else Outcome.error("a disk had failed"))
 
     def close(self) -> None:
         """Stop the vCPUs, drain and close the devices, free the memory. May be repeated.

@@ -150,11 +150,6 @@ class RunControl:
         with self._lock:
             yield
 
-    @property
-    def undisturbed(self) -> bool:
-        """True while the guest is neither stopped nor about to stop."""
-        return self._reason is None and not self._failed
-
     def pause(self, timeout: float) -> None:
         """Return when the guest has stopped: no vCPU runs, no disk executes anything.
 
@@ -192,6 +187,11 @@ class RunControl:
                     disk.resume()
             self._release()
 
+    @property
+    def undisturbed(self) -> bool:
+        """True while the guest is neither stopped nor about to stop."""
+        return self._reason is None and not self._failed
+
     @contextmanager
     def still(self, timeout: float) -> Iterator[None]:
         """Within it nothing runs, as after :meth:`pause`, without an event or a change of state.
@@ -217,10 +217,46 @@ class RunControl:
                     return
 
     def _wake_disks(self) -> None:
-        # A disk that has failed meanwhile waits for the user, and all stop with it.
-        if not self._failed and not self._over():
-            for disk in self._disks:
-                disk.resume()
+        with self.telling:
+            # A disk that has failed meanwhile waits for the user, and all stop with it.
+            if not self._failed and not self._over():
+                for disk in self._disks:
+                    disk.resume()
+
+    @property
+    def failed(self) -> bool:
+        """An error of a disk has stopped the guest, or is about to."""
+        with self.telling:
+            return self._failed
+
+    def put_back(self, failed: bool) -> None:
+        """The machine was put back to a moment at which it was :attr:`failed`, or not.
+
+        Only within :meth:`still`, or before the start. A machine that the user has paused stays
+        so. Any other stops, or forgets the error; the caller then resumes it.
+        """
+        with self.telling:
+            self._failed = failed
+            if failed and self.state is RunState.RUNNING:
+                self._reason = self.state = RunState.IO_ERROR
+                for vcpu in self._vcpus:
+                    vcpu.request_pause()
+                self._announce(Stop())
+
+    def wake_disks(self) -> None:
+        """Let the disks of a machine that begins from a snapshot work, unless it is stopped."""
+        with self._lock:
+            if self.state is RunState.RUNNING:
+                self._wake_disks()
+
+    def unless_busy(self, look: Callable[[], bool]) -> bool:
+        """``look()``, or False while the guest stops, resumes, is stopped or stands still."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            return self.undisturbed and look()
+        finally:
+            self._lock.release()
 
     def io_error(self, error: Event) -> None:
         """Announce ``error``, for which a disk has halted, and order a stop of the guest."""

@@ -1,8 +1,9 @@
 """Snapshots of a machine, in memory and in folders, and machines that begin from them.
 
-A snapshot holds the vCPUs, KVM's chips and clock, the devices of the board, and
-RAM. It holds no disks: a machine with disks has no snapshots. Disks are plugged
-into the restored machine, whose guest finds them when it scans its PCI bus.
+A snapshot holds the vCPUs, KVM's chips and clock, the devices of the board, RAM, and
+the disks: the state of each, and the layers of its overlay, if it has one. Machines that
+begin from it get the same disks. More disks may be plugged into them; the guest finds
+these when it scans its PCI bus.
 
 The guest waits while its state is read and its RAM is frozen, which takes some
 milliseconds. Writing a snapshot to a folder takes longer, and no guest waits for it.
@@ -11,6 +12,7 @@ milliseconds. Writing a snapshot to a folder takes longer, and no guest waits fo
 import os
 import re
 import time
+from collections.abc import Sequence
 from mmap import PAGESIZE
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,9 +21,8 @@ from pykvm import __version__
 from pykvm.errors import UsageError, reason_of
 from pykvm.forms import refused
 from pykvm.kvm import snapshot as kvm_snapshot
-from pykvm.machine.board import Board
 from pykvm.machine.cpu import cpuid_of
-from pykvm.machine.create import Hardware
+from pykvm.machine.create import MAX_DISKS, Hardware
 from pykvm.machine.outcome import Outcome
 from pykvm.machine.run_state import RunState
 from pykvm.memory import GuestMemory
@@ -32,6 +33,7 @@ from pykvm.snapshot.fields import Fields, Saved, SnapshotError
 from pykvm.x86.mptable import MAX_CPUS
 
 if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk.layers.frozen import Layers
     from pykvm.machine.machine import Machine
 
 _UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -47,21 +49,31 @@ class MachineSnapshot:
 
     ``id`` is a UUID. ``version`` is that of the pykvm that took it, at ``saved_at``, in seconds
     since 1970. ``description`` is the kernel's; ``cpus`` and ``memory``, in bytes, are the
-    machine's. ``folder`` is the place from which it was opened, or None.
+    machine's, and ``disks`` is the number of its disks. ``failed``: an error of a disk had
+    stopped the guest. ``folder`` is the place from which the snapshot was opened, or None.
     """
 
     def __init__(
-        self, manifest: Fields, state: Fields, memory: FrozenMemory, folder: Path | None = None
+        self,
+        manifest: Fields,
+        state: Fields,
+        memory: FrozenMemory,
+        layers: "Sequence[Layers | None]" = (),
+        folder: Path | None = None,
     ) -> None:
-        """Own ``memory`` from now on. SnapshotError if the manifest makes no sense."""
+        """Own ``memory`` and ``layers``, one for each disk, from now on.
+
+        SnapshotError if the manifest makes no sense.
+        """
         self.folder = folder
-        self._state = state
         self.frozen = memory
+        self.layers = layers
+        self._state = state
         self._manifest = manifest
         try:
             self._read(Saved("manifest", manifest))
         except BaseException:
-            memory.close()
+            self.close()
             raise
 
     def _read(self, manifest: Saved) -> None:
@@ -73,6 +85,8 @@ class MachineSnapshot:
         self.cpus = manifest.integer("cpus", 1, MAX_CPUS)
         self.memory = manifest.integer("memory", MIN_SIZE, MAX_SIZE)
         self._assisted = manifest.flag("assisted")
+        self.disks = manifest.integer("disks", 0, MAX_DISKS)
+        self.failed = manifest.flag("failed")
         self._cpuid = manifest.data("cpuid", 32, 32)
         if self.folder is not None:
             manifest.integer("format", folder.FORMAT, folder.FORMAT)
@@ -92,7 +106,16 @@ class MachineSnapshot:
         path = Path(path)
         opened = folder.OpenSnapshot(path)
         memory = FrozenMemory(opened.ram, opened.ram_size)
-        return cls(opened.manifest, opened.state, memory, path)
+        layers: list[Layers | None] = []
+        try:
+            disks = opened.state.get("disks")
+            for number, saved in enumerate(disks if isinstance(disks, list) else []):
+                layers.append(_open_layers(path, number) if _is_layered(saved) else None)
+        except BaseException:
+            memory.close()
+            _close(layers)
+            raise
+        return cls(opened.manifest, opened.state, memory, layers, path)
 
     def __repr__(self) -> str:
         return f"<MachineSnapshot {self.id}>"
@@ -117,7 +140,15 @@ class MachineSnapshot:
         own = ("format", "ram_hash", "state_hash")
         entries = {name: value for name, value in self._manifest.items() if name not in own}
         with self.frozen.bytes as ram:
-            folder.write(Path(path), entries, self._state, ram, self.frozen.ranges())
+            ranges = self.frozen.ranges()
+            folder.write(Path(path), entries, self._state, ram, ranges, self._write_layers)
+
+    def _write_layers(self, place: Path) -> None:
+        for number, layers in enumerate(self.layers):
+            if layers is not None:
+                from pykvm.devices.virtio_blk.layers.layer_files import write_layers
+
+                write_layers(layers, place, f"disk{number}")
 
     def verify(self) -> None:
         """Read the whole snapshot again. SnapshotError if it is not the one that was written.
@@ -130,8 +161,9 @@ class MachineSnapshot:
                 folder.verify(self.folder, self._manifest, ram, self.frozen.ranges())
 
     def close(self) -> None:
-        """Free the memory, unless machines still use it. May be repeated."""
+        """Free memory and layers, unless machines still use them. May be repeated."""
         self.frozen.close()
+        _close(self.layers)
 
     # -- machines that begin from it ------------------------------------------
 
@@ -153,13 +185,14 @@ class MachineSnapshot:
                 "make a new snapshot on this host",
             )
 
-    def load(self, hardware: Hardware, board: Board, *, new: bool) -> None:
-        """Give ``hardware`` and ``board``, which :meth:`check` accepted, the saved state.
+    def load(self, machine: "Machine", *, new: bool) -> None:
+        """Give ``machine``, whose hardware :meth:`check` accepted, the saved state.
 
-        ``new``: no vCPU has run yet. Otherwise none may run. SnapshotError, and then the machine
-        cannot be used.
+        It has the saved disks, and no others. ``new``: no vCPU has run yet. Otherwise it stands
+        still. Its disks are paused afterwards. SnapshotError, and then it cannot be used.
         """
         state = Saved("state", self._state)
+        hardware = machine.hardware
         vm, vcpus, tsc = hardware.vm, hardware.vcpus, 0
         for vcpu, saved in zip(vcpus, state.parts("vcpus", len(vcpus)), strict=True):
             if new:
@@ -168,7 +201,15 @@ class MachineSnapshot:
             if hardware.assist:
                 hardware.assist.prepare(vcpu)
         kvm_snapshot.load_chips(vm, state.part("chips").blocks(_MOST_BLOCK))
-        board.load(state.part("board"))
+        parts = state.parts("disks", self.disks)
+        if len(machine.disks) != self.disks:
+            raise SnapshotError(
+                f"{self._name} has {self.disks} disks, and the machine has {len(machine.disks)}",
+                "configure the disks that were saved, in the same order",
+            )
+        for disk, saved, layers in zip(machine.disks, parts, self.layers, strict=True):
+            disk.load(saved, layers)
+        machine.board.load(state.part("board"))
         state.end()
 
     def _check_guest(self, hardware: Hardware) -> None:
@@ -185,23 +226,24 @@ class MachineSnapshot:
 
 def take(machine: "Machine") -> MachineSnapshot:
     """A snapshot of ``machine``. See :meth:`Machine.snapshot`."""
-    if machine.disks:
-        raise UsageError(
-            "a machine with disks cannot be saved",
-            "save it without disks, and give them to the machine that is restored",
-        )
-    if machine.status not in (RunState.RUNNING, RunState.PAUSED):
+    if machine.status is RunState.PRELAUNCH or machine.status.over:
         raise UsageError("this machine does not run", "save it while the guest runs or is paused")
     memory, copy = machine.memory, None
-    manifest = _manifest(machine.hardware, machine.description)
+    layers: list[Layers | None] = []
+    manifest = _manifest(machine)
     try:
         copy = memory.begin_copy()
         with machine.still():
             if machine.outcome is not None:
                 raise UsageError("the run of this machine is over", "save it while the guest runs")
-            state = _state(machine.hardware, machine.board)
+            manifest |= {"disks": len(machine.disks), "failed": machine.failed}
+            state = _state(machine)
+            layers += [disk.freeze() for disk in machine.disks]
             frozen = memory.freeze(copy)
-    except OSError as error:
+    except BaseException as error:
+        _close(layers)
+        if not isinstance(error, OSError):
+            raise
         raise SnapshotError(
             f"the host cannot keep the guest's memory: {reason_of(error)}",
             "free memory of the host; a confined process cannot take snapshots",
@@ -209,7 +251,7 @@ def take(machine: "Machine") -> MachineSnapshot:
     finally:
         if copy is not None:
             copy.close()
-    return MachineSnapshot(manifest, state, frozen)
+    return MachineSnapshot(manifest, state, frozen, layers)
 
 
 def save(machine: "Machine", path: "Path | str") -> None:
@@ -223,17 +265,25 @@ def reset(machine: "Machine", snapshot: MachineSnapshot) -> None:
     """Put ``machine`` back to ``snapshot``. See :meth:`Machine.reset`."""
     if not isinstance(snapshot, MachineSnapshot):
         raise refused("snapshot", snapshot, "give a MachineSnapshot")
-    if machine.disks:
-        raise UsageError("a machine with disks cannot be put back", "make a new machine instead")
     snapshot.check(machine.hardware)
-    if machine.status not in (RunState.RUNNING, RunState.PAUSED):
+    status = machine.status
+    if status is RunState.PRELAUNCH or status.over:
         raise UsageError("this machine does not run", "make a new machine from the snapshot")
+    if len(machine.disks) < snapshot.disks:
+        raise UsageError(
+            f"the snapshot has {snapshot.disks} disks, and the machine has {len(machine.disks)}",
+            "make a new machine from the snapshot",
+        )
+    for disk in machine.disks[: snapshot.disks]:
+        disk.check_can_go_back()
+    for disk in machine.disks[snapshot.disks :]:
+        machine.remove_disk(disk)  # it was added since, and the guest has not seen it
     with machine.still():
         if machine.outcome is not None:
             raise UsageError("the run of this machine is over", "make a new machine instead")
         try:
             machine.memory.put_back(snapshot.frozen)
-            snapshot.load(machine.hardware, machine.board, new=False)
+            snapshot.load(machine, new=False)
             for vcpu in machine.hardware.vcpus:
                 vcpu.mark_stopped()
         except BaseException as error:
@@ -244,15 +294,19 @@ def reset(machine: "Machine", snapshot: MachineSnapshot) -> None:
                     "make a new machine from the snapshot",
                 ) from None
             raise
+        machine.stand(snapshot.failed)
         machine.restored = True
+    if status is RunState.IO_ERROR and not snapshot.failed:
+        machine.resume()  # the error has not happened
 
 
-def _manifest(hardware: Hardware, description: str) -> Fields:
+def _manifest(machine: "Machine") -> Fields:
+    hardware = machine.hardware
     return {
         "id": _new_uuid(),
         "pykvm": __version__,
         "saved_at": int(time.time()),
-        "description": description,
+        "description": machine.description,
         "guest": hardware.guest_hash,
         "cpus": hardware.cpus,
         "memory": hardware.memory.size,
@@ -261,14 +315,34 @@ def _manifest(hardware: Hardware, description: str) -> Fields:
     }
 
 
-def _state(hardware: Hardware, board: Board) -> Fields:
-    """The state of a machine whose vCPUs do not run."""
+def _state(machine: "Machine") -> Fields:
+    """The state of a machine that stands still. SnapshotError."""
+    hardware = machine.hardware
     vm, vcpus, msrs = hardware.vm, hardware.vcpus, hardware.kvm.msr_indices()
     return {
         "vcpus": [kvm_snapshot.save_vcpu(vcpu, vm, msrs) for vcpu in vcpus],
         "chips": kvm_snapshot.save_chips(vm),
-        "board": board.save(),
+        "board": machine.board.save(),
+        "disks": [disk.save() for disk in machine.disks],
     }
+
+
+def _is_layered(saved: object) -> bool:
+    """The fields of a disk, which nobody has checked yet, say that it has layers."""
+    disk = saved.get("disk") if isinstance(saved, dict) else None
+    return isinstance(disk, dict) and disk.get("layered") is True
+
+
+def _open_layers(place: Path, number: int) -> "Layers":
+    from pykvm.devices.virtio_blk.layers.layer_files import open_layers
+
+    return open_layers(place, f"disk{number}")
+
+
+def _close(layers: "Sequence[Layers | None]") -> None:
+    for one in layers:
+        if one is not None:
+            one.close()
 
 
 def _new_uuid() -> str:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -70,11 +70,13 @@ def write(
     state: Fields,
     ram: memoryview,
     ranges: Iterable[Range],
+    write_more: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Save a machine as ``folder``, which must not exist. SnapshotError, and nothing is left.
 
     ``manifest`` are further entries of the manifest. ``ram`` is guest memory, which holds zeros
-    outside ``ranges``; these are in order.
+    outside ``ranges``; these are in order. ``write_more`` writes and syncs more files into the
+    folder that it gets.
     """
     check_place(folder)
     try:
@@ -84,6 +86,7 @@ def write(
                 "ram_hash": _write_ram(written / RAM, ram, ranges),
                 "state_hash": _write_json(written / STATE, state),
             }
+            write_more(written)
             _write_json(written / MANIFEST, {"format": FORMAT, **manifest, **hashes})
             _sync(written)
             written = written.rename(folder)

@@ -143,16 +143,7 @@ def test_a_paused_machine_stays_paused(snapshot: Path, tmp_path: Path) -> None:
     assert run(tmp_path / "again", "cat /tmp/nonce") == NONCE
 
 
-def test_a_machine_with_disks_or_that_does_not_run_is_not_saved(
-    snapshot: Path, tmp_path: Path
-) -> None:
-    image = tmp_path / "d.img"
-    image.write_bytes(bytes(1 << 20))
-    config = pykvm.MachineConfig(guest="guest", agent=True, console="none", disks=[image])
-    with Machine(config, snapshot=snapshot) as machine:
-        machine.start()
-        with pytest.raises(pykvm.UsageError, match="with disks"):
-            machine.save(tmp_path / "new")
+def test_a_machine_that_does_not_run_is_not_saved(snapshot: Path, tmp_path: Path) -> None:
     with Machine(CONFIG, snapshot=snapshot) as machine:
         with pytest.raises(pykvm.UsageError, match="does not run"):
             machine.save(tmp_path / "new")
@@ -161,6 +152,28 @@ def test_a_machine_with_disks_or_that_does_not_run_is_not_saved(
             machine.save(snapshot)
         assert machine.status is pykvm.RunState.RUNNING
     assert not (tmp_path / "new").exists()
+
+
+def test_a_machine_with_an_image_goes_on_only_while_nobody_has_changed_it(
+    snapshot: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "d.img"
+    image.write_bytes(b"before\n" + bytes((1 << 20) - 7))
+    config = pykvm.MachineConfig(guest="guest", agent=True, console="none", disks=[image])
+    with Machine(config, snapshot=snapshot) as machine:
+        machine.start()
+        machine.pause()
+        machine.save(tmp_path / "with-disk")
+        with machine.snapshot() as taken, pytest.raises(pykvm.UsageError, match="cannot go back"):
+            machine.reset(taken)
+    with pytest.raises(pykvm.SnapshotError, match="has 1 disks, and the machine has 0"):
+        Machine(CONFIG, snapshot=tmp_path / "with-disk")
+    with Machine(config, snapshot=tmp_path / "with-disk") as machine:
+        result = pykvm.run_command(machine, "head -n 1 /dev/vda", timeout=linux_patience())
+        assert (result.stdout, result.status) == (b"before\n", 0), result
+    image.write_bytes(bytes(1 << 20))
+    with pytest.raises(pykvm.SnapshotError, match="has changed since the snapshot was taken"):
+        Machine(config, snapshot=tmp_path / "with-disk")
 
 
 @pytest.mark.parametrize(

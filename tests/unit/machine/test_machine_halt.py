@@ -88,7 +88,7 @@ def test_all_vcpus_are_paused_during_the_check():
 def poll_of(exits: list[int], undisturbed: bool = True) -> HaltPoll:
     """A poll of a halted vCPU, before each of whose polls the guest has made ``exits``."""
     group = SimpleNamespace(threads=[halted()], guest_exits=iter(exits).__next__)
-    return HaltPoll(group, lambda: undisturbed)
+    return HaltPoll(group, lambda look: undisturbed and look())
 
 
 def test_a_halt_is_found_when_the_guest_makes_no_more_exits():

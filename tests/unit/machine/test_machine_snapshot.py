@@ -22,6 +22,8 @@ MANIFEST = {
     "memory": MIN_SIZE,
     "assisted": False,
     "cpuid": bytes(32),
+    "disks": 0,
+    "failed": False,
 }
 
 
@@ -68,6 +70,9 @@ def test_a_manifest_says_what_the_machine_is(tmp_path: Path):
         ("memory", MIN_SIZE - 1),
         ("memory", MAX_SIZE + 1),
         ("assisted", 1),
+        ("disks", -1),
+        ("disks", 31),
+        ("failed", "no"),
         ("cpuid", bytes(31)),
         ("cpuid", "00" * 32),
     ],
@@ -84,8 +89,8 @@ def test_a_missing_entry_is_refused(tmp_path: Path, entry: str):
 
 
 def test_an_unknown_entry_is_refused(tmp_path: Path):
-    write(tmp_path / "saved", MANIFEST | {"disks": 1})
-    refuse(tmp_path / "saved", "disks means nothing here")
+    write(tmp_path / "saved", MANIFEST | {"nets": 1})
+    refuse(tmp_path / "saved", "nets means nothing here")
 
 
 @pytest.mark.parametrize("ram", [0, MIN_SIZE - 1, MIN_SIZE + 4096])
