@@ -1,18 +1,17 @@
 """A guest that runs: its commands, files, console and disks, and its end."""
 
-import os
 import threading
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self, overload
 
 from pykvm.agent.client import AgentClient
-from pykvm.agent.protocol import RunRequest
 from pykvm.errors import UsageError
 from pykvm.forms import refused
 from pykvm.guest import transfers
 from pykvm.guest.console import Console
 from pykvm.guest.process import Process
+from pykvm.guest.request import run_request
 from pykvm.guest.result import Command, Result
 from pykvm.guest.running import Running
 from pykvm.guest.session import Session
@@ -135,13 +134,7 @@ class Guest:
         stdin: bool,
         unlimited: bool,
     ) -> Process:
-        request = RunRequest(
-            command=_command(command),
-            env=_variables(env),
-            cwd=os.fsencode(_text("cwd", cwd)) if cwd else b"",
-            stdin=stdin,
-            manual_credit=not unlimited,
-        )
+        request = run_request(command, env, cwd, stdin=stdin, manual_credit=not unlimited)
         session, client = self._agent("it cannot run commands")
         running = Running(unlimited)
         process = Process(session, command, running, self)
@@ -348,29 +341,3 @@ class Guest:
         if session.outcome is not None:
             raise session.died("")
         return session, client
-
-
-def _command(command: Command) -> bytes | tuple[bytes, ...]:
-    if isinstance(command, str | bytes):
-        return os.fsencode(command)
-    words = command if isinstance(command, list | tuple) else ()
-    if words and all(isinstance(word, str | bytes) for word in words):
-        return tuple(os.fsencode(word) for word in words)
-    raise refused("command", command, "give a line for the shell, or a list of arguments")
-
-
-def _variables(env: Mapping[str, str] | None) -> tuple[tuple[bytes, bytes], ...]:
-    if env is None:
-        return ()
-    if isinstance(env, Mapping) and all(
-        isinstance(name, str) and isinstance(value, str) and name and "=" not in name
-        for name, value in env.items()
-    ):
-        return tuple((os.fsencode(name), os.fsencode(value)) for name, value in env.items())
-    raise refused("env", env, "give a mapping of names to values, all of them strings")
-
-
-def _text(name: str, value: object) -> str:
-    if isinstance(value, str):
-        return value
-    raise refused(name, value, "give a string")
