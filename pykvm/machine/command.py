@@ -134,6 +134,7 @@ class BootFailed(PykvmError):
             f"the guest did not boot: {reason}",
             "boot it without a snapshot, and look at its console",
         )
+        self.reason = reason
         self.outcome = outcome
         self.exit_status = outcome.status or self.exit_status
 

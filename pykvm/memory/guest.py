@@ -85,6 +85,7 @@ class GuestMemory:
             )
         self.size = size
         self.fd = -1
+        self._was_private = False
         self.origin: FrozenMemory | None = None
         """The frozen memory that RAM is a private mapping of."""
         try:
@@ -120,7 +121,7 @@ class GuestMemory:
     @property
     def kind(self) -> str:
         """The backing of RAM, in a few words."""
-        if self.origin is not None:
+        if self.origin is not None or self._was_private:
             return "a private mapping of a snapshot"
         return (
             f"{'anonymous memory' if self.fd < 0 else 'a memfd'}, "
@@ -139,6 +140,7 @@ class GuestMemory:
         if self.origin is not None:
             self.origin.close()
             self.origin = None
+            self._was_private = True
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

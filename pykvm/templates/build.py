@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 from pykvm.errors import reason_of
 from pykvm.lean.records import replace
@@ -20,6 +21,8 @@ BOOT_SECONDS: Final = 120.0
 """The longest boot, unless the caller gives a limit."""
 _ROOM: Final = 32 << 20
 """Bytes that have to be free; a booted guest writes a part of its memory."""
+Boot = Callable[..., None]
+"""As :func:`save_booted`."""
 _BY_THE_USER: Final = (OutcomeKind.SIGNALLED, OutcomeKind.QUIT)
 
 
@@ -31,9 +34,11 @@ def build(
     timeout: float | None,
     progress: Callable[[str], None],
     watch: Callable[[Machine], object],
+    boot: Boot | None = None,
 ) -> str:
     """The folder of the new template ``key``; or of the one that a process beside this one made.
 
+    ``boot`` boots the guest and saves it in a folder; None: :func:`save_booted`.
     TemplateError if there can be none. UsageError and HostError if a machine of ``config`` cannot
     be built. BootFailed if the user ended the boot.
     """
@@ -50,26 +55,35 @@ def build(
                     f"a different pykvm has been making it for {seconds:g} seconds",
                     "look whether it hangs",
                 )
-            return store.find(key) or _build(store, config, key, seconds, progress, watch)
+            if found := store.find(key):
+                return found
+            # A mistake in the caller's own options shows now, not after the boot.
+            Machine(replace(config, trace=None)).close()
+            tidy(store, store.limit)
+            progress("first start of this guest on this host: booting it once")
+            place = os.path.join(building(store, key), "snapshot")
+            _boot(
+                store,
+                config,
+                key,
+                partial(boot or save_booted, timeout=seconds, watch=watch),
+                place,
+            )
+            return _keep(store, config, key, place)
     except OSError as error:
         raise _unusable(store, error) from None
 
 
-def _build(
+def _boot(
     store: Store,
     config: MachineConfig,
     key: str,
-    seconds: float,
-    progress: Callable[[str], None],
-    watch: Callable[[Machine], object],
-) -> str:
-    # A mistake in the caller's own options shows now, not after the boot.
-    Machine(replace(config, trace=None)).close()
-    tidy(store, store.limit)
-    progress("first start of this guest on this host: booting it once")
-    place = os.path.join(building(store, key), "snapshot")
+    boot: Callable[[MachineConfig, str], None],
+    place: str,
+) -> None:
+    """Boot the guest of ``config`` alone, and save it as ``place``. TemplateError."""
     try:
-        save_booted(replace(config, disks=(), trace=None, console_size=None), place, seconds, watch)
+        boot(replace(config, disks=(), trace=None, console_size=None), place)
     except BootFailed as error:
         if error.outcome.kind in _BY_THE_USER:
             raise
@@ -78,6 +92,10 @@ def _build(
         raise TemplateError(reason) from None
     except SnapshotError as error:
         raise TemplateError(error.message, error.hint) from None
+
+
+def _keep(store: Store, config: MachineConfig, key: str, place: str) -> str:
+    """The folder of the template that is complete in ``place``. TemplateError."""
     if template_key(config) != key:
         raise TemplateError("the guest's files have changed while it booted")
     about.write(place, config)

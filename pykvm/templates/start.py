@@ -15,6 +15,8 @@ from pykvm.templates.store import TemplateError, open_store
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pykvm.templates.build import Boot
+
 Progress = Callable[[str], None]
 Watch = Callable[[Machine], object]
 
@@ -34,17 +36,17 @@ def machine(
     progress: Progress = _silent,
     watch: Watch = _unwatched,
     timings: Timings | None = None,
-    make: bool = True,
+    boot: "Boot | None" = None,
 ) -> Machine:
     """A machine of ``config`` that starts from its template, or else one that boots.
 
     ``Machine.restored`` tells which of them. If a user should know why there is no template,
     ``Machine.notices`` has the reason. A machine without an agent or with shared memory boots
-    anyway. With ``make=False`` a template is used but not made. For the rest see :func:`template`.
+    anyway. For the rest see :func:`template`.
     """
     notice = ""
     if has_template(config):
-        find = partial(_template, config, timeout, progress, watch, make)
+        find = partial(_template, config, timeout, progress, watch, boot)
         try:
             return _from_template(config, find, timings)
         except TemplateError as error:
@@ -66,13 +68,14 @@ def template(
     timeout: float | None = None,
     progress: Progress = _silent,
     watch: Watch = _unwatched,
+    boot: "Boot | None" = None,
 ) -> "Path":
     """The template of ``config``: a folder, for ``Machine(config, snapshot=folder)``.
 
     If there is none yet, the guest boots once, without the disks and the trace of ``config``, at
     most ``timeout`` seconds (None: two minutes). ``progress`` gets a sentence before each step
     that takes long. ``watch`` gets the machine that boots, for instance to finish it when a signal
-    arrives; then BootFailed has its outcome.
+    arrives; then BootFailed has its outcome. ``boot`` replaces :func:`save_booted`.
 
     A folder may be removed at any time, when the templates take too much space. Machines that were
     made from it go on. TemplateError: there is no template, and the guest has to boot. UsageError
@@ -80,7 +83,7 @@ def template(
     """
     from pathlib import Path
 
-    return Path(_template(config, timeout, progress, watch))
+    return Path(_template(config, timeout, progress, watch, boot))
 
 
 def _template(
@@ -88,7 +91,7 @@ def _template(
     timeout: float | None,
     progress: Progress,
     watch: Watch,
-    make: bool = True,
+    boot: "Boot | None",
 ) -> str:
     if not has_template(config):
         raise UsageError(
@@ -102,13 +105,11 @@ def _template(
         raise TemplateError(f"this host cannot be told from others: {reason_of(error)}") from None
     if found := store.find(key):
         return found
-    if not make:
-        raise TemplateError("there is none yet", known=True)
     if reason := store.failure(key):
         raise TemplateError(reason, known=True)
     from pykvm.templates.build import build
 
-    return build(store, config, key, timeout=timeout, progress=progress, watch=watch)
+    return build(store, config, key, timeout=timeout, progress=progress, watch=watch, boot=boot)
 
 
 def _from_template(

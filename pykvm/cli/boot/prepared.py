@@ -4,13 +4,15 @@ Imported only for runs with ``--exec``.
 """
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 from pykvm.cli.process import signals_go_to
 from pykvm.cli.quick_options import Options
 from pykvm.cli.say import STDERR, say
 from pykvm.errors import UsageError, shown
-from pykvm.lean.typing_names import TYPE_CHECKING, Self
+from pykvm.lean.typing_names import TYPE_CHECKING, Any, Self
 from pykvm.machine.config import MachineConfig
 from pykvm.machine.machine import Machine
 from pykvm.machine.outcome import Outcome
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
 
 
 def prepared_machine(
-    config: MachineConfig, options: Options, timings: Timings, timeout: float | None
+    config: MachineConfig,
+    options: Options,
+    timings: Timings,
+    timeout: float | None,
+    own_process: bool,
 ) -> Machine:
     """The machine of a run with ``--snapshot`` or ``--exec``. The first such run boots it once."""
     if options.snapshot is not None:
@@ -37,9 +43,22 @@ def prepared_machine(
             progress=preparation.show,
             watch=preparation.watch,
             timings=timings,
-            # The guest that makes a template boots unconfined.
-            make=options.sandbox != "on",
+            boot=partial(_boot, options.sandbox, own_process),
         )
+
+
+def _boot(sandbox: str, own_process: bool, *arguments: Any, **named: Any) -> None:
+    """Boot a guest for its template, confined as the run will be."""
+    boot: Callable[..., None]
+    if own_process and sandbox != "off":
+        from pykvm.cli.boot.confined_boot import confined_boot
+
+        boot = confined_boot(insist=sandbox == "on")
+    else:
+        from pykvm.machine.command import save_booted
+
+        boot = save_booted
+    boot(*arguments, **named)
 
 
 def _wants_boot(options: Options) -> bool:

@@ -72,7 +72,7 @@ def run_options(
         machine = stack.enter_context(
             Machine(config, timings=timings, snapshot=snapshot)
             if snapshot is not None
-            else _machine(config, options, timings, timeout)
+            else _machine(config, options, timings, timeout, own_process)
         )
         stack.enter_context(signals_go_to(lambda number: machine.finish(Outcome.signalled(number))))
         for notice in machine.notices:
@@ -207,14 +207,18 @@ def _session(
 
 
 def _machine(
-    config: MachineConfig, options: Options, timings: Timings, timeout: float | None
+    config: MachineConfig,
+    options: Options,
+    timings: Timings,
+    timeout: float | None,
+    own_process: bool,
 ) -> Machine:
     """The machine of this run: it boots, or starts from a template or a snapshot."""
     if options.snapshot is None and (options.command is None or options.cold):
         return Machine(config, timings=timings)
     from pykvm.cli.boot.prepared import prepared_machine
 
-    return prepared_machine(config, options, timings, timeout)
+    return prepared_machine(config, options, timings, timeout, own_process)
 
 
 # These modules are imported only for the runs that need them, because start-up time counts. They
