@@ -19,7 +19,7 @@ def test_streams_are_separate_and_binary_safe(boot):
 def test_a_boot_with_a_disk_needs_64_mib(boot, tmp_path):
     disk = tmp_path / "d.img"
     disk.write_bytes(bytes(65536))
-    options = ["--json", "-m", "64M", "--disk", str(disk)]
+    options = ["--json", "--cold", "-m", "64M", "--disk", str(disk)]
     done = boot(*options, "--exec", "cat /proc/version /proc/partitions")
     report = json.loads(done.stdout)
     assert report["stdout"]["text"].startswith("Linux version ")
