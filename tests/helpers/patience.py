@@ -2,11 +2,13 @@
 
 A limit in a test is in seconds of a fast host at rest, with a wide margin.
 :func:`patience` stretches it to this host, by the time that a piece of work took at the
-start of the session, and by the number of processes that want a CPU now. pytest-timeout's
+start of the session, and by the number of processes that want a CPU now. For tests that run
+Linux, the work is the boot that makes the template of the session's guests. pytest-timeout's
 limits are stretched by the same factor (``conftest.py``). Only a failing test waits for its
 limit, so limits make no test slower.
 """
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from threading import Thread
 
 from checkout import ROOT
@@ -21,9 +24,9 @@ from checkout import ROOT
 PYTHON_WORK = [sys.executable, "-c", "import pykvm.cli.main, pykvm.machine"]
 PYTHON_SECONDS = 0.1
 """The time of PYTHON_WORK on a fast host at rest."""
-LINUX_WORK = [sys.executable, "-m", "pykvm", "boot", "guest", "--cold", "--exec", "true"]
+LINUX_WORK = [sys.executable, "-m", "pykvm", "boot", "guest", "--exec", "true"]
 LINUX_SECONDS = 3.0
-"""The time of LINUX_WORK on a fast host where KVM emulates kernel code."""
+"""The time of LINUX_WORK on a fast host where KVM emulates kernel code, without a template."""
 LINUX_PATIENCE = 150.0
 """Seconds for the longest run of the Linux guest on such a host."""
 MOST = 30.0
@@ -53,8 +56,18 @@ def python_slowness() -> float:
 
 @cache
 def linux_slowness() -> float:
-    """The same for a boot of Linux. The tests tell if it boots at all."""
-    return max(_time(LINUX_WORK) / LINUX_SECONDS, 1.0)
+    """The same for a boot of Linux. The tests tell if it boots at all.
+
+    The first process of the session that asks measures it, and leaves it in the session's cache.
+    """
+    with Path(os.environ["PYKVM_CACHE"], "linux-slowness").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        known = file.read()
+        slowness = float(known) if known else max(_time(LINUX_WORK) / LINUX_SECONDS, 1.0)
+        if not known:
+            file.write(str(slowness))
+    return slowness
 
 
 def _time(work: Sequence[str]) -> float:

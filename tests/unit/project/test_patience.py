@@ -5,6 +5,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import patience
 import pytest
@@ -80,12 +81,24 @@ def test_slow_and_crowded_hosts_are_waited_for(monkeypatch: pytest.MonkeyPatch):
     assert patience.patience(10) == 10 * patience.MOST
 
 
-def test_a_host_is_never_too_slow_to_measure(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A session that has measured nothing yet."""
+    monkeypatch.setenv("PYKVM_CACHE", str(tmp_path))
+
+
+def test_a_host_is_never_too_slow_to_measure(session: None, monkeypatch: pytest.MonkeyPatch):
     def never(*_: object, timeout: float, **__: object) -> None:
         raise subprocess.TimeoutExpired("boot", timeout)
 
     monkeypatch.setattr(subprocess, "run", never)
     assert patience.linux_slowness.__wrapped__() == 1.0
+
+
+def test_one_process_measures_for_all(session: None, monkeypatch: pytest.MonkeyPatch):
+    times = iter((12.0, 0.5))
+    monkeypatch.setattr(patience, "_time", lambda work: next(times))
+    assert [patience.linux_slowness.__wrapped__() for _ in range(3)] == [4.0, 4.0, 4.0]
 
 
 def test_the_limit_of_a_test_is_stretched(request: pytest.FixtureRequest):
