@@ -264,14 +264,26 @@ def test_restore_of_a_different_guest_is_refused(saved: Path, bare_kernel: Path,
 # -- --save-in, Ctrl-a w, the sandbox -------------------------------------------------------
 
 
+def do_job(client: Raw, command: str, tag: str) -> None:
+    """Have the monitor do ``command`` to its end, without an error."""
+    assert client.ask(command, arguments={"job-id": "job", "tag": tag}) == {"return": {}}
+    while (job := client.ask("query-jobs")["return"][0])["status"] != "concluded":
+        time.sleep(0.01)
+    assert "error" not in job
+    assert client.ask("job-dismiss", arguments={"id": "job"}) == {"return": {}}
+
+
 @pytest.mark.parametrize("sandbox", ["auto", "off"])
 def test_a_confined_guest_is_saved_in_its_folder_only(
-    tmp_path: Path, bare_kernel: Path, qmp_path: Path, sandbox: str
+    tmp_path: Path, bare_kernel: Path, qmp_path: Path, sandbox: str, capfd
 ) -> None:
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     inside.mkdir()
+    image = tmp_path / "d.img"
+    image.write_bytes(bytes(1 << 20))
     command = [*PYKVM, "boot", *guest(bare_kernel, "spin"), "-m", MEMORY, "--monitor"]
     command += [str(qmp_path), "--save-in", str(inside), "--sandbox", sandbox]
+    command += ["--disk", f"{image},snapshot=on", "--disk", "blank=1M"]
     run = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -294,19 +306,27 @@ def test_a_confined_guest_is_saved_in_its_folder_only(
             assert b"permission denied" in done.stderr
             assert not outside.exists()
         with Raw(qmp_path) as client:
-            arguments = {"job-id": "j", "tag": "two"}
-            assert client.ask("snapshot-save", arguments=arguments) == {"return": {}}
-            while client.ask("query-jobs")["return"][0]["status"] != "concluded":
-                time.sleep(0.01)
+            do_job(client, "snapshot-save", "two")
+            do_job(client, "snapshot-load", "two")
             assert client.ask("quit") == {"return": {}}
-        assert run.communicate(timeout=patience())[1] == b"pykvm: ended by quit on the monitor\n"
+        stderr = run.communicate(timeout=patience())[1]
+        assert stderr.endswith(b"\npykvm: ended by quit on the monitor\n")
+        assert b"Traceback" not in stderr
         assert run.returncode == 0
     finally:
         run.kill()
         run.communicate()
     assert sorted(os.listdir(inside)) == ["one", "two"]
-    command = ["snapshot", "verify", str(inside / "two")]
-    assert main(command) == 0
+    assert main(["snapshot", "verify", str(inside / "two")]) == 0
+    command = ["snapshot", "info", str(inside / "two"), *guest(bare_kernel, "spin")]
+    capfd.readouterr()
+    assert main([*command, "--disk", f"{image},snapshot=on", "--disk", "blank=1M"]) == 0
+    assert capfd.readouterr().out.endswith("here      can be restored\n")
+    assert main([*command, "--disk", f"{image},snapshot=on"]) == 0
+    assert "configure the disks that were saved, in the same order" in capfd.readouterr().out
+    image.write_bytes(b"x" + bytes((1 << 20) - 1))
+    assert main([*command, "--disk", f"{image},snapshot=on", "--disk", "blank=1M"]) == 0
+    assert "has changed since the snapshot was taken" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("place", ["none", "file"])

@@ -31,14 +31,19 @@ def checked_folder(path: str) -> Path:
             f"--save-in {shown(path)}: nothing can be made there", "give a folder of your own"
         )
     keep_pagemap()
+    # At a snapshot an overlay gets a new temporary file, which cannot be made elsewhere then.
+    os.environ["TMPDIR"] = str(folder)
     return folder
 
 
 def prepare(machine: Machine) -> None:
-    """Find out now what a snapshot of ``machine`` tells of files that cannot be read later."""
+    """Find out and import now what a snapshot of ``machine`` needs and cannot read later."""
     hardware = machine.hardware
     assert hardware.guest_hash
     assert hardware.cpuid_hash
+    if machine.disks:
+        import pykvm.devices.virtio_blk.layers.layer_files
+        import pykvm.devices.virtio_blk.saved  # noqa: F401
 
 
 class Saver:

@@ -73,7 +73,8 @@ def _info(arguments: Sequence[str]) -> int:
     from pykvm.cli.snapshot.info import show_info
     from pykvm.cli.snapshot.restore import fitting
 
-    options = _parse("info", (_FOLDER, *GUEST_OPTIONS, _JSON), arguments)
+    disks = [option for option in RUN_OPTIONS if option.attribute == "disk"]
+    options = _parse("info", (_FOLDER, *GUEST_OPTIONS, *disks, _JSON), arguments)
     folder = _given(options)
     return show_info(folder, fitting(options, folder), options.json)
 
