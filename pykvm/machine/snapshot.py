@@ -238,7 +238,8 @@ def take(machine: "Machine") -> MachineSnapshot:
                 raise UsageError("the run of this machine is over", "save it while the guest runs")
             manifest |= {"disks": len(machine.disks), "failed": machine.failed}
             state = _state(machine)
-            layers += [disk.freeze() for disk in machine.disks]
+            for disk in machine.disks:
+                layers.append(disk.freeze())
             frozen = memory.freeze(copy)
     except BaseException as error:
         _close(layers)
