@@ -1,6 +1,7 @@
 """The virtio-blk disk, used by Linux."""
 
 import hashlib
+import json
 import random
 from pathlib import Path
 
@@ -82,22 +83,34 @@ def test_a_filesystem_survives(tmp_path: Path) -> None:
         guest.run("mount -t ext4 -o ro /dev/vda /mnt && md5sum -c /mnt/sum")
 
 
+FIO = (
+    "fio --name=t --filename=/dev/vda --rw=randwrite --bs=4k --ioengine={} --iodepth=8 "
+    "--direct=1 --number_ios={} --verify=crc32c --do_verify=1 --minimal"
+)
+
+
 def test_fio(tmp_path: Path) -> None:
     """fio verifies its data, and neither notification nor interrupt makes an exit."""
-    fio = (
-        "fio --name=t --filename=/dev/vda --rw=randwrite --bs=4k --ioengine={} --iodepth=8 "
-        "--direct=1 --number_ios={} --verify=crc32c --do_verify=1 --minimal"
-    )
     path = image(tmp_path, 8 * MIB)
     with pykvm.boot(disks=[path], timeout=linux_patience()) as guest:
         operations, exits = [], []
         for engine, count in (("io_uring", 16), ("libaio", 80)):
-            guest.run(fio.format(engine, count))
+            guest.run(FIO.format(engine, count))
             stats = guest.disks[0].stats
             operations.append(stats.wr_operations + stats.rd_operations)
             exits.append(guest.machine.statistics()["exits"]["MmioExit"])
     assert operations[1] - operations[0] >= 160
     assert exits[1] - exits[0] <= 8
+
+
+def test_fio_on_a_disk_of_the_command_line(boot, tmp_path: Path) -> None:
+    """Such a disk has no plan of failures: its requests go to its engine directly."""
+    stats = tmp_path / "stats.json"
+    disk = ["--disk", str(image(tmp_path, 8 * MIB)), "--stats", str(stats)]
+    boot(*disk, "--exec", FIO.format("libaio", 80))
+    (counts,) = json.loads(stats.read_text())["disks"]
+    assert counts["wr_operations"] >= 80
+    assert counts["rd_operations"] >= 80
 
 
 def test_interrupts_without_msi(tmp_path: Path) -> None:
