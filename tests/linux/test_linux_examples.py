@@ -20,7 +20,7 @@ def example(tmp_path):
 
     def run(name: str, *arguments: str, status: int = 0) -> tuple[str, str]:
         done = subprocess.run(
-            [sys.executable, EXAMPLES / name, *arguments],
+            [sys.executable, name if name[0] == "-" else EXAMPLES / name, *arguments],
             cwd=tmp_path,
             capture_output=True,
             check=False,
@@ -71,6 +71,23 @@ def test_a_kernel_of_ones_own(example):
     assert end.startswith("it ended: PANIC Kernel panic - not syncing: VFS: Unable to mount root")
 
 
+def test_forks(example):
+    out, err = example("forks.py")
+    assert err == ""
+    *lines, _ = out.splitlines()
+    assert lines == [
+        *("append: ['1', '2']", "replace: ['3']", "remove: []"),
+        "panic: PANIC, Kernel panic - not syncing: sysrq triggered crash",
+        "reset: ['1']",
+    ]
+
+
+def test_tests_with_pytest(example):
+    options = ("-q", "-p", "no:cacheprovider", EXAMPLES / "test_pytest.py")
+    out, err = example("-mpytest", *options)
+    assert (out.splitlines()[-1].split(" in ")[0], err) == ("4 passed", "")
+
+
 def test_merging(example):
     out, err = example("watch_merging.py")
     assert err == ""
@@ -88,6 +105,7 @@ def test_merging(example):
 
 
 def test_every_example_is_tested():
-    assert {path.name for path in EXAMPLES.iterdir() if path.suffix == ".py"} == {
-        *("bad_sector.py", "own_kernel.py", "power_cut.py", "run_command.py", "watch_merging.py")
-    }
+    tested = Path(__file__).read_text()
+    programs = [path.name for path in EXAMPLES.iterdir() if path.suffix == ".py"]
+    assert programs
+    assert [name for name in programs if f'"{name}"' not in tested] == []

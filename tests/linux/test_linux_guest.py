@@ -149,6 +149,32 @@ def test_disks_come_and_go_while_the_guest_runs(own: pykvm.Guest, tmp_path: Path
     assert own.run("cat /sys/block/vda/size").text == "4096"
 
 
+def test_a_reset_takes_everything_back() -> None:
+    with pykvm.boot(timeout=linux_patience()) as guest:
+        guest.run("echo kept > /tmp/file; echo one > /dev/vda; sync")
+        with guest.snapshot() as snapshot:
+            guest.run("rm /tmp/file; echo two > /dev/vda; sync")
+            process = guest.popen("sleep 1000")
+            guest.reset()
+            assert guest.run("cat /tmp/file; head -n 1 /dev/vda").text == "kept\none"
+            with pytest.raises(pykvm.GuestError, match="'sleep 1000' failed: the guest was put"):
+                process.wait()
+            with pytest.raises(pykvm.GuestDied):
+                guest.run("echo c > /proc/sysrq-trigger")
+            guest.reset(snapshot)
+            assert guest.run("cat /tmp/file; head -n 1 /dev/vda").text == "kept\none"
+
+
+def test_a_disk_whose_image_is_written_cannot_go_back(tmp_path: Path) -> None:
+    image = tmp_path / "d.img"
+    image.write_bytes(bytes(1 << 20))
+    with pykvm.boot(disks=[image], timeout=linux_patience()) as guest, guest.snapshot():
+        with pytest.raises(pykvm.UsageError) as refused:
+            guest.reset()
+        assert str(image) in str(refused.value)
+        assert guest.run("echo on").text == "on"
+
+
 def test_forks_share_nothing_and_differ_in_their_random_numbers(own: pykvm.Guest) -> None:
     own.run("echo before > /tmp/file")
     command = "echo $0 >> /tmp/file; cat /tmp/file; head -c 8 /dev/urandom | md5sum"
