@@ -25,6 +25,7 @@ from pykvm.devices.virtio_blk.observe.stats import Stats
 from pykvm.devices.virtio_blk.options import DiskOptions
 from pykvm.devices.virtio_blk.rates import RateLimits
 from pykvm.devices.virtio_blk.resizing import Resizing
+from pykvm.devices.virtio_blk.restoring import Restoring
 from pykvm.devices.virtio_blk.serving.io_thread_group import Halt, IoThreadGroup
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.devices.virtio_blk.write_cache import WriteCache
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.observe.tracing import DiskTrace
 
 DEFAULTS: Final = DiskOptions()
-_MOST_ERRNO: Final = 4095
 
 
 class VirtioBlk:
@@ -112,7 +112,9 @@ class VirtioBlk:
             decide=self._decide,
             trace=trace,
         )
-        self._loaded = False  # since the last resume
+        self._restoring = Restoring(
+            image, self._config, self._cache, self._threads, self._assembly, trace
+        )
         self._resizing = Resizing(
             image, self._blocks.logical, self._threads, self._capacity_changed
         )
@@ -176,19 +178,17 @@ class VirtioBlk:
 
     def save(self) -> Fields:
         """See VirtioDevice."""
-        return {
-            "writeback": self.writeback,
-            "sync_error": self.image.sync_error,
-            **self._threads.save(),
-        }
+        return self._restoring.save()
 
     def load(self, saved: Saved, activation: Activation | None) -> None:
         """See VirtioDevice. The image has the content and the size that the driver knows."""
         queues = [queue for queue in activation.queues if queue] if activation else []
-        parts = self._load_fields(saved, len(queues))
+        parts = self._restoring.load_fields(saved, len(queues))
         if activation is not None:
+            self.failure = None
             with self._host_permitting():
-                self._load_services(self._begin(activation), parts)
+                services = self._begin(activation)
+                self._restoring.load_services(services, parts, activation.ram, self._features)
                 self._threads.start(halted=True)
 
     def load_in_place(self, saved: Saved) -> None:
@@ -197,31 +197,13 @@ class VirtioBlk:
         services = self._threads.services
         if self._trace is not None:
             self._trace.reset()
-        parts = self._load_fields(saved, len(services))
+        parts = self._restoring.load_fields(saved, len(services))
         with self._lock:
+            assert self._activation is not None, "an active device"
             assert self._parser is not None, "an active device"
             self._parser.capacity = self.image.capacity
-        self._load_services(services, parts)
-
-    def _load_fields(self, saved: Saved, queues: int) -> list[Saved]:
-        """Load all but the ``queues``, and return their parts."""
-        self._config.set("capacity", self.image.capacity)
-        self._cache.load(saved.flag("writeback"))
-        self.image.sync_error = self.image.sync_error or saved.integer("sync_error", 0, _MOST_ERRNO)
-        self._threads.load_levels(saved)
-        parts = saved.parts("queues", queues)
-        saved.end()
-        return parts
-
-    def _load_services(self, services: Sequence[QueueService], parts: Sequence[Saved]) -> None:
-        self.failure = None
-        if self._trace is not None:
-            sizes = {service.queue.index: service.queue.size for service in services}
-            self._trace.activated([sizes.get(at, 0) for at in range(self._options.num_queues)])
-        assert self._activation is not None, "only an active device serves"
-        for service, part in zip(services, parts, strict=True):
-            self._assembly.load(service, part, self._activation.ram, self._features)
-        self._loaded = True
+            ram = self._activation.ram
+        self._restoring.load_services(services, parts, ram, self._features)
 
     def _begin(self, activation: Activation) -> list[QueueService]:
         """Make a service for each queue; they start with the threads."""
@@ -301,11 +283,7 @@ class VirtioBlk:
         done; the call does not wait for it.
         """
         self._threads.resume()
-        if self._loaded:
-            # The guest of the snapshot may not have received its last interrupts.
-            self._loaded = False
-            for service in self._threads.services:
-                service.interrupt()
+        self._restoring.resumed()
 
     def resize(self, size: int) -> None:
         """Change the size of the disk to ``size`` bytes, and tell its driver. UsageError.

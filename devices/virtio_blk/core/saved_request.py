@@ -29,6 +29,8 @@ from pykvm.virtio.chain import MAX_CHAIN_BYTES
 _SEGMENT: Final = Struct("<QQ")
 _RANGE: Final = Struct("<QQQ")
 _MOST_SECTORS: Final = 1 << 54
+_END: Final = 1 << 63
+"""No disk has a byte here."""
 _RANGED: Final = (VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES)
 
 
@@ -99,8 +101,9 @@ def _load_segments(saved: Saved, request: Request, data: bytes, rules: RequestRu
     if request.type in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT):
         if not 0 < length <= MAX_CHAIN_BYTES or length % rules.block:
             saved.refuse(f"segments has {length} bytes")
-        if request.sector << SECTOR_SHIFT & rules.block - 1:
-            saved.refuse(f"sector {request.sector} does not begin a block")
+        start = request.sector << SECTOR_SHIFT
+        if start & rules.block - 1 or start + length >= _END:
+            saved.refuse(f"sector {request.sector} does not begin a block of a disk")
         request.length = length
     elif segments:
         saved.refuse("segments is not empty")
@@ -118,7 +121,7 @@ def _load_ranges(saved: Saved, request: Request, data: bytes, block: int) -> Non
     length = 0
     words: list[int] = []
     for start, count, unmap in _RANGE.iter_unpack(data):
-        if not 0 < count <= MAX_SECTORS << SECTOR_SHIFT or start > _MOST_SECTORS << SECTOR_SHIFT:
+        if not 0 < count <= MAX_SECTORS << SECTOR_SHIFT or start + count >= _END:
             saved.refuse("ranges names an impossible range")
         if start % block or count % block or unmap > 1:
             saved.refuse("ranges names a range that is not made of blocks")

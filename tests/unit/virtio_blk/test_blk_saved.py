@@ -363,6 +363,7 @@ def request(**changes: object) -> dict[str, Any]:
         ({"segments": b"1"}, "ends within a segment"),
         ({"segments": pack("<QQ", 0, SECTOR) * 5}, "segments is no data"),
         ({"sector": 1 << 60}, "sector is"),
+        ({"sector": (1 << 54) - 1}, "does not begin a block of a disk"),
         ({"ranges": pack("<QQQ", 0, 512, 0)}, "ranges is not empty"),
         ({"type": FLUSH}, "segments is not empty"),
         ({"type": ZEROES, "segments": b""}, "ends within a range"),
