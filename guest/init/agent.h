@@ -21,6 +21,7 @@ enum {
     REQUEST = 256 * 1024,        /* the most bytes of one RUN, all its parts together */
     JOBS = 64,                   /* requests that run at the same time */
     SHELLS = 2,                  /* that wait for a line */
+    MOST_LINE = 32 * 1024,       /* with its NUL; an empty pipe takes 64 KiB at once */
     INPUT_WINDOW = 64 * 1024,    /* bytes of input that the host may send ahead, for each job */
     OUTPUT_WINDOW = 256 * 1024,  /* bytes of each output that may be sent ahead */
     ENTROPY = 32,
@@ -78,6 +79,10 @@ struct job {
     pid_t pid;
     int ended, wait_status;
     int timed_out;
+    /* Where a shell that waited for its line tells its status, with 0x100, before it has ended. */
+    volatile uint32_t *told;
+    int line;                    /* where such a shell reads its line, or -1 */
+    int touched;                 /* it has got input or a signal */
     uint64_t deadline;           /* in ns of CLOCK_MONOTONIC; 0: none */
     /* A pushed file. */
     unsigned mode;
@@ -109,6 +114,9 @@ void command_part(const struct frame *frame);
 /* Forgets the parts of a RUN that never came to its end. */
 void command_forget(void);
 void command_signal(struct job *job, int number);
+/* A shell that waited was killed before it had its line: another one runs it. Returns 0 when that
+ * is not so. */
+int command_again(struct job *job);
 /* Kills a command whose time is over. */
 void command_expired(struct job *job, uint64_t now);
 /* The end: EXIT. */
@@ -120,6 +128,10 @@ void shells_enable(void);
 void shells_busy(void);
 /* Gives the line to a shell that waits, which becomes the job's. Returns 0 when there is none. */
 int shell_take(struct job *job, const char *line);
+/* The line that the job's shell, which is dead, has not read. Returns its length, or 0. */
+size_t shell_unread(struct job *job, char *line, size_t space);
+/* Frees what `told` of a job is. */
+void shell_forget(volatile uint32_t *told);
 int shells_poll_setup(struct pollfd *fds, int count);
 int shells_wait(void);
 void shells_poll_done(const struct pollfd *fds);

@@ -120,6 +120,23 @@ static void run(uint8_t id)
         job_close(job, 0);
 }
 
+int command_again(struct job *job)
+{
+    static char line[MOST_LINE];
+    const char *const argv[] = {"/bin/sh", "-c", line, NULL};
+    struct program program = {.argv = argv};
+    int no_input = job->ends[0] < 0;
+
+    if (job->touched || !shell_unread(job, line, sizeof line))
+        return 0;
+    for (int i = 0; i < 3; i++)
+        job_close(job, i);
+    start(job, &program);
+    if (no_input && job->kind == JOB_COMMAND)
+        job_close(job, 0);
+    return 1;
+}
+
 void command_part(const struct frame *frame)
 {
     if (frame->length > REQUEST - request_length)
@@ -145,9 +162,10 @@ void command_forget(void)
 
 void command_signal(struct job *job, int number)
 {
-    if (job->kind == JOB_COMMAND && !job->ended)
+    if (job->kind == JOB_COMMAND && !job->ended) {
+        job->touched = 1;
         kill(-job->pid, number);
-    else if (job->kind == JOB_PUSH || job->kind == JOB_PULL) {
+    } else if (job->kind == JOB_PUSH || job->kind == JOB_PULL) {
         uint8_t id = job->id;
         if (job->kind == JOB_PUSH)
             push_drop(job);
@@ -159,6 +177,7 @@ void command_signal(struct job *job, int number)
 
 void command_expired(struct job *job, uint64_t now)
 {
+    job->touched = 1;
     kill(-job->pid, job->timed_out ? SIGKILL : SIGTERM);
     job->deadline = job->timed_out ? 0 : now + GRACE_NS;
     job->timed_out = 1;
@@ -172,14 +191,13 @@ void command_done(struct job *job)
     shells_busy();
     if (job->timed_out)
         kill(-job->pid, SIGKILL);       /* the rest of its group, which took no notice */
-    /* Whoever sees EXIT may look at the disk's file, or end the machine without asking. */
-    sync();
     if (job->id) {
         space = channel_space();
         space[0] = WIFSIGNALED(status) ? 0 : (uint8_t)WEXITSTATUS(status);
         space[1] = WIFSIGNALED(status) ? (uint8_t)WTERMSIG(status) : 0;
         space[2] = (uint8_t)job->timed_out;
         channel_send(EXIT, job->id, 3);
+        channel_flush();                /* the rest can wait */
     }
     job_end(job);
 }

@@ -21,7 +21,7 @@ struct program {
     const char *folder;                 /* the working directory, or NULL */
     const char *terminal;               /* the session's terminal, instead of `fds`, or NULL */
     int fds[3];
-    int control;                        /* becomes descriptor 3; 0: none */
+    int more[2];                        /* become descriptors 3 and 4; 0: none */
 };
 
 /* spawn.c: starts a program in a session of its own, signals unblocked. Returns the process id, or

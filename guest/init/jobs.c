@@ -45,6 +45,7 @@ struct job *job_new(uint8_t id, enum job_kind kind)
     memset(job, 0, offsetof(struct job, path));
     job->kind = kind;
     job->id = id;
+    job->line = -1;
     for (int i = 0; i < 3; i++) {
         job->ends[i] = -1;
         job->credit[i] = OUTPUT_WINDOW;
@@ -63,6 +64,10 @@ void job_end(struct job *job)
 {
     for (int i = 0; i < 3; i++)
         job_close(job, i);
+    if (job->told)
+        shell_forget(job->told);
+    if (job->line >= 0)
+        close(job->line);
     job->kind = JOB_NONE;
     while (used && jobs[used - 1].kind == JOB_NONE)
         used--;
@@ -161,6 +166,7 @@ static void feed_input(struct job *job)
         return;
     }
     job->input_start += (size_t)written;
+    job->touched = 1;
     if (job->input_start == job->input_end)
         job->input_start = job->input_end = 0;
     input_used(job, (size_t)written);
@@ -231,6 +237,15 @@ static int readable(const struct pollfd *fds, int place)
     return place >= 0 && fds[place].revents;
 }
 
+static void has_ended(struct job *job, int wait_status)
+{
+    job->ended = 1;
+    job->wait_status = wait_status;
+    job->deadline = 0;
+    job_close(job, 0);
+    job->input_start = job->input_end = 0;
+}
+
 void jobs_poll_done(const struct pollfd *fds)
 {
     uint64_t now = 0;
@@ -247,6 +262,8 @@ void jobs_poll_done(const struct pollfd *fds)
         }
         if (job->kind == JOB_COMMAND && readable(fds, job->polled[0]))
             feed_input(job);
+        if (job->kind == JOB_COMMAND && job->told && *job->told && !job->ended)
+            has_ended(job, (int)(*job->told & 0xff) << 8);
         if (job->kind == JOB_COMMAND && job->ended && job->ends[1] < 0 && job->ends[2] < 0)
             command_done(job);
         else if (job->kind == JOB_COMMAND && job->deadline) {
@@ -283,12 +300,9 @@ void jobs_child_ended(pid_t pid, int wait_status)
 {
     for (int i = 0; i < used; i++) {
         struct job *job = &jobs[i];
-        if (job->kind != JOB_COMMAND || job->pid != pid)
+        if (job->kind != JOB_COMMAND || job->pid != pid || job->ended)
             continue;
-        job->ended = 1;
-        job->wait_status = wait_status;
-        job->deadline = 0;
-        job_close(job, 0);
-        job->input_start = job->input_end = 0;
+        if (!command_again(job))
+            has_ended(job, wait_status);
     }
 }

@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { VARIABLES = 1024, CONTROL = 3 };
+enum { VARIABLES = 1024, MORE = STDERR_FILENO + 1 };
 
 static const char *environment[] = {
     "PATH=/bin", "HOME=/root", "USER=root", "SHELL=/bin/sh", "TERM=linux", NULL,
@@ -105,10 +105,9 @@ pid_t spawn(const struct program *program, const char **culprit)
                 failure = errno;
         if (line > STDERR_FILENO)
             close(line);
-        if (program->control == CONTROL && fcntl(CONTROL, F_SETFD, 0) < 0)
-            failure = errno;
-        else if (program->control && dup2(program->control, CONTROL) < 0)
-            failure = errno;
+        for (int i = 0; i < 2 && !failure && program->more[i]; i++)
+            if (dup2(program->more[i], MORE + i) < 0)
+                failure = errno;
         if (!failure && program->folder && chdir(program->folder) < 0) {
             failure = errno;
             no_folder = 1;

@@ -16,15 +16,14 @@ whose reader counts for itself (``manual_credit``), and nothing for the others.
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
 
 from pykvm.agent.mailbox import Memory, Rings
+from pykvm.agent.outbox import Outbox
 from pykvm.agent.protocol import (
     IDS,
-    INPUT_WINDOW,
     PROTOCOL_VERSION,
     Frame,
     FrameDecoder,
@@ -47,10 +46,6 @@ from pykvm.agent.requests import (
     RunEvents,
 )
 from pykvm.errors import guest_text
-
-LINE_WINDOW = 4096
-"""Bytes of input on their way to each request over the serial line, which is slow: more would hold
-up the frames behind them."""
 
 
 class AgentState(Enum):
@@ -93,12 +88,8 @@ class AgentClient:
         events: ClientEvents,
         mailbox: Memory | None = None,
     ) -> None:
-        self._line = send
         self._rings = Rings(mailbox) if mailbox is not None else None
-        # Frames go through the rings; what has no room there yet; the thread whose bell rings.
-        self._by_rings = False
-        self._queue: deque[bytes] = deque()
-        self._answering = 0
+        self._out = Outbox(send, self._rings)
         self._events = events
         self._lock = threading.RLock()
         # Held while events are reported, so that they stay in order. Taken before _lock.
@@ -131,11 +122,11 @@ class AgentClient:
             self._number = int.from_bytes(os.urandom(8), "little") | 1
             self._decoder = FrameDecoder(self._number)
             self._state = AgentState.WAKING
-            self._by_rings = self._rings is not None and self._rings.used
+            self._out.by_rings = self._rings is not None and self._rings.used
             self._wake_frame = encode_wake(self._number, now_ns, entropy, new_disks)
-            self._send([self._wake_frame])
+            self._out.send([self._wake_frame])
             if self._open:
-                self._send(self._held)
+                self._out.send(self._held)
                 self._held.clear()
 
     def power_off(self, status: int) -> None:
@@ -195,7 +186,7 @@ class AgentClient:
         """Take ``data`` from the guest's serial line."""
         with self._receiving:
             # An agent with a mailbox says nothing here.
-            if not self._by_rings:
+            if not self._out.by_rings:
                 self._decode(data)
 
     def bell(self) -> None:
@@ -203,27 +194,23 @@ class AgentClient:
 
         The guest looks there itself when this returns, so the answers need no byte on the line.
         """
-        with self._receiving:
-            self._answering = threading.get_ident()
-            try:
-                self._look()
-            finally:
-                self._answering = 0
+        with self._receiving, self._out.answering():
+            self._look()
 
     def _look(self) -> None:
         rings = self._rings
         if rings is None or not rings.used or self._state is AgentState.OVER:
             return
-        if not self._by_rings:
+        if not self._out.by_rings:
             with self._lock:
-                self._by_rings = True
+                self._out.by_rings = True
                 if self._state is AgentState.WAKING:
                     # The agent began only after the restore, and drops what came over the line.
-                    self._send([self._wake_frame])
+                    self._out.send([self._wake_frame])
         while data := rings.take():
             self._decode(data)
         with self._lock:
-            sane = self._flush()
+            sane = self._out.flush()
         if data is None or not sane:
             self._fail("its position in the mailbox makes no sense")
 
@@ -275,7 +262,7 @@ class AgentClient:
         else:
             with self._lock:
                 self._state = AgentState.READY
-                self._send(self._held)
+                self._out.send(self._held)
                 self._held.clear()
             self._events.ready()
 
@@ -294,7 +281,7 @@ class AgentClient:
             self._state = AgentState.OVER
             self._reason = reason
             self._held.clear()
-            self._queue.clear()
+            self._out.clear()
             requests = list(self._requests.values())
             self._requests.clear()
             for request in requests:
@@ -308,7 +295,7 @@ class AgentClient:
     @property
     def input_window(self) -> int:
         """Bytes of input that a request may have on their way."""
-        return INPUT_WINDOW if self._by_rings else LINE_WINDOW
+        return self._out.input_window
 
     @property
     def lock(self) -> threading.RLock:
@@ -318,7 +305,7 @@ class AgentClient:
     def post(self, frames: list[bytes]) -> None:
         """Send ``frames`` in order, as soon as the agent takes them. With ``lock`` held."""
         if self._open:
-            self._send(frames)
+            self._out.send(frames)
         elif self._state is not AgentState.OVER:
             self._held += frames
 
@@ -326,35 +313,13 @@ class AgentClient:
     def _open(self) -> bool:
         """The agent takes frames: it has answered, or WAKE is certain to come to it first."""
         if self._state is AgentState.WAKING:
-            return self._by_rings or self._rings is None
+            return self._out.by_rings or self._rings is None
         return self._state is AgentState.READY
-
-    def _send(self, frames: list[bytes]) -> None:
-        if not self._by_rings:
-            for frame in frames:
-                self._line(frame)
-        elif frames:
-            self._queue += frames
-            self._flush()
-            if self._answering != threading.get_ident():
-                self._line(b"\n")
-
-    def _flush(self) -> bool:
-        """Move frames from the queue to the ring, as far as there is room.
-
-        False: the guest's position there makes no sense. The next bell ends the conversation.
-        """
-        while self._queue and self._rings is not None:
-            room = self._rings.put(self._queue[0])
-            if not room:
-                return room is not None
-            self._queue.popleft()
-        return True
 
     def _tell(self, kind: Kind, payload: bytes) -> None:
         with self._lock:
             if self._open:
-                self._send([encode(kind, payload)])
+                self._out.send([encode(kind, payload)])
 
     def _begin(
         self, request: Request, kind: Kind, payload: bytes = b"", part: Kind | None = None

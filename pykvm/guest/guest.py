@@ -106,6 +106,9 @@ class Guest:
         not 0, unless ``check`` is False. After ``timeout`` seconds, and if an exception such as
         KeyboardInterrupt ends the wait, the command is killed with its children, and the guest
         runs on. GuestError if the command cannot start, or writes more than 64 MiB.
+
+        The end of a command writes no caches of the guest back, so that a power cut afterwards
+        loses what it would lose. Say ``sync`` in the command, or :meth:`power_off`.
         """
         deadline = self._limit.deadline(timeout)
         if not isinstance(input, bytes):

@@ -198,6 +198,11 @@ LINES = [
     b"trap 'echo bye' EXIT; exit 2",
     b"echo a; echo b >&2; exec 1>&2; echo c",
     b"sleep 0.1 & wait; echo $?",
+    b"(sleep 0.2; echo late) & exit 5",
+    b"exec 5>/tmp/five; echo five >&5; echo 5",
+    b"exec >&- 2>&-; exit 6",
+    b"cd /tmp; trap 'pwd' EXIT; (exit 7); exit",
+    b"echo a | { read x; exit 8; }; echo $?; exit 9",
     b"x=1; f() { echo $x$1; }; f 2; unset x; f 3",
     b"return 5; echo no",
     b"printf 'a\\0b\\377'; echo '\xff\xc3\xbc'",
@@ -238,6 +243,17 @@ def test_shells_wait_and_each_runs_one_line(client: AgentClient) -> None:
     assert [len(words) for words in pids] == [1, 1]
 
 
+def test_the_end_of_a_shell_that_waited_leaves_nothing_in_the_way(client: AgentClient) -> None:
+    """Its status is told before the kernel has taken it apart."""
+    for _ in range(3):
+        settled = Watch()
+        client.settle(settled)
+        assert settled.wait() == 0
+        watch = run(client, b"mount -t tmpfs none /mnt && cd /mnt && exec 7>file && echo x >&7")
+        assert watch.wait() == Exit(0, 0, False), watch.err
+        assert run(client, b"umount /mnt").wait() == Exit(0, 0, False)
+
+
 def test_shells_that_were_killed_are_replaced(client: AgentClient) -> None:
     for _ in range(2):
         settled = Watch()
@@ -246,3 +262,13 @@ def test_shells_that_were_killed_are_replaced(client: AgentClient) -> None:
         assert run(client, b"kill -9 -1").wait() == Exit(0, 0, False)
         watch = run(client, b"echo alive")
         assert (watch.wait(), bytes(watch.out)) == (Exit(0, 0, False), b"alive\n")
+
+
+def test_a_command_that_is_killed_at_once_does_not_run_again(client: AgentClient) -> None:
+    settled = Watch()
+    client.settle(settled)
+    assert settled.wait() == 0
+    watch = Watch()
+    handle = client.run(RunRequest(b"sleep 300; echo no"), watch)
+    handle.signal(signal.SIGKILL)
+    assert (watch.wait(), bytes(watch.out)) == (Exit(0, signal.SIGKILL, False), b"")

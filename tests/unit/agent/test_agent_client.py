@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pykvm.agent.client import LINE_WINDOW, AgentClient, AgentState
+from pykvm.agent.client import AgentClient, AgentState
+from pykvm.agent.outbox import LINE_WINDOW
 from pykvm.agent.protocol import (
     IDS,
     MAX_PAYLOAD,
