@@ -12,7 +12,10 @@ def test_the_last_output_arrives_before_the_power_is_off(boot):
 
 
 def test_a_script_is_data(boot):
-    """Whatever its bytes mean to a terminal, how long its lines are, and where it ends."""
+    """Whatever its bytes mean to a terminal, how long its lines are, and where it ends.
+
+    Its end ends the shell, and so the run.
+    """
     word = b"x" * 5000
     rest = b"second\n" + word + b"\n" + bytes(range(256)) + b"\nno newline"
     done = boot(stdin=b"read line\nfirst\necho $line " + word + b"; cat\n" + rest)
