@@ -81,7 +81,7 @@ def disk_help() -> str:
     """The text that ``--disk help`` prints: every key, its values, meaning and default."""
     lines = [
         "--disk PATH[,KEY=VALUE…]: a virtio-blk disk, a raw image or a block device.",
-        "--disk blank=SIZE[,KEY=VALUE…]: a disk of zeros in memory, dropped at the end of the run.",
+        "--disk blank=SIZE[,KEY=VALUE…]: a disk of zeros in memory, dropped at the end.",
         "The default of each key is in parentheses.",
     ]
     for name, key in _DISK_KEYS.items():
