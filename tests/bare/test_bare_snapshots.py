@@ -52,6 +52,25 @@ def finish(machine: Machine, load: Load) -> None:
     load.check(Results(machine.ram.read))
 
 
+def taken(machine: Machine) -> MachineSnapshot | None:
+    """A snapshot, or None if the run is over."""
+    try:
+        return machine.snapshot()
+    except UsageError:
+        assert machine.outcome is not None
+        return None
+
+
+def put_back(machine: Machine, snapshot: MachineSnapshot) -> bool:
+    """Put ``machine`` back; False if the run is over."""
+    try:
+        machine.reset(snapshot)
+    except UsageError:
+        assert machine.outcome is not None
+        return False
+    return True
+
+
 class Traveller:
     """Moves a guest on to a new machine again and again; ``stopped`` counts moves at an error."""
 
@@ -72,9 +91,7 @@ class Traveller:
                 machine.resume()
                 time.sleep(self._dice.choice(PAUSES))
             machine.pause()  # until the next machine runs, nobody may change the image
-            try:
-                snapshot = machine.snapshot()
-            except UsageError:
+            if (snapshot := taken(machine)) is None:
                 break
             machine.close()
             self.moves += 1
@@ -143,13 +160,14 @@ def test_a_guest_under_load_is_put_back_again_and_again(disk: DiskConfig, rings:
             time.sleep(dice.choice(PAUSES))
             if dice.random() < 0.5:
                 machine.resume()
-            with machine.snapshot() as snapshot:
+            if (snapshot := taken(machine)) is None:
+                break
+            with snapshot:
                 for _ in range(dice.randint(1, 3)):
                     machine.resume()
                     time.sleep(dice.choice(PAUSES))
-                    if machine.outcome is None:
-                        machine.reset(snapshot)
-                        assert (machine.status is MachineState.IO_ERROR) == snapshot.failed
+                    if put_back(machine, snapshot) and snapshot.failed:
+                        assert machine.status is MachineState.IO_ERROR
         finish(machine, load)
     assert not any(disk.path.read_bytes())
 
@@ -202,7 +220,9 @@ def test_two_vcpus_move_from_machine_to_machine():
         machine.start()
         for _ in range(MOVES):
             time.sleep(dice.choice(PAUSES))
-            with machine.snapshot() as snapshot:
+            if (snapshot := taken(machine)) is None:
+                break
+            with snapshot:
                 successor = stack.enter_context(Machine(machine.config, snapshot=snapshot))
             machine.close()
             machine = successor
@@ -215,9 +235,9 @@ def test_two_vcpus_are_put_back_again_and_again():
     with ping_pong(rounds) as (machine, steps):
         machine.start()
         for _ in range(MOVES):
-            with machine.snapshot() as snapshot:
+            if (snapshot := taken(machine)) is None:
+                break
+            with snapshot:
                 time.sleep(dice.choice(PAUSES))
-                if machine.outcome is not None:
-                    break
-                machine.reset(snapshot)
+                put_back(machine, snapshot)
         check_ping_pong(machine, steps, rounds)
