@@ -237,11 +237,16 @@ class RunControl:
         """
         with self.telling:
             self._failed = failed
-            if failed and self.state is RunState.RUNNING:
+            if self.state is not RunState.RUNNING:
+                return
+            if failed:
+                if self._reason is None:
+                    for vcpu in self._vcpus:
+                        vcpu.request_pause()
                 self._reason = self.state = RunState.IO_ERROR
-                for vcpu in self._vcpus:
-                    vcpu.request_pause()
                 self._announce(Stop())
+            elif self._reason is RunState.IO_ERROR:
+                self._release()  # a stop had begun for an error that has not happened
 
     def wake_disks(self) -> None:
         """Let the disks of a machine that begins from a snapshot work, unless it is stopped."""

@@ -515,6 +515,22 @@ def test_a_stop_for_an_error_that_has_not_happened_is_not_carried_out():
     assert rig.pauses == [0, 0]
 
 
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_machine_that_is_put_back_while_it_stops_is_asked_once(failed):
+    """A vCPU that is asked twice and resumed once would never run again."""
+    rig = Rig()
+    rig.vcpus[1].idle.clear()
+    rig.control._stop(RunState.IO_ERROR, 0)
+    rig.vcpus[1].idle.set()
+    with rig.control.still(1):
+        rig.control.put_back(failed)
+    assert rig.pauses == ([1, 1] if failed else [0, 0])
+    assert rig.control.state is (RunState.IO_ERROR if failed else RunState.RUNNING)
+    rig.control.resume()
+    assert rig.pauses == [0, 0]
+    assert rig.control.undisturbed
+
+
 @pytest.mark.parametrize("paused", [False, True])
 def test_a_paused_machine_that_is_put_back_stays_paused(rig, paused):
     rig.control.pause(1)
