@@ -50,6 +50,8 @@ def write(image: Image, offset: int, data: bytes) -> None:
 
 
 def _check(image: Image, offset: int, length: int) -> None:
+    if image.fd < 0:
+        raise UsageError(f"the disk {image.path} is closed", "use it before")
     if offset < 0 or length < 0 or offset + length > image.size:
         raise UsageError(
             f"bytes {offset} to {offset + length} are not on a disk of {image.size} bytes",

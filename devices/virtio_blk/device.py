@@ -186,10 +186,10 @@ class VirtioBlk:
         parts = self._restoring.load_fields(saved, len(queues))
         if activation is not None:
             self.failure = None
-            with self._host_permitting():
-                services = self._begin(activation)
-                self._restoring.load_services(services, parts, activation.ram, self._features)
-                self._threads.start(halted=True)
+            # If the host lacks something, nobody would execute the requests that were saved.
+            services = self._begin(activation)
+            self._restoring.load_services(services, parts, activation.ram, self._features)
+            self._threads.start(halted=True)
 
     def load_in_place(self, saved: Saved) -> None:
         """See VirtioDevice. The threads stay."""
@@ -267,6 +267,11 @@ class VirtioBlk:
             self._broken(f"the host cannot serve the disk: {lack}")
         finally:
             self._hooks.on_shortage(lack)
+
+    @property
+    def image_lock(self) -> threading.Lock:
+        """Held by each call of the owner that uses or replaces the files of the image."""
+        return self._resizing.lock
 
     def pause(self, timeout: float | None = None) -> bool:
         """Halt the service. True once no operation is in flight; False after ``timeout`` s.

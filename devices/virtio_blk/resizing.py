@@ -9,7 +9,10 @@ from pykvm.errors import UsageError
 
 
 class Resizing:
-    """Changes the size of an image whose queues ``threads`` serve, one change at a time."""
+    """Changes the size of an image whose queues ``threads`` serve, one change at a time.
+
+    ``lock`` is held by all calls of the owner that use or replace the image's files.
+    """
 
     def __init__(
         self, image: Image, block: int, threads: IoThreadGroup, changed: Callable[[], None]
@@ -19,12 +22,12 @@ class Resizing:
         self._block = block
         self._threads = threads
         self._changed = changed
-        # Held throughout a change, which may take long. Only a second change and close() wait.
-        self._lock = threading.Lock()
+        # Held throughout a change, which may take long. Only the owner's calls wait.
+        self.lock = threading.Lock()
 
     def resize(self, size: int) -> None:
         """See VirtioBlk.resize()."""
-        with self._lock:
+        with self.lock:
             shrinks = size < self._image.size
             if shrinks and not self._threads.halt_if_quiet(Halt.RESIZE):
                 raise UsageError(
@@ -40,5 +43,5 @@ class Resizing:
 
     def close(self) -> None:
         """Close the image, after a change that is being made."""
-        with self._lock:
+        with self.lock:
             self._image.close()

@@ -7,9 +7,12 @@ snapshot. So the snapshot has the identity of the image. The identity of a read-
 of the image below an overlay, has to be the same, too, because the guest has cached data of it.
 """
 
+import json
 import os
 import stat
 import time
+from enum import Enum
+from pathlib import Path
 from struct import calcsize
 from typing import Final
 
@@ -17,14 +20,49 @@ from pykvm.devices.virtio_blk.config_space import FIELDS
 from pykvm.devices.virtio_blk.image.file import MAX_SIZE, Image
 from pykvm.devices.virtio_blk.layers.frozen import Layers
 from pykvm.devices.virtio_blk.layers.overlay import OverlayImage
-from pykvm.devices.virtio_blk.open import OpenDisk
-from pykvm.errors import UsageError, error_text, reason_of
+from pykvm.devices.virtio_blk.open import DiskConfig, OpenDisk
+from pykvm.devices.virtio_blk.rates import RateLimits
+from pykvm.errors import UsageError, error_text, reason_of, shown
 from pykvm.snapshot.fields import Fields, Saved, SnapshotError
 
 _MOST: Final = (1 << 64) - 1
 _IDENTITY: Final = ("device", "inode", "size", "modified_ns", "changed_ns")
 _TICK: Final = 0.001
+_SECOND: Final = 1_000_000_000
 _CLOCK_REALTIME_COARSE: Final = 5  # <linux/time.h>
+
+
+def config_text(config: DiskConfig) -> str:
+    """``config`` as text for :func:`config_of`, without faults and engines of the user's own."""
+    values: dict[str, object] = {}
+    for name, value in vars(config).items():
+        match value:
+            case Enum():
+                values[name] = value.value
+            case RateLimits():
+                values[name] = vars(value)
+            case Path():
+                values[name] = os.path.abspath(value)
+            case frozenset():
+                values[name] = sorted(value)
+            case None | bool() | int() | str() | tuple():
+                values[name] = value
+    if config.path:
+        values["path"] = os.path.abspath(config.path)
+    return json.dumps(values)
+
+
+def config_of(text: str) -> DiskConfig:
+    """The configuration in ``text``, which may be anything. SnapshotError."""
+    try:
+        values = json.loads(text)
+        values["limits"] = RateLimits(**values["limits"])
+        return DiskConfig(**values)
+    except (ValueError, TypeError, KeyError, RecursionError, UsageError) as error:
+        raise SnapshotError(
+            f"the snapshot's part disk makes no sense: {shown(str(error), most=200)}",
+            "make a new snapshot with this version of pykvm",
+        ) from None
 
 
 def check_can_go_back(disk: OpenDisk) -> None:
@@ -62,9 +100,20 @@ def freeze(disk: OpenDisk) -> Layers | None:
     if not isinstance(disk.image, OverlayImage):
         return None
     try:
-        return disk.image.freeze()
+        with disk.device.image_lock:
+            return disk.image.freeze()
     except OSError as error:
         raise _no_layer(disk, error) from None
+
+
+def prepare_freeze(disk: OpenDisk) -> None:
+    """Do what takes long before :func:`freeze`, while the guest runs. SnapshotError."""
+    if isinstance(disk.image, OverlayImage):
+        try:
+            with disk.device.image_lock:
+                disk.image.merge_frozen()
+        except OSError as error:
+            raise _no_layer(disk, error) from None
 
 
 def load_disk(disk: OpenDisk, saved: Saved, layers: Layers | None) -> None:
@@ -72,6 +121,11 @@ def load_disk(disk: OpenDisk, saved: Saved, layers: Layers | None) -> None:
 
     ``disk`` may be a new one, or any that has nothing in flight. Load its PCI function afterwards.
     """
+    with disk.device.image_lock:
+        _load(disk, saved, layers)
+
+
+def _load(disk: OpenDisk, saved: Saved, layers: Layers | None) -> None:
     image = disk.image
     size = saved.integer("size", 1, MAX_SIZE)
     layered = saved.flag("layered")
@@ -174,11 +228,14 @@ def _settle(image: Image) -> None:
         )
     if failed := image.sync():
         raise SnapshotError(f"the disk image {image.path} cannot be synced: {error_text(failed)}")
-    # A write within the clock's present tick would leave the times as they are.
+    # A write within the clock's present tick would leave the times as they are. Whole seconds are
+    # those of a filesystem that keeps no smaller units, such as FAT with its two seconds.
     status = os.fstat(image.fd)
     latest = max(status.st_mtime_ns, status.st_ctime_ns)
+    if not status.st_mtime_ns % _SECOND and not status.st_ctime_ns % _SECOND:
+        latest += 2 * _SECOND
     now = time.clock_gettime_ns
-    if latest > now(time.CLOCK_REALTIME):
+    if latest > now(time.CLOCK_REALTIME) + 2 * _SECOND:
         return  # a time in the future, which any write replaces
     while now(_CLOCK_REALTIME_COARSE) <= latest:
         time.sleep(_TICK)

@@ -9,7 +9,7 @@ from pykvm.devices.virtio_blk.options import limits_of
 from pykvm.errors import UsageError
 from pykvm.forms import size as bytes_of
 from pykvm.forms import whole
-from pykvm.lean.typing_names import TYPE_CHECKING, Any
+from pykvm.lean.typing_names import TYPE_CHECKING, Any, Final
 from pykvm.names import name_fields
 
 if TYPE_CHECKING:
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.open import OpenDisk
     from pykvm.pci.config import PciFunction
     from pykvm.snapshot.fields import Fields, Saved
+
+
+MOST_CONFIG: Final = 10_000
+"""Characters of a disk's configuration in a snapshot."""
 
 
 class IoStatus(Enum):
@@ -122,7 +126,8 @@ class Disk:
         """
         from pykvm.devices.virtio_blk.content import read
 
-        return read(self._opened.image, whole("offset", offset), whole("length", length))
+        with self.device.image_lock:
+            return read(self._opened.image, whole("offset", offset), whole("length", length))
 
     def write(self, offset: int, data: bytes) -> None:
         """Write ``data`` at byte ``offset``. UsageError, such as beyond the end; HostError.
@@ -132,7 +137,8 @@ class Disk:
         """
         from pykvm.devices.virtio_blk.content import write
 
-        write(self._opened.image, whole("offset", offset), bytes(data))
+        with self.device.image_lock:
+            write(self._opened.image, whole("offset", offset), bytes(data))
 
     # -- snapshots: the disk is paused --------------------------------------------
 
@@ -144,15 +150,23 @@ class Disk:
 
     def save(self) -> "Fields":
         """The disk's state, but for that of its PCI function and its layers. SnapshotError."""
-        from pykvm.devices.virtio_blk.saved import save_disk
+        from pykvm.devices.virtio_blk.saved import config_text, save_disk
 
         error = self.last_error
         return {
             "name": self.name,
+            "number": self.number,
+            "config": config_text(self.config),
             "io_status": self.io_status.value,
             "last_error": {} if error is None else vars(error) | {"action": error.action.value},
             "disk": save_disk(self._opened),
         }
+
+    def prepare_freeze(self) -> None:
+        """Do what takes long before :meth:`freeze`, while the guest runs. SnapshotError."""
+        from pykvm.devices.virtio_blk.saved import prepare_freeze
+
+        prepare_freeze(self._opened)
 
     def freeze(self) -> "Layers | None":
         """After :meth:`save`: freeze the guest's writes so far. They belong to the caller.
@@ -171,6 +185,8 @@ class Disk:
         from pykvm.devices.virtio_blk.saved import load_disk
 
         fields.text("name", 64)
+        fields.integer("number", 0, 31)
+        fields.text("config", MOST_CONFIG)
         status, error = fields.text("io_status", 16), fields.part("last_error")
         load_disk(self._opened, fields.part("disk"), layers)
         fields.end()

@@ -7,10 +7,11 @@ from threading import Lock
 
 from pykvm.forms import refused
 from pykvm.kvm.pci_services import KvmPciServices
+from pykvm.lean.records import replace
 from pykvm.lean.typing_names import TYPE_CHECKING, Any, Self
 from pykvm.machine.board import Board
 from pykvm.machine.config import ConsoleMode, MachineConfig
-from pykvm.machine.create import Hardware, memory_sizes, open_snapshot
+from pykvm.machine.create import Hardware, check_disks, memory_sizes, open_snapshot
 from pykvm.machine.end import EndOfRun
 from pykvm.machine.events import Announcer, GuestPanicked, Listener, Shutdown
 from pykvm.machine.exits import ExitHandler
@@ -145,6 +146,9 @@ class Machine:
         self.board.console.on_failure = self.board.channel.on_failure = self._failed
         stack.callback(self.board.close)
         old_disks = saved.disks if saved else 0
+        if saved and old_disks and not config.disks:
+            self.config = config = replace(config, disks=saved.own_disks())
+            check_disks(config.disks)
         for disk in config.disks[:old_disks]:
             self._add_disk(disk, services)
         if saved:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pykvm import __version__
-from pykvm.errors import UsageError, reason_of
+from pykvm.errors import UsageError, reason_of, shown
 from pykvm.forms import refused
 from pykvm.kvm import snapshot as kvm_snapshot
 from pykvm.machine.cpu import cpuid_of
@@ -34,6 +34,7 @@ from pykvm.x86.mptable import MAX_CPUS
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.layers.frozen import Layers
+    from pykvm.devices.virtio_blk.open import DiskConfig
     from pykvm.machine.machine import Machine
 
 _UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -212,6 +213,36 @@ class MachineSnapshot:
         machine.board.load(state.part("board"))
         state.end()
 
+    @property
+    def disk_configs(self) -> "tuple[DiskConfig, ...]":
+        """The configurations of the saved disks, without their faults. SnapshotError."""
+        if not self.disks:
+            return ()
+        from pykvm.devices.virtio_blk.saved import config_of
+        from pykvm.machine.disks import MOST_CONFIG
+
+        return tuple(config_of(part.text("config", MOST_CONFIG)) for part in self._disk_parts())
+
+    def own_disks(self) -> "tuple[DiskConfig, ...]":
+        """The disks of a machine whose configuration names none.
+
+        UsageError if the snapshot comes from a folder, and a disk has an image: a folder that a
+        stranger has made must not choose files of this host.
+        """
+        configs = self.disk_configs
+        if self.folder is not None and any(config.path for config in configs):
+            disks = " ".join(f"--disk {shown(_option(config), most=200)}" for config in configs)
+            raise UsageError(f"{self._name} has disks with images", f"name its disks: {disks}")
+        return configs
+
+    @property
+    def disk_numbers(self) -> tuple[int, ...]:
+        """The PCI device numbers of the saved disks. SnapshotError."""
+        return tuple(part.integer("number", 0, 31) for part in self._disk_parts())
+
+    def _disk_parts(self) -> list[Saved]:
+        return Saved("state", self._state).parts("disks", self.disks)
+
     def _check_guest(self, hardware: Hardware) -> None:
         if hardware.guest_hash != self._guest:
             raise SnapshotError(
@@ -232,6 +263,8 @@ def take(machine: "Machine") -> MachineSnapshot:
     layers: list[Layers | None] = []
     manifest = _manifest(machine)
     try:
+        for disk in machine.disks:
+            disk.prepare_freeze()
         copy = memory.begin_copy()
         with machine.still():
             if machine.outcome is not None:
@@ -299,6 +332,13 @@ def reset(machine: "Machine", snapshot: MachineSnapshot) -> None:
         machine.restored = True
     if status is RunState.IO_ERROR and not snapshot.failed:
         machine.resume()  # the error has not happened
+
+
+def _option(config: "DiskConfig") -> str:
+    """The value of ``--disk`` for ``config``, with the options that decide about its image."""
+    kinds = {"readonly": config.readonly, "snapshot": config.snapshot}
+    chosen = [f",{name}=on" for name, given in kinds.items() if given]
+    return config.name.replace(",", ",,") + "".join(chosen)
 
 
 def _manifest(machine: "Machine") -> Fields:

@@ -118,6 +118,10 @@ class PciHost:
         """
         with self._lock:
             function = self.functions.pop(number)
+            # Its doorbells go before other BARs take its place.
+            for bar in function.bars:
+                bar.address = None
+            function.placed()
             self._place()
         function.close()
 

@@ -35,7 +35,7 @@ from struct import pack
 from threading import Lock
 
 from pykvm.bus import BusDevice
-from pykvm.errors import PykvmError, shortage
+from pykvm.errors import HostError, PykvmError, shortage
 from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.memory.ram import Ram
 from pykvm.pci.common_cfg import COMMON_SIZE, VIRTIO_MSI_NO_VECTOR, CommonConfig, Vectors
@@ -295,12 +295,17 @@ class VirtioPci(PciFunction):
                     self._set_held(not self.bus_master)
                 self.state.load(saved.part("virtio"))
                 self._bind_doorbells()
+                active = self.state.active
             self.msix.load(saved.part("msix"))
             saved.end()
-        except BaseException:
+            if active and not self.state.active:
+                raise HostError(f"a saved disk cannot go on: {self.state.reason}")
+        except BaseException as error:
             with self._lock:
                 self.state.reset()
                 self._bind_doorbells()
+            if isinstance(error, OSError) and (lack := shortage(error)):
+                raise HostError(f"a saved disk cannot go on: the host lacks {lack}") from None
             raise
         self._intx.suppressed = self.msix.enabled
         self._intx.load(isr)

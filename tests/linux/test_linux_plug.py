@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import pykvm
-from pykvm import Guest
+from pykvm import Guest, Snapshot
 from pykvm.errors import UsageError
 from pykvm.machine.disks import Disk
 
@@ -61,3 +61,24 @@ def test_a_disk_that_is_torn_out_leaves_a_guest_that_answers(guest: Guest, tmp_p
     assert guest.run(f"head -c 4 {path} | od -x").text.split()[1:3] == ["ffff"] * 2
     assert guest.run("echo still here").text == "still here"
     assert image.read_bytes().startswith(b"kept")
+
+
+def test_a_folder_brings_its_blank_disks_and_asks_for_its_images(tmp_path: Path) -> None:
+    image = tmp_path / "a.img"
+    image.write_bytes(bytes(1 << 20))
+    with pykvm.boot(disks=["16M"]) as guest:
+        guest.run("echo kept > /dev/vda && sync")
+        with guest.snapshot() as taken:
+            taken.save(tmp_path / "blank")
+        guest.add_disk(pykvm.DiskConfig(image, snapshot=True))
+        with guest.snapshot() as taken:
+            taken.save(tmp_path / "image")
+    with Snapshot.open(tmp_path / "blank", "guest") as saved, saved.restore() as again:
+        assert again.run("head -n 1 /dev/vda").text == "kept"
+        assert [disk.config.blank for disk in again.disks] == [16 << 20]
+    with (
+        Snapshot.open(tmp_path / "image", "guest") as saved,
+        pytest.raises(UsageError, match="has disks with images") as error,
+    ):
+        saved.restore()
+    assert f"--disk blank={16 << 20} --disk {image},snapshot=on" in str(error.value)

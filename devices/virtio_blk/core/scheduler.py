@@ -186,6 +186,7 @@ class Schedule:
         if self._observer is not None and not self.halted:
             self._observer.halted()
         self.halted = True
+        self.wake_ns = 0  # a resume asks the rate limits again
 
     def resume(self, capacity: U64 = ANY_CAPACITY) -> list[Request]:
         """Undo :meth:`halt` and plan the kept requests again. Nothing may be executing.

@@ -28,6 +28,8 @@ from pykvm.hot.words import Bytes
 MOST_LAYERS: Final = 8
 """With more, the layers are merged into one, because each makes reads slower."""
 _PIECE: Final = 1 << 20
+_BLOCK: Final = 1 << 12
+"""Bytes of a hole of a file, at least."""
 
 
 class FrozenLayer:
@@ -77,17 +79,25 @@ class FrozenLayer:
         else:
             part.moved = moved
 
-    def copy(self, first: int, sectors: int, into: int) -> None:
+    def copy(self, first: int, sectors: int, into: int, empty: bool) -> None:
         """Copy ``sectors`` from sector ``first`` on to the same place of the file ``into``.
 
-        OSError. Behind the end of a file are zeros.
+        ``empty``: it has nothing there, so zeros can stay holes. OSError. Behind the end of a
+        file are zeros.
         """
         at, end = first << SECTOR_SHIFT, first + sectors << SECTOR_SHIFT
         while at < end:
             file, place = divmod(at, self.piece)
             count = min(end - at, self.piece - place, _PIECE)
-            data = os.pread(self.files[file], count, place)
-            at += os.pwrite(into, data or bytes(count), at)
+            data = os.pread(self.files[file], count, place) or bytes(count)
+            if empty:
+                for start in range(0, len(data), _BLOCK):
+                    block = data[start : start + _BLOCK]
+                    if block.count(0) < len(block):
+                        write_all(into, block, at + start)
+            else:
+                write_all(into, data, at)
+            at += len(data)
 
 
 class Layers:
@@ -110,6 +120,13 @@ class Layers:
             self._open = False
             for layer in self.layers:
                 layer.release()
+
+
+def write_all(file: int, data: bytes, at: int) -> None:
+    """Write ``data`` at byte ``at`` of ``file``. OSError."""
+    while data:
+        written = os.pwrite(file, data, at)
+        data, at = data[written:], at + written
 
 
 def zeros(size: int) -> FrozenLayer:
@@ -135,6 +152,7 @@ def merge(layers: Sequence[FrozenLayer], size: int, into: int) -> SectorMap:
     """
     capacity = size // SECTOR_SIZE
     merged = SectorMap(capacity)
+    lowest = next((layer for layer in layers if layer.map.chunks()), None)
     for layer in layers:
         if layer.map.end < merged.end:
             # The disk was smaller once: what lies behind that end in layers below is gone.
@@ -143,7 +161,7 @@ def merge(layers: Sequence[FrozenLayer], size: int, into: int) -> SectorMap:
         for first, count in layer.map.runs():
             sectors = min(count, capacity - first)
             if sectors > 0:
-                layer.copy(first, sectors, into)
+                layer.copy(first, sectors, into, empty=layer is lowest)
                 merged.add(first, first + sectors)
     os.ftruncate(into, size)
     return merged

@@ -75,6 +75,8 @@ class OverlayImage(Image):
         """``size``: the bytes of a blank disk. UsageError if a temporary file cannot be made."""
         self.base = base
         self.frozen: tuple[FrozenLayer, ...] = ()
+        # Layers, and the one into which merge_frozen() has merged them.
+        self._together: tuple[tuple[FrozenLayer, ...], FrozenLayer | None] = ((), None)
         self._more: list[Image] = []
         if base is None:
             self._begin_blank(size)
@@ -147,6 +149,7 @@ class OverlayImage(Image):
         for layer in self.frozen:
             layer.release()
         self.frozen = ()
+        self._forget_merged()
 
     # -- snapshots: nothing is in flight ----------------------------------------
 
@@ -162,15 +165,42 @@ class OverlayImage(Image):
             opened.callback(layer.release)
             for image in self._more:
                 layer.files += (os.dup(image.fd),)
-            layers = [*self.frozen, layer]
-            if len(layers) > MOST_LAYERS and not self._more:
-                layers = [self._merged(opened, layers)]
+            layers = [*(self._taken_together(opened) or self.frozen), layer]
             # The engines know the descriptors, which now mean the new files.
             for image, file in zip(images, fresh, strict=True):
                 os.dup2(file, image.fd, inheritable=False)
             self._set_frozen(layers)
         self._written = SectorMap(self.capacity)
         return Layers(self.frozen, self.size)
+
+    def merge_frozen(self) -> None:
+        """Merge the frozen layers if they are many, for the next :meth:`freeze`. OSError.
+
+        This copies their content. Operations may be in flight.
+        """
+        if len(self.frozen) < MOST_LAYERS or self._more:
+            return
+        with ExitStack() as opened:
+            merged = self._merged(opened, self.frozen)
+            merged.hold()
+        self._forget_merged()
+        self._together = (self.frozen, merged)
+
+    def _taken_together(self, opened: ExitStack) -> tuple[FrozenLayer, ...]:
+        """The layer of :meth:`merge_frozen`, if it is of the present layers; none otherwise."""
+        before, merged = self._together
+        if merged is None or before != self.frozen:
+            return ()
+        merged.hold()
+        opened.callback(merged.release)
+        self._forget_merged()
+        return (merged,)
+
+    def _forget_merged(self) -> None:
+        merged = self._together[1]
+        self._together = ((), None)
+        if merged is not None:
+            merged.release()
 
     def put_back(self, layers: Layers) -> None:
         """Go on in an empty layer on top of ``layers``, with their size. OSError.

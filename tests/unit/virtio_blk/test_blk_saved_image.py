@@ -13,11 +13,21 @@ from effort import examples
 from hypothesis import HealthCheck, given, settings
 from saved_states import damages
 
+from pykvm.devices.virtio_blk.engines.sync import SyncEngine
 from pykvm.devices.virtio_blk.layers.faults import Fault, FaultPlan
 from pykvm.devices.virtio_blk.layers.frozen import Layers
 from pykvm.devices.virtio_blk.open import DiskConfig, OpenDisk, open_disk
-from pykvm.devices.virtio_blk.saved import check_can_go_back, freeze, load_disk, save_disk
+from pykvm.devices.virtio_blk.rates import RateLimits
+from pykvm.devices.virtio_blk.saved import (
+    check_can_go_back,
+    config_of,
+    config_text,
+    freeze,
+    load_disk,
+    save_disk,
+)
 from pykvm.errors import UsageError
+from pykvm.lean.records import replace
 from pykvm.snapshot.fields import Fields, Saved, SnapshotError
 
 Opener = Callable[..., OpenDisk]
@@ -205,3 +215,28 @@ def test_a_damaged_part_is_refused_or_accepted(
         layers.close()
         assert other.config.faults
         strike(other.config.faults, 3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DiskConfig(blank="64M"),
+        DiskConfig("a.img", snapshot=True, cache="none", lifetime=(1, 2, 3), seg_max=None),
+        DiskConfig(b"\xff.img", readonly=True, limits=RateLimits(iops=5), cpu_affinity={0, 2}),
+        DiskConfig("a.img", engine=SyncEngine, faults=[Fault(errno="EIO")], format="raw"),
+    ],
+    ids=["blank", "snapshot", "read-only", "own engine"],
+)
+def test_the_configuration_comes_back(config: DiskConfig) -> None:
+    back = config_of(config_text(config))
+    own = {"faults": None, "engine": back.engine if callable(config.engine) else config.engine}
+    path = Path(config.path).absolute() if config.path else ""
+    assert back == replace(config, path=path, **own)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"limits": {}, "x": 1}', '{"limits": {}}', "[" * 5000]
+)
+def test_a_configuration_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(SnapshotError, match="makes no sense"):
+        config_of(text)

@@ -171,6 +171,7 @@ def test_many_layers_become_one(factory: EngineFactory, folder: Path, cache: Cac
     taken: list[tuple[Layers, bytes]] = []
     for number in range(3 * MOST_LAYERS):
         one.write(number, 2, number + 1)
+        one.image.merge_frozen()
         taken.append((one.image.freeze(), bytes(one.content)))
         assert len(one.image.frozen) <= MOST_LAYERS
         one.check()
@@ -226,6 +227,22 @@ def test_a_folder_has_only_the_sectors_that_were_written(folder: Path) -> None:
     assert layers.size == SIZE == (folder / "disk0.data").stat().st_size
     assert (folder / "disk0.data").read_bytes()[512:1536] == b"x" * 1024
     layers.close()
+
+
+def test_zeros_that_were_written_take_no_space_in_a_folder(folder: Path) -> None:
+    size = 8 << 20
+    image = OverlayImage(None, size)
+    os.pwrite(image.fd, bytes(size), 0)
+    os.pwrite(image.fd, b"x" * 512, 4 << 20)
+    image.add(0, size)
+    layers = image.freeze()
+    write_layers(layers, folder, "disk0")
+    data = folder / "disk0.data"
+    assert data.stat().st_size == size
+    assert data.stat().st_blocks << 9 < 1 << 20
+    assert data.read_bytes() == bytes(4 << 20) + b"x" * 512 + bytes((4 << 20) - 512)
+    layers.close()
+    image.close()
 
 
 HEADER = 32
