@@ -198,7 +198,7 @@ class Guest:
 
     def resume(self) -> None:
         """Let the guest run on after :meth:`pause`, or after an I/O error that stopped it."""
-        self._usable().machine.resume()
+        self._usable().resume()
 
     def wait_stopped(self, timeout: float | None = None) -> "IoError":
         """Wait until an I/O error of a disk has stopped the guest; return the error.
@@ -229,6 +229,7 @@ class Guest:
 
         The guest gets no chance to write back its caches: :meth:`power_off` gives it one.
         """
+        self._session.let_go()  # at once, also while a reset waits for the guest
         with self._lock:
             self._session.close()
 
@@ -269,9 +270,9 @@ class Guest:
         straight to its image. Give it ``readonly=True`` or ``snapshot=True``, or a blank disk.
         """
         with self._lock:
-            machine = self._usable().machine
-            saved = machine.snapshot()
-            start = self._start.with_disks(machine.disks)
+            session = self._usable()
+            saved = session.snapshot()
+            start = self._start.with_disks(session.machine.disks)
             self._back = Snapshot(saved, start, Limit(self._limit.seconds))
             return self._back
 

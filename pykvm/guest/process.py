@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Self
 
+from pykvm.errors import UsageError
 from pykvm.forms import refused, whole
 from pykvm.guest.errors import CommandFailed, GuestError, GuestTimeout, tail
 from pykvm.guest.result import Command, Result, command_text
@@ -42,7 +43,9 @@ class Process:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.kill()
+        if not self._running.over:
+            self.kill()
+            self._running.discard()
 
     @property
     def status(self) -> int | None:
@@ -72,11 +75,8 @@ class Process:
                 running.drain(False)
         if running.overflow:
             self.kill()
-            raise GuestError(
-                f"{command_text(self.command)} wrote more than {MOST_KEPT >> 20} MiB to "
-                f"{running.overflow}, the most that is kept",
-                "write it to a file in the guest, or read it from popen(…) meanwhile",
-            )
+            running.discard()
+            raise self._too_much(running.overflow)
         result = self._result()
         if check and result.status:
             raise CommandFailed(result)
@@ -104,6 +104,13 @@ class Process:
                 kept.clear()
         status, seconds = _status(ended.status, ended.signal), running.ended - running.began
         return Result(status, ended.signal, stdout, stderr, seconds, self.command)
+
+    def _too_much(self, stream: str) -> GuestError:
+        return GuestError(
+            f"{command_text(self.command)} wrote more than {MOST_KEPT >> 20} MiB to {stream}, "
+            "the most that is kept",
+            "write it to a file in the guest, or read it from popen(…) in pieces",
+        )
 
     def _lost(self) -> GuestError:
         return self._session.lost(self._running.reason or "", command_text(self.command))
@@ -160,9 +167,11 @@ class OutputStream:
             while (count := enough(kept)) < 0:
                 if running.reason is not None:
                     raise process._lost()
-                if running.exit is not None or len(kept) >= MOST_KEPT:
+                if running.exit is not None:
                     count = len(kept)
                     break
+                if len(kept) >= MOST_KEPT:
+                    raise process._too_much(STREAMS[stream])
                 running.pay(stream, 0)
                 if not running.changed.wait(deadline.left):
                     raise process._timeout(f"has not written enough {deadline.text}")
@@ -177,6 +186,7 @@ class InputStream:
 
     def __init__(self, process: Process) -> None:
         self._process = process
+        self._closed = False
 
     def write(self, data: bytes, timeout: float | None = None) -> None:
         """Send ``data``; wait while the command has not read enough of what it got before.
@@ -187,11 +197,16 @@ class InputStream:
         if not isinstance(data, bytes | bytearray | memoryview):
             raise refused("data", data, "give bytes")
         process = self._process
+        if self._closed:
+            raise UsageError(
+                f"the input of {command_text(process.command)} is closed", "write before close()"
+            )
         if not self._send(data, process._session.deadline(timeout)):
             raise GuestError(f"{command_text(process.command)} ended before it had read its input")
 
     def close(self) -> None:
         """End the input: the command reads the end of the file. May be repeated."""
+        self._closed = True
         self._process._running.handle.stdin_eof()
 
     def _feed(self, data: bytes, deadline: Deadline) -> None:

@@ -49,6 +49,7 @@ class Running:
         self.handle: Handle
         self.began = self.ended = time.monotonic()
         self._attached = False
+        self._discards = False
         self._unlimited = unlimited
         self._draining = unlimited
 
@@ -64,6 +65,14 @@ class Running:
             self._attached = True
             if self._draining:
                 self.drain(True)
+
+    def discard(self) -> None:
+        """Nobody reads the output any more: drop it, so that the command can end."""
+        with self.changed:
+            self._discards = True
+            for kept in self.kept:
+                kept.clear()
+            self.drain(True)
 
     def drain(self, on: bool) -> None:
         """Whether the guest gets credit at once for all that it sends. ``changed`` is held."""
@@ -116,7 +125,7 @@ class Running:
             if self._draining and len(kept) + len(data) > MOST_KEPT:
                 self.overflow = STREAMS[stream]
                 kept.clear()
-            if not self.overflow:
+            if not self.overflow and not self._discards:
                 kept += data
             self.owed[stream] += len(data)
             if self._draining:

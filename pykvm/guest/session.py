@@ -68,6 +68,8 @@ class Session:
         try:
             self._wake(now_ns, entropy)
             self.machine.start()
+            if self.machine.failed:  # a disk's error had stopped the guest that was saved
+                self.machine.resume()
             start(self._thread, "a guest")
         except BaseException:
             self.machine.close()
@@ -75,27 +77,48 @@ class Session:
         _open.add(self)
 
     def put_back(self, saved: "MachineSnapshot", now_ns: int, entropy: bytes | None) -> None:
-        """Put the machine, which runs or is paused, back to ``saved``, and let it run.
+        """Put the machine, which runs or is stopped, back to ``saved``, and let it run.
 
-        UsageError if it cannot go back; it then goes on as it was.
+        UsageError or SnapshotError if it cannot go back; it then goes on as it was, unless the
+        snapshot turned out to make no sense.
         """
         machine = self.machine
-        paused = machine.status is RunState.PAUSED
+        ran = machine.status is RunState.RUNNING
         machine.pause()
         try:
-            machine.reset(saved)
-        except UsageError:
-            if not paused:
+            saved.check(machine.hardware)
+            for disk in machine.disks:
+                disk.check_can_go_back()
+        except BaseException:
+            if ran:
                 machine.resume()
             raise
-        except BaseException as error:
-            machine.finish(Outcome.error(str(error)))
-            raise
-        self.console._begin(machine.board.console.feed, self.late)
-        if self.client is not None:
-            self.connect()
-        self._wake(now_ns, entropy)
-        machine.resume()
+        # Also a guest that an error had stopped runs only when its agent has been told.
+        with machine.paused():
+            if self.client is not None:
+                # No other thread writes to the guest's memory while that goes back.
+                self.client.close(PUT_BACK)
+            machine.reset(saved)
+            self.console._begin(machine.board.console.feed, self.late)
+            if self.client is not None:
+                self.connect()
+            self._wake(now_ns, entropy)
+        self.resume()
+
+    def resume(self) -> None:
+        """Let the guest run on; what listeners hear of the stop before, they have heard."""
+        self.machine.resume()
+        self.machine.flush_events()
+
+    def snapshot(self) -> "MachineSnapshot":
+        """A snapshot of the machine."""
+        machine = self.machine
+        if self.client is None:
+            return machine.snapshot()
+        # No other thread writes to the guest's memory meanwhile. A vCPU's thread may wait for the
+        # client's lock, so it stops first.
+        with machine.paused(), self.client.lock:
+            return machine.snapshot()
 
     def wake_again(self, now_ns: int, entropy: bytes | None) -> None:
         """Give these to a guest that has booted, as to one that wakes up; it answers once more."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pykvm.errors import UsageError, reason_of
 from pykvm.forms import file_name, refused, whole
+from pykvm.guest.errors import GuestError
 from pykvm.guest.session import Session
 from pykvm.guest.waiting import Deadline
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from pykvm.agent.client import AgentClient
 
+MOST_PULLED = 256 << 20
+"""The most bytes of a file that a pull keeps in memory."""
 _PIECE = 1 << 16
 _LEVEL = re.compile("^<[0-9]+>", re.MULTILINE)
 """The level of a message in the kernel's log."""
@@ -47,7 +50,7 @@ class Transfer:
         self._changed = threading.Condition()
         self._over = False
         self._reason: str | None = None
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._has_room = True
 
     def finish(self, handle: Handle, deadline: Deadline) -> None:
@@ -60,8 +63,8 @@ class Transfer:
             raise
 
     def wait(self, deadline: Deadline) -> None:
-        """Wait for the end. GuestError, GuestDied, GuestTimeout; OSError if ``take`` raised it."""
-        self._wait(lambda: self._over, deadline)
+        """Wait for the end. GuestError, GuestDied, GuestTimeout; what ``take`` raised, at once."""
+        self._wait(lambda: self._over or self._error is not None, deadline)
         if self._error is not None:
             raise self._error
         if self._reason is not None:
@@ -92,8 +95,10 @@ class Transfer:
         if self._error is None:
             try:
                 self._take(data)
-            except OSError as error:  # such as a full disk of the host
-                self._error = error
+            except (OSError, GuestError) as error:  # such as a full disk of the host
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
 
     def done(self, mode: int) -> None:
         """See DoneEvents."""
@@ -170,8 +175,21 @@ def _cut(pieces: Iterable[bytes]) -> Iterator[bytes]:
 def pull(session: Session, client: "AgentClient", path: str, deadline: Deadline) -> bytes:
     """See :meth:`Guest.pull`."""
     data = bytearray()
-    _pull(session, client, path, data.extend, deadline)
+    _pull(session, client, path, _limited(data, f"the file {path}"), deadline)
     return bytes(data)
+
+
+def _limited(data: bytearray, name: str) -> Callable[[bytes], object]:
+    """Adds to ``data``, so that no guest fills the host's memory."""
+
+    def take(piece: bytes) -> None:
+        if len(data) + len(piece) > MOST_PULLED:
+            raise GuestError(
+                f"{name} is longer than {MOST_PULLED >> 20} MiB", "pull it to a file of the host"
+            )
+        data.extend(piece)
+
+    return take
 
 
 def pull_file(
@@ -208,7 +226,7 @@ def _pull(
 def dmesg(session: Session, client: "AgentClient", deadline: Deadline) -> str:
     """See :meth:`Guest.dmesg`."""
     data = bytearray()
-    transfer = Transfer(session, "dmesg", data.extend)
+    transfer = Transfer(session, "dmesg", _limited(data, "the kernel's log"))
     transfer.finish(client.dmesg(transfer), deadline)
     return _LEVEL.sub("", data.decode("utf-8", "replace"))
 

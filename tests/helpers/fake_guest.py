@@ -1,6 +1,8 @@
 """A machine and an agent without a guest: tests decide what the guest does, and when."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +37,8 @@ class FakeMachine:
         self.listener: Callable[[Event], None] = lambda event: None
         self.bug: BaseException | None = None
         self.status = RunState.PRELAUNCH
+        self.failed = False
+        self.hardware = None
         self.closing = lambda: None
         self._end = EndOfRun()
 
@@ -82,19 +86,32 @@ class FakeMachine:
 
     def reset(self, saved: "FakeSaved") -> None:
         self.log.append(f"reset while {self.status.value}")
-        if saved.problem is not None:
-            raise saved.problem
+        if saved.damage is not None:
+            self.finish(Outcome.error("the guest could not be put back"))
+            raise saved.damage
         self.restored = True
+
+    @contextmanager
+    def paused(self) -> "Iterator[None]":
+        yield
+
+    def flush_events(self) -> None:
+        """No event waits."""
 
 
 class FakeSaved:
-    """Stands for a MachineSnapshot. A reset to it raises ``problem``, if there is one."""
+    """Stands for a MachineSnapshot: ``problem`` is found before a reset, ``damage`` in it."""
 
     id = "1234"
 
     def __init__(self) -> None:
         self.problem: Exception | None = None
+        self.damage: Exception | None = None
         self.closed = 0
+
+    def check(self, hardware: object) -> None:
+        if self.problem is not None:
+            raise self.problem
 
     def close(self) -> None:
         self.closed += 1
@@ -165,6 +182,7 @@ class FakeClient:
     def __init__(self, machine: FakeMachine, events: Any, silent: bool) -> None:
         self.machine = machine
         self.events = events
+        self.lock = threading.RLock()
         self.commands: list[Any] = []
         self.woken: tuple[int, bytes | None, bool] | None = None
         self.on_run: Callable[[Any], None] = lambda command: None

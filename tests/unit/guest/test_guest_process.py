@@ -128,13 +128,13 @@ def test_input(started) -> None:
         process.stdin.write(b"d", timeout=0)
     command.events.room()
     process.stdin.write(b"e")
-    process.stdin.close()
-    assert (command.sent, command.ended_input) == (b"abce", True)
     with pytest.raises(pykvm.UsageError, match=r"^data cannot be"):
         process.stdin.write("text")
     command.ends()
     with pytest.raises(pykvm.GuestError, match="'work' ended before it had read its input"):
         process.stdin.write(b"f")
+    process.stdin.close()
+    assert (command.sent, command.ended_input) == (b"abce", True)
 
 
 def test_a_guest_that_ends_ends_the_streams(fake) -> None:
@@ -158,3 +158,44 @@ def test_processes_explain_themselves(started) -> None:
     assert repr(process) == "<Process 'work': runs>"
     command.ends(1)
     assert repr(process) == "<Process 'work': status 1>"
+
+
+def test_a_process_that_nobody_reads_any_more_can_end(fake) -> None:
+    one = fake()
+    with one.guest.popen("yes") as process:
+        command = one.command()
+        command.prints(bytes(1000))
+        command.prints(bytes(10), "stderr")
+        assert command.credit == [0, 0]
+    assert command.credit == [1000, 10]
+    command.prints(bytes(500))
+    assert command.credit == [1500, 10]
+    command.ends(0, 9)
+    assert process.wait(check=False).stdout == b""
+
+
+def test_what_an_ended_process_wrote_outlives_its_block(started) -> None:
+    process, command = started
+    with process:
+        command.prints(b"all")
+        command.ends()
+    assert process.wait().stdout == b"all"
+
+
+def test_a_read_of_too_much_is_an_error_and_loses_nothing(started, monkeypatch) -> None:
+    process, command = started
+    monkeypatch.setattr("pykvm.guest.process.MOST_KEPT", 1 << 20)
+    command.prints(bytes(1 << 20))
+    for call in (process.stdout.read, process.stdout.readline):
+        with pytest.raises(pykvm.GuestError, match="'work' wrote more than 1 MiB to stdout"):
+            call()
+    assert len(process.stdout.read1()) == 1 << 20
+
+
+def test_a_write_after_the_end_of_the_input_is_refused(started) -> None:
+    process, command = started
+    process.stdin.close()
+    process.stdin.close()
+    with pytest.raises(pykvm.UsageError, match="the input of 'work' is closed"):
+        process.stdin.write(b"x")
+    assert command.sent == b""

@@ -4,8 +4,8 @@ import gc
 from dataclasses import dataclass
 
 import pytest
-from fake_guest import FakeGuest, FakeMachine, FakeSaved
-from patience import PATIENCE, ends, in_thread
+from fake_guest import FakeClient, FakeGuest, FakeMachine, FakeSaved
+from patience import PATIENCE, ends, in_thread, until
 
 import pykvm
 from pykvm.guest.start import Start
@@ -90,28 +90,31 @@ def test_without_a_snapshot_a_reset_goes_to_the_start(fake, machines) -> None:
     assert [saved for _, saved in made] == [None]
 
 
-def test_a_guest_that_cannot_go_back_goes_on(fake) -> None:
+@pytest.mark.parametrize("kind", [pykvm.UsageError, pykvm.SnapshotError])
+def test_a_guest_that_cannot_go_back_goes_on_as_it_was(fake, kind) -> None:
     one = fake()
     snapshot = one.guest.snapshot()
-    snapshot.saved.problem = pykvm.UsageError("the disk cannot go back")
+    snapshot.saved.problem = kind("the disk cannot go back")
     client = one.client
-    with pytest.raises(pykvm.UsageError, match="cannot go back"):
-        one.guest.reset(snapshot)
-    assert one.machine.status is RunState.RUNNING
+    process = one.guest.popen("work")
+    for state in (RunState.RUNNING, RunState.PAUSED):
+        one.machine.status = state
+        with pytest.raises(kind, match="cannot go back"):
+            one.guest.reset(snapshot)
+        assert one.machine.status is state
     assert one.client is client
-    one.guest.pause()
-    with pytest.raises(pykvm.UsageError, match="cannot go back"):
-        one.guest.reset(snapshot)
-    assert one.machine.status is RunState.PAUSED
+    assert one.machine.log == []
+    one.command().ends()
+    assert process.wait().status == 0
 
 
 def test_a_reset_that_fails_half_way_ends_the_guest(fake) -> None:
     one = fake()
     snapshot = one.guest.snapshot()
-    snapshot.saved.problem = pykvm.SnapshotError("it makes no sense")
+    snapshot.saved.damage = pykvm.SnapshotError("it makes no sense")
     with pytest.raises(pykvm.SnapshotError):
         one.guest.reset(snapshot)
-    assert one.guest.wait() == Outcome.error("it makes no sense")
+    assert one.guest.wait() == Outcome.error("the guest could not be put back")
 
 
 def test_what_is_no_snapshot(fake) -> None:
@@ -188,6 +191,9 @@ class FakeDisk:
     config: pykvm.DiskConfig
     number: int = 5
 
+    def check_can_go_back(self) -> None:
+        """It can."""
+
 
 def test_a_disk_comes_and_goes(fake) -> None:
     one = fake()
@@ -240,3 +246,43 @@ def test_each_fork_has_its_own_plan_of_failures(fake, machines) -> None:
         plans = [guest.machine.config.disks[0].faults for guest in guests]
         assert len({id(one) for one in (plan, *plans)}) == 3
         assert [len(one.rules) for one in plans] == [1, 1]
+
+
+def test_a_restored_guest_that_an_error_had_stopped_runs(fake, machines) -> None:
+    one = fake()
+    snapshot = one.guest.snapshot()
+    made = machines(one)
+    good = Start.machine
+
+    def machine(start: Start, saved: object, deadline: object) -> FakeMachine:
+        new = good(start, saved, deadline)
+        new.failed = True
+        new.start = lambda: None
+        return new
+
+    Start.machine = machine
+    with snapshot.restore():
+        assert made[0][0].status is RunState.RUNNING
+    Start.machine = good
+
+
+def test_a_close_ends_a_reset_that_waits(fake, monkeypatch) -> None:
+    one = fake()
+    one.guest.snapshot()
+    monkeypatch.setattr(
+        "pykvm.machine.agent_link.connect",
+        lambda machine, events: FakeClient(machine, events, silent=True),
+    )
+    errors = []
+
+    def reset() -> None:
+        try:
+            one.guest.reset()
+        except pykvm.GuestDied as error:
+            errors.append(error)
+
+    thread = in_thread(reset)
+    until(lambda: one.machine.log)
+    one.guest.close()
+    assert ends(thread)
+    assert len(errors) == 1

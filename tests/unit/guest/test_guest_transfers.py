@@ -155,3 +155,13 @@ def test_a_guest_without_an_agent_says_so(fake) -> None:
     for call, arguments in (("push", (b"", "/x")), ("pull", ("/x",)), ("dmesg", ())):
         with pytest.raises(pykvm.UsageError, match="has no agent, so it "):
             getattr(one.guest, call)(*arguments)
+
+
+def test_a_file_that_is_too_long_for_memory_is_given_up_at_once(fake, monkeypatch) -> None:
+    one = fake()
+    monkeypatch.setattr("pykvm.guest.transfers.MOST_PULLED", 1 << 20)
+    one.answers(lambda transfer: [transfer.events.data(bytes(1 << 19)) for _ in range(3)])
+    for call in (lambda: one.guest.pull("/dev/zero"), one.guest.dmesg):
+        with pytest.raises(pykvm.GuestError, match="is longer than 1 MiB"):
+            call()
+    assert [request.cancelled for request in one.client.commands] == [True, True]
