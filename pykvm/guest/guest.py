@@ -1,6 +1,7 @@
 """A guest that runs: its commands, files, console and disks, and its end."""
 
 import threading
+import warnings
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self, overload
@@ -193,8 +194,8 @@ class Guest:
     # -- the run ----------------------------------------------------------------
 
     def pause(self) -> None:
-        """Stop the guest: on return it runs no instruction, and its disks do nothing."""
-        self._usable().machine.pause()
+        """Stop the guest: on return, no CPU runs and no disk does anything. GuestTimeout."""
+        self._usable().pause()
 
     def resume(self) -> None:
         """Let the guest run on after :meth:`pause`, or after an I/O error that stopped it."""
@@ -258,7 +259,7 @@ class Guest:
         if session.client is not None:
             remove = f"echo 1 > /sys/bus/pci/devices/0000:00:{disk.number:02x}.0/remove"
             self.run(remove, timeout=timeout)
-        with self._lock:
+        with self._lock, session.in_time():
             session.machine.remove_disk(disk)
 
     # -- snapshots ----------------------------------------------------------------
@@ -290,6 +291,8 @@ class Guest:
         with self._lock:
             session = self._usable()
             back = snapshot or self._back
+            if back is not None:
+                back.check_open()
             start = self._start.with_disks(session.machine.disks)
             fits = back is not None and back._fits(start)
             if back is not None and fits and session.machine.outcome is None:
@@ -313,6 +316,9 @@ class Guest:
             machine.close()
             raise
         weakref.finalize(self, session.let_go).atexit = False
+        for notice in machine.notices:
+            if notice.startswith("booting without a template"):
+                warnings.warn(notice, RuntimeWarning, stacklevel=4)
 
     def _run(self) -> None:
         """Let the new machine run."""

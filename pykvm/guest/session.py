@@ -8,6 +8,8 @@ collector may let go of a session in any thread, such as a vCPU's, which cannot 
 import atexit
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pykvm.errors import UsageError
@@ -84,7 +86,7 @@ class Session:
         """
         machine = self.machine
         ran = machine.status is RunState.RUNNING
-        machine.pause()
+        self.pause()
         try:
             saved.check(machine.hardware)
             for disk in machine.disks:
@@ -105,6 +107,19 @@ class Session:
             self._wake(now_ns, entropy)
         self.resume()
 
+    def pause(self) -> None:
+        """Stop the guest. GuestTimeout."""
+        with self.in_time():
+            self.machine.pause()
+
+    @contextmanager
+    def in_time(self) -> Iterator[None]:
+        """Turns the error of a vCPU that does not stop into GuestTimeout."""
+        try:
+            yield
+        except TimeoutError as error:
+            raise self.late(str(error)) from None
+
     def resume(self) -> None:
         """Let the guest run on; what listeners hear of the stop before, they have heard."""
         self.machine.resume()
@@ -114,10 +129,11 @@ class Session:
         """A snapshot of the machine."""
         machine = self.machine
         if self.client is None:
-            return machine.snapshot()
+            with self.in_time():
+                return machine.snapshot()
         # No other thread writes to the guest's memory meanwhile. A vCPU's thread may wait for the
         # client's lock, so it stops first.
-        with machine.paused(), self.client.lock:
+        with self.in_time(), machine.paused(), self.client.lock:
             return machine.snapshot()
 
     def wake_again(self, now_ns: int, entropy: bytes | None) -> None:

@@ -1,9 +1,11 @@
 """The state of a guest at one moment, and the guests that begin there."""
 
+import math
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from pykvm.errors import PykvmError, UsageError
 from pykvm.forms import path, refused, whole
 from pykvm.guest.start import Start, configuration
 from pykvm.guest.waiting import Limit, seconds
@@ -31,6 +33,7 @@ class Snapshot:
     def __init__(self, saved: "MachineSnapshot", start: Start, limit: Limit) -> None:
         """Programs call :meth:`Guest.snapshot` or :meth:`open`."""
         self.saved = saved
+        self._closed = False
         # Machines cannot write one trace together.
         self._start = replace(start, config=replace(start.config, trace=None))
         self._limit = limit
@@ -42,7 +45,7 @@ class Snapshot:
         folder: "Path | str",
         guest: str | None = None,
         *,
-        disks: "Sequence[DiskConfig | Path | str]" = (),
+        disks: "Sequence[DiskConfig | Path | str] | None" = None,
         kernel: "Path | str | None" = None,
         initrd: "Path | str | bytes | None" = None,
         append: str = "",
@@ -50,13 +53,17 @@ class Snapshot:
     ) -> Self:
         """Open the folder that :meth:`save` wrote. See :func:`boot` for the other arguments.
 
-        They are those of the guest that was saved. ``disks`` are new to it. SnapshotError.
+        They are those of the guest that was saved. ``disks`` are the disks that it had, in their
+        order, and perhaps more, which are new to it; None: it had blank ones only. SnapshotError.
         """
+        from pykvm.devices.virtio_blk.open import DiskConfig
         from pykvm.machine.snapshot import MachineSnapshot
 
         limit = Limit(seconds("timeout", timeout))
         saved = MachineSnapshot.open(path("folder", folder))
         try:
+            if disks is None:
+                disks = [DiskConfig(blank=size) for size in saved.disk_sizes]
             options: dict[str, Any] = {"disks": disks, "initrd": initrd, "append": append}
             options |= {"memory": saved.memory, "cpus": saved.cpus}
             return cls(saved, Start(configuration(guest, kernel, options)), limit)
@@ -78,12 +85,23 @@ class Snapshot:
         """The facts about it, as in its folder's manifest.json."""
         return dict(self.saved.manifest)
 
+    def problem(self) -> str | None:
+        """Why no guest can begin from it on this host now, as a sentence; None if one can."""
+        try:
+            self.check_open()
+            self._start.fork().machine(self.saved, Limit(math.inf).deadline(None)).close()
+        except PykvmError as error:
+            return str(error)
+        return None
+
     def save(self, folder: "Path | str") -> None:
         """Write it as the new folder ``folder``, complete or not at all. SnapshotError."""
+        self.check_open()
         self.saved.write(folder)
 
     def verify(self) -> None:
         """Read all of it, and compare its checksums. SnapshotError if it is damaged."""
+        self.check_open()
         self.saved.verify()
 
     def restore(
@@ -114,6 +132,7 @@ class Snapshot:
         """
         from pykvm.guest.guest import Guest
 
+        self.check_open()
         if not 1 <= whole("count", count) <= _MOST_FORKS:
             raise refused("count", count, f"give a number of guests from 1 to {_MOST_FORKS}")
         limit = self._limit.seconds if timeout is None else seconds("timeout", timeout)
@@ -146,7 +165,13 @@ class Snapshot:
 
     def close(self) -> None:
         """Free it. May be repeated. The guests that began from it run on, and cannot be reset."""
+        self._closed = True
         self.saved.close()
+
+    def check_open(self) -> None:
+        """UsageError after :meth:`close`."""
+        if self._closed:
+            raise UsageError("the snapshot is closed", "close it when no guest needs it any more")
 
 
 def _images(start: Start) -> "list[tuple[Path | str, int]]":

@@ -38,6 +38,7 @@ class FakeMachine:
         self.bug: BaseException | None = None
         self.status = RunState.PRELAUNCH
         self.failed = False
+        self.notices: list[str] = []
         self.hardware = None
         self.closing = lambda: None
         self._end = EndOfRun()

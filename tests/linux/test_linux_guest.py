@@ -212,6 +212,20 @@ def test_a_snapshot_in_a_folder(own: pykvm.Guest, tmp_path: Path) -> None:
         pykvm.Snapshot.open(tmp_path / "none")
 
 
+def test_a_saved_guest_keeps_its_blank_disk(tmp_path: Path) -> None:
+    with pykvm.boot(timeout=linux_patience()) as guest:
+        guest.run("echo on the disk > /dev/vda; sync")
+        with guest.snapshot() as snapshot:
+            assert snapshot.problem() is None
+            snapshot.save(tmp_path / "saved")
+    with pykvm.Snapshot.open(tmp_path / "saved", timeout=linux_patience()) as opened:
+        assert opened.problem() is None
+        with opened.restore() as restored:
+            assert restored.run("head -n 1 /dev/vda").text == "on the disk"
+    with pykvm.Snapshot.open(tmp_path / "saved", append="quiet") as opened:
+        assert "belongs to a different guest" in opened.problem()
+
+
 def test_nothing_stays_behind_when_the_interpreter_exits(tmp_path: Path) -> None:
     """Neither at a normal end, nor after an interrupt, nor in a forked child."""
     script = """

@@ -286,3 +286,65 @@ def test_a_close_ends_a_reset_that_waits(fake, monkeypatch) -> None:
     one.guest.close()
     assert ends(thread)
     assert len(errors) == 1
+
+
+def test_a_closed_snapshot_serves_no_more_and_the_guest_goes_on(fake, tmp_path) -> None:
+    one = fake()
+    with one.guest.snapshot() as snapshot:
+        pass
+    calls = (
+        one.guest.reset,
+        lambda: one.guest.reset(snapshot),
+        snapshot.restore,
+        snapshot.verify,
+        lambda: snapshot.save(tmp_path / "new"),
+    )
+    for call in calls:
+        with pytest.raises(pykvm.UsageError, match="the snapshot is closed"):
+            call()
+    assert snapshot.problem().startswith("the snapshot is closed")
+    assert one.machine.log == []
+    assert one.machine.status is RunState.RUNNING
+
+
+def test_why_a_guest_cannot_begin_here(fake, machines) -> None:
+    one = fake()
+    snapshot = one.guest.snapshot()
+    made = machines(one)
+    assert snapshot.problem() is None
+    assert [machine.log for machine, _ in made] == [["close"]]
+    good = Start.machine
+
+    def machine(start: Start, saved: object, deadline: object) -> FakeMachine:
+        raise pykvm.SnapshotError("it belongs to a different processor")
+
+    Start.machine = machine
+    assert snapshot.problem() == "it belongs to a different processor"
+    Start.machine = good
+
+
+def test_a_vcpu_that_does_not_stop_is_a_timeout_of_the_family(fake) -> None:
+    one = fake()
+
+    def pause() -> None:
+        raise TimeoutError("a vCPU is busy and did not stop within 5 s")
+
+    one.machine.pause = pause
+    for call in (one.guest.pause, one.guest.reset):
+        one.guest.snapshot()
+        with pytest.raises(pykvm.GuestTimeout, match="a vCPU is busy"):
+            call()
+    assert one.machine.status is RunState.RUNNING
+
+
+def test_a_start_without_a_template_is_a_warning(monkeypatch) -> None:
+    original = FakeMachine.__init__
+
+    def init(self, *arguments) -> None:
+        original(self, *arguments)
+        self.notices = ["booting without a template: no cache folder", "something else"]
+
+    monkeypatch.setattr(FakeMachine, "__init__", init)
+    with pytest.warns(RuntimeWarning, match="^booting without a template: no cache") as warned:
+        FakeGuest(monkeypatch).guest.close()
+    assert len(warned) == 1
