@@ -24,6 +24,8 @@ _SETTLED_NS: Final = 2_000_000_000
 """A change in the same tick of the clock as the last one shows in no time stamp. So the digest of a
 file counts for later only when this time has passed since its last change (2 s: FAT's tick)."""
 _CHUNK: Final = 1 << 20
+_found: "dict[str, str]" = {}
+"""The digests by identity that this process has looked up in the file, at most _MOST_FILES."""
 
 
 def content_digest(path: "Path | str") -> str:
@@ -70,9 +72,13 @@ def _lines() -> list[str]:
 
 
 def _recall(identity: str) -> str:
+    if digest := _found.get(identity):
+        return digest
     for line in _lines():
         known, _, digest = line.rpartition(" ")
         if known == identity and len(digest) == 64:
+            if len(_found) < _MOST_FILES:
+                _found[identity] = digest
             return digest
     return ""
 

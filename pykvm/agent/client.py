@@ -18,7 +18,6 @@ import os
 import threading
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Protocol
 
 from pykvm.agent.mailbox import Memory, Rings
 from pykvm.agent.outbox import Outbox
@@ -46,6 +45,7 @@ from pykvm.agent.requests import (
     RunEvents,
 )
 from pykvm.errors import guest_text
+from pykvm.lean.typing_names import Protocol
 
 
 class AgentState(Enum):

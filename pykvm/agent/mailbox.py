@@ -4,9 +4,7 @@ The guest can write everywhere in them at any time. So this side keeps its own
 positions, checks those of the guest, and copies what it reads.
 """
 
-from typing import Protocol
-
-from pykvm.lean.typing_names import Final
+from pykvm.lean.typing_names import Final, Protocol
 
 PAGE: Final = 4096
 MARK: Final = int.from_bytes(b"pykvmbx3", "little")

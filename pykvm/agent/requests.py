@@ -1,7 +1,6 @@
 """What the host has asked the guest's agent for: one object for each request that is not over."""
 
 from collections import deque
-from typing import Protocol
 
 from pykvm.agent.protocol import (
     MAX_PAYLOAD,
@@ -13,7 +12,7 @@ from pykvm.agent.protocol import (
     encode_all,
 )
 from pykvm.lean.records import record
-from pykvm.lean.typing_names import Any
+from pykvm.lean.typing_names import Any, Protocol
 
 
 @record

@@ -13,10 +13,10 @@ guest's kernel code instruction by instruction.
 
 import json
 from pathlib import Path
-from typing import Any
 
 from pykvm.errors import UsageError, reason_of
 from pykvm.lean.records import record
+from pykvm.lean.typing_names import Any
 
 FORMAT = 1
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"

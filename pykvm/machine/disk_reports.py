@@ -2,9 +2,9 @@
 
 import errno
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from pykvm.devices.virtio_blk.hooks import DeviceHooks, IoError
+from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.machine.end import EndOfRun
 from pykvm.machine.events import Announcer, BlockIoError, DiskHeld, HostShortage
 from pykvm.machine.outcome import Outcome

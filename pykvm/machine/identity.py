@@ -2,11 +2,11 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pykvm.digests import content_digest
 from pykvm.errors import UsageError, reason_of
 from pykvm.kvm.cpuid import CpuidEntry
+from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.machine.cpu import cpuid_of
 from pykvm.machine.guest import ResolvedGuest
 

@@ -3,11 +3,11 @@
 from contextlib import ExitStack
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pykvm.devices.virtio_blk.open import DiskConfig, open_disk
 from pykvm.errors import UsageError
 from pykvm.kvm.pci_services import KvmPciServices
+from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.machine.config import disk_config
 from pykvm.machine.create import check_disks
 from pykvm.machine.disks import Disk

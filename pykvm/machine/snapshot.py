@@ -15,12 +15,12 @@ import time
 from collections.abc import Sequence
 from mmap import PAGESIZE
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
 
 from pykvm import __version__
 from pykvm.errors import UsageError, reason_of, shown
 from pykvm.forms import refused
 from pykvm.kvm import snapshot as kvm_snapshot
+from pykvm.lean.typing_names import TYPE_CHECKING, Any, Self
 from pykvm.machine.cpu import cpuid_of
 from pykvm.machine.create import MAX_DISKS, Hardware
 from pykvm.machine.outcome import Outcome

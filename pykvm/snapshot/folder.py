@@ -19,9 +19,9 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
 
 from pykvm.errors import reason_of
+from pykvm.lean.typing_names import Any, Self
 from pykvm.snapshot.fields import Fields, Saved, SnapshotError
 
 FORMAT = 2
