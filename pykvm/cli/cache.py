@@ -9,7 +9,7 @@ from typing import Any
 from pykvm.cache import cache_folder
 from pykvm.cli.parser import Parser
 from pykvm.cli.say import emit
-from pykvm.errors import UsageError, shown
+from pykvm.errors import UsageError, reason_of, shown
 from pykvm.names import json_text, name_fields
 from pykvm.templates.store import Store, template_limit
 from pykvm.templates.upkeep import Kept, failures, kept, tidy
@@ -25,7 +25,15 @@ def run_cache(arguments: Sequence[str]) -> int:
     if not folder:
         raise UsageError("this user has no home, so no cache", "set PYKVM_CACHE to a folder")
     store = Store(os.path.join(os.path.abspath(folder), "templates"), template_limit())
-    (_list if options.action == "list" else _clear)(store, options.json)
+    try:
+        (_list if options.action == "list" else _clear)(store, options.json)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UsageError(
+            f"the templates in {shown(store.folder)} cannot be read: {reason_of(error)}",
+            "set PYKVM_CACHE to a folder of your own",
+        ) from None
     return 0
 
 
@@ -64,9 +72,9 @@ def _clear(store: Store, as_json: bool) -> None:
     left = {one.key for one in kept(store)}
     if as_json:
         _emit_json(store, "removed", gone, left=len(left))
-        return
-    total = _size(sum(one.bytes for one in gone))
-    emit(f"removed {_count(gone)}, {total}, from {shown(store.folder)}\n")
+    else:
+        total = _size(sum(one.bytes for one in gone))
+        emit(f"removed {_count(gone)}, {total}, from {shown(store.folder)}\n")
     if left:
         raise UsageError(
             f"{len(left)} of the templates cannot be removed", "look at the folder's permissions"

@@ -42,7 +42,7 @@ def build(
     TemplateError if there can be none. UsageError and HostError if a machine of ``config`` cannot
     be built. BootFailed if the user ended the boot.
     """
-    seconds = timeout or BOOT_SECONDS
+    seconds = BOOT_SECONDS if timeout is None else timeout
 
     def waiting() -> None:
         progress("waiting for a different pykvm, which boots this guest for the first time")
@@ -62,13 +62,7 @@ def build(
             tidy(store, store.limit)
             progress("first start of this guest on this host: booting it once")
             place = os.path.join(building(store, key), "snapshot")
-            _boot(
-                store,
-                config,
-                key,
-                partial(boot or save_booted, timeout=seconds, watch=watch),
-                place,
-            )
+            _boot(store, config, key, place, seconds, partial(boot or save_booted, watch=watch))
             return _keep(store, config, key, place)
     except OSError as error:
         raise _unusable(store, error) from None
@@ -78,17 +72,20 @@ def _boot(
     store: Store,
     config: MachineConfig,
     key: str,
-    boot: Callable[[MachineConfig, str], None],
     place: str,
+    seconds: float,
+    boot: Callable[..., None],
 ) -> None:
     """Boot the guest of ``config`` alone, and save it as ``place``. TemplateError."""
     try:
-        boot(replace(config, disks=(), trace=None, console_size=None), place)
+        boot(replace(config, disks=(), trace=None, console_size=None), place, timeout=seconds)
     except BootFailed as error:
         if error.outcome.kind in _BY_THE_USER:
             raise
         reason = f"alone, without disks, {error.message}"
-        store.failed(key, reason)
+        # A caller in haste says nothing about the guest.
+        if error.outcome.kind is not OutcomeKind.TIMEOUT or seconds >= BOOT_SECONDS:
+            store.failed(key, reason)
         raise TemplateError(reason) from None
     except SnapshotError as error:
         raise TemplateError(error.message, error.hint) from None
@@ -103,7 +100,7 @@ def _keep(store: Store, config: MachineConfig, key: str, place: str) -> str:
     tidy(store, store.limit)
     if not (found := store.find(key)):
         reason = f"it is larger than the limit, {store.limit >> 20} MiB"
-        store.failed(key, reason)
+        store.failed(key, reason, too_large=True)
         raise TemplateError(reason, "raise PYKVM_TEMPLATE_LIMIT")
     return found
 

@@ -1,5 +1,6 @@
 """A machine that starts from its template: a guest in milliseconds instead of seconds."""
 
+import errno
 from collections.abc import Callable
 from functools import partial
 
@@ -120,7 +121,9 @@ def _from_template(
     timings.mark("template found")
     try:
         return Machine(config, timings=timings, snapshot=folder)
-    except SnapshotError:
+    except SnapshotError as error:
+        if _lacks(error):
+            raise TemplateError(error.message, error.hint) from None
         _discard(folder)
     # It was damaged, or removed this moment.
     folder = find()
@@ -128,6 +131,12 @@ def _from_template(
         return Machine(config, timings=timings, snapshot=folder)
     except SnapshotError as error:
         raise TemplateError(f"a new one cannot be used: {error.message}") from None
+
+
+def _lacks(error: SnapshotError) -> bool:
+    """True if the host or this process refused, which says nothing about the template."""
+    cause = error.__context__
+    return isinstance(cause, OSError) and cause.errno not in (errno.ENOENT, errno.ENOTDIR)
 
 
 def _discard(folder: str) -> None:

@@ -56,7 +56,8 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return ""
         except OSError:
-            pass  # a cache that this user may only read
+            # A cache that this user may only read, or not even that.
+            return path if os.access(path, os.R_OK | os.X_OK) else ""
         return path
 
     def path(self, key: str) -> str:
@@ -64,18 +65,20 @@ class Store:
         return os.path.join(self.folder, key)
 
     def failure(self, key: str) -> str:
-        """Why the guest of ``key`` did not boot, within the last hour; "" if that is not known."""
+        """Why there is no template ``key``, as of the last hour; "" if that is not known."""
         try:
             with open(self.path(key) + FAILED, encoding="utf-8", errors="replace") as file:
                 age = time.time() - os.fstat(file.fileno()).st_mtime
-                return file.read(_MOST_REASON) if 0 <= age < FAILED_SECONDS else ""
+                limit, _, reason = file.read(_MOST_REASON).partition("\n")
+                valid = 0 <= age < FAILED_SECONDS and limit in ("", str(self.limit))
+                return reason if valid else ""
         except OSError:
             return ""
 
-    def failed(self, key: str, reason: str) -> None:
-        """Remember that the guest of ``key`` did not boot."""
+    def failed(self, key: str, reason: str, *, too_large: bool = False) -> None:
+        """Remember why there is no template ``key``. ``too_large``: only while the limit stays."""
         with suppress(OSError), open(self.path(key) + FAILED, "w", encoding="utf-8") as file:
-            file.write(reason)
+            file.write(f"{self.limit if too_large else ''}\n{reason}")
 
 
 def open_store() -> Store:

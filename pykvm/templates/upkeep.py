@@ -118,7 +118,7 @@ def remove(store: Store, key: str) -> bool:
 
 
 def kept(store: Store) -> list[Kept]:
-    """All templates, the longest unused first."""
+    """All templates, the longest unused first. OSError if the folder cannot be read."""
     found = []
     with suppress(FileNotFoundError), os.scandir(store.folder) as entries:
         for entry in entries:

@@ -317,11 +317,20 @@ def test_a_confined_guest_is_saved_in_its_folder_only(
         run.kill()
         run.communicate()
     assert sorted(os.listdir(inside)) == ["one", "two"]
-    assert main(["snapshot", "verify", str(inside / "two")]) == 0
-    command = ["snapshot", "info", str(inside / "two"), *guest(bare_kernel, "spin")]
+    assert_info_judges_disks(inside / "two", image, bare_kernel, capfd)
+
+
+def assert_info_judges_disks(folder: Path, image: Path, bare_kernel: Path, capfd) -> None:
+    assert main(["snapshot", "verify", str(folder)]) == 0
+    command = ["snapshot", "info", str(folder), *guest(bare_kernel, "spin")]
     capfd.readouterr()
     assert main([*command, "--disk", f"{image},snapshot=on", "--disk", "blank=1M"]) == 0
     assert capfd.readouterr().out.endswith("here      can be restored\n")
+    assert main(command) == 0
+    text = capfd.readouterr().out
+    assert f"{image},snapshot=on (to be named by --disk)" in text
+    assert "blank, 1.0 MiB" in text
+    assert text.endswith("here      can be restored\n")
     assert main([*command, "--disk", f"{image},snapshot=on"]) == 0
     assert "configure the disks that were saved, in the same order" in capfd.readouterr().out
     image.write_bytes(b"x" + bytes((1 << 20) - 1))

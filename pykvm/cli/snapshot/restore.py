@@ -61,8 +61,8 @@ def run_restore(arguments: Sequence[str], own_process: bool) -> int:
 def _parser() -> "Parser":
     return boot_parser(
         "pykvm snapshot restore",
-        "Run the guest that DIR holds, as 'pykvm boot' would. Give the guest, --kernel, --initrd "
-        "and --append as at its boot. Its disks are new to it.",
+        "Run the guest that DIR holds, as 'pykvm boot' would. Give the guest, --kernel, --initrd, "
+        "--append and disks as at its boot. More disks are new to it.",
         OPTIONS,
     )
 

@@ -9,7 +9,7 @@ import pytest
 
 from pykvm.cli.main import main
 from pykvm.machine.config import MachineConfig
-from pykvm.templates import about
+from pykvm.templates import about, upkeep
 from pykvm.templates.store import Store
 
 KEY, OTHER = "a" * 32, "b" * 32
@@ -66,6 +66,29 @@ def test_clear_removes_templates_only(store: Store, capfd: pytest.CaptureFixture
     assert Path(store.folder).parent.joinpath("host-traits").exists()
     assert main(["cache", "clear", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["removed"] == []
+
+
+@pytest.mark.parametrize("action", ["list", "clear"])
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], action: str
+) -> None:
+    (tmp_path / "templates").touch()
+    monkeypatch.setenv("PYKVM_CACHE", str(tmp_path))
+    assert main(["cache", action]) == 2
+    text = f"the templates in {tmp_path}/templates cannot be read: not a directory; set PYKVM_CACHE"
+    assert text in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_templates_that_stay_are_a_failure(
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    options: list[str],
+) -> None:
+    monkeypatch.setattr(upkeep, "remove", lambda store, key: False)
+    assert main(["cache", "clear", *options]) == 2
+    assert "2 of the templates cannot be removed" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A template is made completely or not at all, whatever goes wrong, without a real guest."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_a_failure_leaves_nothing(
     assert rig.left() == [KEY]
 
 
-@pytest.mark.parametrize("outcome", [Outcome.panic("oops"), Outcome.timeout(5), Outcome.reset()])
+@pytest.mark.parametrize("outcome", [Outcome.panic("oops"), Outcome.timeout(120), Outcome.reset()])
 def test_a_guest_that_does_not_boot_is_remembered(rig: Rig, outcome: Outcome) -> None:
     def fails(folder: Path) -> None:
         raise BootFailed("oops", outcome)
@@ -121,6 +122,16 @@ def test_a_guest_that_does_not_boot_is_remembered(rig: Rig, outcome: Outcome) ->
         rig.build()
     assert rig.left() == [f"{KEY}.failed"]
     assert rig.store.failure(KEY).endswith("did not boot: oops")
+
+
+def test_a_caller_in_haste_says_nothing_about_the_guest(rig: Rig) -> None:
+    def fails(folder: Path) -> None:
+        raise BootFailed("oops", Outcome.timeout(2))
+
+    rig.boot = fails
+    with pytest.raises(TemplateError):
+        rig.build(timeout=2)
+    assert rig.left() == []
 
 
 def test_files_that_change_during_the_boot_are_no_template(rig: Rig) -> None:
@@ -140,6 +151,9 @@ def test_a_template_above_the_limit_is_not_kept(rig: Rig) -> None:
     with pytest.raises(TemplateError, match="it is larger than the limit, 1 MiB; raise"):
         rig.build()
     assert rig.left() == [f"{KEY}.failed"]
+    assert rig.store.failure(KEY)
+    rig.store.limit = 3 * MIB
+    assert not rig.store.failure(KEY)
 
 
 def test_a_new_template_makes_room_for_itself(rig: Rig) -> None:
@@ -163,6 +177,27 @@ def test_nobody_waits_for_ever_for_a_template_of_somebody_else(rig: Rig) -> None
         rig.build(timeout=0.1)
     assert rig.said == ["waiting for a different pykvm, which boots this guest for the first time"]
     assert not rig.configs
+
+
+@pytest.mark.parametrize(
+    ("cause", "removed"), [(errno.EMFILE, False), (errno.EACCES, False), (errno.ENOENT, True)]
+)
+def test_a_template_is_removed_only_if_it_is_bad(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, cause: int, removed: bool
+) -> None:
+    folder = rig.build()
+
+    def refuses(config: MachineConfig, *, timings: object, snapshot: str) -> None:
+        try:
+            raise OSError(cause, os.strerror(cause))
+        except OSError:
+            raise SnapshotError("it cannot be read") from None
+
+    monkeypatch.setattr(start, "Machine", refuses)
+    monkeypatch.setattr(start, "open_store", lambda: rig.store)
+    with pytest.raises(TemplateError):
+        start._from_template(CONFIG, lambda: folder, None)
+    assert os.path.isdir(folder) is not removed
 
 
 @pytest.mark.parametrize(
