@@ -13,6 +13,7 @@ A layer is the overlay's temporary file, or files, and the map of the sectors in
 To freeze it, the files are handed over; nothing is copied.
 """
 
+import errno
 import os
 import threading
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from typing import Final
 from pykvm.devices.virtio_blk.constants import SECTOR_SHIFT, SECTOR_SIZE
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.engines.transfer import transfer
+from pykvm.devices.virtio_blk.image.allocation import Allocation
 from pykvm.devices.virtio_blk.image.file import MAX_SIZE
 from pykvm.devices.virtio_blk.layers.sector_map import SectorMap
 from pykvm.hot.words import Bytes
@@ -79,25 +81,65 @@ class FrozenLayer:
         else:
             part.moved = moved
 
-    def copy(self, first: int, sectors: int, into: int, empty: bool) -> None:
-        """Copy ``sectors`` from sector ``first`` on to the same place of the file ``into``.
+    def copy(self, first: int, sectors: int, into: "_Target", empty: bool) -> None:
+        """Copy ``sectors`` from sector ``first`` on to the same place of ``into``.
 
-        ``empty``: it has nothing there, so zeros can stay holes. OSError. Behind the end of a
-        file are zeros.
+        ``empty``: it has nothing there. OSError. Behind the end of a file are zeros.
         """
         at, end = first << SECTOR_SHIFT, first + sectors << SECTOR_SHIFT
         while at < end:
-            file, place = divmod(at, self.piece)
-            count = min(end - at, self.piece - place, _PIECE)
-            data = os.pread(self.files[file], count, place) or bytes(count)
-            if empty:
-                for start in range(0, len(data), _BLOCK):
-                    block = data[start : start + _BLOCK]
-                    if block.count(0) < len(block):
-                        write_all(into, block, at + start)
-            else:
-                write_all(into, data, at)
+            number, place = divmod(at, self.piece)
+            file = self.files[number]
+            stop = min(place + end - at, self.piece)
+            hole = _data_at(file, place, stop) - place
+            if hole:
+                into.zero(at, hole, empty)
+                at += hole
+                continue
+            count = min(stop - place, _PIECE)
+            data = os.pread(file, count, place) or bytes(count)
+            into.write(data, at, empty)
             at += len(data)
+
+
+def _data_at(file: int, place: int, stop: int) -> int:
+    """The next byte from ``place`` on that is in no hole of ``file``; at most ``stop``."""
+    try:
+        return min(os.lseek(file, place, os.SEEK_DATA), stop)
+    except OSError as error:
+        return stop if error.errno == errno.ENXIO else place
+
+
+class _Target:
+    """A sparse file into which layers are copied. All methods raise OSError."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._allocation = Allocation(file)
+
+    def write(self, data: bytes, at: int, empty: bool) -> None:
+        """Write ``data`` at byte ``at``; blocks of zeros stay holes if the place is ``empty``."""
+        if not empty:
+            self._write(data, at)
+            return
+        for start in range(0, len(data), _BLOCK):
+            block = data[start : start + _BLOCK]
+            if block.count(0) < len(block):
+                self._write(block, at + start)
+
+    def zero(self, at: int, length: int, empty: bool) -> None:
+        """Make ``length`` bytes from byte ``at`` on zeros, as holes if the filesystem can."""
+        error = 0 if empty else self._allocation.zero(at, length, True)
+        if error == errno.EOPNOTSUPP:
+            for start in range(at, at + length, _PIECE):
+                self._write(bytes(min(_PIECE, at + length - start)), start)
+        elif error:
+            raise OSError(error, os.strerror(error))
+
+    def _write(self, data: bytes, at: int) -> None:
+        while data:
+            written = os.pwrite(self._file, data, at)
+            data, at = data[written:], at + written
 
 
 class Layers:
@@ -120,13 +162,6 @@ class Layers:
             self._open = False
             for layer in self.layers:
                 layer.release()
-
-
-def write_all(file: int, data: bytes, at: int) -> None:
-    """Write ``data`` at byte ``at`` of ``file``. OSError."""
-    while data:
-        written = os.pwrite(file, data, at)
-        data, at = data[written:], at + written
 
 
 def zeros(size: int) -> FrozenLayer:
@@ -152,6 +187,7 @@ def merge(layers: Sequence[FrozenLayer], size: int, into: int) -> SectorMap:
     """
     capacity = size // SECTOR_SIZE
     merged = SectorMap(capacity)
+    target = _Target(into)
     lowest = next((layer for layer in layers if layer.map.chunks()), None)
     for layer in layers:
         if layer.map.end < merged.end:
@@ -161,7 +197,7 @@ def merge(layers: Sequence[FrozenLayer], size: int, into: int) -> SectorMap:
         for first, count in layer.map.runs():
             sectors = min(count, capacity - first)
             if sectors > 0:
-                layer.copy(first, sectors, into, empty=layer is lowest)
+                layer.copy(first, sectors, target, empty=layer is lowest)
                 merged.add(first, first + sectors)
     os.ftruncate(into, size)
     return merged

@@ -357,3 +357,19 @@ def test_a_whole_request_round_trip(guest: Guest) -> None:
     assert guest.get(0, 1, ISR) == 1
     assert driver.collect() == [(head, 5)]
     assert driver.response(head)[:5] == b"HELLO"
+
+
+def test_a_function_on_the_same_place_takes_over_when_the_first_is_unplugged() -> None:
+    first = Guest()
+    second = Guest(host=first.host, services=first.services)
+    first.start()
+    second.start()
+    place = first.config(0x10)
+    second.set_config(0x10, 4, place)  # the lower number wins
+    assert second.function.bars[0].address is None
+    first.host.remove(first.number)
+    assert first.device.closed
+    assert second.function.bars[0].address == place
+    assert {address for address, _ in first.services.doorbells} == {place + 0x3000, place + 0x3004}
+    first.host.close()
+    assert not first.services.doorbells

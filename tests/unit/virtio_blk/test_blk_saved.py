@@ -21,12 +21,13 @@ from saved_disk import QUEUE_SIZE, SECTOR, SECTORS, SavedDisk
 from saved_states import damages, survives
 from virtio_pci_guest import DEVICE, ISR
 
-from pykvm.devices.virtio_blk import EngineFactory
+from pykvm.devices.virtio_blk import Engine, EngineFactory, Image
 from pykvm.devices.virtio_blk.core.parser import Accepted
 from pykvm.devices.virtio_blk.core.saved_request import RequestRules, load_request, save_request
 from pykvm.devices.virtio_blk.rates import RateLimits
 from pykvm.devices.virtio_blk.serving.io_thread_group import IoThreadGroup
-from pykvm.memory.ram import Region
+from pykvm.errors import HostError
+from pykvm.memory.ram import Ram, Region
 from pykvm.snapshot.fields import Fields, Saved, SnapshotError
 from pykvm.virtio.constants import VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER, VIRTIO_F_INDIRECT_DESC
 
@@ -279,6 +280,36 @@ def test_rate_limits_that_are_the_same_go_on_with_their_levels(tmp_path: Path, s
         saved["limits"]["bps"] = 3
     disk.move(fields)
     assert (disk.device.save()["levels"]["bps"] < full) == same
+    disk.finish()
+
+
+def test_a_halted_disk_does_not_wake_for_its_rate_limits(tmp_path: Path) -> None:
+    disk = made(tmp_path, limits=RateLimits(bps=1, bps_max=1))
+    disk.start()
+    for sector in (0, 10):
+        disk.send(0, IN, sector)
+        disk.kick(0)
+        disk.threads.serve()
+    (service,) = disk.threads.services
+    assert service.wake_ns
+    disk.device.pause()
+    assert not service.wake_ns
+    disk.device.limits = RateLimits()
+    disk.finish()
+
+
+def test_a_host_that_lacks_something_does_not_lose_saved_requests(tmp_path: Path) -> None:
+    disk = stopped(tmp_path)
+    fields = disk.save()
+
+    def engine(image: Image, ram: Ram) -> Engine:
+        raise OSError(errno.EMFILE, "too many")
+
+    other = SavedDisk(disk.path, engine=engine)
+    with pytest.raises(HostError, match="a saved disk cannot go on"):
+        other.load(fields)
+    assert other.guest.status == 0
+    other.guest.host.close()
     disk.finish()
 
 

@@ -11,6 +11,7 @@ from blk_device import IN, SIZE, disk_file
 from blk_operations import over
 from effort import examples
 from hypothesis import HealthCheck, given, settings
+from patience import ends, goes_on, in_thread
 from saved_states import damages
 
 from pykvm.devices.virtio_blk.engines.sync import SyncEngine
@@ -148,6 +149,18 @@ def test_writes_of_an_overlay_do_not_go_to_an_image(opened: Opener) -> None:
     fields, layers = save_disk(disk), freeze(disk)
     with pytest.raises(SnapshotError, match=r"snapshot=on"):
         load(opened(), fields, layers)
+    assert layers
+    layers.close()
+
+
+def test_the_files_of_a_disk_are_not_replaced_while_its_owner_uses_them(opened: Opener) -> None:
+    disk = opened(blank=SIZE)
+    with disk.device.image_lock:
+        frozen: list[Layers | None] = []
+        freezing = in_thread(lambda: frozen.append(freeze(disk)))
+        assert goes_on(freezing)
+    assert ends(freezing)
+    (layers,) = frozen
     assert layers
     layers.close()
 

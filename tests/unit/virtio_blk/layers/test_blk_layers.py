@@ -245,6 +245,29 @@ def test_zeros_that_were_written_take_no_space_in_a_folder(folder: Path) -> None
     image.close()
 
 
+def test_what_the_guest_has_discarded_takes_no_space(folder: Path) -> None:
+    """Neither on data of the same layer nor of a lower one."""
+    size = 64 << 20
+    image = OverlayImage(None, size)
+    taken = []
+    for fill in (b"x", b""):
+        if fill:
+            os.pwrite(image.fd, fill * (8 << 20), 0)
+            image.add(0, 8 << 20)
+        else:
+            image.add(0, size)  # holes, as a discard leaves them
+        taken.append(image.freeze())
+    write_layers(taken[1], folder, "disk0")
+    data = folder / "disk0.data"
+    assert data.stat().st_blocks << 9 < 1 << 20
+    layers = open_layers(folder, "disk0")
+    assert next(iter(layers.layers[0].map.runs())) == (0, 4096)
+    assert sum(count for _, count in layers.layers[0].map.runs()) == size >> 9
+    assert not data.read_bytes().strip(b"\0")
+    for one in (*taken, layers, image):
+        one.close()
+
+
 HEADER = 32
 RECORD = 8 + CHUNK // 8
 
