@@ -91,6 +91,15 @@ def _load_vcpu(vcpu: Vcpu, vm: Vm, state: Mapping[str, bytes], tsc: int) -> int:
     return tsc
 
 
+def forget_translations(vcpu: Vcpu) -> None:
+    """Have ``vcpu`` translate addresses anew, after other memory has taken the place of RAM.
+
+    KVM does that unasked. One that emulates kernel code forgets it for the guest's programs,
+    which then read the old memory; new system registers remind it.
+    """
+    vcpu.write(_SREGS, vcpu.read(_SREGS))
+
+
 def save_chips(vm: Vm) -> dict[str, bytes]:
     """The state of the VM's timer, clock and interrupt controllers."""
     state = {part.name: vm.read(part) for part in (_PIT, _CLOCK)}

@@ -280,6 +280,9 @@ def take(machine: "Machine") -> MachineSnapshot:
             for disk in machine.disks:
                 layers.append(disk.freeze())
             frozen = memory.freeze(copy)
+            if machine.hardware.assist:
+                for vcpu in machine.hardware.vcpus:
+                    kvm_snapshot.forget_translations(vcpu)
     except BaseException as error:
         _close(layers)
         if not isinstance(error, OSError):

@@ -19,6 +19,7 @@ from pykvm.lean.typing_names import Final
 
 _F_ADD_SEALS: Final = 1033
 _SEALED: Final = 1 | 2 | 4 | 8  # F_SEAL_SEAL, SHRINK, GROW, WRITE
+_CLOSED: Final = 1 | 2 | 4 | 16  # F_SEAL_SEAL, SHRINK, GROW, FUTURE_WRITE
 
 Range = tuple[int, int]
 """The first byte of a run of pages in guest memory, and the byte after its last one."""
@@ -139,7 +140,9 @@ class Copy:
             os.close(self.fd)
             self.fd = -1
         if self._frozen is not None:
-            seal(self._frozen.fd)
+            # No mapping writes to it any more. F_SEAL_WRITE would fail while a page is read.
+            with suppress(OSError):  # before Linux 5.1
+                fcntl.fcntl(self._frozen.fd, _F_ADD_SEALS, _CLOSED)
             self._frozen.close()
             self._frozen = None
 

@@ -112,6 +112,19 @@ def test_nobody_can_change_frozen_memory(memory: GuestMemory):
         frozen.close()
 
 
+def test_a_copy_is_closed_even_while_its_pages_are_in_use(new: Opener):
+    """As they are for a moment, whenever a running guest or a device reads one."""
+    memory = new()
+    copy = memory.begin_copy()
+    assert copy is not None
+    frozen = memory.freeze(copy)
+    with mmap.mmap(frozen.fd, SIZE, mmap.MAP_SHARED):
+        copy.close()
+    with pytest.raises(OSError, match="not permitted"):
+        os.pwrite(frozen.fd, b"x", 0)
+    frozen.close()
+
+
 def test_the_addresses_of_memory_stay(memory: GuestMemory):
     """KVM and the devices keep them."""
     address, view = memory.address, memory.ram.bytes
