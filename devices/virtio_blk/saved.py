@@ -116,6 +116,12 @@ def prepare_freeze(disk: OpenDisk) -> None:
             raise _no_layer(disk, error) from None
 
 
+def check_disk(disk: OpenDisk, saved: Saved) -> None:
+    """SnapshotError unless ``disk`` looks like the saved one to its guest, with the same image."""
+    _check_guest_view(disk, saved.part("guest"))
+    _check_identity(disk, saved.part("image"))
+
+
 def load_disk(disk: OpenDisk, saved: Saved, layers: Layers | None) -> None:
     """Give ``disk`` the state of :func:`save_disk`, and ``layers``. SnapshotError.
 

@@ -177,6 +177,12 @@ class Disk:
 
         return freeze(self._opened)
 
+    def check(self, fields: "Saved") -> None:
+        """SnapshotError unless this is the disk that was saved, and its image is unchanged."""
+        from pykvm.devices.virtio_blk.saved import check_disk
+
+        check_disk(self._opened, fields.part("disk"))
+
     def load(self, fields: "Saved", layers: "Layers | None") -> None:
         """Take over what :meth:`save` and :meth:`freeze` gave. SnapshotError.
 

@@ -53,5 +53,10 @@ def remove_disk(machine: "Machine", disk: Disk) -> None:
     if disk not in machine.disks:
         raise UsageError("the machine does not have this disk", "give one of machine.disks")
     with machine.paused():
-        machine.disks.remove(disk)
-        machine.board.pci.remove(disk.number)
+        unplug(machine, disk)
+
+
+def unplug(machine: "Machine", disk: Disk) -> None:
+    """Unplug ``disk`` and close it. No vCPU runs."""
+    machine.disks.remove(disk)
+    machine.board.pci.remove(disk.number)

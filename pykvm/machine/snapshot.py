@@ -35,6 +35,7 @@ from pykvm.x86.mptable import MAX_CPUS
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.layers.frozen import Layers
     from pykvm.devices.virtio_blk.open import DiskConfig
+    from pykvm.machine.disks import Disk
     from pykvm.machine.machine import Machine
 
 _UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -229,6 +230,22 @@ class MachineSnapshot:
 
         return tuple(config_of(part.text("config", MOST_CONFIG)) for part in self._disk_parts())
 
+    def check_disks(self, disks: "Sequence[Disk]") -> "list[Disk]":
+        """UsageError or SnapshotError unless ``disks`` can go back. Returns those added since."""
+        own = {disk.number: disk for disk in disks}
+        for part in self._disk_parts():
+            number = part.integer("number", 0, 31)
+            disk = own.pop(number, None)
+            if disk is None:
+                raise UsageError(
+                    f"the machine has no longer the disk with the PCI number {number} that "
+                    "the snapshot has",
+                    "make a new machine from the snapshot",
+                )
+            disk.check_can_go_back()
+            disk.check(part)
+        return list(own.values())
+
     def own_disks(self) -> "tuple[DiskConfig, ...]":
         """The disks of a machine whose configuration names none.
 
@@ -240,11 +257,6 @@ class MachineSnapshot:
             disks = " ".join(f"--disk {shown(_option(config), most=200)}" for config in configs)
             raise UsageError(f"{self._name} has disks with images", f"name its disks: {disks}")
         return configs
-
-    @property
-    def disk_numbers(self) -> tuple[int, ...]:
-        """The PCI device numbers of the saved disks. SnapshotError."""
-        return tuple(part.integer("number", 0, 31) for part in self._disk_parts())
 
     def _disk_parts(self) -> list[Saved]:
         return Saved("state", self._state).parts("disks", self.disks)
@@ -312,20 +324,16 @@ def reset(machine: "Machine", snapshot: MachineSnapshot) -> None:
     status = machine.status
     if status is RunState.PRELAUNCH or status.over:
         raise UsageError("this machine does not run", "make a new machine from the snapshot")
-    if len(machine.disks) < snapshot.disks:
-        raise UsageError(
-            f"the snapshot has {snapshot.disks} disks, and the machine has {len(machine.disks)}",
-            "make a new machine from the snapshot",
-        )
-    for disk in machine.disks[: snapshot.disks]:
-        disk.check_can_go_back()
-    for disk in machine.disks[snapshot.disks :]:
-        machine.remove_disk(disk)  # it was added since, and the guest has not seen it
+    later = snapshot.check_disks(machine.disks)
     with machine.still():
         if machine.outcome is not None:
             raise UsageError("the run of this machine is over", "make a new machine instead")
         try:
             machine.memory.put_back(snapshot.frozen)
+            for disk in later:
+                from pykvm.machine.plugging import unplug
+
+                unplug(machine, disk)
             snapshot.load(machine, new=False)
             for vcpu in machine.hardware.vcpus:
                 vcpu.mark_stopped()

@@ -10,7 +10,7 @@ import pytest
 from counting_guest import SUM, Counting, counting_config
 
 from pykvm.errors import UsageError
-from pykvm.machine import Machine, MachineConfig, RunState
+from pykvm.machine import DiskConfig, Machine, MachineConfig, RunState
 from pykvm.machine.outcome import Outcome
 from pykvm.machine.snapshot import MachineSnapshot
 from pykvm.snapshot.fields import SnapshotError
@@ -233,3 +233,38 @@ def test_nothing_is_left_open(config: MachineConfig, restored: MachineConfig):
                 other.start()
                 other.reset(snapshot)
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_reset_keeps_the_disks_of_the_snapshot_whatever_came_and_went(tmp_path: Path) -> None:
+    config = counting_config(tmp_path, disks=["1M", "2M"])
+    with Machine(config) as machine:
+        machine.start()
+        first, kept = machine.disks
+        machine.remove_disk(first)
+        with machine.snapshot() as snapshot:
+            later = machine.add_disk("3M")
+            assert machine.disks == [later, kept]
+            machine.reset(snapshot)
+            assert machine.disks == [kept]
+            machine.reset(snapshot)
+            machine.remove_disk(kept)
+            machine.add_disk("2M")
+            with pytest.raises(UsageError, match="has no longer the disk with the PCI number"):
+                machine.reset(snapshot)
+        assert machine.outcome is None
+
+
+def test_an_image_that_changed_costs_no_guest_its_life(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    config = counting_config(tmp_path, disks=[DiskConfig(image, readonly=True)])
+    with Machine(config) as machine:
+        machine.start()
+        with machine.snapshot() as snapshot:
+            machine.reset(snapshot)
+            os.utime(image, ns=(0, 1))
+            machine.add_disk("1M")
+            with pytest.raises(SnapshotError, match="has changed since"):
+                machine.reset(snapshot)
+        assert machine.outcome is None
+        assert len(machine.disks) == 2
