@@ -78,6 +78,7 @@ struct job {
     /* A command. */
     pid_t pid;
     int ended, wait_status;
+    int left[3];                 /* when it has ended: bytes of each output that it has written */
     int timed_out;
     /* Where a shell that waited for its line tells its status, with 0x100, before it has ended. */
     volatile uint32_t *told;

@@ -162,7 +162,8 @@ void command_forget(void)
 
 void command_signal(struct job *job, int number)
 {
-    if (job->kind == JOB_COMMAND && !job->ended) {
+    if (job->kind == JOB_COMMAND) {
+        /* Also when it has ended: others of its group may go on. */
         job->touched = 1;
         kill(-job->pid, number);
     } else if (job->kind == JOB_PUSH || job->kind == JOB_PULL) {

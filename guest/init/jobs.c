@@ -8,6 +8,7 @@
 #include <limits.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 /* After this much input was taken, or all of it, the host may send more. */
@@ -183,6 +184,8 @@ static void forward_output(struct job *job, int which)
 
     if (most > job->credit[which])
         most = job->credit[which];
+    if (job->ended && most > (size_t)job->left[which])
+        most = (size_t)job->left[which];
     if (!most)
         return;
     do {
@@ -203,6 +206,11 @@ static void forward_output(struct job *job, int which)
     if (n <= 0) {
         job_close(job, which);
         return;
+    }
+    if (job->ended) {
+        job->left[which] -= (int)n;
+        if (!job->left[which])
+            job_close(job, which);
     }
     if (!job->id)
         return;                 /* nobody listens, and credit is without end */
@@ -244,6 +252,10 @@ static void has_ended(struct job *job, int wait_status)
     job->deadline = 0;
     job_close(job, 0);
     job->input_start = job->input_end = 0;
+    /* What it wrote is in the pipes. A background process may keep them open, and write for ever. */
+    for (int i = 1; i < 3; i++)
+        if (job->ends[i] >= 0 && (ioctl(job->ends[i], FIONREAD, &job->left[i]) < 0 || !job->left[i]))
+            job_close(job, i);
 }
 
 void jobs_poll_done(const struct pollfd *fds)
@@ -252,14 +264,9 @@ void jobs_poll_done(const struct pollfd *fds)
 
     for (int i = 0; i < used; i++) {
         struct job *job = &jobs[i];
-        for (int j = 1; j < 3 && job->kind != JOB_NONE; j++) {
+        for (int j = 1; j < 3 && job->kind != JOB_NONE; j++)
             if (readable(fds, job->polled[j]))
                 forward_output(job, j);
-            else if (job->ended && job->polled[j] >= 0)
-                /* What the command wrote has been read. A background process may keep the pipe
-                 * open for ever, so the output ends where the pipe is empty. */
-                job_close(job, j);
-        }
         if (job->kind == JOB_COMMAND && readable(fds, job->polled[0]))
             feed_input(job);
         if (job->kind == JOB_COMMAND && job->told && *job->told && !job->ended)
@@ -281,8 +288,7 @@ int jobs_wait(void)
 
     for (int i = 0; i < used; i++) {
         const struct job *job = &jobs[i];
-        if (job->kind == JOB_COMMAND && job->ended
-            && (job->polled[1] >= 0 || job->polled[2] >= 0 || (job->ends[1] < 0 && job->ends[2] < 0)))
+        if (job->kind == JOB_COMMAND && job->ended && job->ends[1] < 0 && job->ends[2] < 0)
             return 0;
         if (job->kind == JOB_COMMAND && job->deadline && job->deadline < first)
             first = job->deadline;

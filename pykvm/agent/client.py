@@ -207,7 +207,9 @@ class AgentClient:
                 if self._state is AgentState.WAKING:
                     # The agent began only after the restore, and drops what came over the line.
                     self._out.send([self._wake_frame])
-        while data := rings.take():
+        # Once: the guest rings when it has put all of it there, and waits meanwhile.
+        data = rings.take()
+        if data:
             self._decode(data)
         with self._lock:
             sane = self._out.flush()

@@ -11,7 +11,8 @@ def connect(machine: Machine, events: ClientEvents) -> AgentClient:
     one, call :meth:`AgentClient.wake` before its guest runs.
     """
     mailbox = machine.mailbox
-    client = AgentClient(machine.board.channel.feed, events, mailbox)
+    memory = mailbox.open() if mailbox is not None else None
+    client = AgentClient(machine.board.channel.feed, events, memory)
     machine.channel = client.received
     if mailbox is not None:
         mailbox.connect(client.bell)

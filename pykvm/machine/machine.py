@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from threading import Lock
 
 from pykvm.forms import refused
@@ -16,7 +16,7 @@ from pykvm.machine.end import EndOfRun
 from pykvm.machine.events import Announcer, GuestPanicked, Listener, Shutdown
 from pykvm.machine.exits import ExitHandler
 from pykvm.machine.halt import HaltPoll
-from pykvm.machine.mailbox import RamMailbox
+from pykvm.machine.mailbox import Mailbox
 from pykvm.machine.outcome import Outcome, OutcomeKind
 from pykvm.machine.run_state import RunControl, RunState
 from pykvm.machine.timings import Timings
@@ -84,8 +84,7 @@ class Machine:
         self.console_output = bytearray()
         self.console: Callable[[bytes], None] = console or self._keep
         self.channel: Callable[[bytes], None] = lambda data: None
-        self.mailbox: RamMailbox | None = None
-        self._ring: Callable[[], None] = lambda: None
+        self.mailbox: Mailbox | None = None
         self.on_end: Callable[[], None] = lambda: None
         self.notices: list[str] = []
         self.disks: list[Disk] = []
@@ -142,7 +141,7 @@ class Machine:
         )
         if guest.reserved:
             address = hardware.memory.regions[0].end - guest.reserved
-            self.mailbox = RamMailbox(self.ram, address, self._connect_bell)
+            self.mailbox = Mailbox(self.ram, address)
         self.board.console.on_failure = self.board.channel.on_failure = self._failed
         stack.callback(self.board.close)
         old_disks = saved.disks if saved else 0
@@ -196,11 +195,13 @@ class Machine:
     def _channel_output(self, data: bytes) -> None:
         self.channel(data)
 
-    def _bell_rung(self) -> None:
-        self._ring()
+    def hold_mailbox(self, *, put_back: bool = False) -> AbstractContextManager[None]:
+        """A context in which no client of the agent writes to RAM: see Mailbox.held."""
+        return self.mailbox.held(put_back=put_back) if self.mailbox is not None else nullcontext()
 
-    def _connect_bell(self, ring: Callable[[], None]) -> None:
-        self._ring = ring
+    def _bell_rung(self) -> None:
+        if self.mailbox is not None:
+            self.mailbox.rung()
 
     # -- running --------------------------------------------------------
 

@@ -6,7 +6,9 @@ first page lie below the rings, so that a copy of RAM by rising address never ha
 a position without the bytes that it counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
 
 from pykvm.lean.typing_names import Final
 from pykvm.memory.ram import Ram
@@ -21,22 +23,56 @@ def mailbox_option(address: int) -> str:
     return f"pykvm.mailbox={address:#x},{MAILBOX_SIZE},{BELL_PLACE:#x}"
 
 
-class RamMailbox:
-    """The mailbox in the RAM of one machine; see :class:`pykvm.agent.mailbox.Memory`.
+class Mailbox:
+    """The mailbox in the RAM of one machine. Any thread may call any method.
 
-    ``connect(ring)`` names the function that a write to the bell calls, in the vCPU's thread.
+    One client at a time uses it: the one that :meth:`open` was called for last.
     """
+
+    def __init__(self, ram: Ram, address: int) -> None:
+        self.start = ram.translate(address, MAILBOX_SIZE)
+        assert self.start >= 0
+        assert self.start % 8 == 0
+        self.ram = ram
+        self.lock = Lock()
+        self.user: RamMailbox | None = None
+        self._bell: Callable[[], None] = lambda: None
+
+    def open(self) -> "RamMailbox":
+        """The memory for a new client. What an earlier one writes from now on is dropped."""
+        with self.lock:
+            self.user = RamMailbox(self)
+            return self.user
+
+    def connect(self, bell: Callable[[], None]) -> None:
+        """Call ``bell`` when the guest rings, in the vCPU's thread."""
+        self._bell = bell
+
+    def rung(self) -> None:
+        """The guest rings."""
+        self._bell()
+
+    @contextmanager
+    def held(self, *, put_back: bool = False) -> Iterator[None]:
+        """A context in which no client writes, while RAM is copied or put back.
+
+        ``put_back``: afterwards the positions in the mailbox are others, so the client's are void.
+        """
+        with self.lock:
+            if put_back:
+                self.user = None
+            yield
+
+
+class RamMailbox:
+    """The mailbox as memory for one client; see :class:`pykvm.agent.mailbox.Memory`."""
 
     size = MAILBOX_SIZE
 
-    def __init__(
-        self, ram: Ram, address: int, connect: Callable[[Callable[[], None]], None]
-    ) -> None:
-        self._ram = ram
-        self._start = ram.translate(address, MAILBOX_SIZE)
-        assert self._start >= 0
-        assert self._start % 8 == 0
-        self.connect = connect
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._ram = mailbox.ram
+        self._start = mailbox.start
 
     def read(self, offset: int, length: int) -> bytes:
         """See Memory."""
@@ -48,7 +84,9 @@ class RamMailbox:
         """See Memory."""
         assert 0 <= offset <= offset + len(data) <= MAILBOX_SIZE
         start = self._start + offset
-        self._ram.bytes[start : start + len(data)] = data
+        with self._mailbox.lock:
+            if self._mailbox.user is self:
+                self._ram.bytes[start : start + len(data)] = data
 
     def word(self, offset: int) -> int:
         """See Memory."""
@@ -58,4 +96,6 @@ class RamMailbox:
     def set_word(self, offset: int, value: int) -> None:
         """See Memory."""
         assert 0 <= offset < MAILBOX_SIZE
-        self._ram.u64[(self._start + offset) // 8] = value
+        with self._mailbox.lock:
+            if self._mailbox.user is self:
+                self._ram.u64[(self._start + offset) // 8] = value

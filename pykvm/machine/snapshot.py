@@ -291,7 +291,8 @@ def take(machine: "Machine") -> MachineSnapshot:
             state = _state(machine)
             for disk in machine.disks:
                 layers.append(disk.freeze())
-            frozen = memory.freeze(copy)
+            with machine.hold_mailbox():
+                frozen = memory.freeze(copy)
             if machine.hardware.assist:
                 for vcpu in machine.hardware.vcpus:
                     kvm_snapshot.forget_translations(vcpu)
@@ -329,7 +330,8 @@ def reset(machine: "Machine", snapshot: MachineSnapshot) -> None:
         if machine.outcome is not None:
             raise UsageError("the run of this machine is over", "make a new machine instead")
         try:
-            machine.memory.put_back(snapshot.frozen)
+            with machine.hold_mailbox(put_back=True):
+                machine.memory.put_back(snapshot.frozen)
             for disk in later:
                 from pykvm.machine.plugging import unplug
 

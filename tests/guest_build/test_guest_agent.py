@@ -443,6 +443,9 @@ def test_too_long_a_command_is_refused(host: Host):
 def test_a_background_process_does_not_delay_the_status(host: Host):
     assert host.run("sleep 100 & echo started; kill -9 $! ; exit 0") == (0, b"started\n", b"")
     assert host.run("sleep 3 & exit 4")[0] == 4
+    status, output, _ = host.run("yes & sleep 0.1; exit 5")
+    assert status == 5
+    assert output.startswith(b"y\ny\n")
 
 
 @pytest.mark.parametrize(

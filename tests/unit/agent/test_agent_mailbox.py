@@ -306,6 +306,26 @@ def test_positions_that_make_no_sense_end_the_conversation(session, word, value)
     assert session.client.state is AgentState.OVER
 
 
+def test_a_guest_that_puts_more_there_all_the_time_does_not_hold_the_host(session):
+    """As it can with a second CPU."""
+    session.run()
+    data = encode(Kind.STDERR, b"x", 1)
+    asked = []
+    read = session.memory.read
+
+    def read_and_put(offset, length):
+        asked.append(length)
+        assert len(asked) < 10
+        found = read(offset, length)
+        session.memory.set_word(TO_HOST_TAIL, session.memory.word(TO_HOST_HEAD))
+        session.guest.put(data)
+        return found
+
+    session.memory.read = read_and_put
+    session.say(data)
+    assert len(asked) == 1
+
+
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, (1 << 64) - 1)), max_size=20))
 def test_any_words_in_the_mailbox_are_survived(writes):
     session = Session(ring=PAGE)
