@@ -1,5 +1,6 @@
 """One VM: memory, interrupt controllers, eventfds and vCPUs."""
 
+import mmap
 from collections.abc import Iterable, Sequence
 from errno import EINVAL
 
@@ -9,6 +10,10 @@ from pykvm.kvm.errors import KvmError, MissingCapability
 from pykvm.kvm.native import ffi
 from pykvm.kvm.routing import IrqchipRoute, Route
 from pykvm.kvm.vcpu import Vcpu
+
+_SPARE_SLOT = 31
+_SPARE_PAGE = 0xFFFB_B000
+"""A slot and an address without RAM or devices, below the pages of create.KVM_IDENTITY_MAP."""
 
 
 class Vm(Descriptor):
@@ -63,6 +68,17 @@ class Vm(Descriptor):
         region.memory_size = size
         region.userspace_addr = host_address
         self._ioctl("KVM_SET_USER_MEMORY_REGION", c.KVM_SET_USER_MEMORY_REGION, region)
+
+    def forget_translations(self, host_address: int) -> None:
+        """Drop all that KVM and the processor have derived from the guest's page tables.
+
+        For page tables that were changed from outside while no vCPU runs. KVM follows only the
+        guest's own writes to them, where it shadows page tables; elsewhere the processor may have
+        cached translations. The removal of any memory slot drops both. ``host_address`` is that of
+        a mapped page. It takes up to some milliseconds, because KVM waits for a grace period.
+        """
+        self.set_memory(_SPARE_SLOT, _SPARE_PAGE, mmap.PAGESIZE, host_address)
+        self.set_memory(_SPARE_SLOT, _SPARE_PAGE, 0, host_address)
 
     def create_vcpu(self, index: int) -> Vcpu:
         """Create vCPU ``index``, which is also its APIC id; KvmError. The caller closes it."""

@@ -332,6 +332,7 @@ def reset(machine: "Machine", snapshot: MachineSnapshot) -> None:
         try:
             with machine.hold_mailbox(put_back=True):
                 machine.memory.put_back(snapshot.frozen)
+            machine.hardware.vm.forget_translations(machine.memory.address)
             for disk in later:
                 from pykvm.machine.plugging import unplug
 

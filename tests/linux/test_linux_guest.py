@@ -165,6 +165,14 @@ def test_a_reset_takes_everything_back() -> None:
             assert guest.run("cat /tmp/file; head -n 1 /dev/vda").text == "kept\none"
 
 
+def test_programs_find_their_own_memory_after_a_reset(own: pykvm.Guest) -> None:
+    """The shell that waits in the snapshot had page tables of its own in the run that is undone."""
+    with own.snapshot():
+        own.run("y=$(seq 100000 140000); z=$y$y")
+        own.reset()
+        assert own.run("x=$(seq 1 30000); echo ${#x}").text == "168893"
+
+
 def test_a_disk_whose_image_is_written_cannot_go_back(tmp_path: Path) -> None:
     image = tmp_path / "d.img"
     image.write_bytes(bytes(1 << 20))
