@@ -134,7 +134,7 @@ def test_an_engine_may_be_a_function_and_faults_a_list() -> None:
     ("written", "message", "hint"),
     [
         (lambda: DiskConfig("d", cache="nonne"), "cache cannot be 'nonne'", "none, directsync or"),
-        (lambda: DiskConfig(None), "path cannot be None", "give a value"),
+        (lambda: DiskConfig(None), "a disk needs an image", "give a path"),
         (lambda: DiskConfig("a\0b"), r"path cannot be 'a\x00b'", "NUL"),
         (lambda: DiskConfig("d", queue_size="8"), "queue_size cannot be '8'", "a whole number"),
         (lambda: DiskConfig("d", readonly=1), "readonly cannot be 1", "True or False"),
