@@ -409,8 +409,8 @@ class Lacking:
 
     def __init__(self, device: VirtioBlk) -> None:
         self.lacking = False
-        self._make: Callable[[Image, Ram], Engine] = device._engine_factory
-        device._engine_factory = self.engine
+        self._make: Callable[[Image, Ram], Engine] = device._assembly._engine
+        device._assembly._engine = self.engine
 
     def engine(self, image: Image, ram: Ram) -> Engine:
         if self.lacking:
