@@ -256,7 +256,10 @@ class AgentClient:
         if hello is None:
             self._fail(f"unexpected HELLO of {len(payload)} bytes")
         elif hello.version != PROTOCOL_VERSION:
-            self._fail(f"it has protocol version {hello.version}, not {PROTOCOL_VERSION}")
+            self._fail(
+                f"it has protocol version {hello.version}, not {PROTOCOL_VERSION}; build the guest "
+                "again (make guest)"
+            )
         elif self._state is AgentState.READY or hello.number != self._number:
             self._fail("unexpected HELLO")
         elif hello.problem:

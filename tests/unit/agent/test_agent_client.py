@@ -420,7 +420,10 @@ def test_a_restored_guest_that_cannot_wake_says_why(session):
 def test_another_version_is_refused(session, version):
     _, events = session.run()
     session.client.received(hello(version=version))
-    failed = ("failed", f"it has protocol version {version}, not 3")
+    failed = (
+        "failed",
+        f"it has protocol version {version}, not 3; build the guest again (make guest)",
+    )
     assert session.events.log == [failed]
     assert events.log == [failed]
     assert session.sent() == []
