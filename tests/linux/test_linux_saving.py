@@ -42,8 +42,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def restore(folder: Path, *options: str, script: bytes) -> "subprocess.CompletedProcess[bytes]":
-    command = [*PYKVM, "snapshot", "restore", str(folder), *options]
-    command += ["--timeout", str(linux_patience())]
+    command = [*PYKVM, "snapshot", "restore", str(folder), "--timeout", str(linux_patience())]
+    command += options  # the last --timeout counts
     return subprocess.run(
         command, input=script, capture_output=True, check=False, timeout=linux_patience(170)
     )
