@@ -53,17 +53,17 @@ class Snapshot:
     ) -> Self:
         """Open the folder that :meth:`save` wrote. See :func:`boot` for the other arguments.
 
-        They are those of the guest that was saved. ``disks`` are the disks that it had, in their
-        order, and perhaps more, which are new to it; None: it had blank ones only. SnapshotError.
+        They are those of the guest that was saved. ``disks`` are the disks that it had, in
+        their order, and perhaps more, which are new to it. None: the blank ones that it had;
+        UsageError if it had disks with images. SnapshotError.
         """
-        from pykvm.devices.virtio_blk.open import DiskConfig
         from pykvm.machine.snapshot import MachineSnapshot
 
         limit = Limit(seconds("timeout", timeout))
         saved = MachineSnapshot.open(path("folder", folder))
         try:
             if disks is None:
-                disks = [DiskConfig(blank=size) for size in saved.disk_sizes]
+                disks = saved.own_disks()
             options: dict[str, Any] = {"disks": disks, "initrd": initrd, "append": append}
             options |= {"memory": saved.memory, "cpus": saved.cpus}
             return cls(saved, Start(configuration(guest, kernel, options)), limit)

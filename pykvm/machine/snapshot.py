@@ -133,12 +133,6 @@ class MachineSnapshot:
         """The entries that identify the machine, as in ``manifest.json``."""
         return dict(self._manifest)
 
-    @property
-    def disk_sizes(self) -> list[int]:
-        """The size of each disk, in bytes. SnapshotError."""
-        disks = Saved("state", self._state).parts("disks", self.disks)
-        return [disk.part("disk").integer("size", 1, 1 << 63) for disk in disks]
-
     def write(self, path: "Path | str") -> None:
         """Write the snapshot as the new folder ``path``. No guest waits for it.
 

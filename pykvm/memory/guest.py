@@ -85,6 +85,7 @@ class GuestMemory:
             )
         self.size = size
         self.fd = -1
+        self._shared = shared
         self._was_private = False
         self.origin: FrozenMemory | None = None
         """The frozen memory that RAM is a private mapping of."""
@@ -124,7 +125,7 @@ class GuestMemory:
         if self.origin is not None or self._was_private:
             return "a private mapping of a snapshot"
         return (
-            f"{'anonymous memory' if self.fd < 0 else 'a memfd'}, "
+            f"{'a memfd' if self._shared else 'anonymous memory'}, "
             f"{'large pages where possible' if self.large_pages else '4 KiB pages'}"
         )
 

@@ -12,7 +12,8 @@ from patience import patience
 
 from pykvm.devices.virtio_blk.open import DiskConfig
 from pykvm.machine import Machine, MachineConfig
-from pykvm.monitor.commands import execute
+from pykvm.monitor.commands import Target, execute
+from pykvm.monitor.jobs import Jobs
 from pykvm.monitor.protocol import Command, QmpError
 from pykvm.monitor.qapi import block_info
 
@@ -71,11 +72,14 @@ def test_the_monitor_tells_of_such_a_disk(folder: Path, bare_kernel: Path):
 def test_the_monitor_s_errors_are_utf8_too(folder: Path, bare_kernel: Path):
     disk = DiskConfig(folder / "d.img", readonly=True)
     resize = Command("block_resize", {"device": "virtio0", "size": 512})
+    events: list[object] = []
+    errors: list[BaseException] = []
     with Machine(MachineConfig(kernel=bare_kernel, disks=[disk])) as machine:
         machine.pause()
         machine.start()
         with pytest.raises(QmpError) as caught:
-            execute(machine, resize)
+            execute(Target(machine, Jobs(machine, events.append, errors.append)), resize)
+    assert not events + errors
     answer = json.loads(resize.failure(caught.value))
     assert "d\\xff\\n\\x1b[31m/d.img" in answer["error"]["desc"]
     json.dumps(answer, ensure_ascii=False).encode()

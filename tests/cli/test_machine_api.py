@@ -311,7 +311,7 @@ def test_on_end_frees_a_sink_that_blocks(config):
         "vcpu_group.VcpuThread",
         "pykvm.devices.virtio_blk.image.file.Image",
         "pykvm.devices.virtio_blk.device.VirtioBlk",
-        "pykvm.pci.virtio_pci.VirtioPci",
+        "plugging.VirtioPci",
     ],
 )
 def test_a_step_that_fails_leaves_nothing_behind(config, disk, monkeypatch, step):

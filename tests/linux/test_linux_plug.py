@@ -76,9 +76,6 @@ def test_a_folder_brings_its_blank_disks_and_asks_for_its_images(tmp_path: Path)
     with Snapshot.open(tmp_path / "blank", "guest") as saved, saved.restore() as again:
         assert again.run("head -n 1 /dev/vda").text == "kept"
         assert [disk.config.blank for disk in again.disks] == [16 << 20]
-    with (
-        Snapshot.open(tmp_path / "image", "guest") as saved,
-        pytest.raises(UsageError, match="has disks with images") as error,
-    ):
-        saved.restore()
+    with pytest.raises(UsageError, match="has disks with images") as error:
+        Snapshot.open(tmp_path / "image", "guest")
     assert f"--disk blank={16 << 20} --disk {image},snapshot=on" in str(error.value)

@@ -87,7 +87,7 @@ def _run_report(
         "assists": machine.traits.needs_assists,
         "memory": {
             "size": machine.memory.size,
-            "shared": machine.memory.fd >= 0,
+            "shared": machine.config.shared_memory,
             "large_pages": machine.memory.large_pages,
         },
         "sandbox": sandbox,
