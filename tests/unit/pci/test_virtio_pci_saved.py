@@ -1,6 +1,7 @@
 """A virtio-pci function goes on after a snapshot: registers, MSI-X, INTx, doorbells, the device."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -47,6 +48,25 @@ def seen(guest: Guest) -> dict[str, Any]:
         found[f"queue {queue}"] = [function.read(*field) for field in QUEUE_FIELDS]
     function.write(0x16, 2, select)
     return found
+
+
+@pytest.fixture(autouse=True)
+def _closed_guests(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Close the guests of a test, but for tests of many examples, which close their own."""
+    made: list[Guest] = []
+    begin = Guest.__init__
+
+    def keep(self: Guest) -> None:
+        begin(self)
+        made.append(self)
+
+    if not hasattr(request.function, "hypothesis"):
+        monkeypatch.setattr(Guest, "__init__", keep)
+    yield
+    for guest in made:
+        guest.host.close()
 
 
 def load(guest: Guest, fields: object) -> None:
@@ -114,6 +134,7 @@ def test_a_state_in_place_touches_no_doorbell_and_no_route_that_stays():
     load(guest, fields)
     assert [vector.routes for vector in guest.vectors] == routes
     assert guest.device.resets == 0
+    del guest.services.bind_doorbell, guest.services.unbind_doorbell
 
 
 def test_interrupts_of_masked_vectors_wait_in_the_restored_machine():
@@ -247,7 +268,8 @@ def test_a_damaged_function_is_refused_or_answers_every_access(before, damage, a
     survives(other.host, damage(guest.host.save()))
     for step in after if not other.function.state.status & NEEDS_RESET else ():
         act(other, step)
-    other.host.close()
+    for one in (guest, other):
+        one.host.close()
     assert not other.services.doorbells
 
 
