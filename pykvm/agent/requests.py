@@ -1,5 +1,6 @@
 """What the host has asked the guest's agent for: one object for each request that is not over."""
 
+from abc import ABC, abstractmethod
 from collections import deque
 
 from pykvm.agent.protocol import (
@@ -100,7 +101,7 @@ class Line(Protocol):
         ...
 
 
-class Request:
+class Request(ABC):
     """A request with its id. ``over``: nothing more is sent for it, or reported of it."""
 
     over = False
@@ -119,9 +120,9 @@ class Request:
         """Report that the request came to nothing."""
         self._failing.failed(reason)
 
+    @abstractmethod
     def take(self, frame: Frame) -> bool:
         """Take a frame of the guest's for this request; False if it has no place here."""
-        raise NotImplementedError
 
     def _post(self, kind: Kind, payload: bytes = b"") -> None:
         with self._line.lock:

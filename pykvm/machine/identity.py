@@ -30,12 +30,13 @@ def cpuid_hash(cpuid: Sequence[CpuidEntry], cpus: int) -> bytes:
 def guest_hash(guest: ResolvedGuest, cpus: int) -> bytes:
     """A hash of all that decides how the guest boots. Files count by their contents."""
     options = [option for option in guest.options if not option.startswith("pykvm.size=")]
-    parts = [_content(guest.kernel), _content(guest.initrd), *options, guest.append]
+    parts = [content_hash(guest.kernel), content_hash(guest.initrd), *options, guest.append]
     parts += [str(cpus), str(guest.memory)]
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).digest()
 
 
-def _content(file: "Path | str | bytes | None") -> str:
+def content_hash(file: "Path | str | bytes | None") -> str:
+    """A hash of the content of a guest's file; "" for None. UsageError if it cannot be read."""
     if file is None:
         return ""
     if isinstance(file, bytes):

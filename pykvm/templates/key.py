@@ -4,8 +4,6 @@ import hashlib
 import os
 
 from pykvm import __version__
-from pykvm.digests import content_digest
-from pykvm.errors import UsageError, reason_of
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.host_traits import HostTraits
 from pykvm.kvm.probe_cache import host_traits
@@ -13,9 +11,10 @@ from pykvm.kvm.system import Kvm
 from pykvm.lean.typing_names import TYPE_CHECKING, Final
 from pykvm.machine.config import MachineConfig
 from pykvm.machine.guest import EMULATED, NATIVE, resolve
+from pykvm.machine.identity import content_hash
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    pass
 
 _PACKAGES: Final = ("agent", "kvm", "machine", "memory", "pc", "pci", "snapshot", "x86")
 """The packages whose code decides what is in a template, below the folder of pykvm."""
@@ -34,24 +33,13 @@ def template_key(config: MachineConfig) -> str:
     guest = resolve(config, EMULATED if traits.needs_assists else NATIVE)
     parts = [
         *("pykvm template 1", __version__, _code()),
-        *(_content(guest.kernel), _content(guest.initrd)),
+        *(content_hash(guest.kernel), content_hash(guest.initrd)),
         *(option for option in guest.options if not option.startswith("pykvm.size=")),
         *(guest.append, str(guest.is_bundle), str(guest.memory), str(config.cpus)),
         *_host(traits, leaves),
     ]
     text = "\0".join(parts).encode("utf-8", "surrogateescape")
     return hashlib.sha256(text).hexdigest()[:32]
-
-
-def _content(file: "Path | str | bytes | None") -> str:
-    if file is None:
-        return ""
-    if isinstance(file, bytes):
-        return hashlib.sha256(file).hexdigest()
-    try:
-        return content_digest(file)
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {reason_of(error)}") from None
 
 
 def _code() -> str:
