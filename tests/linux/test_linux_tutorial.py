@@ -17,7 +17,7 @@ MARK = "-- the next command --"
 
 def without_times(text: str) -> str:
     """``text`` without the times, which differ in each run, and the blanks that align them."""
-    text = re.sub(r"\d+\.\d+ ?s( \(\d+:\d+:\d+\))?", "TIME", text)
+    text = re.sub(r"\d+(\.\d+ ?s|(\.\d+)? ms)( \(\d+:\d+:\d+\))?", "TIME", text)
     return re.sub(" +", " ", text).strip()
 
 
