@@ -88,15 +88,13 @@ class Session:
         ran = machine.status is RunState.RUNNING
         self.pause()
         try:
-            saved.check(machine.hardware)
-            for disk in machine.disks:
-                disk.check_can_go_back()
+            saved.check_reset(machine)
         except BaseException:
             if ran:
                 machine.resume()
             raise
         # Also a guest that an error had stopped runs only when its agent has been told.
-        with machine.paused():
+        with self.in_time(), machine.paused():
             if self.client is not None:
                 # No other thread writes to the guest's memory while that goes back.
                 self.client.close(PUT_BACK)
@@ -139,7 +137,7 @@ class Session:
     def wake_again(self, now_ns: int, entropy: bytes | None) -> None:
         """Give these to a guest that has booted, as to one that wakes up; it answers once more."""
         if self.client is not None:
-            self.machine.pause()
+            self.pause()
             self.connect()
             self.client.wake(now_ns, entropy, False)
             self.machine.resume()

@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from pykvm.errors import PykvmError, UsageError
+from pykvm.errors import PykvmError
 from pykvm.forms import path, refused, whole
 from pykvm.guest.start import Start, configuration
 from pykvm.guest.waiting import Limit, seconds
@@ -33,7 +33,6 @@ class Snapshot:
     def __init__(self, saved: "MachineSnapshot", start: Start, limit: Limit) -> None:
         """Programs call :meth:`Guest.snapshot` or :meth:`open`."""
         self.saved = saved
-        self._closed = False
         # Machines cannot write one trace together.
         self._start = replace(start, config=replace(start.config, trace=None))
         self._limit = limit
@@ -165,13 +164,11 @@ class Snapshot:
 
     def close(self) -> None:
         """Free it. May be repeated. The guests that began from it run on, and cannot be reset."""
-        self._closed = True
         self.saved.close()
 
     def check_open(self) -> None:
         """UsageError after :meth:`close`."""
-        if self._closed:
-            raise UsageError("the snapshot is closed", "close it when no guest needs it any more")
+        self.saved.check_open()
 
 
 def _images(start: Start) -> "list[tuple[Path | str, int]]":

@@ -107,6 +107,7 @@ def save_booted(
     """
     from pathlib import Path
 
+    from pykvm.machine.snapshot import check_can_be_kept
     from pykvm.snapshot.folder import check_place
 
     if config.guest is None or not config.agent:
@@ -114,6 +115,7 @@ def save_booted(
             "the guest has no agent, which says when it has booted",
             "configure guest='guest' and agent=True",
         )
+    check_can_be_kept(config)
     check_place(Path(folder))
     with Machine(replace(config, disks=(), trace=None)) as machine:
         watch(machine)

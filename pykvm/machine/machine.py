@@ -294,12 +294,14 @@ class Machine:
         """The machine as it is now, in memory; the caller closes it.
 
         The guest waits for some milliseconds, and goes on unless it is paused. UsageError if
-        the machine does not run; SnapshotError if the host cannot keep its memory or the
-        writes to a disk; TimeoutError as of :meth:`pause`. For the same threads.
+        the machine does not run, or if its memory is shared; SnapshotError if the host cannot
+        keep its memory or the writes to a disk; TimeoutError as of :meth:`pause`, and if a disk's
+        operations take longer. For the same threads.
         """
         from pykvm.machine import snapshot
 
         with self._snapshots:
+            self._control.check_open()
             return snapshot.take(self)
 
     def reset(self, snapshot: "MachineSnapshot") -> None:
@@ -307,13 +309,14 @@ class Machine:
 
         It goes on from there, unless it is paused. To change a sink before the guest runs,
         pause the machine, reset it, change the sink, and resume it. Disks that were added since
-        are removed. UsageError as of :meth:`snapshot`, and if the guest's writes to a disk
-        change its image. SnapshotError if the snapshot is of a different machine, and nothing
-        happens, or if it makes no sense, and then the run ends with ERROR.
+        are removed. UsageError and TimeoutError as of :meth:`snapshot`. UsageError also if the
+        guest's writes to a disk change its image. SnapshotError if the snapshot is of a different
+        machine, and nothing happens, or if it makes no sense, and then the run ends with ERROR.
         """
         from pykvm.machine import snapshot as snapshots
 
         with self._snapshots:
+            self._control.check_open()
             snapshots.reset(self, snapshot)
 
     def save(self, folder: "Path | str") -> None:
@@ -382,7 +385,8 @@ class Machine:
         """
         self._stop_vcpus()
         self._control.close()
-        self._owned.close()
+        with self._snapshots:  # one that a different thread has begun ends first
+            self._owned.close()
         self._announcer.close()
 
     # -- disks that come and go -------------------------------------------

@@ -31,6 +31,7 @@ from enum import Enum
 from queue import Empty, SimpleQueue
 from time import monotonic
 
+from pykvm.errors import UsageError
 from pykvm.host.threads import start
 from pykvm.lean.typing_names import Final, Protocol
 from pykvm.machine.events import Event, Resume, Stop
@@ -143,12 +144,23 @@ class RunControl:
         self._orders.put(_Order.END)
         if self._thread.ident is not None:
             self._thread.join()
+        with self._lock:
+            pass  # what had begun in other threads is over
 
     @contextmanager
     def steady(self) -> Iterator[None]:
-        """Within it the guest is neither stopped nor resumed, and disks may come and go."""
+        """Within it the guest is neither stopped nor resumed, and disks may come and go.
+
+        UsageError after :meth:`close`.
+        """
         with self._lock:
+            self.check_open()
             yield
+
+    def check_open(self) -> None:
+        """UsageError after :meth:`close`."""
+        if self._closed:
+            raise UsageError("this machine is closed", "use it before its end")
 
     def pause(self, timeout: float) -> None:
         """Return when the guest has stopped: no vCPU runs, no disk executes anything.
@@ -196,11 +208,13 @@ class RunControl:
     def still(self, timeout: float) -> Iterator[None]:
         """Within it nothing runs, as after :meth:`pause`, without an event or a change of state.
 
-        TimeoutError, and nothing is stopped, if a vCPU is busy for ``timeout`` seconds.
+        TimeoutError, and nothing is stopped, if a vCPU or a disk's operation takes longer than
+        ``timeout`` seconds. UsageError after :meth:`close`.
         """
         with self._lock, ExitStack() as stack:
             if self.state is RunState.RUNNING:
                 self._still(stack, monotonic() + timeout)
+            self.check_open()
             yield
 
     def _still(self, stack: ExitStack, deadline: float) -> None:
@@ -215,6 +229,8 @@ class RunControl:
             while not disk.pause(POLL_SECONDS):
                 if self._closed or self._over():
                     return
+                if monotonic() >= deadline:
+                    raise TimeoutError("a disk is busy and did not end its operations in time")
 
     def _wake_disks(self) -> None:
         with self.telling:

@@ -21,6 +21,7 @@ from pykvm.errors import UsageError, reason_of, shown
 from pykvm.forms import refused
 from pykvm.kvm import snapshot as kvm_snapshot
 from pykvm.lean.typing_names import TYPE_CHECKING, Any, Self
+from pykvm.machine.config import MachineConfig
 from pykvm.machine.cpu import cpuid_of
 from pykvm.machine.create import MAX_DISKS, Hardware
 from pykvm.machine.outcome import Outcome
@@ -141,6 +142,7 @@ class MachineSnapshot:
         """
         own = ("format", "ram_hash", "state_hash")
         entries = {name: value for name, value in self._manifest.items() if name not in own}
+        self.check_open()
         with self.frozen.bytes as ram:
             ranges = self.frozen.ranges()
             folder.write(Path(path), entries, self._state, ram, ranges, self._write_layers)
@@ -158,9 +160,15 @@ class MachineSnapshot:
         Nothing else compares the hashes of a folder's files, because that takes longer than a
         restore. A snapshot in memory cannot change.
         """
+        self.check_open()
         if self.folder is not None:
             with self.frozen.bytes as ram:
                 folder.verify(self.folder, self._manifest, ram, self.frozen.ranges())
+
+    def check_open(self) -> None:
+        """UsageError after :meth:`close`."""
+        if self.frozen.closed:
+            raise UsageError("the snapshot is closed", "close it when no machine needs it any more")
 
     def close(self) -> None:
         """Free memory and layers, unless machines still use them. May be repeated."""
@@ -224,8 +232,17 @@ class MachineSnapshot:
 
         return tuple(config_of(part.text("config", MOST_CONFIG)) for part in self._disk_parts())
 
-    def check_disks(self, disks: "Sequence[Disk]") -> "list[Disk]":
-        """UsageError or SnapshotError unless ``disks`` can go back. Returns those added since."""
+    def check_reset(self, machine: "Machine") -> "list[Disk]":
+        """UsageError or SnapshotError unless ``machine`` can be put back to this moment.
+
+        Returns the disks that were added since.
+        """
+        self.check(machine.hardware)
+        _check_runs(machine, "make a new machine from the snapshot")
+        check_can_be_kept(machine.config)
+        return self._check_disks(machine.disks)
+
+    def _check_disks(self, disks: "Sequence[Disk]") -> "list[Disk]":
         own = {disk.number: disk for disk in disks}
         for part in self._disk_parts():
             number = part.integer("number", 0, 31)
@@ -256,6 +273,7 @@ class MachineSnapshot:
         return Saved("state", self._state).parts("disks", self.disks)
 
     def _check_guest(self, hardware: Hardware) -> None:
+        self.check_open()
         if hardware.guest_hash != self._guest:
             raise SnapshotError(
                 f"{self._name} belongs to a different guest, or to other options",
@@ -269,8 +287,8 @@ class MachineSnapshot:
 
 def take(machine: "Machine") -> MachineSnapshot:
     """A snapshot of ``machine``. See :meth:`Machine.snapshot`."""
-    if machine.status is RunState.PRELAUNCH or machine.status.over:
-        raise UsageError("this machine does not run", "save it while the guest runs or is paused")
+    _check_runs(machine, "save it while the guest runs or is paused")
+    check_can_be_kept(machine.config)
     memory, copy = machine.memory, None
     layers: list[Layers | None] = []
     manifest = _manifest(machine)
@@ -279,8 +297,7 @@ def take(machine: "Machine") -> MachineSnapshot:
             disk.prepare_freeze()
         copy = memory.begin_copy()
         with machine.still():
-            if machine.outcome is not None:
-                raise UsageError("the run of this machine is over", "save it while the guest runs")
+            _check_runs(machine, "save it while the guest runs or is paused")
             manifest |= {"disks": len(machine.disks), "failed": machine.failed}
             state = _state(machine)
             for disk in machine.disks:
@@ -292,7 +309,7 @@ def take(machine: "Machine") -> MachineSnapshot:
                     kvm_snapshot.forget_translations(vcpu)
     except BaseException as error:
         _close(layers)
-        if not isinstance(error, OSError):
+        if not isinstance(error, OSError) or isinstance(error, TimeoutError):
             raise
         raise SnapshotError(
             f"the host cannot keep the guest's memory: {reason_of(error)}",
@@ -315,14 +332,11 @@ def reset(machine: "Machine", snapshot: MachineSnapshot) -> None:
     """Put ``machine`` back to ``snapshot``. See :meth:`Machine.reset`."""
     if not isinstance(snapshot, MachineSnapshot):
         raise refused("snapshot", snapshot, "give a MachineSnapshot")
-    snapshot.check(machine.hardware)
-    status = machine.status
-    if status is RunState.PRELAUNCH or status.over:
-        raise UsageError("this machine does not run", "make a new machine from the snapshot")
-    later = snapshot.check_disks(machine.disks)
+    snapshot.check_reset(machine)
     with machine.still():
-        if machine.outcome is not None:
-            raise UsageError("the run of this machine is over", "make a new machine instead")
+        # Once more: until now disks could come and go, and an error could stop the guest.
+        later = snapshot.check_reset(machine)
+        stopped = machine.status is RunState.IO_ERROR
         try:
             with machine.hold_mailbox(put_back=True):
                 machine.memory.put_back(snapshot.frozen)
@@ -344,8 +358,22 @@ def reset(machine: "Machine", snapshot: MachineSnapshot) -> None:
             raise
         machine.stand(snapshot.failed)
         machine.restored = True
-    if status is RunState.IO_ERROR and not snapshot.failed:
+    if stopped and not snapshot.failed:
         machine.resume()  # the error has not happened
+
+
+def check_can_be_kept(config: MachineConfig) -> None:
+    """UsageError if machines of ``config`` have no snapshots."""
+    if config.shared_memory:
+        raise UsageError(
+            "a machine with shared memory has no snapshots: its memory would be shared no longer",
+            "leave out shared=on",
+        )
+
+
+def _check_runs(machine: "Machine", hint: str) -> None:
+    if machine.status is RunState.PRELAUNCH or machine.status.over:
+        raise UsageError("this machine does not run", hint)
 
 
 def _option(config: "DiskConfig") -> str:

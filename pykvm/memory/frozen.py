@@ -45,6 +45,11 @@ class FrozenMemory:
         self.size = size
         self._map: mmap.mmap | None = None
 
+    @property
+    def closed(self) -> bool:
+        """:meth:`close` was called."""
+        return self.fd < 0
+
     def duplicate(self) -> "FrozenMemory":
         """The same memory with a descriptor of its own; OSError."""
         return FrozenMemory(fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 0), self.size)

@@ -346,6 +346,15 @@ def test_save_in_needs_a_folder(tmp_path: Path, bare_kernel: Path, capfd, place:
     assert f"--save-in {tmp_path / place}: it is no folder" in capfd.readouterr().err
 
 
+def test_save_in_and_shared_memory_exclude_each_other(tmp_path: Path, bare_kernel: Path) -> None:
+    options = ["--save-in", str(tmp_path), "-m", f"{MEMORY},shared=on"]
+    command = [*PYKVM, "boot", *guest(bare_kernel, "hello 0"), *options]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=patience())
+    assert done.returncode == 2
+    assert b"has no snapshots: its memory would be shared no longer" in done.stderr
+    assert b"leave out shared=on" in done.stderr
+
+
 def test_a_key_saves_the_guest(tmp_path: Path, bare_kernel: Path) -> None:
     options = [*guest(bare_kernel), "-m", MEMORY]
     terminal = Terminal(*options, "--save-in", str(tmp_path))

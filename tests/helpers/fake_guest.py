@@ -10,6 +10,7 @@ from typing import Any
 from patience import PATIENCE, until
 
 from pykvm.devices.virtio_blk.open import DiskConfig
+from pykvm.errors import UsageError
 from pykvm.guest.guest import Guest
 from pykvm.guest.start import Start
 from pykvm.guest.waiting import Limit
@@ -110,7 +111,11 @@ class FakeSaved:
         self.damage: Exception | None = None
         self.closed = 0
 
-    def check(self, hardware: object) -> None:
+    def check_open(self) -> None:
+        if self.closed:
+            raise UsageError("the snapshot is closed", "close it later")
+
+    def check_reset(self, machine: FakeMachine) -> None:
         if self.problem is not None:
             raise self.problem
 

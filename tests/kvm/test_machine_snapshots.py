@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from counting_guest import SUM, Counting, counting_config
+from patience import ends, in_thread, patience, until
 
 from pykvm.errors import UsageError
 from pykvm.machine import DiskConfig, Machine, MachineConfig, RunState
@@ -18,14 +19,8 @@ from pykvm.snapshot.fields import SnapshotError
 pytestmark = pytest.mark.kvm
 
 
-@pytest.fixture(params=["anonymous", "shared"])
-def config(request: pytest.FixtureRequest, tmp_path: Path) -> MachineConfig:
-    return counting_config(tmp_path, shared_memory=request.param == "shared")
-
-
 @pytest.fixture
-def restored(tmp_path: Path) -> MachineConfig:
-    """For the machines that begin from a snapshot."""
+def config(tmp_path: Path) -> MachineConfig:
     return counting_config(tmp_path)
 
 
@@ -36,19 +31,19 @@ def machine(config: MachineConfig) -> Iterator[Machine]:
         yield made
 
 
-def test_a_machine_begins_where_the_other_was(machine: Machine, restored: MachineConfig):
+def test_a_machine_begins_where_the_other_was(machine: Machine, config: MachineConfig):
     guest = Counting(machine)
     assert [guest.add(5), guest.add(200)] == [5, 205]
     with machine.snapshot() as snapshot:
         assert guest.add(1) == 206
-        with Machine(restored, snapshot=snapshot) as other:
+        with Machine(config, snapshot=snapshot) as other:
             copy = Counting(other)
             other.start()
             assert [copy.add(10), copy.add(10)] == [215, 225]
         assert guest.add(1) == 207
 
 
-def test_a_chain_of_snapshots(machine: Machine, restored: MachineConfig):
+def test_a_chain_of_snapshots(machine: Machine, config: MachineConfig):
     """The later ones copy only the pages that have changed."""
     guest, taken = Counting(machine), []
     with ExitStack() as stack:
@@ -57,22 +52,22 @@ def test_a_chain_of_snapshots(machine: Machine, restored: MachineConfig):
             taken.append(stack.enter_context(machine.snapshot()))
         assert len({snapshot.id for snapshot in taken}) == 3
         for step, snapshot in enumerate(taken):
-            other = stack.enter_context(Machine(restored, snapshot=snapshot))
+            other = stack.enter_context(Machine(config, snapshot=snapshot))
             copy = Counting(other)
             other.start()
             assert copy.add(100) == step + 101
-            with other.snapshot() as child, Machine(restored, snapshot=child) as grandchild:
+            with other.snapshot() as child, Machine(config, snapshot=child) as grandchild:
                 third = Counting(grandchild)
                 grandchild.start()
                 assert third.add(100) == step + 201
         assert guest.add(1) == 4
 
 
-def test_machines_of_one_snapshot_are_isolated(machine: Machine, restored: MachineConfig):
+def test_machines_of_one_snapshot_are_isolated(machine: Machine, config: MachineConfig):
     Counting(machine).add(7)
     with ExitStack() as stack:
         with machine.snapshot() as snapshot:
-            others = [stack.enter_context(Machine(restored, snapshot=snapshot)) for _ in range(5)]
+            others = [stack.enter_context(Machine(config, snapshot=snapshot)) for _ in range(5)]
         guests = [Counting(other) for other in others]
         for other in others:
             other.start()
@@ -91,16 +86,14 @@ def test_a_machine_is_put_back_again_and_again_while_it_runs(machine: Machine):
     assert machine.status is RunState.RUNNING
 
 
-def test_a_machine_is_put_back_to_any_snapshot_of_its_kind(
-    machine: Machine, restored: MachineConfig
-):
+def test_a_machine_is_put_back_to_any_snapshot_of_its_kind(machine: Machine, config: MachineConfig):
     with ExitStack() as stack:
         taken = []
         for _ in range(3):
             guest = Counting(machine)
             guest.add(10)
             taken.append(stack.enter_context(machine.snapshot()))
-        other = stack.enter_context(Machine(restored, snapshot=taken[1]))
+        other = stack.enter_context(Machine(config, snapshot=taken[1]))
         other.start()
         Counting(other).add(255)
         foreign = stack.enter_context(other.snapshot())
@@ -109,7 +102,7 @@ def test_a_machine_is_put_back_to_any_snapshot_of_its_kind(
             assert Counting(machine).add(1) == expected
 
 
-def test_a_paused_machine_stays_paused(machine: Machine, restored: MachineConfig):
+def test_a_paused_machine_stays_paused(machine: Machine, config: MachineConfig):
     guest = Counting(machine)
     guest.add(3)
     machine.pause()
@@ -122,7 +115,7 @@ def test_a_paused_machine_stays_paused(machine: Machine, restored: MachineConfig
         guest = Counting(machine)
         machine.resume()
         assert guest.add(1) == 4
-        with Machine(restored, snapshot=snapshot) as other:
+        with Machine(config, snapshot=snapshot) as other:
             copy = Counting(other)
             other.start()
             assert copy.add(1) == 4
@@ -160,7 +153,7 @@ def test_threads_may_ask_at_the_same_time(machine: Machine):
     assert Counting(machine).add(1) == 1
 
 
-def test_a_folder_written_from_memory(machine: Machine, restored: MachineConfig, tmp_path: Path):
+def test_a_folder_written_from_memory(machine: Machine, config: MachineConfig, tmp_path: Path):
     Counting(machine).add(9)
     with machine.snapshot() as snapshot:
         Counting(machine).add(9)
@@ -172,7 +165,7 @@ def test_a_folder_written_from_memory(machine: Machine, restored: MachineConfig,
         opened.verify()
         opened.write(tmp_path / "three")
     for name in ("two", "three"):
-        with Machine(restored, snapshot=tmp_path / name) as other:
+        with Machine(config, snapshot=tmp_path / name) as other:
             copy = Counting(other)
             other.start()
             assert copy.add(1) == 10
@@ -196,7 +189,7 @@ def test_only_verify_notices_a_changed_byte(machine: Machine, tmp_path: Path, na
 
 
 def test_a_snapshot_of_a_different_machine_changes_nothing(
-    machine: Machine, restored: MachineConfig, tmp_path: Path
+    machine: Machine, config: MachineConfig, tmp_path: Path
 ):
     guest = Counting(machine)
     guest.add(1)
@@ -206,7 +199,7 @@ def test_a_snapshot_of_a_different_machine_changes_nothing(
             with pytest.raises(SnapshotError, match="a different guest, or to other options"):
                 machine.reset(foreign)
             with pytest.raises(SnapshotError, match="a different guest, or to other options"):
-                Machine(restored, snapshot=foreign)
+                Machine(config, snapshot=foreign)
     assert guest.add(1) == 2
 
 
@@ -224,12 +217,12 @@ def test_a_machine_that_does_not_run_has_no_snapshots(config: MachineConfig):
                 machine.reset(snapshot)
 
 
-def test_nothing_is_left_open(config: MachineConfig, restored: MachineConfig):
+def test_nothing_is_left_open(config: MachineConfig):
     before = os.listdir("/proc/self/fd")
     with Machine(config) as machine:
         machine.start()
         for _ in range(3):
-            with machine.snapshot() as snapshot, Machine(restored, snapshot=snapshot) as other:
+            with machine.snapshot() as snapshot, Machine(config, snapshot=snapshot) as other:
                 other.start()
                 other.reset(snapshot)
     assert os.listdir("/proc/self/fd") == before
@@ -268,3 +261,66 @@ def test_an_image_that_changed_costs_no_guest_its_life(tmp_path: Path) -> None:
                 machine.reset(snapshot)
         assert machine.outcome is None
         assert len(machine.disks) == 2
+
+
+def test_a_closed_snapshot_serves_no_more_and_the_guest_goes_on(
+    machine: Machine, config: MachineConfig, tmp_path: Path
+):
+    guest = Counting(machine)
+    with machine.snapshot() as snapshot:
+        guest.add(1)
+    calls = (
+        lambda: machine.reset(snapshot),
+        lambda: Machine(config, snapshot=snapshot),
+        lambda: snapshot.write(tmp_path / "new"),
+        snapshot.verify,
+    )
+    for call in calls:
+        with pytest.raises(UsageError, match="the snapshot is closed"):
+            call()
+    assert not (tmp_path / "new").exists()
+    assert guest.add(1) == 2
+
+
+def test_shared_memory_is_neither_saved_nor_put_back(machine: Machine, tmp_path: Path):
+    config = counting_config(tmp_path, shared_memory=True)
+    with machine.snapshot() as snapshot, Machine(config) as sharing:
+        guest = Counting(sharing)
+        sharing.start()
+        for call in (sharing.snapshot, lambda: sharing.reset(snapshot)):
+            with pytest.raises(UsageError, match="would be shared no longer"):
+                call()
+        assert guest.add(1) == 1
+        assert sharing.memory.fd >= 0
+
+
+def test_a_vcpu_that_does_not_stop_is_no_lack_of_memory(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+):
+    def still() -> None:
+        raise TimeoutError("a vCPU is busy")
+
+    monkeypatch.setattr(machine, "still", still)
+    with pytest.raises(TimeoutError, match="a vCPU is busy"):
+        machine.snapshot()
+
+
+def test_a_machine_closes_after_a_snapshot_that_a_different_thread_takes(machine: Machine):
+    taken, in_freeze, freeze = [], threading.Event(), machine.memory.freeze
+
+    def slow(copy: object) -> object:
+        in_freeze.set()
+        until(closing.is_alive)
+        return freeze(copy)
+
+    machine.memory.freeze = slow
+    closing = threading.Thread(target=machine.close)
+    taking = in_thread(lambda: taken.append(machine.snapshot()))
+    assert in_freeze.wait(patience(20))
+    closing.start()
+    assert ends(taking)
+    assert ends(closing)
+    taken[0].close()
+    for call in (machine.snapshot, lambda: machine.reset(taken[0]), lambda: machine.add_disk("1M")):
+        with pytest.raises(UsageError, match="closed"):
+            call()

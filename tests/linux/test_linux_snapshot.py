@@ -240,6 +240,10 @@ def test_the_command_line_says_what_does_not_fit(boot, snapshot: Path, tmp_path:
     assert b"must exist" in absent.stderr
     other = boot("-m", "80M", "--snapshot", str(snapshot), "--exec", "true", check=125)
     assert b"belongs to a different guest, or to other options" in other.stderr
+    shared = boot(
+        "-m", "64M,shared=on", "--snapshot", str(tmp_path / "new"), "--exec", "true", check=2
+    )
+    assert b"shared memory has no snapshots" in shared.stderr
     missing = tmp_path / "missing" / "booted"
     failed = boot("--snapshot", str(missing), "--exec", "true", check=125)
     assert b"cannot be written: no such file or directory" in failed.stderr

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pykvm.host.libc
-import pykvm.machine.snapshot
 import pykvm.memory.frozen  # noqa: F401 - as above
 from pykvm.errors import PykvmError, UsageError, shown
 from pykvm.host.threads import start
 from pykvm.machine.machine import Machine
+from pykvm.machine.snapshot import check_can_be_kept
 from pykvm.memory.changed import keep_pagemap
 
 _NAME = "snapshot-"
@@ -37,7 +37,11 @@ def checked_folder(path: str) -> Path:
 
 
 def prepare(machine: Machine) -> None:
-    """Find out and import now what a snapshot of ``machine`` needs and cannot read later."""
+    """Find out and import now what a snapshot of ``machine`` needs and cannot read later.
+
+    UsageError if there can be none.
+    """
+    check_can_be_kept(machine.config)
     hardware = machine.hardware
     assert hardware.guest_hash
     assert hardware.cpuid_hash
