@@ -1,0 +1,1 @@
+"""Linux guests that are saved, restored and put back while they use a disk."""
