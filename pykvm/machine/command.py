@@ -108,7 +108,7 @@ def save_booted(
     from pathlib import Path
 
     from pykvm.machine.snapshot import check_can_be_kept
-    from pykvm.snapshot.folder import check_place
+    from pykvm.snapshot.writing import check_place
 
     if config.guest is None or not config.agent:
         raise UsageError(

@@ -298,11 +298,11 @@ class Machine:
         keep its memory or the writes to a disk; TimeoutError as of :meth:`pause`, and if a disk's
         operations take longer. For the same threads.
         """
-        from pykvm.machine import snapshot
+        from pykvm.machine.saving import take
 
         with self._snapshots:
             self._control.check_open()
-            return snapshot.take(self)
+            return take(self)
 
     def reset(self, snapshot: "MachineSnapshot") -> None:
         """Put the machine back to ``snapshot``, of this machine or one like it, in place.
@@ -313,17 +313,17 @@ class Machine:
         guest's writes to a disk change its image. SnapshotError if the snapshot is of a different
         machine, and nothing happens, or if it makes no sense, and then the run ends with ERROR.
         """
-        from pykvm.machine import snapshot as snapshots
+        from pykvm.machine.resetting import reset
 
         with self._snapshots:
             self._control.check_open()
-            snapshots.reset(self, snapshot)
+            reset(self, snapshot)
 
     def save(self, folder: "Path | str") -> None:
         """Write a :meth:`snapshot` as the new folder ``folder``. SnapshotError."""
-        from pykvm.machine import snapshot
+        from pykvm.machine.saving import save
 
-        snapshot.save(self, folder)
+        save(self, folder)
 
     def request_pause(self) -> None:
         """Ask for :meth:`pause` without waiting for it. For any thread."""

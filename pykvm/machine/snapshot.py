@@ -4,27 +4,20 @@ A snapshot holds the vCPUs, KVM's chips and clock, the devices of the board, RAM
 the disks: the state of each, and the layers of its overlay, if it has one. Machines that
 begin from it get the same disks. More disks may be plugged into them; the guest finds
 these when it scans its PCI bus.
-
-The guest waits while its state is read and its RAM is frozen, which takes some
-milliseconds. Writing a snapshot to a folder takes longer, and no guest waits for it.
 """
 
 import os
 import re
-import time
 from collections.abc import Sequence
 from mmap import PAGESIZE
 from pathlib import Path
 
-from pykvm import __version__
-from pykvm.errors import UsageError, reason_of, shown
-from pykvm.forms import refused
+from pykvm.errors import UsageError, shown
 from pykvm.kvm import snapshot as kvm_snapshot
 from pykvm.lean.typing_names import TYPE_CHECKING, Any, Self
 from pykvm.machine.config import MachineConfig
 from pykvm.machine.cpu import cpuid_of
 from pykvm.machine.create import MAX_DISKS, Hardware
-from pykvm.machine.outcome import Outcome
 from pykvm.machine.run_state import RunState
 from pykvm.memory import GuestMemory
 from pykvm.memory.frozen import FrozenMemory
@@ -93,8 +86,10 @@ class MachineSnapshot:
         self._cpuid = manifest.data("cpuid", 32, 32)
         if self.folder is not None:
             manifest.integer("format", folder.FORMAT, folder.FORMAT)
-            for name in ("ram_hash", "state_hash"):
-                manifest.data(name, 32, 32)
+            hashes = manifest.part("hashes")
+            for name in self._files():
+                hashes.data(name, 32, 32)
+            hashes.end()
         manifest.end()
         if not _UUID.fullmatch(self.id):
             manifest.refuse("id is no UUID")
@@ -103,21 +98,27 @@ class MachineSnapshot:
         if self.frozen.size != self.memory:
             manifest.refuse(f"memory is {self.memory}, but ram has {self.frozen.size} bytes")
 
+    def _files(self) -> list[str]:
+        """The files of the folder, but for the manifest."""
+        layered = [number for number, layers in enumerate(self.layers) if layers is not None]
+        disks = [f"disk{number}.{kind}" for number in layered for kind in ("data", "map")]
+        return [folder.STATE, folder.RAM, *disks]
+
     @classmethod
     def open(cls, path: "Path | str") -> Self:
         """The snapshot in the folder ``path``, which must not change meanwhile. SnapshotError."""
         path = Path(path)
-        opened = folder.OpenSnapshot(path)
-        memory = FrozenMemory(opened.ram, opened.ram_size)
-        layers: list[Layers | None] = []
-        try:
-            disks = opened.state.get("disks")
-            for number, saved in enumerate(disks if isinstance(disks, list) else []):
-                layers.append(_open_layers(path, number) if _is_layered(saved) else None)
-        except BaseException:
-            memory.close()
-            _close(layers)
-            raise
+        with folder.OpenSnapshot(path) as opened:
+            memory = FrozenMemory(os.dup(opened.ram), opened.ram_size)
+            layers: list[Layers | None] = []
+            try:
+                disks = opened.state.get("disks")
+                for number, saved in enumerate(disks if isinstance(disks, list) else []):
+                    layers.append(_open_layers(opened, number) if _is_layered(saved) else None)
+            except BaseException:
+                memory.close()
+                close_layers(layers)
+                raise
         return cls(opened.manifest, opened.state, memory, layers, path)
 
     def __repr__(self) -> str:
@@ -140,12 +141,18 @@ class MachineSnapshot:
         SnapshotError if that is impossible, and nothing is left. A folder is complete or absent,
         even if the process is killed.
         """
-        own = ("format", "ram_hash", "state_hash")
-        entries = {name: value for name, value in self._manifest.items() if name not in own}
+        from pykvm.snapshot.writing import write
+
         self.check_open()
+        own = ("format", "hashes")
+        entries = {name: value for name, value in self._manifest.items() if name not in own}
+        write(Path(path), entries, self._state, self._write_memory, self._write_layers)
+
+    def _write_memory(self, file: int) -> None:
+        from pykvm.snapshot.content import write_memory
+
         with self.frozen.bytes as ram:
-            ranges = self.frozen.ranges()
-            folder.write(Path(path), entries, self._state, ram, ranges, self._write_layers)
+            write_memory(file, ram, self.frozen.ranges())
 
     def _write_layers(self, place: Path) -> None:
         for number, layers in enumerate(self.layers):
@@ -162,8 +169,7 @@ class MachineSnapshot:
         """
         self.check_open()
         if self.folder is not None:
-            with self.frozen.bytes as ram:
-                folder.verify(self.folder, self._manifest, ram, self.frozen.ranges())
+            folder.verify(self.folder, self._manifest["hashes"])
 
     def check_open(self) -> None:
         """UsageError after :meth:`close`."""
@@ -173,7 +179,7 @@ class MachineSnapshot:
     def close(self) -> None:
         """Free memory and layers, unless machines still use them. May be repeated."""
         self.frozen.close()
-        _close(self.layers)
+        close_layers(self.layers)
 
     # -- machines that begin from it ------------------------------------------
 
@@ -238,7 +244,7 @@ class MachineSnapshot:
         Returns the disks that were added since.
         """
         self.check(machine.hardware)
-        _check_runs(machine, "make a new machine from the snapshot")
+        check_runs(machine, "make a new machine from the snapshot")
         check_can_be_kept(machine.config)
         return self._check_disks(machine.disks)
 
@@ -285,81 +291,29 @@ class MachineSnapshot:
         return "the snapshot" if self.folder is None else f"the snapshot {self.folder}"
 
 
-def take(machine: "Machine") -> MachineSnapshot:
-    """A snapshot of ``machine``. See :meth:`Machine.snapshot`."""
-    _check_runs(machine, "save it while the guest runs or is paused")
-    check_can_be_kept(machine.config)
-    memory, copy = machine.memory, None
-    layers: list[Layers | None] = []
-    manifest = _manifest(machine)
-    try:
-        for disk in machine.disks:
-            disk.prepare_freeze()
-        copy = memory.begin_copy()
-        with machine.still():
-            _check_runs(machine, "save it while the guest runs or is paused")
-            manifest |= {"disks": len(machine.disks), "failed": machine.failed}
-            state = _state(machine)
-            for disk in machine.disks:
-                layers.append(disk.freeze())
-            with machine.hold_mailbox():
-                frozen = memory.freeze(copy)
-            if machine.hardware.assist:
-                for vcpu in machine.hardware.vcpus:
-                    kvm_snapshot.forget_translations(vcpu)
-    except BaseException as error:
-        _close(layers)
-        if not isinstance(error, OSError) or isinstance(error, TimeoutError):
-            raise
-        raise SnapshotError(
-            f"the host cannot keep the guest's memory: {reason_of(error)}",
-            "free memory of the host; a confined process cannot take snapshots",
-        ) from None
-    finally:
-        if copy is not None:
-            copy.close()
-    return MachineSnapshot(manifest, state, frozen, layers)
+def _option(config: "DiskConfig") -> str:
+    """The value of ``--disk`` for ``config``, with the options that decide about its image."""
+    kinds = {"readonly": config.readonly, "snapshot": config.snapshot}
+    chosen = [f",{name}=on" for name, given in kinds.items() if given]
+    return config.name.replace(",", ",,") + "".join(chosen)
 
 
-def save(machine: "Machine", path: "Path | str") -> None:
-    """Write ``machine`` as the folder ``path``. See :meth:`Machine.save`."""
-    folder.check_place(Path(path))
-    with machine.snapshot() as taken:
-        taken.write(path)
+def _is_layered(saved: object) -> bool:
+    """The fields of a disk, which nobody has checked yet, say that it has layers."""
+    disk = saved.get("disk") if isinstance(saved, dict) else None
+    return isinstance(disk, dict) and disk.get("layered") is True
 
 
-def reset(machine: "Machine", snapshot: MachineSnapshot) -> None:
-    """Put ``machine`` back to ``snapshot``. See :meth:`Machine.reset`."""
-    if not isinstance(snapshot, MachineSnapshot):
-        raise refused("snapshot", snapshot, "give a MachineSnapshot")
-    snapshot.check_reset(machine)
-    with machine.still():
-        # Once more: until now disks could come and go, and an error could stop the guest.
-        later = snapshot.check_reset(machine)
-        stopped = machine.status is RunState.IO_ERROR
-        try:
-            with machine.hold_mailbox(put_back=True):
-                machine.memory.put_back(snapshot.frozen)
-            machine.hardware.vm.forget_translations(machine.memory.address)
-            for disk in later:
-                from pykvm.machine.plugging import unplug
+def _open_layers(opened: folder.OpenFolder, number: int) -> "Layers":
+    from pykvm.devices.virtio_blk.layers.layer_files import open_layers
 
-                unplug(machine, disk)
-            snapshot.load(machine, new=False)
-            for vcpu in machine.hardware.vcpus:
-                vcpu.mark_stopped()
-        except BaseException as error:
-            machine.finish(Outcome.error(f"the guest could not be put back: {error}"))
-            if isinstance(error, OSError):
-                raise SnapshotError(
-                    f"the host cannot put the guest's memory back: {reason_of(error)}",
-                    "make a new machine from the snapshot",
-                ) from None
-            raise
-        machine.stand(snapshot.failed)
-        machine.restored = True
-    if stopped and not snapshot.failed:
-        machine.resume()  # the error has not happened
+    return open_layers(opened, f"disk{number}")
+
+
+def close_layers(layers: "Sequence[Layers | None]") -> None:
+    for one in layers:
+        if one is not None:
+            one.close()
 
 
 def check_can_be_kept(config: MachineConfig) -> None:
@@ -371,66 +325,6 @@ def check_can_be_kept(config: MachineConfig) -> None:
         )
 
 
-def _check_runs(machine: "Machine", hint: str) -> None:
+def check_runs(machine: "Machine", hint: str) -> None:
     if machine.status is RunState.PRELAUNCH or machine.status.over:
         raise UsageError("this machine does not run", hint)
-
-
-def _option(config: "DiskConfig") -> str:
-    """The value of ``--disk`` for ``config``, with the options that decide about its image."""
-    kinds = {"readonly": config.readonly, "snapshot": config.snapshot}
-    chosen = [f",{name}=on" for name, given in kinds.items() if given]
-    return config.name.replace(",", ",,") + "".join(chosen)
-
-
-def _manifest(machine: "Machine") -> Fields:
-    hardware = machine.hardware
-    return {
-        "id": _new_uuid(),
-        "pykvm": __version__,
-        "saved_at": int(time.time()),
-        "description": machine.description,
-        "guest": hardware.guest_hash,
-        "cpus": hardware.cpus,
-        "memory": hardware.memory.size,
-        "assisted": hardware.traits.needs_assists,
-        "cpuid": hardware.cpuid_hash,
-    }
-
-
-def _state(machine: "Machine") -> Fields:
-    """The state of a machine that stands still. SnapshotError."""
-    hardware = machine.hardware
-    vm, vcpus, msrs = hardware.vm, hardware.vcpus, hardware.kvm.msr_indices()
-    return {
-        "vcpus": [kvm_snapshot.save_vcpu(vcpu, vm, msrs) for vcpu in vcpus],
-        "chips": kvm_snapshot.save_chips(vm),
-        "board": machine.board.save(),
-        "disks": [disk.save() for disk in machine.disks],
-    }
-
-
-def _is_layered(saved: object) -> bool:
-    """The fields of a disk, which nobody has checked yet, say that it has layers."""
-    disk = saved.get("disk") if isinstance(saved, dict) else None
-    return isinstance(disk, dict) and disk.get("layered") is True
-
-
-def _open_layers(place: Path, number: int) -> "Layers":
-    from pykvm.devices.virtio_blk.layers.layer_files import open_layers
-
-    return open_layers(place, f"disk{number}")
-
-
-def _close(layers: "Sequence[Layers | None]") -> None:
-    for one in layers:
-        if one is not None:
-            one.close()
-
-
-def _new_uuid() -> str:
-    """A random UUID (RFC 9562, version 4). The module uuid takes 3 ms to import."""
-    number = int.from_bytes(os.urandom(16), "big")
-    number = number & ~(0xF << 76 | 0x3 << 62) | 4 << 76 | 2 << 62
-    digits = f"{number:032x}"
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))

@@ -68,14 +68,9 @@ class FrozenMemory:
 
     def ranges(self) -> Iterator[Range]:
         """The ranges that hold data; the rest are zeros. OSError."""
-        end = 0
-        while end < self.size:
-            try:
-                start = os.lseek(self.fd, end, os.SEEK_DATA)
-            except OSError:  # ENXIO: no more data
-                return
-            end = min(os.lseek(self.fd, start, os.SEEK_HOLE), self.size)
-            yield start, end
+        from pykvm.snapshot.content import data_ranges
+
+        return data_ranges(self.fd, self.size)
 
     def close(self) -> None:
         """Close the descriptor, once. Private mappings of the memory stay."""

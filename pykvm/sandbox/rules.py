@@ -137,7 +137,7 @@ def _snapshots() -> Iterator[Rule]:
     """Landlock confines these to the folder of the snapshots."""
     yield _rule("open openat mkdir mkdirat rename renameat renameat2 rmdir unlink unlinkat")
     yield _rule("lstat stat newfstatat getdents64")
-    yield _rule("memfd_create dup2 dup3")
+    yield _rule("memfd_create dup2 dup3 flock")
     yield _rule("fcntl", Only(1, _INT, (_F_ADD_SEALS,)))
     yield _rule("ioctl", Only(1, _INT, (_PAGEMAP_SCAN, _FIOCLEX)))
     yield _rule("madvise", Only(2, _INT, (_MADV_DONTFORK,)))

@@ -172,11 +172,11 @@ def test_a_folder_written_from_memory(machine: Machine, config: MachineConfig, t
     assert (tmp_path / "one" / "ram").stat().st_blocks * 512 < 1 << 20
 
 
-@pytest.mark.parametrize("name", ["ram", "state"])
+@pytest.mark.parametrize("name", ["ram", "state.json"])
 def test_only_verify_notices_a_changed_byte(machine: Machine, tmp_path: Path, name: str):
     machine.ram.write(0x12_3000, b"precious")
     machine.save(tmp_path / "saved")
-    path = tmp_path / "saved" / ("ram" if name == "ram" else "state.json")
+    path = tmp_path / "saved" / name
     data = path.read_bytes()
     changed = data.replace(b"precious", b"Precious") if name == "ram" else data + b" "
     assert changed != data
@@ -186,6 +186,20 @@ def test_only_verify_notices_a_changed_byte(machine: Machine, tmp_path: Path, na
             opened.verify()
         path.write_bytes(data)
         opened.verify()
+
+
+@pytest.mark.parametrize("name", ["disk0.data", "disk0.map"])
+def test_verify_notices_a_changed_byte_of_a_disk(tmp_path: Path, name: str):
+    with Machine(counting_config(tmp_path, disks=["1M"])) as machine:
+        machine.start()
+        machine.disks[0].write(4096, b"precious")
+        machine.save(tmp_path / "saved")
+    data = (tmp_path / "saved" / name).read_bytes()
+    with MachineSnapshot.open(tmp_path / "saved") as opened:
+        opened.verify()
+        (tmp_path / "saved" / name).write_bytes(data[:-1] + bytes((data[-1] ^ 1,)))
+        with pytest.raises(SnapshotError, match=f"its {name} is different"):
+            opened.verify()
 
 
 def test_a_snapshot_of_a_different_machine_changes_nothing(

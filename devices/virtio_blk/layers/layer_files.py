@@ -10,7 +10,6 @@ A snapshot is hostile input: the map is checked before anything is made of it.
 """
 
 import os
-import stat
 from pathlib import Path
 from struct import Struct
 from typing import Final, NoReturn
@@ -20,7 +19,7 @@ from pykvm.devices.virtio_blk.image.file import MAX_SIZE
 from pykvm.devices.virtio_blk.layers.frozen import FrozenLayer, Layers, merge
 from pykvm.devices.virtio_blk.layers.sector_map import CHUNK, SectorMap
 from pykvm.errors import reason_of
-from pykvm.snapshot.fields import SnapshotError
+from pykvm.snapshot.folder import OpenFolder
 
 MAGIC: Final = b"pykvmlyr"
 VERSION: Final = 1
@@ -42,66 +41,49 @@ def write_layers(layers: Layers, folder: Path, name: str) -> None:
         os.fsync(file.fileno())
 
 
-def open_layers(folder: Path, name: str) -> Layers:
+def open_layers(folder: OpenFolder, name: str) -> Layers:
     """The layers that :func:`write_layers` wrote. They belong to the caller. SnapshotError."""
-    size, written = _read_map(folder / f"{name}.map")
-    data = folder / f"{name}.data"
-    file = _open(data)
+    size, written = _read_map(folder, f"{name}.map")
+    file = folder.open(f"{name}.data")
     layer = FrozenLayer([file], MAX_SIZE, written)
     try:
         if os.fstat(file).st_size != size:
-            _refuse(data, f"it does not have {size} bytes")
+            raise folder.unreadable(f"{name}.data: it does not have {size} bytes")
         return Layers([layer], size)
     finally:
         layer.release()
 
 
-def _read_map(path: Path) -> tuple[int, SectorMap]:
+def _read_map(folder: OpenFolder, name: str) -> tuple[int, SectorMap]:
     """The bytes of the disk, and the map."""
+
+    def refuse(reason: str) -> NoReturn:
+        raise folder.unreadable(f"{name}: {reason}") from None
+
     try:
-        with open(_open(path), "rb") as file:
+        with open(folder.open(name), "rb") as file:
             magic, version, size, end = _HEADER.unpack(file.read(_HEADER.size).ljust(_HEADER.size))
             if magic != MAGIC:
-                _refuse(path, "it is no map of sectors")
+                refuse("it is no map of sectors")
             if version != VERSION:
-                _refuse(path, f"it has format {version}, this pykvm reads {VERSION}")
+                refuse(f"it has format {version}, this pykvm reads {VERSION}")
             capacity = size // SECTOR_SIZE
             if size % SECTOR_SIZE or not 0 < size <= MAX_SIZE or end > capacity:
-                _refuse(path, f"a disk cannot have {size} bytes, and a map that ends at {end}")
+                refuse(f"a disk cannot have {size} bytes, and a map that ends at {end}")
             written = SectorMap(end)
             least, most = 0, -(-capacity // CHUNK)
             # One by one: a hostile file may be very long.
             while record := file.read(_INDEX.size + _BITS):
                 if len(record) < _INDEX.size + _BITS:
-                    _refuse(path, "it ends too early")
+                    refuse("it ends too early")
                 (index,) = _INDEX.unpack_from(record)
                 bits = int.from_bytes(record[_INDEX.size :], "little")
                 if not least <= index < most:
-                    _refuse(path, f"its chunk {index} is out of order")
+                    refuse(f"its chunk {index} is out of order")
                 if not bits or bits.bit_length() > capacity - index * CHUNK:
-                    _refuse(path, f"its chunk {index} has impossible sectors")
+                    refuse(f"its chunk {index} has impossible sectors")
                 written.set_chunk(index, bits)
                 least = index + 1
     except OSError as error:
-        _refuse(path, reason_of(error))
+        refuse(reason_of(error))
     return size, written
-
-
-def _open(path: Path) -> int:
-    """A descriptor of the regular file ``path``, for reading."""
-    try:
-        # Opening a pipe without O_NONBLOCK would wait for a writer.
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        _refuse(path, reason_of(error))
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        _refuse(path, "it is no regular file")
-    return file
-
-
-def _refuse(path: Path, reason: str) -> NoReturn:
-    raise SnapshotError(
-        f"the snapshot's disk {path} cannot be read: {reason}",
-        "give a folder that pykvm has written",
-    ) from None

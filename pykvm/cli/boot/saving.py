@@ -4,14 +4,16 @@ The sandbox forbids later imports, so this module imports all that a snapshot ne
 """
 
 import os
-import shutil  # noqa: F401 - removes what could not be written completely
-import tempfile  # noqa: F401 - makes the folder for what is not complete yet
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pykvm.host.libc
-import pykvm.memory.frozen  # noqa: F401 - as above
+import pykvm.machine.resetting
+import pykvm.machine.saving
+import pykvm.memory.frozen
+import pykvm.snapshot.content
+import pykvm.snapshot.writing  # noqa: F401 - as above
 from pykvm.errors import PykvmError, UsageError, shown
 from pykvm.host.threads import start
 from pykvm.machine.machine import Machine

@@ -14,6 +14,7 @@ from pykvm.pc.serial import COM1, COM1_IRQ, COM2, COM2_IRQ, IER, IER_THRI, LSR, 
 from pykvm.pci.services import PciServices
 from pykvm.snapshot import folder
 from pykvm.snapshot.fields import Fields, Saved, SnapshotError
+from pykvm.snapshot.writing import write
 
 MIB = 1 << 20
 CMOS_DATA = 0x71
@@ -56,7 +57,7 @@ class Pc:
 
 
 def through_a_folder(path: Path, pc: Pc) -> Pc:
-    folder.write(path, {}, pc.board.save(), memoryview(b""), [])
+    write(path, {}, pc.board.save(), lambda file: None)
     other = Pc()
     with folder.OpenSnapshot(path) as opened:
         other.board.load(Saved("board", opened.state))

@@ -8,7 +8,7 @@ import pytest
 from pykvm.machine.snapshot import MachineSnapshot
 from pykvm.memory import GuestMemory
 from pykvm.memory.guest import MAX_SIZE, MIN_SIZE
-from pykvm.snapshot import folder
+from pykvm.snapshot import writing
 from pykvm.snapshot.fields import SnapshotError
 from pykvm.x86.mptable import MAX_CPUS
 
@@ -28,7 +28,7 @@ MANIFEST = {
 
 
 def write(place: Path, manifest: dict[str, object], ram: int = MIN_SIZE) -> None:
-    folder.write(place, manifest, {}, memoryview(bytes(ram)), [])
+    writing.write(place, manifest, {}, lambda file: os.ftruncate(file, ram))
 
 
 def refuse(place: Path, words: str) -> None:

@@ -25,6 +25,7 @@ from pykvm.devices.virtio_blk.layers.overlay import OverlayImage
 from pykvm.devices.virtio_blk.layers.sector_map import CHUNK, SectorMap
 from pykvm.memory.ram import Ram
 from pykvm.snapshot.fields import SnapshotError
+from pykvm.snapshot.folder import OpenFolder
 
 SECTORS = 64
 SIZE = SECTORS << 9
@@ -150,7 +151,7 @@ def test_every_layer_keeps_its_content(
                     layers, content = taken[sector % len(taken)]
                     place = Path(stack.enter_context(TemporaryDirectory()))
                     write_layers(layers, place, "disk0")
-                    taken.append((open_layers(place, "disk0"), content))
+                    taken.append((opened(place), content))
                     stack.callback(taken[-1][0].close)
             one.check()
         for layers, content in taken:
@@ -207,6 +208,11 @@ def test_a_blank_disk_does_not_take_layers_without_zeros_below(folder: Path) -> 
         one.close()
 
 
+def opened(folder: Path) -> Layers:
+    with OpenFolder(folder) as place:
+        return open_layers(place, "disk0")
+
+
 def written(folder: Path) -> Path:
     """A folder with the layers of a disk that has sectors 1 and 2 and sector 63."""
     image = OverlayImage(Image(folder / "base", True))
@@ -221,7 +227,7 @@ def written(folder: Path) -> Path:
 
 
 def test_a_folder_has_only_the_sectors_that_were_written(folder: Path) -> None:
-    layers = open_layers(written(folder), "disk0")
+    layers = opened(written(folder))
     (layer,) = layers.layers
     assert list(layer.map.runs()) == [(1, 2), (63, 1)]
     assert layers.size == SIZE == (folder / "disk0.data").stat().st_size
@@ -260,7 +266,7 @@ def test_what_the_guest_has_discarded_takes_no_space(folder: Path) -> None:
     write_layers(taken[1], folder, "disk0")
     data = folder / "disk0.data"
     assert data.stat().st_blocks << 9 < 1 << 20
-    layers = open_layers(folder, "disk0")
+    layers = opened(folder)
     assert next(iter(layers.layers[0].map.runs())) == (0, 4096)
     assert sum(count for _, count in layers.layers[0].map.runs()) == size >> 9
     assert not data.read_bytes().strip(b"\0")
@@ -295,7 +301,7 @@ def test_a_map_that_cannot_be_is_refused(folder: Path, at: int, data: bytes, wor
     content[at : at + len(data)] = data
     file.write_bytes(content)
     with pytest.raises(SnapshotError, match=words):
-        open_layers(folder, "disk0")
+        opened(folder)
 
 
 @pytest.mark.parametrize("name", ["disk0.data", "disk0.map"])
@@ -309,8 +315,8 @@ def test_files_that_are_none_are_refused(folder: Path, name: str, kind: str) -> 
         file.mkdir()
     elif kind == "short":
         file.write_bytes(b"")
-    with pytest.raises(SnapshotError, match=f"{name} cannot be read"):
-        open_layers(folder, "disk0")
+    with pytest.raises(SnapshotError, match=f"cannot be read: {name}: "):
+        opened(folder)
 
 
 @settings(max_examples=examples(200))
