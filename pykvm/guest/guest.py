@@ -3,7 +3,7 @@
 import threading
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Self, overload
 
 from pykvm.agent.client import AgentClient
@@ -39,7 +39,8 @@ class Guest:
     ``timeout`` arguments are seconds. None is the guest's own limit (:attr:`timeout`), and
     ``math.inf`` is none. A call that waits longer raises GuestTimeout, and the guest runs on.
     When the guest's run ends, every call that waits raises GuestDied at once. ``console`` is the
-    guest's console.
+    guest's console. ``on_command``, a function that may be set, gets the Process of each command
+    that :meth:`run` or :meth:`popen` starts.
     """
 
     def __init__(self, start: Start, limit: Limit, origin: Snapshot | None = None) -> None:
@@ -50,6 +51,7 @@ class Guest:
         self._session: Session
         self._back: Snapshot | None = origin
         self.console = Console(limit)
+        self.on_command: Callable[[Process], object] = lambda process: None
         self._begin(origin)
 
     def __repr__(self) -> str:
@@ -143,6 +145,7 @@ class Guest:
         running = Running(unlimited)
         process = Process(session, command, running, self)
         running.attach(client.run(request, running))
+        self.on_command(process)
         return process
 
     # -- files --------------------------------------------------------------------

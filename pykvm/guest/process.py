@@ -1,6 +1,7 @@
 """A command that runs in a guest, and its streams."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Self
 
@@ -53,6 +54,12 @@ class Process:
         ended = self._running.exit
         return None if ended is None else _status(ended.status, ended.signal)
 
+    @property
+    def seconds(self) -> float:
+        """The time from its start to its end, or until now; by the host's clock."""
+        running = self._running
+        return (running.ended if running.over else time.monotonic()) - running.began
+
     def wait(self, timeout: float | None = None, *, check: bool = True) -> Result:
         """Wait for the command's end; return its status and the output that nobody has read.
 
@@ -102,8 +109,8 @@ class Process:
             stdout, stderr = map(bytes, running.kept)
             for kept in running.kept:
                 kept.clear()
-        status, seconds = _status(ended.status, ended.signal), running.ended - running.began
-        return Result(status, ended.signal, stdout, stderr, seconds, self.command)
+        status = _status(ended.status, ended.signal)
+        return Result(status, ended.signal, stdout, stderr, self.seconds, self.command)
 
     def _too_much(self, stream: str) -> GuestError:
         return GuestError(

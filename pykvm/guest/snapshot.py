@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.open import DiskConfig
     from pykvm.guest.guest import Guest
     from pykvm.machine.snapshot import MachineSnapshot
+    from pykvm.trace.log import TraceLog
+    from pykvm.trace.options import TraceOptions
 
 _MOST_FORKS = 10_000
 
@@ -109,13 +111,15 @@ class Snapshot:
         timeout: float | None = None,
         entropy: str | None = None,
         clock: float | None = None,
+        trace: "TraceOptions | TraceLog | Path | str | None" = None,
     ) -> "Guest":
         """A guest that begins here, and can run commands. See :func:`boot` for the arguments.
 
-        None is as for the guest that was saved. Commands that ran at the moment of the snapshot
-        run on, and their output is lost. UsageError if a disk cannot go back, SnapshotError.
+        None is as for the guest that was saved, but for ``trace``: no trace. Commands that ran at
+        the moment of the snapshot run on, and their output is lost. UsageError if a disk cannot
+        go back, SnapshotError.
         """
-        return self.fork(1, timeout=timeout, entropy=entropy, clock=clock)[0]
+        return self._begin(1, timeout, entropy, clock, trace)[0]
 
     def fork(
         self,
@@ -129,17 +133,30 @@ class Snapshot:
 
         They differ in their random numbers, unless ``entropy`` is ``"same"``.
         """
+        if not 1 <= whole("count", count) <= _MOST_FORKS:
+            raise refused("count", count, f"give a number of guests from 1 to {_MOST_FORKS}")
+        return self._begin(count, timeout, entropy, clock)
+
+    def _begin(
+        self,
+        count: int,
+        timeout: float | None,
+        entropy: str | None,
+        clock: float | None,
+        trace: "TraceOptions | TraceLog | Path | str | None" = None,
+    ) -> "Guests":
+        """``count`` guests that begin here."""
         from pykvm.guest.guest import Guest
 
         self.check_open()
-        if not 1 <= whole("count", count) <= _MOST_FORKS:
-            raise refused("count", count, f"give a number of guests from 1 to {_MOST_FORKS}")
         limit = self._limit.seconds if timeout is None else seconds("timeout", timeout)
         start = self._start
         if entropy is not None:
             start = replace(start, entropy=entropy)
         if clock is not None:
             start = replace(start, clock=clock)
+        if trace is not None:
+            start = replace(start, config=replace(start.config, trace=trace))
         guests = Guests()
         try:
             # None runs while the others are made, which takes much longer on a busy host.

@@ -271,7 +271,7 @@ class MachineSnapshot:
         """
         configs = self.disk_configs
         if self.folder is not None and any(config.path for config in configs):
-            disks = " ".join(f"--disk {shown(_option(config), most=200)}" for config in configs)
+            disks = " ".join(f"--disk {shown(disk_option(config), most=200)}" for config in configs)
             raise UsageError(f"{self._name} has disks with images", f"name its disks: {disks}")
         return configs
 
@@ -291,7 +291,7 @@ class MachineSnapshot:
         return "the snapshot" if self.folder is None else f"the snapshot {self.folder}"
 
 
-def _option(config: "DiskConfig") -> str:
+def disk_option(config: "DiskConfig") -> str:
     """The value of ``--disk`` for ``config``, with the options that decide about its image."""
     kinds = {"readonly": config.readonly, "snapshot": config.snapshot}
     chosen = [f",{name}=on" for name, given in kinds.items() if given]

@@ -199,3 +199,18 @@ def test_a_write_after_the_end_of_the_input_is_refused(started) -> None:
     with pytest.raises(pykvm.UsageError, match="the input of 'work' is closed"):
         process.stdin.write(b"x")
     assert command.sent == b""
+
+
+def test_whoever_asks_is_told_of_each_command(fake) -> None:
+    one = fake()
+    told: list[pykvm.Process] = []
+    one.guest.on_command = told.append
+    process = one.guest.popen("work")
+    assert told == [process]
+    assert process.seconds >= 0
+
+
+def test_the_time_of_a_command_ends_with_it(started) -> None:
+    process, command = started
+    command.ends()
+    assert process.seconds == process.wait().seconds == process.seconds

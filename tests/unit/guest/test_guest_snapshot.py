@@ -158,6 +158,15 @@ def test_a_fork_that_fails_closes_the_others(fake, machines) -> None:
     assert [one.log for one, _ in made] == [["close"]] * 2
 
 
+def test_a_restored_guest_may_have_a_trace_of_its_own(fake, machines) -> None:
+    one = fake()
+    snapshot = one.guest.snapshot()
+    made = machines(one)
+    trace = pykvm.TraceLog()
+    with snapshot.restore(trace=trace), snapshot.restore():
+        assert [machine.config.trace for machine, _ in made] == [trace, None]
+
+
 def test_a_restored_guest_is_reset_to_where_it_began(fake, machines) -> None:
     one = fake()
     snapshot = one.guest.snapshot()
