@@ -173,17 +173,22 @@ def test_a_guest_that_does_not_boot_alone_boots_as_before(boot, cache: Path) -> 
 
 
 @pytest.mark.skipif(bool(sandbox_problem()), reason=sandbox_problem())
-def test_the_first_boot_is_confined_too(cache: Path) -> None:
-    with first_boot(cache, "--sandbox=on") as process:
+@pytest.mark.parametrize("kind", ["template", "snapshot"])
+def test_the_first_boot_is_confined_too(cache: Path, kind: str) -> None:
+    options = ["--snapshot", str(cache / "booted")] if kind == "snapshot" else []
+    with first_boot(cache, "--sandbox=on", *options) as process:
         deadline = time.monotonic() + linux_patience()
         while not any(is_confined(child) for child in children(process.pid)):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.01)
         assert not is_confined(process.pid)
-        assert process.communicate(timeout=linux_patience()) == (b"hi\n", b"")
+        assert process.communicate(timeout=linux_patience())[0] == b"hi\n"
     assert process.returncode == 0
-    assert [len(name) for name in os.listdir(cache / "templates")] == [32]
+    if kind == "template":
+        assert [len(name) for name in os.listdir(cache / "templates")] == [32]
+    else:
+        assert not list(cache.glob(".pykvm-snapshot-*"))
 
 
 def children(pid: int) -> list[int]:
@@ -203,14 +208,14 @@ def is_confined(pid: int) -> bool:
 
 
 def first_boot(cache: Path, *options: str) -> "subprocess.Popen[bytes]":
-    """A process that boots the guest for its template now."""
+    """A process that boots the guest for its template, or for its snapshot in ``cache``, now."""
     command = [sys.executable, "-m", "pykvm", "boot", "guest", *options, "--exec", "echo hi"]
     command += ["--timeout", str(linux_patience())]
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + linux_patience()
-    while not list(cache.glob("templates/*.building")):
+    while not [*cache.glob("templates/*.building"), *cache.glob(".pykvm-snapshot-*/*")]:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)

@@ -1,8 +1,8 @@
-"""Boots a guest for its template in a confined process of its own.
+"""Boots a guest for its template or snapshot in a confined process of its own.
 
 The process that runs the guest later cannot do it: once confined, it could not build a second
 machine. So a child boots the guest. Before its first instruction the child confines itself, to
-the folder of the unfinished template. It tells how that went through a pipe.
+the folder of the unfinished snapshot. It tells how that went through a pipe.
 """
 
 import json
@@ -32,7 +32,7 @@ Watch = Callable[[Machine], object]
 def confined_boot(insist: bool) -> Callable[..., None]:
     """As :func:`save_booted`, in a confined process. ``insist``: completely, or HostError."""
 
-    def boot(config: MachineConfig, folder: str, timeout: float, watch: Watch) -> None:
+    def boot(config: MachineConfig, folder: str, timeout: float | None, watch: Watch) -> None:
         reader, writer = os.pipe()
         parent = os.getpid()
         child = os.fork()
@@ -49,7 +49,9 @@ def confined_boot(insist: bool) -> Callable[..., None]:
     return boot
 
 
-def _save(config: MachineConfig, folder: str, timeout: float, watch: Watch, insist: bool) -> None:
+def _save(
+    config: MachineConfig, folder: str, timeout: float | None, watch: Watch, insist: bool
+) -> None:
     def begin(machine: Machine) -> None:
         watch(machine)
         prepare(machine)

@@ -33,7 +33,7 @@ def prepared_machine(
 ) -> Machine:
     """The machine of a run with ``--snapshot`` or ``--exec``. The first such run boots it once."""
     if options.snapshot is not None:
-        return _from_snapshot(config, options, timings, timeout)
+        return _from_snapshot(config, options, timings, timeout, own_process)
     if _wants_boot(options):
         return Machine(config, timings=timings)
     with _Preparation() as preparation:
@@ -48,7 +48,7 @@ def prepared_machine(
 
 
 def _boot(sandbox: str, own_process: bool, *arguments: Any, **named: Any) -> None:
-    """Boot a guest for its template, confined as the run will be."""
+    """Boot a guest for its template or snapshot, confined as the run will be."""
     boot: Callable[..., None]
     if own_process and sandbox != "off":
         from pykvm.cli.boot.confined_boot import confined_boot
@@ -103,7 +103,11 @@ class _Preparation:
 
 
 def _from_snapshot(
-    config: MachineConfig, options: Options, timings: Timings, timeout: float | None
+    config: MachineConfig,
+    options: Options,
+    timings: Timings,
+    timeout: float | None,
+    own_process: bool,
 ) -> Machine:
     folder: str = options.snapshot
     if options.command is None:
@@ -111,26 +115,28 @@ def _from_snapshot(
     if options.cold:
         raise UsageError("--cold and --snapshot exclude each other", "leave out one of them")
     if not os.path.lexists(folder):
-        if options.sandbox == "on":
-            raise UsageError(
-                f"with --sandbox=on the snapshot {shown(folder)} must exist: the guest that makes "
-                "it boots unconfined",
-                "make it first, without --sandbox=on",
-            )
-        _save_booted(config, folder, timeout)
+        _save_booted(config, folder, partial(_boot, options.sandbox, own_process), timeout)
     return Machine(config, timings=timings, snapshot=folder)
 
 
-def _save_booted(config: MachineConfig, folder: str, timeout: float | None) -> None:
-    from pykvm.machine.command import save_booted
+def _save_booted(
+    config: MachineConfig, folder: str, boot: Callable[..., None], timeout: float | None
+) -> None:
+    from pathlib import Path
+
+    from pykvm.snapshot.writing import adopt, check_place, unfinished
 
     def begin(machine: Machine) -> None:
         preparation.watch(machine)
         say(f"booting the guest once for the snapshot {shown(folder)} …")
 
+    place = Path(folder)
     try:
-        with _Preparation() as preparation:
-            save_booted(config, folder, timeout, begin)
+        check_place(place)
+        with _Preparation() as preparation, unfinished(place) as aside:
+            # In a folder of its own, the only one that the process which boots can write.
+            boot(config, str(aside / "booted"), timeout=timeout, watch=begin)
+            adopt(aside / "booted", place)
     except SnapshotError:
         # A run beside this one may have made it meanwhile.
         if not os.path.lexists(folder):

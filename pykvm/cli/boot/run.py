@@ -61,6 +61,10 @@ def run_options(
     ``snapshot``: the folder of the snapshot that it starts from.
     """
     timeout = parse_seconds(options.timeout) if options.timeout is not None else None
+    if not own_process and options.sandbox == "on":
+        raise UsageError(
+            "--sandbox=on would confine the calling program", "run 'pykvm boot' in its own process"
+        )
     failure: PykvmError | None = None
     with ExitStack() as stack:
         # Files are opened before the VM exists, so that a bad path fails before the boot.
@@ -150,10 +154,6 @@ def _begin(outputs: "dict[str, Output]", machine: Machine) -> None:
 
 def _confine(options: Options, own_process: bool, save_in: "Path | None") -> "Confinement | None":
     """Drop every privilege that the run does not need, before any thread is started."""
-    if not own_process and options.sandbox == "on":
-        raise UsageError(
-            "--sandbox=on would confine the calling program", "run 'pykvm boot' in its own process"
-        )
     if own_process:
         keep_time_to_tidy_up()
     if not own_process or options.sandbox == "off":
