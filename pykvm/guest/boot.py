@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pykvm.forms import flag
 from pykvm.guest.guest import Guest
 from pykvm.guest.start import Start, configuration
-from pykvm.guest.waiting import Limit, seconds
+from pykvm.guest.waiting import Deadline, Limit, seconds
 
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.open import DiskConfig
@@ -67,7 +67,15 @@ def boot(
             "trace": trace,
         },
     )
-    made = Guest(Start(config, flag("cold", cold), entropy, clock), limit)
+    return started(Start(config, flag("cold", cold), entropy, clock), limit, deadline)
+
+
+def started(start: Start, limit: Limit, deadline: Deadline) -> Guest:
+    """The guest that ``start`` describes, when it can run commands. ``limit`` is for later waits.
+
+    For errors see :func:`boot`.
+    """
+    made = Guest(start, limit)
     made._run()
     made._wait_ready(deadline)
     return made

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.layers.frozen import Layers
     from pykvm.devices.virtio_blk.observe.stats import Stats
     from pykvm.devices.virtio_blk.open import OpenDisk
-    from pykvm.pci.config import PciFunction
+    from pykvm.pci.virtio_pci import VirtioPci
     from pykvm.snapshot.fields import Fields, Saved
 
 
@@ -59,7 +59,7 @@ class Disk:
     it. ``io_status`` becomes OK again when the guest resumes.
     """
 
-    def __init__(self, name: str, opened: "OpenDisk", function: "PciFunction") -> None:
+    def __init__(self, name: str, opened: "OpenDisk", function: "VirtioPci") -> None:
         self.name = name
         self._function = function
         self.config = opened.config
@@ -205,6 +205,11 @@ class Disk:
     def stats(self) -> "Stats":
         """The counters of all queues together, until now."""
         return self.device.stats
+
+    @property
+    def notifications(self) -> int:
+        """The number of times that the guest's driver has notified the disk."""
+        return self._function.notifications
 
     def statistics(self) -> dict[str, Any]:
         """The disk's part of ``--stats``; docs/reference/disk-options.md explains the keys."""

@@ -1,1 +1,1 @@
-"""``pykvm bench``: its options, and the choice of the disks."""
+"""``pykvm bench``: a room for each of its commands, and their parts in common."""

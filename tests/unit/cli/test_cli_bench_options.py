@@ -8,7 +8,7 @@ from pykvm.bench.script import LoadScript
 from pykvm.bench.tools.base import Job
 from pykvm.bench.tools.choice import tools_against, tools_of_modes
 from pykvm.bench.workload import DEFAULTS, DEPTHS, Shapes, Workload, parse_workloads
-from pykvm.cli.bench.options import (
+from pykvm.cli.bench.disk.options import (
     check_room,
     check_wait,
     parse_busy,

@@ -1,5 +1,6 @@
 """virtio-pci as a driver sees it: interrupts, notifications and the PCI-cfg window."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -157,6 +158,14 @@ def test_doorbells_exist_while_active_and_cause_no_exit(guest: Guest) -> None:
     assert guest.services.exits == exits
     assert guest.kicked(1)
     assert not guest.kicked(0)
+
+
+def test_notifications_of_all_queues_are_counted(guest: Guest) -> None:
+    guest.start()
+    before = guest.function.notifications
+    for queue in (0, 1, 1):
+        os.eventfd_write(guest.kick(queue), 1)
+    assert guest.function.notifications == before + 3
 
 
 def test_doorbells_follow_the_bar(guest: Guest) -> None:

@@ -42,7 +42,8 @@ def test_links_lead_somewhere(page: Path) -> None:
         ("cache", "cli"),
         ("snapshot restore", "cli"),
         ("snapshot save", "cli"),
-        ("bench", "bench"),
+        ("bench disk", "bench"),
+        ("bench fio", "bench-fio"),
         ("trace", "trace"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The options of ``pykvm bench``, and the checks of their values."""
+"""The options of ``pykvm bench disk``, and the checks of their values."""
 
 import argparse
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ WAITS = {"poll": WaitMode.POLL, "interrupt": WaitMode.IDLE}
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of ``pykvm bench``."""
+    """The options of ``pykvm bench disk``."""
     made = Parser(
-        prog="pykvm bench",
+        prog="pykvm bench disk",
         description="Measure a virtio-blk disk with the bare-metal guest, and compare it with "
         "other tools.",
         epilog="Without --disk, bench measures a temporary file. docs/reference/bench.md explains "

@@ -1,0 +1,1 @@
+"""Measures disks with fio in a Linux guest."""

@@ -1,0 +1,1 @@
+"""``pykvm bench disk``: its options, and the choice of the disks."""

@@ -1,0 +1,1 @@
+"""``pykvm bench fio``: fio in a guest."""

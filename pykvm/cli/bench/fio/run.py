@@ -1,0 +1,168 @@
+"""``pykvm bench fio``: measures disks with fio in a Linux guest."""
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from pykvm.bench.fio.figures import FioOutput, parse_output
+from pykvm.bench.fio.in_guest import FioFailed, FioRun, died, make_folder, prepare
+from pykvm.bench.fio.in_guest import run_fio as run_in_guest
+from pykvm.bench.fio.report import text_of
+from pykvm.bench.tools.pykvm_tool import form
+from pykvm.cli.bench.disk.options import parse_number
+from pykvm.cli.bench.fio.options import Jobs, jobs_of, parser
+from pykvm.cli.bench.linux_guest import (
+    disks_of,
+    guest_config,
+    is_emulated,
+    keeps_image,
+    start_guest,
+)
+from pykvm.cli.bench.progress import Progress, Stopped, stops_at_signals
+from pykvm.cli.disk_keys import parse_disk
+from pykvm.cli.say import emit, put, say
+from pykvm.devices.virtio_blk.open import DiskConfig
+from pykvm.errors import PykvmError, UsageError, reason_of, shown
+from pykvm.guest.errors import GuestDied
+from pykvm.outputs import Output, Outputs
+
+_ETA = re.compile(r"\[eta ([^\]]+)\]")
+_RUNS_MAX = 100
+
+
+def run_fio(arguments: Sequence[str]) -> int:
+    """Run ``pykvm bench fio`` and return the exit status."""
+    options = parser().parse_args(arguments)
+    repeat = parse_number(options.repeat, "--repeat", 1, _RUNS_MAX)
+    given = [parse_disk(text) for text in options.disk]
+    old = [_earlier(path) for path in options.compare]
+    progress = Progress()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(stops_at_signals())
+            stack.callback(progress.clear)
+            emulated = is_emulated()
+            jobs = jobs_of(options, len(given) or 1, emulated)
+            _check_overwrite(jobs, given, options)
+            outputs = _outputs(stack, options, given, repeat)
+            disks = disks_of(stack, options.disk, options.disk_size, emulated, progress)
+            runs = _measure(stack, options, jobs, disks, repeat, progress)
+            progress.clear()
+            _write(outputs, runs, options)
+    except Stopped as stopped:
+        return 128 + stopped.number
+    except FioFailed as error:
+        if error.words:
+            say(f"fio's messages:\n{error.words}")
+        raise
+    except GuestDied as error:
+        if error.console:
+            say(f"the console's last lines:\n{error.console}")
+        raise died(error) from None
+    emit(text_of(runs, old, emulated))
+    return 0
+
+
+def _measure(
+    stack: ExitStack,
+    options: argparse.Namespace,
+    jobs: Jobs,
+    disks: Sequence[DiskConfig],
+    repeat: int,
+    progress: Progress,
+) -> list[FioRun]:
+    guest = start_guest(stack, guest_config(options, disks), progress)
+    make_folder(guest)
+    prepare(guest, jobs.text, jobs.files, options.guest_merging == "on")
+    runs = []
+    for number in range(1, repeat + 1):
+        begin = f"run {number} of {repeat}: " if repeat > 1 else ""
+        progress(f"{begin}fio starts")
+        show = partial(_show, progress, begin) if progress.shown else None
+        runs.append(run_in_guest(guest, show, may_write=jobs.write, name=jobs.name))
+    if not any(sum(job.requests for job in run.output.jobs) for run in runs):
+        raise PykvmError(
+            f"fio sent no request in {jobs.name}",
+            "look at the sizes of its jobs: perhaps the disk is too small for them",
+        )
+    moved = runs[0].readings[-1].stats.counters()
+    if not moved["rd_operations"] + moved["wr_operations"] + moved["unmap_operations"]:
+        raise UsageError(
+            f"{jobs.name} sent no request to a disk: its files are in the guest's memory",
+            "give --set filename=/dev/vda",
+        )
+    return runs
+
+
+def _show(progress: Progress, begin: str, line: str) -> None:
+    """Show fio's line, such as ``Jobs: 1 (f=1): [R(1)][50.0%][r=1024KiB/s][eta 00m:05s]``."""
+    left = f"time left {found[1]}   " if (found := _ETA.search(line)) else ""
+    progress(f"{begin}{left}{shown(line, most=100)}")
+
+
+def _check_overwrite(jobs: Jobs, disks: Sequence[DiskConfig], options: argparse.Namespace) -> None:
+    if options.overwrite or not jobs.write:
+        return
+    for config in disks:
+        if not keeps_image(config) and not Path(config.path).is_dir():
+            raise UsageError(
+                f"{jobs.name} would overwrite '{config.path}'",
+                "give --overwrite to allow that, or the disk snapshot=on to drop the writes",
+            )
+
+
+def _outputs(
+    stack: ExitStack, options: argparse.Namespace, disks: Sequence[DiskConfig], repeat: int
+) -> dict[str, list[Output]]:
+    """The open files of --json and --chart; UsageError."""
+    inputs = [*options.compare, *([options.job] if options.job else [])]
+    inputs += [Path(config.path) for config in disks if not config.blank]
+    outputs = stack.enter_context(Outputs(inputs))
+    outputs.check_streams()
+    found: dict[str, list[Output]] = {}
+    if options.json is not None:
+        names = [options.json]
+        if repeat > 1:
+            names = [_numbered(options.json, number) for number in range(1, repeat + 1)]
+        found["--json"] = [outputs.open(name, "--json") for name in names]
+    if options.chart is not None:
+        found["--chart"] = [outputs.open(options.chart, "--chart")]
+    return found
+
+
+def _numbered(path: Path, number: int) -> Path:
+    """``out.1.json`` for ``out.json``."""
+    return path.with_name(f"{path.stem}.{number}{path.suffix}")
+
+
+def _write(
+    outputs: dict[str, list[Output]], runs: Sequence[FioRun], options: argparse.Namespace
+) -> None:
+    texts = {"--json": [run.output.json for run in runs]}
+    if options.chart is not None:
+        from pykvm.bench.fio.chart import chart_of
+
+        texts["--chart"] = [chart_of(runs, f" ({form()})")]
+    for option, files in outputs.items():
+        for output, text in zip(files, texts[option], strict=True):
+            try:
+                output.begin()
+                put(output.fd, text)
+            except OSError as error:
+                raise PykvmError(f"{option}: {reason_of(error)}", "give a different file") from None
+
+
+def _earlier(path: Path) -> FioOutput:
+    """fio's JSON output in ``path``; UsageError."""
+    try:
+        return parse_output(os.fsdecode(path.read_bytes()))
+    except OSError as error:
+        raise UsageError(f"--compare {path}: {reason_of(error)}", "check its path") from None
+    except ValueError:
+        raise UsageError(
+            f"--compare {path} is not fio's JSON output", "give a file that --json has written"
+        ) from None
