@@ -1,6 +1,5 @@
 """A virtual machine from its configuration to the end of its run."""
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from threading import Lock
@@ -12,29 +11,24 @@ from pykvm.lean.typing_names import TYPE_CHECKING, Any, Self
 from pykvm.machine.board import Board
 from pykvm.machine.config import ConsoleMode, MachineConfig
 from pykvm.machine.create import Hardware, check_disks, memory_sizes, open_snapshot
-from pykvm.machine.end import EndOfRun
-from pykvm.machine.events import Announcer, GuestPanicked, Listener, Shutdown
 from pykvm.machine.exits import ExitHandler
-from pykvm.machine.halt import HaltPoll
 from pykvm.machine.mailbox import Mailbox
-from pykvm.machine.outcome import Outcome, OutcomeKind
-from pykvm.machine.run_state import RunControl, RunState
+from pykvm.machine.outcome import Outcome
+from pykvm.machine.run import Run
 from pykvm.machine.timings import Timings
 from pykvm.machine.tracing import open_trace
-from pykvm.machine.vcpu_group import STOP_SECONDS, VcpuGroup
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pykvm.devices.virtio_blk.open import DiskConfig
-    from pykvm.machine.disk_reports import DiskReports
     from pykvm.machine.disks import Disk
     from pykvm.machine.snapshot import MachineSnapshot
 
 CONSOLE_BYTES = 1 << 20
 
 
-class Machine:
+class Machine(Run):
     """Owns a VM: its memory, vCPUs, devices and threads. A context manager.
 
     Building it opens the files and loads the kernel, and starts no thread.
@@ -79,28 +73,14 @@ class Machine:
         """
         if not isinstance(config, MachineConfig):
             raise refused("config", config, "give a MachineConfig")
+        super().__init__(timings or Timings())
         self.config = config
-        self.timings = timings or Timings()
         self.console_output = bytearray()
         self.console: Callable[[bytes], None] = console or self._keep
         self.channel: Callable[[bytes], None] = lambda data: None
         self.mailbox: Mailbox | None = None
-        self.on_end: Callable[[], None] = lambda: None
         self.notices: list[str] = []
-        self.disks: list[Disk] = []
-        self._end = EndOfRun()
-        self._errors: list[BaseException] = []
-        self._vcpus = VcpuGroup(self._failed)
-        self._started = False
         self._snapshots = Lock()
-        self._announcer = Announcer(self._failed)
-        self._control = RunControl(
-            self._vcpus.threads,
-            self.disks,
-            self._announcer.announce,
-            self._end.__bool__,
-            self._failed,
-        )
         self._begins_failed = False
         self.restored = snapshot is not None
         with ExitStack() as stack:
@@ -143,6 +123,7 @@ class Machine:
             address = hardware.memory.regions[0].end - guest.reserved
             self.mailbox = Mailbox(self.ram, address)
         self.board.console.on_failure = self.board.channel.on_failure = self._failed
+        self._judge = self.board.judge
         stack.callback(self.board.close)
         old_disks = saved.disks if saved else 0
         if saved and old_disks and not config.disks:
@@ -178,14 +159,6 @@ class Machine:
         from pykvm.machine.plugging import plug
 
         plug(self, disk, services)
-
-    def disk_reports(self, name: str) -> "DiskReports":
-        """The receiver of the reports of a disk called ``name``."""
-        from pykvm.machine.disk_reports import DiskReports
-
-        return DiskReports(
-            name, self._announcer, self._control, self._end, self.finish, self._failed
-        )
 
     # The sinks may be replaced after the board is built.
 
@@ -225,70 +198,19 @@ class Machine:
         self.start()
         return self.wait(timeout)
 
-    def wait(self, timeout: float | None = None) -> Outcome:
-        """Wait until the run has ended and every vCPU has stopped; return the outcome.
+    def close(self) -> None:
+        """Stop the vCPUs, drain and close the devices, free the memory. May be repeated.
 
-        After ``timeout`` seconds the run ends with TIMEOUT. If a bug in pykvm
-        raised an exception in the thread of a vCPU or device, it is raised here.
+        TimeoutError if a vCPU's thread is stuck in a sink; then the machine's memory and
+        devices stay.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        halt = HaltPoll(self._vcpus, self._control.unless_busy)
-        while not self._end.wait(_until(deadline, halt.seconds)):
-            if deadline is not None and time.monotonic() >= deadline:
-                self.finish(Outcome.timeout(timeout or 0))
-                continue
-            if halt.poll():
-                self.finish(Outcome.halted())
         self._stop_vcpus()
-        self.timings.mark("ended")
-        if self._errors:
-            raise self._errors[0]
-        return self._end.outcome
+        self._control.close()
+        with self._snapshots:  # one that a different thread has begun ends first
+            self._owned.close()
+        self._announcer.close()
 
-    def finish(self, outcome: Outcome) -> None:
-        """End the run with ``outcome`` unless it has ended. For any thread and signal handlers."""
-        outcome = self.board.judge(outcome)
-        if self._end.set(outcome):
-            if outcome.kind is OutcomeKind.PANIC:
-                self._announcer.announce(GuestPanicked(outcome.reason))
-            self._announcer.announce(Shutdown(outcome))
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """The way in which the run ended; None before the end."""
-        return self._end.outcome if self._end else None
-
-    # -- pausing and resuming -----------------------------------------------
-
-    @property
-    def status(self) -> RunState:
-        """The present state of the machine."""
-        if self._end:
-            return RunState.after(self._end.outcome)
-        return self._control.state if self._started else RunState.PRELAUNCH
-
-    @property
-    def resumes(self) -> int:
-        """The number of times that the guest resumed after a stop."""
-        return self._control.resumes
-
-    def pause(self, timeout: float = STOP_SECONDS) -> None:
-        """Stop the guest: on return no vCPU runs, and no disk executes anything.
-
-        Harmless if the guest is stopped or the run is over. A machine that is
-        paused before its start starts stopped. TimeoutError, and the guest
-        keeps running, if a vCPU is busy for ``timeout`` seconds, such as with
-        a console sink that blocks. The threads of vCPUs and disks must not
-        call this.
-        """
-        self._control.pause(timeout)
-
-    def resume(self) -> None:
-        """Resume the guest after :meth:`pause` or an I/O error; else harmless.
-
-        Disks first retry the requests that failed. For the same threads as :meth:`pause`.
-        """
-        self._control.resume()
+    # -- snapshots -----------------------------------------------------
 
     def snapshot(self) -> "MachineSnapshot":
         """The machine as it is now, in memory; the caller closes it.
@@ -324,70 +246,6 @@ class Machine:
         from pykvm.machine.saving import save
 
         save(self, folder)
-
-    def request_pause(self) -> None:
-        """Ask for :meth:`pause` without waiting for it. For any thread."""
-        self._control.request_pause()
-
-    def request_resume(self) -> None:
-        """Ask for :meth:`resume`, after earlier requests, without waiting. For any thread."""
-        self._control.request_resume()
-
-    def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call ``listener`` with each event (:mod:`pykvm.machine.events`) from now on.
-
-        One thread calls all listeners, one at a time. In it a listener may
-        call any method of the machine; while it blocks, later events wait. An
-        exception in a listener ends the run like any other bug. The function
-        that is returned removes the listener, after the delivery of all
-        earlier events.
-        """
-        return self._announcer.listen(listener)
-
-    def flush_events(self) -> None:
-        """Wait until all earlier events are delivered. In a listener, return at once."""
-        self._announcer.flush()
-
-    def paused(self) -> AbstractContextManager[None]:
-        """A context in which no vCPU runs. Devices continue to serve their requests.
-
-        It is for a short look at the guest. It causes no event, and it nests
-        with itself and with :meth:`pause`.
-        """
-        return self._vcpus.paused()
-
-    def still(self) -> AbstractContextManager[None]:
-        """A context in which no vCPU runs, and no disk executes anything; without an event."""
-        return self._control.still(STOP_SECONDS)
-
-    @property
-    def failed(self) -> bool:
-        """An error of a disk has stopped the guest, or is about to."""
-        return self._control.failed
-
-    def stand(self, failed: bool) -> None:
-        """The machine is at a saved moment, at which it was :attr:`failed` or not.
-
-        Only within :meth:`still`, or before the start.
-        """
-        self._control.put_back(failed)
-        if failed and not self._announcer.heard:
-            from pykvm.machine.disk_reports import failure
-
-            errors = [(disk.name, disk.last_error) for disk in self.disks if disk.last_error]
-            self.finish(failure(*errors[0]) if errors else Outcome.error("a disk had failed"))
-
-    def close(self) -> None:
-        """Stop the vCPUs, drain and close the devices, free the memory. May be repeated.
-
-        TimeoutError if a vCPU's thread is stuck in a sink; then the machine's memory and
-        devices stay.
-        """
-        self._stop_vcpus()
-        self._control.close()
-        with self._snapshots:  # one that a different thread has begun ends first
-            self._owned.close()
-        self._announcer.close()
 
     # -- disks that come and go -------------------------------------------
 
@@ -429,18 +287,3 @@ class Machine:
         self.console_output += data
         if len(self.console_output) > 2 * CONSOLE_BYTES:
             del self.console_output[:-CONSOLE_BYTES]
-
-    def _failed(self, error: BaseException) -> None:
-        """End the run because ``error`` ended a thread of pykvm; :meth:`wait` raises it."""
-        self._errors.append(error)
-        self.finish(Outcome.error(str(error)))
-
-    def _stop_vcpus(self) -> None:
-        self._vcpus.stop()
-        self.on_end()
-        self._vcpus.join()
-
-
-def _until(deadline: float | None, pause: float) -> float:
-    """The seconds to wait: ``pause``, but not beyond ``deadline``."""
-    return pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic()))
