@@ -65,6 +65,7 @@ class IoThread:
         self._halting = False  # the wish; the services know whether it is carried out
         self._quiet = False
         self._ended = False
+        self._later = False
         self._errands: list[_Errand] = []
         try:
             for service in services:
@@ -83,6 +84,17 @@ class IoThread:
         """Serve, at first without a notification. Once. HostError if the host has no thread."""
         assert self._thread.ident is None, "started twice"
         start(self._thread, "a disk")
+
+    def start_later(self) -> None:
+        """:meth:`start` when it is first needed. Until then it is halted, and quiet."""
+        self._ask(True)
+        self._obey()
+        self._later = True
+
+    def _begin(self) -> None:
+        if self._later:
+            self._later = False
+            self.start()
 
     def halt(self) -> None:
         """Take no request off the rings, and start no operation. From any thread. Idempotent.
@@ -114,12 +126,16 @@ class IoThread:
             return self._quiet or self._ended
 
     def resume(self) -> None:
-        """Resume, with the kept requests first. Harmless if nothing is halted."""
+        """Resume, with the kept requests first. Harmless if nothing is halted.
+
+        HostError as of :meth:`start`.
+        """
         with self._state:
             self._ask(False)
             self._quiet = False
             self._state.notify_all()
             self._wake()
+        self._begin()
 
     def look_again(self) -> None:
         """Obey changed rate limits. From any thread."""
@@ -165,6 +181,7 @@ class IoThread:
         An exception of ``work`` is raised here.
         """
         assert threading.current_thread() is not self._thread, "a thread cannot await itself"
+        self._begin()
         errand = _Errand(work)
         with self._state:
             self._errands.append(errand)

@@ -98,7 +98,8 @@ class IoThreadGroup:
     def start(self, halted: bool = False) -> None:
         """Serve the queues that were added, at first without waiting for a notification.
 
-        ``halted``: not before the owner's :meth:`resume`.
+        ``halted``: not before the owner's :meth:`resume`, which starts the threads. Before that
+        the process can still confine itself.
 
         They are dealt out in turn to the threads. OSError or HostError if the host lacks
         descriptors or threads; :meth:`stop` then ends those that it had.
@@ -122,7 +123,10 @@ class IoThreadGroup:
                     thread.halt()
         self._serving = True
         for thread in self._threads:
-            thread.start()
+            if halted:
+                thread.start_later()
+            else:
+                thread.start()
 
     def remove(self, index: int) -> None:
         """Release queue ``index``: start none of its operations, and return when it is quiet.

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from blk_device import FLUSH, IN, OUT, disk_file
+from blk_device import FLUSH, IN, OUT, device_threads, disk_file
 from blk_engines import engines
 from blk_ranges import DISCARD, ZEROES
 from effort import examples
@@ -128,6 +128,19 @@ def test_snapshots_under_load_lose_nothing(
     until(answered, "a request is lost")
     assert disk.answers
     assert disk.path.read_bytes() == disk.disk
+    disk.guest.host.close()
+
+
+def test_a_disk_that_is_loaded_has_no_threads_until_it_is_resumed(tmp_path: Path) -> None:
+    """Until then the process can confine itself."""
+    disk = made(tmp_path, threads=IoThreadGroup)
+    disk.start()
+    disk.move(disk.save())
+    threads = device_threads()
+    disk.device.pause()  # it is quiet all the same
+    assert device_threads() == threads
+    disk.device.resume()
+    assert len(device_threads()) == len(threads) + 1
     disk.guest.host.close()
 
 
