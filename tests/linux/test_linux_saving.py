@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from patience import linux_patience
 
+import pykvm
 from pykvm.cli.main import main
 
 pytestmark = [pytest.mark.kvm, pytest.mark.linux]
@@ -68,5 +69,14 @@ def test_a_booted_guest_takes_commands_and_disks(boot, tmp_path: Path) -> None:
     boot("-m", "72M", "--snapshot", str(folder), "--exec", "true")
     done = restore(folder, "--disk", str(image), "--exec", "head -n 1 /dev/vda; exit 5", script=b"")
     assert (done.stdout, done.returncode) == (b"first\n", 5)
-    done = restore(folder, "--timeout=1", script=b"")
-    assert done.stderr.startswith(b"pykvm: this guest runs no program on its console; give it")
+
+
+def test_a_guest_without_a_program_on_its_console_gets_a_shell_there(tmp_path: Path) -> None:
+    """The sandbox closes before the disk's threads start."""
+    with pykvm.boot(disks=["1M"], timeout=linux_patience()) as guest:
+        guest.run("echo kept > /tmp/file && echo hello > /dev/vda && sync")
+        guest.snapshot().save(tmp_path / "saved")
+    script = b"cat /tmp/file; head -c 5 /dev/vda; tty\nexit\n"
+    done = restore(tmp_path / "saved", "--sandbox=on", script=script)
+    assert b"kept\r\nhello/dev/ttyS0\r\n" in done.stdout
+    assert (done.returncode, done.stderr) == (0, b"")

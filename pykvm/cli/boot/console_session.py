@@ -73,7 +73,8 @@ class ConsoleSession:
         # A restored guest has the size of the terminal of then.
         size = None if machine.restored else size
         self._window = _window(machine, size) if self.has_keys and bundled else None
-        self._wake = _waking(machine, self._window) if bundled and machine.config.agent else None
+        has_agent = bundled and machine.config.agent
+        self._wake = _waking(machine, self._window, self.say) if has_agent else None
         self.after_reset: Callable[[], None] | None = self._wake or (lambda: None)
 
     def show(self, data: bytes) -> None:
@@ -164,9 +165,12 @@ def _window(machine: Machine, size: tuple[int, int] | None) -> "WindowSize":
     return WindowSize(STDIN, size, lambda window: connect(machine, window))
 
 
-def _waking(machine: Machine, window: "WindowSize | None") -> Callable[[], None]:
-    """Sets the clock of a restored guest, and has it look for its disks."""
+def _waking(
+    machine: Machine, window: "WindowSize | None", say: Callable[[str], None]
+) -> Callable[[], None]:
+    """Sets the clock of a restored guest, and has it look for its disks and start a shell."""
     from pykvm.agent.protocol import ENTROPY_BYTES
+    from pykvm.cli.boot.console_shell import ConsoleShell, wants_shell
     from pykvm.cli.boot.window_size import Unheard
     from pykvm.machine.agent_link import connect
 
@@ -174,6 +178,8 @@ def _waking(machine: Machine, window: "WindowSize | None") -> Callable[[], None]
         # A client knows one conversation, and a guest that was put back begins a new one.
         client = window.reconnected() if window else connect(machine, Unheard())
         client.wake(time.time_ns(), os.urandom(ENTROPY_BYTES), bool(machine.disks))
+        if wants_shell(machine):
+            ConsoleShell(client, say)
 
     return wake
 

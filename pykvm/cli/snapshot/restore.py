@@ -13,7 +13,7 @@ from pykvm.cli.boot.options import (
 )
 from pykvm.cli.paths import path_text
 from pykvm.cli.quick_options import Option, Options, parse_options
-from pykvm.cli.say import emit, say
+from pykvm.cli.say import emit
 from pykvm.errors import UsageError
 from pykvm.kvm.probe_cache import host_traits
 from pykvm.kvm.system import Kvm
@@ -48,8 +48,6 @@ def run_restore(arguments: Sequence[str], own_process: bool) -> int:
     if options.folder is None:
         raise UsageError("there is no snapshot named", "write: pykvm snapshot restore DIR")
     config = fitting(options, options.folder)
-    if config.console is ConsoleMode.NONE and options.command is None and options.guest:
-        say("this guest runs no program on its console; give it commands by --exec CMD")
     if options.command is not None and not config.agent:
         raise UsageError(
             "this guest was booted without its agent, so it takes no command",
