@@ -358,3 +358,22 @@ def test_start_is_quick_enough_to_be_used_in_tests(bare_kernel):
     done = boot(bare_kernel, "hello 0", "--json")
     timings = json.loads(done.stdout)["timings"]
     assert timings["ended"] - timings["guest started"] < 10
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern", "status", "says"),
+    [
+        ("hello 7", "hel+o", 0, b"the console showed 'hel+o'"),
+        ("hello 7", "farewell", 125, b"before the console showed 'farewell'"),
+        ("panic", "hello", 126, b"panicked"),
+    ],
+)
+def test_a_text_on_the_console_ends_the_run(bare_kernel, words, pattern, status, says):
+    done = boot(bare_kernel, words, "--until", pattern)
+    assert done.returncode == status
+    assert says in done.stderr
+
+
+def test_exec_has_no_console_to_watch(capfd):
+    assert main(["boot", "guest", "--exec", "true", "--until", "x"]) == 2
+    assert "--exec hides" in capfd.readouterr().err

@@ -69,6 +69,12 @@ RUN_OPTIONS: Final = (
     ),
     Option(("--timeout",), "end the run after S seconds, with status 124", "S"),
     Option(
+        ("--until",),
+        "end the run with status 0 when a line of the guest's console matches this regular "
+        "expression",
+        "PATTERN",
+    ),
+    Option(
         ("--console-log",),
         "also write the guest's console output to FILE",
         "FILE",
@@ -157,6 +163,10 @@ def configuration(options: Options) -> MachineConfig:
         from pykvm.cli.boot.exec_session import check_command
 
         check_command(options.command, options.guest)
+        if options.until is not None:
+            raise UsageError(
+                "--until watches the console, which --exec hides", "give only one of them"
+            )
     size = None
     if options.command is not None:
         console = ConsoleMode.NONE

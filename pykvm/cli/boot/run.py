@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pykvm.cli.boot.exec_session import CommandSession
     from pykvm.cli.boot.report import Report
     from pykvm.cli.boot.stop_reporter import StopReporter
+    from pykvm.cli.boot.until import Until
     from pykvm.monitor import MonitorSocket
     from pykvm.outputs import Output
     from pykvm.sandbox import Confinement
@@ -83,7 +84,8 @@ def run_options(
             say(shown(notice))
         if save_in:
             _prepare_saving(machine)
-        session, recorder = _session(stack, machine, config, options, log, save_in)
+        until = _until(options.until, machine)
+        session, recorder = _session(stack, machine, config, options, log, save_in, until)
         # Only a disk's error, Ctrl-a s and the monitor stop a guest.
         may_stop = machine.disks or session.has_keys or listener
         reporter = _reporter(machine, session, options) if may_stop else None
@@ -99,6 +101,7 @@ def run_options(
         except PykvmError as error:
             # After a failure, the statistics and the last lines matter most.
             failure, outcome = error, Outcome.error(str(error))
+        outcome = until.outcome(outcome) if until else outcome
         if report:
             report.write(machine)
     if report:
@@ -107,10 +110,7 @@ def run_options(
         say_reason(outcome, on_terminal=session.has_keys and os.isatty(STDERR))
     if options.command is not None and outcome.kind in _TAIL_HELPS:
         recorder.say_tail()
-    if log and log.problem:
-        say(shown(log.problem))
-    if machine.trace and machine.trace.problem:
-        say(shown(machine.trace.problem))
+    _say_problems(log, machine)
     if options.timings:
         _say_timings(timings, machine, confinement)
     if report:
@@ -119,6 +119,13 @@ def run_options(
     if failure is not None:
         raise failure
     return outcome.status
+
+
+def _say_problems(log: ConsoleLog | None, machine: Machine) -> None:
+    """Say which files are not complete."""
+    for file in (log, machine.trace):
+        if file and file.problem:
+            say(shown(file.problem))
 
 
 def _open_outputs(stack: ExitStack, config: MachineConfig, options: Options) -> "dict[str, Output]":
@@ -179,6 +186,7 @@ def _session(
     options: Options,
     log: ConsoleLog | None,
     save_in: "Path | None",
+    until: "Until | None",
 ) -> tuple[Session, ConsoleRecorder]:
     """Connect ``machine`` with the terminal or the command, as ``options`` say."""
     session: Session
@@ -195,6 +203,7 @@ def _session(
         sinks.append(console.show)
     else:
         session = _command_session(stack, machine, options)
+    sinks += [until] if until else []
     machine.console = recorder = ConsoleRecorder(*sinks)
 
     def release() -> None:
@@ -229,6 +238,14 @@ def _command_session(stack: ExitStack, machine: Machine, options: Options) -> "C
     from pykvm.cli.boot.exec_session import CommandSession
 
     return CommandSession(stack, machine, options.command, json=options.json)
+
+
+def _until(pattern: str | None, machine: Machine) -> "Until | None":
+    if pattern is None:
+        return None
+    from pykvm.cli.boot.until import Until
+
+    return Until(pattern, machine)
 
 
 def _console_log(
