@@ -185,12 +185,14 @@ int agent_wait(void)
 {
     int jobs = channel_pending() ? 0 : jobs_wait();
     int shells = jobs ? shells_wait() : -1;
+    int wait = shells < 0 || (jobs >= 0 && jobs < shells) ? jobs : shells;
 
-    return shells < 0 || (jobs >= 0 && jobs < shells) ? jobs : shells;
+    return wait && channel_sleep(!jobs_running()) ? wait : 0;
 }
 
 void agent_poll_done(const struct pollfd *fds)
 {
+    channel_awake();
     jobs_poll_done(fds);
     if (fds[POLL_AGENT].revents)
         channel_read();

@@ -57,8 +57,13 @@ void channel_put(uint8_t kind, uint8_t id, const void *data, size_t length);
 void channel_error(uint8_t id, const char *what, const char *why);
 /* Tells the host of all that was sent and taken since the last call. */
 void channel_flush(void);
-/* Whether channel_next() would find a frame, for which nobody will wake this side. */
+/* Whether channel_next() would find a frame. */
 int channel_pending(void);
+/* Call before this side sleeps. Returns 0 if it must not, because a frame has come. A frame that
+ * comes later makes the descriptor readable. `idle`: it looks for a while before. */
+int channel_sleep(int idle);
+/* This side does not sleep any more. */
+void channel_awake(void);
 
 /* jobs.c: what the host has asked for and is not done. */
 

@@ -8,12 +8,13 @@
  *     0    "pykvmbx3" once the agent speaks over the mailbox
  *     64   head of the ring to the guest (host)     128  its tail (guest)
  *     192  head of the ring to the host (guest)     256  its tail (host)
+ *     320  1 while the guest looks into its ring unasked (guest)
  *
  * The ring's head is where the next byte is put, and its tail where the next one is taken. A byte on
- * the serial line, of any value, tells the guest to look, and a write to the bell tells the host.
- * When that write returns, the host has looked, and perhaps answered already. So bulk data costs
- * neither an interrupt nor a byte on the line, which takes a quarter of a millisecond where the host
- * emulates kernel code.
+ * the serial line, of any value, wakes a guest that does not look unasked, and a write to the bell
+ * tells the host. When that write returns, the host has looked, and perhaps answered already. So bulk
+ * data costs neither an interrupt nor a byte on the line, which takes some milliseconds where the
+ * host emulates kernel code.
  *
  * Where /dev/mem cannot be mapped, the frames themselves go over the line.
  */
@@ -29,7 +30,11 @@
 
 enum { PAGE = 4096 };
 enum { TO_GUEST_HEAD = 64, TO_GUEST_TAIL = 128, TO_HOST_HEAD = 192, TO_HOST_TAIL = 256 };
+enum { AWAKE = 320 };
 enum { LINE_PAYLOAD = 4096 };   /* of output, so that a frame does not hold up the others for long */
+
+/* Looks at the ring before this side sleeps: about a millisecond. */
+enum { LAST_LOOKS = 20000 };
 
 /* Output leaves this much room for replies: a page of errors, and the end of every job. */
 enum { RESERVE = 16 * 1024, REPLY = RESERVE / 2 };
@@ -50,6 +55,7 @@ static size_t ring_size;
 static uint64_t taken, put;     /* our positions: the tail of one ring, the head of the other */
 static uint64_t told;           /* the sum of both when the host was told last */
 static volatile uint32_t *bell;
+static int rung;                /* the host was told since this side slept last */
 
 static uint64_t *word(size_t offset)
 {
@@ -97,6 +103,7 @@ int channel_map(const char *path, uint64_t place, size_t size, uint64_t bell_pla
     to_host = to_guest + 2 * ring;
     if (bell_place)
         bell = (volatile uint32_t *)(void *)(at + PAGE + 4 * ring);
+    channel_awake();
     memcpy(mailbox, "pykvmbx3", 8);
     return 0;
 }
@@ -163,6 +170,30 @@ int channel_pending(void)
     const uint8_t *at = waiting(&available);
 
     return available >= HEADER && available >= HEADER + payload_length(at);
+}
+
+int channel_sleep(int idle)
+{
+    if (!mailbox)
+        return 1;
+    /* The host's next request often follows its answer at once. */
+    for (int i = 0; idle && rung && i < LAST_LOOKS; i++) {
+        if (channel_pending())
+            return 0;
+        __builtin_ia32_pause();
+    }
+    rung = 0;
+    __atomic_store_n(word(AWAKE), 0, __ATOMIC_SEQ_CST);
+    if (!channel_pending())
+        return 1;
+    channel_awake();            /* a frame came before the host could see that */
+    return 0;
+}
+
+void channel_awake(void)
+{
+    if (mailbox)
+        __atomic_store_n(word(AWAKE), 1, __ATOMIC_RELAXED);
 }
 
 int channel_next(struct frame *frame)
@@ -253,6 +284,7 @@ void channel_flush(void)
     if (!mailbox || taken + put == told)
         return;
     told = taken + put;
+    rung = 1;
     if (bell)
         *bell = 1;
     else

@@ -192,9 +192,9 @@ class AgentClient:
     def bell(self) -> None:
         """Look into the mailbox, because the guest rings the bell.
 
-        The guest looks there itself when this returns, so the answers need no byte on the line.
+        The guest looks there itself when this returns.
         """
-        with self._receiving, self._out.answering():
+        with self._receiving:
             self._look()
 
     def _look(self) -> None:

@@ -10,6 +10,7 @@ PAGE: Final = 4096
 MARK: Final = int.from_bytes(b"pykvmbx3", "little")
 """The first word, once the agent speaks over the mailbox."""
 TO_GUEST_HEAD, TO_GUEST_TAIL, TO_HOST_HEAD, TO_HOST_TAIL = 64, 128, 192, 256
+AWAKE = 320
 _MOST = (1 << 64) - 1
 
 
@@ -31,7 +32,7 @@ class Memory(Protocol):
         ...
 
     def set_word(self, offset: int, value: int) -> None:
-        """Store a u64 at once, after all earlier stores."""
+        """Store a u64 at once, after all earlier stores and before all later loads."""
         ...
 
 
@@ -48,6 +49,11 @@ class Rings:
     def used(self) -> bool:
         """The agent speaks over these rings."""
         return self._memory.word(0) == MARK
+
+    @property
+    def awake(self) -> bool:
+        """The guest looks into its ring before it sleeps, so nobody has to wake it."""
+        return self._memory.word(AWAKE) != 0
 
     def put(self, frame: bytes) -> bool | None:
         """Append ``frame`` to the ring to the guest; False if there is no room for it now.

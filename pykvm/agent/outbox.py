@@ -1,9 +1,7 @@
 """How frames get to the guest's agent: through the rings of a mailbox, or over the serial line."""
 
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from pykvm.agent.mailbox import Rings
 from pykvm.agent.protocol import INPUT_WINDOW
@@ -16,7 +14,7 @@ up the frames behind them."""
 class Outbox:
     """Sends frames in order. The caller locks.
 
-    ``by_rings``: frames go through ``rings``, and a byte on the line tells the guest to look there.
+    ``by_rings``: frames go through ``rings``, and a byte on the line wakes a guest that sleeps.
     """
 
     def __init__(self, line: Callable[[bytes], object], rings: Rings | None) -> None:
@@ -24,21 +22,11 @@ class Outbox:
         self._line = line
         self._rings = rings
         self._queue: deque[bytes] = deque()
-        self._answering = 0
 
     @property
     def input_window(self) -> int:
         """Bytes of input that a request may have on their way."""
         return INPUT_WINDOW if self.by_rings else LINE_WINDOW
-
-    @contextmanager
-    def answering(self) -> Iterator[None]:
-        """In this context the guest looks into the mailbox after all that this thread sends."""
-        self._answering = threading.get_ident()
-        try:
-            yield
-        finally:
-            self._answering = 0
 
     def send(self, frames: list[bytes]) -> None:
         """Send ``frames``; those that find no room in the rings wait for :meth:`flush`."""
@@ -48,7 +36,7 @@ class Outbox:
         elif frames:
             self._queue += frames
             self.flush()
-            if self._answering != threading.get_ident():
+            if self._rings is not None and not self._rings.awake:
                 self._line(b"\n")
 
     def flush(self) -> bool:

@@ -1,7 +1,6 @@
 """The rings in guest RAM, and a client that speaks over them with a guest that may be hostile."""
 
 import struct
-import threading
 
 import pytest
 from hypothesis import given
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 
 from pykvm.agent.client import AgentClient, AgentState
 from pykvm.agent.mailbox import (
+    AWAKE,
     MARK,
     PAGE,
     TO_GUEST_HEAD,
@@ -161,9 +161,11 @@ class Session:
         self.client = AgentClient(self.line.extend, self.events, self.memory)
 
     def say(self, *frames):
-        """The guest puts frames into the mailbox and rings."""
+        """The guest puts frames into the mailbox and rings. Then it sleeps."""
+        self.memory.set_word(AWAKE, 1)
         self.guest.put(b"".join(frames))
         self.client.bell()
+        self.memory.set_word(AWAKE, 0)
 
     def start(self):
         self.guest.begin()
@@ -208,18 +210,13 @@ def test_an_answer_within_the_bell_needs_no_byte_on_the_line(session):
     assert woken == 0
 
 
-def test_another_thread_wakes_the_guest_also_while_the_bell_rings(session):
-    """The guest may have looked already."""
-
-    def answer(exit):
-        thread = threading.Thread(target=session.run)
-        thread.start()
-        thread.join()
-
-    _, events = session.run()
-    events.exited = answer
-    session.sent()
-    session.say(encode(Kind.EXIT, bytes(3), 1))
+def test_a_guest_that_looks_unasked_is_not_woken(session):
+    session.memory.set_word(AWAKE, 1)
+    session.run(b"one")
+    assert len(session.sent()[0]) == 1
+    assert session.line == b""
+    session.memory.set_word(AWAKE, 0)
+    session.run(b"two")
     frames, woken = session.sent()
     assert [frame.kind for frame in frames] == [Kind.RUN]
     assert woken == 1
