@@ -145,7 +145,7 @@ class Session:
 
     def _wake(self, now_ns: int, entropy: bytes | None) -> None:
         if self.client is not None and self.machine.restored:
-            self.client.wake(now_ns, entropy, bool(self.machine.disks))
+            self.client.wake(now_ns, entropy, self.machine.unseen_disks)
             self.woken = True
 
     # -- ClientEvents, in a vCPU's thread ---------------------------------------

@@ -236,6 +236,7 @@ def rescan(session: Session, client: "AgentClient", deadline: Deadline) -> None:
     scan = Transfer(session, "the scan for the disk")
     client.rescan(scan)
     scan.wait(deadline)
+    session.machine.unseen_disks = False
 
 
 def _guest_path(path: object) -> bytes:

@@ -240,7 +240,7 @@ class CommandRun:
         """
         machine = self._machine
         if machine.restored:
-            self._client.wake(time.time_ns(), os.urandom(ENTROPY_BYTES), bool(machine.disks))
+            self._client.wake(time.time_ns(), os.urandom(ENTROPY_BYTES), machine.unseen_disks)
         try:
             outcome = machine.run(timeout)
         finally:

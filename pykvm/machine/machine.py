@@ -47,6 +47,8 @@ class Machine(Run):
 
     ``config`` is the configuration, and ``ram`` is the guest's memory. ``mailbox``
     is the part of it in which the guest's agent speaks with the host, or None.
+    ``restored``: it began from a snapshot, or was put back to one. ``unseen_disks``:
+    there may be disks that the guest finds only when it scans its PCI bus.
     ``disks`` are its disks, in the order of the configuration. ``notices`` are
     sentences that the user should see. ``trace`` is the trace, or None.
 
@@ -83,6 +85,7 @@ class Machine(Run):
         self._snapshots = Lock()
         self._begins_failed = False
         self.restored = snapshot is not None
+        self.unseen_disks = False
         with ExitStack() as stack:
             self._build(stack, config, open_snapshot(stack, snapshot))
             self._owned = stack.pop_all()
@@ -136,6 +139,7 @@ class Machine(Run):
             saved.load(self, new=True)
             self.description = saved.description
             self._begins_failed = saved.failed
+            self.unseen_disks = saved.unseen_disks or len(config.disks) > old_disks
         for disk in config.disks[old_disks:]:
             self._add_disk(disk, services)
         self.timings.mark("machine built")

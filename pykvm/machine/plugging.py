@@ -45,6 +45,7 @@ def add_disk(machine: "Machine", disk: DiskConfig | Path | str, services: KvmPci
     check_disks([*(one.config for one in machine.disks), config])
     if machine.outcome is not None:
         raise UsageError("the run of this machine is over", "add disks before its end")
+    machine.unseen_disks = True
     return plug(machine, config, services)
 
 

@@ -41,6 +41,6 @@ def reset(machine: "Machine", snapshot: MachineSnapshot) -> None:
                 ) from None
             raise
         machine.stand(snapshot.failed)
-        machine.restored = True
+        machine.restored, machine.unseen_disks = True, snapshot.unseen_disks
     if stopped and not snapshot.failed:
         machine.resume()  # the error has not happened

@@ -34,6 +34,7 @@ def take(machine: "Machine") -> MachineSnapshot:
         with machine.still():
             check_runs(machine, "save it while the guest runs or is paused")
             manifest |= {"disks": len(machine.disks), "failed": machine.failed}
+            manifest |= {"unseen_disks": machine.unseen_disks}
             state = _state(machine)
             for disk in machine.disks:
                 layers.append(disk.freeze())

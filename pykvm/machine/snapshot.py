@@ -46,7 +46,8 @@ class MachineSnapshot:
     ``id`` is a UUID. ``version`` is that of the pykvm that took it, at ``saved_at``, in seconds
     since 1970. ``description`` is the kernel's; ``cpus`` and ``memory``, in bytes, are the
     machine's, and ``disks`` is the number of its disks. ``failed``: an error of a disk had
-    stopped the guest. ``folder`` is the place from which the snapshot was opened, or None.
+    stopped the guest. ``unseen_disks``: see Machine. ``folder`` is the place from which the
+    snapshot was opened, or None.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class MachineSnapshot:
         self._assisted = manifest.flag("assisted")
         self.disks = manifest.integer("disks", 0, MAX_DISKS)
         self.failed = manifest.flag("failed")
+        self.unseen_disks = manifest.flag("unseen_disks")
         self._cpuid = manifest.data("cpuid", 32, 32)
         if self.folder is not None:
             manifest.integer("format", folder.FORMAT, folder.FORMAT)

@@ -30,6 +30,7 @@ class FakeMachine:
     def __init__(self, config: MachineConfig, restored: bool = False) -> None:
         self.config = config
         self.restored = restored
+        self.unseen_disks = False
         self.disks: list[object] = []
         self.typed = bytearray()
         self.log: list[str] = []

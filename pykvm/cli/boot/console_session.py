@@ -177,7 +177,7 @@ def _waking(
     def wake() -> None:
         # A client knows one conversation, and a guest that was put back begins a new one.
         client = window.reconnected() if window else connect(machine, Unheard())
-        client.wake(time.time_ns(), os.urandom(ENTROPY_BYTES), bool(machine.disks))
+        client.wake(time.time_ns(), os.urandom(ENTROPY_BYTES), machine.unseen_disks)
         if wants_shell(machine):
             ConsoleShell(client, say)
 

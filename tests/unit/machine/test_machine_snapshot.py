@@ -24,6 +24,7 @@ MANIFEST = {
     "cpuid": bytes(32),
     "disks": 0,
     "failed": False,
+    "unseen_disks": False,
 }
 
 
@@ -73,6 +74,7 @@ def test_a_manifest_says_what_the_machine_is(tmp_path: Path):
         ("disks", -1),
         ("disks", 31),
         ("failed", "no"),
+        ("unseen_disks", 1),
         ("cpuid", bytes(31)),
         ("cpuid", "00" * 32),
     ],

@@ -50,6 +50,7 @@ class FakeMachine:
         self.resumes = 0
         self.restored = restored
         self.disks = disks
+        self.unseen_disks = bool(disks)
         self.mailbox = None
 
     def _feed(self, data):
