@@ -1,5 +1,6 @@
 """The programs in examples/, as a reader starts them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from own_kernel import own_kernel
 from patience import linux_patience
+from plugin_here import PLUGIN
 
 pytestmark = [pytest.mark.kvm, pytest.mark.linux]
 
@@ -45,17 +47,6 @@ def test_a_mistake_is_one_sentence(example):
     assert re.fullmatch(r"the command is longer than [^\n]*\n", err)
 
 
-def test_a_bad_sector(example):
-    out, err = example("bad_sector.py")
-    assert err == ""
-    assert out.splitlines() == [
-        *("page 272: read", "page 273: read", "page 274: read", ""),
-        *("page 272: read", "page 273: error", "page 274: read", ""),
-        "the guest's kernel: I/O error, dev vda, sector 2184",
-        "the disk: 1 failed read",
-    ]
-
-
 def test_a_power_cut(example):
     out, err = example("power_cut.py")
     assert err == ""
@@ -63,29 +54,28 @@ def test_a_power_cut(example):
     assert before == after == "[1, 2, 3]"
 
 
-def test_a_kernel_of_ones_own(example):
-    out, err = example("own_kernel.py", str(own_kernel()), status=126)
+TESTS = ("test_bad_sector.py", "test_flaky_disk.py", "test_forks.py")
+TESTS += ("test_full_disk.py", "test_live_resize.py")
+
+
+def test_tests_with_pytest(example, monkeypatch: pytest.MonkeyPatch):
+    """In one session, so that their guest is prepared once. Fewer guests, for slow hosts."""
+    monkeypatch.setenv("FORKS", "3")
+    monkeypatch.setenv("WRITES", "8")
+    assert passed(example, *TESTS) == "8 passed"
+
+
+def test_a_boot_of_a_kernel_of_ones_own(example):
+    assert passed(example, "test_boot.py", "--kernel", str(own_kernel())) == "2 passed"
+
+
+def passed(example, *arguments: str) -> str:
+    """The result of pytest for files and options; files of this project are no part of it."""
+    files = [str(EXAMPLES / word) if word.endswith(".py") else word for word in arguments]
+    options = ("-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(EXAMPLES))
+    out, err = example("-mpytest", *PLUGIN, *options, *files)
     assert err == ""
-    version, end = out.splitlines()
-    assert version.startswith("it is Linux 6.")
-    assert end.startswith("it ended: PANIC Kernel panic - not syncing: VFS: Unable to mount root")
-
-
-def test_forks(example):
-    out, err = example("forks.py")
-    assert err == ""
-    *lines, _ = out.splitlines()
-    assert lines == [
-        *("append: ['1', '2']", "replace: ['3']", "remove: []"),
-        "panic: PANIC, Kernel panic - not syncing: sysrq triggered crash",
-        "reset: ['1']",
-    ]
-
-
-def test_tests_with_pytest(example):
-    options = ("-q", "-p", "no:cacheprovider", EXAMPLES / "test_pytest.py")
-    out, err = example("-mpytest", *options)
-    assert (out.splitlines()[-1].split(" in ")[0], err) == ("4 passed", "")
+    return out.splitlines()[-1].split(" in ")[0]
 
 
 def test_merging(example):
@@ -106,6 +96,6 @@ def test_merging(example):
 
 def test_every_example_is_tested():
     tested = Path(__file__).read_text()
-    programs = [path.name for path in EXAMPLES.iterdir() if path.suffix == ".py"]
+    programs = [path.name for path in EXAMPLES.glob("*.py") if path.name != "conftest.py"]
     assert programs
     assert [name for name in programs if f'"{name}"' not in tested] == []

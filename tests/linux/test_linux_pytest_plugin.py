@@ -1,17 +1,13 @@
 """The pytest plugin with guests: the fixtures, and the report of tests that fail."""
 
 import re
-from importlib import metadata
 
 import pytest
 from patience import linux_patience
+from plugin_here import PLUGIN
 
 pytestmark = [pytest.mark.kvm, pytest.mark.linux]
 pytest_plugins = ["pytester"]
-
-INSTALLED = metadata.entry_points(group="pytest11", name="pykvm")
-PLUGIN = () if INSTALLED else ("-p", "pykvm.pytest_plugin")
-"""A checkout that was installed before there was a plugin lacks its entry."""
 
 FIXTURES = """
 import pytest
