@@ -8,7 +8,7 @@ from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.machine.end import EndOfRun
 from pykvm.machine.events import Announcer, BlockIoError, DiskHeld, HostShortage
 from pykvm.machine.outcome import Outcome
-from pykvm.machine.run_state import RunControl
+from pykvm.machine.run_control import RunControl
 
 if TYPE_CHECKING:
     from pykvm.machine.disks import Disk

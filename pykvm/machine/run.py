@@ -9,7 +9,8 @@ from pykvm.machine.end import EndOfRun
 from pykvm.machine.events import Announcer, GuestPanicked, Listener, Shutdown
 from pykvm.machine.halt import HaltPoll
 from pykvm.machine.outcome import Outcome, OutcomeKind
-from pykvm.machine.run_state import RunControl, RunState
+from pykvm.machine.run_control import RunControl
+from pykvm.machine.run_state import RunState
 from pykvm.machine.timings import Timings
 from pykvm.machine.vcpu_group import STOP_SECONDS, VcpuGroup
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from pykvm.devices.virtio_blk import ErrorAction, IoError
 from pykvm.machine.events import BlockIoError, Event
-from pykvm.machine.run_state import RunControl
+from pykvm.machine.run_control import RunControl
 
 FAILURE = BlockIoError("virtio0", IoError("write", 0, 512, 5, ErrorAction.STOP))
 
