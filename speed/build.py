@@ -42,6 +42,7 @@ HOT = (
     "pykvm.devices.virtio_blk.engines.transfer",
     "pykvm.devices.virtio_blk.engines.sync",
     "pykvm.devices.virtio_blk.engines.uring",
+    "pykvm.devices.virtio_blk.serving.answers",
     "pykvm.devices.virtio_blk.serving.queue_service",
     "pykvm.devices.virtio_blk.serving.poll_loop",
     "pykvm.devices.virtio_blk.serving.poll_time",

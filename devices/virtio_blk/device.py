@@ -7,20 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 from pykvm.devices.virtio_blk.assembly import Assembly
 from pykvm.devices.virtio_blk.config_space import FIELDS, ConfigSpace
-from pykvm.devices.virtio_blk.constants import (
-    OPERATION_NAMES,
-    VIRTIO_BLK_F_CONFIG_WCE,
-    VIRTIO_BLK_F_MQ,
-    VIRTIO_BLK_T_IN,
-)
-from pykvm.devices.virtio_blk.core.ordering import extent
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_MQ
 from pykvm.devices.virtio_blk.core.parser import RequestParser
-from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.engines.sync import SyncEngine
+from pykvm.devices.virtio_blk.failing import Failing
 from pykvm.devices.virtio_blk.features import Blocks, describe, offered
-from pykvm.devices.virtio_blk.hooks import NO_HOOKS, NO_SPACE, DeviceHooks, IoError
+from pykvm.devices.virtio_blk.hooks import NO_HOOKS, DeviceHooks
 from pykvm.devices.virtio_blk.image.file import Image
-from pykvm.devices.virtio_blk.modes import ErrorAction
 from pykvm.devices.virtio_blk.observe.stats import Stats
 from pykvm.devices.virtio_blk.options import DiskOptions
 from pykvm.devices.virtio_blk.rates import RateLimits
@@ -109,7 +102,7 @@ class VirtioBlk:
             engine,
             self.queue_stats,
             durable=self._cache.durable,
-            decide=self._decide,
+            decide=Failing(image, options, hooks, self._threads.halt).decide,
             trace=trace,
         )
         self._restoring = Restoring(
@@ -332,19 +325,6 @@ class VirtioBlk:
         assert self._activation is not None, "only an active device serves"
         assert self._parser is not None, "only an active device serves"
         return self._assembly.service(self._activation, self._parser, index, queue)
-
-    def _decide(self, request: Request) -> ErrorAction:
-        image, reads = self.image, request.type == VIRTIO_BLK_T_IN
-        error = request.error = image.cause(request.error, extent(request)[1])
-        lost = image.sync_error != 0 and not reads
-        policy = self._options.rerror if reads else self._options.werror
-        action = policy.action(full=error in NO_SPACE and not lost)
-        name = OPERATION_NAMES[request.type]
-        with self._hooks.telling:
-            if action is ErrorAction.STOP:
-                self._threads.halt()
-            self._hooks.on_error(IoError(name, request.sector, request.length, error, action, lost))
-        return action
 
     def _broken(self, reason: str) -> None:
         assert self._activation is not None, "only an active device has a thread"

@@ -21,6 +21,7 @@ from pykvm.devices.virtio_blk.core.scheduler import Schedule
 from pykvm.devices.virtio_blk.engines.thread_pool import ThreadsEngine
 from pykvm.devices.virtio_blk.layers.overlay import OverlayImage
 from pykvm.devices.virtio_blk.observe.stats import Stats
+from pykvm.devices.virtio_blk.serving.answers import Answers
 from pykvm.devices.virtio_blk.serving.io_thread import IoThread
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.devices.virtio_blk.write_cache import WriteCache
@@ -57,13 +58,13 @@ def used_length_is_one_too_many() -> None:
 
 
 def byte_behind_the_status_is_written() -> None:
-    answer = QueueService._answer
+    answer = Answers.executed
 
     def wrong(self: Any, request: Request, finished_ns: int) -> None:
         answer(self, request, finished_ns)
         self._bytes[request.status_offset + 1] ^= 0xFF
 
-    QueueService._answer = wrong
+    Answers.executed = wrong
 
 
 def overlapping_requests_do_not_wait() -> None:

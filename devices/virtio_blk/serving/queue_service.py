@@ -15,21 +15,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from pykvm.devices.virtio_blk.constants import (
-    OPERATION_NAMES,
-    VIRTIO_BLK_S_OK,
-    VIRTIO_BLK_T_IN,
-)
+from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.core.parser import RequestParser
 from pykvm.devices.virtio_blk.core.planner import Planner
 from pykvm.devices.virtio_blk.core.request import Request
 from pykvm.devices.virtio_blk.core.scheduler import Decide, Schedule
 from pykvm.devices.virtio_blk.observe.stats import Stats
+from pykvm.devices.virtio_blk.serving.answers import Answers
 from pykvm.hot.word_watch import Watch
-from pykvm.hot.words import Bytes
 from pykvm.memory.ram import Ram
-from pykvm.virtio.chain import ROOM_KEPT, DescriptorChain
+from pykvm.virtio.chain import DescriptorChain
 from pykvm.virtio.queue import Virtqueue
 
 if TYPE_CHECKING:
@@ -64,12 +60,12 @@ class QueueService:
     _halting: bool
     _singly: bool
     _reads_at_once: int
-    _bytes: Bytes
     _parser: RequestParser
     _planner: Planner
     _stats: Stats
     _durable: Callable[[], bool]
     _interrupt: Callable[[int], None]
+    _answers: Answers
     _requests: tuple[Request, ...]
     _schedule: Schedule
     _trace: "QueueTrace | None"
@@ -100,12 +96,12 @@ class QueueService:
         self._halting = False
         self._singly = engine.immediate
         self._reads_at_once = 1
-        self._bytes = ram.bytes
         self._parser = parser
         self._planner = planner
         self._stats = stats
         self._durable = durable
         self._interrupt = interrupt
+        self._answers = Answers(queue, ram, stats)
         self._requests = tuple(Request(head) for head in range(queue.size))
         self._schedule = Schedule(planner, decide, trace, detector)
         self._trace = trace
@@ -163,9 +159,9 @@ class QueueService:
                 request.started_ns = now
                 accepted.append(request)
             else:
-                self._refuse(request, now)
-                if chain.room > ROOM_KEPT:
-                    self._shrink(request)
+                if self._trace is not None:
+                    self._trace.refused(request, now)
+                self._answers.refused(request, now)
         if accepted:
             self._planner.durable = self._durable()
             operation: Operation
@@ -217,7 +213,7 @@ class QueueService:
         self._planner.durable = self._durable()
         now = time.monotonic_ns()
         for request in self._schedule.resume(self._parser.capacity):
-            self._answer(request, now)
+            self._answers.executed(request, now)
         self._execute()
         self._publish()
 
@@ -315,7 +311,7 @@ class QueueService:
         """Answer the requests whose last operations are in ``done``."""
         operation: Operation
         request: Request
-        schedule = self._schedule
+        schedule, answers = self._schedule, self._answers
         stopping = self._stopping  # read after completions(): a cancelled one is never answered
         left = iter(done)
         try:
@@ -325,7 +321,7 @@ class QueueService:
                     continue
                 finished = operation.finished_ns
                 for request in schedule.finish(operation):
-                    self._answer(request, finished)
+                    answers.executed(request, finished)
         finally:
             for operation in left:  # after a bug: a reset must not wait for the rest
                 schedule.abandon(operation)
@@ -333,38 +329,3 @@ class QueueService:
     def _publish(self) -> None:
         if not self._stopping and self.queue.publish():
             self._interrupt(self.queue.index)
-
-    def _answer(self, request: Request, finished_ns: int) -> None:
-        """Complete a request that was executed."""
-        kind, length = request.type, request.length
-        if request.error:
-            # A failed read may have written anything, even if the policy hides the failure.
-            request.used_length = 0 if kind == VIRTIO_BLK_T_IN else 1
-            self._stats.failed(kind)
-        else:
-            request.used_length = length + 1 if kind == VIRTIO_BLK_T_IN else 1
-            self._stats.done(kind, length, finished_ns - request.started_ns, finished_ns)
-        self._bytes[request.status_offset] = request.status
-        self.queue.push(request.head, request.used_length, True)
-        if request.room > ROOM_KEPT:
-            self._shrink(request)
-
-    def _refuse(self, request: Request, now_ns: int) -> None:
-        """Complete a request that the parser answered."""
-        if self._trace is not None:
-            self._trace.refused(request, now_ns)
-        if request.status != VIRTIO_BLK_S_OK:
-            self._stats.invalid(request.type)
-        elif request.type in OPERATION_NAMES:
-            self._stats.done(request.type, request.length, 0, now_ns)
-        wrote = request.status_offset >= 0
-        if wrote:
-            self._bytes[request.status_offset] = request.status
-        self.queue.push(request.head, request.used_length, wrote)
-
-    def _shrink(self, request: Request) -> None:
-        """Free the memory for the many segments of an answered request."""
-        chain: DescriptorChain
-        request.forget()
-        chain = self.queue.chains[request.head]
-        chain.shrink()

@@ -15,7 +15,7 @@ from pykvm.devices.virtio_blk import DiskOptions, VirtioBlk
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.core.parser import RequestParser
 from pykvm.devices.virtio_blk.core.request import Request
-from pykvm.devices.virtio_blk.serving.queue_service import QueueService
+from pykvm.devices.virtio_blk.serving.answers import Answers
 from pykvm.memory.ram import Ram
 from pykvm.testing.hostile_rig import GUARD, LOW, QUEUE_SIZE, Rig
 from pykvm.virtio.constants import VIRTIO_F_VERSION_1
@@ -71,17 +71,17 @@ def endless_disk(patch: pytest.MonkeyPatch) -> None:
 
 
 def two_answers(patch: pytest.MonkeyPatch) -> None:
-    answer = QueueService._answer
+    answer = Answers.executed
 
-    def twice(service: QueueService, request: Request, finished_ns: int) -> None:
-        answer(service, request, finished_ns)
-        answer(service, request, finished_ns)
+    def twice(answers: Answers, request: Request, finished_ns: int) -> None:
+        answer(answers, request, finished_ns)
+        answer(answers, request, finished_ns)
 
-    patch.setattr(QueueService, "_answer", twice)
+    patch.setattr(Answers, "executed", twice)
 
 
 def no_answer(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(QueueService, "_refuse", lambda service, request, now: None)
+    patch.setattr(Answers, "refused", lambda answers, request, now: None)
 
 
 def believed_heads(patch: pytest.MonkeyPatch) -> None:
