@@ -14,6 +14,7 @@ these modules.
 from collections.abc import Iterable
 
 from pykvm.kvm import constants as c
+from pykvm.kvm.breakpoints import may_hide_breakpoint
 from pykvm.kvm.cpuid import CpuidEntry
 from pykvm.kvm.emulate import Outcome
 from pykvm.kvm.exits import Debug, Exit, InternalError, MsrWrite
@@ -58,6 +59,13 @@ class Assist:
         """Take over the system-call MSRs and the interrupt table of ``vcpu``."""
         if self._syscalls:
             self._syscalls.prepare(vcpu)
+
+    def can_stop(self, vcpu: Vcpu) -> bool:
+        """Whether all of the state of ``vcpu`` can be read now. If not, let it run a little more.
+
+        Its last exit is complete.
+        """
+        return not may_hide_breakpoint(vcpu, self._ram)
 
     def handle(self, vcpu: Vcpu, reason: Exit) -> bool:
         """Deal with ``reason`` if it is one of the assist's: True, run the vCPU again.

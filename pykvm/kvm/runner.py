@@ -27,6 +27,8 @@ Handler = Callable[[Exit], object | None]
 thread and becomes its ``outcome``. It never gets Interrupted."""
 
 KICK_SIGNAL = signal.SIGRTMIN + 6
+_MORE_SECONDS = 1e-4
+_MOST_TRIES = 100
 LONG_PAUSE_SECONDS = 1.0
 """KVM_KVMCLOCK_CTRL tells the guest of longer pauses. Its lockup detectors wait tens of seconds.
 A pause to inspect a vCPU takes only milliseconds."""
@@ -56,14 +58,20 @@ class VcpuThread:
         handle: Handler,
         on_end: "Callable[[VcpuThread], None] | None" = None,
         cpus: Collection[int] = (),
+        can_stop: Callable[[Vcpu], bool] | None = None,
     ) -> None:
-        """``cpus``: the host's CPUs on which the thread may run; empty: all."""
+        """``cpus``: the host's CPUs on which the thread may run; empty: all.
+
+        ``can_stop``: a pause begins only where this is true; the vCPU soon gets there.
+        """
         self.vcpu = vcpu
         self.outcome: object | None = None
         self.error: BaseException | None = None
         self._handle = handle
         self._on_end = on_end
         self._cpus = cpus
+        self._can_stop = can_stop
+        self._tries = 0
         self._counts: dict[type[Exit], int] = {}
         self._thread = threading.Thread(
             target=self._main, name=f"pykvm-vcpu{vcpu.index}", daemon=True
@@ -189,6 +197,8 @@ class VcpuThread:
             kind = type(reason)
             counts[kind] = counts.get(kind, 0) + 1
             if kind is Interrupted:
+                if self._can_stop is not None and self._runs_on():
+                    continue
                 if not self._attend():
                     return
                 continue
@@ -197,12 +207,38 @@ class VcpuThread:
                 self.outcome = outcome
                 return
 
+    def _runs_on(self) -> bool:
+        """True if the vCPU has to run a moment longer before it pauses; it is kicked again."""
+        with self._state:
+            wanted = self._pauses and not self._stopping and self._tries < _MOST_TRIES
+            if not wanted or self._can_stop is None or self._can_stop(self.vcpu):
+                self._tries = 0
+                return False
+            self._tries += 1
+            self._consume_kick()
+        timer = threading.Timer(_MORE_SECONDS, self._kick_again)
+        timer.daemon = True
+        try:
+            timer.start()
+        except RuntimeError:  # the host has no more threads
+            self._tries = _MOST_TRIES
+            self._kick_again()
+        return True
+
+    def _kick_again(self) -> None:
+        with self._state:
+            if self._pauses or self._stopping:
+                self._kick()
+
+    def _consume_kick(self) -> None:
+        self.vcpu.set_immediate_exit(False)
+        while signal.sigtimedwait((KICK_SIGNAL,), 0) is not None:
+            pass
+
     def _attend(self) -> bool:
         """Consume the kick, and wait while paused; True if the vCPU runs on."""
         with self._state:
-            self.vcpu.set_immediate_exit(False)
-            while signal.sigtimedwait((KICK_SIGNAL,), 0) is not None:
-                pass
+            self._consume_kick()
             began = time.monotonic()
             while self._pauses and not self._stopping:
                 self._running = False

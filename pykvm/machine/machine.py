@@ -147,7 +147,7 @@ class Machine(Run):
             self.description, notice = hardware.load(self.timings.mark)
             if notice:
                 self.notices.append(notice)
-        assistant = hardware.assist.handle if hardware.assist else None
+        assist = hardware.assist
         for vcpu in hardware.vcpus:
             handler = ExitHandler(
                 vcpu,
@@ -155,9 +155,10 @@ class Machine(Run):
                 self.board.mmio,
                 self.finish,
                 self._end.__bool__,
-                assistant,
+                assist.handle if assist else None,
             )
-            self._vcpus.add(vcpu, handler, config.cpu_affinity)
+            can_stop = assist.can_stop if assist else None
+            self._vcpus.add(vcpu, handler, config.cpu_affinity, can_stop)
 
     def _add_disk(self, disk: "DiskConfig", services: KvmPciServices) -> None:
         from pykvm.machine.plugging import plug

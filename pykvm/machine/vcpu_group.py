@@ -22,9 +22,18 @@ class VcpuGroup:
         self.threads: list[VcpuThread] = []
         self._on_failure = on_failure
 
-    def add(self, vcpu: Vcpu, handle: Handler, cpus: Collection[int]) -> None:
-        """Add a thread for ``vcpu``, which may run on ``cpus`` of the host (none: on any)."""
-        self.threads.append(VcpuThread(vcpu, handle, self._ended, cpus))
+    def add(
+        self,
+        vcpu: Vcpu,
+        handle: Handler,
+        cpus: Collection[int],
+        can_stop: Callable[[Vcpu], bool] | None = None,
+    ) -> None:
+        """Add a thread for ``vcpu``, which may run on ``cpus`` of the host (none: on any).
+
+        ``can_stop``: see :class:`VcpuThread`.
+        """
+        self.threads.append(VcpuThread(vcpu, handle, self._ended, cpus, can_stop))
 
     def start(self) -> None:
         """Start all threads. Once."""

@@ -79,6 +79,40 @@ def test_pause_and_resume(machine, spinning):
         pass
 
 
+def test_a_pause_begins_where_the_vcpu_can_stop(machine, spinning):
+    answers = [False, False, True]
+    thread = VcpuThread(spinning, unexpected, can_stop=lambda vcpu: answers.pop(0))
+    thread.start()
+    try:
+        wait_for_change(machine)
+        with thread.paused(patience()):
+            assert answers == []
+            count = machine.ram.read(COUNTER, 4)
+            time.sleep(0.01)
+            assert machine.ram.read(COUNTER, 4) == count
+        wait_for_change(machine)
+    finally:
+        thread.stop()
+        thread.join(patience())
+    assert thread.error is None
+
+
+def test_a_vcpu_that_can_nowhere_stop_pauses_in_the_end(machine, spinning):
+    asked = []
+    thread = VcpuThread(spinning, unexpected, can_stop=asked.append)
+    thread.start()
+    try:
+        for _ in range(2):
+            wait_for_change(machine)
+            asked.clear()
+            with thread.paused(patience()):
+                assert len(asked) > 1
+    finally:
+        thread.stop()
+        thread.join(patience())
+    assert thread.error is None
+
+
 MSR_KVM_SYSTEM_TIME_NEW = 0x4B56_4D01
 CLOCK = 0x4000
 CLOCK_FLAGS = CLOCK + 29
