@@ -22,7 +22,7 @@ from pykvm.devices.virtio_blk.restoring import Restoring
 from pykvm.devices.virtio_blk.serving.io_thread_group import Halt, IoThreadGroup
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.devices.virtio_blk.write_cache import WriteCache
-from pykvm.errors import HostError, shortage
+from pykvm.errors import HostError, UsageError, shortage
 from pykvm.snapshot.fields import Fields, Saved
 from pykvm.virtio.constants import VIRTIO_ID_BLOCK
 from pykvm.virtio.device import Activation
@@ -31,6 +31,7 @@ from pykvm.virtio.queue import Virtqueue
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.engines.base import EngineFactory
     from pykvm.devices.virtio_blk.observe.tracing import DiskTrace
+    from pykvm.devices.virtio_blk.serving.recorder import Recorder
 
 DEFAULTS: Final = DiskOptions()
 
@@ -133,6 +134,11 @@ class VirtioBlk:
         return self._cache.writeback
 
     @property
+    def writes_through(self) -> bool:
+        """True if the driver may take each completed write for stable (virtio 1.2 §5.2.6)."""
+        return self._cache.writes_through
+
+    @property
     def stats(self) -> Stats:
         """The counters of all queues together."""
         return Stats.total(self.queue_stats)
@@ -187,6 +193,8 @@ class VirtioBlk:
     def load_in_place(self, saved: Saved) -> None:
         """See VirtioDevice. The threads stay."""
         self._threads.pause()
+        if self._threads.recorder is not None:
+            self._threads.recorder.spoil()
         services = self._threads.services
         if self._trace is not None:
             self._trace.reset()
@@ -293,6 +301,23 @@ class VirtioBlk:
         the disk's own. It takes as long as the host takes.
         """
         self._resizing.resize(size)
+
+    def record(
+        self, recorder: "Recorder | None", before: Callable[[], None] = lambda: None
+    ) -> None:
+        """Record requests in ``recorder`` from now on; None: no longer.
+
+        ``before()`` is called while no operation is in flight. UsageError if the disk is being
+        recorded already.
+        """
+        if recorder is not None and self._threads.recorder is not None:
+            raise UsageError(f"the disk {self.image.path} is being recorded", "end that before")
+        self._threads.quieten(Halt.RECORD, self._hooks.over)
+        try:
+            before()
+            self._threads.record(recorder)
+        finally:
+            self._threads.resume(Halt.RECORD)
 
     def _capacity_changed(self) -> None:
         capacity = self.image.capacity

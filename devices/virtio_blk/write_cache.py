@@ -37,12 +37,17 @@ class WriteCache:
         if not self._flushes:
             self._set(False)
 
-    def durable(self) -> bool:
-        """True if a write completes only when it is on stable storage.
+    @property
+    def writes_through(self) -> bool:
+        """True if the driver may take each completed write for stable.
 
         A driver that cannot flush has no other way to get it there.
         """
-        return not (self._flushes and self.writeback) and self._image.cache.syncs
+        return not (self._flushes and self.writeback)
+
+    def durable(self) -> bool:
+        """True if a write completes only when it is on stable storage."""
+        return self.writes_through and self._image.cache.syncs
 
     def switch(self, writeback: bool) -> None:
         """Obey the driver's write to ``writeback``.

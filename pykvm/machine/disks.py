@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.layers.frozen import Layers
     from pykvm.devices.virtio_blk.observe.stats import Stats
     from pykvm.devices.virtio_blk.open import OpenDisk
+    from pykvm.devices.virtio_blk.recording import Recording
     from pykvm.pci.virtio_pci import VirtioPci
     from pykvm.snapshot.fields import Fields, Saved
 
@@ -139,6 +140,15 @@ class Disk:
 
         with self.device.image_lock:
             write(self._opened.image, whole("offset", offset), bytes(data))
+
+    def record(self) -> "Recording":
+        """Record all writes and flushes of the guest from now on, for power cuts: see Recording.
+
+        UsageError if the disk is being recorded already. HostError.
+        """
+        from pykvm.devices.virtio_blk.recording import Recording
+
+        return Recording(self.device)
 
     # -- snapshots: the disk is paused --------------------------------------------
 

@@ -201,6 +201,14 @@ class Virtqueue:
         """True if more heads wait."""
         raise NotImplementedError
 
+    def taken(self) -> int:
+        """The number of heads that were popped, modulo 2^16; -1 if the format does not count."""
+        return -1
+
+    def offered(self) -> int:
+        """The number of heads that the driver has made available, as :meth:`taken` counts."""
+        return -1
+
     def watch(self, watch: Watch) -> None:
         """Give ``watch`` the word that changes when more heads wait.
 

@@ -175,6 +175,14 @@ class SplitQueue(Virtqueue):
         """See Virtqueue."""
         return not self.error and self._u16[self._avail_idx] != self.last_avail
 
+    def taken(self) -> int:
+        """See Virtqueue."""
+        return self.last_avail
+
+    def offered(self) -> int:
+        """See Virtqueue."""
+        return self._u16[self._avail_idx]
+
     def watch(self, watch: Watch) -> None:
         """See Virtqueue."""
         if not self.error:

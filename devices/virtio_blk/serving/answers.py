@@ -1,5 +1,7 @@
 """Answers the requests of one queue: status byte, used ring, counters."""
 
+from typing import TYPE_CHECKING
+
 from pykvm.devices.virtio_blk.constants import (
     OPERATION_NAMES,
     VIRTIO_BLK_S_OK,
@@ -12,21 +14,31 @@ from pykvm.memory.ram import Ram
 from pykvm.virtio.chain import ROOM_KEPT, DescriptorChain
 from pykvm.virtio.queue import Virtqueue
 
+if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk.serving.recorder import Recorder
+
 
 class Answers:
-    """Puts answers on ``queue``. Its owner publishes them, and interrupts the driver."""
+    """Puts answers on ``queue``. Its owner publishes them, and interrupts the driver.
 
+    ``recorder`` records the ends of requests.
+    """
+
+    recorder: "Recorder | None"
     _queue: Virtqueue
     _bytes: Bytes
     _stats: Stats
 
     def __init__(self, queue: Virtqueue, ram: Ram, stats: Stats) -> None:
+        self.recorder = None
         self._queue = queue
         self._bytes = ram.bytes
         self._stats = stats
 
     def executed(self, request: Request, finished_ns: int) -> None:
         """Complete a request that was executed."""
+        if self.recorder is not None:
+            self.recorder.ended(self._queue, request)
         kind, length = request.type, request.length
         if request.error:
             # A failed read may have written anything, even if the policy hides the failure.

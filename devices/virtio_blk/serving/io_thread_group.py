@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pykvm.devices.virtio_blk.core.throttle import Throttle
 from pykvm.devices.virtio_blk.rates import NO_LIMITS, RATE, RATES, RateLimits
@@ -12,6 +12,9 @@ from pykvm.devices.virtio_blk.serving.io_thread import IoThread
 from pykvm.devices.virtio_blk.serving.queue_service import QueueService
 from pykvm.devices.virtio_blk.serving.saved_service import save_service
 from pykvm.snapshot.fields import Fields, Saved
+
+if TYPE_CHECKING:
+    from pykvm.devices.virtio_blk.serving.recorder import Recorder
 
 LOOK_SECONDS: Final = 0.1
 """A thread that waits for quiet queues checks this often whether the run has ended."""
@@ -28,6 +31,8 @@ class Halt(Enum):
     """The disk shrinks."""
     CACHE = "cache"
     """The driver switches to write-through."""
+    RECORD = "record"
+    """The owner begins or ends a recording."""
 
 
 _LASTING: Final = frozenset((Halt.TRANSPORT, Halt.RESIZE))
@@ -74,6 +79,7 @@ class IoThreadGroup:
         # Guards the attributes below: all threads halt before any resumes, and the other way round.
         self._lock = threading.Lock()
         self._throttle = _throttle(limits)
+        self._recorder: Recorder | None = None
         self._halts: set[Halt] = set()
         self._services: dict[int, QueueService] = {}
         self._threads: list[IoThread] = []
@@ -91,6 +97,7 @@ class IoThreadGroup:
         with self._lock:
             assert service.queue.index not in self._services, "a queue has one service"
             service.throttle = self._throttle
+            service.record(self._recorder)
             self._services[service.queue.index] = service
         if self._serving:
             self._serve(service)
@@ -227,6 +234,20 @@ class IoThreadGroup:
                 service.throttle = self._throttle
             for thread in self._threads:
                 thread.look_again()
+
+    # -- recordings -----------------------------------------------------------
+
+    @property
+    def recorder(self) -> "Recorder | None":
+        """The recorder of all services."""
+        return self._recorder
+
+    def record(self, recorder: "Recorder | None") -> None:
+        """Have all services record in ``recorder``, or no longer. They are halted and idle."""
+        with self._lock:
+            self._recorder = recorder
+            for service in self._services.values():
+                service.record(recorder)
 
     # -- snapshots ------------------------------------------------------------
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.core.zero_detection import ZeroDetector
     from pykvm.devices.virtio_blk.engines.base import Engine
     from pykvm.devices.virtio_blk.observe.tracing import QueueTrace
+    from pykvm.devices.virtio_blk.serving.recorder import Recorder
 
 MOST_READS: Final = 16
 """The most quick reads that an immediate engine gets at once. One at a time costs half more."""
@@ -47,7 +48,8 @@ class QueueService:
     """One queue at work. One thread at a time calls it.
 
     ``kick`` is the queue's eventfd, which belongs to the transport. ``engine``
-    executes the queue's operations, and belongs to the service. A halted
+    executes the queue's operations, and belongs to the service. ``recorder``
+    records requests; it changes only while the service is halted. A halted
     service, be it by ``decide`` or by :meth:`halt`, leaves the ring alone and
     starts nothing; it still answers the operations in flight, until
     :attr:`idle`. Its owner, IoThreadGroup, is the only one to :meth:`close` it.
@@ -56,10 +58,12 @@ class QueueService:
     queue: Virtqueue
     kick: int
     engine: "Engine"
+    recorder: "Recorder | None"
     _stopping: bool
     _halting: bool
     _singly: bool
     _reads_at_once: int
+    _ram: Ram
     _parser: RequestParser
     _planner: Planner
     _stats: Stats
@@ -92,10 +96,12 @@ class QueueService:
         self.queue = queue
         self.kick = kick
         self.engine = engine
+        self.recorder = None
         self._stopping = False
         self._halting = False
         self._singly = engine.immediate
         self._reads_at_once = 1
+        self._ram = ram
         self._parser = parser
         self._planner = planner
         self._stats = stats
@@ -124,6 +130,13 @@ class QueueService:
     @throttle.setter
     def throttle(self, throttle: "Throttle | None") -> None:
         self._schedule.throttle = throttle
+
+    def record(self, recorder: "Recorder | None") -> None:
+        """Record all requests without an answer in ``recorder``, or no longer. It is idle."""
+        self.recorder = self._answers.recorder = recorder
+        if recorder is not None:
+            for request in self.unanswered():
+                recorder.began(self.queue, request, self._ram)
 
     @property
     def wake_ns(self) -> int:
@@ -158,6 +171,8 @@ class QueueService:
             if self._parser.parse(chain, request):
                 request.started_ns = now
                 accepted.append(request)
+                if self.recorder is not None:
+                    self.recorder.began(queue, request, self._ram)
             else:
                 if self._trace is not None:
                     self._trace.refused(request, now)

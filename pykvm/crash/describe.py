@@ -1,0 +1,53 @@
+"""A state in words: the cut, and the lost parts of writes. Pure."""
+
+from pykvm.crash.states import State
+from pykvm.devices.virtio_blk.observe.write_log import NEVER, Entry, WriteKind
+
+
+def describe(state: State) -> list[str]:
+    """Lines about ``state``: the cut first, then each write that is lost or torn."""
+    frontier = state.frontier
+    entries = frontier.log.entries
+    lines = [_cut(state)]
+    lost: dict[int, list[int]] = {}
+    for number, piece in enumerate(frontier.pieces):
+        if not state.kept >> number & 1:
+            lost.setdefault(piece.entry, []).extend(piece.sectors)
+    for number, sectors in lost.items():
+        entry = entries[number]
+        fate = "is lost" if len(sectors) == entry.sectors else "is torn, and loses"
+        where = "" if len(sectors) == entry.sectors else f" {_runs(sectors)}"
+        lines.append(f"{_request(number, entry)} {fate}{where}")
+    return lines
+
+
+def _cut(state: State) -> str:
+    frontier = state.frontier
+    begun = [one for one in enumerate(frontier.log.entries) if one[1].began < frontier.cut]
+    text = f"the power is cut after event {frontier.cut} of {frontier.log.events}"
+    if frontier.marks:
+        text += f", after the mark {frontier.marks[-1]!r}"
+    open_flushes = [
+        number
+        for number, entry in begun
+        if entry.kind is WriteKind.FLUSH and frontier.cut <= entry.ended < NEVER
+    ]
+    if open_flushes:
+        text += f", before flush {open_flushes[0]} ends"
+    return text
+
+
+def _request(number: int, entry: Entry) -> str:
+    return f"{entry.kind.value} {number} ({_runs(range(entry.sector, entry.end))})"
+
+
+def _runs(sectors: "list[int] | range") -> str:
+    """Such as ``sectors 8 to 15, 20``."""
+    runs: list[list[int]] = []
+    for sector in sorted(sectors):
+        if runs and runs[-1][1] == sector - 1:
+            runs[-1][1] = sector
+        else:
+            runs.append([sector, sector])
+    parts = [str(a) if a == b else f"{a} to {b}" for a, b in runs]
+    return f"sector{'s' if len(sectors) > 1 else ''} {', '.join(parts)}"

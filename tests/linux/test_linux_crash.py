@@ -1,0 +1,64 @@
+"""Power cuts of a disk that Linux uses: they break a filesystem only if it has no barriers."""
+
+import pytest
+from patience import linux_patience
+
+import pykvm
+from pykvm.crash.checks import ext4
+from pykvm.crash.describe import describe
+from pykvm.crash.recorded import Recorded
+from pykvm.devices.virtio_blk.observe.write_log import WriteKind
+
+pytestmark = [pytest.mark.kvm, pytest.mark.linux]
+
+MAKE = "mke2fs -q -t ext4 -b 1024 /dev/vda && mount -t ext4 -o {} /dev/vda /mnt && echo 1 > /mnt/a"
+WORK = "mkdir /mnt/A && mv /mnt/a /mnt/A/b && rm /mnt/A/b && sync"
+STATES = 300
+
+
+def recorded(folder, options: str) -> Recorded:
+    with pykvm.boot(disks=["8M"], timeout=linux_patience()) as guest:
+        guest.run(f"{MAKE.format(options)} && sync")
+        with guest.disks[0].record() as recording:
+            recording.mark("begin")
+            guest.run(WORK)
+            recording.mark("synced")
+            recording.save(folder)
+    return Recorded(folder)
+
+
+def test_a_power_cut_breaks_a_filesystem_without_barriers_and_the_cause_is_one_write(tmp_path):
+    found = recorded(tmp_path / "r", "barrier=0")
+    report = found.explore(most=STATES)
+    assert report.failures, str(report)
+    smallest = found.minimise(report.failures[0].id)
+    assert len(describe(smallest)) <= 4  # the cut, and at most three writes
+    found.write_image(smallest.id, tmp_path / "image")
+    assert found.problem(smallest.id).startswith("e2fsck")
+
+
+def test_no_power_cut_breaks_a_filesystem_with_barriers(tmp_path):
+    found = recorded(tmp_path / "r", "barrier=1")
+    kinds = [entry.kind for entry in found.log.entries]
+    assert kinds.count(WriteKind.FLUSH) >= 2
+
+    def synced_changes_stay(survivor) -> None:
+        if "synced" in survivor.marks and not survivor.exists("/A"):
+            raise AssertionError("/A is lost")
+
+    report = found.explore([ext4, synced_changes_stay], most=STATES)
+    assert report.failures == []
+    assert report.checked == STATES
+
+
+def test_a_guest_that_is_put_back_spoils_a_recording():
+    with (
+        pykvm.boot(disks=["8M"], timeout=linux_patience()) as guest,
+        guest.snapshot(),
+        guest.disks[0].record() as recording,
+    ):
+        guest.run("echo x > /dev/vda; sync")
+        assert recording.log.entries
+        guest.reset()
+        with pytest.raises(pykvm.UsageError, match="put back"):
+            _ = recording.log
