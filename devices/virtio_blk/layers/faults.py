@@ -115,6 +115,11 @@ class FaultPlan:
         with self._lock:
             self._rules.load(saved)
 
+    @property
+    def idle(self) -> bool:
+        """No rule is there now."""
+        return not self._rules.rules
+
     def effect(self, operation: Operation) -> Effect | None:
         """The effect on ``operation``; None: the engine executes it as it is."""
         with self._lock:
@@ -146,6 +151,7 @@ class FaultEngine(EngineWrapper):
         super().__init__(inner)
         self._plan = plan
         self._stopped = False
+        self._woken = False  # _wake may be readable
         self._done: list[Operation] = []
         # The operation for which the inner engine executes a part, and its error afterwards.
         self._parts: dict[Operation, tuple[Operation, int]] = {}
@@ -171,6 +177,11 @@ class FaultEngine(EngineWrapper):
 
     def submit(self, operations: Sequence[Operation]) -> None:
         """See :class:`Engine`."""
+        if self._plan.idle:
+            self._submit(operations)
+            if self._inner.notifier < 0:
+                self._notify()
+            return
         try:
             effects = [self._plan.effect(operation) for operation in operations]
         except BaseException:
@@ -187,14 +198,18 @@ class FaultEngine(EngineWrapper):
         if started:
             self._submit(started)
         if self._done or (started and self._inner.notifier < 0):
-            os.eventfd_write(self._wake, 1)
+            self._notify()
 
     def completions(self) -> Sequence[Operation]:
         """See :class:`Engine`."""
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
+        if self._woken:
+            self._woken = False
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
         if self._delayed:
             self._start_delayed()
+        if not self._done and not self._parts:
+            return self._inner.completions()
         done, self._done = self._done, []
         for operation in self._inner.completions():
             part = self._parts.pop(operation, None)
@@ -203,13 +218,13 @@ class FaultEngine(EngineWrapper):
 
     def watch(self, watch: Watch) -> bool:
         """See :class:`Engine`. No word changes when a delay is over."""
-        return False
+        return not self._delayed and not self._done and super().watch(watch)
 
     def stop(self) -> None:
         """See :class:`Engine`."""
         self._stopped = True
         super().stop()
-        os.eventfd_write(self._wake, 1)
+        self._notify()
 
     def close(self) -> None:
         """See :class:`Engine`."""
@@ -217,6 +232,12 @@ class FaultEngine(EngineWrapper):
         assert not left, "completions were left behind"
         self._owned.close()
         super().close()
+
+    def _notify(self) -> None:
+        """Make ``notifier`` readable. From any thread."""
+        os.eventfd_write(self._wake, 1)
+        # Afterwards: what completions() reads too early, it reads once more.
+        self._woken = True
 
     def _apply(self, operation: Operation, effect: Effect) -> list[Operation]:
         """The operations for the inner engine: ``operation``, a part of it, or none."""

@@ -17,6 +17,7 @@ from pykvm.devices.virtio_blk import Engine, Image, SyncEngine
 from pykvm.devices.virtio_blk.constants import VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.devices.virtio_blk.layers.faults import Access, Effect, Fault, FaultPlan
+from pykvm.hot.word_watch import Watch
 from pykvm.memory.ram import Ram
 
 HOUR_MS = 3_600_000
@@ -265,12 +266,47 @@ def test_delays_with_an_engine_that_notifies(start: Callable[..., Engine]) -> No
     engine.submit([delayed, other])
     assert engine._inner.held == [other]
     assert readable(engine.notifier, 10_000)
-    assert engine.completions() == []
+    assert not engine.completions()
     assert engine._inner.held == [other, delayed]
     assert not readable(engine.notifier)
     engine._inner.finish()
     assert readable(engine.notifier)
     assert engine.completions() == [other, delayed]
+
+
+def test_words_are_watched_unless_a_delay_is_all_that_can_end(start: Callable[..., Engine]) -> None:
+    """An engine without rules may be polled like the one that it wraps."""
+
+    class Watched(ManualEngine):
+        def watch(self, watch: Watch) -> bool:
+            return True
+
+    plan, words = FaultPlan(), Watch(1)
+    engine = start(plan, factory=Watched)
+    plain, failing, delayed = read(), write(), write()
+    engine.submit([plain])
+    assert engine.watch(words)
+    plan.add(Fault(operation="write", errno="EIO"))
+    engine.submit([failing])
+    assert not engine.watch(words)
+    assert engine.completions() == [failing]
+    assert engine.watch(words)
+    plan.clear()
+    plan.add(Fault(delay_ms=HOUR_MS))
+    engine.submit([delayed])
+    assert not engine.watch(words)
+    engine.stop()
+    assert set(engine.completions()) == {plain, delayed}
+
+
+def test_rules_that_come_and_go_lose_no_operation(start: Callable[..., Engine]) -> None:
+    plan = FaultPlan()
+    engine = start(plan)
+    for _ in range(3):
+        assert run(engine, read(), write()) == [(0, 1024)] * 2
+        rule = plan.add(Fault(operation="write", errno="EIO"))
+        assert run(engine, read(), write()) == [(0, 1024), (errno.EIO, 0)]
+        plan.remove(rule)
 
 
 def test_a_stop_cancels_what_is_delayed(start: Callable[..., Engine], path: Path) -> None:
