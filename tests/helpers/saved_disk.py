@@ -157,6 +157,10 @@ class SavedDisk:
             self.collect()
             assert len(self.sent) < before, "a request is lost"
         assert self.path.read_bytes() == self.disk
+        self.close()
+
+    def close(self) -> None:
+        """Close the disk. May be repeated."""
         self.guest.host.close()
 
     # -- snapshots ----------------------------------------------------------------

@@ -4,6 +4,7 @@ import copy
 import errno
 import random
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from struct import pack
 from tempfile import TemporaryDirectory
@@ -81,11 +82,12 @@ def test_snapshots_at_any_moment_change_no_answer(
 ) -> None:
     with TemporaryDirectory() as folder:
         disk = made(folder, packed=packed, in_order=in_order, num_queues=num_queues)
-        disk.start(without)
-        for _ in range(data.draw(st.integers(1, 40), label="steps")):
-            act(disk, data.draw)
-        disk.device.limits = RateLimits()
-        disk.finish()
+        with closing(disk):
+            disk.start(without)
+            for _ in range(data.draw(st.integers(1, 40), label="steps")):
+                act(disk, data.draw)
+            disk.device.limits = RateLimits()
+            disk.finish()
 
 
 @engines()
@@ -128,7 +130,7 @@ def test_snapshots_under_load_lose_nothing(
     until(answered, "a request is lost")
     assert disk.answers
     assert disk.path.read_bytes() == disk.disk
-    disk.guest.host.close()
+    disk.close()
 
 
 def test_a_disk_that_is_loaded_has_no_threads_until_it_is_resumed(tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_a_disk_that_is_loaded_has_no_threads_until_it_is_resumed(tmp_path: Path
     assert device_threads() == threads
     disk.device.resume()
     assert len(device_threads()) == len(threads) + 1
-    disk.guest.host.close()
+    disk.close()
 
 
 def stopped(folder: Path, without: int = 0, **options: object) -> SavedDisk:
@@ -322,7 +324,7 @@ def test_a_host_that_lacks_something_does_not_lose_saved_requests(tmp_path: Path
     with pytest.raises(HostError, match="a saved disk cannot go on"):
         other.load(fields)
     assert other.guest.status == 0
-    other.guest.host.close()
+    other.close()
     disk.finish()
 
 
@@ -355,25 +357,25 @@ def test_a_damaged_disk_is_refused_or_works(
 ) -> None:
     with TemporaryDirectory() as folder:
         disk = stopped(Path(folder), without, packed=packed, in_order=in_order)
-        disk.error = 0
-        fields = disk.save()
-        state = fields["functions"][1]["state"]
-        where = data.draw(st.sampled_from(["virtio", "device", "queue", "request"]))
-        if where == "virtio":
-            state["virtio"] = damage(state["virtio"])
-        elif where == "device":
-            state["virtio"]["device"] = damage(state["virtio"]["device"])
-        else:
-            (queue,) = state["virtio"]["device"]["queues"]
-            if where == "queue":
-                queue["queue"] = damage(queue["queue"])
+        with closing(disk):
+            disk.error = 0
+            fields = disk.save()
+            state = fields["functions"][1]["state"]
+            where = data.draw(st.sampled_from(["virtio", "device", "queue", "request"]))
+            if where == "virtio":
+                state["virtio"] = damage(state["virtio"])
+            elif where == "device":
+                state["virtio"]["device"] = damage(state["virtio"]["device"])
             else:
-                at = data.draw(st.integers(0, 3))
-                queue["requests"][at] = damage(queue["requests"][at])
-        survives(disk.guest.host, fields)
-        disk.device.resume()
-        disk.threads.serve()
-        disk.guest.host.close()
+                (queue,) = state["virtio"]["device"]["queues"]
+                if where == "queue":
+                    queue["queue"] = damage(queue["queue"])
+                else:
+                    at = data.draw(st.integers(0, 3))
+                    queue["requests"][at] = damage(queue["requests"][at])
+            survives(disk.guest.host, fields)
+            disk.device.resume()
+            disk.threads.serve()
 
 
 def request(**changes: object) -> dict[str, Any]:

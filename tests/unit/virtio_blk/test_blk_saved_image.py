@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -222,10 +222,9 @@ def test_a_damaged_part_is_refused_or_accepted(
         open_disk(DiskConfig(blank=SIZE, faults=[Fault(probability=0.5, errno="EIO")])) as other,
     ):
         fields, layers = save_disk(disk), freeze(disk)
-        with suppress(SnapshotError):
-            load(other, damage(fields), layers)
         assert layers
-        layers.close()
+        with closing(layers), suppress(SnapshotError):
+            load(other, damage(fields), layers)
         assert other.config.faults
         strike(other.config.faults, 3)
 
