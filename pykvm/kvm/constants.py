@@ -190,3 +190,6 @@ MSR_SYSCALL_MASK: Final = 0xC000_0084
 # The time-stamp counter and the timer that compares with it (SDM volume 4).
 MSR_TSC: Final = 0x10
 MSR_TSC_DEADLINE: Final = 0x6E0
+
+# A paravirtual MSR (Documentation/virt/kvm/x86/msr.rst).
+MSR_KVM_ASYNC_PF_EN: Final = 0x4B56_4D02

@@ -17,7 +17,7 @@ from struct import Struct
 
 from pykvm.errors import shown
 from pykvm.kvm import constants as c
-from pykvm.kvm.constants import MSR_TSC, MSR_TSC_DEADLINE
+from pykvm.kvm.constants import MSR_KVM_ASYNC_PF_EN, MSR_TSC, MSR_TSC_DEADLINE
 from pykvm.kvm.descriptor import Structure
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.native import ffi
@@ -168,6 +168,11 @@ def _load_msrs(vcpu: Vcpu, saved: bytes, tsc: int) -> int:
     deadline = values.pop(MSR_TSC_DEADLINE, None)
     counter = values.pop(MSR_TSC, None)
     wanted = [pair for pair in values.items() if present.get(pair[0], 0) != pair[1]]
+    pages = MSR_KVM_ASYNC_PF_EN, values.get(MSR_KVM_ASYNC_PF_EN, 0)
+    if pages[1] & 1 and pages not in wanted:
+        # At each write KVM wakes the guest's tasks that wait for a page of the host: those of the
+        # snapshot would wait for ever.
+        wanted.append(pages)
     if counter is not None:
         # The counter first, so that the deadline is compared with the right time.
         first = [(MSR_TSC, tsc or counter)]
