@@ -18,13 +18,15 @@ from pykvm.snapshot.fields import Fields, SnapshotError
 if TYPE_CHECKING:
     from pykvm.devices.virtio_blk.layers.frozen import Layers
     from pykvm.machine.machine import Machine
+    from pykvm.memory.frozen import Copy
 
 
 def take(machine: "Machine") -> MachineSnapshot:
     """A snapshot of ``machine``. See :meth:`Machine.snapshot`."""
     check_runs(machine, "save it while the guest runs or is paused")
     check_can_be_kept(machine.config)
-    memory, copy = machine.memory, None
+    memory = machine.memory
+    copy: Copy | None = None
     layers: list[Layers | None] = []
     manifest = _manifest(machine)
     try:

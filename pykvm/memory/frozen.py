@@ -18,7 +18,6 @@ from contextlib import suppress
 from pykvm.lean.typing_names import Final
 
 _F_ADD_SEALS: Final = 1033
-_SEALED: Final = 1 | 2 | 4 | 8  # F_SEAL_SEAL, SHRINK, GROW, WRITE
 _CLOSED: Final = 1 | 2 | 4 | 16  # F_SEAL_SEAL, SHRINK, GROW, FUTURE_WRITE
 
 Range = tuple[int, int]
@@ -152,8 +151,3 @@ class Copy:
             at = start
             while at < end:
                 at += os.pwrite(self.fd, ram[at:end], at)
-
-
-def seal(fd: int) -> None:
-    """Let nobody change the memfd ``fd`` any more. OSError if it is mapped for writing."""
-    fcntl.fcntl(fd, _F_ADD_SEALS, _SEALED)

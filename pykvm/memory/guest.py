@@ -146,16 +146,13 @@ class GuestMemory:
             os.close(self.fd)
             self.fd = -1
 
-    # -- snapshots: the owner serialises these calls -------------------------
+    # -- snapshots: the owner serialises these calls. Not for shared memory ------
 
-    def begin_copy(self) -> "Copy | None":
+    def begin_copy(self) -> "Copy":
         """Prepare for :meth:`freeze`, while the guest runs; OSError.
 
-        None for shared memory, of which no copy is needed. The caller closes the copy, when the
-        guest may run again.
+        The caller closes the copy, when the guest may run again.
         """
-        if self.fd >= 0:
-            return None
         from pykvm.memory.changed import changed_ranges
         from pykvm.memory.frozen import Copy
 
@@ -167,25 +164,16 @@ class GuestMemory:
             raise
         return copy
 
-    def freeze(self, copy: "Copy | None") -> "FrozenMemory":
+    def freeze(self, copy: "Copy") -> "FrozenMemory":
         """The present content, frozen. RAM goes on as a private mapping of it. OSError.
 
         The guest is stopped: nobody writes RAM meanwhile. ``copy`` is from :meth:`begin_copy`.
         """
         from pykvm.memory.changed import changed_ranges
-        from pykvm.memory.frozen import FrozenMemory, seal
 
-        if copy is not None:
-            copy.take_again(self.ram.bytes, changed_ranges(self.address, self.size))
-            frozen = copy.freeze()
-        else:
-            self._map_over(self.fd, mmap.MAP_PRIVATE)  # no mapping may write to a sealed memfd
-            try:
-                seal(self.fd)
-            except OSError:
-                self._map_over(self.fd, mmap.MAP_SHARED)
-                raise
-            frozen, self.fd = FrozenMemory(self.fd, self.size), -1
+        assert self.fd < 0, "private memory"
+        copy.take_again(self.ram.bytes, changed_ranges(self.address, self.size))
+        frozen = copy.freeze()
         try:
             self._map_frozen(frozen.duplicate())
         except BaseException:
@@ -196,6 +184,7 @@ class GuestMemory:
     def put_back(self, frozen: "FrozenMemory") -> None:
         """Give RAM the content of ``frozen``, of the same size. The guest is stopped. OSError."""
         assert frozen.size == self.size
+        assert self.fd < 0, "private memory"
         if self.origin is None or not self.origin.is_same(frozen):
             self._map_frozen(frozen.duplicate())
             return
@@ -203,7 +192,7 @@ class GuestMemory:
 
         changed = changed_ranges(self.address, self.size)
         if sum(end - start for start, end in changed) > COPY_BACK:
-            self._map_over(frozen.fd, mmap.MAP_PRIVATE)
+            self._map_over(frozen.fd)
             return
         ram = self.ram.bytes
         with self.origin.bytes as content:
@@ -213,22 +202,22 @@ class GuestMemory:
     def _map_frozen(self, origin: "FrozenMemory") -> None:
         """Become a private mapping of ``origin``, which this object owns from now on."""
         try:
-            self._map_over(origin.fd, mmap.MAP_PRIVATE)
+            self._map_over(origin.fd)
         except BaseException:
             origin.close()
             raise
         if self.origin is not None:
             self.origin.close()
         self.origin = origin
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
 
-    def _map_over(self, fd: int, kind: int) -> None:
-        """Map ``fd`` in place of the present memory. The address stays, so KVM follows."""
+    def _map_over(self, fd: int) -> None:
+        """Map ``fd`` privately over the present memory. The address stays, so KVM follows."""
         from pykvm.host.libc import system_call
 
-        protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, _MAP_FIXED | _MAP_NORESERVE | kind
+        protection, flags = (
+            mmap.PROT_READ | mmap.PROT_WRITE,
+            _MAP_FIXED | _MAP_NORESERVE | mmap.MAP_PRIVATE,
+        )
         system_call(_NR_MMAP, self.address, self.size, protection, flags, fd, 0)
         system_call(_NR_MADVISE, self.address, self.size, mmap.MADV_DONTFORK)
 

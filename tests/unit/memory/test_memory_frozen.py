@@ -38,7 +38,7 @@ def new() -> Iterator[Opener]:
         memory.close()
 
 
-@pytest.fixture(params=["anonymous", "shared", "frozen"])
+@pytest.fixture(params=["anonymous", "frozen"])
 def memory(request: pytest.FixtureRequest, new: Opener) -> GuestMemory:
     """Memory of each kind, with something in page 3."""
     if request.param == "frozen":
@@ -48,7 +48,7 @@ def memory(request: pytest.FixtureRequest, new: Opener) -> GuestMemory:
         made = new(origin=with_parent)
         with_parent.close()
         return made
-    made = new(shared=request.param == "shared")
+    made = new()
     made.ram.write(3 * PAGE, b"before")
     return made
 
@@ -58,8 +58,7 @@ def snapshot(memory: GuestMemory) -> FrozenMemory:
     try:
         return memory.freeze(copy)
     finally:
-        if copy is not None:
-            copy.close()
+        copy.close()
 
 
 def content(frozen: FrozenMemory) -> bytes:
@@ -90,8 +89,7 @@ def test_what_changes_after_the_first_copy_is_frozen_too(memory: GuestMemory):
     memory.ram.write(3 * PAGE, bytes(6))
     memory.ram.write(9 * PAGE, b"3")
     frozen = memory.freeze(copy)
-    if copy is not None:
-        copy.close()
+    copy.close()
     try:
         assert content(frozen) == bytes(memory.ram.bytes)
         assert memory.ram.read(0, 1) + memory.ram.read(9 * PAGE, 1) == b"23"
@@ -116,7 +114,6 @@ def test_a_copy_is_closed_even_while_its_pages_are_in_use(new: Opener):
     """As they are for a moment, whenever a running guest or a device reads one."""
     memory = new()
     copy = memory.begin_copy()
-    assert copy is not None
     frozen = memory.freeze(copy)
     with mmap.mmap(frozen.fd, SIZE, mmap.MAP_SHARED):
         copy.close()
@@ -182,17 +179,6 @@ def test_memories_of_one_snapshot_share_pages_but_no_writes(memory: GuestMemory,
     assert memory.ram.read(3 * PAGE, 6) == b"before"
 
 
-def test_memory_that_a_second_process_maps_is_not_frozen(new: Opener):
-    """The process could change it later."""
-    memory = new(shared=True)
-    with mmap.mmap(memory.fd, SIZE) as other:
-        with pytest.raises(OSError, match="busy"):
-            snapshot(memory)
-        memory.ram.write(0, b"still shared")
-        assert other[:12] == b"still shared"
-    snapshot(memory).close()
-
-
 def test_descriptors_are_not_lost(memory: GuestMemory, new: Opener):
     before = os.listdir("/proc/self/fd")
     for _ in range(2):
@@ -202,7 +188,7 @@ def test_descriptors_are_not_lost(memory: GuestMemory, new: Opener):
         other.close()
         frozen.close()
         frozen.close()
-    # Shared memory has become a mapping of frozen memory, which also keeps one.
+    # The memory has become a mapping of frozen memory, which keeps one.
     assert len(os.listdir("/proc/self/fd")) <= len(before) + 1
 
 
