@@ -122,12 +122,14 @@ class Traveller:
         return moved
 
     def _strike(self, guest: Guest) -> None:
-        """Let one of the next requests fail, which stops the guest."""
+        """Let requests fail, from one of the next on, until that has stopped the guest."""
         operation = self._dice.choice(("any", "read", "write", "flush"))
         errno = self._dice.choice(("EIO", "ENOSPC"))
-        nth = self._dice.randint(1, 3)
-        guest.disks[0].faults.add(Fault(operation=operation, errno=errno, nth=nth, count=1))
+        faults = guest.disks[0].faults
+        # A single failure could hit merged requests, which are then tried one by one.
+        rule = faults.add(Fault(operation=operation, errno=errno, nth=self._dice.randint(1, 3)))
         guest.wait_stopped()
+        faults.remove(rule)
         self.seen["stops"] += 1
 
     # -- moves: each returns the guest that goes on, with which all is well ---------
