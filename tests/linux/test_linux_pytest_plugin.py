@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from own_kernel import own_kernel
 from patience import linux_patience
 from plugin_here import PLUGIN
 
@@ -137,3 +138,65 @@ def test_the_fixtures_and_the_report(run, pytester: pytest.Pytester) -> None:
     assert names == {
         *("commands.txt", "console.txt", "disks.json", "dmesg.txt", "snapshot", "trace.jsonl")
     }
+
+
+WORKERS_CONFTEST = """
+import pytest
+import pykvm.templates.build as build
+
+boot = build.save_booted
+
+def counted(*arguments, **options):
+    with open("boots", "a") as file:
+        file.write("boot\\n")
+    return boot(*arguments, **options)
+
+build.save_booted = counted
+
+@pytest.fixture(scope="session")
+def pykvm_spec():
+    return {"append": "of.this.test=1", "disk": "1M"}
+"""
+WORKERS = """
+import pytest
+
+@pytest.mark.pykvm(guest=None, kernel=KERNEL, append="")
+def test_a_kernel_without_a_root(pykvm_machine):
+    pykvm_machine.console.wait_for("login:")
+
+@pytest.mark.parametrize("number", range(4))
+def test_one_guest_at_a_time(pykvm_guest, number):
+    with open("order", "a") as file:
+        file.write("begin\\n")
+    pykvm_guest.run("true")
+    with open("order", "a") as file:
+        file.write("end\\n")
+    assert number < 2
+"""
+
+
+def test_workers_share_a_boot_and_the_memory_of_the_host(run, pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\npykvm_memory = 64M\n")
+    result = run(
+        *("-n", "2", "--pykvm-artefacts", "kept"),
+        conftest=WORKERS_CONFTEST,
+        test_it=WORKERS.replace("KERNEL", repr(str(own_kernel()))),
+    )
+    result.assert_outcomes(passed=2, failed=3)
+    assert pytester.path.joinpath("boots").read_text() == "boot\n"
+    assert pytester.path.joinpath("order").read_text() == "begin\nend\n" * 4
+    assert len(list(pytester.path.joinpath("kept").iterdir())) == 3
+
+    result.stdout.fnmatch_lines(
+        [
+            "*test_a_kernel_without_a_root*",
+            "E *GuestDied: Kernel panic - not syncing: VFS: Unable to mount root fs*, during *",
+            "*- pykvm guest -*",
+            "the guest's run is over: Kernel panic - not syncing: VFS: *",
+            "*- pykvm guest: reports of its kernel -*",
+            "panic: Kernel panic - not syncing: VFS: *",
+            "*- pykvm guest: console since the test began -*",
+            "*Kernel panic - not syncing: VFS: *",
+            "the guest has ended, so no shell can be opened in it",
+        ]
+    )
