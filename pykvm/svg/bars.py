@@ -11,7 +11,9 @@ _ROW = 18
 _LABELS = 190
 _WIDTH = 300
 _GAP = 40
-_TOP = 50
+_TITLE, _HEAD, _BELOW = 30, 30, 70
+"""The heights of the title, of a panel's own title, and of all but the bars of a panel."""
+_COLUMNS = 2
 _COLOURS = ("#1f6feb", "#d1495b", "#2a9d8f", "#6a737d")
 
 
@@ -36,30 +38,36 @@ class Panel:
 
 
 def bars_of(title: str, panels: Sequence[Panel]) -> str:
-    """The ``panels`` side by side under ``title``."""
-    rows = max(len(panel.bars) for panel in panels)
-    width = len(panels) * (_LABELS + _WIDTH + _GAP) + _GAP
-    parts = head(width, _TOP + rows * _ROW + 60)
-    parts.append(f'<text x="{_GAP / 2}" y="20" font-size="13" font-weight="bold">')
-    parts[-1] += f"{escape(title)}</text>"
-    for number, panel in enumerate(panels):
-        parts += _panel(_GAP / 2 + number * (_LABELS + _WIDTH + _GAP), panel)
+    """The ``panels`` under ``title``, two in a row."""
+    rows = [panels[first : first + _COLUMNS] for first in range(0, len(panels), _COLUMNS)]
+    heights = [max(len(panel.bars) for panel in row) * _ROW + _BELOW for row in rows]
+    width = min(_COLUMNS, len(panels)) * (_LABELS + _WIDTH + _GAP) + _GAP
+    parts = head(width, _TITLE + sum(heights))
+    parts.append(
+        f'<text x="{_GAP // 2}" y="22" font-size="13" font-weight="bold">{escape(title)}</text>'
+    )
+    top = _TITLE
+    for row, height in zip(rows, heights, strict=True):
+        for column, panel in enumerate(row):
+            parts += _panel(_GAP // 2 + column * (_LABELS + _WIDTH + _GAP), top + _HEAD, panel)
+        top += height
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _panel(x: float, panel: Panel) -> list[str]:
+def _panel(x: int, y: int, panel: Panel) -> list[str]:
+    """A panel whose first bar is at height ``y``."""
     values = [value for bar in panel.bars for value in (bar.value, bar.least, bar.most)]
     axis = log_axis(values) if panel.log else linear_axis(values)
-    left, bottom = x + _LABELS, _TOP + len(panel.bars) * _ROW
-    parts = [f'<text x="{left}" y="{_TOP - 8}" font-size="12">{escape(panel.title)}</text>']
+    left, bottom = x + _LABELS, y + len(panel.bars) * _ROW
+    parts = [f'<text x="{left}" y="{y - 8}" font-size="12">{escape(panel.title)}</text>']
     for tick in axis.ticks:
         at = left + _WIDTH * axis.place(tick)
-        parts.append(f'<path d="M{at:.1f} {_TOP}V{bottom + 4}" stroke="#d0d7de"/>')
+        parts.append(f'<path d="M{at:.1f} {y}V{bottom + 4}" stroke="#d0d7de"/>')
         parts.append(
             f'<text x="{at:.1f}" y="{bottom + 18}" text-anchor="middle">{short(tick)}</text>'
         )
     for row, bar in enumerate(panel.bars):
-        parts += _bar(left, _TOP + row * _ROW, bar, axis)
+        parts += _bar(left, y + row * _ROW, bar, axis)
     return parts
 
 

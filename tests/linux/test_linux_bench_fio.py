@@ -93,3 +93,28 @@ def test_an_image_is_not_overwritten_unasked(tmp_path: Path):
     done = bench_fio("--rw", "write", "--disk", str(image))
     assert done.returncode == 2
     assert "--overwrite" in done.stderr
+
+
+def test_a_job_file_under_two_policies(tmp_path: Path):
+    file, output = tmp_path / "mine.fio", tmp_path / "out.json"
+    file.write_text(MINE.replace("directory=/somewhere\nfilename=file", "filename=/dev/vda"))
+    text = file.read_text().replace("size=1G", "size=128k")
+    file.write_text(text)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pykvm", "bench", "compare", "--load", str(file)),
+            *("--vary", "merge=off,sequential", "--guest-merging", "off", "--repeat", "1"),
+            *("--disk", "blank=1M", "--json", str(output)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=linux_patience(170),
+    )
+    assert done.returncode == 0, done.stderr
+    off, sequential = (
+        one["samples"][0]["counters"] for one in json.loads(output.read_text())["configurations"]
+    )
+    assert off["rd_operations"] == sequential["rd_operations"] == 32
+    assert (off["rd_merged"], off["wr_merged"]) == (0, 0)
+    assert sequential["rd_merged"] + sequential["wr_merged"] > 0

@@ -41,19 +41,11 @@ class FioRun:
     readings: Sequence[Reading]
 
 
-def prepare(guest: Guest, job: str, files: Mapping[str, bytes], merging: bool) -> None:
+def prepare(guest: Guest, job: str, files: Mapping[str, bytes]) -> None:
     """Put the job file ``job`` and the ``files`` that it names into the guest.
 
-    ``merging``: whether the guest's kernel may merge requests before the driver gets them.
+    UsageError if the guest has no fio.
     """
-    for name, content in {"job.fio": job.encode(), **files}.items():
-        guest.push(content, f"{FOLDER}/{name}")
-    if not merging:
-        guest.run("for q in /sys/block/vd*/queue/nomerges; do echo 2 >$q; done")
-
-
-def make_folder(guest: Guest) -> None:
-    """Make the folder for the files of fio; UsageError if the guest has no fio."""
     found = guest.run(f"mkdir -p {FOLDER} && command -v fio", check=False)
     if found.status:
         raise UsageError(
@@ -61,6 +53,8 @@ def make_folder(guest: Guest) -> None:
             "add fio to its ramdisk, statically linked, or use pykvm's own guest: leave out "
             "--guest and --kernel",
         )
+    for name, content in {"job.fio": job.encode(), **files}.items():
+        guest.push(content, f"{FOLDER}/{name}")
 
 
 def run_fio(

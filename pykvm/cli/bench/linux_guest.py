@@ -116,3 +116,8 @@ def start_guest(stack: ExitStack, config: MachineConfig, progress: Callable[[str
     for notice in guest.machine.notices:
         say(shown(notice))
     return guest
+
+
+def unmerged(guest: Guest) -> None:
+    """Have the guest's kernel merge no requests of its disks."""
+    guest.run("for q in /sys/block/vd*/queue/nomerges; do echo 2 >$q; done")

@@ -10,6 +10,7 @@ from pykvm.suggest import did_you_mean
 COMMANDS = {
     "disk": "measure a disk with the bare-metal guest, also under QEMU and fio (the default)",
     "fio": "run fio in a Linux guest, and show the device's part of each latency",
+    "compare": "run one load under several configurations of a disk, such as merging policies",
 }
 """Each command and its line of help. ``pykvm.cli.bench.NAME.run`` has its function."""
 

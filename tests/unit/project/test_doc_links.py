@@ -44,6 +44,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         ("snapshot save", "cli"),
         ("bench disk", "bench"),
         ("bench fio", "bench-fio"),
+        ("bench compare", "bench-compare"),
         ("trace", "trace"),
     ],
 )

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from pykvm.bench.fio.figures import FioOutput, parse_output
-from pykvm.bench.fio.in_guest import FioFailed, FioRun, died, make_folder, prepare
+from pykvm.bench.fio.in_guest import FioFailed, FioRun, died, prepare
 from pykvm.bench.fio.in_guest import run_fio as run_in_guest
 from pykvm.bench.fio.report import text_of
 from pykvm.bench.tools.pykvm_tool import form
@@ -21,6 +21,7 @@ from pykvm.cli.bench.linux_guest import (
     is_emulated,
     keeps_image,
     start_guest,
+    unmerged,
 )
 from pykvm.cli.bench.progress import Progress, Stopped, stops_at_signals
 from pykvm.cli.disk_keys import parse_disk
@@ -76,8 +77,9 @@ def _measure(
     progress: Progress,
 ) -> list[FioRun]:
     guest = start_guest(stack, guest_config(options, disks), progress)
-    make_folder(guest)
-    prepare(guest, jobs.text, jobs.files, options.guest_merging == "on")
+    prepare(guest, jobs.text, jobs.files)
+    if options.guest_merging == "off":
+        unmerged(guest)
     runs = []
     for number in range(1, repeat + 1):
         begin = f"run {number} of {repeat}: " if repeat > 1 else ""

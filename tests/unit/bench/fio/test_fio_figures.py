@@ -9,7 +9,7 @@ import pytest
 from pykvm.bench.fio.chart import chart_of
 from pykvm.bench.fio.device import Reading, between, by_group
 from pykvm.bench.fio.figures import FioOutput, parse_output
-from pykvm.bench.fio.in_guest import FioRun, make_folder
+from pykvm.bench.fio.in_guest import FioRun, prepare
 from pykvm.bench.fio.report import EMULATED, text_of
 from pykvm.devices.virtio_blk.constants import (
     VIRTIO_BLK_T_FLUSH,
@@ -186,4 +186,4 @@ class NoFio:
 
 def test_a_guest_without_fio():
     with pytest.raises(UsageError, match="has no fio"):
-        make_folder(NoFio())  # type: ignore[arg-type]
+        prepare(NoFio(), "", {})  # type: ignore[arg-type]

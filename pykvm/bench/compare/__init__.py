@@ -1,0 +1,1 @@
+"""The same load under several configurations of a disk."""

@@ -1,0 +1,1 @@
+"""``pykvm bench compare``: one load under several configurations of a disk."""

@@ -1,0 +1,243 @@
+"""``pykvm bench compare``: one load under several configurations of a disk, in turns."""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from pykvm.bench.compare.report import Sample, chart_of, text_of
+from pykvm.bench.compare.stream import BLOCK, DISK_BLOCKS, STREAMS
+from pykvm.bench.disk import MIB, settle, size_of
+from pykvm.bench.fio.in_guest import FioFailed, died
+from pykvm.bench.fio.report import EMULATED
+from pykvm.bench.tools.pykvm_tool import form
+from pykvm.cli.bench.compare.options import BARE, parser, variants
+from pykvm.cli.bench.disk.options import parse_number
+from pykvm.cli.bench.linux_guest import (
+    disks_of,
+    guest_config,
+    is_emulated,
+    keeps_image,
+    start_guest,
+    unmerged,
+)
+from pykvm.cli.bench.progress import Progress, Stopped, stops_at_signals
+from pykvm.cli.disk_keys import parse_disk
+from pykvm.cli.say import emit, put, say
+from pykvm.cli.values import split_options
+from pykvm.devices.virtio_blk.open import DiskConfig
+from pykvm.errors import PykvmError, UsageError, reason_of, shown
+from pykvm.guest.errors import GuestDied
+from pykvm.machine.bundle import BUNDLED
+from pykvm.outputs import Output, Outputs
+from pykvm.suggest import did_you_mean
+
+_RUNS_MAX = 100
+Load = Callable[[DiskConfig], Sample]
+"""Runs the load once on a disk."""
+
+
+def run_compare(arguments: Sequence[str]) -> int:
+    """Run ``pykvm bench compare`` and return the exit status."""
+    options = parser().parse_args(arguments)
+    repeat = parse_number(options.repeat, "--repeat", 1, _RUNS_MAX)
+    labels = variants(options.vary)
+    progress = Progress()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(stops_at_signals())
+            stack.callback(progress.clear)
+            emulated = is_emulated()
+            bare = _is_bare(options, emulated)
+            outputs = _outputs(stack, options)
+            disk = _Disk(stack, options, emulated, bare, progress)
+            for label in labels:
+                disk.config(label)
+            load = (_bare_load if bare else _linux_load)(options, emulated, disk, labels, progress)
+            runs: dict[str, list[Sample]] = {label: [] for label in labels}
+            for number in range(repeat):
+                for label in labels:
+                    progress(f"round {number + 1} of {repeat}: {label}")
+                    disk.settle(label)
+                    runs[label].append(load(disk.config(label)))
+            progress.clear()
+            _write(outputs, runs, options, BARE if bare else "linux")
+    except Stopped as stopped:
+        return 128 + stopped.number
+    except FioFailed as error:
+        if error.words:
+            say(f"fio's messages:\n{error.words}")
+        raise
+    except GuestDied as error:
+        if error.console:
+            say(f"the console's last lines:\n{error.console}")
+        raise died(error) from None
+    emit(text_of(runs, shown(options.load), EMULATED if emulated and not bare else ""))
+    return 0
+
+
+def _is_bare(options: argparse.Namespace, emulated: bool) -> bool:
+    """Whether the bare-metal guest sends the load; UsageError if it cannot."""
+    stream = options.load in STREAMS
+    if options.guest is None and options.kernel is None:
+        return stream and emulated
+    if options.guest == BARE and not stream:
+        raise UsageError(
+            f"the bare-metal guest has no load '{options.load}'",
+            f"use {', '.join(STREAMS)}, or leave --guest out",
+        )
+    return bool(options.guest == BARE)
+
+
+class _Disk:
+    """The disk in each of its configurations."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        options: argparse.Namespace,
+        emulated: bool,
+        bare: bool,
+        progress: Progress,
+    ) -> None:
+        needed = DISK_BLOCKS * BLOCK if bare else 0
+        text = options.disk
+        size = options.disk_size
+        if size is None and bare and (not text or _is_folder(text)):
+            size = f"{needed >> 10}K"
+        (config,) = disks_of(stack, [text] if text else [], size, emulated, progress)
+        _, *keys = split_options(text) if text else ("",)
+        self._keys = "".join(f",{key.replace(',', ',,')}" for key in keys)
+        self._temporary = Path(config.path) if not text or _is_folder(text) else None
+        if config.blank:
+            self._path, self.size = split_options(text)[0], config.blank
+        else:
+            path = str(config.path)
+            self._path, self.size = path.replace(",", ",,"), size_of(Path(path))
+            if self._temporary is None and not keeps_image(config):
+                self._keys += ",snapshot=on"  # each run begins with the same content
+        if self.size < needed:
+            raise UsageError(
+                f"the disk has {self.size // MIB} MiB, and the load needs {needed // MIB}",
+                "give --disk a larger one",
+            )
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the disk has the next guest's content of the last one."""
+        return self._temporary is not None
+
+    def config(self, label: str) -> DiskConfig:
+        """The disk in the configuration ``label``; UsageError."""
+        return parse_disk(f"{self._path}{self._keys},{label}")
+
+    def settle(self, label: str) -> None:
+        """Give each run the same start: nothing to write back, and the file in the page cache."""
+        if self._temporary is not None:
+            settle(self._temporary, self.size, self.config(label).cache)
+
+
+def _is_folder(text: str) -> bool:
+    return Path(split_options(text)[0]).is_dir()
+
+
+def _bare_load(
+    options: argparse.Namespace,
+    emulated: bool,
+    disk: _Disk,
+    labels: Sequence[str],
+    progress: Progress,
+) -> Load:
+    # A comparison with Linux needs neither the bare-metal guest nor its compiler.
+    from pykvm.bench.compare.replay import Replay
+    from pykvm.bench.session import guest_tsc_khz
+
+    progress("building the load")
+    return Replay(STREAMS[options.load](), guest_tsc_khz()).run
+
+
+def _linux_load(
+    options: argparse.Namespace,
+    emulated: bool,
+    disk: _Disk,
+    labels: Sequence[str],
+    progress: Progress,
+) -> Load:
+    from pykvm.bench.compare.linux_load import EMULATED_SIZE, LOADS, SIZE, fio_load
+    from pykvm.cli.bench.fio.options import jobs_of
+    from pykvm.cli.bench.fio.options import parser as fio_parser
+
+    options.guest = options.guest or BUNDLED
+    size = EMULATED_SIZE if emulated else SIZE
+    named = LOADS.get(options.load)
+    jobs = None
+    if named is None:
+        if options.load not in STREAMS and not Path(options.load).exists():
+            loads = f"use {', '.join(STREAMS)}, or the path of a job file of fio"
+            hint = did_you_mean(options.load, STREAMS, loads)
+            raise UsageError(f"there is no load '{options.load}'", hint)
+        words = ["--preset", "fsync"] if options.load == "fsync" else [options.load]
+        jobs = jobs_of(fio_parser().parse_args(words), 1, emulated)
+
+    def run(config: DiskConfig) -> Sample:
+        with ExitStack() as stack:
+            guest = start_guest(stack, guest_config(options, [config]), lambda text: None)
+            if options.guest_merging == "off":
+                unmerged(guest)
+            if named is not None:
+                return named(guest, size)
+            assert jobs is not None
+            return fio_load(guest, jobs.text, jobs.files, write=jobs.write, name=jobs.name)
+
+    if options.load == "boot":
+        if not disk.keeps:
+            raise UsageError(
+                "the load 'boot' reads what 'install' has written, and this disk forgets it",
+                "leave --disk out, or give it a folder for a temporary file",
+            )
+        progress("installing")
+        with ExitStack() as stack:
+            config = guest_config(options, [disk.config(labels[0])])
+            LOADS["install"](start_guest(stack, config, progress), size)
+    return run
+
+
+def _outputs(stack: ExitStack, options: argparse.Namespace) -> dict[str, Output]:
+    inputs = [options.load] if options.load not in STREAMS else []
+    if options.disk:
+        inputs.append(split_options(options.disk)[0])
+    outputs = stack.enter_context(Outputs(inputs))
+    outputs.check_streams()
+    return {
+        name: outputs.open(path, name)
+        for name, path in (("--json", options.json), ("--chart", options.chart))
+        if path is not None
+    }
+
+
+def _write(
+    outputs: dict[str, Output],
+    runs: dict[str, list[Sample]],
+    options: argparse.Namespace,
+    guest: str,
+) -> None:
+    found = {
+        "load": options.load,
+        "guest": guest,
+        "form": form(),
+        "configurations": [
+            {"options": label, "samples": [asdict(sample) for sample in samples]}
+            for label, samples in runs.items()
+        ],
+    }
+    for option, output in outputs.items():
+        text = (
+            json.dumps(found) + "\n" if option == "--json" else chart_of(runs, shown(options.load))
+        )
+        try:
+            output.begin()
+            put(output.fd, text)
+        except OSError as error:
+            raise PykvmError(f"{option}: {reason_of(error)}", "give a different file") from None
