@@ -9,23 +9,11 @@ import pytest
 import sandbox_attempts
 from patience import patience
 from sandbox_attempts import prepare
+from sandbox_here import sandbox_problem
 
 from pykvm.bare import BlockDriver, BlockRequest, Script
 from pykvm.cli.main import main
-from pykvm.errors import HostError
 from pykvm.host.io_uring import problem as io_uring_problem
-from pykvm.sandbox import landlock, seccomp
-
-
-def sandbox_problem() -> str:
-    """Why this host cannot confine a process fully, or ""."""
-    try:
-        seccomp.check()
-        landlock.version()
-    except HostError as error:
-        return error.message
-    return ""
-
 
 pytestmark = [
     pytest.mark.kvm,

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 from patience import linux_patience
+from sandbox_here import sandbox_problem
 
 import pykvm
-from pykvm.errors import HostError
 from pykvm.machine.command import BootFailed
-from pykvm.sandbox import landlock, seccomp
 from pykvm.templates.start import machine, template
 from pykvm.templates.store import TemplateError
 
@@ -23,16 +22,6 @@ pytestmark = [pytest.mark.kvm, pytest.mark.linux]
 
 CONFIG = pykvm.MachineConfig(guest="guest", agent=True, console="none")
 PANICS = "init=/none rdinit=/none"
-
-
-def sandbox_problem() -> str:
-    """Why this host cannot confine a process fully, or ""."""
-    try:
-        seccomp.check()
-        landlock.version()
-    except HostError as error:
-        return error.message
-    return ""
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import struct
 
 import pytest
+from agent_rig import Events
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -126,28 +127,6 @@ def test_the_hosts_words_in_memory_are_never_read_again():
     assert rings.take() == b""
     rings.put(b"two")
     assert guest.take() == b"onetwo"
-
-
-class Events:
-    def __init__(self):
-        self.log = []
-
-    def ready(self):
-        self.log.append("ready")
-
-    def stdout(self, data):
-        self.log.append(("stdout", data))
-
-    stderr = stdout
-
-    def exited(self, exit):
-        self.log.append(exit)
-
-    def failed(self, reason):
-        self.log.append(("failed", reason))
-
-    def room(self):
-        self.log.append("room")
 
 
 class Session:
