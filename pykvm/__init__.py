@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from pykvm.devices.virtio_blk.open import DiskConfig
     from pykvm.devices.virtio_blk.rates import RateLimits
+    from pykvm.devices.virtio_blk.recording import Recording
     from pykvm.errors import HostError, PykvmError, UsageError
     from pykvm.guest.boot import boot
     from pykvm.guest.console import Console
@@ -105,6 +106,7 @@ __all__ = [
     "Process",
     "PykvmError",
     "RateLimits",
+    "Recording",
     "Result",
     "Resume",
     "RunState",
@@ -133,6 +135,7 @@ if not TYPE_CHECKING:
             "ErrorAction ErrorPolicy ImageFormat Locking MergePolicy",
             "pykvm.devices.virtio_blk.open": "DiskConfig",
             "pykvm.devices.virtio_blk.rates": "RateLimits",
+            "pykvm.devices.virtio_blk.recording": "Recording",
             "pykvm.errors": "HostError PykvmError UsageError",
             "pykvm.guest.boot": "boot",
             "pykvm.guest.console": "Console",

@@ -28,6 +28,7 @@ COMMANDS = {
     "trace": ("trace", "summarize or draw a trace of 'pykvm boot --trace'"),
     "cache": ("cache", "list or remove the templates from which guests start"),
     "snapshot": ("snapshot.run", "save, restore, show or check the snapshot of a guest"),
+    "crash": ("crash", "try the power cuts that a recording of a disk's writes allows"),
     "doctor": ("doctor.run", "show whether this host can run guests, and how well"),
 }
 """Each command's module, which has its function (``run_boot`` and so on), and its line of help."""

@@ -144,6 +144,11 @@ class Recorded:
                 checker.base,
             )
 
+    def state(self, name: str) -> State:
+        """The state with the id ``name``. UsageError."""
+        with Checker(self.folder, DEFAULT_RULES) as checker:
+            return checker.named(name)
+
     def problem(self, name: str, checks: Sequence[Check] = (ext4,)) -> str:
         """The words of the check that fails for the state with the id ``name``; "" if none does."""
         with Checker(self.folder, DEFAULT_RULES) as checker:

@@ -27,8 +27,8 @@ GROUPS = {
     "Guests": "boot Guest Result Process InputStream OutputStream Console Snapshot Guests",
     "Errors": "PykvmError UsageError HostError SnapshotError GuestError CommandFailed GuestDied "
     "GuestTimeout",
-    "Disks": "DiskConfig Disk IoStatus RateLimits CacheMode DetectZeroes DiscardMode EngineKind "
-    "ErrorAction ErrorPolicy ImageFormat Locking MergePolicy",
+    "Disks": "DiskConfig Disk Recording IoStatus RateLimits CacheMode DetectZeroes DiscardMode "
+    "EngineKind ErrorAction ErrorPolicy ImageFormat Locking MergePolicy",
     "Faults": "FaultPlan Fault FaultRule Access Effect",
     "Traces": "TraceLog TraceOptions TraceFormat",
     "Machines": "MachineConfig ConsoleMode Machine RunState Outcome OutcomeKind CommandResult "

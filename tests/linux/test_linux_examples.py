@@ -55,7 +55,7 @@ def test_a_power_cut(example):
 
 
 TESTS = ("test_bad_sector.py", "test_flaky_disk.py", "test_forks.py")
-TESTS += ("test_full_disk.py", "test_live_resize.py")
+TESTS += ("test_full_disk.py", "test_live_resize.py", "test_power_cuts.py")
 
 
 def test_tests_with_pytest(example, monkeypatch: pytest.MonkeyPatch):
