@@ -5,7 +5,7 @@ from pykvm.forms import refused
 from pykvm.lean.typing_names import TYPE_CHECKING
 from pykvm.machine.outcome import Outcome
 from pykvm.machine.run_state import RunState
-from pykvm.machine.snapshot import MachineSnapshot
+from pykvm.machine.snapshot import MachineSnapshot, check_runs
 from pykvm.snapshot.fields import SnapshotError
 
 if TYPE_CHECKING:
@@ -16,9 +16,9 @@ def reset(machine: "Machine", snapshot: MachineSnapshot) -> None:
     """Put ``machine`` back to ``snapshot``. See :meth:`Machine.reset`."""
     if not isinstance(snapshot, MachineSnapshot):
         raise refused("snapshot", snapshot, "give a MachineSnapshot")
-    snapshot.check_reset(machine)
+    check_runs(machine, "make a new machine from the snapshot")
     with machine.still():
-        # Once more: until now disks could come and go, and an error could stop the guest.
+        # Now no disk comes or goes, and no error stops the guest.
         later = snapshot.check_reset(machine)
         stopped = machine.status is RunState.IO_ERROR
         try:
