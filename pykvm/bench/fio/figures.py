@@ -1,11 +1,13 @@
 """The figures in fio's JSON output. Pure."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 _DIRECTIONS = ("read", "write", "trim")
+_FIELD = re.compile(r"\[([^\]]*)\]")
 _PERCENTILES = ("50.000000", "99.000000", "99.900000")
 
 
@@ -54,6 +56,16 @@ class FioOutput:
     def groups(self) -> list[int]:
         """The groups, in the order in which they ran."""
         return sorted({job.group for job in self.jobs})
+
+
+def progress_of(line: str) -> str:
+    """The progress that fio's line tells, such as ``50.0%, r=4KiB/s, r=1 IOPS, time left 00m:05s``.
+
+    "" if it tells none. fio writes over its line: the text after the last carriage return counts.
+    """
+    fields = _FIELD.findall(line.rstrip("\r").rpartition("\r")[2])
+    # The first one shows the states of the jobs.
+    return ", ".join(field.replace("eta ", "time left ") for field in fields[1:])
 
 
 def parse_output(text: str) -> FioOutput:

@@ -8,6 +8,7 @@ from pykvm.bench.fio.device import DeviceFigures, between, by_group
 from pykvm.bench.fio.figures import FioOutput, JobFigures
 from pykvm.bench.fio.in_guest import FioRun
 from pykvm.bench.report.table import align, number, whole
+from pykvm.devices.virtio_blk.observe.histogram import POWERS
 
 _MIB = 1 << 20
 _OF_DEVICE = {"read": "read", "write": "write", "sync": "flush", "trim": "discard"}
@@ -31,9 +32,20 @@ def keyed(output: FioOutput) -> dict[Key, JobFigures]:
     return found
 
 
-def text_of(runs: Sequence[FioRun], old: Sequence[FioOutput], emulated: bool) -> str:
-    """The tables of ``runs``, and their comparison with the ``old`` output of earlier runs."""
+def text_of(
+    runs: Sequence[FioRun],
+    old: Sequence[FioOutput],
+    emulated: bool,
+    *,
+    histogram: bool = False,
+) -> str:
+    """The tables of ``runs``, and their comparison with the ``old`` output of earlier runs.
+
+    ``histogram``: also the times in the device of all runs together.
+    """
     parts = [_jobs([run.output for run in runs]), _device(runs)]
+    if histogram:
+        parts.append(_histogram(runs))
     if old:
         parts.append(_compared([run.output for run in runs], old))
     if emulated:
@@ -114,6 +126,35 @@ def _device(runs: Sequence[FioRun]) -> str:
                 ]
             )
     return align(head, lines) if lines else ""
+
+
+def _histogram(runs: Sequence[FioRun]) -> str:
+    """The number of requests of each operation whose time in the device was in each power of 2."""
+    totals = [between(run.readings[0], run.readings[-1]) for run in runs]
+    names = [one.operation for one in totals[0].services]
+    bins = [
+        [sum(counts) for counts in zip(*(_bins(total, name) for total in totals), strict=True)]
+        for name in names
+    ]
+    used = [place for place, counts in enumerate(zip(*bins, strict=True)) if any(counts)]
+    lines = [
+        [_below(place), *(whole(counts[place]) for counts in bins)]
+        for place in range(used[0], used[-1] + 1)
+    ]
+    return align(["service time", *names], lines)
+
+
+def _bins(figures: DeviceFigures, operation: str) -> tuple[int, ...]:
+    found = figures.service(operation)
+    return found.bins if found else (0,) * (len(POWERS) + 1)
+
+
+def _below(place: int) -> str:
+    """The upper bound of a histogram's bin, for people."""
+    if place == len(POWERS):
+        return "more"
+    ns = POWERS[place]
+    return f"< {number(ns / 1e3)} µs" if ns < 1e6 else f"< {number(ns / 1e6)} ms"
 
 
 def _share(mean: float, jobs: Sequence[JobFigures], operation: str) -> str:

@@ -93,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
         type=parse_path,
         help="compare with this JSON output of fio; may be repeated for several runs",
     )
+    add("--histogram", action="store_true", help="also show how long requests took in the device")
     add("--json", metavar="FILE", type=parse_path, help="write fio's JSON output, unchanged")
     add("--chart", metavar="FILE", type=parse_path, help="draw the results as SVG")
     return made

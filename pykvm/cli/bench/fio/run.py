@@ -2,13 +2,12 @@
 
 import argparse
 import os
-import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from pykvm.bench.fio.figures import FioOutput, parse_output
+from pykvm.bench.fio.figures import FioOutput, parse_output, progress_of
 from pykvm.bench.fio.in_guest import FioFailed, FioRun, died, prepare
 from pykvm.bench.fio.in_guest import run_fio as run_in_guest
 from pykvm.bench.fio.report import text_of
@@ -31,7 +30,6 @@ from pykvm.errors import PykvmError, UsageError, reason_of, shown
 from pykvm.guest.errors import GuestDied
 from pykvm.outputs import Output, Outputs
 
-_ETA = re.compile(r"\[eta ([^\]]+)\]")
 _RUNS_MAX = 100
 
 
@@ -64,7 +62,7 @@ def run_fio(arguments: Sequence[str]) -> int:
         if error.console:
             say(f"the console's last lines:\n{error.console}")
         raise died(error) from None
-    emit(text_of(runs, old, emulated))
+    emit(text_of(runs, old, emulated, histogram=options.histogram))
     return 0
 
 
@@ -101,9 +99,9 @@ def _measure(
 
 
 def _show(progress: Progress, begin: str, line: str) -> None:
-    """Show fio's line, such as ``Jobs: 1 (f=1): [R(1)][50.0%][r=1024KiB/s][eta 00m:05s]``."""
-    left = f"time left {found[1]}   " if (found := _ETA.search(line)) else ""
-    progress(f"{begin}{left}{shown(line, most=100)}")
+    """Show the progress that fio's ``line`` tells."""
+    if text := progress_of(line):
+        progress(begin + shown(text))
 
 
 def _check_overwrite(jobs: Jobs, disks: Sequence[DiskConfig], options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pykvm.bench.fio.chart import chart_of
 from pykvm.bench.fio.device import Reading, between, by_group
-from pykvm.bench.fio.figures import FioOutput, parse_output
+from pykvm.bench.fio.figures import FioOutput, parse_output, progress_of
 from pykvm.bench.fio.in_guest import FioRun, prepare
 from pykvm.bench.fio.report import EMULATED, text_of
 from pykvm.devices.virtio_blk.constants import (
@@ -172,6 +172,36 @@ def test_the_drawing_has_a_bar_for_each_row():
     labels = [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text")]
     assert "first read" in labels
     assert "device: second flush" in labels
+
+
+def test_the_histogram():
+    text = text_of([run(), run()], [], False, histogram=True).split("\n\n")[2]
+    assert [line.split() for line in text.splitlines()] == [
+        ["service", "time", "read", "write", "flush"],
+        ["<", "4.10", "µs", "0", "0", "2"],
+        *(f"< {bound} µs 0 0 0".split() for bound in ("8.19", "16.4", "32.8", "65.5")),
+        ["<", "131", "µs", "20", "0", "0"],
+        ["<", "262", "µs", "0", "4", "0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "Jobs: 1 (f=1): [r(1)][57.1%][r=12 IOPS][eta 00m:03s]",
+            "57.1%, r=12 IOPS, time left 00m:03s",
+        ),
+        (
+            "Jobs: 1 (f=0)\rJobs: 2 (f=2): [R(1),P(1)][2.0%][eta 01m:00s]\r",
+            "2.0%, time left 01m:00s",
+        ),
+        ("Jobs: 1 (f=1)", ""),
+        ("", ""),
+    ],
+)
+def test_progress(line: str, words: str):
+    assert progress_of(line) == words
 
 
 class NoFio:
