@@ -303,7 +303,8 @@ class VirtioPci(PciFunction):
                 if self._held == self.bus_master:
                     self._set_held(not self.bus_master)
                 self.state.load(saved.part("virtio"))
-                self._bind_doorbells()
+                if self.bar_register(self._bar) == self._bar.address:
+                    self._bind_doorbells()  # else the host moves the BAR next, and says so
                 active = self.state.active
             self.msix.load(saved.part("msix"))
             saved.end()

@@ -137,6 +137,17 @@ def test_a_state_in_place_touches_no_doorbell_and_no_route_that_stays():
     del guest.services.bind_doorbell, guest.services.unbind_doorbell
 
 
+def test_a_doorbell_of_a_bar_that_the_guest_moved_is_bound_once():
+    """KVM takes milliseconds for each change."""
+    guest, other = Guest(), Guest()
+    guest.start()
+    guest.set_config(0x10, 4, 0xD000_0000)
+    other.services.unbind_doorbell = None  # type: ignore[assignment,method-assign]
+    load(other, guest.host.save())
+    assert {at for at, _ in other.services.doorbells} == {0xD000_3000, 0xD000_3004}
+    del other.services.unbind_doorbell
+
+
 def test_interrupts_of_masked_vectors_wait_in_the_restored_machine():
     guest = Guest()
     guest.use_msix(masked=True)
