@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pykvm.crash.checker import Failure
     from pykvm.crash.checks import Check, Survivor, ext4
     from pykvm.crash.describe import describe
+    from pykvm.crash.in_guest import InGuest
     from pykvm.crash.model import Model, Rules, Tear
     from pykvm.crash.recorded import Recorded, Report
     from pykvm.crash.states import Coverage, Cuts, State
@@ -26,6 +27,7 @@ __all__ = [
     "Coverage",
     "Cuts",
     "Failure",
+    "InGuest",
     "Model",
     "Recorded",
     "Report",
@@ -44,6 +46,7 @@ if not TYPE_CHECKING:
             "pykvm.crash.checker": "Failure",
             "pykvm.crash.checks": "Check Survivor ext4",
             "pykvm.crash.describe": "describe",
+            "pykvm.crash.in_guest": "InGuest",
             "pykvm.crash.model": "Model Rules Tear",
             "pykvm.crash.recorded": "Recorded Report",
             "pykvm.crash.states": "Coverage Cuts State",

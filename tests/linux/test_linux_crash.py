@@ -4,9 +4,7 @@ import pytest
 from patience import linux_patience
 
 import pykvm
-from pykvm.crash.checks import ext4
-from pykvm.crash.describe import describe
-from pykvm.crash.recorded import Recorded
+from pykvm.crash import InGuest, Recorded, describe, ext4
 from pykvm.devices.virtio_blk.observe.write_log import WriteKind
 
 pytestmark = [pytest.mark.kvm, pytest.mark.linux]
@@ -49,6 +47,17 @@ def test_no_power_cut_breaks_a_filesystem_with_barriers(tmp_path):
     report = found.explore([ext4, synced_changes_stay], most=STATES)
     assert report.failures == []
     assert report.checked == STATES
+    # The guest's own kernel recovers some of them, too.
+    with pykvm.boot(disks=[], timeout=linux_patience()) as guest, guest.snapshot() as snapshot:
+        mounts = InGuest(snapshot, 'mount -t ext4 "$DISK" /mnt && [ -z "$MARKS" ] || ls /mnt')
+        lists = InGuest(snapshot, "mount -t ext4 $DISK /mnt && ls /mnt && false")
+        assert found.explore([mounts], most=3, workers=2).failures == []
+        (failure, *_) = found.explore([lists], most=1).failures
+        assert "ended with status 1: " in failure.reason
+        assert "lost+found" in failure.reason
+        dies = InGuest(snapshot, "echo c > /proc/sysrq-trigger")
+        (failure, *_) = found.explore([dies], most=1).failures
+        assert "in the guest: " in failure.reason
 
 
 def test_a_guest_that_is_put_back_spoils_a_recording():
