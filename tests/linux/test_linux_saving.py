@@ -80,3 +80,14 @@ def test_a_guest_without_a_program_on_its_console_gets_a_shell_there(tmp_path: P
     done = restore(tmp_path / "saved", "--sandbox=on", script=script)
     assert b"kept\r\nhello/dev/ttyS0\r\n" in done.stdout
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_guest_that_an_error_had_stopped_tries_again(tmp_path: Path) -> None:
+    disk = pykvm.DiskConfig(blank="1M", werror=pykvm.ErrorPolicy.STOP)
+    with pykvm.boot(disks=[disk], timeout=linux_patience()) as guest:
+        guest.disks[0].faults.add(pykvm.Fault(operation="write", errno="ENOSPC"))
+        guest.popen("echo hello > /dev/vda; sync")
+        guest.wait_stopped()
+        guest.snapshot().save(tmp_path / "saved")
+    done = restore(tmp_path / "saved", "--exec", "sync; head -c 5 /dev/vda", script=b"")
+    assert (done.stdout, done.returncode, done.stderr) == (b"hello", 0, b"")

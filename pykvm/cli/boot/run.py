@@ -96,6 +96,9 @@ def run_options(
             stack.callback(machine.listen(reporter))
         if listener:
             _serve(stack, listener, machine, save_in, session)
+        if snapshot is not None:
+            # A disk's error may have stopped the guest that was saved: it tries again.
+            machine.request_resume()
         try:
             outcome = session.run(timeout)
         except PykvmError as error:
