@@ -90,7 +90,7 @@ def pykvm_spec() -> "Mapping[str, Any]":
 
 
 @pytest.fixture(scope="module")
-def _pykvm_module(request: pytest.FixtureRequest) -> "Iterator[Module]":
+def _pykvm_module() -> "Iterator[Module]":
     from pykvm.pytest_plugin.session import Module
 
     with Module() as module:

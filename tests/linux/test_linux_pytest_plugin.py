@@ -65,6 +65,12 @@ def test_a_command_fails(pykvm_guest, pykvm_disk):
     pykvm_disk.faults.add(pykvm.Fault(operation="write", errno="EIO"))
     pykvm_guest.run("dd if=/dev/zero of=/dev/vda bs=4k count=1 oflag=direct")
 
+def test_a_guest_that_is_closed(pykvm_factory):
+    pykvm_factory(disks=[])
+    with pykvm_factory():
+        pass
+    assert 0
+
 @pytest.mark.pykvm(memroy="1M")
 def test_a_mistake(pykvm_guest):
     pass
@@ -94,7 +100,7 @@ def run(pytester: pytest.Pytester):
 def test_the_fixtures_and_the_report(run, pytester: pytest.Pytester) -> None:
     options = ("--pykvm-snapshot-on-failure", "--pykvm-artefacts", "kept")
     result = run(*options, test_it=FIXTURES)
-    result.assert_outcomes(passed=7, failed=2, errors=1)
+    result.assert_outcomes(passed=7, failed=3, errors=1)
 
     panic = lines(result, "test_a_panic_that_nobody_expects")
     assert panic.startswith(
@@ -126,12 +132,23 @@ def test_the_fixtures_and_the_report(run, pytester: pytest.Pytester) -> None:
     )
     assert "process.py" not in result.stdout.str()  # no frames of pykvm
 
+    closed = lines(result, "pykvm guest 2")
+    assert closed == "the guest's run is over: the guest was closed\n"
+    result.stdout.fnmatch_lines(
+        [
+            "a shell in the guest 1:",
+            "* -m pykvm snapshot restore */guest-1/snapshot",
+            "the guest 2 has ended, so no shell can be opened in it",
+        ]
+    )
+
     mistake = lines(result, "ERROR at setup of test_a_mistake")
     assert mistake == "a test's guest has no keyword 'memroy'; did you mean 'memory'?\n"
 
     kept = {path.name.rpartition("-")[0]: path for path in pytester.path.joinpath("kept").iterdir()}
     assert sorted(kept) == [
         "test_it.py-test_a_command_fails",
+        "test_it.py-test_a_guest_that_is_closed",
         "test_it.py-test_a_panic_that_nobody_expects",
     ]
     names = {path.name for path in kept["test_it.py-test_a_command_fails"].iterdir()}
