@@ -17,7 +17,7 @@ from pykvm.cli.paths import parse_path
 from pykvm.cli.say import emit
 from pykvm.cli.values import parse_seconds, parse_whole
 from pykvm.crash.checks import Check, Survivor, ext4
-from pykvm.crash.describe import describe
+from pykvm.crash.description import describe
 from pykvm.crash.model import Model, Rules, Tear
 from pykvm.crash.recorded import Recorded, Report
 from pykvm.crash.states import Cuts

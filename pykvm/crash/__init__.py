@@ -6,7 +6,7 @@ recording: it tries the legal survivors, reduces a failing one, and writes it as
 
 :mod:`~pykvm.crash.model` says which writes are stable at a cut. :mod:`~pykvm.crash.states` chooses
 cuts and lost writes. :mod:`~pykvm.crash.minimise` reduces, :mod:`~pykvm.crash.dm_log` exports, and
-:mod:`~pykvm.crash.describe` puts a state into words. These are pure.
+:mod:`~pykvm.crash.description` puts a state into words. These are pure.
 """
 
 from pykvm.lean.lazy import lazy_names
@@ -16,7 +16,7 @@ TYPE_CHECKING = False  # a type checker takes it for True; importing typing take
 if TYPE_CHECKING:
     from pykvm.crash.checker import Failure
     from pykvm.crash.checks import Check, Survivor, ext4
-    from pykvm.crash.describe import describe
+    from pykvm.crash.description import describe
     from pykvm.crash.in_guest import InGuest
     from pykvm.crash.model import Model, Rules, Tear
     from pykvm.crash.recorded import Recorded, Report
@@ -45,7 +45,7 @@ if not TYPE_CHECKING:
         {
             "pykvm.crash.checker": "Failure",
             "pykvm.crash.checks": "Check Survivor ext4",
-            "pykvm.crash.describe": "describe",
+            "pykvm.crash.description": "describe",
             "pykvm.crash.in_guest": "InGuest",
             "pykvm.crash.model": "Model Rules Tear",
             "pykvm.crash.recorded": "Recorded Report",

@@ -11,7 +11,7 @@ from test_crash_states import log_of
 
 from pykvm.crash import checks
 from pykvm.crash.checks import Survivor
-from pykvm.crash.describe import describe
+from pykvm.crash.description import describe
 from pykvm.crash.dm_log import parsed
 from pykvm.crash.model import Frontier, Rules
 from pykvm.crash.recorded import Recorded
