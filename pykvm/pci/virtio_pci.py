@@ -192,8 +192,10 @@ class VirtioPci(PciFunction):
 
         Nobody reads the eventfds, so that each one's counter is the number of its notifications.
         """
+        from pykvm.host.eventfd import count_of
+
         with self._lock:
-            return sum(_count_of(kick) for kick in self._kicks)
+            return sum(count_of(kick) for kick in self._kicks)
 
     # -- configuration space -----------------------------------------------
 
@@ -342,13 +344,3 @@ class VirtioPci(PciFunction):
         self.msix.close()
         while self._kicks:
             os.close(self._kicks.pop())
-
-
-def _count_of(eventfd: int) -> int:
-    """The counter of ``eventfd``, which keeps it."""
-    with open(f"/proc/self/fdinfo/{eventfd}", encoding="ascii") as lines:
-        for line in lines:
-            name, _, value = line.partition(":")
-            if name == "eventfd-count":
-                return int(value, 16)
-    return 0
