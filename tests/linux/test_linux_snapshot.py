@@ -180,7 +180,7 @@ def test_a_machine_with_an_image_goes_on_only_while_nobody_has_changed_it(
     ("name", "change", "reason"),
     [
         ("ram", lambda data: data[:-4096], "ram has"),
-        ("manifest.json", lambda data: data.replace(b'"format": 2', b'"format": 3'), "format 3"),
+        ("manifest.json", lambda data: data.replace(b'"format": 3', b'"format": 4'), "format 4"),
         (
             "manifest.json",
             lambda data: data.replace(b'"hex": "', b'"hex": "00')[:-1],
