@@ -46,6 +46,7 @@ def test_the_policies_merge_as_they_say(tmp_path: Path):
     [
         (["--disk", "blank=8M"], "the load needs 64"),
         (["--load", "mine.fio"], "has no load 'mine.fio'"),
+        (["--set", "bs=8k"], "--set applies to jobs of fio"),
     ],
 )
 def test_refusals(arguments: list[str], words: str):

@@ -97,13 +97,12 @@ def test_an_image_is_not_overwritten_unasked(tmp_path: Path):
 
 def test_a_job_file_under_two_policies(tmp_path: Path):
     file, output = tmp_path / "mine.fio", tmp_path / "out.json"
-    file.write_text(MINE.replace("directory=/somewhere\nfilename=file", "filename=/dev/vda"))
-    text = file.read_text().replace("size=1G", "size=128k")
-    file.write_text(text)
+    file.write_text(MINE)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pykvm", "bench", "compare", "--load", str(file)),
             *("--vary", "merge=off,sequential", "--guest-merging", "off", "--repeat", "1"),
+            *("--set", "filename=/dev/vda", "--set", "size=128k"),
             *("--disk", "blank=1M", "--json", str(output)),
         ],
         capture_output=True,

@@ -42,6 +42,14 @@ def parser() -> argparse.ArgumentParser:
         help=f"{', '.join(STREAMS)}, or a job file of fio (default: install)",
     )
     add(
+        *("--set",),
+        metavar="OPTION=VALUE",
+        action="append",
+        default=[],
+        help="set this option of fio in each job of the load, such as filename=/dev/vda; may be "
+        "repeated",
+    )
+    add(
         "--disk",
         metavar="PATH[,KEY=VALUE...]",
         default="",

@@ -35,6 +35,8 @@ from pykvm.outputs import Output, Outputs
 from pykvm.suggest import did_you_mean
 
 _RUNS_MAX = 100
+FSYNCS, EMULATED_FSYNCS = 2000, 60
+"""The writes of each job of the load ``fsync`` in Linux, and where its kernel is emulated."""
 Load = Callable[[DiskConfig], Sample]
 """Runs the load once on a disk."""
 
@@ -154,6 +156,7 @@ def _bare_load(
     from pykvm.bench.compare.replay import Replay
     from pykvm.bench.session import guest_tsc_khz
 
+    _refuse_settings(options)
     progress("building the load")
     return Replay(STREAMS[options.load](), guest_tsc_khz()).run
 
@@ -172,14 +175,13 @@ def _linux_load(
     options.guest = options.guest or BUNDLED
     size = EMULATED_SIZE if emulated else SIZE
     named = LOADS.get(options.load)
-    jobs = None
-    if named is None:
-        if options.load not in STREAMS and not Path(options.load).exists():
-            loads = f"use {', '.join(STREAMS)}, or the path of a job file of fio"
-            hint = did_you_mean(options.load, STREAMS, loads)
-            raise UsageError(f"there is no load '{options.load}'", hint)
-        words = ["--preset", "fsync"] if options.load == "fsync" else [options.load]
-        jobs = jobs_of(fio_parser().parse_args(words), 1, emulated)
+    if named is not None:
+        _refuse_settings(options)
+    jobs = (
+        None
+        if named
+        else jobs_of(fio_parser().parse_args(_fio_words(options, emulated)), 1, emulated)
+    )
 
     def run(config: DiskConfig) -> Sample:
         with ExitStack() as stack:
@@ -202,6 +204,29 @@ def _linux_load(
             config = guest_config(options, [disk.config(labels[0])])
             LOADS["install"](start_guest(stack, config, progress), size)
     return run
+
+
+def _fio_words(options: argparse.Namespace, emulated: bool) -> list[str]:
+    """The load as options of ``bench fio``; UsageError."""
+    settings = [word for text in options.set for word in ("--set", text)]
+    if options.load == "fsync":
+        # A number of writes, so that the time tells.
+        count = EMULATED_FSYNCS if emulated else FSYNCS
+        ends = ["--set", "time_based=0", "--set", "runtime=0", "--set", f"number_ios={count}"]
+        return ["--preset", "fsync", *ends, *settings]
+    if not Path(options.load).exists():
+        loads = f"use {', '.join(STREAMS)}, or the path of a job file of fio"
+        hint = did_you_mean(options.load, STREAMS, loads)
+        raise UsageError(f"there is no load '{options.load}'", hint)
+    return [options.load, *settings]
+
+
+def _refuse_settings(options: argparse.Namespace) -> None:
+    if options.set:
+        raise UsageError(
+            f"--set applies to jobs of fio, and the load '{options.load}' has none",
+            "leave it out, or give --load a job file",
+        )
 
 
 def _outputs(stack: ExitStack, options: argparse.Namespace) -> dict[str, Output]:
