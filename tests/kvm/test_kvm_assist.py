@@ -229,6 +229,21 @@ def test_the_guest_continues_behind_int3(guest):
     assert [guest.out(), guest.out()] == [1, 2]
 
 
+def test_a_vcpu_does_not_stop_between_int3_and_its_exception(guest):
+    """KVM would not report the exception."""
+    guest.code(START, b"\xcc", OUT)
+    reason = guest.vcpu.run()
+    if isinstance(reason, InternalError):
+        assert guest.assist.handle(guest.vcpu, reason)
+        guest.vcpu.complete_io()
+        assert guest.vcpu.events.exception.injected == 0
+        assert not guest.assist.can_stop(guest.vcpu)
+        reason = guest.run()
+    assert isinstance(reason, IoExit)
+    guest.vcpu.complete_io()
+    assert guest.assist.can_stop(guest.vcpu)
+
+
 def test_a_fault_of_an_emulated_instruction_reaches_the_guest(guest):
     # popcnt (%rax), %rcx
     guest.code(START, mov_eax(UNMAPPED + 0x123), b"\xf3\x48\x0f\xb8\x08")

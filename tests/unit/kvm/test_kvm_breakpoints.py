@@ -9,14 +9,13 @@ from pykvm.kvm.breakpoints import may_hide_breakpoint
 from pykvm.memory import Ram
 
 CODE = 0x5000
-PROGRAM, KERNEL = 0x33, 0x10
 BP, PF = 3, 14
 
 
-def vcpu(*, vector: int = BP, cs: int = PROGRAM, rip: int = CODE + 1, cr3: int = 0x1000) -> Any:
+def vcpu(*, vector: int = BP, rip: int = CODE + 1, cr3: int = 0x1000) -> Any:
     return SimpleNamespace(
         events=SimpleNamespace(exception=SimpleNamespace(nr=vector)),
-        sregs=SimpleNamespace(cs=SimpleNamespace(selector=cs), cr0=1 << 16, cr3=cr3, cr4=0),
+        sregs=SimpleNamespace(cr0=1 << 16, cr3=cr3, cr4=0),
         regs=SimpleNamespace(rip=rip),
     )
 
@@ -32,7 +31,7 @@ def ram() -> Ram:
     return made
 
 
-def test_a_program_right_behind_int3_may_have_one(ram: Ram):
+def test_a_vcpu_right_behind_int3_may_have_one(ram: Ram):
     assert may_hide_breakpoint(vcpu(), ram)
 
 
@@ -40,7 +39,6 @@ def test_a_program_right_behind_int3_may_have_one(ram: Ram):
     "other",
     [
         {"vector": PF},
-        {"cs": KERNEL},
         {"rip": CODE},
         {"rip": CODE + 2},
         {"rip": 0},
