@@ -270,8 +270,9 @@ class Guest:
     def snapshot(self) -> Snapshot:
         """Keep the guest's state at this moment; the guest waits for some milliseconds.
 
-        Commands may run meanwhile. UsageError if a disk cannot go back: one whose writes go
-        straight to its image. Give it ``readonly=True`` or ``snapshot=True``, or a blank disk.
+        Commands may run meanwhile. With a disk whose writes go straight to its image the guest
+        cannot go back, and guests can begin from the snapshot only while nobody has written to
+        the image since. Give it ``readonly=True`` or ``snapshot=True``, or use a blank disk.
         """
         with self._lock:
             session = self._usable()
