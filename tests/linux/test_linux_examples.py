@@ -62,7 +62,7 @@ def test_tests_with_pytest(example, monkeypatch: pytest.MonkeyPatch):
     """In one session, so that their guest is prepared once. Fewer guests, for slow hosts."""
     monkeypatch.setenv("FORKS", "3")
     monkeypatch.setenv("WRITES", "8")
-    assert passed(example, *TESTS) == "8 passed"
+    assert passed(example, *TESTS) == "9 passed"
 
 
 def test_a_boot_of_a_kernel_of_ones_own(example):

@@ -7,6 +7,8 @@ from own_kernel import own_kernel
 from patience import linux_patience
 from plugin_here import PLUGIN
 
+from pykvm.cli.main import main
+
 pytestmark = [pytest.mark.kvm, pytest.mark.linux]
 pytest_plugins = ["pytester"]
 
@@ -185,7 +187,7 @@ def test_a_kernel_without_a_root(pykvm_machine):
 def test_one_guest_at_a_time(pykvm_guest, number):
     with open("order", "a") as file:
         file.write("begin\\n")
-    pykvm_guest.run("true")
+    pykvm_guest.run("head -c 1 /dev/vda")
     with open("order", "a") as file:
         file.write("end\\n")
     assert number < 2
@@ -195,14 +197,19 @@ def test_one_guest_at_a_time(pykvm_guest, number):
 def test_workers_share_a_boot_and_the_memory_of_the_host(run, pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\npykvm_memory = 64M\n")
     result = run(
-        *("-n", "2", "--pykvm-artefacts", "kept"),
+        *("-n", "2", "--pykvm-artefacts", "kept", "--pykvm-trace", "on"),
         conftest=WORKERS_CONFTEST,
         test_it=WORKERS.replace("KERNEL", repr(str(own_kernel()))),
     )
     result.assert_outcomes(passed=2, failed=3)
     assert pytester.path.joinpath("boots").read_text() == "boot\n"
     assert pytester.path.joinpath("order").read_text() == "begin\nend\n" * 4
-    assert len(list(pytester.path.joinpath("kept").iterdir())) == 3
+
+    kept = {path: list(path.iterdir()) for path in pytester.path.joinpath("kept").iterdir()}
+    assert len(kept) == 5
+    traces = [path / "trace.jsonl" for path, files in kept.items() if len(files) == 1]
+    assert len(traces) == 2  # of the tests that passed
+    assert main(["trace", "show", str(traces[0])]) == 0
 
     result.stdout.fnmatch_lines(
         [
