@@ -75,7 +75,8 @@ def test_a_guest_without_a_program_on_its_console_gets_a_shell_there(tmp_path: P
     """The sandbox closes before the disk's threads start."""
     with pykvm.boot(disks=["1M"], timeout=linux_patience()) as guest:
         guest.run("echo kept > /tmp/file && echo hello > /dev/vda && sync")
-        guest.snapshot().save(tmp_path / "saved")
+        with guest.snapshot() as snapshot:
+            snapshot.save(tmp_path / "saved")
     script = b"cat /tmp/file; head -c 5 /dev/vda; tty\nexit\n"
     done = restore(tmp_path / "saved", "--sandbox=on", script=script)
     assert b"kept\r\nhello/dev/ttyS0\r\n" in done.stdout
@@ -88,6 +89,7 @@ def test_a_guest_that_an_error_had_stopped_tries_again(tmp_path: Path) -> None:
         guest.disks[0].faults.add(pykvm.Fault(operation="write", errno="ENOSPC"))
         guest.popen("echo hello > /dev/vda; sync")
         guest.wait_stopped()
-        guest.snapshot().save(tmp_path / "saved")
+        with guest.snapshot() as snapshot:
+            snapshot.save(tmp_path / "saved")
     done = restore(tmp_path / "saved", "--exec", "sync; head -c 5 /dev/vda", script=b"")
     assert (done.stdout, done.returncode, done.stderr) == (b"hello", 0, b"")
