@@ -67,6 +67,13 @@ EDITS = (
         "1.5 M instructions: without gaps of up to 2 MiB between the sections (the one before the "
         "end of .bss is cleared, the others are freed page by page)",
     ),
+    Edit(
+        "mm/slab.c",
+        "#define REAPTIMEOUT_AC\t\t(2*HZ)\n",
+        "#define REAPTIMEOUT_AC\t\t(IS_ENABLED(CONFIG_SMP) ? 2*HZ : 600*HZ)\n",
+        "15 to 30 ms of each command after two idle seconds: unused objects are looked for "
+        "less often, and anyway when memory runs short",
+    ),
     _skip_empty("pte", "PAGE_MASK"),
     _skip_empty("pmd", "PMD_MASK"),
     _skip_empty("pud", "PUD_MASK"),
