@@ -88,6 +88,7 @@ struct job {
     /* Where a shell that waited for its line tells its status, with 0x100, before it has ended. */
     volatile uint32_t *told;
     int line;                    /* where such a shell reads its line, or -1 */
+    int spent[3];                /* our ends of outputs that are over, closed with the job; or -1 */
     int touched;                 /* it has got input or a signal */
     uint64_t deadline;           /* in ns of CLOCK_MONOTONIC; 0: none */
     /* A pushed file. */
@@ -136,7 +137,7 @@ void shells_busy(void);
 int shell_take(struct job *job, const char *line);
 /* The line that the job's shell, which is dead, has not read. Returns its length, or 0. */
 size_t shell_unread(struct job *job, char *line, size_t space);
-/* Frees what `told` of a job is. */
+/* Frees what `told` of a job is, and lets its shell end. */
 void shell_forget(volatile uint32_t *told);
 int shells_poll_setup(struct pollfd *fds, int count);
 int shells_wait(void);

@@ -48,7 +48,7 @@ struct job *job_new(uint8_t id, enum job_kind kind)
     job->id = id;
     job->line = -1;
     for (int i = 0; i < 3; i++) {
-        job->ends[i] = -1;
+        job->ends[i] = job->spent[i] = -1;
         job->credit[i] = OUTPUT_WINDOW;
     }
     return job;
@@ -63,8 +63,11 @@ void job_close(struct job *job, int which)
 
 void job_end(struct job *job)
 {
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 3; i++) {
         job_close(job, i);
+        if (job->spent[i] >= 0)
+            close(job->spent[i]);
+    }
     if (job->told)
         shell_forget(job->told);
     if (job->line >= 0)
@@ -72,6 +75,15 @@ void job_end(struct job *job)
     job->kind = JOB_NONE;
     while (used && jobs[used - 1].kind == JOB_NONE)
         used--;
+}
+
+/* This output is over. Closing it can wait until the host knows. */
+static void output_over(struct job *job, int which)
+{
+    if (job->spent[which] >= 0)
+        close(job->spent[which]);
+    job->spent[which] = job->ends[which];
+    job->ends[which] = -1;
 }
 
 int jobs_running(void)
@@ -175,8 +187,8 @@ static void feed_input(struct job *job)
         job_close(job, 0);
 }
 
-/* Passes on what one output holds, or finds that it is over. */
-static void forward_output(struct job *job, int which)
+/* Passes on what one output holds, or finds that it is over. `events`: what poll() found. */
+static void forward_output(struct job *job, int which, int events)
 {
     uint8_t *space = job->id ? channel_space() : dropped;
     size_t most = job->id ? channel_room() : sizeof dropped;
@@ -188,6 +200,10 @@ static void forward_output(struct job *job, int which)
         most = (size_t)job->left[which];
     if (!most)
         return;
+    if (job->kind == JOB_COMMAND && events == POLLHUP) {
+        output_over(job, which);
+        return;
+    }
     do {
         n = read(job->ends[which], space, most);
     } while (n < 0 && errno == EINTR);
@@ -204,14 +220,15 @@ static void forward_output(struct job *job, int which)
         return;
     }
     if (n <= 0) {
-        job_close(job, which);
+        output_over(job, which);
         return;
     }
     if (job->ended) {
         job->left[which] -= (int)n;
         if (!job->left[which])
-            job_close(job, which);
-    }
+            output_over(job, which);
+    } else if (job->kind == JOB_COMMAND && events & POLLHUP && (size_t)n < most)
+        output_over(job, which);        /* nobody can write to it, and it is empty */
     if (!job->id)
         return;                 /* nobody listens, and credit is without end */
     job->credit[which] -= (uint32_t)n;
@@ -255,7 +272,7 @@ static void has_ended(struct job *job, int wait_status)
     /* What it wrote is in the pipes. A background process may keep them open, and write for ever. */
     for (int i = 1; i < 3; i++)
         if (job->ends[i] >= 0 && (ioctl(job->ends[i], FIONREAD, &job->left[i]) < 0 || !job->left[i]))
-            job_close(job, i);
+            output_over(job, i);
 }
 
 void jobs_poll_done(const struct pollfd *fds)
@@ -266,7 +283,7 @@ void jobs_poll_done(const struct pollfd *fds)
         struct job *job = &jobs[i];
         for (int j = 1; j < 3 && job->kind != JOB_NONE; j++)
             if (readable(fds, job->polled[j]))
-                forward_output(job, j);
+                forward_output(job, j, fds[job->polled[j]].revents);
         if (job->kind == JOB_COMMAND && readable(fds, job->polled[0]))
             feed_input(job);
         if (job->kind == JOB_COMMAND && job->told && *job->told && !job->ended)

@@ -6,11 +6,12 @@
  * line sees what another one has left. A snapshot holds them, and all guests of it begin with them.
  *
  * Ending a process costs the kernel even more. So a shell tells its status in a page of memory when
- * nothing is left to do but that, and closes its output, which the agent notices.
+ * nothing is left to do but that, and closes its output, which the agent notices. It ends when the
+ * agent has told the host, and changes what stands in the page.
  *
- * A new one costs time that commands want. So it is started when no command runs, and none has
- * started or ended for a while; a command that runs for long is not waited for. SETTLE asks for all
- * at once.
+ * A new one costs time that commands want, also those of other guests. So it is started when no
+ * command runs, and none has started or ended for a while, which is longer if the next command finds
+ * a shell; a command that runs for long is not waited for. SETTLE asks for all at once.
  */
 #define _GNU_SOURCE 1
 
@@ -21,12 +22,14 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 enum { PAGE = 4096 };
 
 #define QUIET_NS UINT64_C(100000000)
 #define LONG_NS UINT64_C(2000000000)
+#define SPARE_NS UINT64_C(10000000000)
 
 static struct shell {
     pid_t pid;                          /* 0: none */
@@ -43,6 +46,12 @@ static uint8_t settling;                /* the id of SETTLE, or 0 */
 
 void shell_forget(volatile uint32_t *told)
 {
+    enum { FUTEX_WAKE = 1 };
+
+    if (*told) {
+        *told = 0;
+        syscall(SYS_futex, told, FUTEX_WAKE, 1);
+    }
     munmap((void *)told, PAGE);
 }
 
@@ -186,9 +195,17 @@ int shells_poll_setup(struct pollfd *fds, int count)
     return count;
 }
 
+static int some_wait(void)
+{
+    for (const struct shell *shell = shells; shell < shells + SHELLS; shell++)
+        if (shell->pid && shell->ready)
+            return 1;
+    return 0;
+}
+
 int shells_wait(void)
 {
-    uint64_t enough = jobs_running() ? LONG_NS : QUIET_NS;
+    uint64_t enough = some_wait() ? SPARE_NS : jobs_running() ? LONG_NS : QUIET_NS;
     uint64_t quiet;
 
     if (!missing())

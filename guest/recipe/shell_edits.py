@@ -9,7 +9,8 @@ _FUNCTIONS = r"""
  * a NUL at its end. All that does not depend on the line is done before it comes.
  *
  * Descriptor 4 is a page that the agent sees. This shell puts its status there when it has nothing
- * left to do and holds nothing any more, because the kernel takes long to end a process. */
+ * left to do and holds nothing any more. It ends only when the agent has changed that, because the
+ * kernel takes long to end a process. */
 static volatile uint32_t *told;
 
 static char *awaited_line(void)
@@ -18,11 +19,17 @@ static char *awaited_line(void)
 	char *line = xmalloc(size);
 	ssize_t n;
 
-	line[0] = 0;  /* its page is there before the line is */
 	told = mmap(NULL, sizeof(*told), PROT_READ | PROT_WRITE, MAP_SHARED, 4, 0);
-	if (told == MAP_FAILED || full_write(STDOUT_FILENO, "", 1) != 1)
+	if (told == MAP_FAILED)
 		_exit(EXIT_FAILURE);
 	close(4);
+	/* Pages that are touched here take no fault when the line has come. */
+	line[0] = 0;
+	*told = 0;
+	evalstring((char *)"{ echo; } >/dev/null", 0);
+	unsetvar("_");
+	if (full_write(STDOUT_FILENO, "", 1) != 1)
+		_exit(EXIT_FAILURE);
 	do {
 		if (size - length < 4096)
 			line = xrealloc(line, size += 64 * 1024);
@@ -37,19 +44,23 @@ static char *awaited_line(void)
 
 static void tell_status(int status)
 {
-	if (!told || getpid() != rootpid || chdir("/") < 0)
+	enum { FUTEX_WAIT = 0 };
+
+	if (!told || !rootshell || chdir("/") < 0)
 		return;
 	if (syscall(SYS_close_range, 3, ~0U, 0) < 0)
 		return;
-	*told = 0x100 | (status & 0xff);
+	status = 0x100 | (status & 0xff);
+	*told = status;
 	syscall(SYS_close_range, 0, 2, 0);
+	syscall(SYS_futex, told, FUTEX_WAIT, status, NULL);
 }
 
 """[1:]
 
 _INCLUDE = "#include <fnmatch.h>\n"
 _INCLUDES = _INCLUDE + "#include <sys/mman.h>\n#include <sys/syscall.h>\n"
-_DECLARED = "static void exitshell(void) NORETURN;\n"
+_DECLARED = "static int evalstring(char *s, int flags);\n"
 _LEAVE = "\tflush_stdout_stderr();\n\t_exit(exitstatus);\n\t/* NOTREACHED */\n}\n"
 _TELL = _LEAVE.replace("\t_exit", "\ttell_status(exitstatus);\n\t_exit")
 _BEFORE = " state3:\n\tstate = 4;\n"

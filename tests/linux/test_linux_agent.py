@@ -198,7 +198,7 @@ LINES = [
     b"trap 'echo bye' EXIT; exit 2",
     b"echo a; echo b >&2; exec 1>&2; echo c",
     b"sleep 0.1 & wait; echo $?",
-    b"(sleep 0.2; echo late) & exit 5",
+    b"(sleep 3; echo late) & exit 5",
     b"exec 5>/tmp/five; echo five >&5; echo 5",
     b"exec >&- 2>&-; exit 6",
     b"cd /tmp; trap 'pwd' EXIT; (exit 7); exit",
