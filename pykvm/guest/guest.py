@@ -270,12 +270,16 @@ class Guest:
     def snapshot(self) -> Snapshot:
         """Keep the guest's state at this moment; the guest waits for some milliseconds.
 
-        Commands may run meanwhile. With a disk whose writes go straight to its image the guest
+        Before, the agent gets up to two seconds to prepare for commands, which are then quick in
+        the guests that begin here. Commands may run meanwhile: they go on here, and in those
+        guests nobody hears of them. With a disk whose writes go straight to its image the guest
         cannot go back, and guests can begin from the snapshot only while nobody has written to
         the image since. Give it ``readonly=True`` or ``snapshot=True``, or use a blank disk.
         """
         with self._lock:
             session = self._usable()
+            if session.client is not None:
+                transfers.settle(session, session.client)
             saved = session.snapshot()
             start = self._start.with_disks(session.machine.disks)
             self._back = Snapshot(saved, start, Limit(self._limit.seconds))

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from pykvm.errors import UsageError, reason_of
 from pykvm.forms import file_name, refused, whole
-from pykvm.guest.errors import GuestError
+from pykvm.guest.errors import GuestDied, GuestError
 from pykvm.guest.session import Session
 from pykvm.guest.waiting import Deadline
+from pykvm.machine.run_state import RunState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 MOST_PULLED = 256 << 20
 """The most bytes of a file that a pull keeps in memory."""
+SETTLE_SECONDS = 2.0
+"""The most seconds that a snapshot waits for the agent's shells."""
 _PIECE = 1 << 16
 _LEVEL = re.compile("^<[0-9]+>", re.MULTILINE)
 """The level of a message in the kernel's log."""
@@ -237,6 +240,23 @@ def rescan(session: Session, client: "AgentClient", deadline: Deadline) -> None:
     client.rescan(scan)
     scan.wait(deadline)
     session.machine.unseen_disks = False
+
+
+def settle(session: Session, client: "AgentClient") -> None:
+    """Have the agent start the shells that commands need, so that a snapshot holds them.
+
+    A guest that does not do so soon, such as one that is paused, is left as it is. GuestDied.
+    """
+    if session.machine.status is not RunState.RUNNING or not session.answered:
+        return
+    settling = Transfer(session, "the preparation of a snapshot")
+    client.settle(settling)
+    try:
+        settling.wait(Deadline(SETTLE_SECONDS))
+    except GuestDied:
+        raise
+    except GuestError:
+        pass  # commands that begin from the snapshot are slower, and that is all
 
 
 def _guest_path(path: object) -> bytes:

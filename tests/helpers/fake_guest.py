@@ -194,6 +194,8 @@ class FakeClient:
         self.woken: tuple[int, bytes | None, bool] | None = None
         self.on_run: Callable[[Any], None] = lambda command: None
         self.powered_off: list[int] = []
+        self.settles = True
+        self.settling: list[Any] = []
         if not silent:
             events.ready()
 
@@ -211,6 +213,11 @@ class FakeClient:
 
     def pull(self, path: bytes, events: Any) -> "FakeTransfer":
         return self._transfer(FakeTransfer("pull", path, 0, events))
+
+    def settle(self, events: Any) -> None:
+        self.settling.append(events)
+        if self.settles:
+            events.done(0)
 
     def dmesg(self, events: Any) -> "FakeTransfer":
         return self._transfer(FakeTransfer("dmesg", b"", 0, events))

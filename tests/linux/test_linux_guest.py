@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,6 +164,33 @@ def test_a_reset_takes_everything_back() -> None:
                 guest.run("echo c > /proc/sysrq-trigger")
             guest.reset(snapshot)
             assert guest.run("cat /tmp/file; head -n 1 /dev/vda").text == "kept\none"
+
+
+def test_files_arrive_whole_beside_snapshots_and_resets(own: pykvm.Guest) -> None:
+    content = bytes(range(256)) * 512
+    first = own.snapshot()
+    stop = threading.Event()
+    failures: list[str] = []
+
+    def push() -> None:
+        while not stop.is_set():
+            try:
+                own.push(content, "/tmp/file")
+            except pykvm.GuestError as error:
+                failures.append(str(error))
+                stop.wait(0.01)
+
+    thread = in_thread(push)
+    for _ in range(5):
+        own.snapshot().close()
+    assert not failures
+    for _ in range(5):
+        own.reset(first)
+    stop.set()
+    assert ends(thread)
+    assert all("the guest was put back" in failure for failure in failures)
+    own.push(content, "/tmp/file")
+    assert own.pull("/tmp/file") == content
 
 
 def test_programs_find_their_own_memory_after_a_reset(own: pykvm.Guest) -> None:

@@ -8,6 +8,7 @@ from fake_guest import FakeClient, FakeGuest, FakeMachine, FakeSaved
 from patience import PATIENCE, ends, in_thread, until
 
 import pykvm
+from pykvm.guest import transfers
 from pykvm.guest.start import Start
 from pykvm.machine.outcome import Outcome
 from pykvm.machine.run_state import RunState
@@ -42,6 +43,33 @@ def test_a_reset_goes_back_in_place_and_wakes_the_guest(fake) -> None:
     assert one.guest.console.text == ""
     one.answers(lambda command: command.ends())
     assert one.guest.run("true").status == 0
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_a_snapshot_lets_the_agent_prepare_but_does_not_depend_on_it(
+    fake, monkeypatch: pytest.MonkeyPatch, settles: bool
+) -> None:
+    monkeypatch.setattr(transfers, "SETTLE_SECONDS", PATIENCE if settles else 0)
+    one = fake()
+    one.client.settles = settles
+    one.guest.snapshot()
+    assert len(one.client.settling) == 1
+    one.guest.pause()
+    one.guest.snapshot()
+    assert len(one.client.settling) == 1, "a guest that is paused prepares nothing"
+
+
+def test_a_guest_that_ends_before_its_snapshot_is_not_saved(fake) -> None:
+    one = fake()
+    one.client.settles = False
+
+    def end(events) -> None:
+        one.machine.finish(Outcome.power_off(3))
+        events.failed("the guest has ended")
+
+    one.client.settle = end
+    with pytest.raises(pykvm.GuestDied, match="status 3"):
+        one.guest.snapshot()
 
 
 def test_a_reset_ends_what_waits(fake) -> None:
