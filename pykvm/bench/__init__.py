@@ -1,5 +1,1 @@
-"""Measures disks: the bare-metal guest's loads under pykvm, and the same loads under other tools.
-
-bench measures every tool from outside and in the same way: each tool is a child process, and the
-figures come from the guest's own clock and from /proc.
-"""
+"""Measures disks: a room for each command of ``pykvm bench``, and their parts in common."""

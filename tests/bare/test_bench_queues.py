@@ -7,12 +7,12 @@ import pytest
 from qemu_here import require_qemu
 
 from pykvm.bare import build_bare_guest
-from pykvm.bench.sample import Run
-from pykvm.bench.session import guest_tsc_khz
-from pykvm.bench.tools.base import Job, Tool
-from pykvm.bench.tools.pykvm_tool import PykvmTool
-from pykvm.bench.tools.qemu import QemuTool
-from pykvm.bench.workload import Shapes, parse_workloads
+from pykvm.bench.disk.sample import Run
+from pykvm.bench.disk.session import guest_tsc_khz
+from pykvm.bench.disk.tools.base import Job, Tool
+from pykvm.bench.disk.tools.pykvm_tool import PykvmTool
+from pykvm.bench.disk.tools.qemu import QemuTool
+from pykvm.bench.disk.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode
 
 pytestmark = pytest.mark.kvm

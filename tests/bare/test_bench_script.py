@@ -10,8 +10,8 @@ from patience import patience
 from pykvm.bare import build_bare_guest
 from pykvm.bare.layout import MEMORY_NEEDED
 from pykvm.bare.tsc import host_tsc_khz
-from pykvm.bench.script import MARK, OPEN, LoadScript
-from pykvm.bench.workload import Shapes, parse_workloads
+from pykvm.bench.disk.script import MARK, OPEN, LoadScript
+from pykvm.bench.disk.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode, Image, SyncEngine
 from pykvm.devices.virtio_blk.core.operation import Operation
 from pykvm.machine import DiskConfig, Machine, MachineConfig

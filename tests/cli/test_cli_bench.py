@@ -14,7 +14,7 @@ import pytest
 from patience import patience
 from qemu_here import require_qemu, skip_where_qemu_runs_no_guest
 
-from pykvm.bench.tools.pykvm_tool import form
+from pykvm.bench.disk.tools.pykvm_tool import form
 from pykvm.cli.main import main
 
 SMALL = ["bench", "--size", "2M", "--requests", "200", "--runs", "1", "--depth", "4"]

@@ -3,7 +3,7 @@
 import struct
 from pathlib import Path
 
-from pykvm.bench.guest_ram import CODE_SIZE, Code
+from pykvm.bench.disk.guest_ram import CODE_SIZE, Code
 
 CODE = Code(0x108000, bytes(i * 37 % 251 for i in range(CODE_SIZE)))
 

@@ -1,8 +1,8 @@
 """Made-up measurements."""
 
-from pykvm.bench.report.compare import Row, rows
-from pykvm.bench.sample import Run, Sample
-from pykvm.bench.workload import Shapes, parse_workloads
+from pykvm.bench.disk.report.compare import Row, rows
+from pykvm.bench.disk.sample import Run, Sample
+from pykvm.bench.disk.workload import Shapes, parse_workloads
 
 WORKLOADS = parse_workloads(["randread", "seqwrite-128k"], Shapes([1, 8]))
 

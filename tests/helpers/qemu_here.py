@@ -6,8 +6,8 @@ import subprocess
 import pytest
 
 from pykvm.bare import build_bare_guest
-from pykvm.bench.tools.qemu import PROGRAM
-from pykvm.bench.tools.qemu_cpu import cpu_model
+from pykvm.bench.disk.tools.qemu import PROGRAM
+from pykvm.bench.disk.tools.qemu_cpu import cpu_model
 from pykvm.errors import HostError
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from pykvm.bench.report.table import align, number, whole
+from pykvm.bench.columns import align, number, whole
 from pykvm.devices.virtio_blk.observe.stats import classic_line
 from pykvm.svg.bars import Bar, Panel, bars_of
 

@@ -4,10 +4,10 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
+from pykvm.bench.columns import align, number, whole
 from pykvm.bench.fio.device import DeviceFigures, between, by_group
 from pykvm.bench.fio.figures import FioOutput, JobFigures
 from pykvm.bench.fio.in_guest import FioRun
-from pykvm.bench.report.table import align, number, whole
 from pykvm.devices.virtio_blk.observe.histogram import POWERS
 
 _MIB = 1 << 20

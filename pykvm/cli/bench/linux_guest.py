@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from pykvm.bench.disk import MIB, SIZE_MIN, size_of, temporary_disk
+from pykvm.bench.image import MIB, SIZE_MIN, size_of, temporary_disk
 from pykvm.cli.disk_keys import parse_disk
 from pykvm.cli.paths import parse_path
 from pykvm.cli.say import say

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.bench.script import LoadScript
-from pykvm.bench.tools.base import Job
-from pykvm.bench.tools.choice import tools_against, tools_of_modes
-from pykvm.bench.workload import DEFAULTS, DEPTHS, Shapes, Workload, parse_workloads
+from pykvm.bench.disk.script import LoadScript
+from pykvm.bench.disk.tools.base import Job
+from pykvm.bench.disk.tools.choice import tools_against, tools_of_modes
+from pykvm.bench.disk.workload import DEFAULTS, DEPTHS, Shapes, Workload, parse_workloads
 from pykvm.cli.bench.disk.options import (
     check_room,
     check_wait,
@@ -193,14 +193,14 @@ def test_each_cache_mode_has_the_tools_that_suit_it():
 def test_poll_max_ns_of_0_is_no_polling_and_none_is_qemus_default(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr("pykvm.bench.tools.qemu.qemu_program", lambda: "qemu")
+    monkeypatch.setattr("pykvm.bench.disk.tools.qemu.qemu_program", lambda: "qemu")
     (usual,) = tools_against("qemu,aio=threads", CacheMode.NONE)
     (never,) = tools_against("qemu,aio=threads,poll-max-ns=0", CacheMode.NONE)
     assert (usual.label, never.label) == ("aio=threads", "aio=threads,poll-max-ns=0")
 
 
 def test_machines_of_qemu_have_labels(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pykvm.bench.tools.qemu.qemu_program", lambda: "qemu")
+    monkeypatch.setattr("pykvm.bench.disk.tools.qemu.qemu_program", lambda: "qemu")
     (one,) = tools_against("qemu,aio=threads,machine=q35", CacheMode.NONE)
     assert one.label == "aio=threads,machine=q35"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pykvm.bench.compare.report import Sample, chart_of, text_of
 from pykvm.bench.compare.stream import BLOCK, DISK_BLOCKS, STREAMS
-from pykvm.bench.disk import MIB, settle, size_of
+from pykvm.bench.disk.tools.pykvm_tool import form
 from pykvm.bench.fio.in_guest import FioFailed, died
 from pykvm.bench.fio.report import EMULATED
-from pykvm.bench.tools.pykvm_tool import form
+from pykvm.bench.image import MIB, settle, size_of
 from pykvm.cli.bench.compare.options import BARE, parser, variants
 from pykvm.cli.bench.disk.options import parse_number
 from pykvm.cli.bench.linux_guest import (
@@ -154,7 +154,7 @@ def _bare_load(
 ) -> Load:
     # A comparison with Linux needs neither the bare-metal guest nor its compiler.
     from pykvm.bench.compare.replay import Replay
-    from pykvm.bench.session import guest_tsc_khz
+    from pykvm.bench.disk.session import guest_tsc_khz
 
     _refuse_settings(options)
     progress("building the load")

@@ -6,11 +6,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pykvm.bare.layout import MEMORY_NEEDED
-from pykvm.bench.disk import MIB, SIZE_MIN, check_on_disk, size_of, temporary_disk
-from pykvm.bench.session import Measurement
-from pykvm.bench.tools.base import Tool
-from pykvm.bench.tools.pykvm_tool import PykvmTool
-from pykvm.bench.workload import Workload
+from pykvm.bench.disk.session import Measurement
+from pykvm.bench.disk.tools.base import Tool
+from pykvm.bench.disk.tools.pykvm_tool import PykvmTool
+from pykvm.bench.disk.workload import Workload
+from pykvm.bench.image import MIB, SIZE_MIN, check_on_disk, size_of, temporary_disk
 from pykvm.cli.disk_keys import parse_disk
 from pykvm.cli.values import parse_size
 from pykvm.devices.virtio_blk import CacheMode

@@ -4,9 +4,8 @@ import argparse
 from collections.abc import Sequence
 
 from pykvm.bare import WaitMode
-from pykvm.bench.busy import BUSY_MAX
-from pykvm.bench.disk import MIB
-from pykvm.bench.workload import (
+from pykvm.bench.disk.busy import BUSY_MAX
+from pykvm.bench.disk.workload import (
     DEFAULTS,
     EXITS,
     QUEUES_MAX,
@@ -16,6 +15,7 @@ from pykvm.bench.workload import (
     Workload,
     parse_workloads,
 )
+from pykvm.bench.image import MIB
 from pykvm.cli.parser import Parser
 from pykvm.cli.paths import parse_path
 from pykvm.devices.virtio_blk import CacheMode

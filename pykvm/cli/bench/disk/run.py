@@ -10,13 +10,13 @@ from pathlib import Path
 
 from pykvm.bare import build_bare_guest
 from pykvm.bare.layout import CPUS_MAX
-from pykvm.bench.busy import BusyLoops, busy_loops
-from pykvm.bench.report.json_object import as_object
-from pykvm.bench.report.table import as_text, beside
-from pykvm.bench.session import Measurement, guest_tsc_khz, measure
-from pykvm.bench.tools.base import Job, Placement, Tool
-from pykvm.bench.tools.choice import tools_of_modes
-from pykvm.bench.tools.pykvm_tool import PykvmTool
+from pykvm.bench.disk.busy import BusyLoops, busy_loops
+from pykvm.bench.disk.report.json_object import as_object
+from pykvm.bench.disk.report.table import as_text, beside
+from pykvm.bench.disk.session import Measurement, guest_tsc_khz, measure
+from pykvm.bench.disk.tools.base import Job, Placement, Tool
+from pykvm.bench.disk.tools.choice import tools_of_modes
+from pykvm.bench.disk.tools.pykvm_tool import PykvmTool
 from pykvm.cli.bench.disk.disks import check_disk_options, check_tools, disk_of, disks_of
 from pykvm.cli.bench.disk.options import (
     WAITS,
@@ -99,7 +99,7 @@ def run_disk(arguments: Sequence[str]) -> int:
             loops = _begin(stack, busy)
             session = measure(parts, runs, loops, progress)
             if chart is not None:
-                from pykvm.bench.report.chart import chart_of
+                from pykvm.bench.disk.report.chart import chart_of
 
                 _write_chart(chart, options.chart, chart_of(session.rows(), ours.note(jobs[0])))
     except Stopped as stopped:
@@ -115,7 +115,7 @@ def _begin(stack: ExitStack, busy: int) -> BusyLoops:
 
 
 def _run_start(options: argparse.Namespace) -> int:
-    from pykvm.bench import start
+    from pykvm.bench.disk import start
 
     unknown = [tool for tool in options.against if tool != "qemu"]
     if unknown:

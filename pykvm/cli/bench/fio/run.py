@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from pykvm.bench.disk.tools.pykvm_tool import form
 from pykvm.bench.fio.figures import FioOutput, parse_output, progress_of
 from pykvm.bench.fio.in_guest import FioFailed, FioRun, died, prepare
 from pykvm.bench.fio.in_guest import run_fio as run_in_guest
 from pykvm.bench.fio.report import text_of
-from pykvm.bench.tools.pykvm_tool import form
 from pykvm.cli.bench.disk.options import parse_number
 from pykvm.cli.bench.fio.options import Jobs, jobs_of, parser
 from pykvm.cli.bench.linux_guest import (

@@ -7,13 +7,13 @@ from operator import add
 from pathlib import Path
 
 from pykvm.bare.layout import MEMORY_NEEDED
-from pykvm.bench.guest_ram import Code
-from pykvm.bench.report.compare import middle
-from pykvm.bench.sample import Run, Sample
-from pykvm.bench.script import LoadScript
-from pykvm.bench.tools.base import Job, Placement, Progress
-from pykvm.bench.tools.process import CpuTime
-from pykvm.bench.tools.watched_vm import Kind, Vm, watched
+from pykvm.bench.disk.guest_ram import Code
+from pykvm.bench.disk.report.compare import middle
+from pykvm.bench.disk.sample import Run, Sample
+from pykvm.bench.disk.script import LoadScript
+from pykvm.bench.disk.tools.base import Job, Placement, Progress
+from pykvm.bench.disk.tools.process import CpuTime
+from pykvm.bench.disk.tools.watched_vm import Kind, Vm, watched
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
 
 MEMORY_MIB = MEMORY_NEEDED >> 20

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from pykvm.bench.tools.child import last_words, running
-from pykvm.bench.tools.vm_runner import MEMORY_MIB
+from pykvm.bench.disk.tools.child import last_words, running
+from pykvm.bench.disk.tools.vm_runner import MEMORY_MIB
 from pykvm.errors import HostError
 
 CPU_MODELS: Final = ("host", "host,arch-capabilities=off", "max", "qemu64")

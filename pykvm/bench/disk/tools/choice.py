@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from pykvm.bench.tools.base import Tool
-from pykvm.bench.tools.fio import FioTool, fio_tools
-from pykvm.bench.tools.pykvm_tool import PykvmTool
-from pykvm.bench.tools.qemu import DIRECT_ONLY, QemuTool, qemu_tools
-from pykvm.bench.tools.qemu_cpu import DEFAULT_MACHINE, DEFAULT_MEMORY, MEMORIES
+from pykvm.bench.disk.tools.base import Tool
+from pykvm.bench.disk.tools.fio import FioTool, fio_tools
+from pykvm.bench.disk.tools.pykvm_tool import PykvmTool
+from pykvm.bench.disk.tools.qemu import DIRECT_ONLY, QemuTool, qemu_tools
+from pykvm.bench.disk.tools.qemu_cpu import DEFAULT_MACHINE, DEFAULT_MEMORY, MEMORIES
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
 from pykvm.suggest import did_you_mean

@@ -8,11 +8,11 @@ import pytest
 from bench_kernel import CODE, write_kernel
 
 from pykvm.bare.layout import MEMORY_NEEDED
-from pykvm.bench.tools.base import Job
-from pykvm.bench.tools.fio import FioTool, sample_of
-from pykvm.bench.tools.vm_runner import VmRunner
-from pykvm.bench.tools.watched_vm import Kind
-from pykvm.bench.workload import Shapes, parse_workloads
+from pykvm.bench.disk.tools.base import Job
+from pykvm.bench.disk.tools.fio import FioTool, sample_of
+from pykvm.bench.disk.tools.vm_runner import VmRunner
+from pykvm.bench.disk.tools.watched_vm import Kind
+from pykvm.bench.disk.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import PykvmError
 

@@ -7,10 +7,10 @@ import tempfile
 from shlex import join
 from typing import Any
 
-from pykvm.bench.sample import Run, Sample
-from pykvm.bench.tools.base import Job, Progress
-from pykvm.bench.tools.child import last_words, running
-from pykvm.bench.workload import Workload
+from pykvm.bench.disk.sample import Run, Sample
+from pykvm.bench.disk.tools.base import Job, Progress
+from pykvm.bench.disk.tools.child import last_words, running
+from pykvm.bench.disk.workload import Workload
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import PykvmError, UsageError
 

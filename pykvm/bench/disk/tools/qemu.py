@@ -4,17 +4,17 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from pykvm.bench.sample import Run
-from pykvm.bench.tools.base import Job, Progress
-from pykvm.bench.tools.qemu_cpu import (
+from pykvm.bench.disk.sample import Run
+from pykvm.bench.disk.tools.base import Job, Progress
+from pykvm.bench.disk.tools.qemu_cpu import (
     DEFAULT_MACHINE,
     DEFAULT_MEMORY,
     cpu_model,
     qemu_command,
     qemu_note,
 )
-from pykvm.bench.tools.vm_runner import VmRunner
-from pykvm.bench.tools.watched_vm import Kind
+from pykvm.bench.disk.tools.vm_runner import VmRunner
+from pykvm.bench.disk.tools.watched_vm import Kind
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
 

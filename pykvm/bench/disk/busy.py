@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-from pykvm.bench.tools.child import running
-from pykvm.bench.tools.process import cpu_seconds
+from pykvm.bench.disk.tools.child import running
+from pykvm.bench.disk.tools.process import cpu_seconds
 from pykvm.errors import PykvmError
 
 BUSY_MAX: Final = 64

@@ -9,12 +9,13 @@ from hypothesis import example as with_example
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.bench.report.chart import chart_of
-from pykvm.bench.report.compare import rows
-from pykvm.bench.report.table import align, cost_of, number, tables, whole
-from pykvm.bench.sample import Run
-from pykvm.bench.tools.process import Ram
-from pykvm.bench.workload import EXITS, Shapes, Workload, parse_workloads
+from pykvm.bench.columns import align, number, whole
+from pykvm.bench.disk.report.chart import chart_of
+from pykvm.bench.disk.report.compare import rows
+from pykvm.bench.disk.report.table import cost_of, tables
+from pykvm.bench.disk.sample import Run
+from pykvm.bench.disk.tools.process import Ram
+from pykvm.bench.disk.workload import EXITS, Shapes, Workload, parse_workloads
 from pykvm.svg.axes import linear_axis, log_axis, short
 
 SVG = "{http://www.w3.org/2000/svg}"

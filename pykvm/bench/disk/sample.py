@@ -5,8 +5,8 @@ from typing import Self
 
 from pykvm.bare.latency import Latencies
 from pykvm.bare.results import LoadResult
-from pykvm.bench.tools.process import Ram
-from pykvm.bench.workload import Workload
+from pykvm.bench.disk.tools.process import Ram
+from pykvm.bench.disk.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)

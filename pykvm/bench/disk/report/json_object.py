@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pykvm import __version__
-from pykvm.bench.report.compare import Figures, Row, middle
-from pykvm.bench.sample import Run
-from pykvm.bench.session import Measurement, Session
-from pykvm.bench.tools.base import Tool
-from pykvm.bench.tools.pykvm_tool import form
+from pykvm.bench.disk.report.compare import Figures, Row, middle
+from pykvm.bench.disk.sample import Run
+from pykvm.bench.disk.session import Measurement, Session
+from pykvm.bench.disk.tools.base import Tool
+from pykvm.bench.disk.tools.pykvm_tool import form
 from pykvm.names import names_fields
 
 SHAPE = ("block", "depth", "segments", "queues", "vms")

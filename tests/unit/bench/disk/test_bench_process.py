@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.bench.noise import Noise, Usage, noise_between, parse_stat
-from pykvm.bench.tools.process import ProcessView
+from pykvm.bench.disk.noise import Noise, Usage, noise_between, parse_stat
+from pykvm.bench.disk.tools.process import ProcessView
 from pykvm.host.threads import show_thread_name
 
 BURN = "import time\nwhile time.process_time() < 0.1: pass"

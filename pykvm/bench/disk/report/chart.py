@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from html import escape
 
-from pykvm.bench.report.compare import Figures, Row
+from pykvm.bench.disk.report.compare import Figures, Row
 from pykvm.errors import shown
 from pykvm.svg.axes import linear_axis, log_axis, short
 from pykvm.svg.drawing import head, legend

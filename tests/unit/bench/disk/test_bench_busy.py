@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from patience import patience
 
-from pykvm.bench.busy import busy_loops
+from pykvm.bench.disk.busy import busy_loops
 from pykvm.errors import PykvmError
 
 OWNER = """
 import time
-from pykvm.bench.busy import busy_loops
+from pykvm.bench.disk.busy import busy_loops
 with busy_loops(2):
     print(open("/proc/thread-self/children").read(), flush=True)
     time.sleep(600)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from bench_kernel import CODE, write_kernel
 
-from pykvm.bench import guest_ram
-from pykvm.bench.guest_ram import ALIGNMENT, Code, GuestRam, candidates
-from pykvm.bench.tools.process import Memory, ProcessView, Ram, parse_smaps
+from pykvm.bench.disk import guest_ram
+from pykvm.bench.disk.guest_ram import ALIGNMENT, Code, GuestRam, candidates
+from pykvm.bench.disk.tools.process import Memory, ProcessView, Ram, parse_smaps
 from pykvm.errors import HostError, PykvmError
 from pykvm.memory.guest import address_of
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.bench.tools import base, qemu
-from pykvm.bench.tools.base import Job, Placement
-from pykvm.bench.tools.fio import FioTool
-from pykvm.bench.tools.process import ProcessView
-from pykvm.bench.tools.pykvm_tool import PykvmTool
-from pykvm.bench.tools.qemu import QemuTool
-from pykvm.bench.workload import Shapes, parse_workloads
+from pykvm.bench.disk.tools import base, qemu
+from pykvm.bench.disk.tools.base import Job, Placement
+from pykvm.bench.disk.tools.fio import FioTool
+from pykvm.bench.disk.tools.process import ProcessView
+from pykvm.bench.disk.tools.pykvm_tool import PykvmTool
+from pykvm.bench.disk.tools.qemu import QemuTool
+from pykvm.bench.disk.workload import Shapes, parse_workloads
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
 from pykvm.host.threads import usable_cpus

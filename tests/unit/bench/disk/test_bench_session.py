@@ -8,16 +8,16 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pykvm.bench.busy import BusyLoops
-from pykvm.bench.disk import check_on_disk, settle
-from pykvm.bench.noise import Noise
-from pykvm.bench.report.chart import chart_of
-from pykvm.bench.report.json_object import as_object
-from pykvm.bench.report.table import as_text
-from pykvm.bench.sample import Run, Sample
-from pykvm.bench.session import Measurement, Session, measure
-from pykvm.bench.tools.base import Job, Progress
-from pykvm.bench.workload import Shapes, parse_workloads
+from pykvm.bench.disk.busy import BusyLoops
+from pykvm.bench.disk.noise import Noise
+from pykvm.bench.disk.report.chart import chart_of
+from pykvm.bench.disk.report.json_object import as_object
+from pykvm.bench.disk.report.table import as_text
+from pykvm.bench.disk.sample import Run, Sample
+from pykvm.bench.disk.session import Measurement, Session, measure
+from pykvm.bench.disk.tools.base import Job, Progress
+from pykvm.bench.disk.workload import Shapes, parse_workloads
+from pykvm.bench.image import check_on_disk, settle
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import PykvmError, UsageError
 
@@ -174,7 +174,7 @@ def test_the_page_cache_is_filled_or_dropped(
 ):
     calls: list[object] = []
     monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: calls.append(arguments[1:]))
-    monkeypatch.setattr("pykvm.bench.disk._read_all", calls.append)
+    monkeypatch.setattr("pykvm.bench.image._read_all", calls.append)
     settle(disk, disk.stat().st_size, cache)
     assert calls == ([(0, 0, os.POSIX_FADV_DONTNEED)] if cache.direct else [disk])
     calls.clear()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.bench.tools.qemu_cpu import CPU_MODELS, cpu_model, qemu_command, qemu_note
+from pykvm.bench.disk.tools.qemu_cpu import CPU_MODELS, cpu_model, qemu_command, qemu_note
 from pykvm.errors import HostError
 
 KERNEL = Path("kernel")

@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 from pykvm import __version__
-from pykvm.bench.sample import Run
-from pykvm.bench.tools.base import Job, Progress
-from pykvm.bench.tools.vm_runner import MEMORY_MIB, VmRunner
-from pykvm.bench.tools.watched_vm import Kind
+from pykvm.bench.disk.sample import Run
+from pykvm.bench.disk.tools.base import Job, Progress
+from pykvm.bench.disk.tools.vm_runner import MEMORY_MIB, VmRunner
+from pykvm.bench.disk.tools.watched_vm import Kind
 from pykvm.host.threads import cpu_list
 from pykvm.virtio import split
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from pykvm.bench.report.compare import Row, middle
-from pykvm.bench.session import Measurement, Session
-from pykvm.bench.tools.process import Ram
+from pykvm.bench.columns import align, number, whole
+from pykvm.bench.disk.report.compare import Row, middle
+from pykvm.bench.disk.session import Measurement, Session
+from pykvm.bench.disk.tools.process import Ram
 
 _LOAD = ("workload", "depth")
 
@@ -131,28 +132,3 @@ def cost_of(
         parts.append(f"{memory / (1 << 20):.1f} MiB beyond guest RAM")
     parts += [words for words in (str(ram or ""), note) if words]
     return f"{name}: {', '.join(parts)}" if parts else ""
-
-
-def align(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Columns under ``head``, aligned right; the first, and each that begins with a space, left."""
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    left = [i == 0 or name.startswith(" ") for i, name in enumerate(head)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if to_left else cell.rjust(width)
-            for cell, width, to_left in zip(line, widths, left, strict=True)
-        ).rstrip()
-        for line in [head, *lines]
-    )
-
-
-def whole(value: float) -> str:
-    """``value`` without a fraction, with a space between thousands."""
-    return f"{value:,.0f}".replace(",", " ")
-
-
-def number(value: float | None) -> str:
-    """``value`` with about three digits; a dash for None."""
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else whole(value)

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from pykvm.bare import WaitMode
 from pykvm.bare.layout import CPUS_MAX
-from pykvm.bench.sample import Run
-from pykvm.bench.workload import Workload
+from pykvm.bench.disk.sample import Run
+from pykvm.bench.disk.workload import Workload
 from pykvm.devices.virtio_blk import CacheMode
 from pykvm.errors import UsageError
 from pykvm.host.threads import cpu_list, usable_cpus

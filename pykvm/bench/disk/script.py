@@ -9,7 +9,7 @@ from pykvm.bare import BlockDriver, Results, Script, ScriptError, Step, WaitMode
 from pykvm.bare.block import DEFAULT_FEATURES
 from pykvm.bare.results import LoadResult
 from pykvm.bare.script import load_memory
-from pykvm.bench.workload import BLOCK, EXITS, Workload
+from pykvm.bench.disk.workload import BLOCK, EXITS, Workload
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SIZE,
     VIRTIO_BLK_T_IN,

@@ -11,11 +11,11 @@ from shlex import join
 from statistics import median
 from typing import Final
 
-from pykvm.bench.report.table import align
-from pykvm.bench.tools.child import last_words, running
-from pykvm.bench.tools.pykvm_tool import boot_command, form
-from pykvm.bench.tools.qemu import qemu_program
-from pykvm.bench.tools.qemu_cpu import (
+from pykvm.bench.columns import align
+from pykvm.bench.disk.tools.child import last_words, running
+from pykvm.bench.disk.tools.pykvm_tool import boot_command, form
+from pykvm.bench.disk.tools.qemu import qemu_program
+from pykvm.bench.disk.tools.qemu_cpu import (
     MODE,
     PATIENCE_SECONDS,
     WORDS,

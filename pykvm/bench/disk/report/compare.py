@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from statistics import median
 
-from pykvm.bench.sample import Run, Sample
-from pykvm.bench.workload import Workload
+from pykvm.bench.disk.sample import Run, Sample
+from pykvm.bench.disk.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,11 @@ from typing import IO
 
 from pykvm.bare.layout import MEMORY_NEEDED
 from pykvm.bare.results import LoadResult
-from pykvm.bench.guest_ram import Code, GuestRam
-from pykvm.bench.script import MARK, OPEN, LoadScript
-from pykvm.bench.tools.base import Placement
-from pykvm.bench.tools.child import last_words, running
-from pykvm.bench.tools.process import CpuTime, Memory, ProcessView
+from pykvm.bench.disk.guest_ram import Code, GuestRam
+from pykvm.bench.disk.script import MARK, OPEN, LoadScript
+from pykvm.bench.disk.tools.base import Placement
+from pykvm.bench.disk.tools.child import last_words, running
+from pykvm.bench.disk.tools.process import CpuTime, Memory, ProcessView
 from pykvm.errors import PykvmError
 
 ENDED = "it ended before the load"

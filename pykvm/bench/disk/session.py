@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from pykvm.bench.busy import BusyLoops
-from pykvm.bench.disk import settle
-from pykvm.bench.noise import Noise, NoiseMeter
-from pykvm.bench.report.compare import Row, rows
-from pykvm.bench.sample import Run
-from pykvm.bench.tools.base import Job, Tool
+from pykvm.bench.disk.busy import BusyLoops
+from pykvm.bench.disk.noise import Noise, NoiseMeter
+from pykvm.bench.disk.report.compare import Row, rows
+from pykvm.bench.disk.sample import Run
+from pykvm.bench.disk.tools.base import Job, Tool
+from pykvm.bench.image import settle
 from pykvm.kvm.system import Kvm
 
 Report = Callable[[str], None]
