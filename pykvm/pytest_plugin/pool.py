@@ -1,15 +1,22 @@
 """Snapshots of prepared guests, one for each spec, from which the guests of tests begin."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 from pykvm.errors import UsageError
 from pykvm.guest.boot import boot
-from pykvm.guest.errors import GuestDied
+from pykvm.guest.errors import GuestDied, last_lines
 from pykvm.guest.guest import Guest
 from pykvm.guest.snapshot import Snapshot
+from pykvm.guest.start import configuration
+from pykvm.machine.machine import Machine
+from pykvm.machine.outcome import OutcomeKind
 from pykvm.pytest_plugin.places import Places
 from pykvm.pytest_plugin.spec import Spec
+from pykvm.templates.start import has_template, template
+from pykvm.templates.store import TemplateError
+
+_OF_THE_MACHINE = ("disks", "memory", "cpus", "initrd", "append")
 
 
 class _Made(NamedTuple):
@@ -47,9 +54,11 @@ class Pool:
                 "a kernel alone has no agent, so no snapshot can be taken when it has booted",
                 "use the fixture pykvm_machine, or name a guest, too",
             )
-        with self._places.take(spec.memory), boot(**spec.options) as guest:
-            prepare(guest, spec)
-            return guest.snapshot()
+        with self._places.take(spec.memory):
+            _make_template(spec)
+            with boot(**spec.options) as guest:
+                prepare(guest, spec)
+                return guest.snapshot()
 
     def close(self) -> None:
         """Free them."""
@@ -58,6 +67,26 @@ class Pool:
                 if isinstance(snapshot, Snapshot):
                     stack.callback(snapshot.close)
         self._made.clear()
+
+
+def _make_template(spec: Spec) -> None:
+    """Boot the guest of ``spec`` for its template, unless there is one.
+
+    GuestDied if its kernel panics: a second boot would panic as well. For any other reason
+    :func:`boot` does without a template, and tells why.
+    """
+    options = dict(spec.options)
+    chosen = {name: options[name] for name in _OF_THE_MACHINE if name in options}
+    config = configuration(options.get("guest"), options.get("kernel"), chosen)
+    booted: list[Machine] = []
+    with suppress(TemplateError):
+        if not options.get("cold") and has_template(config):
+            template(config, timeout=options.get("timeout"), watch=booted.append)
+    for machine in booted:
+        outcome = machine.outcome
+        if outcome is not None and outcome.kind is OutcomeKind.PANIC:
+            console = last_lines(machine.console_output.decode("utf-8", "replace"))
+            raise GuestDied(outcome, console, "its boot")
 
 
 def prepare(guest: Guest, spec: Spec) -> None:

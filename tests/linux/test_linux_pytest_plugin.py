@@ -183,6 +183,10 @@ import pytest
 def test_a_kernel_without_a_root(pykvm_machine):
     pykvm_machine.console.wait_for("login:")
 
+@pytest.mark.pykvm(append="rdinit=/nothing")
+def test_a_kernel_without_a_program(pykvm_guest):
+    pass
+
 @pytest.mark.parametrize("number", range(4))
 def test_one_guest_at_a_time(pykvm_guest, number):
     with open("order", "a") as file:
@@ -201,8 +205,12 @@ def test_workers_share_a_boot_and_the_memory_of_the_host(run, pytester: pytest.P
         conftest=WORKERS_CONFTEST,
         test_it=WORKERS.replace("KERNEL", repr(str(own_kernel()))),
     )
-    result.assert_outcomes(passed=2, failed=3)
-    assert pytester.path.joinpath("boots").read_text() == "boot\n"
+    result.assert_outcomes(passed=2, failed=3, errors=1)
+    # One of the guest for all workers, and one of the guest whose kernel panics.
+    assert pytester.path.joinpath("boots").read_text() == "boot\n" * 2
+    panic = lines(result, "ERROR at setup of test_a_kernel_without_a_program")
+    start = "Kernel panic - not syncing: No working init found."
+    assert len(re.findall(f"^{start}", panic, re.MULTILINE)) == 2  # the sentence, and the console
     assert pytester.path.joinpath("order").read_text() == "begin\nend\n" * 4
 
     kept = {path: list(path.iterdir()) for path in pytester.path.joinpath("kept").iterdir()}
