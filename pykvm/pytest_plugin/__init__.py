@@ -15,6 +15,7 @@ module               contents
 ``kernel_reports``   the kernel's own reports in a console's text (pure)
 ``report``           a guest in the report of a test that failed
 ``artefacts``        the files that a test leaves
+``crash``            recordings of a disk, and checks of power cuts
 ===================  ==========================================================
 """
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pykvm.guest.guest import Guest
     from pykvm.guest.snapshot import Snapshot
     from pykvm.machine.disks import Disk
+    from pykvm.pytest_plugin.crash import CrashTest
     from pykvm.pytest_plugin.session import Module, Session, Test
 
 SESSION: "pytest.StashKey[Session]" = pytest.StashKey()
@@ -158,3 +160,13 @@ def pykvm_disk(request: pytest.FixtureRequest) -> "Disk":
 def pykvm_factory(_pykvm_test: "Test") -> "Callable[..., Guest]":
     """A function that makes guests for this test; its keywords change the test's own spec."""
     return _pykvm_test.make
+
+
+@pytest.fixture
+def pykvm_crash(request: pytest.FixtureRequest, tmp_path: Path) -> "CrashTest":
+    """Records a workload of the test's guest, and checks the contents after power cuts."""
+    from pykvm.pytest_plugin.crash import CrashTest
+    from pykvm.pytest_plugin.session import told
+
+    with told("fail"):
+        return CrashTest(lambda: request.getfixturevalue("pykvm_guest"), tmp_path, request.config)

@@ -43,6 +43,18 @@ OPTIONS: "tuple[tuple[str, dict[str, Any]], ...]" = (
             "shell in it",
         },
     ),
+    (
+        "--pykvm-crash-states",
+        {"metavar": "N", "help": "check up to N states after power cuts (default: 1000)"},
+    ),
+    (
+        "--pykvm-crash-replay",
+        {
+            "metavar": "DIR,ID",
+            "help": "instead of recording and exploring, check the state ID of the recording DIR, "
+            "as a report names them",
+        },
+    ),
 )
 
 INI: "tuple[tuple[str, Any, str, str], ...]" = (

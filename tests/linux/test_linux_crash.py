@@ -1,13 +1,17 @@
 """Power cuts of a disk that Linux uses: they break a filesystem only if it has no barriers."""
 
+import re
+
 import pytest
 from patience import linux_patience
+from plugin_here import PLUGIN
 
 import pykvm
 from pykvm.crash import InGuest, Recorded, describe, ext4
 from pykvm.devices.virtio_blk.observe.write_log import WriteKind
 
 pytestmark = [pytest.mark.kvm, pytest.mark.linux]
+pytest_plugins = ["pytester"]
 
 MAKE = "mke2fs -q -t ext4 -b 1024 /dev/vda && mount -t ext4 -o {} /dev/vda /mnt && echo 1 > /mnt/a"
 WORK = "mkdir /mnt/A && mv /mnt/a /mnt/A/b && rm /mnt/A/b && sync"
@@ -71,3 +75,32 @@ def test_a_guest_that_is_put_back_spoils_a_recording():
         guest.reset()
         with pytest.raises(pykvm.UsageError, match="put back"):
             _ = recording.log
+
+
+PLUGIN_TEST = f"""
+import pytest
+
+@pytest.mark.pykvm(disk="8M")
+def test_it(pykvm_crash):
+    recorded = pykvm_crash.record({MAKE.format("barrier=0")!r} + " && sync", {WORK!r})
+    pykvm_crash.check(recorded)
+"""
+
+
+def test_the_plugin_reports_the_smallest_state_and_checks_it_again(pytester):
+    pytester.makepyfile(test_it=PLUGIN_TEST)
+
+    def run(*options: str) -> str:
+        options = (*PLUGIN, "-p", "no:cacheprovider", "--basetemp", "kept", *options)
+        result = pytester.runpytest_subprocess(*options, timeout=linux_patience())
+        result.assert_outcomes(failed=1)
+        return result.stdout.str()
+
+    output = run("--pykvm-crash-states", "200")
+    assert "power cuts break it: 200 states checked" in output
+    folder, name = re.search(r"--pykvm-crash-replay (\S+),(\S+)", output).groups()
+    (pytester.path / "kept").rename(pytester.path / "moved")
+    option = f"--pykvm-crash-replay={folder.replace('/kept/', '/moved/')},{name}"
+    again = run(option)
+    assert re.search(r"^the power is cut after .*$", again, re.M)[0] in output
+    assert "e2fsck" in again

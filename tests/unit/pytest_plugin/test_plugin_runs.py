@@ -91,3 +91,24 @@ def test_a_kernel_alone_has_no_snapshot(run) -> None:
     result = run(test_it=BOOT.replace("pykvm_machine", "pykvm_guest"))
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["a kernel alone has no agent, *; use the fixture pykvm_machine*"])
+
+
+CRASH = """
+def test_power_cuts(pykvm_crash):
+    pykvm_crash.record(None, "true")
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("--pykvm-crash-states=0", "--pykvm-crash-states cannot be '0'"),
+        ("--pykvm-crash-states=x", "--pykvm-crash-states cannot be 'x'"),
+        ("--pykvm-crash-replay=x", "--pykvm-crash-replay cannot be 'x'"),
+        ("--pykvm-crash-replay=x,y", "the log x/log cannot be read"),
+    ],
+)
+def test_a_mistake_in_an_option_for_power_cuts_is_a_sentence(run, option, reason) -> None:
+    result = run(option, test_it=CRASH)
+    assert reason in result.stdout.str()
+    assert result.ret == 1
