@@ -13,6 +13,8 @@ def describe(state: State) -> list[str]:
     for number, piece in enumerate(frontier.pieces):
         if not state.kept >> number & 1:
             lost.setdefault(piece.entry, []).extend(piece.sectors)
+    if not lost:
+        lines.append("all writes before it survive")
     for number, sectors in lost.items():
         entry = entries[number]
         fate = "is lost" if len(sectors) == entry.sectors else "is torn, and loses"

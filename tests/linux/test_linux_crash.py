@@ -15,15 +15,15 @@ pytest_plugins = ["pytester"]
 
 MAKE = "mke2fs -q -t ext4 -b 1024 /dev/vda && mount -t ext4 -o {} /dev/vda /mnt && echo 1 > /mnt/a"
 WORK = "mkdir /mnt/A && mv /mnt/a /mnt/A/b && rm /mnt/A/b && sync"
-STATES = 300
+STATES = 200
 
 
-def recorded(folder, options: str) -> Recorded:
+def recorded(folder, options: str, setup: str = "true", work: str = WORK) -> Recorded:
     with pykvm.boot(disks=["8M"], timeout=linux_patience()) as guest:
-        guest.run(f"{MAKE.format(options)} && sync")
+        guest.run(f"{MAKE.format(options)} && {setup} && sync")
         with guest.disks[0].record() as recording:
             recording.mark("begin")
-            guest.run(WORK)
+            guest.run(work)
             recording.mark("synced")
             recording.save(folder)
     return Recorded(folder)
@@ -62,6 +62,43 @@ def test_no_power_cut_breaks_a_filesystem_with_barriers(tmp_path):
         dies = InGuest(snapshot, "echo c > /proc/sysrq-trigger")
         (failure, *_) = found.explore([dies], most=1).failures
         assert "in the guest: " in failure.reason
+
+
+def the_numbers_are_there(survivor) -> None:
+    if survivor.exists("/n"):
+        return
+    if not survivor.exists("/n.gz") or len(survivor.read("/n.gz")) < 20:
+        raise AssertionError("the numbers are gone")
+
+
+def old_or_new(survivor) -> None:
+    content = survivor.read("/f") if survivor.exists("/f") else None
+    if content not in (b"old\n", b"new\n"):
+        raise AssertionError(f"/f has {content!r}")
+
+
+SYNC_ANOTHER = "echo > /mnt/other && sync -d /mnt/other"
+GZIP = ("barrier=1", "seq 1 300 > /mnt/n")
+KEPT = "gzip -k /mnt/n && sync -d /mnt/n.gz && rm /mnt/n"
+RENAME = ("echo old > /mnt/f", f"echo new > /mnt/t && mv /mnt/t /mnt/f && {SYNC_ANOTHER}")
+
+
+@pytest.mark.parametrize(
+    ("options", "setup", "work", "check", "loses"),
+    [
+        (*GZIP, f"gzip /mnt/n && {SYNC_ANOTHER}", the_numbers_are_there, True),
+        (*GZIP, f"{KEPT} && {SYNC_ANOTHER}", the_numbers_are_there, False),
+        ("noauto_da_alloc", *RENAME, old_or_new, True),
+        ("auto_da_alloc", *RENAME, old_or_new, False),
+    ],
+    ids=["gzip", "gzip that syncs first", "rename", "rename with ext4's own care"],
+)
+def test_a_program_that_does_not_sync_loses_data(tmp_path, options, setup, work, check, loses):
+    found = recorded(tmp_path / "r", options, setup, work)
+    report = found.explore([ext4, check], most=STATES)
+    assert bool(report.failures) == loses, str(report)
+    # The filesystem itself is whole.
+    assert not any(failure.reason.startswith("e2fsck") for failure in report.failures)
 
 
 def test_a_guest_that_is_put_back_spoils_a_recording():
