@@ -7,7 +7,8 @@
  *
  * Ending a process costs the kernel even more. So a shell tells its status in a page of memory when
  * nothing is left to do but that, and closes its output, which the agent notices. It ends when the
- * agent has told the host, and changes what stands in the page.
+ * agent has told the host, and changes what stands in the page; or after 50 ms, because the agent
+ * notices no more than the end if a background process has the output open.
  *
  * A new one costs time that commands want, also those of other guests. So it is started when no
  * command runs, and none has started or ended for a while, which is longer if the next command finds

@@ -9,8 +9,9 @@ _FUNCTIONS = r"""
  * a NUL at its end. All that does not depend on the line is done before it comes.
  *
  * Descriptor 4 is a page that the agent sees. This shell puts its status there when it has nothing
- * left to do and holds nothing any more. It ends only when the agent has changed that, because the
- * kernel takes long to end a process. */
+ * left to do and holds nothing any more. The kernel takes long to end a process, so it ends when
+ * the agent has changed that; or soon, because the end alone tells an agent of the status if a
+ * process in the background keeps the pipes open. */
 static volatile uint32_t *told;
 
 static char *awaited_line(void)
@@ -45,6 +46,7 @@ static char *awaited_line(void)
 static void tell_status(int status)
 {
 	enum { FUTEX_WAIT = 0 };
+	static const struct timespec soon = { 0, 50 * 1000 * 1000 };
 
 	if (!told || !rootshell || chdir("/") < 0)
 		return;
@@ -53,7 +55,7 @@ static void tell_status(int status)
 	status = 0x100 | (status & 0xff);
 	*told = status;
 	syscall(SYS_close_range, 0, 2, 0);
-	syscall(SYS_futex, told, FUTEX_WAIT, status, NULL);
+	syscall(SYS_futex, told, FUTEX_WAIT, status, &soon);
 }
 
 """[1:]
