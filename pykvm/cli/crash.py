@@ -17,7 +17,6 @@ from pykvm.cli.paths import parse_path
 from pykvm.cli.say import emit
 from pykvm.cli.values import parse_seconds, parse_whole
 from pykvm.crash.checks import Check, Survivor, ext4
-from pykvm.crash.description import describe
 from pykvm.crash.model import Model, Rules, Tear
 from pykvm.crash.recorded import Recorded, Report
 from pykvm.crash.states import Cuts
@@ -208,7 +207,7 @@ def _json(report: Report) -> str:
 
 def _replay(options: argparse.Namespace) -> int:
     recorded = Recorded(options.folder)
-    lines = describe(recorded.state(options.id))
+    lines = recorded.describe(options.id)
     problem = recorded.problem(options.id, _checks(options))
     if options.image is not None:
         recorded.write_image(options.id, options.image)
@@ -220,7 +219,7 @@ def _minimise(options: argparse.Namespace) -> int:
     checks = _checks(options)
     recorded = Recorded(options.folder)
     state = recorded.minimise(options.id, checks)
-    lines = [state.id, *describe(state), shown(recorded.problem(state.id, checks))]
+    lines = [state.id, *recorded.describe(state.id), shown(recorded.problem(state.id, checks))]
     emit("\n".join(lines) + "\n")
     return FAILED
 

@@ -41,6 +41,11 @@ class Checker:
         """See :data:`pykvm.crash.model.Base`."""
         return self._copy.base(sector)
 
+    @property
+    def path(self) -> str:
+        """The image, as the last check left it."""
+        return self._copy.path
+
     def state(self, cut: int, kept: int) -> State:
         """The state with the pieces ``kept`` at ``cut``."""
         if self._frontier is None or self._frontier.cut != cut:

@@ -19,7 +19,8 @@ class Survivor:
     """The disk after a power cut, as a check sees it.
 
     ``path`` is the image. A check may write to it. ``marks`` are the labels of the marks before
-    the cut, in their order: the workload had reached them.
+    the cut, in their order: the workload had reached them. The methods read the ext4 filesystem on
+    the disk. Let :func:`ext4` come before, because it replays the journal.
     """
 
     def __init__(self, path: str, marks: list[str]) -> None:
@@ -68,6 +69,12 @@ def ext4(survivor: Survivor) -> None:
     assert repaired.returncode < _UNCORRECTED, f"e2fsck -p: {_words(repaired, survivor)}"
     examined = _run([tool, "-fn", survivor.path])
     assert examined.returncode == 0, f"e2fsck -fn: {_words(examined, survivor)}"
+
+
+def debugfs(path: str, command: str) -> str:
+    """The output of a command of debugfs about the image at ``path``."""
+    done = _run([_tool("debugfs"), "-R", command, path])
+    return done.stdout.decode("utf-8", "surrogateescape")
 
 
 def _run(command: list[str]) -> "subprocess.CompletedProcess[bytes]":

@@ -1,25 +1,39 @@
 """A state in words: the cut, and the lost parts of writes. Pure."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from pykvm.crash.states import State
 from pykvm.devices.virtio_blk.observe.write_log import NEVER, Entry, WriteKind
 
 
-def describe(state: State) -> list[str]:
-    """Lines about ``state``: the cut first, then each write that is lost or torn."""
+def lost_sectors(state: State) -> dict[int, list[int]]:
+    """The sectors of each entry of the log that are lost."""
+    lost: dict[int, list[int]] = {}
+    for number, piece in enumerate(state.frontier.pieces):
+        if not state.kept >> number & 1:
+            lost.setdefault(piece.entry, []).extend(piece.sectors)
+    return lost
+
+
+def describe(state: State, roles: Mapping[int, str] = MappingProxyType({})) -> list[str]:
+    """Lines about ``state``: the cut first, then each write that is lost or torn.
+
+    ``roles`` are the roles of sectors in the filesystem.
+    """
     frontier = state.frontier
     entries = frontier.log.entries
     lines = [_cut(state)]
-    lost: dict[int, list[int]] = {}
-    for number, piece in enumerate(frontier.pieces):
-        if not state.kept >> number & 1:
-            lost.setdefault(piece.entry, []).extend(piece.sectors)
+    lost = lost_sectors(state)
     if not lost:
         lines.append("all writes before it survive")
     for number, sectors in lost.items():
         entry = entries[number]
         fate = "is lost" if len(sectors) == entry.sectors else "is torn, and loses"
         where = "" if len(sectors) == entry.sectors else f" {_runs(sectors)}"
-        lines.append(f"{_request(number, entry)} {fate}{where}")
+        names = list(dict.fromkeys(roles[sector] for sector in sectors if sector in roles))
+        about = f": {', '.join(names)}" if names else ""
+        lines.append(f"{_request(number, entry)} {fate}{where}{about}")
     return lines
 
 

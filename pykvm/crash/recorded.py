@@ -10,9 +10,11 @@ from pathlib import Path
 
 from pykvm.crash.checker import Batch, Checker, Failure, failures_in
 from pykvm.crash.checks import Check, ext4
+from pykvm.crash.description import describe, lost_sectors
 from pykvm.crash.dm_log import exported
+from pykvm.crash.ext4_roles import roles
 from pykvm.crash.minimise import minimise
-from pykvm.crash.model import Rules
+from pykvm.crash.model import Frontier, Rules
 from pykvm.crash.states import Coverage, Cuts, State, cuts, states
 from pykvm.devices.virtio_blk import log_file
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
@@ -148,6 +150,23 @@ class Recorded:
         """The state with the id ``name``. UsageError."""
         with Checker(self.folder, DEFAULT_RULES) as checker:
             return checker.named(name)
+
+    def describe(self, name: str) -> list[str]:
+        """Lines about the state with the id ``name``: see :func:`pykvm.crash.describe`.
+
+        They name the roles of the lost sectors if the disk has an ext4 filesystem. UsageError.
+        """
+        with Checker(self.folder, DEFAULT_RULES) as checker:
+            state = checker.named(name)
+            lost = {
+                sector: self.log.entries[entry].content(sector)
+                for entry, sectors in lost_sectors(state).items()
+                for sector in sectors
+            }
+            everything = Frontier(self.log, self.log.events, DEFAULT_RULES)
+            whole = State(everything, (1 << len(everything.pieces)) - 1)
+            checker.problem(whole, (ext4,))  # replays the journal
+            return describe(state, roles(checker.path, lost))
 
     def problem(self, name: str, checks: Sequence[Check] = (ext4,)) -> str:
         """The words of the check that fails for the state with the id ``name``; "" if none does."""

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from pykvm.crash import Check, Cuts, Model, Recorded, Report, Rules, Tear, describe, ext4
+from pykvm.crash import Check, Cuts, Model, Recorded, Report, Rules, Tear, ext4
 from pykvm.errors import UsageError, shown
 from pykvm.guest.guest import Guest
 from pykvm.guest.result import Command
@@ -103,7 +103,7 @@ class CrashTest:
 
 def _story(recorded: Recorded, name: str, problem: str) -> str:
     lines = [
-        *describe(recorded.state(name)),
+        *recorded.describe(name),
         shown(problem, keep="\n", most=_WORDS),
         f"this state again: --pykvm-crash-replay {shown(str(recorded.folder))},{name}",
     ]
