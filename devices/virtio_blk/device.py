@@ -178,7 +178,7 @@ class VirtioBlk(DiskControls):
         """See VirtioDevice. The threads stay."""
         self._threads.pause()
         if self._threads.recorder is not None:
-            self._threads.recorder.spoil()
+            self._threads.recorder.spoil("the guest was put back meanwhile")
         services = self._threads.services
         if self._trace is not None:
             self._trace.reset()
@@ -254,6 +254,8 @@ class VirtioBlk(DiskControls):
             self._hooks.on_shortage(lack)
 
     def _capacity_changed(self) -> None:
+        if self._threads.recorder is not None:
+            self._threads.recorder.spoil("the disk was resized meanwhile")
         capacity = self.image.capacity
         with self._lock:
             if self._parser is not None:

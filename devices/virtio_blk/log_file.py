@@ -12,6 +12,8 @@ from pykvm.devices.virtio_blk.observe.write_log import Entry, WriteKind, WriteLo
 from pykvm.errors import UsageError, reason_of
 
 FORMAT: Final = "pykvm-writes-1"
+MOST_SECTORS: Final = 1 << 24
+"""Sectors that all requests of a log change together: 8 GiB. Each takes memory when it is used."""
 _NUMBERS: Final = ("began", "ended", "sent", "queue", "sector", "sectors")
 _MOST: Final = 1 << 63
 
@@ -60,6 +62,8 @@ def _parsed(head: bytes, data: bytes) -> WriteLog:
         entries.append(entry)
     if at != len(data):
         raise ValueError("its data has a different size")
+    if sum(entry.sectors for entry in entries) > MOST_SECTORS:
+        raise ValueError(f"it changes more than {MOST_SECTORS} sectors")
     return WriteLog(sectors, entries)
 
 

@@ -10,7 +10,7 @@ from pykvm.devices.virtio_blk.device import VirtioBlk
 from pykvm.devices.virtio_blk.observe.write_log import WriteLog
 from pykvm.devices.virtio_blk.serving.recorder import Recorder
 from pykvm.errors import HostError, UsageError, reason_of
-from pykvm.forms import text
+from pykvm.forms import refused, text
 from pykvm.host.write import write_all
 
 _PIECE = 1 << 20
@@ -21,6 +21,7 @@ class Recording:
 
     The content of the disk at the beginning is kept in the host's memory, without its zeros. The
     recording takes it for stable: have the guest sync before. :meth:`Disk.write` is not recorded.
+    There is no log if the guest writes more than 1 GiB, is put back, or if the disk is resized.
     """
 
     def __init__(self, device: VirtioBlk) -> None:
@@ -49,14 +50,16 @@ class Recording:
 
     @property
     def log(self) -> WriteLog:
-        """The log until now, or until the end. UsageError if the guest was put back meanwhile."""
+        """The log until now, or until the end. UsageError if there is none."""
         return self._recorder.log()
 
     def mark(self, label: str) -> None:
         """Add a mark to the log: a state after it has ``label`` among its marks. UsageError."""
         if self._over:
             raise UsageError("the recording has ended", "mark it before")
-        self._recorder.mark(text("label", label))
+        if not text("label", label).isprintable():
+            raise refused("label", label, "give printable text")
+        self._recorder.mark(label)
 
     def end(self) -> None:
         """Record no longer. May be repeated."""

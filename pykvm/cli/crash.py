@@ -16,7 +16,7 @@ from pykvm.cli.parser import Parser
 from pykvm.cli.paths import parse_path
 from pykvm.cli.say import emit
 from pykvm.cli.values import parse_seconds, parse_whole
-from pykvm.crash.checks import Check, Survivor, ext4
+from pykvm.crash.checks import SECONDS, Check, Survivor, ext4
 from pykvm.crash.model import Model, Rules, Tear
 from pykvm.crash.recorded import Recorded, Report
 from pykvm.crash.states import Cuts
@@ -28,6 +28,7 @@ FAILED: Final = 1
 _MOST_STATES = 1 << 32
 _SHOWN_FAILURES = 5
 _SHOWN_WORDS = 200
+_MOST_WORDS = 4000
 
 
 def run_crash(arguments: Sequence[str]) -> int:
@@ -198,7 +199,8 @@ def _json(report: Report) -> str:
     made = {
         "checked": report.checked,
         "seconds": round(report.seconds, 3),
-        "legal": report.coverage.legal,
+        "legal": report.coverage.legal if report.coverage.legal < 1 << 53 else None,
+        "legal_log2": round(math.log2(report.coverage.legal), 2),
         "complete": report.coverage.complete,
         "failures": [{"id": one.id, "reason": one.reason} for one in report.failures],
     }
@@ -240,15 +242,19 @@ def _checks(options: argparse.Namespace) -> list[Check]:
 def _command(command: str, survivor: Survivor) -> None:
     """The check of ``--check``."""
     environment = {**os.environ, "IMAGE": survivor.path, "MARKS": "\n".join(survivor.marks)}
-    done = subprocess.run(
-        command,
-        shell=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment,
-    )
+    try:
+        done = subprocess.run(
+            command,
+            shell=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            timeout=SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"'{command}' did not end within {SECONDS:.0f} s") from None
     if done.returncode:
-        words = " ".join(done.stdout.decode("utf-8", "replace").split())
+        words = " ".join(done.stdout.decode("utf-8", "replace").split())[:_MOST_WORDS]
         raise AssertionError(f"'{command}' ended with status {done.returncode}: {words}")

@@ -66,7 +66,7 @@ def ext4(survivor: Survivor) -> None:
     """
     tool = _tool("e2fsck")
     repaired = _run([tool, "-p", survivor.path])
-    assert repaired.returncode < _UNCORRECTED, f"e2fsck -p: {_words(repaired, survivor)}"
+    assert 0 <= repaired.returncode < _UNCORRECTED, f"e2fsck -p: {_words(repaired, survivor)}"
     examined = _run([tool, "-fn", survivor.path])
     assert examined.returncode == 0, f"e2fsck -fn: {_words(examined, survivor)}"
 

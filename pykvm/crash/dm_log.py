@@ -18,6 +18,7 @@ from pykvm.devices.virtio_blk.observe.write_log import NEVER, Entry, WriteKind, 
 MAGIC: Final = 0x6A736677736872
 VERSION: Final = 1
 _SUPER: Final = struct.Struct("<QQQI")
+_PIECE: Final = 1 << 20
 _HEADER: Final = struct.Struct("<QQQQ")
 
 
@@ -56,7 +57,7 @@ def exported(log: WriteLog) -> Iterator[bytes]:
             header += one.data
         yield header.ljust(SECTOR_SIZE, b"\0")
         if not mark:
-            yield one.data
+            yield from _content(one)
 
 
 def _in_order(log: WriteLog) -> Iterator[DmEntry]:
@@ -84,8 +85,19 @@ def _in_order(log: WriteLog) -> Iterator[DmEntry]:
 def _written(one: Entry, flags: Flags) -> DmEntry:
     if one.kind is WriteKind.DISCARD:
         return DmEntry(one.sector, one.sectors, Flags.DISCARD)
-    data = one.data or bytes(one.sectors * SECTOR_SIZE)
-    return DmEntry(one.sector, one.sectors, flags, data)
+    return DmEntry(one.sector, one.sectors, flags, one.data)
+
+
+def _content(one: DmEntry) -> Iterator[bytes]:
+    """The data of an entry; zeros if it has none."""
+    if one.data or Flags.DISCARD in one.flags:
+        yield one.data
+        return
+    left = one.sectors * SECTOR_SIZE
+    while left:
+        size = min(left, _PIECE)
+        yield bytes(size)
+        left -= size
 
 
 def parsed(content: bytes) -> list[DmEntry]:

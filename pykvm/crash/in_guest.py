@@ -34,10 +34,10 @@ class InGuest:
         """Check ``survivor``. AssertionError if it is wrong."""
         disk = DiskConfig(path=survivor.path, snapshot=True, locking=Locking.OFF)
         with self._snapshot.restore() as guest:
-            guest.add_disk(disk)
-            letter = chr(ord("a") + len(guest.disks) - 1)
+            letter = chr(ord("a") + len(guest.disks))
             environment = {"DISK": f"/dev/vd{letter}", "MARKS": "\n".join(survivor.marks)}
             try:
+                guest.add_disk(disk)
                 done = guest.run(self._command, check=False, timeout=self._timeout, env=environment)
             except (GuestDied, GuestTimeout) as error:
                 raise AssertionError(f"in the guest: {error}") from None

@@ -19,11 +19,13 @@ from pykvm.crash.states import Coverage, Cuts, State, cuts, states
 from pykvm.devices.virtio_blk import log_file
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
 from pykvm.errors import UsageError, reason_of
+from pykvm.forms import whole
 
 DEFAULT_RULES = Rules()
 _BATCH = 32
 """States of one task: its working copy takes a few milliseconds."""
 _PIECE = 1 << 20
+_MOST_DIGITS = 10**15
 
 
 @dataclass(slots=True)
@@ -40,10 +42,10 @@ class Report:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        whole = "complete" if self.coverage.complete else "bounded"
+        extent = "complete" if self.coverage.complete else "bounded"
         text = (
             f"{self.checked} states checked in {self.seconds:.1f} s, {len(self.failures)} failed "
-            f"({whole}: {self.coverage.legal} legal states)"
+            f"({extent}: {_count(self.coverage.legal)} legal states)"
         )
         return "\n".join([text, *(f"{one.id}: {one.reason}" for one in self.failures[:5])])
 
@@ -78,6 +80,10 @@ class Recorded:
         to ``2 * workers`` tasks at a time. None: a thread for each CPU, because the usual checks
         are programs of their own. ``progress`` is called with the report so far.
         """
+        if not checks:
+            raise UsageError("there is nothing to check", "give at least one check")
+        if whole("most", most) < 1 or whole("workers", workers) < 0:
+            raise UsageError("there is nothing to do", "give 1 or more for most and workers")
         workers = workers or os.cpu_count() or 1
         if executor is not None:
             return self._explore(checks, rules, at, most, seed, executor, workers, progress)
@@ -108,7 +114,8 @@ class Recorded:
                 base=own.base,
                 coverage=report.coverage,
             )
-            batches = _batches(chosen)
+            # Few states, such as those of a check in a guest, are spread over all workers, too.
+            batches = _batches(chosen, min(_BATCH, max(1, most // (4 * workers))))
             running: dict[Future[list[Failure]], int] = {}
             try:
                 while True:
@@ -164,8 +171,8 @@ class Recorded:
                 for sector in sectors
             }
             everything = Frontier(self.log, self.log.events, DEFAULT_RULES)
-            whole = State(everything, (1 << len(everything.pieces)) - 1)
-            checker.problem(whole, (ext4,))  # replays the journal
+            complete = State(everything, (1 << len(everything.pieces)) - 1)
+            checker.problem(complete, (ext4,))  # replays the journal
             return describe(state, roles(checker.path, lost))
 
     def problem(self, name: str, checks: Sequence[Check] = (ext4,)) -> str:
@@ -198,9 +205,14 @@ class Recorded:
             raise UsageError(f"the log {path} cannot be written: {reason}") from None
 
 
-def _batches(chosen: Iterator[State]) -> Iterator[Batch]:
-    while batch := [(state.frontier.cut, state.kept) for state in islice(chosen, _BATCH)]:
-        yield sorted(batch)  # the states of one cut follow each other
+def _batches(chosen: Iterator[State], size: int) -> Iterator[Batch]:
+    while batch := [(state.frontier.cut, state.kept) for state in islice(chosen, size)]:
+        yield batch
+
+
+def _count(number: int) -> str:
+    """``number``, or its size if it has too many digits to read."""
+    return str(number) if number < _MOST_DIGITS else f"more than 2^{number.bit_length() - 1}"
 
 
 def _place(failure: Failure) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
-from itertools import combinations
+from itertools import combinations, islice
 
 from pykvm.crash.model import Base, Frontier, Model, Rules, Tear
 from pykvm.devices.virtio_blk.observe.write_log import WriteKind, WriteLog
@@ -21,15 +21,17 @@ _DIGITS = 16
 """Digits of the log's hash in an id."""
 _EXHAUSTIVE = 10
 """All sets of at most this number of pieces are tried before a set is chosen at random."""
+REPEATS = 1 << 13
+"""A cut is given up after this number of sets in a row with contents that are known."""
 
 
 class Cuts(Enum):
     """The moments at which the power is cut."""
 
     FLUSH = "flush"
-    """Before each flush ends, and after the last event. Between two flushes the number of legal
-    states only grows, so these cuts have every state of the virtio model, if no write is durable
-    and the check ignores marks."""
+    """Before each flush and each durable write ends, and after the last event. Between two such
+    cuts the set of legal contents only grows, so these cuts have every content of the virtio
+    model. A check that depends on marks needs other cuts, too."""
     MARK = "mark"
     """After each mark, and after the last event."""
     REQUEST = "request"
@@ -43,8 +45,8 @@ def cuts(log: WriteLog, at: Cuts) -> list[int]:
     if at is Cuts.MARK:
         found = {e.began + 1 for e in log.entries if e.kind is WriteKind.MARK}
     else:
-        flushes = (e for e in log.entries if e.kind is WriteKind.FLUSH)
-        found = {e.ended for e in flushes if e.ended <= log.events}
+        stabilising = (e for e in log.entries if e.kind is WriteKind.FLUSH or e.durable)
+        found = {e.ended for e in stabilising if e.ended <= log.events}
     return sorted(found | {log.events})
 
 
@@ -128,41 +130,63 @@ def states(
 ) -> Iterator[State]:
     """At most ``most`` legal states of ``log`` at the cuts ``at``, each content once.
 
-    The cuts take turns. Each gives first the states in which all pieces or none survive, then those
-    in which one is lost or only one survives, and so on with two. All sets follow if the pieces
-    are few; else random ones, which are the same for the same ``seed``. ``coverage`` is kept
-    up to date.
+    The cuts share ``most`` evenly, and those with fewer states leave the rest to the others. Each
+    gives first the states in which all pieces or none survive, then those in which one is lost or
+    only one survives, and so on with two. All sets follow if the pieces are few; else random ones,
+    which are the same for the same ``seed``. A cut whose sets give only known contents is given up.
+    ``coverage`` is kept up to date.
     """
     counts = coverage if coverage is not None else Coverage()
-    frontiers = [Frontier(log, cut, rules, base) for cut in at]
-    counts.legal = sum(frontier.survivors for frontier in frontiers)
-    waiting = [(one, _kept(one, most, seed), _Contents(one, base)) for one in frontiers]
-    seen: set[tuple[int, bytes]] = set()
-    while waiting:
-        left = []
-        for frontier, chosen, contents in waiting:
-            kept = next(chosen, None)
-            if kept is None:
-                continue
-            left.append((frontier, chosen, contents))
-            state = State(frontier, kept)
-            identity = (len(frontier.marks), contents.hash(state))
-            if identity in seen:
-                counts.repeats += 1
-                continue
-            if counts.chosen == most:
-                return
-            seen.add(identity)
-            counts.chosen += 1
-            yield state
-        waiting = left
+    hashes = _Hashes(base)
+    waiting = [_Turn(cut, Frontier(log, cut, rules, base).survivors) for cut in at]
+    counts.legal = sum(turn.left for turn in waiting)
+    seen: set[tuple[int, int]] = set()
+    while waiting and counts.chosen < most:
+        # One frontier at a time, because each has the content of all sectors that were written.
+        for turn, share in zip(waiting, _shares(waiting, most - counts.chosen), strict=True):
+            frontier = Frontier(log, turn.cut, rules, base)
+            stable = hashes.of_stable(frontier)
+            end = counts.chosen + share
+            for kept in islice(_kept(frontier, seed), turn.used, None):
+                if counts.chosen == end or turn.repeats == REPEATS:
+                    break
+                turn.used += 1
+                turn.left -= 1
+                state = State(frontier, kept)
+                identity = (len(frontier.marks), hashes.of(state, stable))
+                if identity in seen:
+                    counts.repeats += 1
+                    turn.repeats += 1
+                    continue
+                seen.add(identity)
+                counts.chosen += 1
+                turn.repeats = 0
+                yield state
+        waiting = [turn for turn in waiting if turn.left and turn.repeats < REPEATS]
 
 
-def _kept(frontier: Frontier, most: int, seed: int) -> Iterator[int]:
-    """Sets of surviving pieces, each once, and the telling ones first; at least ``most`` if legal.
+@dataclass(slots=True)
+class _Turn:
+    """A cut, the number of its sets that are left, that were used, and that gave nothing new."""
 
-    Ends when all have been given.
-    """
+    cut: int
+    left: int
+    used: int = 0
+    repeats: int = 0
+
+
+def _shares(turns: Sequence[_Turn], total: int) -> list[int]:
+    """``total`` divided evenly, but none gets more than it has left."""
+    shares = [0] * len(turns)
+    order = sorted(range(len(turns)), key=lambda number: turns[number].left)
+    for place, number in enumerate(order):
+        shares[number] = min(turns[number].left, -(-total // (len(order) - place)))
+        total -= shares[number]
+    return shares
+
+
+def _kept(frontier: Frontier, seed: int) -> Iterator[int]:
+    """All sets of surviving pieces, each once, and the telling ones first."""
     count = len(frontier.pieces)
     everything = (1 << count) - 1
     if frontier.rules.model is Model.PREFIX:
@@ -195,26 +219,36 @@ def _kept(frontier: Frontier, most: int, seed: int) -> Iterator[int]:
             yield kept
 
 
-class _Contents:
-    """Hashes of the contents of one frontier's states.
+class _Hashes:
+    """Hashes of contents: the sum of those of all sectors that differ from ``base``.
 
-    A hash is the sum of those of all sectors that differ from ``base``, so it takes time only for
-    the sectors that may be lost.
+    So the hash of a state takes time only for the sectors that may be lost.
     """
 
-    def __init__(self, frontier: Frontier, base: Base | None) -> None:
+    def __init__(self, base: Base | None) -> None:
         self._base = base
-        self._stable = {s: self._of(s, data) for s, data in frontier.stable.items()}
-        self._sum = sum(self._stable.values())
+        self._known: dict[tuple[int, bytes], int] = {}
 
-    def hash(self, state: State) -> bytes:
-        total = self._sum
+    def of_stable(self, frontier: Frontier) -> int:
+        """The hash of ``frontier.stable``."""
+        return sum(self._of(sector, data) for sector, data in frontier.stable.items())
+
+    def of(self, state: State, stable: int) -> int:
+        """The hash of ``state``; ``stable`` is that of its frontier."""
+        before = state.frontier.stable
+        total = stable
         for sector, data in state.changes.items():
-            total += self._of(sector, data) - self._stable.get(sector, 0)
-        return (total % (1 << 128)).to_bytes(16, "little")
+            total += self._of(sector, data)
+            if sector in before:
+                total -= self._of(sector, before[sector])
+        return total % (1 << 128)
 
     def _of(self, sector: int, data: bytes) -> int:
-        if self._base is not None and data == self._base(sector):
-            return 0
-        made = blake2b(sector.to_bytes(8, "little") + data, digest_size=16)
-        return int.from_bytes(made.digest(), "little")
+        known = self._known.get((sector, data))
+        if known is None:
+            made = blake2b(sector.to_bytes(8, "little") + data, digest_size=16)
+            known = int.from_bytes(made.digest(), "little")
+            if self._base is not None and data == self._base(sector):
+                known = 0
+            self._known[sector, data] = known
+        return known

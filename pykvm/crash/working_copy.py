@@ -14,6 +14,7 @@ from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
 from pykvm.errors import UsageError, reason_of
 from pykvm.host.write import write_all
 
+_MAP_NORESERVE = 0x4000  # Python names it from 3.13 on
 _PIECE = 1 << 18
 """Bytes that are compared at a time."""
 
@@ -40,7 +41,7 @@ class WorkingCopy:
                 self._base = _mapping(original, size, mmap.MAP_SHARED)
                 owned.callback(self._base.close)
                 # The state that the image should have, unless a program has changed it.
-                self._wanted = _mapping(original, size, mmap.MAP_PRIVATE)
+                self._wanted = _mapping(original, size, mmap.MAP_PRIVATE | _MAP_NORESERVE)
                 owned.callback(self._wanted.close)
                 self._work = _mapping(self._fd, size, mmap.MAP_SHARED)
                 owned.callback(self._work.close)
@@ -51,6 +52,7 @@ class WorkingCopy:
         self._size = size
         self._frontier: Frontier | None = None
         self._changed: dict[int, bytes] = {}
+        self._ranges = list(_data(self._fd, size))
         self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
 
     def __enter__(self) -> Self:
@@ -84,13 +86,15 @@ class WorkingCopy:
 
     def _undo_the_program(self) -> None:
         """Restore all pieces in which the image differs from the wanted state."""
-        # A hole is zeros in both, because every sector that was ever wanted here was written.
-        for start, end in _data(self._fd, self._size):
+        # A program may have made holes where there was data, or data where there was a hole.
+        now = list(_data(self._fd, self._size))
+        for start, end in sorted({*self._ranges, *now}):
             for at in range(start, end, _PIECE):
                 piece = slice(at, min(at + _PIECE, end))
                 wanted = self._wanted[piece]
                 if self._work[piece] != wanted:
                     self._work[piece] = wanted
+        self._ranges = list(_data(self._fd, self._size))
 
 
 def _copy(source: int, size: int) -> int:

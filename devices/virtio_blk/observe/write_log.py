@@ -108,7 +108,10 @@ class WriteLog:
                 raise ValueError(f"entry {number} of the log is wrong: {reason}")
             seen |= times
             before = one.began
-        return max(seen) + 1 if seen else 0
+        count = max(seen) + 1 if seen else 0
+        if len(seen) != count:
+            raise ValueError("events of the log are missing")
+        return count
 
     def _problem(self, one: Entry, before: int) -> str:
         if not before < one.began < NEVER:
@@ -117,6 +120,8 @@ class WriteLog:
             return "it ends before it begins"
         if not 0 <= one.sent <= one.began:
             return "it was sent after it began"
+        if not one.label.isprintable():
+            return "its label is not printable"
         if one.kind in (WriteKind.FLUSH, WriteKind.MARK):
             return "it has sectors" if one.sectors or one.sector or one.data else ""
         if one.sectors < 1 or one.sector < 0 or one.end > self.sectors:

@@ -35,7 +35,7 @@ class Halt(Enum):
     """The owner begins or ends a recording."""
 
 
-_LASTING: Final = frozenset((Halt.TRANSPORT, Halt.RESIZE))
+_LASTING: Final = frozenset((Halt.TRANSPORT, Halt.RESIZE, Halt.RECORD))
 """These halts outlast a reset and hold before an activation. The others end with a reset."""
 
 

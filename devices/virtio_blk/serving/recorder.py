@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 from pykvm.devices.virtio_blk.constants import (
     SECTOR_SHIFT,
@@ -32,33 +33,47 @@ _KINDS = {
     VIRTIO_BLK_T_DISCARD: WriteKind.DISCARD,
     VIRTIO_BLK_T_FLUSH: WriteKind.FLUSH,
 }
-_MODULUS = 1 << 16
+MOST_BYTES: Final = 1 << 30
+"""The written data that a recording keeps, and the memory of its entries."""
+_ENTRY_BYTES: Final = 300
+_SECTOR_BYTES: Final = 8
+"""For each sector of zeros or of a discard, which takes memory when states are tried."""
+_MODULUS: Final = 1 << 16
 
 
 class Recorder:
     """Records from its creation on. The services of all queues call it, in their threads."""
 
-    def __init__(self, sectors: int, writes_through: Callable[[], bool]) -> None:
+    def __init__(
+        self, sectors: int, writes_through: Callable[[], bool], most: int = MOST_BYTES
+    ) -> None:
         """``sectors`` is the size of the disk in units of 512 bytes.
 
-        ``writes_through()``: the driver may take each write that has ended for stable.
+        ``writes_through()``: the driver may take each write that has ended for stable. After
+        ``most`` bytes of written data the log is given up: the guest decides how much it writes.
         """
         self.sectors = sectors
+        self._most = most
         self._writes_through = writes_through
         self._lock = threading.Lock()
         self._event = 0
         self._open: dict[tuple[int, int], list[Entry]] = {}
         self._ended: list[Entry] = []
         self._places: dict[int, _Place] = {}
-        self._spoilt = False
+        self._spoilt = ""
 
     def began(self, queue: Virtqueue, request: Request, ram: Ram) -> None:
         """``queue`` gave ``request``, which was accepted, and is not answered yet."""
         kind = _KINDS.get(request.type)
-        if kind is None:
-            return
         with self._lock:
             place = self._places.get(queue.index)
+            if kind is None:
+                # The indexes have 16 bits, so a place has to be followed through reads, too.
+                if place is not None and place.queue is queue:
+                    place.seen_by_the_last_taken()
+                return
+            if self._spoilt:
+                return
             if place is None or place.queue is not queue:
                 # The driver has not used the queue before, and may have seen all ends so far.
                 place = self._places[queue.index] = _Place(queue, self._event)
@@ -72,7 +87,13 @@ class Recorder:
                     )
                 )
                 self._event += 1
-            self._open[queue.index, request.head] = made
+                self._most -= len(data) + sectors * _SECTOR_BYTES + _ENTRY_BYTES
+            key = queue.index, request.head
+            # A reset of the device forgets the requests in flight: they never end.
+            self._ended += self._open.pop(key, [])
+            self._open[key] = made
+            if self._most < 0:
+                self._give_up("the guest wrote more than a recording keeps")
 
     def ended(self, queue: Virtqueue, request: Request) -> None:
         """``queue`` is about to get ``request`` back. Its driver has not seen the end yet.
@@ -100,21 +121,26 @@ class Recorder:
             self._ended.append(Entry(WriteKind.MARK, event, event, event, label=label))
             self._event += 1
 
-    def spoil(self) -> None:
-        """The disk goes back to an earlier content."""
-        self._spoilt = True
+    def spoil(self, reason: str) -> None:
+        """There can be no log any more, for this reason."""
+        with self._lock:
+            self._give_up(reason)
 
     def log(self) -> WriteLog:
         """The log until now. Requests in flight have not ended. UsageError after :meth:`spoil`."""
-        if self._spoilt:
-            raise UsageError(
-                "the recording has no log: the guest was put back meanwhile",
-                "begin a recording after that",
-            )
         with self._lock:
+            if self._spoilt:
+                raise UsageError(
+                    f"the recording has no log: {self._spoilt}", "begin a new recording"
+                )
             waiting = [entry for made in self._open.values() for entry in made]
             entries = sorted(self._ended + waiting, key=lambda entry: entry.began)
         return WriteLog(self.sectors, entries)
+
+    def _give_up(self, reason: str) -> None:
+        self._spoilt = self._spoilt or reason
+        self._open.clear()
+        self._ended.clear()
 
 
 class _Place:

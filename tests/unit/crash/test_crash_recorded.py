@@ -2,11 +2,13 @@
 
 import random
 import subprocess
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 from crash_logs import SECTORS, base, random_log
+from patience import patience
 from test_crash_states import log_of
 
 from pykvm.crash import checks
@@ -217,3 +219,45 @@ def test_a_description_names_torn_and_lost_writes_and_the_open_flush():
         "write 0 (sectors 0 to 3) is torn, and loses sectors 0, 2",
         "write 1 (sector 6) is lost",
     ]
+
+
+def test_a_working_copy_survives_holes_that_a_check_makes(tmp_path):
+    (tmp_path / "base").write_bytes(b"".join(map(base, range(SECTORS))))
+    log = log_of((0, 1))
+    with WorkingCopy(tmp_path / "base", SIZE) as copy:
+        for state in states(log, [2], Rules(), most=2, seed=1):
+            copy.take_on(state)
+            assert Path(copy.path).read_bytes() == whole(state)
+            subprocess.run(["fallocate", "-p", "-o", "0", "-l", str(SIZE), copy.path], check=True)
+
+
+def test_few_states_are_spread_over_the_workers(tmp_path):
+    names = set()
+    log = WriteLog(SECTORS, [Entry(WriteKind.ZEROES, 0, 1, sector=0, sectors=SECTORS)])
+    both = threading.Barrier(2, timeout=patience())
+
+    def check(survivor: Survivor) -> None:
+        name = threading.current_thread().name
+        if name not in names:
+            names.add(name)
+            both.wait()
+
+    saved(tmp_path / "r", log).explore([check], most=20, workers=2)
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"checks": []}, {"most": 0}, {"workers": -1}, {"most": "many"}]
+)
+def test_nothing_to_do_is_a_mistake(tmp_path, arguments):
+    with pytest.raises(UsageError):
+        saved(tmp_path / "r", LOG).explore(**arguments)
+
+
+def test_many_legal_states_are_counted_by_their_size(tmp_path):
+    log = WriteLog(20_000, [Entry(WriteKind.ZEROES, 0, 1, sector=0, sectors=20_000)])
+    (tmp_path / "r").mkdir()
+    log_file.save(log, tmp_path / "r/log")
+    (tmp_path / "r/base").write_bytes(b"\1" * 512 * 20_000)
+    report = Recorded(tmp_path / "r").explore([lambda survivor: None], most=3)
+    assert "bounded: more than 2^20000 legal states" in str(report)

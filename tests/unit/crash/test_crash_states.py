@@ -1,5 +1,7 @@
 """The choice of states, their ids, and the smallest failing one."""
 
+from collections import Counter
+
 import pytest
 from crash_logs import SECTORS, base, legal_contents, random_log, sector_data
 from hypothesis import given
@@ -87,6 +89,21 @@ def test_a_bound_holds_and_equal_seeds_give_equal_states(seed, most):
     assert (first, complete) == names()
 
 
+def test_rewrites_of_one_sector_end_when_nothing_new_comes():
+    log = log_of(*[(3, 1)] * 30)
+    coverage = Coverage()
+    found = list(states(log, [log.events], VIRTIO, most=100, seed=1, base=base, coverage=coverage))
+    assert len(found) == 31
+    assert not coverage.complete
+
+
+def test_cuts_share_the_states_and_leave_what_they_do_not_need():
+    log = log_of((0, 1), "flush", (1, 16 - 1), "flush", (2, 14), "flush")
+    found = list(states(log, cuts(log, Cuts.FLUSH), VIRTIO, most=101, seed=1))
+    by_cut = Counter(state.frontier.cut for state in found)
+    assert by_cut == {3: 2, 7: 49, 11: 50}
+
+
 def test_many_volatile_sectors_are_sampled_without_end_or_repeats():
     log = log_of((0, 16))
     found = list(states(log, [2], VIRTIO, most=500, seed=1))
@@ -133,8 +150,6 @@ def test_cuts_are_at_flushes_marks_or_events():
 @given(st.integers(0, 1 << 32))
 def test_the_cuts_at_flushes_have_every_content_of_all_cuts(seed):
     log = random_log(seed, most=4)
-    if any(one.durable for one in log.entries):
-        return
     found = [
         {whole(one) for one in states(log, cuts(log, at), VIRTIO, most=1 << 20, seed=1, base=base)}
         for at in (Cuts.FLUSH, Cuts.REQUEST)

@@ -154,6 +154,24 @@ def test_the_driver_of_one_queue_sees_the_ends_of_all_queues():
     assert [entry.sent for entry in recorder.log().entries] == [0, 1, 0, 3]
 
 
+def test_reads_between_two_flushes_may_be_any_number():
+    recorder = Recorder(SECTORS, lambda: False)
+    ring, ram = Ring(), Ram.flat(4096)
+
+    def do(kind: int) -> None:
+        ring.send()
+        ring.take()
+        recorder.began(ring, request(0, kind), ram)
+        recorder.ended(ring, request(0, kind))
+
+    do(ZEROES)
+    for _ in range(40_000):
+        do(IN)
+    do(FLUSH)
+    write, flush = recorder.log().entries
+    assert flush.sent > write.ended
+
+
 def test_a_request_that_fails_never_ends():
     plan = FaultPlan([Fault(operation="write", errno="EIO", count=1)])
     with started_disk(faults=plan, merge="off") as disk, Recording(disk.device) as recording:
@@ -242,9 +260,40 @@ def test_one_recording_at_a_time():
 
 def test_a_guest_that_goes_back_spoils_the_recording():
     recorder = Recorder(SECTORS, lambda: False)
-    recorder.spoil()
+    recorder.spoil("the guest was put back meanwhile")
     with pytest.raises(UsageError, match="put back"):
         recorder.log()
+
+
+def test_a_guest_that_writes_too_much_gets_no_log_and_takes_no_memory():
+    recorder = Recorder(SECTORS, lambda: False, most=1000)
+    ring = Ring()
+    for head in range(5):
+        ring.send()
+        ring.take()
+        recorder.began(ring, request(head, ZEROES), Ram.flat(4096))
+    assert not recorder._open
+    recorder.ended(ring, request(0, ZEROES))
+    with pytest.raises(UsageError, match="wrote more than a recording keeps"):
+        recorder.log()
+
+
+def test_a_disk_that_is_resized_has_no_log():
+    with started_disk() as disk, Recording(disk.device) as recording:
+        disk.device.resize(2 * SECTORS * SECTOR_SIZE)
+        with pytest.raises(UsageError, match="was resized"):
+            _ = recording.log
+
+
+def test_a_reset_of_the_device_leaves_the_writes_in_flight_without_an_end():
+    recorder = Recorder(SECTORS, lambda: False)
+    for _ in range(2):  # the driver begins again with a new queue
+        ring = Ring()
+        ring.send()
+        ring.take()
+        recorder.began(ring, request(0, ZEROES), Ram.flat(4096))
+    recorder.ended(ring, request(0, ZEROES))
+    assert [entry.ended for entry in recorder.log().entries] == [NEVER, 2]
 
 
 def test_a_recording_is_saved_once(tmp_path):
