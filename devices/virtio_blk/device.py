@@ -165,6 +165,7 @@ class VirtioBlk(DiskControls):
 
     def load(self, saved: Saved, activation: Activation | None) -> None:
         """See VirtioDevice. The image has the content and the size that the driver knows."""
+        self._spoil_recording()
         queues = [queue for queue in activation.queues if queue] if activation else []
         parts = self._restoring.load_fields(saved, len(queues))
         if activation is not None:
@@ -177,8 +178,7 @@ class VirtioBlk(DiskControls):
     def load_in_place(self, saved: Saved) -> None:
         """See VirtioDevice. The threads stay."""
         self._threads.pause()
-        if self._threads.recorder is not None:
-            self._threads.recorder.spoil("the guest was put back meanwhile")
+        self._spoil_recording()
         services = self._threads.services
         if self._trace is not None:
             self._trace.reset()
@@ -189,6 +189,10 @@ class VirtioBlk(DiskControls):
             self._parser.capacity = self.image.capacity
             ram = self._activation.ram
         self._restoring.load_services(services, parts, ram, self._features)
+
+    def _spoil_recording(self) -> None:
+        if self._threads.recorder is not None:
+            self._threads.recorder.spoil("the guest was put back meanwhile")
 
     def _begin(self, activation: Activation) -> list[QueueService]:
         """Make a service for each queue; they start with the threads."""

@@ -29,6 +29,8 @@ _MOST_STATES = 1 << 32
 _SHOWN_FAILURES = 5
 _SHOWN_WORDS = 200
 _MOST_WORDS = 4000
+_NOT_RUN = (126, 127)
+"""The shell's statuses for a program that it cannot run, and for one that it does not find."""
 
 
 def run_crash(arguments: Sequence[str]) -> int:
@@ -242,6 +244,8 @@ def _checks(options: argparse.Namespace) -> list[Check]:
 def _command(command: str, survivor: Survivor) -> None:
     """The check of ``--check``."""
     environment = {**os.environ, "IMAGE": survivor.path, "MARKS": "\n".join(survivor.marks)}
+    # Debian's ordinary users do not have the folder of debugfs there.
+    environment["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     try:
         done = subprocess.run(
             command,
@@ -255,6 +259,8 @@ def _command(command: str, survivor: Survivor) -> None:
         )
     except subprocess.TimeoutExpired:
         raise AssertionError(f"'{command}' did not end within {SECONDS:.0f} s") from None
+    if done.returncode in _NOT_RUN:
+        raise UsageError(f"'{shown(command)}' cannot be run by the shell", "try it by hand")
     if done.returncode:
         words = " ".join(done.stdout.decode("utf-8", "replace").split())[:_MOST_WORDS]
         raise AssertionError(f"'{command}' ended with status {done.returncode}: {words}")

@@ -1,5 +1,6 @@
 """A state in words: the cut, and the lost parts of writes. Pure."""
 
+from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -25,15 +26,16 @@ def describe(state: State, roles: Mapping[int, str] = MappingProxyType({})) -> l
     entries = frontier.log.entries
     lines = [_cut(state)]
     lost = lost_sectors(state)
+    volatile = Counter(piece.entry for piece in frontier.pieces for _ in piece.sectors)
     if not lost:
         lines.append("all writes before it survive")
     for number, sectors in lost.items():
         entry = entries[number]
-        fate = "is lost" if len(sectors) == entry.sectors else "is torn, and loses"
-        where = "" if len(sectors) == entry.sectors else f" {_runs(sectors)}"
+        whole = len(sectors) == volatile[number]
+        fate = "is lost" if whole else f"is torn, and loses {_runs(sectors)}"
         names = list(dict.fromkeys(roles[sector] for sector in sectors if sector in roles))
         about = f": {', '.join(names)}" if names else ""
-        lines.append(f"{_request(number, entry)} {fate}{where}{about}")
+        lines.append(f"{_request(number, entry)} {fate}{about}")
     return lines
 
 

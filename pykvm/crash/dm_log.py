@@ -71,15 +71,20 @@ def _in_order(log: WriteLog) -> Iterator[DmEntry]:
             covered = [write for write in waiting if write.ended < one.sent]
             waiting = [write for write in waiting if write.ended >= one.sent]
             alone = Flags.FUA if len(covered) == 1 else Flags(0)
-            for write in covered:
+            for write in sorted(covered, key=_began):
                 yield _written(write, alone)
             yield DmEntry(0, 0, Flags.FLUSH)
         elif one.durable:
             yield _written(one, Flags.FUA)
         else:
             waiting.append(one)
-    for write in waiting:
+    for write in sorted(waiting, key=_began):
         yield _written(write, Flags(0))
+
+
+def _began(entry: Entry) -> int:
+    """Writes of the same sectors take effect in this order (:mod:`pykvm.crash.model`)."""
+    return entry.began
 
 
 def _written(one: Entry, flags: Flags) -> DmEntry:

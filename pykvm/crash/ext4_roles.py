@@ -6,11 +6,16 @@ new files are only there until then.
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Final
 
 from pykvm.crash.checks import debugfs
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
+from pykvm.errors import shown
 
+_AT_ONCE: Final = 500
+"""Blocks in one command of debugfs, whose length is bounded."""
+_MOST_NAMES: Final = 20
 _JOURNAL: Final = 8
 """The inode of the journal, if debugfs names no other."""
 _JOURNAL_MAGIC: Final = bytes.fromhex("c03b3998")
@@ -87,21 +92,22 @@ class _Layout:
 
 def _owners(path: str, blocks: Iterable[int]) -> dict[int, int]:
     """The inode of each block that has one."""
-    wanted = " ".join(map(str, blocks))
-    lines = debugfs(path, f"icheck {wanted}").splitlines() if wanted else []
-    pairs = [line.split("\t") for line in lines]
+    pairs = []
+    left = iter(blocks)
+    while wanted := " ".join(map(str, islice(left, _AT_ONCE))):
+        pairs += [line.split("\t") for line in debugfs(path, f"icheck {wanted}").splitlines()]
     return {int(a): int(b) for a, b, *_ in (p for p in pairs if len(p) > 1) if b.isdecimal()}
 
 
 def _names(path: str, inodes: Iterable[int]) -> dict[int, str]:
-    """A name of each inode that has one."""
-    wanted = " ".join(map(str, inodes))
+    """A name of each inode that has one; of some inodes, if there are very many."""
+    wanted = " ".join(map(str, islice(sorted(inodes), _MOST_NAMES)))
     made = {}
     for line in debugfs(path, f"ncheck {wanted}").splitlines() if wanted else []:
         number, tab, name = line.partition("\t")
         if tab and number.isdecimal():
             kind = "folder" if "Type: directory" in debugfs(path, f"stat <{number}>") else "data of"
-            made[int(number)] = f"{kind} {re.sub('/+', '/', name)}"
+            made[int(number)] = f"{kind} {shown(re.sub('/+', '/', name))}"
     return made | ({2: "folder /"} if 2 in set(inodes) else {})
 
 

@@ -18,7 +18,7 @@ from pykvm.crash.model import Frontier, Rules
 from pykvm.crash.states import Coverage, Cuts, State, cuts, states
 from pykvm.devices.virtio_blk import log_file
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
-from pykvm.errors import UsageError, reason_of
+from pykvm.errors import HostError, UsageError, reason_of
 from pykvm.forms import whole
 
 DEFAULT_RULES = Rules()
@@ -161,7 +161,8 @@ class Recorded:
     def describe(self, name: str) -> list[str]:
         """Lines about the state with the id ``name``: see :func:`pykvm.crash.describe`.
 
-        They name the roles of the lost sectors if the disk has an ext4 filesystem. UsageError.
+        If the disk has an ext4 filesystem, they name the roles that the lost sectors have at the
+        end of the log. UsageError.
         """
         with Checker(self.folder, DEFAULT_RULES) as checker:
             state = checker.named(name)
@@ -172,8 +173,11 @@ class Recorded:
             }
             everything = Frontier(self.log, self.log.events, DEFAULT_RULES)
             complete = State(everything, (1 << len(everything.pieces)) - 1)
-            checker.problem(complete, (ext4,))  # replays the journal
-            return describe(state, roles(checker.path, lost))
+            try:
+                checker.problem(complete, (ext4,))  # replays the journal
+                return describe(state, roles(checker.path, lost))
+            except (HostError, AssertionError):  # the tools are missing, or hang
+                return describe(state)
 
     def problem(self, name: str, checks: Sequence[Check] = (ext4,)) -> str:
         """The words of the check that fails for the state with the id ``name``; "" if none does."""

@@ -15,7 +15,7 @@ from itertools import combinations, islice
 
 from pykvm.crash.model import Base, Frontier, Model, Rules, Tear
 from pykvm.devices.virtio_blk.observe.write_log import WriteKind, WriteLog
-from pykvm.errors import UsageError
+from pykvm.errors import UsageError, shown
 
 _DIGITS = 16
 """Digits of the log's hash in an id."""
@@ -90,8 +90,10 @@ def state_of(log: WriteLog, name: str, base: Base | None = None) -> State:
         digest, model, tear, cut, kept = name.split("-")
         rules = Rules(Model(model), Tear(tear))
         place, bits = int(cut), int(kept, 16)
+        if (cut, kept) != (str(place), f"{bits:x}"):
+            raise ValueError
     except ValueError:
-        raise UsageError(f"'{name}' is not the id of a state", hint) from None
+        raise UsageError(f"'{shown(name)}' is not the id of a state", hint) from None
     if digest != log.digest[:_DIGITS]:
         raise UsageError(f"the state '{name}' belongs to a different log", hint)
     try:

@@ -106,7 +106,8 @@ class Recorder:
                 return
             for entry in made:
                 ended = NEVER
-                if request.status == VIRTIO_BLK_S_OK:
+                # With the policy "ignore" the status of a failed request is OK.
+                if request.status == VIRTIO_BLK_S_OK and not request.error:
                     ended = self._event
                     self._event += 1
                 durable = entry.durable and self._writes_through()

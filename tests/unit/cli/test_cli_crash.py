@@ -85,6 +85,7 @@ def test_the_check_knows_the_marks(recording, capfd):
         (["explore", "{}", "--states", "0"], "--states cannot be '0'"),
         (["explore", "{}", "--seed", "x"], "--seed cannot be 'x'"),
         (["explore", "{}", "--no-fsck"], "nothing to check"),
+        (["explore", "{}", "--no-fsck", "--check", "no-such-tool"], "cannot be run by the shell"),
         (["explore", "{}", "--model", "ata"], "invalid choice"),
         (["replay", "{}", "1-2"], "'1-2' is not the id of a state"),
         (["minimise", "{}"], "required: ID"),

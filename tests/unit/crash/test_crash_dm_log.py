@@ -107,3 +107,12 @@ def test_a_damaged_file_is_refused_or_read_but_nothing_else(seed, data):
 def test_a_file_that_is_no_log_is_refused(content, reason):
     with pytest.raises(ValueError, match=reason):
         parsed(content)
+
+
+def test_writes_of_the_same_sector_are_exported_in_the_order_of_the_model():
+    first = Entry(WriteKind.WRITE, 0, 3, sector=0, sectors=1, data=sector_data(1))
+    second = Entry(WriteKind.WRITE, 1, 2, sector=0, sectors=1, data=sector_data(2))
+    flush = Entry(WriteKind.FLUSH, 4, 5, 4)
+    for entries in ([first, second], [first, second, flush]):
+        exported_entries = parsed(exported_bytes(WriteLog(SECTORS, entries)))
+        assert [e.data for e in exported_entries[:2]] == [first.data, second.data]

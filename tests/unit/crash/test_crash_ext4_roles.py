@@ -63,3 +63,14 @@ def test_the_content_tells_blocks_of_the_journal_apart(image, kind, role):
 def test_a_disk_without_ext4_has_no_roles(tmp_path):
     (tmp_path / "image").write_bytes(bytes(1 << 20))
     assert roles(str(tmp_path / "image"), {3: bytes(512)}) == {}
+
+
+def test_names_of_a_guest_are_printable(tmp_path):
+    path = tmp_path / "image"
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "a\x1b]0;b").write_bytes(b"content\n")
+    command = ["/usr/sbin/mke2fs", "-q", "-t", "ext4", "-b", str(BLOCK), "-d", tree, path, "2M"]
+    subprocess.run(command, check=True)
+    blocks = {block * 2: bytes(512) for block in range(2048)}
+    assert "data of /a\\x1b]0;b" in roles(str(path), blocks).values()

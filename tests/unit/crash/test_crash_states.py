@@ -129,6 +129,8 @@ def test_an_id_gives_the_same_state(seed, model, tear):
         (lambda name: "0" + name[1:] if name[0] != "0" else "1" + name[1:], "a different log"),
         (lambda name: name.replace("-2-", "-3-"), "no cut 3"),
         (lambda name: name + "0", "1 pieces"),
+        (lambda name: name[:-1] + "0x1", "is not the id"),
+        (lambda name: name[:-1] + "01", "is not the id"),
     ],
 )
 def test_a_wrong_id_is_refused(change, reason):

@@ -105,7 +105,7 @@ class Ring:
 
 def request(head: int, kind: int, status: int = OK) -> SimpleNamespace:
     return SimpleNamespace(
-        type=kind, head=head, status=status, sector=0, ranges=[0, 512, 0], first=0, last=0
+        error=0, type=kind, head=head, status=status, sector=0, ranges=[0, 512, 0], first=0, last=0
     )
 
 
@@ -178,6 +178,13 @@ def test_a_request_that_fails_never_ends():
         assert disk.do(OUT, 2, block(1))[0] == IOERR
         assert disk.do(OUT, 3, block(1))[0] == OK
         assert [entry.ended for entry in recorder_entries(recording)] == [NEVER, 2]
+
+
+def test_a_failure_that_the_policy_hides_is_no_end():
+    plan = FaultPlan([Fault(operation="flush", errno="EIO", count=1)])
+    with started_disk(faults=plan, werror="ignore") as disk, Recording(disk.device) as recording:
+        assert disk.do(FLUSH)[0] == OK
+        assert [entry.ended for entry in recorder_entries(recording)] == [NEVER]
 
 
 def recorder_entries(recording: Recording) -> list[Entry]:
