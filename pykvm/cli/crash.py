@@ -102,6 +102,12 @@ def _add_explore(add: Add) -> None:
     add("--model", choices=[one.value for one in Model], default=Model.VIRTIO.value)
     add("--tear", choices=[one.value for one in Tear], default=Tear.SECTOR.value)
     add("--cuts", choices=[one.value for one in Cuts], default=Cuts.FLUSH.value)
+    add(
+        "--shard",
+        metavar="I/N",
+        default="1/1",
+        help="of N machines, this is number I: check only its part of the states (default: 1/1)",
+    )
     _add_checks(add)
     add("--json", action="store_true", help="print one JSON object")
 
@@ -160,12 +166,21 @@ def _explore(options: argparse.Namespace) -> int:
             at=Cuts(options.cuts),
             most=most,
             seed=seed,
+            shard=_shard(options.shard),
             progress=partial(_show, progress, most),
         )
     finally:
         progress.clear()
     emit(_json(report) if options.json else _text(report, options.folder))
     return FAILED if report.failures else 0
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    made = parse_whole(number) - 1, parse_whole(count)
+    if not 0 <= made[0] < made[1]:
+        raise UsageError(f"--shard cannot be '{shown(text)}'", "write it like 1/4")
+    return made
 
 
 def _number(option: str, text: str, least: int) -> int:

@@ -50,6 +50,18 @@ class Report:
         return "\n".join([text, *(f"{one.id}: {one.reason}" for one in self.failures[:5])])
 
 
+@dataclass(frozen=True, slots=True)
+class _Todo:
+    """The arguments of :meth:`Recorded.explore` that choose states and check them."""
+
+    checks: Sequence[Check]
+    rules: Rules
+    at: Cuts
+    most: int
+    seed: int
+    shard: tuple[int, int]
+
+
 class Recorded:
     """The recording that ``Recording.save`` wrote to ``folder``. ``log`` is its log.
 
@@ -70,57 +82,57 @@ class Recorded:
         at: Cuts = Cuts.FLUSH,
         most: int = 1000,
         seed: int = 1,
+        shard: tuple[int, int] = (0, 1),
         executor: Executor | None = None,
         workers: int = 0,
         progress: Callable[[Report], None] = lambda report: None,
     ) -> Report:
         """Check at most ``most`` states that a power cut can leave behind.
 
-        The states are those of :func:`pykvm.crash.states.states`. ``executor`` runs the checks, up
-        to ``2 * workers`` tasks at a time. None: a thread for each CPU, because the usual checks
-        are programs of their own. ``progress`` is called with the report so far.
+        The states are those of :func:`pykvm.crash.states.states`. With ``shard`` (i, n), of each n
+        of them only number i is checked: n machines share the work. The coverage is that of all.
+        ``executor`` runs the checks, up to ``2 * workers`` tasks at a time. None: a thread for each
+        CPU, because the usual checks are programs of their own. ``progress`` is called with the
+        report so far.
         """
         if not checks:
             raise UsageError("there is nothing to check", "give at least one check")
         if whole("most", most) < 1 or whole("workers", workers) < 0:
             raise UsageError("there is nothing to do", "give 1 or more for most and workers")
+        if not 0 <= shard[0] < shard[1]:
+            raise UsageError(f"there is no shard {shard}", "give (0, 4) to (3, 4) for four shards")
         workers = workers or os.cpu_count() or 1
+        todo = _Todo(checks, rules, at, most, seed, shard)
         if executor is not None:
-            return self._explore(checks, rules, at, most, seed, executor, workers, progress)
+            return self._explore(todo, executor, workers, progress)
         with ThreadPoolExecutor(workers, "crash") as threads:
-            return self._explore(checks, rules, at, most, seed, threads, workers, progress)
+            return self._explore(todo, threads, workers, progress)
 
     def _explore(
-        self,
-        checks: Sequence[Check],
-        rules: Rules,
-        at: Cuts,
-        most: int,
-        seed: int,
-        executor: Executor,
-        workers: int,
-        progress: Callable[[Report], None],
+        self, todo: "_Todo", executor: Executor, workers: int, progress: Callable[[Report], None]
     ) -> Report:
         report = Report()
         began = time.monotonic()
-        with Checker(self.folder, rules) as own:
-            places = cuts(own.log, at)
+        with Checker(self.folder, todo.rules) as own:
             chosen = states(
                 own.log,
-                places,
-                rules,
-                most=most,
-                seed=seed,
+                cuts(own.log, todo.at),
+                todo.rules,
+                most=todo.most,
+                seed=todo.seed,
                 base=own.base,
                 coverage=report.coverage,
             )
+            mine = islice(chosen, todo.shard[0], None, todo.shard[1])
             # Few states, such as those of a check in a guest, are spread over all workers, too.
-            batches = _batches(chosen, min(_BATCH, max(1, most // (4 * workers))))
+            batches = _batches(mine, min(_BATCH, max(1, todo.most // (4 * workers))))
             running: dict[Future[list[Failure]], int] = {}
             try:
                 while True:
                     for batch in islice(batches, max(0, 2 * workers - len(running))):
-                        task = executor.submit(failures_in, self.folder, rules, checks, batch)
+                        task = executor.submit(
+                            failures_in, self.folder, todo.rules, todo.checks, batch
+                        )
                         running[task] = len(batch)
                     if not running:
                         break

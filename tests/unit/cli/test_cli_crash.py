@@ -78,9 +78,21 @@ def test_the_check_knows_the_marks(recording, capfd):
     assert run(capfd, "explore", recording, *options)[0] == 0
 
 
+def test_shards_check_each_state_once(recording, capfd):
+    found = []
+    for shard in ("1/3", "2/3", "3/3"):
+        options = ("--no-fsck", "--check", "false", "--json", "--shard", shard)
+        _, output, _ = run(capfd, "explore", recording, *options)
+        found += [one["id"] for one in json.loads(output)["failures"]]
+    assert len(found) == len(set(found)) == 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
+        (["explore", "{}", "--shard", "0/2"], "--shard cannot be '0/2'"),
+        (["explore", "{}", "--shard", "3/2"], "--shard cannot be '3/2'"),
+        (["explore", "{}", "--shard", "x"], "--shard cannot be 'x'"),
         (["explore", "missing"], "cannot be read: no such file"),
         (["explore", "{}", "--states", "0"], "--states cannot be '0'"),
         (["explore", "{}", "--seed", "x"], "--seed cannot be 'x'"),
