@@ -1,11 +1,12 @@
 """Snapshots of prepared guests, one for each spec, from which the guests of tests begin."""
 
+import warnings
 from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 from pykvm.errors import UsageError
 from pykvm.guest.boot import boot
-from pykvm.guest.errors import GuestDied, last_lines
+from pykvm.guest.errors import GuestDied, GuestError, GuestTimeout, last_lines
 from pykvm.guest.guest import Guest
 from pykvm.guest.snapshot import Snapshot
 from pykvm.guest.start import configuration
@@ -21,7 +22,7 @@ _OF_THE_MACHINE = ("disks", "memory", "cpus", "initrd", "append")
 
 class _Made(NamedTuple):
     spec: Spec
-    snapshot: Snapshot | GuestDied
+    snapshot: Snapshot | GuestError
 
 
 class Pool:
@@ -41,11 +42,14 @@ class Pool:
             try:
                 found = self._make(spec)
             except GuestDied as death:
-                # The next test need not wait for the same boot.
-                found = death
+                during = "the start of the guest for the tests"
+                found = GuestDied(death.outcome, death.console, during)
+            except GuestError as error:
+                found = error
+            # After an error too: the next test need not wait for the same boot.
             self._made.append(_Made(spec, found))
-        if isinstance(found, GuestDied):
-            raise GuestDied(found.outcome, found.console, "the start of the guest for the tests")
+        if isinstance(found, GuestError):
+            raise found.with_traceback(None)
         return found
 
     def _make(self, spec: Spec) -> Snapshot:
@@ -56,7 +60,7 @@ class Pool:
             )
         with self._places.take(spec.memory):
             _make_template(spec)
-            with boot(**spec.options) as guest:
+            with _booted(spec) as guest:
                 prepare(guest, spec)
                 return guest.snapshot()
 
@@ -69,11 +73,19 @@ class Pool:
         self._made.clear()
 
 
+def _booted(spec: Spec) -> Guest:
+    """A guest of ``spec``, ready for commands."""
+    with warnings.catch_warnings():
+        # Tests that turn warnings into errors need no template to pass.
+        warnings.filterwarnings("always", "booting without a template", RuntimeWarning)
+        return boot(**spec.options)
+
+
 def _make_template(spec: Spec) -> None:
     """Boot the guest of ``spec`` for its template, unless there is one.
 
-    GuestDied if its kernel panics: a second boot would panic as well. For any other reason
-    :func:`boot` does without a template, and tells why.
+    GuestDied if its kernel panics, and GuestTimeout if it hangs: so would a second boot. For any
+    other reason :func:`boot` does without a template, and tells why.
     """
     options = dict(spec.options)
     chosen = {name: options[name] for name in _OF_THE_MACHINE if name in options}
@@ -84,9 +96,16 @@ def _make_template(spec: Spec) -> None:
             template(config, timeout=options.get("timeout"), watch=booted.append)
     for machine in booted:
         outcome = machine.outcome
-        if outcome is not None and outcome.kind is OutcomeKind.PANIC:
-            console = last_lines(machine.console_output.decode("utf-8", "replace"))
+        if outcome is None or outcome.kind not in (OutcomeKind.PANIC, OutcomeKind.TIMEOUT):
+            continue
+        console = last_lines(machine.console_output.decode("utf-8", "replace"))
+        if outcome.kind is OutcomeKind.PANIC:
             raise GuestDied(outcome, console, "its boot")
+        raise GuestTimeout(
+            f"the guest's agent has not answered: {outcome.reason}",
+            console,
+            hint="give a longer timeout if that is not enough",
+        )
 
 
 def prepare(guest: Guest, spec: Spec) -> None:
