@@ -80,6 +80,15 @@ def test_a_guest_that_panics_while_fio_runs(tmp_path: Path):
     assert "the console's last lines:\n" in done.stderr
 
 
+def test_files_in_the_guests_memory_are_no_disk(tmp_path: Path):
+    file = tmp_path / "memory.fio"
+    file.write_text("[job]\nrw=randwrite\nfilename=/tmp/x\nsize=256k\n")
+    done = bench_fio(str(file), "--disk", "blank=1M", "--histogram")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "sent no request to a disk: its files are in the guest's memory" in done.stderr
+    assert "give --set filename=/dev/vda" in done.stderr
+
+
 def test_an_error_of_fio_is_the_status():
     done = bench_fio("--rw", "read", "--disk", "blank=1M", "--ioengine", "none-such")
     assert done.returncode == 1

@@ -131,7 +131,8 @@ def _device(runs: Sequence[FioRun]) -> str:
 def _histogram(runs: Sequence[FioRun]) -> str:
     """The number of requests of each operation whose time in the device was in each power of 2."""
     totals = [between(run.readings[0], run.readings[-1]) for run in runs]
-    names = [one.operation for one in totals[0].services]
+    services = [one for total in totals for one in total.services]
+    names = list(dict.fromkeys(one.operation for one in services))
     bins = [
         [sum(counts) for counts in zip(*(_bins(total, name) for total in totals), strict=True)]
         for name in names

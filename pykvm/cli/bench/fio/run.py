@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from pykvm.bench.disk.tools.pykvm_tool import form
+from pykvm.bench.fio.device import between
 from pykvm.bench.fio.figures import FioOutput, parse_output, progress_of
 from pykvm.bench.fio.in_guest import FioFailed, FioRun, died, prepare
 from pykvm.bench.fio.in_guest import run_fio as run_in_guest
@@ -89,8 +90,7 @@ def _measure(
             f"fio sent no request in {jobs.name}",
             "look at the sizes of its jobs: perhaps the disk is too small for them",
         )
-    moved = runs[0].readings[-1].stats.counters()
-    if not moved["rd_operations"] + moved["wr_operations"] + moved["unmap_operations"]:
+    if not any(between(run.readings[0], run.readings[-1]).services for run in runs):
         raise UsageError(
             f"{jobs.name} sent no request to a disk: its files are in the guest's memory",
             "give --set filename=/dev/vda",
