@@ -160,8 +160,12 @@ def test_the_fixtures_and_the_report(run, pytester: pytest.Pytester) -> None:
 
 
 WORKERS_CONFTEST = """
+import os
 import pytest
 import pykvm.templates.build as build
+
+# Guests of tests beside this one would take the places of its guests.
+os.environ["PYKVM_CACHE"] = os.path.abspath("cache")
 
 boot = build.save_booted
 
