@@ -2,7 +2,8 @@
 
 A test file is affected if it imports compiled modules, directly or through other modules
 of pykvm or of the tests. It is also affected if it contains the word "disk": it may start
-pykvm as a program, and all compiled modules serve a disk. There is no list to keep.
+pykvm as a program, and all compiled modules serve a disk. There is no list to keep. Long tests of
+other subjects that use a disk, such as the examples, have the marker ``one_form`` and run once.
 """
 
 import ast

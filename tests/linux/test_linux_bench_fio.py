@@ -10,7 +10,7 @@ from patience import linux_patience
 
 from pykvm.cli.bench.linux_guest import is_emulated
 
-pytestmark = [pytest.mark.kvm, pytest.mark.linux]
+pytestmark = [pytest.mark.kvm, pytest.mark.linux, pytest.mark.one_form]
 
 MINE = """\
 [global]

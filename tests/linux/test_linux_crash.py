@@ -10,7 +10,7 @@ import pykvm
 from pykvm.crash import InGuest, Recorded, describe, ext4
 from pykvm.devices.virtio_blk.observe.write_log import WriteKind
 
-pytestmark = [pytest.mark.kvm, pytest.mark.linux]
+pytestmark = [pytest.mark.kvm, pytest.mark.linux, pytest.mark.one_form]
 pytest_plugins = ["pytester"]
 
 MAKE = "mke2fs -q -t ext4 -b 1024 /dev/vda && mount -t ext4 -o {} /dev/vda /mnt && echo 1 > /mnt/a"

@@ -11,7 +11,7 @@ from own_kernel import own_kernel
 from patience import linux_patience
 from plugin_here import PLUGIN
 
-pytestmark = [pytest.mark.kvm, pytest.mark.linux]
+pytestmark = [pytest.mark.kvm, pytest.mark.linux, pytest.mark.one_form]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -9,7 +9,7 @@ from plugin_here import PLUGIN
 
 from pykvm.cli.main import main
 
-pytestmark = [pytest.mark.kvm, pytest.mark.linux]
+pytestmark = [pytest.mark.kvm, pytest.mark.linux, pytest.mark.one_form]
 pytest_plugins = ["pytester"]
 
 FIXTURES = """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from patience import linux_patience
 
-pytestmark = [pytest.mark.kvm, pytest.mark.linux, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.kvm, pytest.mark.linux, pytest.mark.one_form, pytest.mark.timeout(400)]
 
 PAGE = Path(__file__).parents[2] / "docs/tutorial.md"
 MARK = "-- the next command --"
