@@ -110,7 +110,10 @@ def _pykvm_test(
     stash, option = request.config.stash, request.config.getoption("--pykvm-artefacts")
 
     def artefacts() -> Path:
-        return Path(option).absolute() if option else tmp_path_factory.getbasetemp() / "pykvm"
+        if option:
+            # A test may change the working directory.
+            return Path(request.config.invocation_params.dir, option)
+        return tmp_path_factory.getbasetemp() / "pykvm"
 
     with told("fail"):
         if SESSION not in stash:

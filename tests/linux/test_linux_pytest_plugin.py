@@ -67,7 +67,8 @@ def test_a_command_fails(pykvm_guest, pykvm_disk):
     pykvm_disk.faults.add(pykvm.Fault(operation="write", errno="EIO"))
     pykvm_guest.run("dd if=/dev/zero of=/dev/vda bs=4k count=1 oflag=direct")
 
-def test_a_guest_that_is_closed(pykvm_factory):
+def test_a_guest_that_is_closed(pykvm_factory, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     pykvm_factory(disks=[])
     with pykvm_factory():
         pass
