@@ -22,7 +22,8 @@ Make = Callable[[TraceLog | None], Guest]
 class Watched:
     """``guest``, its ``spec``, its last ``commands``, its ``trace`` if any, and ``began``.
 
-    ``began`` is the moment at which the test got the guest, as time.monotonic_ns tells it.
+    ``began`` is the moment from which on the guest works for the test, as time.monotonic_ns tells
+    it. A guest that boots for the test does so after that moment.
     """
 
     def __init__(self, spec: Spec, make: Make, place: Place, *, traced: bool) -> None:
@@ -30,13 +31,13 @@ class Watched:
         self._place = place
         self.trace = TraceLog(most=_MOST_EVENTS) if traced else None
         self.commands: deque[Process] = deque(maxlen=_MOST_COMMANDS)
+        self.began = time.monotonic_ns()
         try:
             self.guest = make(self.trace)
         except BaseException:
             place.give_back()
             raise
         self.guest.on_command = self.commands.append
-        self.began = time.monotonic_ns()
         self._disks = [(disk, disk.faults.rules) for disk in self.guest.disks]
         self._timeout = self.guest.timeout
 
