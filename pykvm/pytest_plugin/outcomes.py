@@ -33,7 +33,7 @@ def kernel_failure(watched: Watched) -> str:
 def hide_own_frames() -> None:
     """Have tracebacks leave out the frames in which pykvm raises an error for its user."""
     for name, module in sys.modules.items():
-        if name.startswith("pykvm.guest."):
+        if name.startswith("pykvm."):
             vars(module)["__tracebackhide__"] = _for_users
 
 

@@ -93,6 +93,15 @@ def test_a_kernel_alone_has_no_snapshot(run) -> None:
     result.stdout.fnmatch_lines(["a kernel alone has no agent, *; use the fixture pykvm_machine*"])
 
 
+def test_a_mistake_in_a_test_shows_the_test_only(run) -> None:
+    result = run(test_it="def test_it(pykvm_factory): pykvm_factory(memory='zz')")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["E *UsageError: memory cannot be 'zz'*", "test_it.py:1: UsageError"]
+    )
+    result.stdout.no_fnmatch_line("*/*.py:*")  # no frames of pykvm
+
+
 CRASH = """
 def test_power_cuts(pykvm_crash):
     pykvm_crash.record(None, "true")
