@@ -52,7 +52,7 @@ def run_compare(arguments: Sequence[str]) -> int:
             stack.enter_context(stops_at_signals())
             stack.callback(progress.clear)
             emulated = is_emulated()
-            bare = _is_bare(options, emulated)
+            bare = is_bare(options, emulated)
             outputs = _outputs(stack, options)
             disk = _Disk(stack, options, emulated, bare, progress)
             for label in labels:
@@ -80,17 +80,33 @@ def run_compare(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _is_bare(options: argparse.Namespace, emulated: bool) -> bool:
+def is_bare(options: argparse.Namespace, emulated: bool) -> bool:
     """Whether the bare-metal guest sends the load; UsageError if it cannot."""
     stream = options.load in STREAMS
-    if options.guest is None and options.kernel is None:
-        return stream and emulated
     if options.guest == BARE and not stream:
         raise UsageError(
             f"the bare-metal guest has no load '{options.load}'",
             f"use {', '.join(STREAMS)}, or leave --guest out",
         )
-    return bool(options.guest == BARE)
+    chosen = options.guest is not None or options.kernel is not None
+    bare = bool(options.guest == BARE if chosen else stream and emulated)
+    given = [option for option, is_given in _of_linux(options).items() if is_given]
+    if bare and given:
+        raise UsageError(
+            f"{given[0]} is for a Linux guest, and the bare-metal guest sends this load",
+            "leave it out, or give --guest guest",
+        )
+    return bare
+
+
+def _of_linux(options: argparse.Namespace) -> dict[str, bool]:
+    """The options that the bare-metal guest does not have, and whether they are given."""
+    return {
+        "--kernel": options.kernel is not None,
+        "--memory": options.memory is not None,
+        "--cpus": options.cpus != "1",
+        "--guest-merging": options.guest_merging != "on",
+    }
 
 
 class _Disk:
