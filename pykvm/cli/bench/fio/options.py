@@ -150,6 +150,11 @@ def _check_one(options: argparse.Namespace) -> None:
         "--preset": options.preset is not None,
         "--verify": options.verify,
     }
+    if options.preset is not None and options.rw is not None:
+        raise UsageError(
+            "--preset and --rw exclude each other",
+            "give one of them; --set rw=… changes the jobs of a preset",
+        )
     chosen = [name for name, given in kinds.items() if given]
     if len(chosen) > 1:
         raise UsageError(f"{chosen[0]} and {chosen[1]} exclude each other", "give one of them")

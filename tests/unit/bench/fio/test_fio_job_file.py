@@ -125,6 +125,12 @@ def test_a_job_from_options():
     assert (job["filename"], job["direct"], job["runtime"]) == ("/dev/vda", "1", "10")
 
 
+def test_a_preset_has_its_own_kinds():
+    with pytest.raises(UsageError, match="--preset and --rw exclude each other"):
+        jobs("--preset", "crystal", "--rw", "read")
+    assert "randread" in jobs("--preset", "crystal", "--bs", "8k").text
+
+
 def test_a_size_replaces_the_time():
     text = jobs("--rw", "read", "--size", "1M").text
     assert "size=1M" in text
