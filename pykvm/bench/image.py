@@ -40,7 +40,7 @@ def temporary_disk(folder: Path | None, size: int) -> Iterator[Path]:
         except OSError as error:
             raise UsageError(
                 f"the temporary disk '{path}' cannot be written: {reason_of(error)}",
-                "give --disk a different folder, or a smaller --size",
+                "give --disk a different folder, or make the disk smaller",
             ) from None
         finally:
             os.close(handle)
@@ -56,7 +56,7 @@ def _check_room(handle: int, size: int, path: Path) -> None:
     if size > room:
         raise UsageError(
             f"the temporary disk '{path}' would need {size // MIB} MiB, and {room // MIB} are free",
-            "give --disk a different folder, or a smaller --size",
+            "give --disk a different folder, or make the disk smaller",
         )
 
 
