@@ -374,6 +374,15 @@ def test_a_text_on_the_console_ends_the_run(bare_kernel, words, pattern, status,
     assert says in done.stderr
 
 
+def test_the_reason_of_the_end_is_a_line_of_its_own(bare_kernel):
+    one = {"capture_output": False, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = boot(bare_kernel, "hello 7", "--until", "hel", **one)
+    *console, reason = done.stdout.split(b"\n")[:-1]
+    assert reason == b"pykvm: the console showed 'hel'"
+    assert len(console) == 1
+    assert console[0].startswith(b"hel")
+
+
 def test_exec_has_no_console_to_watch(capfd):
     assert main(["boot", "guest", "--exec", "true", "--until", "x"]) == 2
     assert "--exec hides" in capfd.readouterr().err

@@ -65,6 +65,11 @@ class ConsoleRecorder:
         for sink in self._sinks:
             sink(data)
 
+    @property
+    def within_line(self) -> bool:
+        """The guest's last line has no end yet."""
+        return bool(self._tail) and not self._tail.endswith(b"\n")
+
     def say_tail(self) -> None:
         """Show the last lines that the guest printed, if any.
 
@@ -84,11 +89,13 @@ def _last(lines: list[str]) -> list[str]:
     return lines[-TAIL_LINES:]
 
 
-def say_reason(outcome: Outcome, on_terminal: bool = False) -> None:
+def say_reason(outcome: Outcome, on_terminal: bool = False, within_line: bool = False) -> None:
     """Say why a run ended, unless its end is a normal one.
 
-    ``on_terminal``: the guest's console was on the terminal. An end because the reader of pykvm's
-    output went away (SIGPIPE) is normal too.
+    ``on_terminal``: the guest's console was on the terminal. ``within_line``: the same stream has
+    a line of the guest's that has not ended. An end because the reader of pykvm's output went away
+    (SIGPIPE) is normal too.
     """
     if outcome.kind not in _QUIET and outcome.status != 128 + signal.SIGPIPE:
-        say(shown(outcome.reason), fresh=on_terminal and outcome.kind in _FROM_OUTSIDE)
+        fresh = within_line or (on_terminal and outcome.kind in _FROM_OUTSIDE)
+        say(shown(outcome.reason), fresh=fresh)

@@ -110,7 +110,11 @@ def run_options(
     if report:
         report.print_statistics(machine)
     if failure is None:
-        say_reason(outcome, on_terminal=session.has_keys and os.isatty(STDERR))
+        say_reason(
+            outcome,
+            on_terminal=session.has_keys and os.isatty(STDERR),
+            within_line=recorder.within_line and _console_meets_messages(options),
+        )
     if options.command is not None and outcome.kind in _TAIL_HELPS:
         recorder.say_tail()
     _say_problems(log, machine)
@@ -122,6 +126,16 @@ def run_options(
     if failure is not None:
         raise failure
     return outcome.status
+
+
+def _console_meets_messages(options: Options) -> bool:
+    """True if the guest's console is shown where pykvm's own messages are."""
+    if options.command is not None:
+        return False
+    try:
+        return options.json or os.path.sameopenfile(STDOUT, STDERR)
+    except OSError:
+        return False
 
 
 def _say_problems(log: ConsoleLog | None, machine: Machine) -> None:
