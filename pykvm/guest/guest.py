@@ -40,7 +40,8 @@ class Guest:
     ``math.inf`` is none. A call that waits longer raises GuestTimeout, and the guest runs on.
     When the guest's run ends, every call that waits raises GuestDied at once. ``console`` is the
     guest's console. ``on_command``, a function that may be set, gets the Process of each command
-    that :meth:`run` or :meth:`popen` starts.
+    that :meth:`run` or :meth:`popen` starts. ``on_reset``, a function without arguments that may
+    be set, is called before :meth:`reset` drops the console's text and the outcome.
     """
 
     def __init__(self, start: Start, limit: Limit, origin: Snapshot | None = None) -> None:
@@ -52,6 +53,7 @@ class Guest:
         self._back: Snapshot | None = origin
         self.console = Console(limit)
         self.on_command: Callable[[Process], object] = lambda process: None
+        self.on_reset: Callable[[], object] = lambda: None
         self._begin(origin)
 
     def __repr__(self) -> str:
@@ -303,6 +305,7 @@ class Guest:
                 back.check_open()
             start = self._start.with_disks(session.machine.disks)
             fits = back is not None and back._fits(start)
+            self.on_reset()
             if back is not None and fits and session.machine.outcome is None:
                 session.put_back(back.saved, *self._start.awakening())
             else:

@@ -21,7 +21,7 @@ def kernel_failure(watched: Watched) -> str:
     The guest's spec says which reports are failures.
     """
     kinds = watched.spec.fail_on
-    for report in kernel_reports(watched.guest.console.text):
+    for report in [*watched.reports, *kernel_reports(watched.guest.console.text)]:
         if report.kind in kinds:
             return f"the guest's kernel has reported a failure ({report.kind}): {report.line}"
     outcome = watched.guest.machine.outcome

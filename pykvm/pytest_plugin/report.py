@@ -40,7 +40,7 @@ class GuestReport:
         self.log = _log(watched) if failed else ""
         self.kernel = [
             f"{report.kind}: {shown(report.line)}"
-            for report in kernel_reports(self.console, self.log)
+            for report in [*watched.reports, *kernel_reports(self.console, self.log)]
         ]
         self.commands = [_command_line(process) for process in watched.commands]
         self.disks = [(disk, _disk_lines(disk, watched)) for disk in guest.disks]

@@ -8,6 +8,8 @@ from typing import Final
 from pykvm.guest.guest import Guest
 from pykvm.guest.process import Process
 from pykvm.guest.snapshot import Snapshot
+from pykvm.machine.outcome import OutcomeKind
+from pykvm.pytest_plugin.kernel_reports import KernelReport, kernel_reports
 from pykvm.pytest_plugin.places import Place
 from pykvm.pytest_plugin.spec import Spec
 from pykvm.trace.log import TraceLog
@@ -22,6 +24,7 @@ Make = Callable[[TraceLog | None], Guest]
 class Watched:
     """``guest``, its ``spec``, its last ``commands``, its ``trace`` if any, and ``began``.
 
+    ``reports`` are those of its kernel from before the test reset it.
     ``began`` is the moment from which on the guest works for the test, as time.monotonic_ns tells
     it. A guest that boots for the test does so after that moment.
     """
@@ -37,7 +40,9 @@ class Watched:
         except BaseException:
             place.give_back()
             raise
+        self.reports: list[KernelReport] = []
         self.guest.on_command = self.commands.append
+        self.guest.on_reset = self._keep_reports
         self._disks = [(disk, disk.faults.rules) for disk in self.guest.disks]
         self._timeout = self.guest.timeout
 
@@ -61,10 +66,17 @@ class Watched:
         guest.timeout = self._timeout
         guest.reset(snapshot)
         self.commands.clear()
+        self.reports.clear()
         if self.trace is not None:
             self.trace.clear()
         self.began = time.monotonic_ns()
         return True
+
+    def _keep_reports(self) -> None:
+        self.reports += kernel_reports(self.guest.console.text)
+        outcome = self.guest.outcome
+        if outcome is not None and outcome.kind is OutcomeKind.TRIPLE_FAULT:
+            self.reports.append(KernelReport("panic", outcome.reason))
 
     def close(self) -> None:
         """Close the guest. May be repeated."""

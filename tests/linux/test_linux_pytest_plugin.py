@@ -63,6 +63,11 @@ def test_a_panic_that_nobody_expects(pykvm_guest):
     with pytest.raises(pykvm.GuestDied):
         pykvm_guest.run("echo c > /proc/sysrq-trigger")
 
+def test_a_report_before_a_reset(pykvm_guest):
+    pykvm_guest.run("echo '<1>BUG: kernel NULL pointer dereference' > /dev/kmsg")
+    pykvm_guest.console.wait_for("dereference")
+    pykvm_guest.reset()
+
 def test_a_command_fails(pykvm_guest, pykvm_disk):
     pykvm_disk.faults.add(pykvm.Fault(operation="write", errno="EIO"))
     pykvm_guest.run("dd if=/dev/zero of=/dev/vda bs=4k count=1 oflag=direct")
@@ -103,12 +108,16 @@ def run(pytester: pytest.Pytester):
 def test_the_fixtures_and_the_report(run, pytester: pytest.Pytester) -> None:
     options = ("--pykvm-snapshot-on-failure", "--pykvm-artefacts", "kept")
     result = run(*options, test_it=FIXTURES)
-    result.assert_outcomes(passed=7, failed=3, errors=1)
+    result.assert_outcomes(passed=7, failed=4, errors=1)
 
     panic = lines(result, "test_a_panic_that_nobody_expects")
     assert panic.startswith(
         "the guest's kernel has reported a failure (panic): Kernel panic - not syncing: sysrq"
     )
+
+    before = lines(result, "test_a_report_before_a_reset")
+    report = "BUG: kernel NULL pointer dereference"
+    assert before.startswith(f"the guest's kernel has reported a failure (oops): {report}\n")
 
     result.stdout.fnmatch_lines(
         [
@@ -153,6 +162,7 @@ def test_the_fixtures_and_the_report(run, pytester: pytest.Pytester) -> None:
         "test_it.py-test_a_command_fails",
         "test_it.py-test_a_guest_that_is_closed",
         "test_it.py-test_a_panic_that_nobody_expects",
+        "test_it.py-test_a_report_before_a_reset",
     ]
     names = {path.name for path in kept["test_it.py-test_a_command_fails"].iterdir()}
     assert names == {
