@@ -6,9 +6,11 @@ closed or its process dies (F_OFD_SETLK, fcntl(2)).
 """
 
 import fcntl
+import math
 import os
 import struct
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final, Self
@@ -17,7 +19,7 @@ UNIT: Final = 64 << 20
 """Bytes of memory for each byte of the file."""
 PATIENCE_SECONDS: Final = 10.0
 """The longest wait of a process that has guests already. They could be those that others wait for,
-so the process then goes on without a place."""
+so the process then goes on without a place. One without guests then tells that it waits."""
 _POLL_SECONDS: Final = 0.02
 _FLOCK: Final = "hhqqi0q"
 """struct flock: l_type, l_whence, l_start, l_len, l_pid."""
@@ -49,11 +51,15 @@ class Place:
 class Places:
     """Places for guests that use ``memory`` bytes together. ``taken`` are those of this object.
 
-    ``folder`` has the file. Without a folder that can be written, there is no bound.
+    ``folder`` has the file. Without a folder that can be written, there is no bound. ``say`` gets
+    a sentence when a wait takes long.
     """
 
-    def __init__(self, folder: str, memory: int) -> None:
+    def __init__(
+        self, folder: str, memory: int, say: Callable[[str], object] = lambda text: None
+    ) -> None:
         self.taken = 0
+        self._say = say
         self._count = max(1, memory // UNIT)
         self._path = os.path.join(folder, "guests.lock") if folder else ""
 
@@ -65,8 +71,14 @@ class Places:
             wanted = min(self._count, max(1, -(-memory // UNIT)))
             deadline = time.monotonic() + PATIENCE_SECONDS
             while place._fd >= 0 and not self._locked(place._fd, wanted):
-                if self.taken > 1 and time.monotonic() > deadline:
-                    break
+                if time.monotonic() > deadline:
+                    if self.taken > 1:
+                        break
+                    self._say(
+                        "a guest waits for the memory of other tests' guests; the ini option "
+                        "pykvm_memory tells how much all of them may use"
+                    )
+                    deadline = math.inf
                 time.sleep(_POLL_SECONDS)
         except OSError:  # a filesystem without locks: there is no bound
             return place

@@ -1,7 +1,8 @@
 """The guests of a session, of a module and of a test: the work of the fixtures."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,7 +40,7 @@ class Session:
         self.outcomes = Outcomes(config)
         memory = config.getini("pykvm_memory")
         most = size("pykvm_memory", memory) if memory else usable_memory()
-        self.places = Places(cache_folder(), most)
+        self.places = Places(cache_folder(), most, lambda text: _say(config, text))
         self.pool = Pool(self.places)
         hide_own_frames()
 
@@ -184,6 +185,13 @@ def first_disk(guest: Guest) -> Disk:
         if not guest.disks:
             raise UsageError("this guest has no disk", "give it one: pykvm(disk='64M')")
     return guest.disks[0]
+
+
+def _say(config: pytest.Config, text: str) -> None:
+    """Show ``text`` at once, also where pytest captures the output of tests."""
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else nullcontext():
+        print(f"\npykvm: {text}", file=sys.stderr, flush=True)
 
 
 def _from(spec: Spec, snapshot: Snapshot | None) -> Make:

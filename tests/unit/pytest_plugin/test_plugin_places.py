@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from patience import PATIENCE, ends, goes_on, in_thread
+from patience import PATIENCE, ends, goes_on, in_thread, until
 
 from pykvm.pytest_plugin import places as module
 from pykvm.pytest_plugin.places import UNIT, Place, Places, usable_memory
@@ -25,6 +25,20 @@ def test_a_process_without_guests_waits_until_there_is_a_place(tmp_path: Path) -
     assert other.taken == 1
     taken[0].give_back()
     assert one.taken == other.taken == 0
+
+
+def test_a_long_wait_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0)
+    said: list[str] = []
+    place = Places(str(tmp_path), UNIT).take(UNIT)
+    other = Places(str(tmp_path), UNIT, said.append)
+    thread = in_thread(lambda: other.take(UNIT).give_back())
+    until(lambda: said)
+    assert goes_on(thread)
+    place.give_back()
+    assert ends(thread)
+    assert len(said) == 1
+    assert "pykvm_memory" in said[0]
 
 
 def test_a_guest_larger_than_everything_runs_alone(tmp_path: Path) -> None:

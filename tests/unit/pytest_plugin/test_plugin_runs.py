@@ -102,6 +102,20 @@ def test_a_mistake_in_a_test_shows_the_test_only(run) -> None:
     result.stdout.no_fnmatch_line("*/*.py:*")  # no frames of pykvm
 
 
+WAITS = """
+import pykvm.pytest_plugin.places as places
+
+answers = iter([False] * 3)
+places.PATIENCE_SECONDS = 0
+places.Places._locked = lambda self, fd, wanted: next(answers, True)
+"""
+
+
+def test_a_wait_for_other_guests_is_told_at_once(run) -> None:
+    result = run(conftest=WAITS, test_it=BOOT)
+    result.stderr.fnmatch_lines(["pykvm: a guest waits for *pykvm_memory*"])
+
+
 CRASH = """
 def test_power_cuts(pykvm_crash):
     pykvm_crash.record(None, "true")
