@@ -70,7 +70,7 @@ class Replay:
         if served != self._requests:
             raise PykvmError(
                 f"the disk served {served} of {self._requests} requests",
-                "look at the disk's options: a larger disk, no faults",
+                "look at the disk's options: it may be read-only, too small, or have faults",
             )
         begin = done.results.record(self._waits[0]).begin
         end = done.results.record(self._waits[-1]).end
