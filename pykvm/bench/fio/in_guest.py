@@ -24,13 +24,17 @@ _READ_SECONDS = 0.05
 
 
 class FioFailed(PykvmError):
-    """fio reported an error. ``words`` are its own about that, in lines."""
+    """fio reported an error. ``words`` are its own about that, in lines.
+
+    ``json`` is its JSON output, if there is one.
+    """
 
     exit_status = 1
 
-    def __init__(self, message: str, hint: str, words: str) -> None:
+    def __init__(self, message: str, hint: str, words: str, json: str = "") -> None:
         super().__init__(message, hint)
         self.words = words
+        self.json = json
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,8 @@ def run_fio(
         ) from None
     if output.errors or result.status:
         text = "\n".join(dict.fromkeys(f"{output.notes}\n{words}".strip().splitlines()))
-        raise FioFailed(f"fio reported an error in {name}{_which(output)}", "", text)
+        message = f"fio reported an error in {name}{_which(output)}"
+        raise FioFailed(message, "", text, output.json)
     return FioRun(output, readings)
 
 

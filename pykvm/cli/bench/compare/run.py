@@ -59,13 +59,19 @@ def run_compare(arguments: Sequence[str]) -> int:
                 disk.config(label)
             load = (_bare_load if bare else _linux_load)(options, emulated, disk, labels, progress)
             runs: dict[str, list[Sample]] = {label: [] for label in labels}
-            for number in range(repeat):
-                for label in labels:
-                    progress(f"round {number + 1} of {repeat}: {label}")
-                    disk.settle(label)
-                    runs[label].append(load(disk.config(label)))
-            progress.clear()
-            _write(outputs, runs, options, BARE if bare else "linux")
+            try:
+                for number in range(repeat):
+                    for label in labels:
+                        progress(f"round {number + 1} of {repeat}: {label}")
+                        disk.settle(label)
+                        runs[label].append(load(disk.config(label)))
+            finally:
+                # An error or Ctrl-C loses no round that has ended.
+                progress.clear()
+                rounds = min(len(samples) for samples in runs.values())
+                ended = {label: samples[:rounds] for label, samples in runs.items()}
+                if rounds:
+                    _write(outputs, ended, options, BARE if bare else "linux")
     except Stopped as stopped:
         return 128 + stopped.number
     except FioFailed as error:

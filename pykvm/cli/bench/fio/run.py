@@ -50,9 +50,13 @@ def run_fio(arguments: Sequence[str]) -> int:
             _check_overwrite(jobs, given, options)
             outputs = _outputs(stack, options, given, repeat)
             disks = disks_of(stack, options.disk, options.disk_size, emulated, progress)
-            runs = _measure(stack, options, jobs, disks, repeat, progress)
+            files = outputs.get("--json", [])
+            runs = _measure(stack, options, jobs, disks, repeat, files, progress)
             progress.clear()
-            _write(outputs, runs, options)
+            if options.chart is not None:
+                from pykvm.bench.fio.chart import chart_of
+
+                _write("--chart", outputs["--chart"][0], chart_of(runs, f" ({form()})"))
     except Stopped as stopped:
         return 128 + stopped.number
     except FioFailed as error:
@@ -73,8 +77,10 @@ def _measure(
     jobs: Jobs,
     disks: Sequence[DiskConfig],
     repeat: int,
+    files: Sequence[Output],
     progress: Progress,
 ) -> list[FioRun]:
+    """Run the jobs ``repeat`` times. The JSON output of each run goes to its file at once."""
     guest = start_guest(stack, guest_config(options, disks), progress)
     prepare(guest, jobs.text, jobs.files)
     if options.guest_merging == "off":
@@ -84,7 +90,17 @@ def _measure(
         begin = f"run {number} of {repeat}: " if repeat > 1 else ""
         progress(f"{begin}fio starts")
         show = partial(_show, progress, begin) if progress.shown else None
-        runs.append(run_in_guest(guest, show, may_write=jobs.write, name=jobs.name))
+        text = ""
+        try:
+            runs.append(run_in_guest(guest, show, may_write=jobs.write, name=jobs.name))
+            text = runs[-1].output.json
+        except FioFailed as error:
+            text = error.json
+            raise
+        finally:
+            progress.clear()
+            if files and text:
+                _write("--json", files[number - 1], text)
     if not any(sum(job.requests for job in run.output.jobs) for run in runs):
         raise PykvmError(
             f"fio sent no request in {jobs.name}",
@@ -139,21 +155,12 @@ def _numbered(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem}.{number}{path.suffix}")
 
 
-def _write(
-    outputs: dict[str, list[Output]], runs: Sequence[FioRun], options: argparse.Namespace
-) -> None:
-    texts = {"--json": [run.output.json for run in runs]}
-    if options.chart is not None:
-        from pykvm.bench.fio.chart import chart_of
-
-        texts["--chart"] = [chart_of(runs, f" ({form()})")]
-    for option, files in outputs.items():
-        for output, text in zip(files, texts[option], strict=True):
-            try:
-                output.begin()
-                put(output.fd, text)
-            except OSError as error:
-                raise PykvmError(f"{option}: {reason_of(error)}", "give a different file") from None
+def _write(option: str, output: Output, text: str) -> None:
+    try:
+        output.begin()
+        put(output.fd, text)
+    except OSError as error:
+        raise PykvmError(f"{option}: {reason_of(error)}", "give a different file") from None
 
 
 def _earlier(path: Path) -> FioOutput:
