@@ -74,7 +74,8 @@ class ConsoleSession:
         size = None if machine.restored else size
         self._window = _window(machine, size) if self.has_keys and bundled else None
         has_agent = bundled and machine.config.agent
-        self._wake = _waking(machine, self._window, self.say) if has_agent else None
+        script = not self.has_keys
+        self._wake = _waking(machine, self._window, self.say, script) if has_agent else None
         self.after_reset: Callable[[], None] | None = self._wake or (lambda: None)
 
     def show(self, data: bytes) -> None:
@@ -166,7 +167,7 @@ def _window(machine: Machine, size: tuple[int, int] | None) -> "WindowSize":
 
 
 def _waking(
-    machine: Machine, window: "WindowSize | None", say: Callable[[str], None]
+    machine: Machine, window: "WindowSize | None", say: Callable[[str], None], script: bool
 ) -> Callable[[], None]:
     """Sets the clock of a restored guest, and has it look for its disks and start a shell."""
     from pykvm.agent.protocol import ENTROPY_BYTES
@@ -179,7 +180,7 @@ def _waking(
         client = window.reconnected() if window else connect(machine, Unheard())
         client.wake(time.time_ns(), os.urandom(ENTROPY_BYTES), machine.unseen_disks)
         if wants_shell(machine):
-            ConsoleShell(client, say)
+            ConsoleShell(client, say, script=script)
 
     return wake
 

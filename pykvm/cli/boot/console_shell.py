@@ -9,6 +9,9 @@ from pykvm.machine.config import ConsoleMode
 from pykvm.machine.machine import Machine
 
 _SHELL = b"exec sh -i </dev/ttyS0 >/dev/ttyS0 2>&1"
+_SCRIPT = b"exec </dev/ttyS0 >/dev/ttyS0 2>&1; stty -echo; PS1= PS2= exec sh"
+"""Without echo the shell reads whole lines. Otherwise it edits each line in a raw mode, in which a
+Ctrl-D that has arrived before does not end the input."""
 
 
 def wants_shell(machine: Machine) -> bool:
@@ -17,12 +20,15 @@ def wants_shell(machine: Machine) -> bool:
 
 
 class ConsoleShell:
-    """See the module. The end of the shell powers the guest off. Its RunEvents."""
+    """See the module. The end of the shell powers the guest off. Its RunEvents.
 
-    def __init__(self, client: AgentClient, say: Callable[[str], None]) -> None:
+    ``script``: the input is a script, not what somebody types.
+    """
+
+    def __init__(self, client: AgentClient, say: Callable[[str], None], *, script: bool) -> None:
         self._client = client
         self._say = say
-        client.run(RunRequest(_SHELL, stdin=False), self)
+        client.run(RunRequest(_SCRIPT if script else _SHELL, stdin=False), self)
 
     def stdout(self, data: bytes) -> None:
         """The shell writes to the console."""
