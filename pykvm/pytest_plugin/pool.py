@@ -104,7 +104,7 @@ def _make_template(spec: Spec) -> None:
         raise GuestTimeout(
             f"the guest's agent has not answered: {outcome.reason}",
             console,
-            hint="give a longer timeout if that is not enough",
+            hint="give a longer timeout if that is not enough; append='loglevel=7' shows the boot",
         )
 
 

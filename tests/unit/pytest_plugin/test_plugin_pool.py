@@ -66,6 +66,7 @@ def test_a_boot_that_fails_is_tried_once_and_shows_the_console(
         with pytest.raises(kind) as caught:
             pool.snapshot(spec)
         assert outcome.reason in str(caught.value)
+        assert ("append='loglevel=7'" in str(caught.value)) is (kind is GuestTimeout)
         assert str(caught.value).endswith("--- console, the end ---\nRun /bin/cat as init")
         monkeypatch.setattr(module, "template", raises(AssertionError("once more"), boots))
     assert not boots
