@@ -28,10 +28,17 @@ def test_programs_run_and_the_disk_works(
     assert pykvm_disk.read(0, 5) == b"hello"
 
 
+@pytest.fixture
+def kernel(request: pytest.FixtureRequest) -> str:
+    """The kernel of your own; without one, a test that names this fixture is skipped."""
+    given: str | None = request.config.getoption("--kernel")
+    if given is None:
+        pytest.skip("it needs --kernel FILE")
+    return given
+
+
 @pytest.mark.pykvm(guest=None, fail_on=())
-def test_the_kernel_alone_gets_as_far_as_its_root(
-    request: pytest.FixtureRequest, pykvm_machine: pykvm.Guest
-) -> None:
+def test_the_kernel_alone_gets_as_far_as_its_root(kernel: str, pykvm_machine: pykvm.Guest) -> None:
     """It panics there, because it finds neither an initial RAM disk nor a filesystem."""
     pykvm_machine.console.wait_for(r"Linux version (\S+)")
     outcome = pykvm_machine.wait()

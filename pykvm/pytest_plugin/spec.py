@@ -72,9 +72,9 @@ def merged(layers: Iterable[Mapping[str, Any]], fail_on: Iterable[str]) -> Spec:
         raise refused("prepare", prepare, "give a command, or a function that takes the guest")
     if "disks" in keywords:
         keywords["disks"] = tuple(map(_forked, keywords["disks"]))
-    if "warning" in kinds and keywords.get("kernel") is None:
-        # The bundled guest's console shows errors only.
-        keywords["append"] = f"{keywords.get('append', '')} loglevel=5".strip()
+    if "warning" in kinds and (keywords.get("kernel") is None or keywords.get("guest")):
+        # The console of the bundled guest shows errors only. The test's own level comes later.
+        keywords["append"] = f"loglevel=5 {keywords.get('append', '')}".strip()
     return Spec(keywords, prepare, kinds)
 
 

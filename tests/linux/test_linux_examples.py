@@ -69,6 +69,10 @@ def test_a_boot_of_a_kernel_of_ones_own(example):
     assert passed(example, "test_boot.py", "--kernel", str(own_kernel())) == "2 passed"
 
 
+def test_a_boot_of_the_bundled_guest(example):
+    assert passed(example, "test_boot.py") == "1 passed, 1 skipped"
+
+
 def passed(example, *arguments: str) -> str:
     """The result of pytest for files and options; files of this project are no part of it."""
     files = [str(EXAMPLES / word) if word.endswith(".py") else word for word in arguments]

@@ -50,7 +50,10 @@ def test_the_reports_that_fail_a_test() -> None:
 
 
 def test_warnings_that_fail_a_test_are_shown_on_the_console() -> None:
-    assert spec({"fail_on": "warning", "append": "a"}).options["append"] == "a loglevel=5"
+    assert spec({"fail_on": "warning", "append": "a"}).options["append"] == "loglevel=5 a"
+    own = {"fail_on": "warning", "kernel": "bzImage"}
+    assert spec(own | {"guest": "guest"}).options["append"] == "loglevel=5"
+    assert "append" not in spec(own).options
     assert "append" not in spec({"fail_on": "panic"}).options
 
 
