@@ -100,7 +100,7 @@ def _add_explore(add: Add) -> None:
     add("--states", metavar="N", default="1000", help="check at most N states (default: 1000)")
     add("--seed", metavar="N", default="1", help="seed of the random choice (default: 1)")
     add("--model", choices=[one.value for one in Model], default=Model.VIRTIO.value)
-    add("--tear", choices=[one.value for one in Tear], default=Tear.SECTOR.value)
+    add("--tear", choices=[one.value for one in Tear], default=Tear.BLOCK.value)
     add("--cuts", choices=[one.value for one in Cuts], default=Cuts.FLUSH.value)
     add(
         "--shard",

@@ -71,7 +71,7 @@ class CrashTest:
         states: int | None = None,
         seed: int = 1,
         model: Model = Model.VIRTIO,
-        tear: Tear = Tear.SECTOR,
+        tear: Tear = Tear.BLOCK,
         at: Cuts = Cuts.FLUSH,
         **options: Any,
     ) -> Report:

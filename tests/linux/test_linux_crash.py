@@ -50,7 +50,7 @@ def test_no_power_cut_breaks_a_filesystem_with_barriers(tmp_path):
 
     report = found.explore([ext4, synced_changes_stay], most=STATES)
     assert report.failures == []
-    assert report.checked == STATES
+    assert report.coverage.complete or report.checked == STATES
     # The guest's own kernel recovers some of them, too.
     with pykvm.boot(disks=[], timeout=linux_patience()) as guest, guest.snapshot() as snapshot:
         mounts = InGuest(snapshot, 'mount -t ext4 "$DISK" /mnt && [ -z "$MARKS" ] || ls /mnt')

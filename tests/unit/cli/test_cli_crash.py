@@ -12,6 +12,7 @@ from pykvm.devices.virtio_blk.observe.write_log import Entry, WriteKind, WriteLo
 
 LOST = 'cmp -s -n 1 -i 2048 "$IMAGE" /dev/zero || { echo the write is lost; false; }'
 """Fails where sector 4 has its old content, which is not zeros."""
+TORN = ("--no-fsck", "--tear", "512")
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def run(capfd, *arguments: object) -> tuple[int, str, str]:
 
 def test_the_states_are_explored_reduced_replayed_and_exported(recording, tmp_path, capfd):
     status, output, _ = run(
-        capfd, "explore", recording, "--no-fsck", "--check", LOST, "--cuts", "mark", "--json"
+        capfd, "explore", recording, *TORN, "--check", LOST, "--cuts", "mark", "--json"
     )
     found = json.loads(output)
     assert (status, found["checked"], found["legal"], found["complete"]) == (1, 8, 8, True)
@@ -59,7 +60,7 @@ def test_the_states_are_explored_reduced_replayed_and_exported(recording, tmp_pa
 
 
 def test_a_summary_names_some_failures_and_the_next_step(recording, capfd):
-    status, output, _ = run(capfd, "explore", recording, "--no-fsck", "--check", "false")
+    status, output, _ = run(capfd, "explore", recording, *TORN, "--check", "false")
     lines = output.splitlines()
     assert status == 1
     assert lines[0].startswith("8 states checked in")
@@ -81,7 +82,7 @@ def test_the_check_knows_the_marks(recording, capfd):
 def test_shards_check_each_state_once(recording, capfd):
     found = []
     for shard in ("1/3", "2/3", "3/3"):
-        options = ("--no-fsck", "--check", "false", "--json", "--shard", shard)
+        options = (*TORN, "--check", "false", "--json", "--shard", shard)
         _, output, _ = run(capfd, "explore", recording, *options)
         found += [one["id"] for one in json.loads(output)["failures"]]
     assert len(found) == len(set(found)) == 8

@@ -101,7 +101,7 @@ MUTANTS = {
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_wrong_rule_is_noticed(mutant, monkeypatch):
     monkeypatch.setattr(model_module, "_stability", MUTANTS[mutant])
-    assert any(differs(seed, Rules(), 7919 * seed) for seed in range(500))
+    assert any(differs(seed, Rules(tear=Tear.SECTOR), 7919 * seed) for seed in range(500))
 
 
 @given(st.integers(0, 1 << 32), st.sampled_from(ALL_RULES), st.integers(0, 1 << 16))
@@ -118,7 +118,7 @@ def test_leaving_out_sectors_with_one_content_changes_no_survivor(seed, rules, c
 
 def test_a_rewrite_of_the_same_bytes_cannot_matter():
     same = Entry(WriteKind.WRITE, 0, 1, sector=3, sectors=1, data=base(3))
-    assert Frontier(WriteLog(SECTORS, [same]), 2, Rules(), base).pieces == ()
+    assert Frontier(WriteLog(SECTORS, [same]), 2, Rules(tear=Tear.SECTOR), base).pieces == ()
 
 
 def test_a_lost_piece_of_4096_bytes_is_aligned():
@@ -130,14 +130,14 @@ def test_a_lost_piece_of_4096_bytes_is_aligned():
 
 def test_an_impossible_survivor_is_refused():
     log = WriteLog(SECTORS, [Entry(WriteKind.ZEROES, 0, NEVER, sector=0, sectors=3)])
-    assert Frontier(log, 1, Rules()).survivors == 8
-    assert Frontier(log, 1, Rules(Model.PREFIX)).survivors == 4
+    assert Frontier(log, 1, Rules(tear=Tear.SECTOR)).survivors == 8
+    assert Frontier(log, 1, Rules(Model.PREFIX, Tear.SECTOR)).survivors == 4
     with pytest.raises(ValueError, match="3 pieces"):
-        Frontier(log, 1, Rules()).changes(8)
+        Frontier(log, 1, Rules(tear=Tear.SECTOR)).changes(8)
     with pytest.raises(ValueError, match="gaps"):
-        Frontier(log, 1, Rules(Model.PREFIX)).changes(0b101)
+        Frontier(log, 1, Rules(Model.PREFIX, Tear.SECTOR)).changes(0b101)
     with pytest.raises(ValueError, match="no cut 2"):
-        Frontier(log, 2, Rules())
+        Frontier(log, 2, Rules(tear=Tear.SECTOR))
 
 
 WRITE = Entry(WriteKind.WRITE, 1, 4, sector=3, sectors=1, data=bytes(512))

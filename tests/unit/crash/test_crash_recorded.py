@@ -15,7 +15,7 @@ from pykvm.crash import checks
 from pykvm.crash.checks import Survivor
 from pykvm.crash.description import describe
 from pykvm.crash.dm_log import parsed
-from pykvm.crash.model import Frontier, Rules
+from pykvm.crash.model import Frontier, Rules, Tear
 from pykvm.crash.recorded import Recorded
 from pykvm.crash.states import Cuts, State, cuts, states
 from pykvm.crash.working_copy import WorkingCopy
@@ -24,6 +24,7 @@ from pykvm.devices.virtio_blk.observe.write_log import Entry, WriteKind, WriteLo
 from pykvm.errors import UsageError
 
 SIZE = SECTORS * 512
+TORN = Rules(tear=Tear.SECTOR)
 
 
 def whole(state) -> bytes:
@@ -61,7 +62,9 @@ def test_a_working_copy_has_each_state_whatever_a_check_has_written(seed, tmp_pa
     (tmp_path / "base").write_bytes(b"".join(map(base, range(SECTORS))))
     draw = random.Random(seed)
     with WorkingCopy(tmp_path / "base", SIZE) as copy:
-        chosen = list(states(log, cuts(log, Cuts.REQUEST), Rules(), most=100, seed=1))
+        chosen = list(
+            states(log, cuts(log, Cuts.REQUEST), Rules(tear=Tear.SECTOR), most=100, seed=1)
+        )
         draw.shuffle(chosen)
         for state in chosen:
             copy.take_on(state)
@@ -86,7 +89,7 @@ def test_a_working_copy_keeps_the_holes_of_a_large_image(tmp_path):
     with (tmp_path / "base").open("wb") as file:
         file.truncate(1 << 33)
     with WorkingCopy(tmp_path / "base", 1 << 33) as copy:
-        copy.take_on(next(states(LOG, [2], Rules(), most=1, seed=1)))
+        copy.take_on(next(states(LOG, [2], Rules(tear=Tear.SECTOR), most=1, seed=1)))
         assert Path(copy.path).stat().st_blocks <= 64
 
 
@@ -142,7 +145,10 @@ def test_progress_counts_up(tmp_path):
     counts = []
     log = WriteLog(SECTORS, [Entry(WriteKind.ZEROES, 0, 1, sector=0, sectors=SECTORS)])
     report = saved(tmp_path / "r", log).explore(
-        [lambda survivor: None], most=100, progress=lambda report: counts.append(report.checked)
+        [lambda survivor: None],
+        rules=TORN,
+        most=100,
+        progress=lambda report: counts.append(report.checked),
     )
     assert counts == sorted(counts)
     assert counts[-1] == report.checked == 100
@@ -159,7 +165,7 @@ def test_what_cannot_be_read_or_written_is_a_sentence(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         Recorded(tmp_path / "missing")
     recorded = saved(tmp_path / "r", LOG)
-    name = next(states(LOG, [2], Rules(), most=1, seed=1, base=base)).id
+    name = next(states(LOG, [2], Rules(tear=Tear.SECTOR), most=1, seed=1, base=base)).id
     with pytest.raises(UsageError, match="cannot be written"):
         recorded.write_image(name, tmp_path)
     with pytest.raises(UsageError, match="cannot be written"):
@@ -210,7 +216,7 @@ def test_a_damaged_filesystem_fails(ext4_image, tmp_path):
 
 def test_a_description_names_torn_and_lost_writes_and_the_open_flush():
     log = log_of((0, 4), (6, 1), (8, 8), "flush")
-    frontier = Frontier(log, cuts(log, Cuts.FLUSH)[0], Rules())
+    frontier = Frontier(log, cuts(log, Cuts.FLUSH)[0], Rules(tear=Tear.SECTOR))
     lost = {0, 2, 4}  # sectors 0, 2 and 6
     kept = sum(1 << n for n in range(len(frontier.pieces)) if n not in lost)
 
@@ -225,7 +231,7 @@ def test_a_working_copy_survives_holes_that_a_check_makes(tmp_path):
     (tmp_path / "base").write_bytes(b"".join(map(base, range(SECTORS))))
     log = log_of((0, 1))
     with WorkingCopy(tmp_path / "base", SIZE) as copy:
-        for state in states(log, [2], Rules(), most=2, seed=1):
+        for state in states(log, [2], Rules(tear=Tear.SECTOR), most=2, seed=1):
             copy.take_on(state)
             assert Path(copy.path).read_bytes() == whole(state)
             subprocess.run(["fallocate", "-p", "-o", "0", "-l", str(SIZE), copy.path], check=True)
@@ -242,7 +248,7 @@ def test_few_states_are_spread_over_the_workers(tmp_path):
             names.add(name)
             both.wait()
 
-    saved(tmp_path / "r", log).explore([check], most=20, workers=2)
+    saved(tmp_path / "r", log).explore([check], rules=TORN, most=20, workers=2)
     assert len(names) == 2
 
 
@@ -259,5 +265,5 @@ def test_many_legal_states_are_counted_by_their_size(tmp_path):
     (tmp_path / "r").mkdir()
     log_file.save(log, tmp_path / "r/log")
     (tmp_path / "r/base").write_bytes(b"\1" * 512 * 20_000)
-    report = Recorded(tmp_path / "r").explore([lambda survivor: None], most=3)
+    report = Recorded(tmp_path / "r").explore([lambda survivor: None], rules=TORN, most=3)
     assert "bounded: more than 2^20000 legal states" in str(report)

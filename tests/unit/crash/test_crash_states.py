@@ -13,7 +13,7 @@ from pykvm.crash.states import Coverage, Cuts, State, cuts, state_of, states
 from pykvm.devices.virtio_blk.observe.write_log import NEVER, Entry, WriteKind, WriteLog
 from pykvm.errors import UsageError
 
-VIRTIO = Rules()
+VIRTIO = Rules(tear=Tear.SECTOR)
 
 
 def log_of(*requests: tuple) -> WriteLog:
@@ -195,7 +195,7 @@ def test_a_smallest_state_is_found_within_the_number_of_tries():
 
 def test_the_smallest_prefix_has_no_gaps():
     log = log_of((0, 8))
-    prefix = Rules(Model.PREFIX)
+    prefix = Rules(Model.PREFIX, Tear.SECTOR)
     smallest = minimise(
         State(Frontier(log, 2, prefix), 0), lambda state: 5 not in state.content(), [2]
     )

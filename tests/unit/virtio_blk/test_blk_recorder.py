@@ -8,7 +8,7 @@ import pytest
 from blk_device import FLUSH, IN, IOERR, OK, OUT, Disk
 from blk_ranges import DISCARD, ZEROES, segments
 
-from pykvm.crash.model import Frontier, Model, Rules
+from pykvm.crash.model import Frontier, Model, Rules, Tear
 from pykvm.crash.states import State
 from pykvm.devices.virtio_blk import content, log_file
 from pykvm.devices.virtio_blk.constants import SECTOR_SIZE
@@ -79,8 +79,8 @@ def test_a_flush_that_was_sent_with_a_write_does_not_cover_it():
         write, flush = recording.log.entries
     assert flush.sent <= write.ended
     log = WriteLog(SECTORS, [write, flush])
-    assert len(Frontier(log, log.events, Rules()).pieces) == 1
-    assert Frontier(log, log.events, Rules(Model.DEVICE)).pieces == ()
+    assert len(Frontier(log, log.events, Rules(tear=Tear.SECTOR)).pieces) == 1
+    assert Frontier(log, log.events, Rules(Model.DEVICE, Tear.SECTOR)).pieces == ()
 
 
 class Ring:
@@ -236,7 +236,7 @@ def test_the_log_leads_from_the_first_content_to_the_last(packed, seed, tmp_path
     base = (tmp_path / "saved/base").read_bytes()
     assert base == block(99, 16).ljust(SECTORS * SECTOR_SIZE, b"\0")
     assert log_file.load(tmp_path / "saved/log").entries == log.entries
-    frontier = Frontier(log, log.events, Rules())
+    frontier = Frontier(log, log.events, Rules(tear=Tear.SECTOR))
     state = State(frontier, (1 << len(frontier.pieces)) - 1)
     made = bytearray(base)
     for sector, data in state.content().items():
