@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any, Final
 
 import pykvm
-from pykvm.cli.bench.progress import Progress
 from pykvm.cli.disk_keys import parse_disk
 from pykvm.cli.parser import Parser
 from pykvm.cli.paths import parse_path
+from pykvm.cli.progress import Progress, Stopped, stops_at_signals
 from pykvm.cli.say import emit
 from pykvm.cli.values import parse_seconds, parse_whole
 from pykvm.crash.checks import SECONDS, Check, Survivor, ext4
@@ -43,7 +43,11 @@ def run_crash(arguments: Sequence[str]) -> int:
         "minimise": _minimise,
         "export": _export,
     }
-    return actions[options.action](options)
+    try:
+        with stops_at_signals():
+            return actions[options.action](options)
+    except Stopped as stopped:
+        return 128 + stopped.number
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from pykvm.bench.fio.figures import parse_output
 from pykvm.bench.fio.in_guest import FioFailed, FioRun
 from pykvm.cli.bench.compare import run as compare
 from pykvm.cli.bench.fio import run as fio
-from pykvm.cli.bench.progress import Stopped
+from pykvm.cli.progress import Stopped
 from pykvm.devices.virtio_blk.observe.stats import CLASSIC
 from pykvm.errors import PykvmError
 

@@ -1,9 +1,13 @@
 """``pykvm crash`` on a recording that a test has made."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 from crash_logs import SECTORS, base, sector_data
+from patience import patience, until
 
 from pykvm.cli.main import main
 from pykvm.crash.dm_log import parsed
@@ -113,3 +117,13 @@ def test_bad_input_is_one_sentence(recording, capfd, arguments, problem):
     assert (status, output) == (2, "")
     assert problem in message
     assert message.count("\n") == 1
+
+
+def test_a_signal_ends_an_exploration(recording):
+    code = "import sys; from pykvm.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    check = f"touch {recording}/begun; sleep 0.2"
+    arguments = ("crash", "explore", recording, *TORN, "--check", check)
+    with subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)]) as program:
+        until((recording / "begun").exists)
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(patience()) == 128 + signal.SIGTERM

@@ -28,7 +28,7 @@ from pykvm.cli.bench.disk.options import (
     parse_shapes,
     parser,
 )
-from pykvm.cli.bench.progress import Progress, Stopped, stops_at_signals
+from pykvm.cli.progress import Progress, Stopped, stops_at_signals
 from pykvm.cli.say import STDOUT, emit, put, say
 from pykvm.cli.values import parse_seconds
 from pykvm.devices.virtio_blk import CacheMode

@@ -23,8 +23,8 @@ from pykvm.cli.bench.linux_guest import (
     start_guest,
     unmerged,
 )
-from pykvm.cli.bench.progress import Progress, Stopped, stops_at_signals
 from pykvm.cli.disk_keys import parse_disk
+from pykvm.cli.progress import Progress, Stopped, stops_at_signals
 from pykvm.cli.say import emit, put, say
 from pykvm.devices.virtio_blk.open import DiskConfig
 from pykvm.errors import PykvmError, UsageError, reason_of, shown

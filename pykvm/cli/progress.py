@@ -1,4 +1,4 @@
-"""A measurement on the command line: its progress, and its end by a signal."""
+"""A long command: its progress, and its end by a signal."""
 
 import os
 from collections.abc import Iterator
