@@ -190,10 +190,10 @@ def merge(layers: Sequence[FrozenLayer], size: int, into: int) -> SectorMap:
     target = _Target(into)
     lowest = next((layer for layer in layers if layer.map.chunks()), None)
     for layer in layers:
-        if layer.map.end < merged.end:
+        if layer.map.end < capacity:
             # The disk was smaller once: what lies behind that end in layers below is gone.
             merged.cut(layer.map.end)
-            os.ftruncate(into, merged.end << SECTOR_SHIFT)
+            os.ftruncate(into, layer.map.end << SECTOR_SHIFT)
         for first, count in layer.map.runs():
             sectors = min(count, capacity - first)
             if sectors > 0:

@@ -15,7 +15,7 @@ from blk_engines import engines, wait
 from blk_operations import operation, over
 from blk_ranges import DISCARD, ZEROES
 from effort import examples
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pykvm.devices.virtio_blk import CacheMode, Engine, EngineFactory, Image
@@ -118,6 +118,16 @@ STEPS = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(steps=STEPS)
+@example(
+    steps=[
+        ("write", 0, 2),
+        ("freeze", 0, 1),
+        ("size", 0, 1),
+        ("size", 0, 2),
+        ("freeze", 0, 1),
+        ("folder", 1, 1),
+    ]
+)
 def test_every_layer_keeps_its_content(
     factory: EngineFactory,
     folder: Path,
