@@ -1,5 +1,6 @@
 """A saved recording: its survivors are checked, reduced and written as images."""
 
+import multiprocessing
 import random
 import subprocess
 import threading
@@ -113,7 +114,8 @@ def test_the_wrong_order_is_found_and_reduced_to_one_lost_write(tmp_path):
 def test_processes_find_what_threads_find(tmp_path):
     recorded = saved(tmp_path / "r", LOG)
     checks_ = [fourth_survives_the_fifth]
-    with ProcessPoolExecutor(2) as processes:
+    # This process has threads, so it cannot be forked safely.
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
         found = recorded.explore(checks_, executor=processes, workers=2)
     assert found.failures == recorded.explore(checks_).failures
 
