@@ -177,6 +177,7 @@ def answering(tmp_path: Path) -> Iterator[Callable[[bytes], Path]]:
         (b'{"QMP": {}}\n{"id": "qmp_capabilities", "error": 7}\n', "qmp_capabilities failed"),
         (
             b'{"QMP": {}}\n{"id": "qmp_capabilities", "return": {}}\n'
+            b'{"id": "query-status", "return": 7}\n'
             b'{"id": "snapshot-save", "return": {}}\n{"id": "query-jobs", "return": [7, {}]}\n',
             "the job that saves the guest is gone",
         ),

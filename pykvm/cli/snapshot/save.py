@@ -9,6 +9,7 @@ from typing import Any, Self
 from pykvm.errors import PykvmError, UsageError, reason_of, shown
 
 _MOST_LINE = 1 << 20
+_POLL_SECONDS = 0.02
 
 
 class QmpClient:
@@ -107,6 +108,8 @@ def save(path: str, folder: str, seconds: float) -> None:
     id = f"pykvm-snapshot-{os.getpid()}-{time.monotonic_ns()}"
     with QmpClient(path, seconds) as client:
         client.negotiate()
+        while _status(client) == "prelaunch":  # the monitor listens before the guest starts
+            time.sleep(_POLL_SECONDS)
         client.execute("snapshot-save", job_id=id, tag=folder)
         while (job := _job(client, id)).get("status") != "concluded":
             # Each later change of the status has an event, which comes after the answer.
@@ -114,6 +117,11 @@ def save(path: str, folder: str, seconds: float) -> None:
         client.execute("job-dismiss", id=id)
     if problem := job.get("error"):
         raise PykvmError(f"the guest is not saved: {shown(str(problem))}")
+
+
+def _status(client: QmpClient) -> object:
+    found = client.execute("query-status")
+    return found.get("status") if isinstance(found, dict) else None
 
 
 def _job(client: QmpClient, id: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def test_the_boot_of_a_guest_comes_after_the_begin():
     def make(trace: TraceLog | None) -> Any:
         nonlocal booted
         booted = time.monotonic_ns()
-        return SimpleNamespace(disks=[], timeout=60.0, close=lambda: None)
+        return SimpleNamespace(disks=[], timeout=1.0, close=lambda: None)
 
     place: Any = SimpleNamespace(give_back=lambda: None)
     watched = Watched(merged([], ()), make, place, traced=True)
